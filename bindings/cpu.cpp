@@ -1,0 +1,137 @@
+// ulam_kernels._cpu: the native CPU operations on raw pointers. Shapes, dtypes and devices are checked in
+// kernels/ulam_kernels/ops.py; only what lives in the arrays themselves (rows, what a row reads) is checked here.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "kernels.h"
+#include "ulam/row.h"
+
+namespace py = pybind11;
+using namespace ulam::cpu;
+
+namespace {
+
+const Kernels* g_kernels = nullptr;
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check_rows(const Step& s) {
+  for (int64_t b = 0; b < s.chains; ++b) {
+    const int64_t row = s.row[b];
+    const std::string where = "row " + std::to_string(row) + " of batch entry " + std::to_string(b);
+    if (row < 0 || row >= s.rows)
+      throw py::index_error("step: " + where + " is outside the table of " + std::to_string(s.rows) + " rows");
+    const uint32_t flags = static_cast<uint32_t>(s.flags[row]);
+    if ((flags & ulam::kReadsModel) && !s.model)
+      throw py::value_error("step: " + where + " reads the model output, but model is None");
+    if ((flags & ulam::kLearned) && (!s.model || s.model_stride < 2 * s.elements))
+      throw py::value_error("step: " + where + " has a learned variance: model needs twice the channels of the state");
+    if ((flags & ulam::kReadsNoise) && !s.noise && !(s.seed && s.chain && s.draw))
+      throw py::value_error("step: " + where + " reads noise: give seed, chain and draw, or noise");
+  }
+}
+
+void run_step(int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
+          uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
+          int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
+          uintptr_t net_in, int net_type, int threads) {
+  const Step s{chains,
+               elements,
+               registers,
+               pointer<void>(state),
+               static_cast<DType>(state_type),
+               pointer<const float>(coef),
+               pointer<const int32_t>(flags),
+               rows,
+               pointer<const int64_t>(row),
+               pointer<const void>(model),
+               pointer<const void>(uncond),
+               static_cast<DType>(model_type),
+               model_stride,
+               pointer<const float>(guidance),
+               pointer<const int64_t>(seed),
+               pointer<const int64_t>(chain),
+               pointer<const int64_t>(draw),
+               pointer<const float>(noise),
+               pointer<void>(net_in),
+               static_cast<DType>(net_type)};
+  check_rows(s);
+  py::gil_scoped_release unlocked;
+  step(*g_kernels, s, threads);
+}
+
+void run_fill_normal(int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
+                 uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, int threads) {
+  const Fill s{chains, elements, offset, pointer<void>(out), static_cast<DType>(type), pointer<const int64_t>(seed),
+               pointer<const int64_t>(chain), pointer<const int64_t>(draw), tag, scale};
+  py::gil_scoped_release unlocked;
+  fill(*g_kernels, s, threads);
+}
+
+void run_affine(int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
+            int out_type, uintptr_t a, uintptr_t b, int threads) {
+  const Affine s{chains,
+                 elements,
+                 pointer<const void>(x),
+                 pointer<const void>(m),
+                 pointer<void>(out),
+                 static_cast<DType>(x_type),
+                 static_cast<DType>(m_type),
+                 static_cast<DType>(out_type),
+                 pointer<const float>(a),
+                 pointer<const float>(b)};
+  py::gil_scoped_release unlocked;
+  affine(*g_kernels, s, threads);
+}
+
+py::list instruction_sets() {
+  py::list names;
+  for (const Kernels* const* k = usable_kernels(); *k; ++k) names.append((*k)->name);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const Kernels* const* k = usable_kernels(); *k; ++k)
+    if (name == (*k)->name) {
+      g_kernels = *k;
+      return;
+    }
+  throw py::value_error("instruction set '" + name + "' is not one of this machine's: see instruction_sets()");
+}
+
+py::tuple noise_checksums(uint64_t first, uint64_t count, int threads) {
+  if (first % 1024 || count % 1024 || first + count > (1ull << 32))
+    throw py::value_error("first and count must be multiples of 1024 inside [0, 2^32]");
+  uint64_t sums[3] = {};
+  {
+    py::gil_scoped_release unlocked;
+    hash_noise(*g_kernels, first, count, sums, threads);
+  }
+  return py::make_tuple(sums[0], sums[1], sums[2]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Native CPU operations of ulam_kernels, on raw pointers.";
+#if defined(__FAST_MATH__)
+  throw py::import_error("ulam_kernels._cpu was compiled with fast-math, which changes results: rebuild without it");
+#endif
+  for (const Kernels* const* k = usable_kernels(); *k; ++k)
+    if (const char* difference = self_check(**k))
+      throw py::import_error(std::string("ulam_kernels._cpu was miscompiled (") + (*k)->name + "): " + difference +
+                             "; rebuild it without fast-math options");
+  g_kernels = *usable_kernels();
+  m.def("step", &run_step);
+  m.def("fill_normal", &run_fill_normal);
+  m.def("affine", &run_affine);
+  m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
+  m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
+  m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");
+  m.def("noise_checksums", &noise_checksums,
+        "Checksums of radius, cosine and sine over the words [first, first + count), as the noise standard defines.");
+}

@@ -1,0 +1,107 @@
+// Which instruction sets run here, how an operation is shared among threads, and the import-time check.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace ulam::cpu {
+namespace {
+
+// A parallel region costs about 5 us; below this much work one thread is faster.
+constexpr int64_t kSerialElements = 8192;
+constexpr int64_t kChunk = 16384;
+
+template <class Run>
+void parallel(int64_t chains, int64_t elements, int threads, const Run& run) {
+  if (chains == 0 || elements == 0) return;
+  if (threads <= 1 || chains * elements <= kSerialElements) return run(elements, 0, chains);
+  const int64_t chunk = elements <= kChunk ? elements : kChunk;
+  const int64_t units = chains * ((elements + chunk - 1) / chunk);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int part = 0; part < threads; ++part)
+    run(chunk, units * part / threads, units * (part + 1) / threads);
+}
+
+}  // namespace
+
+const Kernels* const* usable_kernels() {
+  static const Kernels* usable[4] = {};
+  static const bool filled = [] {
+    const Kernels** next = usable;
+#if !defined(ULAM_NO_X86)
+    __builtin_cpu_init();
+    const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
+    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      *next++ = &avx512_kernels;
+    if (fma && __builtin_cpu_supports("f16c")) *next++ = &avx2_kernels;
+#endif
+    *next = &portable_kernels;
+    return true;
+  }();
+  (void)filled;
+  return usable;
+}
+
+void step(const Kernels& k, const Step& s, int threads) {
+  parallel(s.chains, s.elements, threads,
+           [&](int64_t chunk, int64_t begin, int64_t end) { k.step(s, chunk, begin, end); });
+}
+
+void fill(const Kernels& k, const Fill& s, int threads) {
+  parallel(s.chains, s.elements, threads,
+           [&](int64_t chunk, int64_t begin, int64_t end) { k.fill(s, chunk, begin, end); });
+}
+
+void affine(const Kernels& k, const Affine& s, int threads) {
+  parallel(s.chains, s.elements, threads,
+           [&](int64_t chunk, int64_t begin, int64_t end) { k.affine(s, chunk, begin, end); });
+}
+
+void hash_noise(const Kernels& k, uint64_t first, uint64_t count, uint64_t sums[3], int threads) {
+  uint64_t a = 0, b = 0, c = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : a, b, c)
+  for (int64_t block = 0; block < static_cast<int64_t>(count >> 10); ++block) {
+    uint64_t part[3] = {};
+    k.hash_noise(first + (static_cast<uint64_t>(block) << 10), 1 << 10, part);
+    a += part[0];
+    b += part[1];
+    c += part[2];
+  }
+  sums[0] = a;
+  sums[1] = b;
+  sums[2] = c;
+}
+
+const char* self_check(const Kernels& k) {
+  // Case A of the noise standard: seed 0, chain 0, draw 0.
+  static const uint32_t expected[16] = {0xbdf209dd, 0xbf9282cc, 0x3fb6c3cd, 0xbee1edc5,
+                                        0xbf341f75, 0x3ef3dde4, 0x3fac7c32, 0x3f086bd5,
+                                        0xbf9cdceb, 0xbd8d51fd, 0x3f12ffcc, 0x3f6bc050,
+                                        0xbedca016, 0x3e876ecb, 0xbc2befad, 0xbdf8a5db};
+  const int64_t zero = 0;
+  float z[64];
+  const Fill f{1, 64, 0, z, kFloat32, &zero, &zero, &zero, 0, 1.0f};
+  fill(k, f, 1);
+  if (std::memcmp(z, expected, sizeof expected) != 0) return "its normals are not those of noise-v1";
+  float not_a_number = std::nanf(""), low = -1.0f;
+  static const float row[] = {1, 0, -1, 1, 0, 0, 1, 0, 1, 0, 0};
+  static const int32_t flags = 1 | 1 << 7;
+  float state[2] = {not_a_number, low - 1.0f};
+  Step s{};
+  s.chains = 1;
+  s.elements = 2;
+  s.registers = 1;
+  s.state = state;
+  s.coef = row;
+  s.flags = &flags;
+  s.rows = 1;
+  s.row = &zero;
+  step(k, s, 1);
+  uint32_t bits;
+  std::memcpy(&bits, state, 4);
+  if ((bits & 0x7fffffffu) <= 0x7f800000u || state[1] != -1.0f) return "its clip does not pass NaN";
+  return nullptr;
+}
+
+}  // namespace ulam::cpu

@@ -1,0 +1,8 @@
+// Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl; reached only when the processor has them.
+#include "lanes_avx512.h"
+
+#include "kernels_impl.h"
+
+namespace ulam::cpu {
+const Kernels avx512_kernels = kernels_of<Avx512>("avx512");
+}

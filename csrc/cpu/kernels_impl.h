@@ -1,0 +1,204 @@
+// The operations over one instruction set's lanes. Included once per instruction set, after its lanes; everything is
+// in an unnamed namespace, so that no function compiled for one set can be linked into another.
+#pragma once
+
+#include "kernels.h"
+#include "lanes_scalar.h"
+#include "ulam/noise.h"
+#include "ulam/row.h"
+
+namespace ulam::cpu {
+namespace {
+
+// The part of a chain that one unit covers.
+struct Span {
+  int64_t chain, begin, end;
+  Span(int64_t unit, int64_t elements, int64_t chunk) {
+    const int64_t per_chain = (elements + chunk - 1) / chunk;
+    chain = unit / per_chain;
+    begin = (unit % per_chain) * chunk;
+    end = begin + chunk < elements ? begin + chunk : elements;
+  }
+};
+
+// Four vectors of normals in memory order: elements 4 * block to 4 * (block + width) - 1.
+template <class V>
+inline void normals(const Stream& stream, uint32_t block, typename V::f z[4]) {
+  typename V::u w[4];
+  V::words(stream, block, w);
+  box_muller<V>(w, z);
+  V::interleave(z);
+}
+
+// Runs body<V>(i, V::width * 4) over the groups of [begin, end), and the rest one block at a time, body<Portable>.
+// begin is a multiple of 4.
+template <class V, class Body>
+inline void for_groups(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + 4 * V::width <= end; i += 4 * V::width) body.template operator()<V>(i, 4 * V::width);
+  for (; i < end; i += 4) body.template operator()<Portable>(i, end - i);
+}
+
+template <int R>
+struct StepChain {
+  const Step& s;
+  const Row<R> row;
+  int64_t chain, register_stride;
+  bool reads_cond, reads_uncond;
+  float weight;
+  Stream stream;
+
+  StepChain(const Step& step, int64_t b)
+      : s(step),
+        row(step.coef + step.row[b] * row_width(R), static_cast<uint32_t>(step.flags[step.row[b]])),
+        chain(b),
+        register_stride(step.chains * step.elements),
+        weight(step.uncond ? step.guidance[b] : 1.0f),
+        stream{} {
+    reads_cond = (row.flags & kReadsModel) && weight != 0.0f;
+    reads_uncond = (row.flags & kReadsModel) && weight != 1.0f;
+    if ((row.flags & kReadsNoise) && !s.noise)
+      stream = make_stream(static_cast<uint64_t>(s.seed[b]), static_cast<uint64_t>(s.chain[b]),
+                           static_cast<uint64_t>(s.draw[b]), 0);
+  }
+
+  template <class V>
+  inline void operator()(int64_t i, int64_t count) const {
+    typename V::f z[4];
+    if ((row.flags & kReadsNoise) && !s.noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
+    for (int k = 0; k < 4 && k * V::width < count; ++k) element<V>(i + k * V::width, z[k]);
+  }
+
+  template <class V>
+  inline void element(int64_t i, typename V::f z) const {
+    using f = typename V::f;
+    const int64_t at = chain * s.elements + i, at_model = chain * s.model_stride + i;
+    f m = V::set(0.0f), x0 = V::set(0.0f), r[R];
+    if (reads_cond) m = V::load(s.model, s.model_type, at_model);
+    if (reads_uncond) {
+      const f u = V::load(s.uncond, s.model_type, at_model);
+      m = reads_cond ? guide<V>(m, u, weight) : u;
+    }
+    for (int j = 0; j < R; ++j)
+      r[j] = row.reads >> j & 1 ? V::load(s.state, s.state_type, j * register_stride + at) : V::set(0.0f);
+    if (row.flags & kUsesX0) x0 = estimate_x0<V>(row, r[0], m);
+    if (row.flags & kReadsNoise) {
+      if (s.noise) z = V::load(s.noise, kFloat32, at);
+      if (row.flags & kLearned) z = learned_noise<V>(row, V::load(s.model, s.model_type, at_model + s.elements), z);
+    }
+    update_registers<V>(row, r, x0, m, z);
+    for (int j = 0; j < R; ++j)
+      if (row.flags >> j & 1) r[j] = V::store(s.state, s.state_type, j * register_stride + at, r[j]);
+    if (s.net_in) {
+      const f x = row.flags & 1 ? r[0] : V::load(s.state, s.state_type, at);
+      V::store(s.net_in, s.net_type, at, V::mul(V::set(row.c[kNextScale]), x));
+    }
+  }
+};
+
+template <class V, int R>
+void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Span span(unit, s.elements, chunk);
+    const StepChain<R> chain(s, span.chain);
+    if (chain.row.flags & kWrites) for_groups<V>(span.begin, span.end, chain);
+  }
+}
+
+template <class V>
+void step_any(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
+  switch (s.registers) {
+    case 1: return step_units<V, 1>(s, chunk, begin, end);
+    case 2: return step_units<V, 2>(s, chunk, begin, end);
+    case 3: return step_units<V, 3>(s, chunk, begin, end);
+    case 4: return step_units<V, 4>(s, chunk, begin, end);
+    default: return step_units<V, 5>(s, chunk, begin, end);
+  }
+}
+
+struct FillChain {
+  const Fill& s;
+  int64_t at;  // index in `out` of element 0 of the whole sample
+  Stream stream;
+
+  template <class V>
+  inline void operator()(int64_t i, int64_t count) const {
+    typename V::f z[4];
+    normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
+    for (int k = 0; k < 4 && k * V::width < count; ++k)
+      V::store(s.out, s.type, at + i + k * V::width, V::mul(V::set(s.scale), z[k]));
+  }
+};
+
+template <class V>
+void fill_units(const Fill& s, int64_t chunk, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Span span(unit, s.elements, chunk);
+    const int64_t b = span.chain;
+    const FillChain chain{s, b * s.elements - s.offset,
+                          make_stream(static_cast<uint64_t>(s.seed[b]), static_cast<uint64_t>(s.chain[b]),
+                                      static_cast<uint64_t>(s.draw[b]), s.tag)};
+    int64_t first = span.begin + s.offset;
+    const int64_t last = span.end + s.offset;
+    if (first & 3) {  // an offset inside a block: its first elements belong to somebody else
+      float z[4];
+      normals<Portable>(chain.stream, static_cast<uint32_t>(first >> 2), z);
+      for (; (first & 3) && first < last; ++first)
+        Portable::store(s.out, s.type, chain.at + first, Portable::mul(s.scale, z[first & 3]));
+    }
+    for_groups<V>(first, last, chain);
+  }
+}
+
+struct AffineChain {
+  const Affine& s;
+  int64_t at;
+  float a, b;
+
+  template <class V>
+  inline void operator()(int64_t i, int64_t count) const {
+    for (int k = 0; k < 4 && k * V::width < count; ++k) {
+      const int64_t j = at + i + k * V::width;
+      typename V::f t = V::set(a != 0.0f || b != 0.0f ? -0.0f : 0.0f);
+      if (a != 0.0f) t = V::fma(V::set(a), V::load(s.x, s.x_type, j), t);
+      if (b != 0.0f) t = V::fma(V::set(b), V::load(s.m, s.m_type, j), t);
+      V::store(s.out, s.out_type, j, t);
+    }
+  }
+};
+
+template <class V>
+void affine_units(const Affine& s, int64_t chunk, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Span span(unit, s.elements, chunk);
+    const AffineChain chain{s, span.chain * s.elements, s.a[span.chain], s.b[span.chain]};
+    for_groups<V>(span.begin, span.end, chain);
+  }
+}
+
+// The checksums of the noise standard: sum of bits(f(x)) * (x * 0x9E3779B97F4A7C15 | 1) for f = radius, cosine, sine.
+template <class V>
+void hash_noise_words(uint64_t first, uint64_t count, uint64_t sums[3]) {
+  alignas(64) uint32_t x[V::width], y[3][V::width];
+  for (uint64_t i = first; i < first + count; i += V::width) {
+    for (int k = 0; k < V::width; ++k) x[k] = static_cast<uint32_t>(i + k);
+    typename V::u w;
+    std::memcpy(&w, x, sizeof w);
+    typename V::f c, s;
+    circle<V>(w, c, s);
+    const typename V::f f[3] = {radius<V>(w), c, s};
+    std::memcpy(y, f, sizeof y);
+    for (int k = 0; k < V::width; ++k) {
+      const uint64_t factor = x[k] * 0x9E3779B97F4A7C15ull | 1;
+      for (int j = 0; j < 3; ++j) sums[j] += y[j][k] * factor;
+    }
+  }
+}
+
+template <class V>
+constexpr Kernels kernels_of(const char* name) {
+  return {name, step_any<V>, fill_units<V>, affine_units<V>, hash_noise_words<V>};
+}
+
+}  // namespace
+}  // namespace ulam::cpu

@@ -1,0 +1,99 @@
+// AVX2 with FMA and F16C: eight lanes, arranged like the sixteen of lanes_avx512.h. Lane 4q + p holds block 2p + q.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels.h"
+#include "ulam/noise.h"
+
+namespace ulam::cpu {
+namespace {
+
+struct Avx2 {
+  static constexpr int width = 8;
+  using f = __m256;
+  using u = __m256i;
+  using word = __m256i;  // four words, each in the low half of 64 bits; the high halves are ignored
+  using wide = __m256i;
+
+  static inline wide mul_wide(uint32_t a, word b) { return _mm256_mul_epu32(word_of(a), b); }
+  static inline word hi(wide p) { return _mm256_srli_epi64(p, 32); }
+  static inline word lo(wide p) { return p; }
+  static inline word word_of(uint32_t x) { return _mm256_set1_epi64x(x); }
+  static inline word xor2(word a, uint32_t b) { return _mm256_xor_si256(a, word_of(b)); }
+  static inline word xor3(word a, word b, uint32_t c) { return xor2(_mm256_xor_si256(a, b), c); }
+
+  static inline void words(const Stream& s, uint32_t block, u w[4]) {
+    const word even = _mm256_setr_epi64x(0, 4, 1, 5), odd = _mm256_setr_epi64x(2, 6, 3, 7);
+    const word base = word_of(s.tag | block);
+    word e[4], o[4];
+    philox_words<Avx2>(s, _mm256_add_epi64(base, even), e);
+    philox_words<Avx2>(s, _mm256_add_epi64(base, odd), o);
+    for (int k = 0; k < 4; ++k) w[k] = _mm256_blend_epi32(e[k], _mm256_slli_epi64(o[k], 32), 0xaa);
+  }
+  static inline void interleave(f z[4]) {
+    const f a = _mm256_unpacklo_ps(z[0], z[1]), b = _mm256_unpackhi_ps(z[0], z[1]);
+    const f c = _mm256_unpacklo_ps(z[2], z[3]), d = _mm256_unpackhi_ps(z[2], z[3]);
+    z[0] = _mm256_shuffle_ps(a, c, 0x44);
+    z[1] = _mm256_shuffle_ps(a, c, 0xee);
+    z[2] = _mm256_shuffle_ps(b, d, 0x44);
+    z[3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+
+  static inline f set(float x) { return _mm256_set1_ps(x); }
+  static inline u set_u(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static inline f fma(f a, f b, f c) { return _mm256_fmadd_ps(a, b, c); }
+  static inline f mul(f a, f b) { return _mm256_mul_ps(a, b); }
+  static inline f sub(f a, f b) { return _mm256_sub_ps(a, b); }
+  static inline f sqrt(f a) { return _mm256_sqrt_ps(a); }
+  // Both halves are exact, and their sum is rounded once.
+  static inline f from_unsigned(u x) {
+    const f high = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16)), low = _mm256_cvtepi32_ps(and_(x, 0xffffu));
+    return fma(high, set(65536.0f), low);
+  }
+  static inline f from_signed(u x) { return _mm256_cvtepi32_ps(x); }
+  static inline u bits(f x) { return _mm256_castps_si256(x); }
+  static inline f as_float(u x) { return _mm256_castsi256_ps(x); }
+  static inline u and_(u a, uint32_t b) { return _mm256_and_si256(a, set_u(b)); }
+  static inline u xor_(u a, u b) { return _mm256_xor_si256(a, b); }
+  static inline u add_u(u a, u b) { return _mm256_add_epi32(a, b); }
+  static inline u sub_u(u a, u b) { return _mm256_sub_epi32(a, b); }
+  template <int n>
+  static inline u shl(u a) {
+    return _mm256_slli_epi32(a, n);
+  }
+  static inline f clip(f x, f lo, f hi) {
+    const f low = _mm256_blendv_ps(x, lo, _mm256_cmp_ps(x, lo, _CMP_LT_OQ));
+    return _mm256_blendv_ps(low, hi, _mm256_cmp_ps(x, hi, _CMP_GT_OQ));
+  }
+  static inline f nan_or(f x, f y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+
+  static inline f load(const void* p, DType type, int64_t i) {
+    if (type == kFloat32) return _mm256_loadu_ps(static_cast<const float*>(p) + i);
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(p) + i));
+    return type == kBFloat16 ? widen_bfloat16(h) : _mm256_cvtph_ps(h);
+  }
+  // Stores, and returns the value that was stored.
+  static inline f store(void* p, DType type, int64_t i, f x) {
+    if (type == kFloat32) {
+      _mm256_storeu_ps(static_cast<float*>(p) + i, x);
+      return x;
+    }
+    const __m128i h = type == kBFloat16 ? round_bfloat16(x) : _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(p) + i), h);
+    return type == kBFloat16 ? widen_bfloat16(h) : _mm256_cvtph_ps(h);
+  }
+
+ private:
+  static inline f widen_bfloat16(__m128i h) { return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+  static inline __m128i round_bfloat16(f x) {
+    const u i = bits(x), odd = and_(_mm256_srli_epi32(i, 16), 1);
+    const u rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(i, set_u(0x7fff)), odd), 16);
+    const f nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const u r = bits(_mm256_blendv_ps(as_float(rounded), as_float(set_u(0x7fc0)), nan));
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+  }
+};
+
+}  // namespace
+}  // namespace ulam::cpu

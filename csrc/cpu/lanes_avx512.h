@@ -1,0 +1,98 @@
+// AVX-512: sixteen lanes. Philox works on two halves of eight 64-bit products (even and odd lanes), so that no
+// product is ever repacked. Lane 4q + p holds block 4p + q: then a 4x4 transpose inside the 128-bit quarters leaves
+// the normals in memory order.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels.h"
+#include "ulam/noise.h"
+
+namespace ulam::cpu {
+namespace {
+
+struct Avx512 {
+  static constexpr int width = 16;
+  using f = __m512;
+  using u = __m512i;
+  using word = __m512i;  // eight words, each in the low half of 64 bits; the high halves are ignored
+  using wide = __m512i;
+
+  static inline wide mul_wide(uint32_t a, word b) { return _mm512_mul_epu32(_mm512_set1_epi64(a), b); }
+  static inline word hi(wide p) { return _mm512_srli_epi64(p, 32); }
+  static inline word lo(wide p) { return p; }
+  static inline word word_of(uint32_t x) { return _mm512_set1_epi64(x); }
+  static inline word xor2(word a, uint32_t b) { return _mm512_xor_si512(a, _mm512_set1_epi64(b)); }
+  static inline word xor3(word a, word b, uint32_t c) {
+    return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi64(c), 0x96);
+  }
+
+  static inline void words(const Stream& s, uint32_t block, u w[4]) {
+    const word even = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    const word base = _mm512_set1_epi64(s.tag | block);
+    word e[4], o[4];
+    philox_words<Avx512>(s, _mm512_add_epi64(base, even), e);
+    philox_words<Avx512>(s, _mm512_add_epi64(base, odd), o);
+    for (int k = 0; k < 4; ++k) w[k] = _mm512_mask_blend_epi32(0xaaaa, e[k], _mm512_slli_epi64(o[k], 32));
+  }
+  static inline void interleave(f z[4]) {
+    const f a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
+    const f c = _mm512_unpacklo_ps(z[2], z[3]), d = _mm512_unpackhi_ps(z[2], z[3]);
+    z[0] = _mm512_shuffle_ps(a, c, 0x44);
+    z[1] = _mm512_shuffle_ps(a, c, 0xee);
+    z[2] = _mm512_shuffle_ps(b, d, 0x44);
+    z[3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+
+  static inline f set(float x) { return _mm512_set1_ps(x); }
+  static inline u set_u(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static inline f fma(f a, f b, f c) { return _mm512_fmadd_ps(a, b, c); }
+  static inline f mul(f a, f b) { return _mm512_mul_ps(a, b); }
+  static inline f sub(f a, f b) { return _mm512_sub_ps(a, b); }
+  static inline f sqrt(f a) { return _mm512_sqrt_ps(a); }
+  static inline f from_unsigned(u x) { return _mm512_cvtepu32_ps(x); }
+  static inline f from_signed(u x) { return _mm512_cvtepi32_ps(x); }
+  static inline u bits(f x) { return _mm512_castps_si512(x); }
+  static inline f as_float(u x) { return _mm512_castsi512_ps(x); }
+  static inline u and_(u a, uint32_t b) { return _mm512_and_si512(a, set_u(b)); }
+  static inline u xor_(u a, u b) { return _mm512_xor_si512(a, b); }
+  static inline u add_u(u a, u b) { return _mm512_add_epi32(a, b); }
+  static inline u sub_u(u a, u b) { return _mm512_sub_epi32(a, b); }
+  template <int n>
+  static inline u shl(u a) {
+    return _mm512_slli_epi32(a, n);
+  }
+  static inline f clip(f x, f lo, f hi) {
+    const f low = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, lo, _CMP_LT_OQ), lo);
+    return _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(x, hi, _CMP_GT_OQ), hi);
+  }
+  static inline f nan_or(f x, f y) { return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
+
+  static inline f load(const void* p, DType type, int64_t i) {
+    if (type == kFloat32) return _mm512_loadu_ps(static_cast<const float*>(p) + i);
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(p) + i));
+    return type == kBFloat16 ? widen_bfloat16(h) : _mm512_cvtph_ps(h);
+  }
+  // Stores, and returns the value that was stored.
+  static inline f store(void* p, DType type, int64_t i, f x) {
+    if (type == kFloat32) {
+      _mm512_storeu_ps(static_cast<float*>(p) + i, x);
+      return x;
+    }
+    const __m256i h = type == kBFloat16 ? round_bfloat16(x) : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(p) + i), h);
+    return type == kBFloat16 ? widen_bfloat16(h) : _mm512_cvtph_ps(h);
+  }
+
+ private:
+  static inline f widen_bfloat16(__m256i h) { return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+  static inline __m256i round_bfloat16(f x) {
+    const u i = bits(x), odd = _mm512_and_si512(_mm512_srli_epi32(i, 16), set_u(1));
+    const u rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(i, set_u(0x7fff)), odd), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, set_u(0x7fc0)));
+  }
+};
+
+}  // namespace
+}  // namespace ulam::cpu

@@ -1,0 +1,32 @@
+// The portable path: one lane, any machine.
+#pragma once
+
+#include "half.h"
+#include "kernels.h"
+#include "ulam/noise.h"
+
+namespace ulam::cpu {
+namespace {
+
+struct Portable : Scalar {
+  static inline void words(const Stream& s, uint32_t block, u w[4]) { philox_words<Scalar>(s, s.tag | block, w); }
+  static inline void interleave(f[4]) {}
+  static inline f load(const void* p, DType type, int64_t i) {
+    switch (type) {
+      case kFloat32: return static_cast<const float*>(p)[i];
+      case kBFloat16: return from_bfloat16(static_cast<const uint16_t*>(p)[i]);
+      default: return from_float16(static_cast<const uint16_t*>(p)[i]);
+    }
+  }
+  // Stores, and returns the value that was stored.
+  static inline f store(void* p, DType type, int64_t i, f x) {
+    switch (type) {
+      case kFloat32: static_cast<float*>(p)[i] = x; return x;
+      case kBFloat16: return from_bfloat16(static_cast<uint16_t*>(p)[i] = to_bfloat16(x));
+      default: return from_float16(static_cast<uint16_t*>(p)[i] = to_float16(x));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ulam::cpu

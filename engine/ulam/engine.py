@@ -1,0 +1,256 @@
+"""The engine: jobs in, finished chains out, all chains of all jobs in one batch of fixed size."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import ulam_kernels.dispatch
+from ulam_kernels.ops import FLOATS, MAX_ELEMENTS
+
+from .conditioning import Cond, check_cond, check_guidance
+from .denoiser import Denoiser, Sampler
+from .job import Job, Noise
+from .noise import chain_ids, seed_int64
+from .runner import Runner
+from .scheduler import Group, Scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished chain: its job, its id, its final state ``x`` ``[*shape]``."""
+
+    job: Job
+    chain: int
+    x: torch.Tensor
+
+
+@dataclass
+class Report:
+    """What an engine has done so far. ``evaluations`` counts chains times evaluations, idle slots not included."""
+
+    backend: str
+    device: str
+    slots: int
+    chains: int = 0
+    evaluations: int = 0
+    ticks: int = 0
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+
+
+class Engine:
+    """Samples chains of many jobs in ``slots`` slots: chains with different samplers, step counts, seeds and guidance
+    share each evaluation of the network and each fused step.
+
+    The network always sees a batch of ``slots`` (twice that while a guided chain is among them: conditional rows
+    first). Idle slots are padding. ``x`` and ``t`` are the engine's own buffers: a network that keeps them must clone.
+
+    Args:
+        denoiser: the network with its schedule. It is called under ``torch.inference_mode``, once a tick.
+        shape: of one chain's sample. slots: chains in one batch.
+        device: where the states live; the network must be there.
+        backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, named in the message.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        slots: int = 256,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
+        sizes = _shape(shape)
+        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+            raise ValueError(f"slots: got {slots!r}, expected a whole number of at least 1")
+        if dtype not in (*FLOATS, torch.float64):
+            raise ValueError(f"dtype: got {dtype}, expected float32, bfloat16, float16 or float64")
+        where = resolve_device(device)
+        module = ulam_kernels.dispatch.select(backend, where.type, dtype)
+        _check_network_device(denoiser, where)
+        self.denoiser, self.shape, self.slots = denoiser, sizes, slots
+        self._scheduler: Scheduler[Job] = Scheduler(slots)
+        self._runner = Runner(denoiser, sizes, slots, where, backend, dtype)
+        name = ulam_kernels.dispatch.name_of(module)
+        self.report = Report(name, str(where), slots, fallbacks=_fallbacks(name, backend, dtype))
+        self._closed = False
+
+    def submit(
+        self,
+        sampler: Sampler,
+        chains: int | range | Sequence[int] | torch.Tensor,
+        seed: int = 0,
+        cond: Cond | None = None,
+        guidance: float | Sequence[float] | torch.Tensor | None = None,
+        uncond: Cond | None = None,
+        x_init: torch.Tensor | None = None,
+        noise: Noise | None = None,
+    ) -> Job:
+        """Queue chains; nothing runs before :meth:`stream`. Arguments as in :func:`ulam.sample`.
+
+        Raises:
+            TypeError, ValueError: an argument that cannot be, named in the message; the engine is as before.
+        """
+        if self._closed:
+            raise RuntimeError("submit: the engine is closed")
+        if not hasattr(sampler, "program"):
+            came = type(sampler).__name__
+            raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
+        ids = chain_ids(chains)
+        if not len(ids):
+            raise ValueError("chains: got none, expected at least 1")
+        if len(ids.unique()) != len(ids):
+            raise ValueError("chains: got an id twice in one job (use two jobs)")
+        program = self.denoiser.program(sampler)
+        if program.nfe == 0:
+            raise ValueError(f"sampler: {sampler!r} never evaluates the network")
+        if x_init is not None:
+            _check_x_init(x_init, (len(ids), *self.shape))
+        if noise is not None and not callable(noise):
+            raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
+        conditional = check_cond("cond", cond, len(ids))
+        weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
+        self._runner.conditioning.check(conditional, unconditional)
+        job = Job(program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise)
+        self._runner.conditioning.declare(conditional)
+        self._runner.load(program)
+        self._scheduler.submit(job, len(ids), job.ticks)
+        return job
+
+    def stream(self) -> Iterator[Result]:
+        """Run until no chain is left, yielding each as it finishes. Jobs may be submitted meanwhile.
+
+        An exception of the network passes through; calling again repeats the interrupted evaluation.
+        """
+        for group, states in self.groups():
+            finished = states.clone()
+            for index, chain in enumerate(group.job.chains[group.chains].tolist()):
+                yield Result(group.job, chain, finished[index])
+
+    def run(self) -> dict[Job, torch.Tensor]:
+        """Run until no chain is left; each unfinished job's samples ``[chains, *shape]``, in the order of its chains.
+
+        Chains that an interrupted :meth:`stream` has delivered already are left at zero.
+        """
+        results: dict[Job, torch.Tensor] = {}
+        for group, states in self.groups():
+            if group.job not in results:
+                results[group.job] = states.new_zeros(len(group.job.chains), *self.shape)
+            results[group.job][group.chains] = states
+        return results
+
+    def groups(self, progress: Callable[[int], object] | None = None) -> Iterator[tuple[Group[Job], torch.Tensor]]:
+        """As :meth:`stream`, by groups of chains that end together: a view of their states, valid until the next one.
+
+        ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
+        """
+        scheduler, runner = self._scheduler, self._runner
+        with _in_eval_mode(self.denoiser.net):
+            while scheduler.busy and not self._closed:
+                begin, network = time.perf_counter(), runner.network_seconds
+                with torch.inference_mode():
+                    for group in scheduler.admit():
+                        runner.enter(group)
+                    guided = any(group.job.guidance is not None for group in scheduler.groups)
+                    active = scheduler.active
+                    for _ in range(scheduler.ticks_until_event):
+                        runner.tick(scheduler.tick, scheduler.groups, guided)
+                        scheduler.tick += 1
+                        self.report.ticks += 1
+                        self.report.evaluations += active
+                        if progress is not None:
+                            progress(active)
+                finished = [(group, runner.leave(group)) for group in scheduler.retire()]
+                self.report.seconds += time.perf_counter() - begin
+                self.report.network_seconds += runner.network_seconds - network
+                for group, states in finished:
+                    self.report.chains += group.size
+                    yield group, states
+
+    def close(self) -> None:
+        """Drop all chains and refuse new ones."""
+        self._closed = True
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _in_eval_mode(net: object) -> Iterator[None]:
+    """A network samples in eval mode; a network in training goes back to it."""
+    training = [module for module in net.modules() if module.training] if isinstance(net, torch.nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
+    if sizes is None or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+    elements = 1
+    for size in sizes:
+        elements *= size
+    if elements >= MAX_ELEMENTS:
+        raise ValueError(f"shape: got {sizes}, a sample may have fewer than 2^30 elements")
+    return sizes
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}: {error}") from None
+    if where.type == "cpu":
+        return torch.device("cpu")
+    if where.type != "cuda":
+        raise ValueError(f"device: got {device!r}, expected cpu or cuda")
+    count = torch.cuda.device_count()
+    index = where.index if where.index is not None or not count else torch.cuda.current_device()
+    if index is None or index >= count:
+        raise ValueError(f"device: got {device!r}, but torch sees {count} CUDA devices here")
+    return torch.device("cuda", index)
+
+
+def _check_network_device(denoiser: Denoiser, device: torch.device) -> None:
+    if isinstance(denoiser.net, torch.nn.Module):
+        for name, parameter in denoiser.net.named_parameters():
+            if parameter.device != device:
+                raise ValueError(f"device: got {device}, but the network's {name} is on {parameter.device}")
+
+
+def _check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(x_init, torch.Tensor) or not x_init.is_floating_point():
+        raise TypeError(f"x_init: got {type(x_init).__name__}, expected a float tensor {list(shape)} or None")
+    if tuple(x_init.shape) != shape:
+        raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(shape)} (chains first)")
+
+
+def _fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:
+    """What runs on the slow reference without having been asked for."""
+    if name != "reference" or backend == "reference" or dtype == torch.float64:
+        return ()
+    reasons = "; ".join(f"{other}: {why}" for other, why in ulam_kernels.backends().items() if why != "usable")
+    message = f"the reference backend runs the fused operations ({reasons})"
+    logging.getLogger("ulam").warning(message)
+    return (message,)

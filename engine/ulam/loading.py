@@ -1,0 +1,141 @@
+"""From names to denoisers: the built-in models, and a user's own ``module:factory`` with safetensors weights."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from . import schedules
+from .denoiser import Denoiser
+from .models import load_digits
+from .models.digits import NULL_CLASS
+from .schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser ready to sample. ``classes`` and ``null_class`` are None where it takes no label ``y``."""
+
+    name: str
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    classes: int | None = None
+    null_class: int | None = None
+
+
+def digits() -> Model:
+    """The class-conditional digits U-Net: labels 0 to 9, and 10 for none."""
+    denoiser = Denoiser(load_digits(), schedules.vp_linear(1000, 1e-4, 0.02), predicts="eps")
+    return Model("digits", denoiser, (1, 28, 28), classes=NULL_CLASS, null_class=NULL_CLASS)
+
+
+BUILT_IN = {"digits": digits}
+
+
+def load_model(
+    name: str,
+    weights: Path | None = None,
+    shape: tuple[int, ...] | None = None,
+    schedule: str | None = None,
+    predicts: str | None = None,
+    null_class: int | None = None,
+) -> Model:
+    """A built-in model, or the one that ``module:factory`` makes.
+
+    The factory takes no arguments and returns a network ``net(x, t, **cond)``, or a :class:`ulam.Denoiser`, which
+    brings its schedule and prediction along. A network gets those from ``schedule`` (a call such as
+    ``"vp_linear(1000)"``, the default) and ``predicts`` (default eps). ``weights`` are loaded strictly.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError: what was asked for cannot be had, in one line.
+    """
+    if name in BUILT_IN:
+        given = {"weights": weights, "shape": shape, "schedule": schedule, "predicts": predicts}
+        for option, value in {**given, "null-class": null_class}.items():
+            if value is not None:
+                raise ValueError(f"{option}: model {name!r} brings its own")
+        return BUILT_IN[name]()
+    if ":" not in name:
+        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)} or module:factory")
+    made = _call_factory(name)
+    denoiser = made if isinstance(made, Denoiser) else None
+    net = made if denoiser is None else denoiser.net
+    if weights is not None:
+        load_weights(net, weights)
+    if denoiser is None:
+        denoiser = Denoiser(net, parse_schedule(schedule or "vp_linear(1000)"), predicts or "eps")
+    elif schedule is not None or predicts is not None:
+        raise ValueError(f"schedule, predicts: {name} returns a Denoiser, which brings its own")
+    if shape is None:
+        raise ValueError("shape: needed with a model of your own, such as --shape 3,32,32")
+    return Model(name, denoiser, shape, null_class=null_class)
+
+
+def _call_factory(name: str) -> Any:
+    module_name, _, factory_name = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ImportError(f"model: cannot import {module_name!r}: {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ValueError(f"model: module {module_name!r} has no function {factory_name!r}")
+    return factory()
+
+
+def load_weights(net: object, path: Path) -> None:
+    """Load safetensors weights into a network, strictly: same names, same shapes.
+
+    Raises:
+        OSError, ValueError, TypeError: no such file, not safetensors (a pickle is never opened), or not this network's.
+    """
+    if not isinstance(net, torch.nn.Module):
+        raise TypeError(f"weights: the model is a {type(net).__name__}, expected a torch.nn.Module to load them into")
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path}")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"weights: {path} is not a whole safetensors file ({error}); pickles are not opened") from None
+    try:
+        net.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"weights: {path} is not for this network: {' '.join(str(error).split())}") from None
+
+
+def parse_schedule(text: str) -> Schedule:
+    """A schedule from a call such as ``vp_linear(1000, beta_end=0.02)``: numbers only, nothing is evaluated.
+
+    Raises:
+        ValueError: not such a call, or its arguments are out of range.
+    """
+    name, _, rest = text.strip().partition("(")
+    constructors = ("vp_linear", "vp_scaled_linear", "vp_cosine", "ve", "edm", "flow")
+    if name not in constructors or (rest and not rest.endswith(")")):
+        raise ValueError(f"schedule: got {text!r}, expected one of {', '.join(constructors)} with numbers in brackets")
+    positional: list[float] = []
+    named: dict[str, float] = {}
+    for argument in filter(None, (part.strip() for part in rest.rstrip(")").split(","))):
+        key, equals, value = argument.rpartition("=")
+        try:
+            number = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            raise ValueError(f"schedule: got {argument!r} in {text!r}, expected a number") from None
+        if equals:
+            named[key.strip()] = number
+        else:
+            positional.append(number)
+    try:
+        made: Schedule = getattr(schedules, name)(*positional, **named)
+    except TypeError as error:
+        raise ValueError(f"schedule: {text!r}: {error}") from None
+    return made

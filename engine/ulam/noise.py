@@ -1,0 +1,90 @@
+"""noise-v1, the noise that every sampler uses: a pure function of (seed, chain, row, stage, tag, element)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import ulam_kernels
+
+INITIAL_STATE = 1  # the tag of a chain's first state; 0 is the noise of its rows
+
+
+def normal(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    chains: int | range | Sequence[int] | torch.Tensor,
+    row: int = 0,
+    stage: int = 0,
+    tag: int = 0,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Standard normal noise ``[len(chains), *shape]`` float32, the same bits on every backend and machine.
+
+    Args:
+        shape: of one chain's sample, fewer than 2^30 elements.
+        seed: any integer in [-2^63, 2^64), negative ones read as two's complement.
+        chains: ids in [0, 2^63), a range, a sequence or an int64 tensor; an int n stands for 0..n-1.
+        row: the row of the sampler's program, in [0, 2^60). stage: 0 to 15, for rows that draw more than once.
+        tag: 0 the noise of a row, 1 the initial state.
+
+    Raises:
+        TypeError, ValueError: an argument out of range.
+    """
+    ids = chain_ids(chains).to(device)
+    if not 0 <= _integer("row", row) < 1 << 60:
+        raise ValueError(f"row: got {row}, expected 0 to 2^60 - 1")
+    if not 0 <= _integer("stage", stage) < 16:
+        raise ValueError(f"stage: got {stage}, expected 0 to 15")
+    if any(_integer("shape", size) < 0 for size in shape):
+        raise ValueError(f"shape: got {tuple(shape)}, expected sizes of at least 0")
+    out = torch.empty((len(ids), *shape), device=device)
+    draw = torch.full_like(ids, as_int64(row * 16 + stage))
+    seeds = torch.full_like(ids, seed_int64(seed))
+    return ulam_kernels.fill_normal(out, seed=seeds, chain=ids, draw=draw, tag=_integer("tag", tag), backend=backend)
+
+
+def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for what is not ids in [0, 2^63)."""
+    if isinstance(chains, torch.Tensor):
+        if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
+            came = f"{chains.dtype} {list(chains.shape)}"
+            raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
+        ids = chains.detach().to("cpu", torch.int64)
+    elif isinstance(chains, range):
+        if len(chains) and not (0 <= min(chains[0], chains[-1]) and max(chains[0], chains[-1]) < 1 << 63):
+            raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
+        ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
+    elif hasattr(chains, "__len__") and not isinstance(chains, (str, bytes)):
+        values = [_integer("chains", chain) for chain in chains]
+        if any(not 0 <= value < 1 << 63 for value in values):
+            raise ValueError("chains: ids must lie in [0, 2^63)")
+        ids = torch.tensor(values, dtype=torch.int64)
+    else:
+        count = _integer("chains", chains)
+        if count < 0:
+            raise ValueError(f"chains: got {count}, expected at least 1 (or a range, or a sequence of ids)")
+        ids = torch.arange(count, dtype=torch.int64)
+    if len(ids) and int(ids.min()) < 0:
+        raise ValueError("chains: ids must lie in [0, 2^63)")
+    return ids
+
+
+def seed_int64(seed: int) -> int:
+    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits."""
+    if not -(1 << 63) <= _integer("seed", seed) < 1 << 64:
+        raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
+    return as_int64(seed)
+
+
+def as_int64(value: int) -> int:
+    """The int64 with the low 64 bits of ``value``."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {value!r}, expected an integer")
+    return int(value.__index__())

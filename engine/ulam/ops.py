@@ -1,0 +1,148 @@
+"""Conversions between predictions, batched, one t per chain.
+
+All share one signature: state `x_t` [B, *shape], network output `m` [B, *shape] of what `predicts` names,
+`t` one number or a [B] tensor (what the network is told: see `schedules`), `schedule`. Both tensors may be
+any float dtype; the result has their promoted dtype. All are linear: the coefficients are worked out on the
+host in float64 (a `t` on a GPU is waited for), rounded once, and applied by one fused operation (by plain
+torch where a gradient is asked for).
+
+Every function raises TypeError or ValueError, naming the argument, for unequal shapes, a dtype that is no
+float, a `t` of the wrong shape or out of range, and what the prediction leaves undefined (eps and score at
+alpha = 0).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import ulam_kernels
+
+from .denoiser import check_predicts, combine, sigma_data_of
+from .schedules import Array, Schedule, VariancePreserving, check_schedule, posterior
+
+Time = int | float | torch.Tensor
+
+
+def predict_x0(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """D = E[x_0 | x_t], [B, *shape]: (x_t - sigma_t eps) / alpha_t [Ho 2020, eq. 15]."""
+    alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
+    return _affine(x_t, m, *combine(predicts, alpha, sigma, D=1.0, sigma_data=sigma_data))
+
+
+def predict_eps(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """E[eps | x_t] = (x_t - alpha_t D) / sigma_t, [B, *shape]."""
+    alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
+    return _affine(x_t, m, *combine(predicts, alpha, sigma, eps=1.0, sigma_data=sigma_data))
+
+
+def predict_v(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """v = alpha_t eps - sigma_t D, [B, *shape] [Salimans & Ho 2022, app. D]."""
+    alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
+    if predicts == "v":
+        return _affine(x_t, m, 0 * alpha, np.ones_like(alpha))
+    return _affine(
+        x_t,
+        m,
+        *combine(predicts, alpha, sigma, D=-sigma, eps=alpha, sigma_data=sigma_data),
+    )
+
+
+def score(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """grad_x log p_t(x_t) = -eps / sigma_t, [B, *shape] [Vincent 2011; Tweedie]. Undefined at sigma_t = 0."""
+    alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
+    if (sigma == 0).any():
+        raise ValueError("t must have sigma above 0: the score is undefined without noise")
+    return _affine(x_t, m, *combine(predicts, alpha, sigma, eps=-1 / sigma, sigma_data=sigma_data))
+
+
+def posterior_mean(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """mu~ of q(x_{t-1} | x_t, x_0 = D), [B, *shape] [Ho 2020, eq. 7]; D itself at t = 0.
+
+    For eps it is (x_t - beta_t / sigma_t eps) / sqrt(1 - beta_t) [Ho 2020, eq. 11]. VP schedules, whole t.
+    """
+    alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
+    on_x, on_D, _ = posterior(alpha, sigma, *_previous(_times(x_t, t), sigma, schedule))
+    x, model = combine(predicts, alpha, sigma, D=on_D)
+    return _affine(x_t, m, on_x + x, model)
+
+
+def posterior_variance(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
+) -> torch.Tensor:
+    """beta~ of q(x_{t-1} | x_t, x_0), [B], one number a chain [Ho 2020, eq. 7]; 0 at t = 0.
+
+    It depends on t alone: x_t and m give the number of chains, the dtype and the device. VP schedules,
+    whole t.
+    """
+    alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
+    alpha_s, sigma_s = _previous(_times(x_t, t), sigma, schedule)
+    _, _, fresh = posterior(alpha, sigma, alpha_s, sigma_s)
+    return torch.from_numpy(sigma_s**2 * fresh).to(x_t.device, torch.promote_types(x_t.dtype, m.dtype))
+
+
+def _levels(
+    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str
+) -> tuple[Array, Array, float]:
+    """(alpha_t, sigma_t, sigma_data), the first two [B], after checking every argument."""
+    check_schedule(schedule)
+    check_predicts(predicts)
+    sigma_data = sigma_data_of(schedule, predicts)
+    for name, tensor in (("x_t", x_t), ("m", m)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must have a float dtype, got {tensor.dtype}")
+    if x_t.ndim == 0 or x_t.shape != m.shape:
+        raise ValueError(
+            f"m must have the shape of x_t, {list(x_t.shape)} (chains first), got {list(m.shape)}"
+        )
+    if x_t.device != m.device:
+        raise ValueError(f"m must be on the device of x_t, {x_t.device}, got {m.device}")
+    return *schedule.levels(_times(x_t, t)), sigma_data
+
+
+def _times(x_t: torch.Tensor, t: Time) -> Array:
+    """`t` as [B] float64."""
+    if isinstance(t, torch.Tensor):
+        if t.shape != x_t.shape[:1]:
+            raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
+        if t.dtype == torch.bool or t.is_complex():
+            raise TypeError(f"t must hold integers or floats, got {t.dtype}")
+        return t.detach().to("cpu", torch.float64).numpy()
+    if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
+        raise TypeError(f"t must be a number or a tensor of one per chain, got {t!r}")
+    return np.full(len(x_t), float(t))
+
+
+def _previous(times: Array, sigma: Array, schedule: Schedule) -> tuple[Array, Array]:
+    """(alpha, sigma) one training step before `times`; the data, (1, 0), before step 0."""
+    if not isinstance(schedule, VariancePreserving):
+        raise ValueError(f"schedule must be vp (x_(t-1) is its previous training step), got {schedule!r}")
+    if (times % 1 != 0).any():
+        raise ValueError(f"t must be a whole training step, got {times[times % 1 != 0][0]!s}")
+    if (sigma == 0).any():
+        raise ValueError("t must have sigma above 0: there is no posterior without noise")
+    alpha_s, sigma_s = schedule.levels(np.maximum(times - 1, 0))
+    return np.where(times == 0, 1.0, alpha_s), np.where(times == 0, 0.0, sigma_s)
+
+
+def _affine(x: torch.Tensor, m: torch.Tensor, on_x: Array, on_m: Array) -> torch.Tensor:
+    """on_x x + on_m m, coefficients [B] rounded once to float32 (float64 for float64 tensors)."""
+    promoted = torch.promote_types(x.dtype, m.dtype)
+    wide = torch.float64 if promoted == torch.float64 else torch.float32
+    a, b = (torch.from_numpy(np.ascontiguousarray(c)).to(x.device, wide) for c in (on_x, on_m))
+    if torch.is_grad_enabled() and (x.requires_grad or m.requires_grad):
+        a, b = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (a, b))
+        return (a * x + b * m).to(promoted)
+    return ulam_kernels.affine(x, m, a, b)

@@ -1,0 +1,104 @@
+"""What a sampling run leaves behind: a picture, the samples, a report. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+GAP = 2
+GRID_LIMIT = 400
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a sample of this shape is a picture: [1 or 3, H, W]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def to_pixels(x: torch.Tensor) -> Pixels:
+    """Samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded to nearest; outside values are clipped."""
+    scaled = ((x.float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(pixels: Pixels, columns: int) -> Image.Image:
+    """The pictures [N, H, W, C] row by row, small ones enlarged by whole factors to at least 56 pixels."""
+    factor = max(1, math.ceil(56 / max(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = pixels.shape
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 64, dtype=np.uint8)
+    for index, picture in enumerate(pixels):
+        top = GAP + index // columns * (height + GAP)
+        left = GAP + index % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+@contextmanager
+def writable_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and prove that it can be written to before anything is computed. Raises OSError.
+
+    At the end, the folders made here go again if nothing was written into them.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"out: cannot write to {folder}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def write_run(
+    folder: Path, x: torch.Tensor, labels: list[int] | None, columns: int | None, report: Mapping[str, Any]
+) -> list[str]:
+    """Write samples.npz, grid.png (pictures only) and report.json; their names. Raises OSError.
+
+    samples.npz holds ``arr_0``: uint8 [N, H, W, C] for pictures (what FID tools read), else float32 [N, *shape]; and
+    ``arr_1``: the labels, int64 [N], where there are any.
+    """
+    picture = is_image(tuple(x.shape[1:]))
+    samples: npt.NDArray[Any] = to_pixels(x) if picture else x.float().cpu().numpy()
+    arrays = {"arr_0": samples} | ({} if labels is None else {"arr_1": np.array(labels, dtype=np.int64)})
+    names = ["samples.npz", *(["grid.png"] if picture else []), "report.json"]
+    with _whole(folder, names) as paths:
+        with paths["samples.npz"].open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        if picture:
+            shown = samples[:GRID_LIMIT]
+            grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
+        paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+    return names
+
+
+@contextmanager
+def _whole(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
+    """Paths to write to, that take their names in ``folder`` once all are written; else nothing is left of them."""
+    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in names}
+    try:
+        yield partial
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    except OSError as error:
+        raise OSError(f"out: cannot write to {folder}: {error.strerror or error}; no file was changed") from None
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)

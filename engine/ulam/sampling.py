@@ -1,0 +1,71 @@
+"""`ulam.sample`: one call from a denoiser and a sampler to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from .conditioning import Cond
+from .denoiser import Denoiser, Sampler
+from .engine import Engine
+from .job import Noise
+from .noise import chain_ids
+
+DEFAULT_SLOTS = 256
+
+
+def sample(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    shape: Sequence[int],
+    chains: int | range | Sequence[int] | torch.Tensor,
+    seed: int = 0,
+    *,
+    cond: Cond | None = None,
+    guidance: float | Sequence[float] | torch.Tensor | None = None,
+    uncond: Cond | None = None,
+    slots: int | None = None,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    x_init: torch.Tensor | None = None,
+    noise: Noise | None = None,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
+
+    A chain's numbers depend on its id and the seed, never on who shares the batch: same bits for any number and order
+    of chains at equal ``slots``, and for any ``slots`` where the network treats the rows of a batch independently.
+
+    Args:
+        denoiser: the trained network, its schedule and what it predicts.
+        sampler: one of :mod:`ulam.samplers`.
+        shape: of one sample, without the batch.
+        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
+        seed: any integer in [-2^63, 2^64).
+        cond: further arguments of the network, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
+        guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
+            one number or one a chain; with ``uncond``, the arguments of the unconditional evaluation.
+        slots: chains in one batch; min(chains, 256) by default.
+        device, backend, dtype: see :class:`ulam.Engine`.
+        x_init: ``[chains, *shape]``, the states at the first row's noise level, in place of noise.
+        noise: ``noise(row, chains) -> z``, standard normal noise ``[len(chains), *shape]`` in place of noise-v1, asked
+            for the rows that add noise.
+        progress: show a bar where stderr is a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, named in the message, before anything runs.
+    """
+    ids = chain_ids(chains)
+    if slots is None:
+        slots = min(max(len(ids), 1), DEFAULT_SLOTS)
+    with Engine(denoiser, shape, slots, device, backend, dtype) as engine:
+        job = engine.submit(sampler, ids, seed, cond, guidance, uncond, x_init, noise)
+        out = torch.empty(len(ids), *engine.shape, dtype=dtype, device=engine.report.device)
+        total = len(ids) * job.program.nfe
+        with tqdm(total=total, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+            for group, states in engine.groups(bar.update):
+                out[group.chains] = states
+    return out

@@ -1,0 +1,14 @@
+"""Fused operations for sampling chains: one contract, several backends with the same bits.
+
+>>> import torch, ulam_kernels
+>>> out = torch.empty(2, 3)
+>>> ids = torch.tensor([0, 7])
+>>> _ = ulam_kernels.fill_normal(out, seed=torch.zeros_like(ids), chain=ids, draw=torch.zeros_like(ids))
+"""
+
+from ulam_kernels.dispatch import backends
+from ulam_kernels.ops import affine, fill_normal, step
+from ulam_kernels.table import Table
+from ulam_kernels.version import __version__
+
+__all__ = ["Table", "__version__", "affine", "backends", "fill_normal", "step"]

@@ -1,0 +1,80 @@
+"""Which backend runs an operation.
+
+The order is: the argument ``backend=``, the environment variable ``ULAM_BACKEND``, then the fastest usable one for
+the tensors' device. Nothing falls back silently: a backend that was asked for and cannot serve raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+
+NAMES = ("cpu", "triton", "cuda", "reference")
+
+
+@cache
+def load(name: str) -> ModuleType | str:
+    """The backend's module, or the reason why it cannot be used here."""
+    if name in ("triton", "cuda"):
+        return "not part of this version"
+    try:
+        return importlib.import_module(f"ulam_kernels.{name}")
+    except ImportError as error:
+        return str(error)
+
+
+def backends() -> dict[str, str]:
+    """Every backend with ``"usable"`` or the reason why it is not."""
+    found = {name: load(name) for name in NAMES}
+    return {name: module if isinstance(module, str) else "usable" for name, module in found.items()}
+
+
+@cache
+def _automatic(device_type: str) -> ModuleType:
+    candidates = ("cpu",) if device_type == "cpu" else ("cuda", "triton")
+    for name in (*candidates, "reference"):
+        module = load(name)
+        if isinstance(module, ModuleType):
+            return module
+    raise RuntimeError(f"no usable backend: {backends()}")
+
+
+@cache
+def _named(name: str, device_type: str, source: str) -> ModuleType:
+    if name not in NAMES:
+        raise ValueError(f"{source}: got {name!r}, expected one of {', '.join(NAMES)}")
+    module = load(name)
+    if isinstance(module, str):
+        raise ValueError(f"{source}: {name!r} is not usable here: {module}")
+    serves = {"cpu": ("cpu",), "reference": ("cpu", "cuda")}.get(name, ("cuda",))
+    if device_type not in serves:
+        raise ValueError(f"{source}: {name!r} does not serve tensors on {device_type!r}")
+    return module
+
+
+def select(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleType:
+    """The module that runs an operation on tensors of this device and dtype.
+
+    float64 exists on the reference backend alone (for checking).
+
+    Raises:
+        ValueError: the backend asked for is unknown, not usable here, or does not serve these tensors.
+    """
+    source = "backend"
+    if backend is None:
+        backend = os.environ.get("ULAM_BACKEND") or None
+        source = "ULAM_BACKEND"
+    if dtype == torch.float64:
+        if backend not in (None, "reference"):
+            raise ValueError(f"{source}: got {backend!r}, but float64 exists on the reference backend alone")
+        backend = "reference"
+    return _automatic(device_type) if backend is None else _named(backend, device_type, source)
+
+
+def name_of(module: ModuleType) -> str:
+    """The backend's name: ``cpu``, ``triton``, ``cuda`` or ``reference``."""
+    return module.__name__.rpartition(".")[2]

@@ -1,0 +1,253 @@
+"""The table of coefficients that a sampler compiles to and that every backend executes.
+
+A table is rows. One row holds what one fused update needs (one evaluation of the network at most), as numbers
+only: no kernel knows a sampler's name. Row ``n`` of a table with ``R`` registers is::
+
+    D      = clip(kx * r0 + km * m, lo, hi)
+    z      = exp(lv_m * v + lv_b) * z                      learned rows only
+    r_i    = sum_j A[i][j] * r_j + A[i][D] * D + A[i][m] * m + A[i][z] * z
+    net_in = c_next * r0
+
+Two arrays carry it: ``coef`` (the numbers) and ``flags`` (which of them are there at all).
+The column and flag constants below are the only definition of the layout on the Python side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+MAX_REGISTERS = 5
+
+# Columns of `coef`. From MATRIX on, A lies row-major: for each register the factors of r_0..r_{R-1}, D, m, z.
+KX, KM, LO, HI, LV_M, LV_B, C_NEXT, MATRIX = range(8)
+COLUMN_NAMES = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_next")
+
+# Bits of `flags`. Bits 0..4 say that register i is written; an idle row leaves its chain alone wholly.
+READS_M = 1 << 5
+READS_Z = 1 << 6
+USES_D = 1 << 7
+LEARNED = 1 << 8
+IDLE = 0
+
+Float64Array = npt.NDArray[np.float64]
+RealArray = npt.NDArray[np.floating[Any]]  # float32 or float64
+BoolArray = npt.NDArray[np.bool_]
+
+
+def width(registers: int) -> int:
+    """Number of columns of ``coef`` in a table with this many registers."""
+    return MATRIX + registers * (registers + 3)
+
+
+def term_column(registers: int, register: int, term: int) -> int:
+    """Column of ``A[register][term]``; terms are ``0..R-1`` the registers, ``R`` D, ``R+1`` m, ``R+2`` z."""
+    return MATRIX + register * (registers + 3) + term
+
+
+def column_name(registers: int, column: int) -> str:
+    """The name of a column as errors and printed tables spell it, for example ``A[0][z]``."""
+    if column < MATRIX:
+        return COLUMN_NAMES[column]
+    register, term = divmod(column - MATRIX, registers + 3)
+    terms = [f"r{j}" for j in range(registers)] + ["D", "m", "z"]
+    return f"A[{register}][{terms[term]}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of coefficients on one device. Immutable; made by :meth:`pack`.
+
+    Attributes:
+        coef: ``[rows, 7 + R * (R + 3)]`` float32 (float64 for the reference backend), contiguous.
+        flags: ``[rows]`` int32 on the same device.
+        registers: ``R``, 1 to 5.
+        learned: whether any row reads a learned noise scale; kept on the host, so that asking is free.
+    """
+
+    coef: torch.Tensor
+    flags: torch.Tensor
+    registers: int
+    learned: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.registers <= MAX_REGISTERS:
+            raise ValueError(f"registers: got {self.registers}, expected 1 to {MAX_REGISTERS}")
+        if self.coef.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"coef: got dtype {self.coef.dtype}, expected torch.float32 or torch.float64")
+        if self.coef.ndim != 2 or self.coef.shape[1] != width(self.registers):
+            expected = f"[rows, {width(self.registers)}] for {self.registers} registers"
+            raise ValueError(f"coef: got shape {list(self.coef.shape)}, expected {expected}")
+        if self.flags.dtype != torch.int32 or self.flags.shape != self.coef.shape[:1]:
+            came = f"{self.flags.dtype} {list(self.flags.shape)}"
+            raise ValueError(f"flags: got {came}, expected torch.int32 [{self.coef.shape[0]}]")
+        if self.flags.device != self.coef.device:
+            raise ValueError(f"flags: on {self.flags.device}, expected {self.coef.device} like coef")
+        if not (self.coef.is_contiguous() and self.flags.is_contiguous()):
+            raise ValueError("coef and flags must be contiguous")
+
+    @classmethod
+    def pack(
+        cls,
+        kx: Float64Array,
+        km: Float64Array,
+        lo: Float64Array,
+        hi: Float64Array,
+        lv_m: Float64Array,
+        lv_b: Float64Array,
+        c_next: Float64Array,
+        A: Float64Array,
+        writes: BoolArray,
+        learned: BoolArray,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Table:
+        """Round float64 coefficients once and derive the flags from what they became.
+
+        Args:
+            kx, km, lo, hi, lv_m, lv_b, c_next: ``[n]`` float64; no clip is ``lo = -inf``, ``hi = inf``.
+            A: ``[n, R, R + 3]`` float64; the rows of registers that are not written are stored as zero.
+            writes: ``[n, R]`` bool. learned: ``[n]`` bool.
+            dtype: ``torch.float32``, or ``torch.float64`` for the reference backend.
+
+        Raises:
+            ValueError: an array has the wrong shape; a coefficient is NaN or is not finite, before or after
+                rounding (``lo = -inf`` and ``hi = inf`` excepted); ``lo > hi``. It names row and column.
+        """
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+        columns = _as_float64(
+            {"kx": kx, "km": km, "lo": lo, "hi": hi, "lv_m": lv_m, "lv_b": lv_b, "c_next": c_next}
+        )
+        registers = _check_matrix(A, writes, learned, rows=len(columns[0]))
+        matrix = np.asarray(A, dtype=np.float64)
+        exact = np.concatenate(
+            [np.stack(columns, axis=1), matrix.reshape(len(matrix), registers * (registers + 3))], axis=1
+        )
+        with np.errstate(over="ignore", under="ignore"):  # an overflow is reported below, by name
+            rounded: RealArray = exact.astype(np.float32 if dtype == torch.float32 else np.float64)
+        _check_values(exact, rounded, registers)
+
+        written = np.asarray(writes, dtype=np.bool_)
+        terms = np.where(
+            written[:, :, None], rounded[:, MATRIX:].reshape(matrix.shape), rounded.dtype.type(0)
+        )
+        rounded[:, MATRIX:] = terms.reshape(len(terms), registers * (registers + 3))
+        flags = _derive_flags(rounded, terms, written, np.asarray(learned, dtype=np.bool_))
+        return cls(
+            coef=torch.from_numpy(rounded).to(device),
+            flags=torch.from_numpy(flags).to(device),
+            registers=registers,
+            learned=bool((flags & LEARNED).any()),
+        )
+
+    @classmethod
+    def cat(cls, tables: Sequence[Table]) -> Table:
+        """One table with the rows of all, in order: row ``i`` of ``tables[k]`` moves by the rows before it.
+
+        Raises:
+            ValueError: no tables, or they differ in registers, dtype or device.
+        """
+        if not tables:
+            raise ValueError("tables: got none, expected at least one Table")
+        first = tables[0]
+        kind = (first.registers, first.coef.dtype, first.coef.device)
+        for index, table in enumerate(tables):
+            came = (table.registers, table.coef.dtype, table.coef.device)
+            if came != kind:
+                names = "(registers, dtype, device)"
+                raise ValueError(f"tables[{index}]: got {names} {came}, expected {kind} like tables[0]")
+        return cls(
+            coef=torch.cat([table.coef for table in tables]),
+            flags=torch.cat([table.flags for table in tables]),
+            registers=first.registers,
+            learned=any(table.learned for table in tables),
+        )
+
+    def widen(self, registers: int) -> Table:
+        """The same rows for a state with more registers; the added ones are neither read nor written.
+
+        Raises:
+            ValueError: fewer registers than the table has.
+        """
+        if registers == self.registers:
+            return self
+        if registers < self.registers:
+            raise ValueError(f"registers: got {registers}, the table has {self.registers} already")
+        R, rows = self.registers, len(self)
+        coef = self.coef.new_zeros(rows, width(registers))
+        coef[:, :MATRIX] = self.coef[:, :MATRIX]
+        narrow = self.coef[:, MATRIX:].view(rows, R, R + 3)
+        wide = coef[:, MATRIX:].view(rows, registers, registers + 3)
+        wide[:, :R, :R] = narrow[:, :, :R]
+        wide[:, :R, registers:] = narrow[:, :, R:]
+        return Table(coef, self.flags, registers, self.learned)
+
+    def to(self, device: torch.device | str) -> Table:
+        """The same rows on another device (the table itself where it is there already)."""
+        if torch.device(device) == self.coef.device:
+            return self
+        return Table(self.coef.to(device), self.flags.to(device), self.registers, self.learned)
+
+    def __len__(self) -> int:
+        return self.coef.shape[0]
+
+
+def _as_float64(columns: dict[str, Float64Array]) -> list[Float64Array]:
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+    rows = arrays["kx"].shape
+    for name, values in arrays.items():
+        if values.ndim != 1 or values.shape != rows:
+            came = list(values.shape)
+            raise ValueError(f"{name}: got shape {came}, expected one number a row like kx {list(rows)}")
+    return list(arrays.values())
+
+
+def _check_matrix(matrix: Float64Array, writes: BoolArray, learned: BoolArray, rows: int) -> int:
+    """Check the shapes of A, writes and learned; return the number of registers."""
+    shape = np.shape(matrix)
+    if len(shape) != 3 or shape[0] != rows or shape[2] != shape[1] + 3:
+        raise ValueError(f"A: got shape {list(shape)}, expected [{rows}, R, R + 3]")
+    if not 1 <= shape[1] <= MAX_REGISTERS:
+        raise ValueError(f"A: got {shape[1]} registers, expected 1 to {MAX_REGISTERS}")
+    if np.shape(writes) != shape[:2]:
+        raise ValueError(f"writes: got shape {list(np.shape(writes))}, expected {list(shape[:2])}")
+    if np.shape(learned) != (rows,):
+        raise ValueError(f"learned: got shape {list(np.shape(learned))}, expected [{rows}]")
+    return int(shape[1])
+
+
+def _check_values(exact: Float64Array, rounded: RealArray, registers: int) -> None:
+    allowed = np.isfinite(rounded)
+    allowed[:, LO] = rounded[:, LO] < np.inf  # NaN compares false
+    allowed[:, HI] = rounded[:, HI] > -np.inf
+    for row, column in np.argwhere(~allowed):
+        name, value = column_name(registers, int(column)), exact[row, column]
+        became = " after rounding to float32" if np.isfinite(value) else ""
+        raise ValueError(f"row {row}, column {name}: got {value}, which is not finite{became}")
+    for row in np.flatnonzero(rounded[:, LO] > rounded[:, HI]):
+        raise ValueError(f"row {row}, column lo: got {exact[row, LO]}, above hi = {exact[row, HI]}")
+
+
+def _derive_flags(
+    rounded: RealArray,
+    terms: RealArray,
+    writes: BoolArray,
+    learned: BoolArray,
+) -> npt.NDArray[np.int32]:
+    """Flags ``[n]`` from the rounded coefficients: what is absent is never read (its NaN must not spread)."""
+    registers = writes.shape[1]
+    present = (terms != 0).any(axis=1)  # [n, R + 3]; registers that are not written are zero already
+    uses_d = present[:, registers]
+    reads_m = present[:, registers + 1] | (uses_d & (rounded[:, KM] != 0))
+    reads_z = present[:, registers + 2]
+    flags: npt.NDArray[np.int32] = (writes << np.arange(registers)).sum(axis=1).astype(np.int32)
+    flags |= reads_m * np.int32(READS_M) | reads_z * np.int32(READS_Z)
+    flags |= uses_d * np.int32(USES_D) | (reads_z & learned) * np.int32(LEARNED)
+    return flags

@@ -1,0 +1,230 @@
+"""Schedules against their papers' formulas, in float64 and in exact rationals, and every bad argument."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
+
+from ulam import schedules
+from ulam.schedules import EDM, FlowMatching, VariancePreserving
+
+VP = {
+    "linear": schedules.vp_linear(),
+    "scaled_linear": schedules.vp_scaled_linear(1000, 0.00085, 0.012),
+    "squaredcos_cap_v2": schedules.vp_cosine(1000),
+}
+
+
+@pytest.mark.parametrize("name", VP)
+def test_vp_betas_and_alphas_cumprod_equal_diffusers_up_to_its_float32(name: str) -> None:
+    ends = {} if name != "scaled_linear" else {"beta_start": 0.00085, "beta_end": 0.012}
+    theirs = DDPMScheduler(beta_schedule=name, **ends)
+    np.testing.assert_allclose(VP[name].betas, theirs.betas, rtol=2e-4 if "cos" in name else 1e-5)
+    np.testing.assert_allclose(VP[name].alphas_cumprod, theirs.alphas_cumprod, rtol=1e-4)
+
+
+def test_linear_betas_are_ho_2020() -> None:
+    schedule = schedules.vp_linear(1000)
+    assert schedule.betas[0] == 1e-4 and schedule.betas[-1] == 0.02
+    np.testing.assert_allclose(np.diff(schedule.betas), (0.02 - 1e-4) / 999, rtol=1e-9)
+    np.testing.assert_allclose(
+        schedule.alphas_cumprod, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), rtol=1e-14
+    )
+
+
+def test_cosine_is_nichol_dhariwal_2021_and_only_its_end_is_clipped() -> None:
+    steps, s = 1000, 0.008
+    schedule = schedules.vp_cosine(steps)
+    f = [math.cos((t / steps + s) / (1 + s) * math.pi / 2) ** 2 for t in range(steps + 1)]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:-1], np.array(f[1:-1]) / f[0], rtol=1e-11)
+    assert schedule.betas[-1] == 0.999 and (schedule.betas[:-1] < 0.999).all()
+
+
+def test_variance_near_the_data_has_no_cancellation() -> None:
+    betas = [1e-9, 2e-9, 3e-9, 0.5]
+    product, exact = Fraction(1), []
+    for beta in betas:
+        product *= 1 - Fraction(beta)
+        exact.append(float(1 - product))
+    schedule = schedules.from_betas(betas)
+    np.testing.assert_allclose(schedule.sigma([0, 1, 2, 3]) ** 2, exact, rtol=1e-15)
+
+
+def test_betas_and_alphas_cumprod_describe_the_same_schedule() -> None:
+    one = schedules.vp_linear()
+    other = schedules.from_alphas_cumprod(one.alphas_cumprod)
+    np.testing.assert_allclose(other.betas, one.betas, rtol=1e-11)
+    np.testing.assert_allclose(other.sigma(np.arange(1000)), one.sigma(np.arange(1000)), rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", VP)
+def test_fractional_timesteps_interpolate_sigma_over_alpha_as_diffusers(name: str) -> None:
+    schedule = VP[name]
+    theirs = EulerDiscreteScheduler(trained_betas=schedule.betas, timestep_spacing="linspace")
+    theirs.set_timesteps(17)
+    times = np.linspace(0, 999, 17)[::-1]
+    alpha, sigma = schedule.levels(times)
+    np.testing.assert_allclose(sigma / alpha, theirs.sigmas[:-1], rtol=2e-3 if "cos" in name else 1e-4)
+    low, high = schedule.levels([400, 401])
+    ratio = 0.75 * high[0] / low[0] + 0.25 * high[1] / low[1]
+    np.testing.assert_allclose(schedule.sigma(400.25) / schedule.alpha(400.25), ratio, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "schedule", [*VP.values(), schedules.flow(), schedules.ve(0.01, 50), schedules.edm()]
+)
+def test_t_of_sigma_inverts_the_ratio(schedule: schedules.Schedule) -> None:
+    top = 999 if schedule.kind == "vp" else 0.99
+    t = np.random.default_rng(0).uniform(0.01, top, size=(5, 7))
+    alpha, sigma = schedule.levels(t)
+    np.testing.assert_allclose(schedule.t_of_sigma(sigma / alpha), t, rtol=1e-12)
+    if schedule.kind == "vp":
+        np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-15)
+
+
+def test_whole_timesteps_are_read_from_the_table_exactly() -> None:
+    schedule = schedules.vp_linear()
+    mixed = schedule.alpha([0, 17.5, 999])
+    assert mixed[0] == math.sqrt(schedule.alphas_cumprod[0]) and mixed[2] == math.sqrt(
+        schedule.alphas_cumprod[-1]
+    )
+    assert schedule.alpha(torch.tensor([0, 999])).tolist() == [mixed[0], mixed[2]]
+
+
+def test_zero_terminal_snr() -> None:
+    schedule = schedules.from_betas([0.1, 0.2, 1.0])
+    assert schedule.levels(2) == (0.0, 1.0)
+    assert schedule.t_of_sigma(np.inf) == 2
+    assert schedules.from_alphas_cumprod([0.9, 0.5, 0.0]).betas[-1] == 1
+    with pytest.raises(ValueError, match=r"t must be a whole number above 1 .*got 1.5"):
+        schedule.alpha(1.5)
+    np.testing.assert_allclose(schedule.alpha(0.5) ** 2 + schedule.sigma(0.5) ** 2, 1)
+
+
+def test_edm_grid_is_karras_2022_eq_5() -> None:
+    theirs = EDMEulerScheduler(sigma_min=0.002, sigma_max=80, rho=7)
+    theirs.set_timesteps(18)
+    np.testing.assert_allclose(schedules.edm().grid(18), theirs.sigmas[:-1], rtol=1e-5)
+    assert schedules.edm().grid(1).tolist() == [80]
+    assert schedules.edm().grid(18)[-1] == pytest.approx(0.002, rel=1e-13)
+
+
+def test_ve_grid_is_geometric_and_flow_grid_is_shifted() -> None:
+    np.testing.assert_allclose(schedules.ve(0.01, 100).grid(5), [100, 10, 1, 0.1, 0.01], rtol=1e-13)
+    np.testing.assert_allclose(schedules.flow().grid(4), [1, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(schedules.flow(3.0).grid(4), [1, 0.9, 0.75, 0.5])
+
+
+def test_levels_of_continuous_schedules() -> None:
+    assert schedules.flow().levels(0.25) == (0.75, 0.25)
+    assert schedules.edm().levels(80) == schedules.ve(0.01, 80).levels(80) == (1.0, 80.0)
+
+
+def test_repr_is_the_constructor_call_and_equality_follows_it() -> None:
+    names = vars(schedules)
+    for schedule in (
+        *VP.values(),
+        schedules.edm(rho=5),
+        schedules.ve(0.01, 50),
+        schedules.flow(3),
+        schedules.from_betas([0.1, 0.2]),
+        schedules.from_alphas_cumprod([0.9, 0.5]),
+    ):
+        again = eval(repr(schedule), dict(names))
+        assert again == schedule and hash(again) == hash(schedule)
+    a, b = np.linspace(0.1, 0.2, 50), np.linspace(0.1, 0.2, 50)
+    b[30] += 1e-16
+    assert (
+        schedules.from_betas(a) == schedules.from_betas(torch.from_numpy(a)) == schedules.from_betas(list(a))
+    )
+    assert schedules.from_betas(a) != schedules.from_betas(b)
+    assert schedules.vp_linear(10) != schedules.vp_linear(11) and schedules.ve(1, 2) != schedules.edm(1, 2)
+
+
+def test_schedules_are_immutable_and_do_not_alias_their_input() -> None:
+    betas = np.array([0.1, 0.2])
+    schedule = schedules.from_betas(betas)
+    betas[0] = 0.7
+    assert schedule.betas[0] == 0.1
+    for array in (schedule.betas, schedule.alphas_cumprod, schedule.variances):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0.5
+    with pytest.raises(AttributeError):
+        schedule.betas = betas  # type: ignore[misc]
+    assert isinstance(schedules.edm(), EDM) and isinstance(schedules.flow(), FlowMatching)
+    assert isinstance(schedule, VariancePreserving) and schedule.steps == 2 and schedules.edm().steps is None
+
+
+def test_bfloat16_and_integer_tensors_are_accepted() -> None:
+    assert schedules.from_betas(torch.tensor([0.25, 0.5], dtype=torch.bfloat16)).betas.tolist() == [0.25, 0.5]
+
+
+BAD_VALUES = {
+    "betas must be finite, got nan at index 1": lambda: schedules.from_betas([0.1, math.nan]),
+    "betas must be finite, got inf at index 0": lambda: schedules.from_betas([math.inf]),
+    "betas must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_betas([0.0, 0.1]),
+    "betas must lie in .0, 1.*got -0.1 at index 1": lambda: schedules.from_betas([0.1, -0.1]),
+    "betas must lie in .0, 1.*got 1.5 at index 0": lambda: schedules.from_betas([1.5]),
+    "betas must lie in .0, 1.*got 1.0 at index 0": lambda: schedules.from_betas([1.0, 0.1]),
+    "betas must be one-dimensional and not empty, got shape .2, 1": lambda: schedules.from_betas(
+        [[0.1], [0.2]]
+    ),
+    "betas must be one-dimensional and not empty, got shape .0,": lambda: schedules.from_betas([]),
+    "betas must be one-dimensional and not empty, got shape ..": lambda: schedules.from_betas(0.1),
+    "betas must leave alphas_cumprod above 0.* index 537": lambda: schedules.from_betas([0.75] * 600),
+    "alphas_cumprod must be strictly decreasing, got 0.9 at index 1": lambda: schedules.from_alphas_cumprod(
+        [0.9, 0.9]
+    ),
+    "alphas_cumprod must lie in .0, 1.*got 1.1 at index 0": lambda: schedules.from_alphas_cumprod([1.1, 0.9]),
+    "alphas_cumprod must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_alphas_cumprod(
+        [0.0, -0.5]
+    ),
+    "alphas_cumprod must be finite": lambda: schedules.from_alphas_cumprod([0.9, math.nan]),
+    "steps must be at least 1, got 0": lambda: schedules.vp_linear(0),
+    "steps must be at least 1, got -5": lambda: schedules.vp_cosine(-5),
+    "beta_start must lie in .0, 1., got 0": lambda: schedules.vp_linear(10, beta_start=0),
+    "beta_end must lie in .0, 1., got 2": lambda: schedules.vp_scaled_linear(10, beta_end=2),
+    "beta_end must be finite, got nan": lambda: schedules.vp_linear(10, beta_end=math.nan),
+    "sigma_min must be above 0, got 0": lambda: schedules.ve(0, 1),
+    "sigma_min must be below sigma_max, got 2.0 and 1.0": lambda: schedules.edm(2, 1),
+    "rho must be above 0, got -1": lambda: schedules.edm(rho=-1),
+    "sigma_data must be finite, got inf": lambda: schedules.edm(sigma_data=math.inf),
+    "shift must be above 0, got 0": lambda: schedules.flow(0),
+    "t must lie in .0, 999. .*1000 training steps.* got 1000": lambda: schedules.vp_linear().alpha(1000),
+    "t must lie in .0, 999. .* got -1.0": lambda: schedules.vp_linear().sigma([3, -1]),
+    "t must lie in .0, 999. .* got nan": lambda: schedules.vp_linear().sigma(math.nan),
+    "t must lie in .0, 1. .* got 1.5": lambda: schedules.flow().alpha(1.5),
+    "t must lie in .0, inf. .* got inf": lambda: schedules.edm().alpha(math.inf),
+    "sigma must lie in .* got 0.001": lambda: schedules.vp_linear().t_of_sigma(0.001),
+    "sigma must lie in .* got -1": lambda: schedules.flow().t_of_sigma(-1),
+}
+BAD_TYPES = {
+    "steps must be an integer, got True": lambda: schedules.vp_linear(True),
+    "steps must be an integer, got 10.0": lambda: schedules.vp_cosine(10.0),
+    "steps must be an integer, got '10'": lambda: schedules.vp_linear("10"),
+    "beta_start must be a number, got '1e-4'": lambda: schedules.vp_linear(10, beta_start="1e-4"),
+    "betas must be numbers, got str": lambda: schedules.from_betas("0.1"),
+    "betas must be numbers, got list of dtype bool": lambda: schedules.from_betas([True, False]),
+    "betas must be numbers, got NoneType": lambda: schedules.from_betas(None),
+    "betas must be numbers in a regular array": lambda: schedules.from_betas([[0.1], [0.1, 0.2]]),
+    "shift must be a number, got True": lambda: schedules.flow(True),
+    "sigma_max must be a number, got None": lambda: schedules.ve(0.1, None),
+    "t must be numbers, got str": lambda: schedules.vp_linear().alpha("3"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_VALUES)
+def test_bad_values(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BAD_VALUES[message]()
+
+
+@pytest.mark.parametrize("message", BAD_TYPES)
+def test_bad_types(message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        BAD_TYPES[message]()

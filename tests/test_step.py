@@ -1,0 +1,224 @@
+"""The step: every backend against the readable reference, bit for bit, and the reference against the formulas."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import ulam_kernels
+from ulam_kernels import Table, _cpu
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+TYPES = list(itertools.product(FLOATS, repeat=3))
+SHAPES = [(1,), (2,), (3, 5, 7), (2, 8, 9), (4, 33), (1, 1000)]
+ROWS, CHAINS = 12, 5
+
+
+def random_table(rng: np.random.Generator, registers: int, rows: int = ROWS) -> Table:
+    """Rows with terms missing at random; row 0 is idle."""
+    matrix = rng.normal(size=(rows, registers, registers + 3)) * (rng.random((rows, registers, registers + 3)) < 0.7)
+    writes = rng.random((rows, registers)) < 0.8
+    writes[0] = False
+    bound = np.where(rng.random(rows) < 0.5, np.inf, 0.7)
+    kx, km = (rng.normal(size=rows) * (rng.random(rows) < 0.8) for _ in range(2))
+    lv_m, lv_b, c_next = rng.normal(size=rows) * 0.5, rng.normal(size=rows), rng.normal(size=rows)
+    return Table.pack(kx, km, -bound, bound, lv_m, lv_b, c_next, matrix, writes, rng.random(rows) < 0.4)
+
+
+def one_row(**terms: float) -> Table:
+    """A table of one row that writes x; absent terms are 0. Terms: x, D, m, z, kx, km, lo, hi, c_next."""
+    column = lambda name, default=0.0: np.array([float(terms.get(name, default))])  # noqa: E731
+    matrix = np.array([[[terms.get(name, 0.0) for name in ("x", "D", "m", "z")]]])
+    return Table.pack(
+        column("kx"),
+        column("km"),
+        column("lo", -np.inf),
+        column("hi", np.inf),
+        column("lv_m"),
+        column("lv_b"),
+        column("c_next", 1.0),
+        matrix,
+        np.array([[True]]),
+        np.array(["lv_m" in terms]),
+    )
+
+
+def random_inputs(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
+    model_shape = (CHAINS, 2 * shape[0], *shape[1:])
+    inputs = {
+        "model": torch.randn(model_shape, generator=generator).to(dtype),
+        "seed": torch.randint(-(2**63), 2**63 - 1, (CHAINS,), generator=generator),
+        "chain": torch.randint(0, 2**63 - 1, (CHAINS,), generator=generator),
+        "draw": torch.randint(0, 2**40, (CHAINS,), generator=generator),
+    }
+    if rng.random() < 0.6:
+        inputs["uncond"] = torch.randn(model_shape, generator=generator).to(dtype)
+        inputs["guidance"] = torch.tensor([0.0, 1.0, 2.5, -1.0, 0.3])
+    if rng.random() < 0.2:
+        inputs["noise"] = torch.randn(CHAINS, *shape, generator=generator)
+    return inputs
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bit for bit; any NaN equals any NaN."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    differ = a.contiguous().view(integer) != b.contiguous().view(integer)
+    return bool((~differ | (a.isnan() & b.isnan())).all())
+
+
+@pytest.mark.parametrize("registers", range(1, 6))
+@pytest.mark.parametrize("state_type, model_type, net_type", TYPES)
+def test_every_instruction_set_equals_the_reference(registers, state_type, model_type, net_type):
+    rng = np.random.default_rng([registers, *map(FLOATS.index, (state_type, model_type, net_type))])
+    before = _cpu.instruction_set()
+    for shape in SHAPES:
+        table, inputs = random_table(rng, registers), random_inputs(rng, shape, model_type)
+        start = torch.from_numpy(rng.normal(size=(registers, CHAINS, *shape))).to(state_type)
+        row = torch.from_numpy(rng.integers(0, ROWS, CHAINS))
+        results = []
+        for name in ("reference", *_cpu.instruction_sets()):
+            if name != "reference":
+                _cpu.use_instruction_set(name)
+            state, net_in = start.clone(), torch.full((CHAINS, *shape), float("nan"), dtype=net_type)
+            backend = "reference" if name == "reference" else "cpu"
+            ulam_kernels.step(state, table, row, net_in=net_in, backend=backend, **inputs)
+            results.append((name, state, net_in))
+        _cpu.use_instruction_set(before)
+        for name, state, net_in in results[1:]:
+            assert same_bits(state, results[0][1]), (name, shape)
+            assert same_bits(net_in, results[0][2]), (name, shape)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_ddpm_row_against_the_formula(backend):
+    """A whole row in float64: the fp32 step is within a few roundings of a x + b m + c z."""
+    a, b, c = 0.987654321, -0.0123456789, 0.1
+    x, m, z = torch.randn(3, 4, 3, 17, 5, generator=torch.Generator().manual_seed(0))
+    state = x[None].clone()
+    ulam_kernels.step(state, one_row(x=a, m=b, z=c), torch.zeros(4, dtype=torch.int64), model=m, noise=z, backend=backend)
+    exact = a * x.double() + b * m.double() + c * z.double()
+    size = (a * x).abs() + (b * m).abs() + (c * z).abs()
+    assert ((state[0].double() - exact).abs() <= 3 * 2**-24 * size.double()).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_absent_terms_are_not_read(backend):
+    """NaN behind a zero coefficient stays where it is."""
+    state = torch.full((1, 2, 7), float("nan"))
+    zeros = torch.zeros(2, dtype=torch.int64)
+    ulam_kernels.step(state, one_row(m=2.0), zeros, model=torch.ones(2, 7), backend=backend)
+    assert torch.equal(state[0], torch.full((2, 7), 2.0))
+    state = torch.ones(1, 2, 7)
+    ulam_kernels.step(state, one_row(x=3.0), zeros, model=torch.full((2, 7), float("nan")), backend=backend)
+    assert torch.equal(state[0], torch.full((2, 7), 3.0))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_clip_passes_nan_and_holds_the_bounds(backend):
+    state = torch.tensor([[[-9.0, -0.5, 0.25, 9.0, float("nan")]]])
+    table = one_row(D=1.0, kx=1.0, lo=-1.0, hi=0.5)
+    ulam_kernels.step(state, table, torch.zeros(1, dtype=torch.int64), backend=backend)
+    assert same_bits(state[0, 0], torch.tensor([-1.0, -0.5, 0.25, 0.5, float("nan")]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_guidance_of_one_and_zero_take_their_side_untouched(backend):
+    cond, uncond = torch.full((2, 3), 1e30), torch.full((2, 3), float("nan"))
+    state = torch.zeros(1, 2, 3)
+    kwargs = {"model": cond, "uncond": uncond, "guidance": torch.tensor([1.0, 0.0])}
+    ulam_kernels.step(state, one_row(m=1.0), torch.zeros(2, dtype=torch.int64), backend=backend, **kwargs)
+    assert torch.equal(state[0, 0], cond[0]) and state[0, 1].isnan().all()
+
+
+def test_channels_last_and_other_strides_give_the_same_bits():
+    generator = torch.Generator().manual_seed(1)
+    start, model = torch.randn(1, 4, 3, 8, 9, generator=generator), torch.randn(4, 3, 8, 9, generator=generator)
+    ids = torch.arange(4)
+    results = []
+    for m in (model, model.to(memory_format=torch.channels_last), model.transpose(2, 3).contiguous().transpose(2, 3)):
+        state = start.clone()
+        ulam_kernels.step(state, one_row(x=0.9, m=0.3, z=0.1), ids * 0, model=m, seed=ids, chain=ids, draw=ids)
+        results.append(state)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_model_output_may_be_the_state_itself():
+    start = torch.randn(1, 4, 33, generator=torch.Generator().manual_seed(2))
+    state, apart = start.clone(), start.clone()
+    row = torch.zeros(4, dtype=torch.int64)
+    ulam_kernels.step(state, one_row(x=0.9, m=0.3), row, model=state[0])
+    ulam_kernels.step(apart, one_row(x=0.9, m=0.3), row, model=start[0].clone())
+    assert torch.equal(state, apart)
+
+
+def test_empty_batch_and_sizes():
+    none = torch.zeros(0, dtype=torch.int64)
+    ulam_kernels.step(torch.empty(1, 0, 3), one_row(x=1.0), none)
+    ulam_kernels.step(torch.empty(1, 2, 0), one_row(x=1.0), torch.zeros(2, dtype=torch.int64))
+    assert ulam_kernels.fill_normal(torch.empty(0, 3), seed=none, chain=none, draw=none).shape == (0, 3)
+
+
+def test_float64_state_runs_on_the_reference():
+    state = torch.randn(1, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    exact = state[0] * 0.1
+    table = one_row(x=0.1)
+    wide = Table(table.coef.double().copy_(table.coef), table.flags, 1, False)
+    wide.coef[0, 7] = 0.1
+    ulam_kernels.step(state, wide, torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(state[0], exact)
+
+
+@pytest.mark.parametrize("types", TYPES)
+def test_affine_every_instruction_set_equals_the_reference(types):
+    generator = torch.Generator().manual_seed(4)
+    x, m = (torch.randn(6, 3, 77, generator=generator).to(dtype) for dtype in types[:2])
+    a, b = torch.tensor([1.5, 0.0, 1.0, 0.0, -2.0, 3.0]), torch.tensor([0.5, 2.0, 0.0, 0.0, 1e-3, -0.1])
+    expected = ulam_kernels.affine(x, m, a, b, torch.empty(6, 3, 77, dtype=types[2]), backend="reference")
+    before = _cpu.instruction_set()
+    for name in _cpu.instruction_sets():
+        _cpu.use_instruction_set(name)
+        out = torch.full((6, 3, 77), float("nan"), dtype=types[2])
+        assert same_bits(ulam_kernels.affine(x, m, a, b, out, backend="cpu"), expected), name
+    _cpu.use_instruction_set(before)
+
+
+def bad_step(**changes):
+    arguments = {
+        "state": torch.zeros(1, 2, 3),
+        "table": one_row(x=1.0, m=1.0, z=1.0),
+        "row": torch.zeros(2, dtype=torch.int64),
+        "model": torch.zeros(2, 3),
+        "noise": torch.zeros(2, 3),
+    }
+    arguments |= changes
+    ulam_kernels.step(arguments.pop("state"), arguments.pop("table"), arguments.pop("row"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"state": torch.zeros(2, 2, 3)}, "state"),
+        ({"state": torch.zeros(1, 2, 3, dtype=torch.int32)}, "state"),
+        ({"state": torch.zeros(1, 3, 2).transpose(1, 2)}, "state"),
+        ({"row": torch.zeros(2, dtype=torch.int32)}, "row"),
+        ({"row": torch.zeros(3, dtype=torch.int64)}, "row"),
+        ({"row": torch.tensor([0, 1])}, "row 1"),
+        ({"row": torch.tensor([-1, 0])}, "row -1"),
+        ({"model": torch.zeros(2, 4)}, "model"),
+        ({"model": torch.zeros(2, 3, dtype=torch.int64)}, "model"),
+        ({"model": None}, "model"),
+        ({"noise": None}, "noise"),
+        ({"noise": torch.zeros(2, 4)}, "noise"),
+        ({"uncond": torch.zeros(2, 3)}, "guidance"),
+        ({"uncond": torch.zeros(2, 3, dtype=torch.bfloat16)}, "uncond"),
+        ({"net_in": torch.zeros(2, 2)}, "net_in"),
+        ({"table": one_row(x=1.0, z=1.0, lv_m=1.0)}, "learned"),
+        ({"backend": "gpu"}, "backend"),
+    ],
+)
+def test_bad_input_is_named(changes, named):
+    with pytest.raises((TypeError, ValueError, IndexError), match=named):
+        bad_step(**changes)
