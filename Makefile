@@ -32,7 +32,7 @@ lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.cpu
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

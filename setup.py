@@ -42,9 +42,7 @@ class BuildExtension(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):  # type: ignore[no-untyped-def]
-            flags = [
-                flag for ending, flags in INSTRUCTION_SETS.items() if src.endswith(ending) for flag in flags
-            ]
+            flags = [flag for ending, flags in INSTRUCTION_SETS.items() if src.endswith(ending) for flag in flags]
             compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
         self.compiler._compile = compile_with_flags

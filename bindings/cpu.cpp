@@ -1,5 +1,6 @@
 // ulam_kernels._cpu: the native CPU operations on raw pointers. Shapes, dtypes and devices are checked in
-// kernels/ulam_kernels/ops.py; only what lives in the arrays themselves (rows, what a row reads) is checked here.
+// kernels/ulam_kernels/ops.py; only what lives in the arrays themselves (rows, what a row reads) is checked
+// here.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -36,9 +37,9 @@ void check_rows(const Step& s) {
 }
 
 void run_step(int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
-          uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
-          int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
-          uintptr_t net_in, int net_type, int threads) {
+              uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
+              int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
+              uintptr_t noise, uintptr_t net_in, int net_type, int threads) {
   const Step s{chains,
                elements,
                registers,
@@ -65,15 +66,23 @@ void run_step(int64_t chains, int64_t elements, int registers, uintptr_t state, 
 }
 
 void run_fill_normal(int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
-                 uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, int threads) {
-  const Fill s{chains, elements, offset, pointer<void>(out), static_cast<DType>(type), pointer<const int64_t>(seed),
-               pointer<const int64_t>(chain), pointer<const int64_t>(draw), tag, scale};
+                     uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, int threads) {
+  const Fill s{chains,
+               elements,
+               offset,
+               pointer<void>(out),
+               static_cast<DType>(type),
+               pointer<const int64_t>(seed),
+               pointer<const int64_t>(chain),
+               pointer<const int64_t>(draw),
+               tag,
+               scale};
   py::gil_scoped_release unlocked;
   fill(*g_kernels, s, threads);
 }
 
 void run_affine(int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
-            int out_type, uintptr_t a, uintptr_t b, int threads) {
+                int out_type, uintptr_t a, uintptr_t b, int threads) {
   const Affine s{chains,
                  elements,
                  pointer<const void>(x),
@@ -133,5 +142,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");
   m.def("noise_checksums", &noise_checksums,
-        "Checksums of radius, cosine and sine over the words [first, first + count), as the noise standard defines.");
+        "Checksums of radius, cosine and sine over the words [first, first + count), as the noise standard "
+        "defines.");
 }

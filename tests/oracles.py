@@ -16,9 +16,7 @@ from ulam import Program, schedules
 Array = npt.NDArray[np.float64]
 
 
-def execute(
-    program: Program, x: Array, output: Callable[[int, Array], Array], noise: Callable[[int], Array]
-) -> Array:
+def execute(program: Program, x: Array, output: Callable[[int, Array], Array], noise: Callable[[int], Array]) -> Array:
     """The state after every row, [rows, *x.shape], by DESIGN's row formula term by term, in float64.
 
     output(row, c_in x) is what the network returns: like x, or with twice x's leading axis on learned rows.
@@ -42,9 +40,7 @@ def execute(
     return np.array(states)
 
 
-def gaussian_output(
-    predicts: str, alpha: float, sigma: float, mean: float, std: float
-) -> tuple[float, float]:
+def gaussian_output(predicts: str, alpha: float, sigma: float, mean: float, std: float) -> tuple[float, float]:
     """(slope, offset) of the ideal network for data N(mean, std^2): m = slope x + offset at (alpha, sigma).
 
     x ~ N(alpha mean, alpha^2 std^2 + sigma^2), so E[x_0 | x] and E[eps | x] are the usual linear regressions,
@@ -58,9 +54,7 @@ def gaussian_output(
     return float(slope), float(offset)
 
 
-def affine_rows(
-    program: Program, levels: tuple[Array, Array], mean: float, std: float
-) -> list[tuple[float, ...]]:
+def affine_rows(program: Program, levels: tuple[Array, Array], mean: float, std: float) -> list[tuple[float, ...]]:
     """Each row as (gain, offset, noise): x' = gain x + offset + noise z, under the ideal network.
 
     For unclipped one-register programs whose network outputs are affine in x (`gaussian_output`).
@@ -82,9 +76,7 @@ def in_float64(scheduler: Any, schedule: schedules.VariancePreserving) -> Any:
     return scheduler
 
 
-def run_diffusers(
-    scheduler: Any, x: Array, outputs: Array, noises: Array, monkeypatch: Any, **step: Any
-) -> Array:
+def run_diffusers(scheduler: Any, x: Array, outputs: Array, noises: Array, monkeypatch: Any, **step: Any) -> Array:
     """The state after every step of a diffusers scheduler, from recorded outputs and noises."""
     states = []
     for row, t in enumerate(scheduler.timesteps):

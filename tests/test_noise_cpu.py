@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import ulam
 import ulam_kernels
 from ulam_kernels import _cpu

@@ -46,9 +46,7 @@ def reference(op: str, predicts: str, t: np.ndarray, schedule: schedules.Varianc
     pairs = {
         "x0": x0,
         "eps": eps,
-        "v": tuple(a * e - s * d for e, d in zip(eps, x0, strict=True))
-        if predicts != "v"
-        else (0 * a, 0 * a + 1),
+        "v": tuple(a * e - s * d for e, d in zip(eps, x0, strict=True)) if predicts != "v" else (0 * a, 0 * a + 1),
         "score": tuple(-e / s for e in eps),
         "mean": (on_x + on_x0 * x0[0], on_x0 * x0[1]),
     }
@@ -114,9 +112,7 @@ def test_a_chain_does_not_depend_on_its_neighbours_or_layout(op: str) -> None:
     x, m = torch.randn(2, len(TIMES), 3, 4, 5, generator=torch.Generator().manual_seed(3))
     whole = OPS[op](x, m, TIMES, SCHEDULES["linear"])
     for i in range(len(TIMES)):
-        assert torch.equal(
-            OPS[op](x[i : i + 1], m[i : i + 1], TIMES[i : i + 1], SCHEDULES["linear"])[0], whole[i]
-        )
+        assert torch.equal(OPS[op](x[i : i + 1], m[i : i + 1], TIMES[i : i + 1], SCHEDULES["linear"])[0], whole[i])
     last = m.to(memory_format=torch.channels_last)
     assert torch.equal(OPS[op](x, last, TIMES, SCHEDULES["linear"]), whole)
 
@@ -185,14 +181,10 @@ def test_gradients_flow_where_they_are_asked_for() -> None:
     t = torch.tensor([0, 10, 999])
     for op in OPS.values():
         inputs = x.clone().requires_grad_(), m.clone().requires_grad_()
-        assert torch.autograd.gradcheck(
-            lambda x_t, out, op=op: op(x_t, out, t, SCHEDULES["linear"], "v"), inputs
-        )
+        assert torch.autograd.gradcheck(lambda x_t, out, op=op: op(x_t, out, t, SCHEDULES["linear"], "v"), inputs)
         with torch.no_grad():
             plain = op(*inputs, t, SCHEDULES["linear"], "v")
-        torch.testing.assert_close(
-            op(*inputs, t, SCHEDULES["linear"], "v").detach(), plain, rtol=1e-12, atol=1e-12
-        )
+        torch.testing.assert_close(op(*inputs, t, SCHEDULES["linear"], "v").detach(), plain, rtol=1e-12, atol=1e-12)
 
 
 X, LINEAR = torch.zeros(2, 3), SCHEDULES["linear"]

@@ -171,9 +171,7 @@ def test_predictions_recover_x0_and_eps(predicts: str) -> None:
 
 def test_undefined_predictions_raise() -> None:
     for predicts in ("eps", "score"):
-        with pytest.raises(
-            ValueError, match=f"predicts='{predicts}' says nothing about x_0 where alpha is 0"
-        ):
+        with pytest.raises(ValueError, match=f"predicts='{predicts}' says nothing about x_0 where alpha is 0"):
             x0_coefficients(predicts, np.array([1.0, 0.0]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="predicts='x0' says nothing about eps where sigma is 0"):
         eps_coefficients("x0", np.array([1.0]), np.array([0.0]))
@@ -191,9 +189,7 @@ def test_undefined_predictions_raise() -> None:
 def test_folded_rows_equal_unfolded_ones(predicts: str, sampler: DDPM | DDIM) -> None:
     """An infinite clip keeps D in the row; the same sampler without a clip folds it into x and m."""
     folded = sampler.program(schedules.vp_cosine(200), predicts)
-    unfolded = dataclasses.replace(sampler, clip=(-math.inf, math.inf)).program(
-        schedules.vp_cosine(200), predicts
-    )
+    unfolded = dataclasses.replace(sampler, clip=(-math.inf, math.inf)).program(schedules.vp_cosine(200), predicts)
     assert not folded.A[:, 0, 1].any() and unfolded.A[:, 0, 1].all()
     on_D = unfolded.A[:, 0, 1]
     x_terms = np.stack([unfolded.A[:, 0, 0], on_D * unfolded.kx])
@@ -226,9 +222,7 @@ def test_packed_table_executes_as_the_program(name: str) -> None:
     program, draw = PROGRAMS[name], np.random.default_rng(3)
     shape = (2, 3)
     x, noise = draw.normal(size=shape) * program.init_scale, draw.normal(size=(len(program), *shape))
-    outputs = draw.normal(
-        size=(len(program), 2 * shape[0] if program.learned.any() else shape[0], *shape[1:])
-    )
+    outputs = draw.normal(size=(len(program), 2 * shape[0] if program.learned.any() else shape[0], *shape[1:]))
     inputs: dict[int, np.ndarray] = {}
 
     def output(row: int, net_in: np.ndarray) -> np.ndarray:

@@ -56,9 +56,7 @@ def test_ddpm_impulse_response(
     program = DDPM(steps, variance=variance, spacing=spacing).program(VP[name], PREDICTS[prediction])
     assert program.time.tolist() == theirs.timesteps.tolist()
     signal = impulses(steps)
-    assert_same_response(
-        ours(program, *signal), run_diffusers(in_float64(theirs, VP[name]), *signal, monkeypatch)
-    )
+    assert_same_response(ours(program, *signal), run_diffusers(in_float64(theirs, VP[name]), *signal, monkeypatch))
 
 
 def test_ddpm_over_all_training_steps_is_the_papers_algorithm_2() -> None:
@@ -122,9 +120,7 @@ def test_learned_range_ends_are_the_two_fixed_variances() -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(
-    ("spacing", "steps"), [("leading", 7), ("leading", 50), ("trailing", 10), ("trailing", 25)]
-)
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), ("leading", 50), ("trailing", 10), ("trailing", 25)])
 @pytest.mark.parametrize("name", VP)
 def test_ddim_impulse_response(
     name: str, spacing: str, steps: int, eta: float, prediction: str, monkeypatch: pytest.MonkeyPatch
@@ -159,9 +155,7 @@ def test_clipped_ddim_equals_diffusers(
 @pytest.mark.parametrize("sampler", [DDPM(20, clip=(-1, 1)), DDPM(20, "beta", clip=(-1, 1))])
 def test_clipped_ddpm_equals_diffusers(sampler: DDPM, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(7)
-    theirs = DDPMScheduler(
-        variance_type={"posterior": "fixed_small", "beta": "fixed_large"}[sampler.variance]
-    )
+    theirs = DDPMScheduler(variance_type={"posterior": "fixed_small", "beta": "fixed_large"}[sampler.variance])
     theirs.set_timesteps(20)
     signal = draw.normal(size=(3, 4)), draw.normal(size=(20, 3, 4)), draw.normal(size=(20, 3, 4))
     expected = run_diffusers(in_float64(theirs, VP["linear"]), *signal, monkeypatch)
@@ -192,9 +186,7 @@ def test_ddim_steps_to_the_next_time_of_the_grid_where_diffusers_does_not(
 
 
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
-def test_last_row_has_no_noise_where_diffusers_adds_some(
-    variance: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_row_has_no_noise_where_diffusers_adds_some(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ho 2020, algorithm 2: z = 0 at the last step. diffusers tests t > 0, which trailing grids end above."""
     theirs = DDPMScheduler(variance_type=variance, clip_sample=False, timestep_spacing="trailing")
     theirs.set_timesteps(10)
@@ -245,15 +237,11 @@ def assert_marginals_of_a_point(program: Program, schedule: Schedule) -> None:
     for row, (gain, offset, noise) in enumerate(affine_rows(program, (alpha, sigma), mu, 0.0)):
         scale = abs(gain * alpha[row] * mu) + abs(offset) + 1
         assert gain * alpha[row] * mu + offset == pytest.approx(alpha_s[row] * mu, abs=1e-12 * scale)
-        assert gain**2 * sigma[row] ** 2 + noise**2 == pytest.approx(
-            sigma_s[row] ** 2, rel=1e-10, abs=1e-20 * scale
-        )
+        assert gain**2 * sigma[row] ** 2 + noise**2 == pytest.approx(sigma_s[row] ** 2, rel=1e-10, abs=1e-20 * scale)
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v", "score", "flow"])
-@pytest.mark.parametrize(
-    "sampler", [DDPM(11), DDIM(11), DDIM(11, eta=0.4), DDIM(11, eta=1.0), DDIM(11, eta=3.0)]
-)
+@pytest.mark.parametrize("sampler", [DDPM(11), DDIM(11), DDIM(11, eta=0.4), DDIM(11, eta=1.0), DDIM(11, eta=3.0)])
 @pytest.mark.parametrize("name", [*VP, *CONTINUOUS])
 def test_marginals_are_kept_exactly_on_every_schedule(name: str, sampler: DDPM | DDIM, predicts: str) -> None:
     schedule = (VP | CONTINUOUS)[name]
@@ -295,9 +283,7 @@ def test_raw_is_edm_preconditioning_of_the_same_map() -> None:
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 @pytest.mark.parametrize("steps", [None, 25])
 @pytest.mark.parametrize("name", VP)
-def test_ddpm_mean_and_variance_follow_the_papers_recursion(
-    name: str, steps: int | None, variance: str
-) -> None:
+def test_ddpm_mean_and_variance_follow_the_papers_recursion(name: str, steps: int | None, variance: str) -> None:
     """Data N(mu, s^2). The recursion uses Ho 2020's beta, abar and E[x_0 | x_t], the program its rows."""
     mu, s, schedule = -0.4, 0.7, VP[name]
     program = DDPM(steps, variance=variance).program(schedule)
@@ -310,14 +296,10 @@ def test_ddpm_mean_and_variance_follow_the_papers_recursion(
         abar = schedule.alphas_cumprod[t]
         abar_s = 1.0 if before is None else schedule.alphas_cumprod[before]
         beta = 1 - abar / abar_s
-        shrink = (
-            math.sqrt(abar) * s**2 / (abar * s**2 + 1 - abar)
-        )  # E[x_0 | x_t] = mu + shrink (x_t - sqrt(abar) mu)
+        shrink = math.sqrt(abar) * s**2 / (abar * s**2 + 1 - abar)  # E[x_0 | x_t] = mu + shrink (x_t - sqrt(abar) mu)
         on_x0, on_x = math.sqrt(abar_s) * beta / (1 - abar), math.sqrt(1 - beta) * (1 - abar_s) / (1 - abar)
         theirs_mean = on_x0 * (mu + shrink * (theirs_mean - math.sqrt(abar) * mu)) + on_x * theirs_mean
-        added = (
-            0.0 if before is None else beta * ((1 - abar_s) / (1 - abar) if variance == "posterior" else 1)
-        )
+        added = 0.0 if before is None else beta * ((1 - abar_s) / (1 - abar) if variance == "posterior" else 1)
         theirs_var = (on_x0 * shrink + on_x) ** 2 * theirs_var + added
         assert mean == pytest.approx(theirs_mean, rel=1e-9, abs=1e-10)
         assert var == pytest.approx(theirs_var, rel=1e-9)
@@ -331,9 +313,7 @@ def test_ddim_is_the_exact_product_of_linear_maps(name: str, predicts: str) -> N
     """x_s - alpha_s mu = (alpha_s alpha_t s^2 + sigma_s sigma_t) / P_t (x_t - alpha_t mu), P_t = Var x_t."""
     mu, s, schedule = 0.8, 0.5, (VP | CONTINUOUS)[name]
     program = DDIM(20).program(schedule, predicts)
-    alpha, sigma = (
-        np.append(level, end) for level, end in zip(levels_of(program, schedule), (1.0, 0.0), strict=True)
-    )
+    alpha, sigma = (np.append(level, end) for level, end in zip(levels_of(program, schedule), (1.0, 0.0), strict=True))
     slope = 1.0
     for t in range(20):
         power = alpha[t] ** 2 * s**2 + sigma[t] ** 2
@@ -419,9 +399,7 @@ def test_zero_terminal_snr_works_for_v_x0_and_flow_and_raises_for_eps() -> None:
 
 
 def test_programs_are_compiled_once() -> None:
-    assert DDIM(9).program(schedules.vp_linear()) is DDIM(9, eta=0).program(
-        schedules.vp_linear(), predicts="eps"
-    )
+    assert DDIM(9).program(schedules.vp_linear()) is DDIM(9, eta=0).program(schedules.vp_linear(), predicts="eps")
     assert DDIM(9).program(VP["linear"], "v") is not DDIM(9).program(VP["linear"])
     assert DDPM(clip=[-1, 1]) == DDPM(clip=(-1.0, 1.0)) and hash(DDPM(np.int64(3))) == hash(DDPM(3))
     assert repr(DDIM(4)).startswith("DDIM(steps=4, eta=0.0, ")
@@ -434,9 +412,7 @@ BAD: dict[str, Callable[[], object]] = {
     "steps must be a whole number of at least 1, got 5.0": lambda: DDIM(5.0),
     "steps must be a whole number of at least 1, got '5'": lambda: DDPM("5"),
     "steps must be given": lambda: DDIM(),
-    "steps must be at most the schedule's 1000 training steps, got 1001": lambda: DDIM(1001).program(
-        VP["linear"]
-    ),
+    "steps must be at most the schedule's 1000 training steps, got 1001": lambda: DDIM(1001).program(VP["linear"]),
     "steps must be given on edm": lambda: DDPM().program(schedules.edm()),
     "steps must be left out or equal the 2 timesteps given, got 3": lambda: DDIM(3, timesteps=[5, 1]),
     "spacing must be one of leading, linspace, trailing, got 'even'": lambda: DDPM(5, spacing="even"),
@@ -448,15 +424,9 @@ BAD: dict[str, Callable[[], object]] = {
     "timesteps must be finite numbers, got nan": lambda: DDPM(timesteps=[math.nan]),
     "timesteps must be finite numbers, got True": lambda: DDPM(timesteps=[True]),
     "timesteps must be finite numbers, got 'a'": lambda: DDPM(timesteps=["a"]),
-    "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(
-        VP["linear"]
-    ),
-    "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(
-        VP["linear"]
-    ),
-    "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(
-        schedules.flow(), "flow"
-    ),
+    "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(VP["linear"]),
+    "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(VP["linear"]),
+    "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(schedules.flow(), "flow"),
     "variance must be one of .*learned_range, got 'small'": lambda: DDPM(5, variance="small"),
     "clip must be None or a pair .*got 1.0": lambda: DDPM(clip=1.0),
     "clip must be None or a pair .*got .1, -1.": lambda: DDPM(clip=(1, -1)),

@@ -32,9 +32,7 @@ def test_linear_betas_are_ho_2020() -> None:
     schedule = schedules.vp_linear(1000)
     assert schedule.betas[0] == 1e-4 and schedule.betas[-1] == 0.02
     np.testing.assert_allclose(np.diff(schedule.betas), (0.02 - 1e-4) / 999, rtol=1e-9)
-    np.testing.assert_allclose(
-        schedule.alphas_cumprod, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), rtol=1e-14
-    )
+    np.testing.assert_allclose(schedule.alphas_cumprod, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), rtol=1e-14)
 
 
 def test_cosine_is_nichol_dhariwal_2021_and_only_its_end_is_clipped() -> None:
@@ -75,9 +73,7 @@ def test_fractional_timesteps_interpolate_sigma_over_alpha_as_diffusers(name: st
     np.testing.assert_allclose(schedule.sigma(400.25) / schedule.alpha(400.25), ratio, rtol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "schedule", [*VP.values(), schedules.flow(), schedules.ve(0.01, 50), schedules.edm()]
-)
+@pytest.mark.parametrize("schedule", [*VP.values(), schedules.flow(), schedules.ve(0.01, 50), schedules.edm()])
 def test_t_of_sigma_inverts_the_ratio(schedule: schedules.Schedule) -> None:
     top = 999 if schedule.kind == "vp" else 0.99
     t = np.random.default_rng(0).uniform(0.01, top, size=(5, 7))
@@ -90,9 +86,7 @@ def test_t_of_sigma_inverts_the_ratio(schedule: schedules.Schedule) -> None:
 def test_whole_timesteps_are_read_from_the_table_exactly() -> None:
     schedule = schedules.vp_linear()
     mixed = schedule.alpha([0, 17.5, 999])
-    assert mixed[0] == math.sqrt(schedule.alphas_cumprod[0]) and mixed[2] == math.sqrt(
-        schedule.alphas_cumprod[-1]
-    )
+    assert mixed[0] == math.sqrt(schedule.alphas_cumprod[0]) and mixed[2] == math.sqrt(schedule.alphas_cumprod[-1])
     assert schedule.alpha(torch.tensor([0, 999])).tolist() == [mixed[0], mixed[2]]
 
 
@@ -139,9 +133,7 @@ def test_repr_is_the_constructor_call_and_equality_follows_it() -> None:
         assert again == schedule and hash(again) == hash(schedule)
     a, b = np.linspace(0.1, 0.2, 50), np.linspace(0.1, 0.2, 50)
     b[30] += 1e-16
-    assert (
-        schedules.from_betas(a) == schedules.from_betas(torch.from_numpy(a)) == schedules.from_betas(list(a))
-    )
+    assert schedules.from_betas(a) == schedules.from_betas(torch.from_numpy(a)) == schedules.from_betas(list(a))
     assert schedules.from_betas(a) != schedules.from_betas(b)
     assert schedules.vp_linear(10) != schedules.vp_linear(11) and schedules.ve(1, 2) != schedules.edm(1, 2)
 
@@ -171,19 +163,13 @@ BAD_VALUES = {
     "betas must lie in .0, 1.*got -0.1 at index 1": lambda: schedules.from_betas([0.1, -0.1]),
     "betas must lie in .0, 1.*got 1.5 at index 0": lambda: schedules.from_betas([1.5]),
     "betas must lie in .0, 1.*got 1.0 at index 0": lambda: schedules.from_betas([1.0, 0.1]),
-    "betas must be one-dimensional and not empty, got shape .2, 1": lambda: schedules.from_betas(
-        [[0.1], [0.2]]
-    ),
+    "betas must be one-dimensional and not empty, got shape .2, 1": lambda: schedules.from_betas([[0.1], [0.2]]),
     "betas must be one-dimensional and not empty, got shape .0,": lambda: schedules.from_betas([]),
     "betas must be one-dimensional and not empty, got shape ..": lambda: schedules.from_betas(0.1),
     "betas must leave alphas_cumprod above 0.* index 537": lambda: schedules.from_betas([0.75] * 600),
-    "alphas_cumprod must be strictly decreasing, got 0.9 at index 1": lambda: schedules.from_alphas_cumprod(
-        [0.9, 0.9]
-    ),
+    "alphas_cumprod must be strictly decreasing, got 0.9 at index 1": lambda: schedules.from_alphas_cumprod([0.9, 0.9]),
     "alphas_cumprod must lie in .0, 1.*got 1.1 at index 0": lambda: schedules.from_alphas_cumprod([1.1, 0.9]),
-    "alphas_cumprod must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_alphas_cumprod(
-        [0.0, -0.5]
-    ),
+    "alphas_cumprod must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_alphas_cumprod([0.0, -0.5]),
     "alphas_cumprod must be finite": lambda: schedules.from_alphas_cumprod([0.9, math.nan]),
     "steps must be at least 1, got 0": lambda: schedules.vp_linear(0),
     "steps must be at least 1, got -5": lambda: schedules.vp_cosine(-5),

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 import ulam_kernels
 from ulam_kernels import Table, _cpu
 
@@ -98,7 +99,9 @@ def test_ddpm_row_against_the_formula(backend):
     a, b, c = 0.987654321, -0.0123456789, 0.1
     x, m, z = torch.randn(3, 4, 3, 17, 5, generator=torch.Generator().manual_seed(0))
     state = x[None].clone()
-    ulam_kernels.step(state, one_row(x=a, m=b, z=c), torch.zeros(4, dtype=torch.int64), model=m, noise=z, backend=backend)
+    ulam_kernels.step(
+        state, one_row(x=a, m=b, z=c), torch.zeros(4, dtype=torch.int64), model=m, noise=z, backend=backend
+    )
     exact = a * x.double() + b * m.double() + c * z.double()
     size = (a * x).abs() + (b * m).abs() + (c * z).abs()
     assert ((state[0].double() - exact).abs() <= 3 * 2**-24 * size.double()).all()
@@ -135,10 +138,17 @@ def test_guidance_of_one_and_zero_take_their_side_untouched(backend):
 
 def test_channels_last_and_other_strides_give_the_same_bits():
     generator = torch.Generator().manual_seed(1)
-    start, model = torch.randn(1, 4, 3, 8, 9, generator=generator), torch.randn(4, 3, 8, 9, generator=generator)
+    start, model = (
+        torch.randn(1, 4, 3, 8, 9, generator=generator),
+        torch.randn(4, 3, 8, 9, generator=generator),
+    )
     ids = torch.arange(4)
     results = []
-    for m in (model, model.to(memory_format=torch.channels_last), model.transpose(2, 3).contiguous().transpose(2, 3)):
+    for m in (
+        model,
+        model.to(memory_format=torch.channels_last),
+        model.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
         state = start.clone()
         ulam_kernels.step(state, one_row(x=0.9, m=0.3, z=0.1), ids * 0, model=m, seed=ids, chain=ids, draw=ids)
         results.append(state)

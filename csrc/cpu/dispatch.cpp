@@ -18,8 +18,7 @@ void parallel(int64_t chains, int64_t elements, int threads, const Run& run) {
   const int64_t chunk = elements <= kChunk ? elements : kChunk;
   const int64_t units = chains * ((elements + chunk - 1) / chunk);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int part = 0; part < threads; ++part)
-    run(chunk, units * part / threads, units * (part + 1) / threads);
+  for (int part = 0; part < threads; ++part) run(chunk, units * part / threads, units * (part + 1) / threads);
 }
 
 }  // namespace
@@ -75,9 +74,8 @@ void hash_noise(const Kernels& k, uint64_t first, uint64_t count, uint64_t sums[
 
 const char* self_check(const Kernels& k) {
   // Case A of the noise standard: seed 0, chain 0, draw 0.
-  static const uint32_t expected[16] = {0xbdf209dd, 0xbf9282cc, 0x3fb6c3cd, 0xbee1edc5,
-                                        0xbf341f75, 0x3ef3dde4, 0x3fac7c32, 0x3f086bd5,
-                                        0xbf9cdceb, 0xbd8d51fd, 0x3f12ffcc, 0x3f6bc050,
+  static const uint32_t expected[16] = {0xbdf209dd, 0xbf9282cc, 0x3fb6c3cd, 0xbee1edc5, 0xbf341f75, 0x3ef3dde4,
+                                        0x3fac7c32, 0x3f086bd5, 0xbf9cdceb, 0xbd8d51fd, 0x3f12ffcc, 0x3f6bc050,
                                         0xbedca016, 0x3e876ecb, 0xbc2befad, 0xbdf8a5db};
   const int64_t zero = 0;
   float z[64];

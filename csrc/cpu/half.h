@@ -27,7 +27,7 @@ ULAM_HD uint16_t to_float16(float x) {
   const uint32_t i = Scalar::bits(x), sign = i >> 16 & 0x8000u, magnitude = i & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x1ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above round to infinity
-  if (magnitude >= 0x38800000u)                                               // normal
+  if (magnitude >= 0x38800000u)                                                // normal
     return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
   // Subnormal: adding 0.5 leaves the mantissa, rounded to nearest even, in the low bits.
   const uint32_t rounded = Scalar::bits(Scalar::as_float(magnitude) + 0.5f) - 0x3f000000u;

@@ -7,7 +7,8 @@ namespace ulam::cpu {
 
 enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// B chains of n elements. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be null.
+// B chains of n elements. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
+// null.
 struct Step {
   int64_t chains, elements;
   int registers;
@@ -45,8 +46,9 @@ struct Affine {
   const float *a, *b;  // [B]
 };
 
-// One instruction set. An operation is cut into units of one chain and at most `chunk` elements; `run` executes the
-// units [begin, end). hash_noise adds the noise standard's checksums of the words [first, first + count).
+// One instruction set. An operation is cut into units of one chain and at most `chunk` elements; `run`
+// executes the units [begin, end). hash_noise adds the noise standard's checksums of the words [first, first
+// + count).
 struct Kernels {
   const char* name;
   void (*step)(const Step&, int64_t chunk, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
-// The operations over one instruction set's lanes. Included once per instruction set, after its lanes; everything is
-// in an unnamed namespace, so that no function compiled for one set can be linked into another.
+// The operations over one instruction set's lanes. Included once per instruction set, after its lanes;
+// everything is in an unnamed namespace, so that no function compiled for one set can be linked into another.
 #pragma once
 
 #include "kernels.h"
@@ -30,8 +30,8 @@ inline void normals(const Stream& stream, uint32_t block, typename V::f z[4]) {
   V::interleave(z);
 }
 
-// Runs body<V>(i, V::width * 4) over the groups of [begin, end), and the rest one block at a time, body<Portable>.
-// begin is a multiple of 4.
+// Runs body<V>(i, V::width * 4) over the groups of [begin, end), and the rest one block at a time,
+// body<Portable>. begin is a multiple of 4.
 template <class V, class Body>
 inline void for_groups(int64_t begin, int64_t end, const Body& body) {
   int64_t i = begin;
@@ -108,11 +108,16 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
 template <class V>
 void step_any(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   switch (s.registers) {
-    case 1: return step_units<V, 1>(s, chunk, begin, end);
-    case 2: return step_units<V, 2>(s, chunk, begin, end);
-    case 3: return step_units<V, 3>(s, chunk, begin, end);
-    case 4: return step_units<V, 4>(s, chunk, begin, end);
-    default: return step_units<V, 5>(s, chunk, begin, end);
+    case 1:
+      return step_units<V, 1>(s, chunk, begin, end);
+    case 2:
+      return step_units<V, 2>(s, chunk, begin, end);
+    case 3:
+      return step_units<V, 3>(s, chunk, begin, end);
+    case 4:
+      return step_units<V, 4>(s, chunk, begin, end);
+    default:
+      return step_units<V, 5>(s, chunk, begin, end);
   }
 }
 
@@ -176,7 +181,8 @@ void affine_units(const Affine& s, int64_t chunk, int64_t begin, int64_t end) {
   }
 }
 
-// The checksums of the noise standard: sum of bits(f(x)) * (x * 0x9E3779B97F4A7C15 | 1) for f = radius, cosine, sine.
+// The checksums of the noise standard: sum of bits(f(x)) * (x * 0x9E3779B97F4A7C15 | 1) for f = radius,
+// cosine, sine.
 template <class V>
 void hash_noise_words(uint64_t first, uint64_t count, uint64_t sums[3]) {
   alignas(64) uint32_t x[V::width], y[3][V::width];

@@ -1,4 +1,5 @@
-// AVX2 with FMA and F16C: eight lanes, arranged like the sixteen of lanes_avx512.h. Lane 4q + p holds block 2p + q.
+// AVX2 with FMA and F16C: eight lanes, arranged like the sixteen of lanes_avx512.h. Lane 4q + p holds block
+// 2p + q.
 #pragma once
 
 #include <immintrin.h>

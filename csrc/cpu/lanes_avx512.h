@@ -1,6 +1,6 @@
-// AVX-512: sixteen lanes. Philox works on two halves of eight 64-bit products (even and odd lanes), so that no
-// product is ever repacked. Lane 4q + p holds block 4p + q: then a 4x4 transpose inside the 128-bit quarters leaves
-// the normals in memory order.
+// AVX-512: sixteen lanes. Philox works on two halves of eight 64-bit products (even and odd lanes), so that
+// no product is ever repacked. Lane 4q + p holds block 4p + q: then a 4x4 transpose inside the 128-bit
+// quarters leaves the normals in memory order.
 #pragma once
 
 #include <immintrin.h>

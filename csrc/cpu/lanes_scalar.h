@@ -13,17 +13,24 @@ struct Portable : Scalar {
   static inline void interleave(f[4]) {}
   static inline f load(const void* p, DType type, int64_t i) {
     switch (type) {
-      case kFloat32: return static_cast<const float*>(p)[i];
-      case kBFloat16: return from_bfloat16(static_cast<const uint16_t*>(p)[i]);
-      default: return from_float16(static_cast<const uint16_t*>(p)[i]);
+      case kFloat32:
+        return static_cast<const float*>(p)[i];
+      case kBFloat16:
+        return from_bfloat16(static_cast<const uint16_t*>(p)[i]);
+      default:
+        return from_float16(static_cast<const uint16_t*>(p)[i]);
     }
   }
   // Stores, and returns the value that was stored.
   static inline f store(void* p, DType type, int64_t i, f x) {
     switch (type) {
-      case kFloat32: static_cast<float*>(p)[i] = x; return x;
-      case kBFloat16: return from_bfloat16(static_cast<uint16_t*>(p)[i] = to_bfloat16(x));
-      default: return from_float16(static_cast<uint16_t*>(p)[i] = to_float16(x));
+      case kFloat32:
+        static_cast<float*>(p)[i] = x;
+        return x;
+      case kBFloat16:
+        return from_bfloat16(static_cast<uint16_t*>(p)[i] = to_bfloat16(x));
+      default:
+        return from_float16(static_cast<uint16_t*>(p)[i] = to_float16(x));
     }
   }
 };

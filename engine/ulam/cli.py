@@ -47,10 +47,10 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(prog="ulam", description="Sample trained diffusion models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
     told = commands.add_parser("info", parents=[common], help="versions, devices and backends")
@@ -71,14 +71,21 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--spacing", help="of the timesteps: leading, linspace or trailing")
     p.add_argument("--variance", help="ddpm: posterior (default), beta, learned or learned_range")
     p.add_argument("--chains", type=int, default=64, metavar="N", help="how many samples (default 64)")
-    p.add_argument("--labels", type=_labels, metavar="LIST", help="classes, such as 0-9 or 3,1,4: chain i gets the i-th, cyclically")
+    p.add_argument(
+        "--labels",
+        type=_labels,
+        metavar="LIST",
+        help="classes, such as 0-9 or 3,1,4: chain i gets the i-th, cyclically",
+    )
     p.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance")
     p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
     p.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same samples")
     p.add_argument("--slots", type=int, help=f"chains in one batch (default: all, at most {DEFAULT_SLOTS})")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     p.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for grid.png, samples.npz, report.json")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for grid.png, samples.npz, report.json"
+    )
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -64,14 +64,16 @@ def check_guidance(
         if uncond is not None:
             raise ValueError("guidance: got None beside uncond, expected a weight")
         return None, {}
-    if isinstance(guidance, bool) or isinstance(guidance, str):
+    if isinstance(guidance, (bool, str)):
         raise TypeError(f"guidance: got {guidance!r}, expected a number, or one a chain")
     try:
         weight = torch.as_tensor(guidance).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance: got {type(guidance).__name__}, expected a number, or one a chain") from None
     if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
-        raise ValueError(f"guidance: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains")
+        raise ValueError(
+            f"guidance: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains"
+        )
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("guidance: got a weight that is not finite, expected finite numbers")
     weight = weight.expand(chains).contiguous()
@@ -93,12 +95,12 @@ class ConditioningBuffers:
         self._buffers: dict[str, torch.Tensor] = {}
         self._shared: dict[str, torch.Tensor] = {}
         self._halves: dict[bool, dict[str, torch.Tensor]] = {}
+        self._keys: set[str] | None = None  # of the first job, and so of all
 
     def check(self, cond: dict[str, torch.Tensor | Shared], uncond: dict[str, torch.Tensor | Shared]) -> None:
         """Raise ValueError unless these inputs can stand in one batch with those of the jobs before."""
-        known: dict[str, Any] = {**self._buffers, **self._shared}
-        if known and known.keys() != cond.keys():
-            came = f"{sorted(cond)}, the jobs before {sorted(known)}"
+        if self._keys is not None and self._keys != cond.keys():
+            came = f"{sorted(cond)}, the jobs before {sorted(self._keys)}"
             raise ValueError(f"cond: got {came}: jobs in one engine share a batch and so the network's arguments")
         for name, values in (("cond", cond), ("uncond", uncond)):
             for key, value in values.items():
@@ -114,13 +116,17 @@ class ConditioningBuffers:
         if isinstance(like, Shared) or key in self._shared:
             raise ValueError(f"{name}: got a tensor per chain, expected a shared one like before")
         if like.shape[1:] != value.shape[1:] or like.dtype != value.dtype:
-            came, expected = f"{value.dtype} {list(value.shape)}", f"{like.dtype} [chains, {list(like.shape[1:])}]"
+            came, expected = (
+                f"{value.dtype} {list(value.shape)}",
+                f"{like.dtype} [chains, {list(like.shape[1:])}]",
+            )
             raise ValueError(f"{name}: got {came}, expected {expected} like before")
 
     def declare(self, cond: dict[str, torch.Tensor | Shared]) -> None:
         """Allocate the buffers, or do nothing if an earlier job did."""
-        if self._buffers or self._shared:
+        if self._keys is not None:
             return
+        self._keys = set(cond)
         for key, value in cond.items():
             if isinstance(value, Shared):
                 self._shared[key] = value.tensor.to(self._device)

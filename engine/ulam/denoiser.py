@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "raw")
 
 
-def x0_coefficients(
-    predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5
-) -> tuple[Array, Array, Array]:
+def x0_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5) -> tuple[Array, Array, Array]:
     """(kx, km, c_in), each shaped like `alpha`: D = kx x + km m, and the network reads c_in x.
 
     | predicts | the output m is | D |
@@ -62,9 +60,7 @@ def x0_coefficients(
     return sigma_data**2 / power, sigma * sigma_data / np.sqrt(power), 1 / np.sqrt(power)
 
 
-def eps_coefficients(
-    predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5
-) -> tuple[Array, Array]:
+def eps_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5) -> tuple[Array, Array]:
     """(ex, em), each shaped like `alpha`: eps = (x - alpha D) / sigma = ex x + em m, free of cancellation.
 
     Raises ValueError where sigma = 0 leaves eps undefined (only x0 divides by it).

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
 import ulam_kernels.dispatch
 from ulam_kernels.ops import FLOATS, MAX_ELEMENTS
 
@@ -111,7 +112,7 @@ class Engine:
         ids = chain_ids(chains)
         if not len(ids):
             raise ValueError("chains: got none, expected at least 1")
-        if len(ids.unique()) != len(ids):
+        if len(torch.unique(ids)) != len(ids):
             raise ValueError("chains: got an id twice in one job (use two jobs)")
         program = self.denoiser.program(sampler)
         if program.nfe == 0:

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+
 import ulam_kernels
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors")

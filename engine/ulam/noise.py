@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
 import ulam_kernels
 
 INITIAL_STATE = 1  # the tag of a chain's first state; 0 is the noise of its rows
@@ -54,10 +56,10 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
             raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
         ids = chains.detach().to("cpu", torch.int64)
     elif isinstance(chains, range):
-        if len(chains) and not (0 <= min(chains[0], chains[-1]) and max(chains[0], chains[-1]) < 1 << 63):
+        if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
             raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
         ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
-    elif hasattr(chains, "__len__") and not isinstance(chains, (str, bytes)):
+    elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
         values = [_integer("chains", chain) for chain in chains]
         if any(not 0 <= value < 1 << 63 for value in values):
             raise ValueError("chains: ids must lie in [0, 2^63)")

@@ -24,25 +24,19 @@ from .schedules import Array, Schedule, VariancePreserving, check_schedule, post
 Time = int | float | torch.Tensor
 
 
-def predict_x0(
-    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
-) -> torch.Tensor:
+def predict_x0(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
     """D = E[x_0 | x_t], [B, *shape]: (x_t - sigma_t eps) / alpha_t [Ho 2020, eq. 15]."""
     alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
     return _affine(x_t, m, *combine(predicts, alpha, sigma, D=1.0, sigma_data=sigma_data))
 
 
-def predict_eps(
-    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
-) -> torch.Tensor:
+def predict_eps(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
     """E[eps | x_t] = (x_t - alpha_t D) / sigma_t, [B, *shape]."""
     alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
     return _affine(x_t, m, *combine(predicts, alpha, sigma, eps=1.0, sigma_data=sigma_data))
 
 
-def predict_v(
-    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
-) -> torch.Tensor:
+def predict_v(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
     """v = alpha_t eps - sigma_t D, [B, *shape] [Salimans & Ho 2022, app. D]."""
     alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
     if predicts == "v":
@@ -54,9 +48,7 @@ def predict_v(
     )
 
 
-def score(
-    x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
-) -> torch.Tensor:
+def score(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
     """grad_x log p_t(x_t) = -eps / sigma_t, [B, *shape] [Vincent 2011; Tweedie]. Undefined at sigma_t = 0."""
     alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
     if (sigma == 0).any():
@@ -104,9 +96,7 @@ def _levels(
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must have a float dtype, got {tensor.dtype}")
     if x_t.ndim == 0 or x_t.shape != m.shape:
-        raise ValueError(
-            f"m must have the shape of x_t, {list(x_t.shape)} (chains first), got {list(m.shape)}"
-        )
+        raise ValueError(f"m must have the shape of x_t, {list(x_t.shape)} (chains first), got {list(m.shape)}")
     if x_t.device != m.device:
         raise ValueError(f"m must be on the device of x_t, {x_t.device}, got {m.device}")
     return *schedule.levels(_times(x_t, t)), sigma_data

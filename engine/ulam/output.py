@@ -77,7 +77,9 @@ def write_run(
     """
     picture = is_image(tuple(x.shape[1:]))
     samples: npt.NDArray[Any] = to_pixels(x) if picture else x.float().cpu().numpy()
-    arrays = {"arr_0": samples} | ({} if labels is None else {"arr_1": np.array(labels, dtype=np.int64)})
+    arrays: dict[str, Any] = {"arr_0": samples}
+    if labels is not None:
+        arrays["arr_1"] = np.array(labels, dtype=np.int64)
     names = ["samples.npz", *(["grid.png"] if picture else []), "report.json"]
     with _whole(folder, names) as paths:
         with paths["samples.npz"].open("wb") as file:

@@ -104,9 +104,7 @@ class Program:
             raise ValueError(f"lo must be at most hi, got {self.lo[i]!s} and {self.hi[i]!s} at row {i}")
         reads_output = (self.A[:, :, self.registers : self.registers + 2] != 0).any(axis=(1, 2))
         for i in np.flatnonzero(reads_output & ~self.evaluates):
-            raise ValueError(
-                f"A must have no D or m term where the network is not evaluated, it has at row {i}"
-            )
+            raise ValueError(f"A must have no D or m term where the network is not evaluated, it has at row {i}")
 
     def __len__(self) -> int:
         return len(self.kx)
@@ -124,8 +122,7 @@ class Program:
     @cached_property
     def _key(self) -> tuple[Any, ...]:
         return tuple(
-            value.tobytes() if isinstance(value := getattr(self, f.name), np.ndarray) else value
-            for f in fields(self)
+            value.tobytes() if isinstance(value := getattr(self, f.name), np.ndarray) else value for f in fields(self)
         )
 
     def __eq__(self, other: object) -> bool:
@@ -176,9 +173,7 @@ class Program:
             raise ValueError(f"text must be a program's JSON (format {FORMAT!r})")
         expected = {f.name for f in fields(cls)}
         if data.keys() != expected:
-            raise ValueError(
-                f"text must hold just a program's fields, these differ: {data.keys() ^ expected}"
-            )
+            raise ValueError(f"text must hold just a program's fields, these differ: {data.keys() ^ expected}")
         for name in (*COLUMNS, "A"):  # "inf" and "nan" are strings, JSON has no such numbers
             data[name] = np.array(data[name], dtype=np.float64)
         if len(data["kx"]) == 0:
@@ -363,9 +358,7 @@ def _terms(coefficients: npt.ArrayLike, names: list[str] | tuple[str, ...]) -> s
 
 
 def _rule(name: str) -> str:
-    return {"lo": "a number", "hi": "a number", "time": "finite just where the row evaluates"}.get(
-        name, "finite"
-    )
+    return {"lo": "a number", "hi": "a number", "time": "finite just where the row evaluates"}.get(name, "finite")
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 import ulam_kernels
 from ulam_kernels import Table
 

@@ -78,7 +78,11 @@ class Scheduler(Generic[Job]):
             begin, end = self._free[0]
             count = min(end - begin, waiting.chains - waiting.admitted)
             group = Group(
-                waiting.job, waiting.admitted, slice(begin, begin + count), self.tick, self.tick + waiting.ticks
+                waiting.job,
+                waiting.admitted,
+                slice(begin, begin + count),
+                self.tick,
+                self.tick + waiting.ticks,
             )
             entered.append(group)
             heapq.heappush(self._ends, group.end)

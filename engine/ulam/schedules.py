@@ -191,9 +191,7 @@ def vp_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.0
     return _from_betas(np.linspace(start, end, steps), call)
 
 
-def vp_scaled_linear(
-    steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
-) -> VariancePreserving:
+def vp_scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> VariancePreserving:
     """sqrt(beta) linear [latent diffusion, Rombach 2022]."""
     steps, start, end = _steps(steps), _beta("beta_start", beta_start), _beta("beta_end", beta_end)
     call = _call("vp_scaled_linear", steps=steps, beta_start=start, beta_end=end)
@@ -226,9 +224,7 @@ def from_alphas_cumprod(alphas_cumprod: Numbers) -> VariancePreserving:
     _reject("alphas_cumprod", abar, np.append(False, abar[1:] >= abar[:-1]), "be strictly decreasing")
     before = np.append(1.0, abar[:-1])
     betas = (before - abar) / before
-    return VariancePreserving(
-        f"from_alphas_cumprod({_literal(abar)})", *map(_read_only, (betas, abar, 1 - abar))
-    )
+    return VariancePreserving(f"from_alphas_cumprod({_literal(abar)})", *map(_read_only, (betas, abar, 1 - abar)))
 
 
 def ve(sigma_min: float, sigma_max: float) -> VarianceExploding:
@@ -241,9 +237,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
     """The schedule of Karras et al. 2022 (table 1), on which `predicts="raw"` means their preconditioning."""
     low, high = _sigma_ends(sigma_min, sigma_max)
     data, power = _positive("sigma_data", sigma_data), _positive("rho", rho)
-    return EDM(
-        _call("edm", sigma_min=low, sigma_max=high, sigma_data=data, rho=power), low, high, data, power
-    )
+    return EDM(_call("edm", sigma_min=low, sigma_max=high, sigma_data=data, rho=power), low, high, data, power)
 
 
 def flow(shift: float = 1.0) -> FlowMatching:

@@ -122,9 +122,7 @@ class Table:
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
-        columns = _as_float64(
-            {"kx": kx, "km": km, "lo": lo, "hi": hi, "lv_m": lv_m, "lv_b": lv_b, "c_next": c_next}
-        )
+        columns = _as_float64({"kx": kx, "km": km, "lo": lo, "hi": hi, "lv_m": lv_m, "lv_b": lv_b, "c_next": c_next})
         registers = _check_matrix(A, writes, learned, rows=len(columns[0]))
         matrix = np.asarray(A, dtype=np.float64)
         exact = np.concatenate(
@@ -135,9 +133,7 @@ class Table:
         _check_values(exact, rounded, registers)
 
         written = np.asarray(writes, dtype=np.bool_)
-        terms = np.where(
-            written[:, :, None], rounded[:, MATRIX:].reshape(matrix.shape), rounded.dtype.type(0)
-        )
+        terms = np.where(written[:, :, None], rounded[:, MATRIX:].reshape(matrix.shape), rounded.dtype.type(0))
         rounded[:, MATRIX:] = terms.reshape(len(terms), registers * (registers + 3))
         flags = _derive_flags(rounded, terms, written, np.asarray(learned, dtype=np.bool_))
         return cls(

@@ -1,12 +1,13 @@
-// exp in correctly rounded fp32 operations, so that rows with a learned variance have the same bits everywhere.
+// exp in correctly rounded fp32 operations, so that rows with a learned variance have the same bits
+// everywhere.
 #pragma once
 
 #include "ulam/platform.h"
 
 namespace ulam {
 
-// Cody-Waite reduction to |r| <= ln(2) / 2, a minimax polynomial, a shift of the exponent: at most 0.87 ulp off. The
-// argument is held to [-86, 88], where the result is a normal number; NaN passes.
+// Cody-Waite reduction to |r| <= ln(2) / 2, a minimax polynomial, a shift of the exponent: at most 0.87 ulp
+// off. The argument is held to [-86, 88], where the result is a normal number; NaN passes.
 template <class V>
 ULAM_HD typename V::f exp(typename V::f x) {
   using f = typename V::f;

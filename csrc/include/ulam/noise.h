@@ -1,9 +1,9 @@
 // noise-v1: counter-based Gaussian noise with the same bits on every backend.
 //
-// Philox4x32-10 (Salmon et al. 2011) makes four words from (tag | block, draw, chain); two Box-Muller pairs with
-// fixed polynomials make four normals of them. Only correctly rounded fp32 operations are used, and no product is
-// added to anything outside an fma, so no compiler can change a bit. Element e of a chain's sample is normal e % 4
-// of block e / 4.
+// Philox4x32-10 (Salmon et al. 2011) makes four words from (tag | block, draw, chain); two Box-Muller pairs
+// with fixed polynomials make four normals of them. Only correctly rounded fp32 operations are used, and no
+// product is added to anything outside an fma, so no compiler can change a bit. Element e of a chain's sample
+// is normal e % 4 of block e / 4.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,14 @@ ULAM_HD Words philox4x32_10(Words c, uint32_t k0, uint32_t k1) {
   return c;
 }
 
-// One chain's draw. Only the first counter word differs between its blocks, so half of the first two rounds is the
-// same for all of them and is done here, once.
+// One chain's draw. Only the first counter word differs between its blocks, so half of the first two rounds
+// is the same for all of them and is done here, once.
 struct Stream {
-  uint32_t tag;      // in the top four bits of the first counter word
-  uint32_t x2;       // round 1: c3 ^ k1
-  uint32_t x0;       // round 2: c1 ^ k0
-  uint32_t y2, y3;   // round 2: hi(M0 c0) ^ k1 and lo(M0 c0)
-  uint32_t k0, k1;   // the key of round 3
+  uint32_t tag;     // in the top four bits of the first counter word
+  uint32_t x2;      // round 1: c3 ^ k1
+  uint32_t x0;      // round 2: c1 ^ k0
+  uint32_t y2, y3;  // round 2: hi(M0 c0) ^ k1 and lo(M0 c0)
+  uint32_t k0, k1;  // the key of round 3
 };
 
 ULAM_HD Stream make_stream(uint64_t seed, uint64_t chain, uint64_t draw, uint32_t tag) {

@@ -7,7 +7,7 @@
 #define ULAM_HD inline __attribute__((always_inline))
 #endif
 
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
 #define ULAM_UNROLL _Pragma("unroll")
 #else
 #define ULAM_UNROLL _Pragma("GCC unroll 16")

@@ -25,7 +25,8 @@ enum Flag : uint32_t {
 ULAM_HD constexpr int row_width(int registers) { return kUpdate + registers * (registers + 3); }
 
 // A row with the masks of its present terms: a coefficient that is exactly 0 means that the term is not read.
-// In terms[i], bit j < R is register j; bits R, R + 1 and R + 2 are the x0 estimate, the model output and the noise.
+// In terms[i], bit j < R is register j; bits R, R + 1 and R + 2 are the x0 estimate, the model output and the
+// noise.
 template <int R>
 struct Row {
   const float* c;
@@ -53,7 +54,8 @@ ULAM_HD typename V::f guide(typename V::f cond, typename V::f uncond, float w) {
   return V::fma(V::set(w), V::sub(cond, uncond), uncond);
 }
 
-// The x0 estimate. fma(a, b, -0) is mul(a, b), sign of zero included, so absent terms need no special first case.
+// The x0 estimate. fma(a, b, -0) is mul(a, b), sign of zero included, so absent terms need no special first
+// case.
 template <class V, int R>
 ULAM_HD typename V::f estimate_x0(const Row<R>& row, typename V::f x, typename V::f m) {
   typename V::f d = V::set(row.c[kKx] != 0.0f || row.c[kKm] != 0.0f ? -0.0f : 0.0f);
@@ -67,10 +69,11 @@ ULAM_HD typename V::f learned_noise(const Row<R>& row, typename V::f v, typename
   return V::mul(exp<V>(V::fma(V::set(row.c[kLearnedSlope]), v, V::set(row.c[kLearnedOffset]))), z);
 }
 
-// The new value of register i: sum_j A[i][j] r_j + A[i][D] D + A[i][m] m + A[i][z] z over the present terms, in order.
+// The new value of register i: sum_j A[i][j] r_j + A[i][D] D + A[i][m] m + A[i][z] z over the present terms,
+// in order.
 template <class V, int R>
-ULAM_HD typename V::f combine(const Row<R>& row, int i, const typename V::f r[R], typename V::f x0,
-                              typename V::f m, typename V::f z) {
+ULAM_HD typename V::f combine(const Row<R>& row, int i, const typename V::f r[R], typename V::f x0, typename V::f m,
+                              typename V::f z) {
   const uint32_t terms = row.terms[i];
   typename V::f t;
   if (terms & 1)

@@ -1,7 +1,7 @@
 // One lane: the arithmetic of a single element, on the host and on the device.
 //
-// The formulas of this folder are templates over such a type. The CPU's vector types (csrc/cpu/) have the same
-// members over many lanes. Every operation rounds once, to nearest even.
+// The formulas of this folder are templates over such a type. The CPU's vector types (csrc/cpu/) have the
+// same members over many lanes. Every operation rounds once, to nearest even.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,8 @@ struct Scalar {
   static constexpr int width = 1;
   using f = float;
   using u = uint32_t;
-  using word = uint32_t;   // one counter word of Philox
-  using wide = uint64_t;   // its product
+  using word = uint32_t;  // one counter word of Philox
+  using wide = uint64_t;  // its product
 
   static ULAM_HD wide mul_wide(uint32_t a, word b) { return static_cast<uint64_t>(a) * b; }
   static ULAM_HD word hi(wide p) { return static_cast<uint32_t>(p >> 32); }
@@ -32,8 +32,9 @@ struct Scalar {
   static ULAM_HD f fma(f a, f b, f c) { return __fmaf_rn(a, b, c); }
   static ULAM_HD f mul(f a, f b) { return __fmul_rn(a, b); }
   static ULAM_HD f sub(f a, f b) { return __fsub_rn(a, b); }
-  // Correctly rounded on [2^-23, 46), the range of noise-v1's radius, from any reciprocal root within 2^-21: proved
-  // over all pairs of mantissa and estimate (section 8 of the standard). sqrt.rn takes more instructions and a branch.
+  // Correctly rounded on [2^-23, 46), the range of noise-v1's radius, from any reciprocal root within 2^-21:
+  // proved over all pairs of mantissa and estimate (section 8 of the standard). sqrt.rn takes more
+  // instructions and a branch.
   static ULAM_HD f sqrt(f a) {
     f y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));

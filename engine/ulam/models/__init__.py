@@ -4,7 +4,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from ulam.models.digits import DigitsUNet
+from .digits import DigitsUNet
 
 __all__ = ["DigitsUNet", "load_digits"]
 

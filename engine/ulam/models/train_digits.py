@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulam.models.digits import CLASSES, NULL_CLASS, TRAIN_STEPS, DigitsUNet, alpha_sigma
+from .digits import CLASSES, NULL_CLASS, TRAIN_STEPS, DigitsUNet, alpha_sigma
 
 HELD_OUT = 50  # images of every class kept from training
 BATCH = 128
@@ -64,9 +64,7 @@ def _digits(table: np.ndarray, rows: np.ndarray) -> Digits:
     return Digits(images, labels, hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest())
 
 
-def augment(
-    images: Tensor, degrees: float, scale: float, pixels: float, generator: torch.Generator
-) -> Tensor:
+def augment(images: Tensor, degrees: float, scale: float, pixels: float, generator: torch.Generator) -> Tensor:
     """Rotate, scale and shift a random half of the images [B, 1, 28, 28], each uniformly within +-limits."""
     count = len(images)
     limits = torch.tensor([math.radians(degrees), scale, pixels * 2 / 28, pixels * 2 / 28])
@@ -87,9 +85,7 @@ def batches(digits: Digits, generator: torch.Generator) -> Iterator[tuple[Tensor
             yield digits.images[rows], digits.labels[rows]
 
 
-def noised(
-    net: DigitsUNet, x0: Tensor, t: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def noised(net: DigitsUNet, x0: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(x_t, eps, v) of x0 [B, 1, 28, 28] at index t [B], each like x0."""
     alpha_t, sigma_t = (c.float()[:, None, None, None] for c in alpha_sigma(net.log_alpha_bar, t))
     eps = torch.randn(x0.shape, generator=generator)

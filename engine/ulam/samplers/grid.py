@@ -19,9 +19,7 @@ from ..schedules import Array, Continuous, Schedule, check_schedule
 SPACINGS = ("leading", "linspace", "trailing")
 
 
-def grid(
-    schedule: Schedule, steps: int | None, spacing: str | None, timesteps: tuple[float, ...] | None
-) -> Array:
+def grid(schedule: Schedule, steps: int | None, spacing: str | None, timesteps: tuple[float, ...] | None) -> Array:
     """The times [n] of a sampler on `schedule`.
 
     Explicit `timesteps` win; else `steps` of them in the given spacing, which only training indices have.
@@ -125,7 +123,5 @@ def _explicit(schedule: Schedule, timesteps: tuple[float, ...]) -> Array:
 def _positive_sigma(schedule: Schedule, times: Array) -> Array:
     """A time without noise has nothing to denoise (and divides by sigma)."""
     if (schedule.sigma(times) == 0).any():
-        raise ValueError(
-            f"timesteps must have sigma above 0, {times[schedule.sigma(times) == 0][0]:g} has sigma 0"
-        )
+        raise ValueError(f"timesteps must have sigma above 0, {times[schedule.sigma(times) == 0][0]:g} has sigma 0")
     return times

@@ -20,9 +20,7 @@ UInt64Array = npt.NDArray[np.uint64]
 UInt32Array = npt.NDArray[np.uint32]
 Words = tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]  # four words below 2^32 held in 64 bits
 
-DOMAIN = np.uint64(
-    0xB7E151628AED2A6A
-)  # keeps our keys apart from other users of Philox keyed by the bare seed
+DOMAIN = np.uint64(0xB7E151628AED2A6A)  # keeps our keys apart from other users of Philox keyed by the bare seed
 REKEY_COUNTER = 0xF0000000  # tag 15
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
@@ -38,9 +36,7 @@ LOG_POLYNOMIAL = _constants(
     "-0x1.1f28p-2", "0x1.3b0c5cp-2", "-0x1.1ea89ap-2", "0x1.5038p-2", "-0x1.99d3bp-2",
     "0x1.00144ep-1", "-0x1.5554fcp-1", "0x1.ffffd6p-1", "-0x1p+1",
 )  # fmt: skip
-SIN_POLYNOMIAL = _constants(
-    "0x1.3912a8p-13", "-0x1.31fbf4p-8", "0x1.466504p-4", "-0x1.4abba2p-1", "0x1.921fb4p+0"
-)
+SIN_POLYNOMIAL = _constants("0x1.3912a8p-13", "-0x1.31fbf4p-8", "0x1.466504p-4", "-0x1.4abba2p-1", "0x1.921fb4p+0")
 COS_POLYNOMIAL = _constants(
     "-0x1.889fc6p-16", "0x1.e0a1e2p-11", "-0x1.55cd26p-6", "0x1.03c1d4p-2", "-0x1.3bd3ccp+0", "0x1p+0"
 )
@@ -77,9 +73,7 @@ def chain_key(seed: UInt64Array, draw: UInt64Array) -> tuple[UInt64Array, UInt64
     return np.where(upper == 0, k0, o0), np.where(upper == 0, k1, o1)
 
 
-def words(
-    seed: UInt64Array, chain: UInt64Array, draw: UInt64Array, tag: int, block: UInt64Array
-) -> UInt32Array:
+def words(seed: UInt64Array, chain: UInt64Array, draw: UInt64Array, tag: int, block: UInt64Array) -> UInt32Array:
     """Random words ``[chains, blocks, 4]``; seed, chain and draw are ``[chains]``, block is ``[blocks]``."""
     k0, k1 = (half[:, None] for half in chain_key(seed, draw))
     counter = (

@@ -144,9 +144,7 @@ class Operands:
     def variance(self, chains: Chains) -> RealArray:
         """``v`` ``[chains, size]``: the second half of the conditional output."""
         if self.model is None or self.model.shape[1] != 2 * self.size:
-            raise ValueError(
-                "model: a row with a learned noise scale needs twice the state's channels (m, then v)"
-            )
+            raise ValueError("model: a row with a learned noise scale needs twice the state's channels (m, then v)")
         return self.model[chains, self.size :]
 
     def normal(self, chains: Chains, dtype: np.dtype[Any]) -> RealArray:
@@ -154,12 +152,8 @@ class Operands:
         if self.noise is not None:
             return self.noise[chains]
         if self.seed is None or self.chain is None or self.draw is None:
-            raise ValueError(
-                "seed, chain, draw: a row in the batch reads noise, so they (or noise=) must be given"
-            )
-        z = noise_v1.normals(
-            self.seed[chains], self.chain[chains], self.draw[chains], tag=0, offset=0, count=self.size
-        )
+            raise ValueError("seed, chain, draw: a row in the batch reads noise, so they (or noise=) must be given")
+        z = noise_v1.normals(self.seed[chains], self.chain[chains], self.draw[chains], tag=0, offset=0, count=self.size)
         return z.astype(dtype)
 
 

@@ -1,0 +1,120 @@
+"""The CPU's fused step, noise and whole sampling runs against PyTorch, diffusers and the memory: `python -m bench.cpu`.
+
+Prints tables and writes bench/results/cpu-DATE.json. Every ratio is measured in one process, the candidates in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from bench.naive import NaiveDDPM, PreallocatedDDPM
+from bench.timing import Timing, interleaved, table, write
+
+import ulam
+import ulam_kernels
+from ulam_kernels import _cpu
+
+SIZES = [(64, 3, 32, 32), (64, 3, 256, 256)]
+ROW = 500  # of the 1000-row DDPM program: a row with noise
+
+
+def step_candidates(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """One DDPM reverse step at t = 499 for every chain."""
+    generator = torch.Generator().manual_seed(0)
+    x, eps = (torch.randn(shape, generator=generator) for _ in range(2))
+    t = torch.full((shape[0],), 999 - ROW)
+    naive, preallocated = NaiveDDPM(), PreallocatedDDPM(shape)
+    program = ulam.samplers.DDPM().program(ulam.schedules.vp_linear(1000))
+    rows, state, ids = program.table(), x[None].clone(), torch.arange(shape[0])
+    row, seed = torch.full_like(ids, ROW), torch.zeros_like(ids)
+
+    def fused() -> None:
+        ulam_kernels.step(state, rows, row, model=eps, seed=seed, chain=ids, draw=row)
+
+    compiled = torch.compile(naive.step)
+    out, in_place = torch.empty(shape), x.clone()
+    return {
+        "ulam fused step": fused,
+        "eager": lambda: naive.step(x, eps, t),
+        "eager, preallocated outputs": lambda: preallocated.step(in_place, eps, t),
+        "torch.compile": lambda: compiled(x, eps, t),
+        "diffusers DDPMScheduler.step": diffusers_step(x, eps, 999 - ROW),
+        "limit: 2 reads, 1 write": lambda: torch.add(x, eps, out=out),
+    }
+
+
+def diffusers_step(x: torch.Tensor, eps: torch.Tensor, t: int) -> Callable[[], object]:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(clip_sample=False)
+    scheduler.set_timesteps(1000)
+    return lambda: scheduler.step(eps, t, x).prev_sample
+
+
+def noise_per_core() -> dict[str, Timing]:
+    """2^22 normals on one thread."""
+    threads = torch.get_num_threads()
+    out, ids = torch.empty(64, 1 << 16), torch.arange(64)
+    zeros = torch.zeros_like(ids)
+    rng = np.random.Generator(np.random.SFC64(0))
+    buffer = np.empty(out.numel(), dtype=np.float32)
+    candidates: dict[str, Callable[[], object]] = {}
+    for name in _cpu.instruction_sets():
+
+        def fill(name: str = name) -> None:
+            _cpu.use_instruction_set(name)
+            ulam_kernels.fill_normal(out, seed=zeros, chain=ids, draw=zeros)
+
+        candidates[f"ulam noise-v1, {name}"] = fill
+    candidates["torch.randn"] = out.normal_
+    candidates["numpy SFC64"] = lambda: rng.standard_normal(out=buffer, dtype=np.float32)
+    torch.set_num_threads(1)
+    try:
+        return interleaved(candidates)
+    finally:
+        torch.set_num_threads(threads)
+        _cpu.use_instruction_set(_cpu.instruction_sets()[0])
+
+
+def whole_runs(shape: tuple[int, ...], steps: int = 100) -> dict[str, Timing]:
+    """`steps` DDPM steps with a network that costs nothing: all that is not the network."""
+    eps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    naive = NaiveDDPM()
+    denoiser = ulam.Denoiser(lambda x, t: eps, ulam.schedules.vp_linear(1000))
+    sampler = ulam.samplers.DDPM(timesteps=tuple(range(steps - 1, -1, -1)))
+    candidates: dict[str, Callable[[], object]] = {
+        "ulam.sample": lambda: ulam.sample(denoiser, sampler, shape[1:], shape[0], progress=False),
+        "the naive loop": lambda: naive.sample(lambda x, t: eps, shape, steps),
+    }
+    return interleaved(candidates, seconds=6.0, least=3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    figures: dict[str, dict[str, Timing]] = {}
+    for shape in SIZES:
+        size = "x".join(map(str, shape))
+        figures[f"DDPM step, {size} fp32"] = interleaved(step_candidates(shape))
+        print(
+            table(f"DDPM step, {size} fp32", figures[f"DDPM step, {size} fp32"], "ulam fused step"),
+            flush=True,
+        )
+    figures["noise, 2^22 normals, one thread"] = noise = noise_per_core()
+    print(
+        table("noise, 2^22 normals, one thread", noise, f"ulam noise-v1, {_cpu.instruction_sets()[0]}"),
+        flush=True,
+    )
+    for shape in SIZES:
+        title = f"100 DDPM steps, free network, {'x'.join(map(str, shape))}"
+        figures[title] = whole_runs(shape)
+        print(table(title, figures[title], "ulam.sample"), flush=True)
+    print(f"wrote {write('cpu', figures)}")
+
+
+if __name__ == "__main__":
+    main()
