@@ -15,6 +15,7 @@ from bench.timing import Timing, interleaved, table, write
 
 import ulam
 import ulam_kernels
+from ulam.loading import load_model
 from ulam_kernels import _cpu
 
 SIZES = [(64, 3, 32, 32), (64, 3, 256, 256)]
@@ -92,28 +93,52 @@ def whole_runs(shape: tuple[int, ...], steps: int = 100) -> dict[str, Timing]:
     return interleaved(candidates, seconds=6.0, least=3)
 
 
+def conversion_candidates(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """Noise prediction to posterior mean, one timestep a chain."""
+    generator = torch.Generator().manual_seed(0)
+    x, eps = (torch.randn(shape, generator=generator) for _ in range(2))
+    t, schedule, naive = torch.arange(1, shape[0] + 1), ulam.schedules.vp_linear(1000), NaiveDDPM()
+    return {
+        "ulam.ops.posterior_mean": lambda: ulam.ops.posterior_mean(x, eps, t, schedule),
+        "eager": lambda: naive.mean(x, eps, t),
+    }
+
+
+def digits_overhead(chains: int = 64, steps: int = 10) -> dict[str, float]:
+    """Seconds of a guided digits run that are not the network's, as a share of the network's."""
+    model = load_model("digits")
+    labels = torch.arange(chains) % 10
+    engine = ulam.Engine(model.denoiser, model.shape, slots=chains)
+    null = torch.full_like(labels, model.null_class or 0)
+    engine.submit(ulam.samplers.DDIM(steps=steps), chains, cond={"y": labels}, guidance=2.0, uncond={"y": null})
+    engine.run()
+    network = engine.report.network_seconds
+    return {"network": network, "rest": engine.report.seconds - network, "share": engine.report.seconds / network - 1}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     figures: dict[str, dict[str, Timing]] = {}
+
+    def show(title: str, timings: dict[str, Timing]) -> None:
+        figures[title] = timings
+        print(table(title, timings, ours=next(iter(timings))), flush=True)
+
     for shape in SIZES:
-        size = "x".join(map(str, shape))
-        figures[f"DDPM step, {size} fp32"] = interleaved(step_candidates(shape))
-        print(
-            table(f"DDPM step, {size} fp32", figures[f"DDPM step, {size} fp32"], "ulam fused step"),
-            flush=True,
-        )
-    figures["noise, 2^22 normals, one thread"] = noise = noise_per_core()
-    print(
-        table("noise, 2^22 normals, one thread", noise, f"ulam noise-v1, {_cpu.instruction_sets()[0]}"),
-        flush=True,
-    )
+        show(f"DDPM step, {_size(shape)} fp32", interleaved(step_candidates(shape)))
+    show(f"eps to posterior mean, {_size(SIZES[-1])} fp32", interleaved(conversion_candidates(SIZES[-1])))
+    show("noise, 2^22 normals, one thread", noise_per_core())
     for shape in SIZES:
-        title = f"100 DDPM steps, free network, {'x'.join(map(str, shape))}"
-        figures[title] = whole_runs(shape)
-        print(table(title, figures[title], "ulam.sample"), flush=True)
-    print(f"wrote {write('cpu', figures)}")
+        show(f"100 DDPM steps, free network, {_size(shape)}", whole_runs(shape))
+    overhead = digits_overhead()
+    print(f"digits run, guided: {overhead['network']:.2f} s in the network, {overhead['share']:.2%} beside it")
+    print(f"wrote {write('cpu', figures, digits_overhead=overhead)}")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,13 @@ class NaiveDDPM:
         return values[t].view(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def mean(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         scale = self.at(self.betas, t) / torch.sqrt(1 - self.at(self.alphas_cumprod, t))
-        mean = (x - scale * eps) / torch.sqrt(self.at(self.alphas, t))
+        return (x - scale * eps) / torch.sqrt(self.at(self.alphas, t))
+
+    @torch.no_grad()
+    def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        mean = self.mean(x, eps, t)
         noise = torch.randn_like(x)
         mask = (t != 0).float().view(-1, 1, 1, 1)
         return mean + mask * torch.sqrt(self.at(self.betas, t)) * noise

@@ -203,9 +203,9 @@ BAD: dict[str, tuple[type[Exception], tuple[Any, ...]]] = {
         ValueError,
         (X, X, torch.zeros(3), LINEAR),
     ),
-    r"t must be a number or have shape \[2\], chains, got \[\]": (
+    r"t must be a number or have shape \[2\], chains, got \[2, 1\]": (
         ValueError,
-        (X, X, torch.tensor(3), LINEAR),
+        (X, X, torch.zeros(2, 1), LINEAR),
     ),
     "t must hold integers or floats, got torch.bool": (TypeError, (X, X, torch.zeros(2).bool(), LINEAR)),
     "t must be a number or a tensor of one per chain, got '3'": (TypeError, (X, X, "3", LINEAR)),
@@ -238,3 +238,8 @@ def test_the_posterior_needs_a_previous_training_step(op: Callable[..., torch.Te
 def test_no_score_without_noise() -> None:
     with pytest.raises(ValueError, match="t must have sigma above 0"):
         ops.score(X, X, 0.0, schedules.flow(), "flow")
+
+
+def test_a_scalar_tensor_is_a_number():
+    expected = ulam.ops.posterior_mean(X, X, 7, LINEAR)
+    assert torch.equal(ulam.ops.posterior_mean(X, X, torch.tensor(7), LINEAR), expected)

@@ -105,11 +105,11 @@ def _levels(
 def _times(x_t: torch.Tensor, t: Time) -> Array:
     """`t` as [B] float64."""
     if isinstance(t, torch.Tensor):
-        if t.shape != x_t.shape[:1]:
+        if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
             raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
         if t.dtype == torch.bool or t.is_complex():
             raise TypeError(f"t must hold integers or floats, got {t.dtype}")
-        return t.detach().to("cpu", torch.float64).numpy()
+        return t.detach().to("cpu", torch.float64).expand(len(x_t)).numpy()
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
         raise TypeError(f"t must be a number or a tensor of one per chain, got {t!r}")
     return np.full(len(x_t), float(t))
