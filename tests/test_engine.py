@@ -235,9 +235,7 @@ def test_network_in_training_samples_in_eval_mode_and_goes_back():
             return self.dropout(x)
 
     network = Net().train()
-    denoiser = ulam.Denoiser(network, SCHEDULE)
-    network.train()
-    draw(chains=2, denoiser=denoiser)
+    draw(chains=2, network=network)
     assert network.training and network.dropout.training
 
 

@@ -241,5 +241,5 @@ def test_no_score_without_noise() -> None:
 
 
 def test_a_scalar_tensor_is_a_number():
-    expected = ulam.ops.posterior_mean(X, X, 7, LINEAR)
-    assert torch.equal(ulam.ops.posterior_mean(X, X, torch.tensor(7), LINEAR), expected)
+    expected = ops.posterior_mean(X, X, 7, LINEAR)
+    assert torch.equal(ops.posterior_mean(X, X, torch.tensor(7), LINEAR), expected)

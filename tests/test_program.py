@@ -247,10 +247,10 @@ def test_packed_table_executes_as_the_program(name: str) -> None:
 # ------------------------------------------------------------------------------------------------ denoiser
 
 
-def test_denoiser_puts_modules_in_eval_mode_and_tells_time() -> None:
+def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
     net = torch.nn.Dropout().train()
     denoiser = Denoiser(net, SCHEDULE)
-    assert not net.training and denoiser.time_dtype == torch.float32
+    assert net.training and denoiser.time_dtype == torch.float32
     assert denoiser.program(DDIM(5)) is DDIM(5).program(SCHEDULE)
     index = Denoiser(net, SCHEDULE, time="index")
     assert index.time_dtype == torch.int64 and index.program(DDIM(5)).time.tolist() == [80, 60, 40, 20, 0]

@@ -212,6 +212,22 @@ struct Vectors {
     static ULAM_DEVICE Lanes<lanes>::f widen(const Raw<lanes>& raw) { return cuda::widen<T, lanes>(raw); }
     static ULAM_DEVICE Raw<lanes> narrow(const Lanes<lanes>::f& v) { return cuda::narrow<T, lanes>(v); }
   };
+
+  // Narrows and stores at a type known only when it runs.
+  static ULAM_DEVICE void store(DType type, uint32_t, char* chains, int64_t start, uint32_t i, uint32_t left,
+                                const Lanes<lanes>::f& v) {
+    if (type == kFloat32)
+      store_known<Float32>(chains, start, i, left, v);
+    else if (type == kBFloat16)
+      store_known<BFloat16>(chains, start, i, left, v);
+    else
+      store_known<Float16>(chains, start, i, left, v);
+  }
+  template <class T>
+  static ULAM_DEVICE void store_known(char* chains, int64_t start, uint32_t i, uint32_t left, const Lanes<lanes>::f& v) {
+    const Known<T> operand(kFloat32, 0);
+    operand.store(chains + operand.bytes(start), i, left, operand.narrow(v));
+  }
 };
 
 // Four elements a thread, of a type known only when it runs, at addresses aligned to `width` elements (4, 2 or 1).
@@ -294,6 +310,12 @@ struct Quads {
       }
     }
   };
+
+  static ULAM_DEVICE void store(DType type, uint32_t width, char* chains, int64_t start, uint32_t i, uint32_t left,
+                                const Lanes<4>::f& v) {
+    const Any operand(type, width);
+    operand.store(chains + operand.bytes(start), i, left, operand.narrow(v));
+  }
 };
 
 // The normals of the thread's elements; `i`, the first of them, is a multiple of 4.

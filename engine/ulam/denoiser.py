@@ -138,8 +138,8 @@ class Denoiser:
 
     x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` tells
     float32: the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow.
-    `time="index"` tells int64 training indices, on VP schedules and whole-number grids only. An `nn.Module`
-    is put in eval mode. Raises TypeError or ValueError for what cannot be a denoiser.
+    `time="index"` tells int64 training indices, on VP schedules and whole-number grids only. Sampling calls
+    an `nn.Module` in eval mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
     """
 
     net: Callable[..., Any]
@@ -157,8 +157,6 @@ class Denoiser:
             raise ValueError(f"time must be 'auto' or 'index', got {self.time!r}")
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
-        if isinstance(self.net, torch.nn.Module):
-            self.net.eval()
 
     @property
     def time_dtype(self) -> torch.dtype:
