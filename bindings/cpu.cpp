@@ -23,16 +23,17 @@ T* pointer(uintptr_t address) {
 void check_rows(const Step& s) {
   for (int64_t b = 0; b < s.chains; ++b) {
     const int64_t row = s.row[b];
-    const std::string where = "row " + std::to_string(row) + " of batch entry " + std::to_string(b);
+    const auto where = [&] { return "row " + std::to_string(row) + " of batch entry " + std::to_string(b); };
     if (row < 0 || row >= s.rows)
-      throw py::index_error("step: " + where + " is outside the table of " + std::to_string(s.rows) + " rows");
+      throw py::index_error("step: " + where() + " is outside the table of " + std::to_string(s.rows) + " rows");
     const uint32_t flags = static_cast<uint32_t>(s.flags[row]);
     if ((flags & ulam::kReadsModel) && !s.model)
-      throw py::value_error("step: " + where + " reads the model output, but model is None");
+      throw py::value_error("step: " + where() + " reads the model output, but model is None");
     if ((flags & ulam::kLearned) && (!s.model || s.model_stride < 2 * s.elements))
-      throw py::value_error("step: " + where + " has a learned variance: model needs twice the channels of the state");
+      throw py::value_error("step: " + where() +
+                            " has a learned variance: model needs twice the channels of the state");
     if ((flags & ulam::kReadsNoise) && !s.noise && !(s.seed && s.chain && s.draw))
-      throw py::value_error("step: " + where + " reads noise: give seed, chain and draw, or noise");
+      throw py::value_error("step: " + where() + " reads noise: give seed, chain and draw, or noise");
   }
 }
 
@@ -61,8 +62,9 @@ void run_step(int64_t chains, int64_t elements, int registers, uintptr_t state, 
                pointer<void>(net_in),
                static_cast<DType>(net_type)};
   check_rows(s);
+  const Kernels& kernels = *g_kernels;
   py::gil_scoped_release unlocked;
-  step(*g_kernels, s, threads);
+  step(kernels, s, threads);
 }
 
 void run_fill_normal(int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
@@ -77,8 +79,9 @@ void run_fill_normal(int64_t chains, int64_t elements, int64_t offset, uintptr_t
                pointer<const int64_t>(draw),
                tag,
                scale};
+  const Kernels& kernels = *g_kernels;
   py::gil_scoped_release unlocked;
-  fill(*g_kernels, s, threads);
+  fill(kernels, s, threads);
 }
 
 void run_affine(int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
@@ -93,8 +96,9 @@ void run_affine(int64_t chains, int64_t elements, uintptr_t x, int x_type, uintp
                  static_cast<DType>(out_type),
                  pointer<const float>(a),
                  pointer<const float>(b)};
+  const Kernels& kernels = *g_kernels;
   py::gil_scoped_release unlocked;
-  affine(*g_kernels, s, threads);
+  affine(kernels, s, threads);
 }
 
 py::list instruction_sets() {
@@ -117,8 +121,9 @@ py::tuple noise_checksums(uint64_t first, uint64_t count, int threads) {
     throw py::value_error("first and count must be multiples of 1024 inside [0, 2^32]");
   uint64_t sums[3] = {};
   {
+    const Kernels& kernels = *g_kernels;
     py::gil_scoped_release unlocked;
-    hash_noise(*g_kernels, first, count, sums, threads);
+    hash_noise(kernels, first, count, sums, threads);
   }
   return py::make_tuple(sums[0], sums[1], sums[2]);
 }

@@ -245,19 +245,111 @@ def test_results_take_part_in_autograd():
     assert weight.grad is not None and torch.allclose(weight.grad, WHOLE[:2].sum())
 
 
-def test_interrupted_network_leaves_the_engine_usable():
-    calls = iter(range(100))
+class Flaky:
+    """A function that raises at some of its calls."""
 
-    def flaky(x, t):
-        if next(calls) == 4:
+    def __init__(self, function, *failures):
+        self.function, self.failures, self.calls = function, failures, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls - 1 in self.failures:
             raise RuntimeError("once")
-        return net(x, t)
+        return self.function(*arguments)
 
+
+def run_through_failures(engine):
+    """`run` again until it returns; how often it raised."""
+    for failures in range(10):
+        try:
+            return engine.run(), failures
+        except RuntimeError as error:
+            assert str(error) == "once"
+    raise AssertionError("never returned")
+
+
+def test_a_network_that_raises_loses_no_chain_and_no_bit():
+    flaky = Flaky(net, 4, 5, 20)
     engine = ulam.Engine(ulam.Denoiser(flaky, SCHEDULE), SHAPE, slots=4)
-    job = engine.submit(DDPM(steps=11), 4, seed=5)
-    with pytest.raises(RuntimeError, match="once"):
-        engine.run()
-    assert torch.equal(engine.run()[job], WHOLE[:4])
+    job = engine.submit(DDPM(steps=11), 10, seed=5)
+    results, failures = run_through_failures(engine)
+    assert failures == 3 and torch.equal(results[job], WHOLE[:10])
+
+
+@pytest.mark.parametrize("failures", [(0,), (1,), (0, 2, 3)])
+def test_rows_without_an_evaluation_survive_a_network_that_raises(failures):
+    expected = draw(Silent(), 6)
+    engine = ulam.Engine(ulam.Denoiser(Flaky(net, *failures), SCHEDULE), SHAPE, slots=4)
+    job = engine.submit(Silent(), 6, seed=5)
+    results, raised = run_through_failures(engine)
+    assert raised == len(failures) and torch.equal(results[job], expected)
+
+
+@pytest.mark.parametrize("failure", range(5))
+def test_rows_without_an_evaluation_survive_a_noise_that_raises(failure):
+    noise = Flaky(lambda row, chains: ulam.noise.normal(SHAPE, seed=5, chains=chains, row=row), failure)
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, slots=6)
+    job = engine.submit(Silent(), 6, seed=5, noise=noise)
+    results, raised = run_through_failures(engine)
+    assert raised == 1 and torch.equal(results[job], draw(Silent(), 6))
+
+
+def test_jobs_may_be_submitted_while_streaming():
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, slots=8)
+    jobs = [engine.submit(DDPM(steps=11), 8, seed=5)]
+    seen = []
+    for result in engine.stream():
+        seen.append((result.job, result.chain))
+        assert torch.equal(result.x, WHOLE[result.chain])
+        if len(seen) == 3:
+            jobs.append(engine.submit(DDPM(steps=11), range(20, 30), seed=5))
+    assert seen == [(jobs[0], c) for c in range(8)] + [(jobs[1], c) for c in range(20, 30)]
+
+
+def test_network_that_writes_into_the_state_is_refused():
+    with pytest.raises(ValueError, match="net: changed its input x in place"):
+        draw(network=lambda x, t: x.mul_(0.5))
+
+
+def test_network_mode_changed_while_streaming_does_not_matter():
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            assert not self.training
+            return net(x, t)
+
+    network = Net().train()
+    engine = ulam.Engine(ulam.Denoiser(network, SCHEDULE), SHAPE, slots=2)
+    engine.submit(DDPM(steps=3), 6)
+    for _ in engine.stream():
+        assert network.training
+        network.train()
+
+
+def test_float64_network_reads_float64_inputs():
+    """EDM preconditioning in float64: what the network reads is c_in x to float64 accuracy."""
+    told = []
+
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x, t):
+            told.append(x.clone())
+            return torch.zeros_like(x) * self.scale
+
+    schedule = ulam.schedules.edm(0.01, 10.0, sigma_data=1.0)
+    start = torch.full((2, 3), 1 / 3, dtype=torch.float64)
+    draw(
+        DDIM(steps=4),
+        2,
+        denoiser=ulam.Denoiser(Wide(), schedule, predicts="raw"),
+        shape=(3,),
+        dtype=torch.float64,
+        x_init=start,
+    )
+    assert told[0].dtype == torch.float64
+    assert (told[0] - start / (10.0**2 + 1) ** 0.5).abs().max() < 1e-16
 
 
 BAD = [

@@ -93,6 +93,39 @@ def test_every_instruction_set_equals_the_reference(registers, state_type, model
             assert same_bits(net_in, results[0][2]), (name, shape)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(3, 77, 91), (1, 40_001)])
+def test_threads_and_chunks_change_no_bit(threads, shape):
+    """Sizes above what one thread takes alone, and chains above one chunk."""
+    rng = np.random.default_rng(5)
+    table, inputs = random_table(rng, 3), random_inputs(rng, shape, torch.float32)
+    start = torch.from_numpy(rng.normal(size=(3, CHAINS, *shape))).float()
+    row, states, before = torch.arange(1, CHAINS + 1), [], torch.get_num_threads()
+    for backend in ("reference", "cpu"):
+        state = start.clone()
+        try:
+            torch.set_num_threads(threads)
+            ulam_kernels.step(state, table, row, backend=backend, **inputs)
+        finally:
+            torch.set_num_threads(before)
+        states.append(state)
+    assert same_bits(*states)
+
+
+def test_flushing_of_subnormal_numbers_changes_no_bit():
+    start = torch.full((1, 2, 70), 1e-39)
+    results = []
+    for flush in (False, True):
+        state = start.clone()
+        try:
+            torch.set_flush_denormal(flush)
+            ulam_kernels.step(state, one_row(x=0.5), torch.zeros(2, dtype=torch.int64))
+        finally:
+            torch.set_flush_denormal(False)
+        results.append(state.view(torch.int32))
+    assert torch.equal(*results) and bool((results[0] != 0).all())
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_ddpm_row_against_the_formula(backend):
     """A whole row in float64: the fp32 step is within a few roundings of a x + b m + c z."""
@@ -175,7 +208,7 @@ def test_float64_state_runs_on_the_reference():
     state = torch.randn(1, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = state[0] * 0.1
     table = one_row(x=0.1)
-    wide = Table(table.coef.double().copy_(table.coef), table.flags, 1, False)
+    wide = Table(table.coef.double().copy_(table.coef), table.flags, 1)
     wide.coef[0, 7] = 0.1
     ulam_kernels.step(state, wide, torch.zeros(2, dtype=torch.int64))
     assert torch.equal(state[0], exact)

@@ -2,6 +2,10 @@
 #include <cmath>
 #include <cstring>
 
+#if !defined(ULAM_NO_X86)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 namespace ulam::cpu {
@@ -11,14 +15,36 @@ namespace {
 constexpr int64_t kSerialElements = 8192;
 constexpr int64_t kChunk = 16384;
 
+// The arithmetic of the standard whatever the caller's thread is set to: round to nearest, keep subnormal numbers.
+class StandardArithmetic {
+#if !defined(ULAM_NO_X86)
+ public:
+  StandardArithmetic() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~kFlushAndRounding); }
+  ~StandardArithmetic() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kFlushAndRounding = 0xE040u;
+  unsigned before_;
+#else
+ public:
+  StandardArithmetic() {}  // not trivial, so that no compiler calls it unused
+#endif
+};
+
 template <class Run>
 void parallel(int64_t chains, int64_t elements, int threads, const Run& run) {
   if (chains == 0 || elements == 0) return;
-  if (threads <= 1 || chains * elements <= kSerialElements) return run(elements, 0, chains);
+  if (threads <= 1 || chains * elements <= kSerialElements) {
+    const StandardArithmetic standard;
+    return run(elements, 0, chains);
+  }
   const int64_t chunk = elements <= kChunk ? elements : kChunk;
   const int64_t units = chains * ((elements + chunk - 1) / chunk);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int part = 0; part < threads; ++part) run(chunk, units * part / threads, units * (part + 1) / threads);
+  for (int part = 0; part < threads; ++part) {
+    const StandardArithmetic standard;
+    run(chunk, units * part / threads, units * (part + 1) / threads);
+  }
 }
 
 }  // namespace
@@ -29,11 +55,11 @@ const Kernels* const* usable_kernels() {
     const Kernels** next = usable;
 #if !defined(ULAM_NO_X86)
     __builtin_cpu_init();
-    const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
-    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       *next++ = &avx512_kernels;
-    if (fma && __builtin_cpu_supports("f16c")) *next++ = &avx2_kernels;
+    if (avx2) *next++ = &avx2_kernels;
 #endif
     *next = &portable_kernels;
     return true;
@@ -92,23 +118,26 @@ bool transforms_exactly(const Kernels& k) {
   return sums[0] == 0x2cc7d0999e807b63 && sums[1] == 0x7b532d77cf711aaf && sums[2] == 0xc10ad8ba7176b318;
 }
 
-// clip(NaN, -1, 1) is NaN and clip(-2, -1, 1) is -1.
+// clip(NaN, -1, 1) is NaN and clip(-2, -1, 1) is -1, in the vectors and in the tail behind them.
 bool clips_like_the_standard(const Kernels& k) {
   static const float row[] = {1, 0, -1, 1, 0, 0, 1, 0, 1, 0, 0};  // D = x, x' = D
   static const int32_t flags = 1 | 1 << 7;
   const int64_t zero = 0;
-  float state[2] = {std::nanf(""), -2.0f};
+  float state[66];
+  for (int i = 0; i < 66; ++i) state[i] = i % 2 ? -2.0f : std::nanf("");
   Step s{};
   s.chains = s.rows = s.registers = 1;
-  s.elements = 2;
+  s.elements = 66;
   s.state = state;
   s.coef = row;
   s.flags = &flags;
   s.row = &zero;
   step(k, s, 1);
-  uint32_t bits;
-  std::memcpy(&bits, state, 4);
-  return (bits & 0x7fffffffu) > 0x7f800000u && state[1] == -1.0f;
+  uint32_t bits[66];
+  std::memcpy(bits, state, sizeof bits);
+  for (int i = 0; i < 66; ++i)
+    if (i % 2 ? state[i] != -1.0f : (bits[i] & 0x7fffffffu) <= 0x7f800000u) return false;
+  return true;
 }
 
 }  // namespace

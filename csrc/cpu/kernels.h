@@ -70,7 +70,7 @@ void fill(const Kernels&, const Fill&, int threads);
 void affine(const Kernels&, const Affine&, int threads);
 void hash_noise(const Kernels&, uint64_t first, uint64_t count, uint64_t sums[3], int threads);
 
-// Empty if this instruction set reproduces the noise standard's known answers, else what differs.
+// Null if this instruction set reproduces the noise standard's known answers, else what differs.
 const char* self_check(const Kernels&);
 
 }  // namespace ulam::cpu

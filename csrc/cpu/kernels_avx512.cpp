@@ -1,4 +1,4 @@
-// Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl; reached only when the processor has them.
+// Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c; reached only when the processor has them.
 #include "lanes_avx512.h"
 
 #include "kernels_impl.h"

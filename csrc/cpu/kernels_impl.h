@@ -64,7 +64,7 @@ struct StepChain {
 
   template <class V>
   inline void operator()(int64_t i, int64_t count) const {
-    typename V::f z[4];
+    typename V::f z[4] = {V::set(0.0f), V::set(0.0f), V::set(0.0f), V::set(0.0f)};
     if ((row.flags & kReadsNoise) && !s.noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     for (int k = 0; k < 4 && k * V::width < count; ++k) element<V>(i + k * V::width, z[k]);
   }

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
         if options.traceback:
             raise
-        print(f"ulam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if isinstance(error, (ValueError, TypeError, OSError, ImportError)) else repr(error)
+        print(f"ulam: error: {' '.join(text.split())}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -275,7 +276,3 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

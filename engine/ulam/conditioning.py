@@ -77,13 +77,15 @@ def check_guidance(
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("guidance: got a weight that is not finite, expected finite numbers")
     weight = weight.expand(chains).contiguous()
-    if bool((weight == 1).all()):
+    if uncond is None and bool((weight == 1).all()):
         return None, {}
     if uncond is None:
         raise ValueError("uncond: got None, guidance needs the unconditional inputs, such as {'y': nulls}")
     other = check_cond("uncond", uncond, chains)
     if unknown := other.keys() - cond.keys():
         raise ValueError(f"uncond: got {sorted(unknown)}, which cond does not have")
+    if bool((weight == 1).all()):
+        return None, {}
     return weight, {**cond, **other}
 
 
@@ -109,7 +111,9 @@ class ConditioningBuffers:
     def _check_one(self, name: str, key: str, value: torch.Tensor | Shared, first: torch.Tensor | Shared) -> None:
         if isinstance(value, Shared):
             before = self._shared.get(key, first.tensor if isinstance(first, Shared) else None)
-            if before is None or (before is not value.tensor and not torch.equal(before, value.tensor)):
+            if before is None or (
+                before is not value.tensor and not torch.equal(before, value.tensor.to(before.device))
+            ):
                 raise ValueError(f"{name}: a shared tensor must be the same for all jobs, cond and uncond of an engine")
             return
         like = self._buffers.get(key, first)
@@ -118,7 +122,7 @@ class ConditioningBuffers:
         if like.shape[1:] != value.shape[1:] or like.dtype != value.dtype:
             came, expected = (
                 f"{value.dtype} {list(value.shape)}",
-                f"{like.dtype} [chains, {list(like.shape[1:])}]",
+                f"{like.dtype} {['chains', *like.shape[1:]]}",
             )
             raise ValueError(f"{name}: got {came}, expected {expected} like before")
 

@@ -136,10 +136,10 @@ class Sampler(Protocol):
 class Denoiser:
     """A trained network `net(x, t, **cond)`, its schedule, what it predicts and how it is told time.
 
-    x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` tells
-    float32: the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow.
-    `time="index"` tells int64 training indices, on VP schedules and whole-number grids only. Sampling calls
-    an `nn.Module` in eval mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
+    x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` tells float32:
+    the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"`
+    tells int64 training indices, on VP schedules and whole-number grids only. Sampling calls an `nn.Module` in eval
+    mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
     """
 
     net: Callable[..., Any]

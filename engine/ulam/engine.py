@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +85,7 @@ class Engine:
         self._runner = Runner(denoiser, sizes, slots, where, backend, dtype)
         name = ulam_kernels.dispatch.name_of(module)
         self.report = Report(name, str(where), slots, fallbacks=_fallbacks(name, backend, dtype))
+        self._results: dict[Job, torch.Tensor] = {}
         self._closed = False
 
     def submit(
@@ -125,8 +125,8 @@ class Engine:
         weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
         self._runner.conditioning.check(conditional, unconditional)
         job = Job(program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise)
-        self._runner.conditioning.declare(conditional)
         self._runner.load(program)
+        self._runner.conditioning.declare(conditional)
         self._scheduler.submit(job, len(ids), job.ticks)
         return job
 
@@ -143,13 +143,14 @@ class Engine:
     def run(self) -> dict[Job, torch.Tensor]:
         """Run until no chain is left; each unfinished job's samples ``[chains, *shape]``, in the order of its chains.
 
-        Chains that an interrupted :meth:`stream` has delivered already are left at zero.
+        After an exception, calling again goes on and returns what had finished before too. Chains that :meth:`stream`
+        has delivered already are NaN.
         """
-        results: dict[Job, torch.Tensor] = {}
         for group, states in self.groups():
-            if group.job not in results:
-                results[group.job] = states.new_zeros(len(group.job.chains), *self.shape)
-            results[group.job][group.chains] = states
+            if group.job not in self._results:
+                self._results[group.job] = states.new_full((len(group.job.chains), *self.shape), float("nan"))
+            self._results[group.job][group.chains] = states
+        results, self._results = self._results, {}
         return results
 
     def groups(self, progress: Callable[[int], object] | None = None) -> Iterator[tuple[Group[Job], torch.Tensor]]:
@@ -157,31 +158,37 @@ class Engine:
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
-        scheduler, runner = self._scheduler, self._runner
-        with _in_eval_mode(self.denoiser.net):
-            while scheduler.busy and not self._closed:
-                begin, network = time.perf_counter(), runner.network_seconds
-                with torch.inference_mode():
-                    for group in scheduler.admit():
-                        runner.enter(group)
-                    guided = any(group.job.guidance is not None for group in scheduler.groups)
-                    active = scheduler.active
-                    for _ in range(scheduler.ticks_until_event):
-                        runner.tick(scheduler.tick, scheduler.groups, guided)
-                        scheduler.tick += 1
-                        self.report.ticks += 1
-                        self.report.evaluations += active
-                        if progress is not None:
-                            progress(active)
-                finished = [(group, runner.leave(group)) for group in scheduler.retire()]
+        while self._scheduler.busy and not self._closed:
+            begin, network = time.perf_counter(), self._runner.network_seconds
+            try:
+                with _in_eval_mode(self.denoiser.net), torch.inference_mode():
+                    self._run_to_next_event(progress)
+                finished = [(group, self._runner.leave(group)) for group in self._scheduler.retire()]
+            finally:
                 self.report.seconds += time.perf_counter() - begin
-                self.report.network_seconds += runner.network_seconds - network
-                for group, states in finished:
-                    self.report.chains += group.size
-                    yield group, states
+                self.report.network_seconds += self._runner.network_seconds - network
+            for group, states in finished:
+                self.report.chains += group.size
+                yield group, states
+
+    def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
+        """Fill the free slots and tick until a group is done."""
+        scheduler, runner, report = self._scheduler, self._runner, self.report
+        if runner.between_ticks:
+            for group in scheduler.admit():
+                runner.enter(group)
+        guided = any(group.job.guidance is not None for group in scheduler.groups)
+        active = scheduler.active
+        for _ in range(scheduler.ticks_until_event):
+            runner.tick(scheduler.tick, scheduler.groups, guided)
+            scheduler.tick += 1
+            report.ticks += 1
+            report.evaluations += active
+            if progress is not None:
+                progress(active)
 
     def close(self) -> None:
-        """Drop all chains and refuse new ones."""
+        """Drop all chains; a stream ends, and new jobs are refused."""
         self._closed = True
 
     def __enter__(self) -> Engine:
@@ -211,8 +218,8 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     elements = 1
     for size in sizes:
         elements *= size
-    if elements >= MAX_ELEMENTS:
-        raise ValueError(f"shape: got {sizes}, a sample may have fewer than 2^30 elements")
+    if elements > MAX_ELEMENTS:
+        raise ValueError(f"shape: got {sizes}, a sample may have at most 2^30 elements")
     return sizes
 
 
@@ -251,7 +258,4 @@ def _fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str,
     """What runs on the slow reference without having been asked for."""
     if name != "reference" or backend == "reference" or dtype == torch.float64:
         return ()
-    reasons = "; ".join(f"{other}: {why}" for other, why in ulam_kernels.backends().items() if why != "usable")
-    message = f"the reference backend runs the fused operations ({reasons})"
-    logging.getLogger("ulam").warning(message)
-    return (message,)
+    return (ulam_kernels.dispatch.why_reference(),)

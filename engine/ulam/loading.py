@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def _call_factory(name: str) -> Any:
         sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SyntaxError) as error:
         raise ImportError(f"model: cannot import {module_name!r}: {error}") from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
@@ -118,13 +119,13 @@ def parse_schedule(text: str) -> Schedule:
     Raises:
         ValueError: not such a call, or its arguments are out of range.
     """
-    name, _, rest = text.strip().partition("(")
+    call = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     constructors = ("vp_linear", "vp_scaled_linear", "vp_cosine", "ve", "edm", "flow")
-    if name not in constructors or (rest and not rest.endswith(")")):
+    if call is None or call[1] not in constructors:
         raise ValueError(f"schedule: got {text!r}, expected one of {', '.join(constructors)} with numbers in brackets")
     positional: list[float] = []
     named: dict[str, float] = {}
-    for argument in filter(None, (part.strip() for part in rest.rstrip(")").split(","))):
+    for argument in filter(None, (part.strip() for part in (call[2] or "").split(","))):
         key, equals, value = argument.rpartition("=")
         try:
             number = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
@@ -135,7 +136,7 @@ def parse_schedule(text: str) -> Schedule:
         else:
             positional.append(number)
     try:
-        made: Schedule = getattr(schedules, name)(*positional, **named)
+        made: Schedule = getattr(schedules, call[1])(*positional, **named)
     except TypeError as error:
         raise ValueError(f"schedule: {text!r}: {error}") from None
     return made

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 import ulam_kernels
+from ulam_kernels.ops import MAX_ELEMENTS
 
+DRAWS_PER_ROW = 16  # stages of noise that a row may draw
 INITIAL_STATE = 1  # the tag of a chain's first state; 0 is the noise of its rows
 
 
@@ -26,7 +29,7 @@ def normal(
     """Standard normal noise ``[len(chains), *shape]`` float32, the same bits on every backend and machine.
 
     Args:
-        shape: of one chain's sample, fewer than 2^30 elements.
+        shape: of one chain's sample, at most 2^30 elements.
         seed: any integer in [-2^63, 2^64), negative ones read as two's complement.
         chains: ids in [0, 2^63), a range, a sequence or an int64 tensor; an int n stands for 0..n-1.
         row: the row of the sampler's program, in [0, 2^60). stage: 0 to 15, for rows that draw more than once.
@@ -35,17 +38,20 @@ def normal(
     Raises:
         TypeError, ValueError: an argument out of range.
     """
-    ids = chain_ids(chains).to(device)
+    ids, bits = chain_ids(chains).to(device), seed_int64(seed)
     if not 0 <= _integer("row", row) < 1 << 60:
         raise ValueError(f"row: got {row}, expected 0 to 2^60 - 1")
-    if not 0 <= _integer("stage", stage) < 16:
+    if not 0 <= _integer("stage", stage) < DRAWS_PER_ROW:
         raise ValueError(f"stage: got {stage}, expected 0 to 15")
-    if any(_integer("shape", size) < 0 for size in shape):
-        raise ValueError(f"shape: got {tuple(shape)}, expected sizes of at least 0")
+    if not 0 <= _integer("tag", tag) <= 14:
+        raise ValueError(f"tag: got {tag}, expected 0 to 14")
+    if any(_integer("shape", size) < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"shape: got {tuple(shape)}, expected sizes of at least 0 and at most 2^30 elements")
     out = torch.empty((len(ids), *shape), device=device)
-    draw = torch.full_like(ids, as_int64(row * 16 + stage))
-    seeds = torch.full_like(ids, seed_int64(seed))
-    return ulam_kernels.fill_normal(out, seed=seeds, chain=ids, draw=draw, tag=_integer("tag", tag), backend=backend)
+    draw = torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage))
+    return ulam_kernels.fill_normal(
+        out, seed=torch.full_like(ids, bits), chain=ids, draw=draw, tag=tag, backend=backend
+    )
 
 
 def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:

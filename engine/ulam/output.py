@@ -100,7 +100,7 @@ def _whole(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
         for name, path in partial.items():
             os.replace(path, folder / name)
     except OSError as error:
-        raise OSError(f"out: cannot write to {folder}: {error.strerror or error}; no file was changed") from None
+        raise OSError(f"out: cannot write to {folder}: {error.strerror or error}") from None
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)

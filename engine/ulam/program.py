@@ -114,6 +114,11 @@ class Program:
         """The number of network evaluations."""
         return int(self.evaluates.sum())
 
+    @cached_property
+    def evaluating(self) -> list[int]:
+        """The rows that evaluate the network, in order."""
+        return [int(row) for row in np.flatnonzero(self.evaluates)]
+
     @property
     def needs_noise(self) -> bool:
         """Whether any row adds noise (the initial state aside)."""

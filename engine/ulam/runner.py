@@ -6,11 +6,10 @@ Nothing here waits for the device: what happens at a tick is known in advance fr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import ulam_kernels
@@ -19,11 +18,10 @@ from ulam_kernels import Table
 from .conditioning import ConditioningBuffers
 from .denoiser import Denoiser
 from .job import Job
-from .noise import INITIAL_STATE
+from .noise import DRAWS_PER_ROW, INITIAL_STATE
 from .program import Program
 from .scheduler import Group
 
-DRAWS_PER_ROW = 16
 IDLE_ROW = 0
 
 
@@ -43,17 +41,24 @@ class Runner:
         self.device, self.backend, self.dtype = device, backend, dtype
         self.time_dtype = torch.float64 if dtype == torch.float64 and denoiser.time != "index" else denoiser.time_dtype
         self.net_dtype = _input_dtype(denoiser.net, dtype)
-        ids = torch.zeros(5, slots, dtype=torch.int64, device=device)
-        self.cursor, self.advance, self.seed = ids[:2], torch.zeros_like(ids[:2]), ids[4]
-        self.row, self.draw, self.chain = ids[0], ids[1], ids[3]
+        self.cursor, self.advance = torch.zeros(2, 2, slots, dtype=torch.int64, device=device)
+        self.row, self.draw = self.cursor
+        self.seed, self.chain = torch.zeros(2, slots, dtype=torch.int64, device=device)
         self.weight = torch.ones(slots, device=device)
         self.state = torch.zeros(1, slots, *shape, dtype=dtype, device=device)
         self.net_in: torch.Tensor | None = None
         self.t = torch.zeros(slots, dtype=self.time_dtype, device=device)
         self.conditioning = ConditioningBuffers(slots, device)
         self._base: dict[Program, int] = {}
-        self._output_shapes: tuple[torch.Size, ...] = ()
+        self._tables: list[Table] = []
+        self._times: list[torch.Tensor] = []
+        self._phase = 0
         self.network_seconds = 0.0
+
+    @property
+    def between_ticks(self) -> bool:
+        """False after an exception inside a tick, until :meth:`tick` has completed it."""
+        return self._phase == 0
 
     # ------------------------------------------------------------------------------------------ programs
 
@@ -61,28 +66,28 @@ class Runner:
         """Make a program's rows part of the table (its coefficients are rounded once, here)."""
         if program in self._base:
             return
-        programs = [*self._base, program]
-        registers = max(p.registers for p in programs)
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        tables = [p.table(dtype=wide, device=self.device).widen(registers) for p in programs]
-        idle = Table(torch.zeros_like(tables[0].coef[:1]), torch.zeros_like(tables[0].flags[:1]), registers, False)
-        self.table = Table.cat([idle, *tables])
-        # Idle slots are told the first program's first time, which the network can surely take.
-        first = programs[0].time[programs[0].evaluates][:1]
-        times = torch.cat([torch.from_numpy(t.copy()) for t in (first, *(p.time for p in programs))])
-        self.time = times.nan_to_num(0.0).to(self.device, self.time_dtype)
-        base = 1
-        for p in programs:
-            self._base[p] = base
-            base += len(p)
-        if registers > self.state.shape[0]:
-            more = registers - self.state.shape[0]
+        table = program.table(dtype=wide, device=self.device)
+        if not self._tables:
+            # Idle slots are told the first program's first time, which the network can surely take.
+            idle = Table(torch.zeros_like(table.coef[:1]), torch.zeros_like(table.flags[:1]), table.registers)
+            self._append(idle, program.time[program.evaluates][:1])
+        self._base[program] = sum(map(len, self._tables))
+        self._append(table, program.time)
+        registers = max(table.registers for table in self._tables)
+        self.table = Table.cat([table.widen(registers) for table in self._tables])
+        self.time = torch.cat(self._times)
+        if (more := registers - len(self.state)) > 0:
             self.state = torch.cat([self.state, self.state.new_zeros(more, *self.state.shape[1:])])
-        casts = self.net_dtype not in (self.dtype, torch.float64)
-        if self.net_in is None and (casts or any((p.c_in != 1).any() for p in programs)):
-            dtype = torch.float32 if self.net_dtype == torch.float64 else self.net_dtype
+        if self.net_in is None and (self.net_dtype != self.dtype or bool((program.c_in != 1).any())):
+            # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
+            dtype = self.net_dtype if self.net_dtype != torch.float64 or wide == torch.float64 else torch.float32
             self.net_in = torch.zeros(self.slots, *self.shape, dtype=dtype, device=self.device)
             self.net_in.copy_(self.state[0])
+
+    def _append(self, table: Table, time: npt.NDArray[np.float64]) -> None:
+        self._tables.append(table)
+        self._times.append(torch.from_numpy(np.nan_to_num(time)).to(self.device, self.time_dtype))
 
     # ---------------------------------------------------------------------------------- entering and leaving
 
@@ -130,17 +135,23 @@ class Runner:
         """One evaluation of the network and one fused step for every chain in the slots.
 
         Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
-        evaluation: after it). If the network raises, no chain has moved past the row that it was to evaluate.
+        evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
+        where this one stopped.
         """
-        silent = [group for group in groups if len(group.job.program) > group.job.ticks]
-        if silent:
-            self._run_silent((group, _silent_before(group.job.program, tick - group.start)) for group in silent)
-        m = self._evaluate(guided)
-        now = [(group, _evaluating(group.job.program)[tick - group.start]) for group in groups if group.job.noise]
-        self._step(self.row, now, m[: self.slots], m[self.slots :] if guided else None)
-        self.cursor += self.advance
-        if silent:
-            self._run_silent((group, _silent_after(group.job.program, tick - group.start)) for group in silent)
+        before, after = _silent_rows(tick, groups)
+        while self._phase < len(before):
+            self._step_silently(before[self._phase])
+            self._phase += 1
+        if self._phase == len(before):
+            m = self._evaluate(guided)
+            now = [(group, group.job.program.evaluating[tick - group.start]) for group in groups if group.job.noise]
+            self._step(self.row, now, m[: self.slots], m[self.slots :] if guided else None)
+            self.cursor += self.advance
+            self._phase += 1
+        while self._phase <= len(before) + len(after) and after:
+            self._step_silently(after[self._phase - len(before) - 1])
+            self._phase += 1
+        self._phase = 0
 
     def _evaluate(self, guided: bool) -> torch.Tensor:
         torch.index_select(self.time, 0, self.row, out=self.t)
@@ -149,9 +160,11 @@ class Runner:
             x = x.double()
         if guided:
             x, t = torch.cat([x, x]), torch.cat([t, t])
-        begin = time.perf_counter()
+        begin, version = time.perf_counter(), self.state._version
         m = self.denoiser.net(x, t, **self.conditioning.inputs(guided))
         self.network_seconds += time.perf_counter() - begin
+        if self.state._version != version:
+            raise ValueError("net: changed its input x in place, which is the chains' state; work on x.clone()")
         if not isinstance(m, torch.Tensor):
             raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
         if m.shape != x.shape:
@@ -162,18 +175,14 @@ class Runner:
             raise TypeError(f"net: returned {m.dtype} on {m.device}, expected a float tensor on {x.device}")
         return m
 
-    def _run_silent(self, moves: Iterable[tuple[Group[Job], range]]) -> None:
-        """Execute these rows, which do not evaluate the network, and leave all other chains alone."""
-        waiting = [(group, rows) for group, rows in moves if rows]
-        while waiting:
-            row = torch.full_like(self.row, IDLE_ROW)
-            step = torch.zeros_like(self.advance)
-            for group, _ in waiting:
-                row[group.slots] = self.row[group.slots]
-                step[:, group.slots] = self.advance[:, group.slots]
-            self._step(row, [(group, rows[0]) for group, rows in waiting if group.job.noise], None, None)
-            self.cursor += step
-            waiting = [(group, rows[1:]) for group, rows in waiting if len(rows) > 1]
+    def _step_silently(self, moving: list[tuple[Group[Job], int]]) -> None:
+        """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
+        row, advance = torch.full_like(self.row, IDLE_ROW), torch.zeros_like(self.advance)
+        for group, _ in moving:
+            row[group.slots] = self.row[group.slots]
+            advance[:, group.slots] = self.advance[:, group.slots]
+        self._step(row, [(group, row) for group, row in moving if group.job.noise], None, None)
+        self.cursor += advance
 
     def _step(
         self,
@@ -213,22 +222,30 @@ class Runner:
         return noise
 
 
-@lru_cache(maxsize=256)
-def _evaluating(program: Program) -> list[int]:
-    """The rows that evaluate the network, in order."""
-    return [int(row) for row in np.flatnonzero(program.evaluates)]
+Silent = list[list[tuple[Group[Job], int]]]
 
 
-def _silent_before(program: Program, evaluation: int) -> range:
-    """The rows between an evaluation and the one before it."""
-    rows = _evaluating(program)
-    return range(rows[evaluation - 1] + 1 if evaluation else 0, rows[evaluation])
+def _silent_rows(tick: int, groups: list[Group[Job]]) -> tuple[Silent, Silent]:
+    """Rows without an evaluation that come before this tick's evaluation, and behind it if it is the last.
 
-
-def _silent_after(program: Program, evaluation: int) -> range:
-    """The rows behind the last evaluation, if this is the last."""
-    rows = _evaluating(program)
-    return range(rows[-1] + 1, len(program)) if evaluation == len(rows) - 1 else range(0)
+    Each list holds fused steps; each step the groups that take part in it, with the row of their program.
+    """
+    before: Silent = []
+    after: Silent = []
+    for group in groups:
+        rows, evaluation = group.job.program.evaluating, tick - group.start
+        if len(rows) == len(group.job.program):
+            continue
+        previous = rows[evaluation - 1] + 1 if evaluation else 0
+        trailing = rows[-1] + 1 if evaluation == len(rows) - 1 else len(group.job.program)
+        for steps, silent in (
+            (before, range(previous, rows[evaluation])),
+            (after, range(trailing, len(group.job.program))),
+        ):
+            steps += [[] for _ in range(len(silent) - len(steps))]
+            for step, row in zip(steps, silent, strict=False):
+                step.append((group, row))
+    return before, after
 
 
 def _input_dtype(net: Any, state: torch.dtype) -> torch.dtype:

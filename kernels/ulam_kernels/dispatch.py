@@ -1,12 +1,13 @@
 """Which backend runs an operation.
 
 The order is: the argument ``backend=``, the environment variable ``ULAM_BACKEND``, then the fastest usable one for
-the tensors' device. Nothing falls back silently: a backend that was asked for and cannot serve raises.
+the tensors' device. A backend that was asked for and cannot serve raises; a fall-back on the reference is logged, once.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from functools import cache
 from types import ModuleType
@@ -39,8 +40,16 @@ def _automatic(device_type: str) -> ModuleType:
     for name in (*candidates, "reference"):
         module = load(name)
         if isinstance(module, ModuleType):
+            if name == "reference":
+                logging.getLogger("ulam").warning(why_reference())
             return module
     raise RuntimeError(f"no usable backend: {backends()}")
+
+
+def why_reference() -> str:
+    """What to tell of a fall-back on the reference backend."""
+    reasons = "; ".join(f"{name}: {state}" for name, state in backends().items() if state != "usable")
+    return f"the slow reference backend runs the fused operations ({reasons})"
 
 
 @cache

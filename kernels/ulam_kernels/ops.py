@@ -52,7 +52,7 @@ def step(
         uncond: the unconditional output, like ``model``; needs ``guidance``.
         guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
-        noise: ``[B, *shape]`` float32, used in place of the generated z.
+        noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
         net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous: receives the next row's network input.
         backend: see :func:`ulam_kernels.backends`.
 
@@ -88,9 +88,9 @@ def step(
     if noise is not None:
         _check(noise, "noise", wanted, device, sample)
     if net_in is not None:
-        _check(net_in, "net_in", None, device, sample)
-    if chains and state.numel() // (registers * chains) >= MAX_ELEMENTS:
-        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have fewer than 2^30 elements")
+        _check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+    if chains and state.numel() // (registers * chains) > MAX_ELEMENTS:
+        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
     select(backend, device.type, dtype).step(
         state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in
     )

@@ -45,11 +45,6 @@ def width(registers: int) -> int:
     return MATRIX + registers * (registers + 3)
 
 
-def term_column(registers: int, register: int, term: int) -> int:
-    """Column of ``A[register][term]``; terms are ``0..R-1`` the registers, ``R`` D, ``R+1`` m, ``R+2`` z."""
-    return MATRIX + register * (registers + 3) + term
-
-
 def column_name(registers: int, column: int) -> str:
     """The name of a column as errors and printed tables spell it, for example ``A[0][z]``."""
     if column < MATRIX:
@@ -73,7 +68,6 @@ class Table:
     coef: torch.Tensor
     flags: torch.Tensor
     registers: int
-    learned: bool
 
     def __post_init__(self) -> None:
         if not 1 <= self.registers <= MAX_REGISTERS:
@@ -140,7 +134,6 @@ class Table:
             coef=torch.from_numpy(rounded).to(device),
             flags=torch.from_numpy(flags).to(device),
             registers=registers,
-            learned=bool((flags & LEARNED).any()),
         )
 
     @classmethod
@@ -163,7 +156,6 @@ class Table:
             coef=torch.cat([table.coef for table in tables]),
             flags=torch.cat([table.flags for table in tables]),
             registers=first.registers,
-            learned=any(table.learned for table in tables),
         )
 
     def widen(self, registers: int) -> Table:
@@ -183,13 +175,7 @@ class Table:
         wide = coef[:, MATRIX:].view(rows, registers, registers + 3)
         wide[:, :R, :R] = narrow[:, :, :R]
         wide[:, :R, registers:] = narrow[:, :, R:]
-        return Table(coef, self.flags, registers, self.learned)
-
-    def to(self, device: torch.device | str) -> Table:
-        """The same rows on another device (the table itself where it is there already)."""
-        if torch.device(device) == self.coef.device:
-            return self
-        return Table(self.coef.to(device), self.flags.to(device), self.registers, self.learned)
+        return Table(coef, self.flags, registers)
 
     def __len__(self) -> int:
         return self.coef.shape[0]

@@ -48,7 +48,7 @@ struct Row {
   ULAM_HD float a(int i, int j) const { return c[kUpdate + i * (R + 3) + j]; }
 };
 
-// m_uncond + w (m_cond - m_uncond), but w = 1 and w = 0 return their side untouched.
+// m_uncond + w (m_cond - m_uncond). Callers take w = 1 and w = 0 apart: they return their side untouched.
 template <class V>
 ULAM_HD typename V::f guide(typename V::f cond, typename V::f uncond, float w) {
   return V::fma(V::set(w), V::sub(cond, uncond), uncond);

@@ -98,7 +98,3 @@ def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, o
         torch.get_num_threads(),
     )
 
-
-def checksums(first: int, count: int) -> tuple[int, int, int]:
-    """The noise standard's checksums of radius, cosine and sine over the words ``[first, first + count)``."""
-    return _cpu.noise_checksums(first, count, torch.get_num_threads())
