@@ -179,12 +179,12 @@ class Program:
         expected = {f.name for f in fields(cls)}
         if data.keys() != expected:
             raise ValueError(f"text must hold just a program's fields, these differ: {data.keys() ^ expected}")
-        for name in (*COLUMNS, "A"):  # "inf" and "nan" are strings, JSON has no such numbers
-            data[name] = np.array(data[name], dtype=np.float64)
-        if len(data["kx"]) == 0:
-            data["A"] = data["A"].reshape(0, data["registers"], data["registers"] + 3)
-            data["writes"] = np.zeros((0, data["registers"]), dtype=np.bool_)
+        for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
+            if not isinstance(data[name], kind):
+                raise ValueError(f"text must hold a program's fields in their types: {name} is {data[name]!r}")
         try:
+            for name in (*COLUMNS, "A"):  # "inf" and "nan" are strings, JSON has no such numbers
+                data[name] = np.array(data[name], dtype=np.float64)
             return cls(**data)
         except TypeError as error:
             raise ValueError(f"text must hold a program's fields in their types: {error}") from None
