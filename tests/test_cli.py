@@ -123,7 +123,7 @@ def test_own_network_with_weights(folder: Path):
     assert ran.returncode == 0, ran.stderr
     x = ulam.sample(
         ulam.Denoiser(lambda x, t: x * 0.25, ulam.schedules.vp_linear(1000)),
-        ulam.samplers.DDIM(steps=3),
+        ulam.samplers.DDIM(steps=3, clip=(-1, 1)),
         (3, 8, 8),
         5,
         progress=False,
@@ -159,6 +159,7 @@ BAD = {
     "no shape": "sample --model mine:net --out out",
     "bad shape": "sample --model mine:net --shape 3x8 --out out",
     "zero shape": "sample --model mine:net --shape 3,0 --out out",
+    "too many chains": "sample --model digits --chains 99999999999999999999 --out out",
     "zero chains": "sample --model digits --chains 0 --out out",
     "negative chains": "sample --model digits --chains -4 --out out",
     "zero steps": "sample --model digits --steps 0 --out out",
@@ -171,7 +172,7 @@ BAD = {
     "nan guidance": "sample --model digits --labels 0-9 --guidance nan --out out",
     "guidance without labels": "sample --model digits --guidance 2 --out out",
     "nan eta": "sample --model digits --eta nan --out out",
-    "bad clip": "sample --model digits --clip=1,-1 --out out",
+    "bad clip": "sample --model digits --clip 1 -1 --out out",
     "bad schedule": f"sample {OWN} --schedule vp_linear(1000,nan)",
     "no schedule": f"sample {OWN} --schedule __import__('os')",
     "bad prediction": f"sample {OWN} --predicts noise",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ulam
+from ulam.models import load_digits
 from ulam.program import ProgramBuilder
 from ulam.samplers import DDIM, DDPM
 
@@ -113,6 +114,55 @@ def test_guided_and_plain_jobs_share_an_engine():
     alone = draw(DDIM(steps=9), 6, cond={"y": labels}, uncond={"y": nulls}, guidance=2.0, slots=4)
     assert torch.equal(results[guided], alone)
     assert torch.equal(results[plain], draw(DDIM(steps=5), 6, cond={"y": labels}))
+
+
+def test_guided_company_changes_no_bit_of_a_convolutional_network():
+    """The network sees the same batch shape whether or not others in the batch are guided."""
+    network, shapes = load_digits(), set()
+
+    def spy(x, t, y):
+        shapes.add((x.shape, t.shape))
+        return network(x, t, y)
+
+    results = []
+    for guided in (False, True):
+        engine = ulam.Engine(ulam.Denoiser(spy, SCHEDULE), (1, 28, 28), slots=2)
+        plain = engine.submit(DDIM(steps=4), 1, 5, cond={"y": torch.tensor([3])})
+        if guided:
+            y = {"y": torch.tensor([5])}
+            engine.submit(DDIM(steps=4), [9], 5, cond=y, uncond={"y": torch.tensor([10])}, guidance=2.0)
+        results.append(engine.run()[plain])
+    assert torch.equal(*results) and shapes == {((2, 1, 28, 28), (2,))}
+
+
+def test_shared_conditional_and_unconditional_inputs_may_differ():
+    """One prompt and one empty prompt for all chains, as in text to image."""
+    prompt, empty = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.5, 0.5])
+
+    def network(x, t, w):
+        return x * w
+
+    got = draw(
+        DDIM(steps=3),
+        5,
+        network=network,
+        shape=(3,),
+        cond={"w": ulam.shared(prompt)},
+        uncond={"w": ulam.shared(empty)},
+        guidance=2.0,
+        slots=2,
+    )
+    per_chain = draw(
+        DDIM(steps=3),
+        5,
+        network=network,
+        shape=(3,),
+        cond={"w": prompt.expand(5, 3)},
+        uncond={"w": empty.expand(5, 3)},
+        guidance=2.0,
+        slots=2,
+    )
+    assert torch.equal(got, per_chain)
 
 
 def test_shared_conditioning_is_passed_as_it_is():
@@ -306,9 +356,65 @@ def test_jobs_may_be_submitted_while_streaming():
     assert seen == [(jobs[0], c) for c in range(8)] + [(jobs[1], c) for c in range(20, 30)]
 
 
-def test_network_that_writes_into_the_state_is_refused():
+def test_a_stream_that_is_left_early_loses_nothing():
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, slots=4)
+    first, second = engine.submit(DDPM(steps=11), 4, seed=5), engine.submit(DDPM(steps=11), range(4, 8), seed=5)
+    delivered = next(engine.stream())
+    assert delivered.job is first and torch.equal(delivered.x, WHOLE[0])
+    assert [r.chain for r, _ in zip(engine.stream(), range(2), strict=False)][:2] == [1, 2]
+    results = engine.run()
+    assert torch.equal(results[second], WHOLE[4:8])
+
+
+@pytest.mark.parametrize("network", [lambda x, t, y: x.mul_(0.5), lambda x, t, y: torch.relu_(x)])
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_network_that_writes_into_its_input_is_refused(network, guidance):
+    y = {"y": torch.zeros(4)}
     with pytest.raises(ValueError, match="net: changed its input x in place"):
-        draw(network=lambda x, t: x.mul_(0.5))
+        draw(chains=4, network=network, cond=y, uncond=None if guidance is None else y, guidance=guidance)
+
+
+def test_caller_in_inference_mode():
+    with torch.inference_mode():
+        assert torch.equal(draw(chains=3), WHOLE[:3])
+
+
+def test_caller_with_another_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = {"y": torch.zeros(3, dtype=torch.float32)}
+        assert ulam.noise.normal((2,), seed=0, chains=1).dtype == torch.float32
+        got = draw(DDIM(steps=3), 3, cond=y, uncond=y, guidance=2.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, draw(DDIM(steps=3), 3, cond=y, uncond=y, guidance=2.0))
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, lambda value: torch.tensor(value)])
+def test_integers_of_other_libraries(integer):
+    z = ulam.noise.normal((4,), seed=integer(5), chains=[integer(7)], row=integer(3), stage=integer(2), tag=integer(1))
+    assert torch.equal(z, ulam.noise.normal((4,), seed=5, chains=[7], row=3, stage=2, tag=1))
+    denoiser = ulam.Denoiser(net, SCHEDULE)
+    got = ulam.sample(denoiser, DDPM(steps=11), (3, 5, integer(7)), 4, integer(5), slots=integer(2), progress=False)
+    assert torch.equal(got, WHOLE[:4])
+
+
+def test_a_job_keeps_its_chains_and_weights():
+    chains, weights = torch.arange(3), torch.tensor([2.0, 2.0, 2.0])
+    y = {"y": torch.zeros(3)}
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, slots=3)
+    job = engine.submit(DDIM(steps=3), chains, 5, cond=y, uncond=y, guidance=weights)
+    chains += 10
+    weights += 5
+    assert torch.equal(engine.run()[job], draw(DDIM(steps=3), 3, cond=y, uncond=y, guidance=2.0))
+
+
+def test_reference_asked_for_by_the_environment_is_no_fall_back(monkeypatch):
+    monkeypatch.setenv("ULAM_BACKEND", "reference")
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, slots=2)
+    assert engine.report.backend == "reference" and engine.report.fallbacks == ()
+    monkeypatch.setenv("ULAM_BACKEND", "cpu")
+    assert draw(chains=1, dtype=torch.float64).dtype == torch.float64
 
 
 def test_network_mode_changed_while_streaming_does_not_matter():

@@ -21,25 +21,26 @@ from .engine import Engine, resolve_device
 from .loading import Model, load_model
 from .sampling import DEFAULT_SLOTS
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Options of `ulam sample` that go to the sampler, if they are given.
 SAMPLER_OPTIONS = ("steps", "eta", "clip", "spacing", "variance")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
         print("ulam: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if options.traceback:
             raise
-        text = str(error) if isinstance(error, (ValueError, TypeError, OSError, ImportError)) else repr(error)
+        known = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        text = str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)"
         print(f"ulam: error: {' '.join(text.split())}", file=sys.stderr)
-        return BAD_INPUT
+        return BAD_INPUT if known else FAILED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +69,9 @@ def _parser() -> _Parser:
     p.add_argument("--sampler", default="ddim", help=f"one of {', '.join(sorted(_samplers()))} (default ddim)")
     p.add_argument("--steps", type=int, help="evaluations of the network a chain (default 50; ddpm: all)")
     p.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 ancestral")
-    p.add_argument("--clip", type=_pair, metavar="LO,HI", help="clip the x0 estimate, such as --clip=-1,1")
+    p.add_argument(
+        "--clip", type=float, nargs=2, metavar=("LO", "HI"), help="clip the x0 estimate, such as --clip -1 1"
+    )
     p.add_argument("--spacing", help="of the timesteps: leading, linspace or trailing")
     p.add_argument("--variance", help="ddpm: posterior (default), beta, learned or learned_range")
     p.add_argument("--chains", type=int, default=64, metavar="N", help="how many samples (default 64)")
@@ -122,8 +125,8 @@ class _Run:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    if options.chains < 1:
-        raise ValueError(f"chains: got {options.chains}, expected at least 1")
+    if not 1 <= options.chains <= 10**9:
+        raise ValueError(f"chains: got {options.chains}, expected 1 to 10^9")
     model = load_model(
         options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
     )
@@ -135,7 +138,12 @@ def _sample(options: argparse.Namespace) -> int:
     slots = min(options.chains, DEFAULT_SLOTS) if options.slots is None else options.slots
     engine = Engine(model.denoiser, model.shape, slots, device, options.backend)
     job = engine.submit(sampler, options.chains, options.seed, **_conditioning(options, model, labels))
-    run = _Run(engine, sampler, torch.zeros(options.chains, *model.shape), options.chains * job.program.nfe)
+    run = _Run(
+        engine,
+        sampler,
+        torch.zeros(options.chains, *model.shape, dtype=torch.float32),
+        options.chains * job.program.nfe,
+    )
     print(f"ulam: {options.chains} chains of {model.name}, {sampler}, backend {engine.report.backend}")
     with output.writable_folder(options.out):
         run.go()
@@ -238,14 +246,6 @@ def _integers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 3,32,32")
     return tuple(int(part) for part in text.split(","))
-
-
-def _pair(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected two numbers such as -1,1") from None
-    return low, high
 
 
 def _labels(text: str) -> list[int]:

@@ -70,13 +70,15 @@ def check_guidance(
         weight = torch.as_tensor(guidance).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance: got {type(guidance).__name__}, expected a number, or one a chain") from None
+    if torch.as_tensor(guidance).is_complex():
+        raise TypeError("guidance: got complex numbers, expected real ones")
     if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
         raise ValueError(
             f"guidance: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains"
         )
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("guidance: got a weight that is not finite, expected finite numbers")
-    weight = weight.expand(chains).contiguous()
+    weight = weight.expand(chains).clone()
     if uncond is None and bool((weight == 1).all()):
         return None, {}
     if uncond is None:
@@ -90,71 +92,50 @@ def check_guidance(
 
 
 class ConditioningBuffers:
-    """The conditioning of all slots: ``[2 * slots, ...]`` a key, conditional rows first, unconditional ones after."""
+    """The network's further arguments for all slots, in one of the two branches: ``[slots, ...]`` a key."""
 
-    def __init__(self, slots: int, device: torch.device) -> None:
-        self._slots, self._device = slots, device
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._shared: dict[str, torch.Tensor] = {}
-        self._halves: dict[bool, dict[str, torch.Tensor]] = {}
-        self._keys: set[str] | None = None  # of the first job, and so of all
+    def __init__(self, name: str, slots: int, device: torch.device) -> None:
+        self._name, self._slots, self._device = name, slots, device
+        self._inputs: dict[str, torch.Tensor] | None = None
+        self._shared: set[str] = set()
 
-    def check(self, cond: dict[str, torch.Tensor | Shared], uncond: dict[str, torch.Tensor | Shared]) -> None:
+    def check(self, values: dict[str, torch.Tensor | Shared]) -> None:
         """Raise ValueError unless these inputs can stand in one batch with those of the jobs before."""
-        if self._keys is not None and self._keys != cond.keys():
-            came = f"{sorted(cond)}, the jobs before {sorted(self._keys)}"
-            raise ValueError(f"cond: got {came}: jobs in one engine share a batch and so the network's arguments")
-        for name, values in (("cond", cond), ("uncond", uncond)):
-            for key, value in values.items():
-                self._check_one(f"{name}[{key!r}]", key, value, cond[key])
-
-    def _check_one(self, name: str, key: str, value: torch.Tensor | Shared, first: torch.Tensor | Shared) -> None:
-        if isinstance(value, Shared):
-            before = self._shared.get(key, first.tensor if isinstance(first, Shared) else None)
-            if before is None or (
-                before is not value.tensor and not torch.equal(before, value.tensor.to(before.device))
-            ):
-                raise ValueError(f"{name}: a shared tensor must be the same for all jobs, cond and uncond of an engine")
+        if self._inputs is None:
             return
-        like = self._buffers.get(key, first)
-        if isinstance(like, Shared) or key in self._shared:
-            raise ValueError(f"{name}: got a tensor per chain, expected a shared one like before")
-        if like.shape[1:] != value.shape[1:] or like.dtype != value.dtype:
-            came, expected = (
-                f"{value.dtype} {list(value.shape)}",
-                f"{like.dtype} {['chains', *like.shape[1:]]}",
-            )
-            raise ValueError(f"{name}: got {came}, expected {expected} like before")
+        if self._inputs.keys() != values.keys():
+            came = f"{sorted(values)}, the jobs before {sorted(self._inputs)}"
+            raise ValueError(f"{self._name}: got {came}: jobs in one engine share the arguments of the network")
+        for key, value in values.items():
+            before, tensor = self._inputs[key], value.tensor if isinstance(value, Shared) else value
+            if isinstance(value, Shared) != (key in self._shared):
+                raise ValueError(f"{self._name}[{key!r}]: all jobs of an engine share it, or none")
+            if isinstance(value, Shared) and not torch.equal(before, tensor.to(before.device)):
+                raise ValueError(f"{self._name}[{key!r}]: a shared tensor must be the same for all jobs of an engine")
+            if before.dtype != tensor.dtype or (key not in self._shared and before.shape[1:] != tensor.shape[1:]):
+                came, like = f"{tensor.dtype} {list(tensor.shape)}", f"{before.dtype} {['chains', *before.shape[1:]]}"
+                raise ValueError(f"{self._name}[{key!r}]: got {came}, expected {like} like the jobs before")
 
-    def declare(self, cond: dict[str, torch.Tensor | Shared]) -> None:
+    def declare(self, values: dict[str, torch.Tensor | Shared]) -> None:
         """Allocate the buffers, or do nothing if an earlier job did."""
-        if self._keys is not None:
+        if self._inputs is not None:
             return
-        self._keys = set(cond)
-        for key, value in cond.items():
+        self._inputs = {}
+        for key, value in values.items():
             if isinstance(value, Shared):
-                self._shared[key] = value.tensor.to(self._device)
+                self._inputs[key] = value.tensor.to(self._device)
+                self._shared.add(key)
             else:
-                shape = (2 * self._slots, *value.shape[1:])
-                self._buffers[key] = torch.zeros(shape, dtype=value.dtype, device=self._device)
-        for guided in (False, True):
-            rows = {key: buffer if guided else buffer[: self._slots] for key, buffer in self._buffers.items()}
-            self._halves[guided] = {**rows, **self._shared}
+                shape = (self._slots, *value.shape[1:])
+                self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._device)
 
-    def enter(
-        self,
-        slots: slice,
-        chains: slice,
-        cond: dict[str, torch.Tensor | Shared],
-        uncond: dict[str, torch.Tensor | Shared],
-    ) -> None:
+    def enter(self, slots: slice, chains: slice, values: dict[str, torch.Tensor | Shared]) -> None:
         """Copy the inputs of these chains of a job to these slots."""
-        after = slice(slots.start + self._slots, slots.stop + self._slots)
-        for rows, values in ((slots, cond), (after, uncond or cond)):
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    self._buffers[key][rows].copy_(value[chains])
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                self.inputs[key][slots].copy_(value[chains])
 
-    def inputs(self, guided: bool) -> dict[str, torch.Tensor]:
-        """The network's keyword arguments for ``slots`` rows, or for twice as many."""
-        return self._halves.get(guided, {})
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """The network's keyword arguments."""
+        return self._inputs or {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from ulam_kernels.ops import FLOATS, MAX_ELEMENTS
 from .conditioning import Cond, check_cond, check_guidance
 from .denoiser import Denoiser, Sampler
 from .job import Job, Noise
-from .noise import chain_ids, seed_int64
+from .noise import chain_ids, seed_int64, whole_number
 from .runner import Runner
 from .scheduler import Group, Scheduler
 
@@ -48,11 +51,13 @@ class Engine:
     """Samples chains of many jobs in ``slots`` slots: chains with different samplers, step counts, seeds and guidance
     share each evaluation of the network and each fused step.
 
-    The network always sees a batch of ``slots`` (twice that while a guided chain is among them: conditional rows
-    first). Idle slots are padding. ``x`` and ``t`` are the engine's own buffers: a network that keeps them must clone.
+    The network always sees a batch of ``slots``; idle slots are padding. While there are guided chains in the batch it
+    is called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t`` are the
+    engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain tensors
+    given to :meth:`submit` are read when the chains enter their slots.
 
     Args:
-        denoiser: the network with its schedule. It is called under ``torch.inference_mode``, once a tick.
+        denoiser: the network with its schedule. It is called under ``torch.inference_mode``.
         shape: of one chain's sample. slots: chains in one batch.
         device: where the states live; the network must be there.
         backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
@@ -73,8 +78,9 @@ class Engine:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
         sizes = _shape(shape)
-        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
-            raise ValueError(f"slots: got {slots!r}, expected a whole number of at least 1")
+        slots = whole_number("slots", slots)
+        if slots < 1:
+            raise ValueError(f"slots: got {slots}, expected at least 1")
         if dtype not in (*FLOATS, torch.float64):
             raise ValueError(f"dtype: got {dtype}, expected float32, bfloat16, float16 or float64")
         where = resolve_device(device)
@@ -82,9 +88,12 @@ class Engine:
         _check_network_device(denoiser, where)
         self.denoiser, self.shape, self.slots = denoiser, sizes, slots
         self._scheduler: Scheduler[Job] = Scheduler(slots)
-        self._runner = Runner(denoiser, sizes, slots, where, backend, dtype)
+        with torch.inference_mode(False):
+            self._runner = Runner(denoiser, sizes, slots, where, backend, dtype)
         name = ulam_kernels.dispatch.name_of(module)
         self.report = Report(name, str(where), slots, fallbacks=_fallbacks(name, backend, dtype))
+        self._left: deque[Group[Job]] = deque()  # groups that are done, their states still in the slots
+        self._ready: deque[tuple[Result, int]] = deque()  # results on their way out, with their place in the job
         self._results: dict[Job, torch.Tensor] = {}
         self._closed = False
 
@@ -123,22 +132,35 @@ class Engine:
             raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
         conditional = check_cond("cond", cond, len(ids))
         weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
-        self._runner.conditioning.check(conditional, unconditional)
+        self._runner.cond.check(conditional)
+        if weights is not None:
+            self._runner.uncond.check(unconditional)
         job = Job(program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise)
-        self._runner.load(program)
-        self._runner.conditioning.declare(conditional)
+        with torch.inference_mode(False):  # the buffers outlive the caller's mode
+            self._runner.load(program)
+            self._runner.cond.declare(conditional)
+            if weights is not None:
+                self._runner.uncond.declare(unconditional)
         self._scheduler.submit(job, len(ids), job.ticks)
         return job
 
     def stream(self) -> Iterator[Result]:
         """Run until no chain is left, yielding each as it finishes. Jobs may be submitted meanwhile.
 
-        An exception of the network passes through; calling again repeats the interrupted evaluation.
+        An exception of the network passes through; calling again repeats the interrupted evaluation. A stream that is
+        left early loses nothing: the next one, or :meth:`run`, delivers what this one did not.
         """
-        for group, states in self.groups():
+        groups = self.groups()
+        while True:
+            while self._ready:
+                yield self._ready.popleft()[0]
+            group, states = next(groups, (None, None))
+            if group is None or states is None:
+                return
             finished = states.clone()
-            for index, chain in enumerate(group.job.chains[group.chains].tolist()):
-                yield Result(group.job, chain, finished[index])
+            places = range(group.chains.start, group.chains.stop)
+            for x, place, chain in zip(finished, places, group.job.chains[group.chains].tolist(), strict=True):
+                self._ready.append((Result(group.job, chain, x), place))
 
     def run(self) -> dict[Job, torch.Tensor]:
         """Run until no chain is left; each unfinished job's samples ``[chains, *shape]``, in the order of its chains.
@@ -147,29 +169,38 @@ class Engine:
         has delivered already are NaN.
         """
         for group, states in self.groups():
-            if group.job not in self._results:
-                self._results[group.job] = states.new_full((len(group.job.chains), *self.shape), float("nan"))
-            self._results[group.job][group.chains] = states
+            self._result(group.job)[group.chains] = states
+        while self._ready:
+            result, place = self._ready.popleft()
+            self._result(result.job)[place] = result.x
         results, self._results = self._results, {}
         return results
+
+    def _result(self, job: Job) -> torch.Tensor:
+        if job not in self._results:
+            shape, like = (len(job.chains), *self.shape), self._runner.state
+            self._results[job] = torch.full(shape, float("nan"), dtype=like.dtype, device=like.device)
+        return self._results[job]
 
     def groups(self, progress: Callable[[int], object] | None = None) -> Iterator[tuple[Group[Job], torch.Tensor]]:
         """As :meth:`stream`, by groups of chains that end together: a view of their states, valid until the next one.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
-        while self._scheduler.busy and not self._closed:
+        while not self._closed:
+            while self._left:
+                group = self._left.popleft()
+                self.report.chains += group.size
+                yield group, self._runner.state[0, group.slots]
+            if not self._scheduler.busy:
+                return
             begin, network = time.perf_counter(), self._runner.network_seconds
             try:
                 with _in_eval_mode(self.denoiser.net), torch.inference_mode():
                     self._run_to_next_event(progress)
-                finished = [(group, self._runner.leave(group)) for group in self._scheduler.retire()]
             finally:
                 self.report.seconds += time.perf_counter() - begin
                 self.report.network_seconds += self._runner.network_seconds - network
-            for group, states in finished:
-                self.report.chains += group.size
-                yield group, states
 
     def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
         """Fill the free slots and tick until a group is done."""
@@ -186,6 +217,9 @@ class Engine:
             report.evaluations += active
             if progress is not None:
                 progress(active)
+        for group in scheduler.retire():
+            runner.leave(group)
+            self._left.append(group)
 
     def close(self) -> None:
         """Drop all chains; a stream ends, and new jobs are refused."""
@@ -212,13 +246,12 @@ def _in_eval_mode(net: object) -> Iterator[None]:
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
-    if sizes is None or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
-    elements = 1
-    for size in sizes:
-        elements *= size
-    if elements > MAX_ELEMENTS:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+    sizes = tuple(whole_number("shape", size) for size in shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"shape: got {sizes}, expected sizes of at least 1")
+    if math.prod(sizes) > MAX_ELEMENTS:
         raise ValueError(f"shape: got {sizes}, a sample may have at most 2^30 elements")
     return sizes
 
@@ -256,6 +289,7 @@ def _check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
 
 def _fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:
     """What runs on the slow reference without having been asked for."""
-    if name != "reference" or backend == "reference" or dtype == torch.float64:
+    asked = backend or os.environ.get("ULAM_BACKEND")
+    if name != "reference" or asked == "reference" or dtype == torch.float64:
         return ()
     return (ulam_kernels.dispatch.why_reference(),)

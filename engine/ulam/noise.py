@@ -12,6 +12,7 @@ import ulam_kernels
 from ulam_kernels.ops import MAX_ELEMENTS
 
 DRAWS_PER_ROW = 16  # stages of noise that a row may draw
+MAX_CHAINS = 1 << 40
 INITIAL_STATE = 1  # the tag of a chain's first state; 0 is the noise of its rows
 
 
@@ -39,15 +40,19 @@ def normal(
         TypeError, ValueError: an argument out of range.
     """
     ids, bits = chain_ids(chains).to(device), seed_int64(seed)
-    if not 0 <= _integer("row", row) < 1 << 60:
+    row, stage, tag = whole_number("row", row), whole_number("stage", stage), whole_number("tag", tag)
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+    sizes = tuple(whole_number("shape", size) for size in shape)
+    if not 0 <= row < 1 << 60:
         raise ValueError(f"row: got {row}, expected 0 to 2^60 - 1")
-    if not 0 <= _integer("stage", stage) < DRAWS_PER_ROW:
+    if not 0 <= stage < DRAWS_PER_ROW:
         raise ValueError(f"stage: got {stage}, expected 0 to 15")
-    if not 0 <= _integer("tag", tag) <= 14:
+    if not 0 <= tag <= 14:
         raise ValueError(f"tag: got {tag}, expected 0 to 14")
-    if any(_integer("shape", size) < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
-        raise ValueError(f"shape: got {tuple(shape)}, expected sizes of at least 0 and at most 2^30 elements")
-    out = torch.empty((len(ids), *shape), device=device)
+    if any(size < 0 for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
+        raise ValueError(f"shape: got {sizes}, expected sizes of at least 0 and at most 2^30 elements")
+    out = torch.empty((len(ids), *sizes), dtype=torch.float32, device=device)
     draw = torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage))
     return ulam_kernels.fill_normal(
         out, seed=torch.full_like(ids, bits), chain=ids, draw=draw, tag=tag, backend=backend
@@ -60,20 +65,20 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
             came = f"{chains.dtype} {list(chains.shape)}"
             raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
-        ids = chains.detach().to("cpu", torch.int64)
+        ids = chains.detach().to("cpu", torch.int64, copy=True)
     elif isinstance(chains, range):
         if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
             raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
         ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
     elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
-        values = [_integer("chains", chain) for chain in chains]
+        values = [whole_number("chains", chain) for chain in chains]
         if any(not 0 <= value < 1 << 63 for value in values):
             raise ValueError("chains: ids must lie in [0, 2^63)")
         ids = torch.tensor(values, dtype=torch.int64)
     else:
-        count = _integer("chains", chains)
-        if count < 0:
-            raise ValueError(f"chains: got {count}, expected at least 1 (or a range, or a sequence of ids)")
+        count = whole_number("chains", chains)
+        if not 0 <= count <= MAX_CHAINS:
+            raise ValueError(f"chains: got {count}, expected 1 to 2^40 (or a range, or a sequence of ids)")
         ids = torch.arange(count, dtype=torch.int64)
     if len(ids) and int(ids.min()) < 0:
         raise ValueError("chains: ids must lie in [0, 2^63)")
@@ -82,7 +87,8 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
 
 def seed_int64(seed: int) -> int:
     """A seed in [-2^63, 2^64) as the int64 with the same 64 bits."""
-    if not -(1 << 63) <= _integer("seed", seed) < 1 << 64:
+    seed = whole_number("seed", seed)
+    if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
     return as_int64(seed)
 
@@ -92,7 +98,8 @@ def as_int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _integer(name: str, value: object) -> int:
+def whole_number(name: str, value: object) -> int:
+    """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: got {value!r}, expected an integer")
     return int(value.__index__())

@@ -21,7 +21,7 @@ import ulam_kernels
 from .denoiser import check_predicts, combine, sigma_data_of
 from .schedules import Array, Schedule, VariancePreserving, check_schedule, posterior
 
-Time = int | float | torch.Tensor
+Time = int | float | torch.Tensor | np.ndarray
 
 
 def predict_x0(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
@@ -104,6 +104,8 @@ def _levels(
 
 def _times(x_t: torch.Tensor, t: Time) -> Array:
     """`t` as [B] float64."""
+    if isinstance(t, np.ndarray):
+        t = torch.from_numpy(t)
     if isinstance(t, torch.Tensor):
         if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
             raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")

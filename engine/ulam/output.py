@@ -19,6 +19,7 @@ from PIL import Image
 Pixels = npt.NDArray[np.uint8]
 GAP = 2
 GRID_LIMIT = 400
+FILES = ("samples.npz", "grid.png", "report.json")
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -53,6 +54,9 @@ def writable_folder(folder: Path) -> Iterator[None]:
     At the end, the folders made here go again if nothing was written into them.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for target in (folder / name for name in FILES):
+        if target.exists() and not target.is_file():
+            raise OSError(f"out: {target} is in the way: not a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -80,7 +84,7 @@ def write_run(
     arrays: dict[str, Any] = {"arr_0": samples}
     if labels is not None:
         arrays["arr_1"] = np.array(labels, dtype=np.int64)
-    names = ["samples.npz", *(["grid.png"] if picture else []), "report.json"]
+    names = [name for name in FILES if picture or name != "grid.png"]
     with _whole(folder, names) as paths:
         with paths["samples.npz"].open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -99,6 +103,8 @@ def _whole(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
         yield partial
         for name, path in partial.items():
             os.replace(path, folder / name)
+        for name in set(FILES) - partial.keys():
+            (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
     except OSError as error:
         raise OSError(f"out: cannot write to {folder}: {error.strerror or error}") from None
     finally:

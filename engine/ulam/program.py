@@ -162,6 +162,10 @@ class Program:
         written = np.flatnonzero(self.writes[row])
         return updates + [f"{names[j]} <- {_terms(self.A[row, j], names)}" for j in written]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles go through JSON, so that they are immutable too."""
+        return Program.from_json, (self.to_json(),)
+
     def to_json(self) -> str:
         """The program as JSON; `from_json` gives back an equal program, bit for bit."""
         data = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
@@ -370,6 +374,8 @@ def _plain(value: Any) -> Any:
     """JSON's own types; floats as shortest exact decimals, those that are not finite as strings."""
     if isinstance(value, np.ndarray):
         return [_plain(element) for element in value.tolist()]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, list):
         return [_plain(element) for element in value]
     return value if not isinstance(value, float) or np.isfinite(value) else str(value)

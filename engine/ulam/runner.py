@@ -39,16 +39,19 @@ class Runner:
     ) -> None:
         self.denoiser, self.shape, self.slots = denoiser, shape, slots
         self.device, self.backend, self.dtype = device, backend, dtype
-        self.time_dtype = torch.float64 if dtype == torch.float64 and denoiser.time != "index" else denoiser.time_dtype
         self.net_dtype = _input_dtype(denoiser.net, dtype)
+        self.time_dtype = denoiser.time_dtype
+        if dtype == self.net_dtype == torch.float64 and denoiser.time != "index":
+            self.time_dtype = torch.float64  # for checking: float32 would limit the accuracy
         self.cursor, self.advance = torch.zeros(2, 2, slots, dtype=torch.int64, device=device)
         self.row, self.draw = self.cursor
         self.seed, self.chain = torch.zeros(2, slots, dtype=torch.int64, device=device)
-        self.weight = torch.ones(slots, device=device)
+        self.weight = torch.ones(slots, dtype=torch.float32, device=device)
         self.state = torch.zeros(1, slots, *shape, dtype=dtype, device=device)
         self.net_in: torch.Tensor | None = None
         self.t = torch.zeros(slots, dtype=self.time_dtype, device=device)
-        self.conditioning = ConditioningBuffers(slots, device)
+        self.cond = ConditioningBuffers("cond", slots, device)
+        self.uncond = ConditioningBuffers("uncond", slots, device)
         self._base: dict[Program, int] = {}
         self._tables: list[Table] = []
         self._times: list[torch.Tensor] = []
@@ -102,7 +105,8 @@ class Runner:
         self.seed[at] = job.seed
         self.chain[at].copy_(job.chains[chains])
         self.weight[at] = 1.0 if job.guidance is None else job.guidance[chains].to(self.device)
-        self.conditioning.enter(at, chains, job.cond, job.uncond)
+        self.cond.enter(at, chains, job.cond)
+        self.uncond.enter(at, chains, job.uncond)
         self.state[1:, at] = 0
         x = self.state[0, at]
         if job.x_init is not None:
@@ -123,11 +127,10 @@ class Runner:
             net_in = self.net_in[at]
             ulam_kernels.affine(x, x, scale, torch.zeros_like(scale), out=net_in, backend=self.backend)
 
-    def leave(self, group: Group[Job]) -> torch.Tensor:
-        """Idle a group's slots; a view of its final states ``[group, *shape]``, valid until the next tick."""
+    def leave(self, group: Group[Job]) -> None:
+        """Idle a group's slots; its final states stay there until other chains enter."""
         self.row[group.slots] = IDLE_ROW
         self.advance[:, group.slots] = 0
-        return self.state[0, group.slots]
 
     # ---------------------------------------------------------------------------------------------- a tick
 
@@ -143,9 +146,9 @@ class Runner:
             self._step_silently(before[self._phase])
             self._phase += 1
         if self._phase == len(before):
-            m = self._evaluate(guided)
+            m, uncond = self._evaluate(guided)
             now = [(group, group.job.program.evaluating[tick - group.start]) for group in groups if group.job.noise]
-            self._step(self.row, now, m[: self.slots], m[self.slots :] if guided else None)
+            self._step(self.row, now, m, uncond)
             self.cursor += self.advance
             self._phase += 1
         while self._phase <= len(before) + len(after) and after:
@@ -153,18 +156,24 @@ class Runner:
             self._phase += 1
         self._phase = 0
 
-    def _evaluate(self, guided: bool) -> torch.Tensor:
+    def _evaluate(self, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
+
+        These are two calls, so that the network sees the same batch shape, and a chain gets the same bits, whether or
+        not there are guided chains in the batch.
+        """
         torch.index_select(self.time, 0, self.row, out=self.t)
-        x, t = self.state[0] if self.net_in is None else self.net_in, self.t
-        if self.net_dtype == torch.float64 != x.dtype:
-            x = x.double()
-        if guided:
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        begin, version = time.perf_counter(), self.state._version
-        m = self.denoiser.net(x, t, **self.conditioning.inputs(guided))
+        m = self._call_network(self.cond.inputs)
+        return m, self._call_network(self.uncond.inputs) if guided else None
+
+    def _call_network(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        buffer = self.state[0] if self.net_in is None else self.net_in
+        x = buffer.double() if self.net_dtype == torch.float64 != buffer.dtype else buffer
+        begin, version = time.perf_counter(), buffer._version
+        m = self.denoiser.net(x, self.t, **inputs)
         self.network_seconds += time.perf_counter() - begin
-        if self.state._version != version:
-            raise ValueError("net: changed its input x in place, which is the chains' state; work on x.clone()")
+        if buffer._version != version:
+            raise ValueError("net: changed its input x in place, which is the engine's own; work on x.clone()")
         if not isinstance(m, torch.Tensor):
             raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
         if m.shape != x.shape:

@@ -74,13 +74,13 @@ def select(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleT
         ValueError: the backend asked for is unknown, not usable here, or does not serve these tensors.
     """
     source = "backend"
+    if dtype == torch.float64:
+        if backend not in (None, "reference"):
+            raise ValueError(f"backend: got {backend!r}, but float64 exists on the reference backend alone")
+        backend = "reference"
     if backend is None:
         backend = os.environ.get("ULAM_BACKEND") or None
         source = "ULAM_BACKEND"
-    if dtype == torch.float64:
-        if backend not in (None, "reference"):
-            raise ValueError(f"{source}: got {backend!r}, but float64 exists on the reference backend alone")
-        backend = "reference"
     return _automatic(device_type) if backend is None else _named(backend, device_type, source)
 
 
