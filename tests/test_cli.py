@@ -116,6 +116,9 @@ def test_own_network_with_weights(folder: Path):
         "3",
         "--chains",
         "5",
+        "--clip",
+        "-1",
+        "1",
         "--out",
         "out",
     ]
