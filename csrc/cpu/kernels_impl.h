@@ -33,65 +33,131 @@ inline void normals(const Stream& stream, uint32_t block, typename V::f z[4]) {
 // Runs body<V>(i, V::width * 4) over the groups of [begin, end), and the rest one block at a time,
 // body<Portable>. begin is a multiple of 4.
 template <class V, class Body>
-inline void for_groups(int64_t begin, int64_t end, const Body& body) {
+ULAM_HD void for_groups(int64_t begin, int64_t end, const Body body) {
   int64_t i = begin;
   for (; i + 4 * V::width <= end; i += 4 * V::width) body.template operator()<V>(i, 4 * V::width);
   for (; i < end; i += 4) body.template operator()<Portable>(i, end - i);
 }
 
+// A tensor of one chain. `offset` is in elements.
+struct Data {
+  char* address;
+  DType type;
+  Data(const void* base, DType dtype, int64_t offset)
+      : address(base ? static_cast<char*>(const_cast<void*>(base)) + offset * (dtype == kFloat32 ? 4 : 2) : nullptr),
+        type(dtype) {}
+  template <class V>
+  ULAM_HD typename V::f load(int64_t i) const {
+    return V::load(address, type, i);
+  }
+  template <class V>
+  ULAM_HD typename V::f store(int64_t i, typename V::f x) const {
+    return V::store(address, type, i, x);
+  }
+};
+
+// One chain at its row: all that the loop over its elements needs, by value, so that stores cannot alias it.
 template <int R>
 struct StepChain {
-  const Step& s;
-  const Row<R> row;
-  int64_t chain, register_stride;
-  bool reads_cond, reads_uncond;
+  Row<R> row;
+  bool reads_cond, reads_uncond, reads_noise, makes_noise;
   float weight;
+  int64_t elements, register_stride;
+  Data state, model, uncond, noise, net_in;
   Stream stream;
 
-  StepChain(const Step& step, int64_t b)
-      : s(step),
-        row(step.coef + step.row[b] * row_width(R), static_cast<uint32_t>(step.flags[step.row[b]])),
-        chain(b),
-        register_stride(step.chains * step.elements),
-        weight(step.uncond ? step.guidance[b] : 1.0f),
+  StepChain(const Step& s, int64_t b)
+      : row(s.coef + s.row[b] * row_width(R), static_cast<uint32_t>(s.flags[s.row[b]])),
+        reads_noise(row.flags & kReadsNoise),
+        makes_noise(reads_noise && !s.noise),
+        weight(s.uncond ? s.guidance[b] : 1.0f),
+        elements(s.elements),
+        register_stride(s.chains * s.elements),
+        state(s.state, s.state_type, b * s.elements),
+        model(s.model, s.model_type, b * s.model_stride),
+        uncond(s.uncond, s.model_type, b * s.model_stride),
+        noise(s.noise, kFloat32, b * s.elements),
+        net_in(s.net_in, s.net_type, b * s.elements),
         stream{} {
     reads_cond = (row.flags & kReadsModel) && weight != 0.0f;
     reads_uncond = (row.flags & kReadsModel) && weight != 1.0f;
-    if ((row.flags & kReadsNoise) && !s.noise)
+    if (makes_noise)
       stream = make_stream(static_cast<uint64_t>(s.seed[b]), static_cast<uint64_t>(s.chain[b]),
                            static_cast<uint64_t>(s.draw[b]), 0);
   }
 
   template <class V>
-  inline void operator()(int64_t i, int64_t count) const {
+  ULAM_HD void operator()(int64_t i, int64_t count) const {
     typename V::f z[4] = {V::set(0.0f), V::set(0.0f), V::set(0.0f), V::set(0.0f)};
-    if ((row.flags & kReadsNoise) && !s.noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
-    for (int k = 0; k < 4 && k * V::width < count; ++k) element<V>(i + k * V::width, z[k]);
+    if (makes_noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k)
+      if (k * V::width < count) element<V>(i + k * V::width, z[k]);
   }
 
   template <class V>
-  inline void element(int64_t i, typename V::f z) const {
+  ULAM_HD void element(int64_t i, typename V::f z) const {
     using f = typename V::f;
-    const int64_t at = chain * s.elements + i, at_model = chain * s.model_stride + i;
     f m = V::set(0.0f), x0 = V::set(0.0f), r[R];
-    if (reads_cond) m = V::load(s.model, s.model_type, at_model);
+    if (reads_cond) m = model.load<V>(i);
     if (reads_uncond) {
-      const f u = V::load(s.uncond, s.model_type, at_model);
+      const f u = uncond.load<V>(i);
       m = reads_cond ? guide<V>(m, u, weight) : u;
     }
-    for (int j = 0; j < R; ++j)
-      r[j] = row.reads >> j & 1 ? V::load(s.state, s.state_type, j * register_stride + at) : V::set(0.0f);
+    ULAM_UNROLL
+    for (int j = 0; j < R; ++j) r[j] = row.reads >> j & 1 ? state.load<V>(j * register_stride + i) : V::set(0.0f);
     if (row.flags & kUsesX0) x0 = estimate_x0<V>(row, r[0], m);
-    if (row.flags & kReadsNoise) {
-      if (s.noise) z = V::load(s.noise, kFloat32, at);
-      if (row.flags & kLearned) z = learned_noise<V>(row, V::load(s.model, s.model_type, at_model + s.elements), z);
+    if (reads_noise) {
+      if (!makes_noise) z = noise.load<V>(i);
+      if (row.flags & kLearned) z = learned_noise<V>(row, model.load<V>(elements + i), z);
     }
     update_registers<V>(row, r, x0, m, z);
+    ULAM_UNROLL
     for (int j = 0; j < R; ++j)
-      if (row.flags >> j & 1) r[j] = V::store(s.state, s.state_type, j * register_stride + at, r[j]);
-    if (s.net_in) {
-      const f x = row.flags & 1 ? r[0] : V::load(s.state, s.state_type, at);
-      V::store(s.net_in, s.net_type, at, V::mul(V::set(row.c[kNextScale]), x));
+      if (row.flags >> j & 1) r[j] = state.store<V>(j * register_stride + i, r[j]);
+    if (net_in.address) {
+      const f x = row.flags & 1 ? r[0] : state.load<V>(i);
+      net_in.store<V>(i, V::mul(V::set(row.c[kNextScale]), x));
+    }
+  }
+};
+
+// The commonest row, x' = a x + b m + c z on fp32 tensors, without the branches of the general one: the same bits in
+// a third of the instructions beside the noise.
+struct PlainChain {
+  float* x;
+  const float* m;
+  float a, b, c;
+  Stream stream;
+
+  template <int R>
+  static bool fits(const StepChain<R>& s) {
+    return (s.row.flags & ~(kReadsModel | kReadsNoise)) == 1 && (s.row.reads | s.row.terms[0]) != 0 &&
+           (s.row.reads & ~1u) == 0 && s.state.type == kFloat32 && s.model.type == kFloat32 && !s.reads_uncond &&
+           s.makes_noise == s.reads_noise && !s.net_in.address;
+  }
+  template <int R>
+  explicit PlainChain(const StepChain<R>& s)
+      : x(reinterpret_cast<float*>(s.state.address)),
+        m(reinterpret_cast<const float*>(s.model.address)),
+        a(s.row.a(0, 0)),
+        b(s.row.a(0, R + 1)),
+        c(s.row.a(0, R + 2)),
+        stream(s.stream) {}
+
+  template <class V>
+  ULAM_HD void operator()(int64_t i, int64_t count) const {
+    typename V::f z[4];
+    if (c != 0.0f) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const int64_t at = i + k * V::width;
+      if (k * V::width >= count) break;
+      typename V::f t = V::set(-0.0f);
+      if (a != 0.0f) t = V::fma(V::set(a), V::load(x, kFloat32, at), t);
+      if (b != 0.0f) t = V::fma(V::set(b), V::load(m, kFloat32, at), t);
+      if (c != 0.0f) t = V::fma(V::set(c), z[k], t);
+      V::store(x, kFloat32, at, t);
     }
   }
 };
@@ -101,7 +167,10 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
-    if (chain.row.flags & kWrites) for_groups<V>(span.begin, span.end, chain);
+    if (PlainChain::fits(chain))
+      for_groups<V>(span.begin, span.end, PlainChain(chain));
+    else if (chain.row.flags & kWrites)
+      for_groups<V>(span.begin, span.end, chain);
   }
 }
 
