@@ -5,6 +5,7 @@ generated image to its nearest training image is compared with that of real imag
 """
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -57,9 +58,15 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """The share of images [N, 1, 28, 28] that the classifier reads as labels [N], overall and per class."""
     right = (net(images).argmax(1) == labels).double()
     of_class = [right[labels == label].mean().item() for label in range(CLASSES)]
-    mean = right.mean().item()
-    error = math.sqrt(mean * (1 - mean) / len(right))
-    return {"overall": mean, "standard_error": error, "of_class": of_class}
+    overall = right.mean().item()
+    return {"overall": overall, "interval_95": wilson(overall, len(right)), "of_class": of_class}
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a share seen in `count` trials; it holds at a share of 1 too."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return centre - reach, min(centre + reach, 1.0)
 
 
 def generate(count: int, steps: int = 50, guidance: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,11 +84,16 @@ def generate(count: int, steps: int = 50, guidance: float = 2.0, seed: int = 0) 
 def nearest(images: Tensor, training: Tensor) -> dict[str, Any]:
     """L2 distances (pixels in [0, 1]) of images [N, 1, 28, 28] to the nearest training image, in quantiles.
 
+    Training images [M, 1, 28, 28] count at the best of their shifts by up to one pixel, as training saw them.
     `copies` is the share nearer to one training image than COPY_RATIO of the distance to the second.
     """
-    pixels, known = ((x.clamp(-1, 1).flatten(1).double() + 1) / 2 for x in (images, training))
-    first, second = torch.cdist(pixels, known).topk(2, dim=1, largest=False).values.unbind(1)
-    quantiles = first.quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    pixels = (images.clamp(-1, 1).flatten(1) + 1) / 2
+    distance = torch.full((len(images), len(training)), math.inf)
+    for shift in itertools.product((-1, 0, 1), repeat=2):
+        known = (training.roll(shift, dims=(2, 3)).flatten(1) + 1) / 2
+        distance = torch.minimum(distance, torch.cdist(pixels, known))
+    first, second = distance.topk(2, dim=1, largest=False).values.unbind(1)
+    quantiles = first.quantile(torch.tensor(QUANTILES)).tolist()
     return {
         "mean": first.mean().item(),
         "least": first.min().item(),
@@ -112,8 +124,9 @@ def show(report: dict[str, Any]) -> None:
     for name in ("real_held_out_accuracy", "generated_accuracy"):
         entry = report[name]
         classes = " ".join(f"{label}:{share:.3f}" for label, share in enumerate(entry["of_class"]))
-        print(f"{name:24s} {entry['overall']:.4f} +- {entry['standard_error']:.4f}   {classes}")
-    print("L2 distance to the nearest training image (pixels in [0, 1])")
+        low, high = entry["interval_95"]
+        print(f"{name:22s} {entry['overall']:.4f}  95%: {low:.4f} to {high:.4f}  {classes}")
+    print("L2 distance to the nearest training image (pixels in [0, 1]; shifts of up to one pixel)")
     for name, entry in report["nearest_training_image"].items():
         quantiles = "  ".join(f"{q}: {value:.2f}" for q, value in entry["quantiles"].items())
         print(f"  {name:9s}  mean {entry['mean']:.2f}  least {entry['least']:.2f}  quantiles {quantiles}")

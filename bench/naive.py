@@ -1,4 +1,4 @@
-"""The DDPM reverse step as people write it in PyTorch, which the fused step is measured against [Ho 2020, alg. 2]."""
+"""The DDPM reverse step as people write it in PyTorch, which the fused step is measured against."""
 
 from __future__ import annotations
 
@@ -6,27 +6,45 @@ import torch
 
 
 class NaiveDDPM:
-    """x' = (x - beta_t / sqrt(1 - abar_t) eps) / sqrt(a_t) + sqrt(beta_t) z, tables on the device, t per sample."""
+    """`p_sample` of the DDPM authors' code (and of most that followed): x0 from eps, posterior mean, noise.
+
+    Tables on the device, gathered per sample, one tensor operation after the other [Ho 2020, eq. 15 and 7].
+    """
 
     def __init__(self, steps: int = 1000) -> None:
-        self.betas = torch.linspace(1e-4, 0.02, steps)
-        self.alphas = 1 - self.betas
-        self.alphas_cumprod = self.alphas.cumprod(0)
+        betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+        alphas_cumprod = (1 - betas).cumprod(0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+        variance = betas * (1 - before) / (1 - alphas_cumprod)
+        self.x_to_x0 = (1 / alphas_cumprod).sqrt().float()
+        self.eps_to_x0 = (1 / alphas_cumprod - 1).sqrt().float()
+        self.x0_to_mean = (betas * before.sqrt() / (1 - alphas_cumprod)).float()
+        self.x_to_mean = ((1 - before) * (1 - betas).sqrt() / (1 - alphas_cumprod)).float()
+        self.log_variance = variance.clamp(min=variance[1].item()).log().float()
+        # Algorithm 2 needs these alone.
+        self.eps_to_mean = (betas / (1 - alphas_cumprod).sqrt()).float()
+        self.root_alphas, self.std = (1 - betas).sqrt().float(), variance.sqrt().float()
 
-    def at(self, values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return values[t].view(-1, 1, 1, 1)
+    @staticmethod
+    def at(values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return values.gather(0, t).view(-1, 1, 1, 1)
 
     @torch.no_grad()
     def mean(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        scale = self.at(self.betas, t) / torch.sqrt(1 - self.at(self.alphas_cumprod, t))
-        return (x - scale * eps) / torch.sqrt(self.at(self.alphas, t))
+        x0 = self.at(self.x_to_x0, t) * x - self.at(self.eps_to_x0, t) * eps
+        return self.at(self.x0_to_mean, t) * x0 + self.at(self.x_to_mean, t) * x
 
     @torch.no_grad()
     def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        mean = self.mean(x, eps, t)
         noise = torch.randn_like(x)
         mask = (t != 0).float().view(-1, 1, 1, 1)
-        return mean + mask * torch.sqrt(self.at(self.betas, t)) * noise
+        return self.mean(x, eps, t) + mask * (0.5 * self.at(self.log_variance, t)).exp() * noise
+
+    @torch.no_grad()
+    def algorithm_2(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The same step with the fewest operations: (x - beta / sqrt(1 - abar) eps) / sqrt(a) + sigma z."""
+        mean = (x - self.at(self.eps_to_mean, t) * eps) / self.at(self.root_alphas, t)
+        return mean + self.at(self.std, t) * torch.randn_like(x)
 
     @torch.no_grad()
     def sample(self, net, shape: tuple[int, ...], steps: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -39,7 +57,7 @@ class NaiveDDPM:
 
 
 class PreallocatedDDPM(NaiveDDPM):
-    """The same step into buffers that are allocated once, in place where it can be."""
+    """Algorithm 2 into buffers that are allocated once, in place where it can be."""
 
     def __init__(self, shape: tuple[int, ...], steps: int = 1000) -> None:
         super().__init__(steps)
@@ -47,9 +65,7 @@ class PreallocatedDDPM(NaiveDDPM):
 
     @torch.no_grad()
     def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        scale = self.at(self.betas, t) / torch.sqrt(1 - self.at(self.alphas_cumprod, t))
         self.noise.normal_()
-        torch.mul(eps, scale, out=self.scaled)
-        x.sub_(self.scaled).div_(torch.sqrt(self.at(self.alphas, t)))
-        mask = (t != 0).float().view(-1, 1, 1, 1)
-        return x.addcmul_(self.noise, mask * torch.sqrt(self.at(self.betas, t)))
+        torch.mul(eps, self.at(self.eps_to_mean, t), out=self.scaled)
+        x.sub_(self.scaled).div_(self.at(self.root_alphas, t))
+        return x.addcmul_(self.noise, self.at(self.std, t))

@@ -31,14 +31,13 @@ class Timing:
 
 
 def interleaved(functions: dict[str, Callable[[], object]], seconds: float = 4.0, least: int = 5) -> dict[str, Timing]:
-    """Time every function in turn, A B C A B C ..., after two calls of each that do not count."""
-    for function in functions.values():
-        function()
-        function()
+    """Time every function in turn, A B C A B C ...; before each timed call one that does not count, so that every
+    function finds its own data, and not the others', in the caches."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, function in functions.items():
+            function()
             begin = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - begin)

@@ -62,37 +62,41 @@ def step(
     """
     if state.dim() < 2:
         raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape]")
-    registers, chains = state.shape[0], state.shape[1]
-    sample = state.shape[1:]
-    device, dtype = state.device, state.dtype
+    registers, sample = state.shape[0], state.shape[1:]
+    per_chain, device, dtype = sample[:1], state.device, state.dtype
     if registers != table.registers:
         raise ValueError(f"state: got {registers} registers, but the table has {table.registers}")
     if dtype not in FLOATS and dtype != torch.float64:
         raise TypeError(f"state: got dtype {dtype}, expected float32, bfloat16, float16 or float64")
     if not state.is_contiguous():
         raise ValueError("state: must be contiguous, it is updated in place")
+    if state.numel() > registers * sample[0] * MAX_ELEMENTS:
+        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    _check(table.coef, "table", wanted, device, table.coef.shape)
-    _check(row, "row", torch.int64, device, (chains,))
-    model = _model(model, "model", state)
-    uncond = _model(uncond, "uncond", state)
+    coef = table.coef
+    if coef.dtype != wanted or coef.device != device:
+        raise ValueError(f"table: is {coef.dtype} on {coef.device}, expected {wanted} on {device}")
+    _check(row, "row", torch.int64, device, per_chain)
+    model = _model(model, "model", state, sample)
     if uncond is not None:
-        if model is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
+        uncond = _model(uncond, "uncond", state, sample)
+        if model is None or uncond is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
             raise ValueError("uncond: must have the shape and dtype of model")
         if guidance is None:
             raise ValueError("guidance: got None, expected float32 weights [B] beside uncond")
-        _check(guidance, "guidance", torch.float32, device, (chains,))
-    for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
-        if ids is not None:
-            _check(ids, name, torch.int64, device, (chains,))
+        _check(guidance, "guidance", torch.float32, device, per_chain)
+    if seed is not None:
+        _check(seed, "seed", torch.int64, device, per_chain)
+    if chain is not None:
+        _check(chain, "chain", torch.int64, device, per_chain)
+    if draw is not None:
+        _check(draw, "draw", torch.int64, device, per_chain)
     if noise is not None:
         _check(noise, "noise", wanted, device, sample)
     if net_in is not None:
         _check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
-    if chains and state.numel() // (registers * chains) > MAX_ELEMENTS:
-        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
     select(backend, device.type, dtype).step(
-        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in
+        state, coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in
     )
 
 
@@ -194,11 +198,10 @@ def _check(
         raise ValueError(f"{name}: must be contiguous")
 
 
-def _model(model: torch.Tensor | None, name: str, state: torch.Tensor) -> torch.Tensor | None:
+def _model(model: torch.Tensor | None, name: str, state: torch.Tensor, sample: torch.Size) -> torch.Tensor | None:
     """Check a network output; return it contiguous, and apart from the registers unless it is r_0 exactly."""
     if model is None:
         return None
-    sample = state.shape[1:]
     if model.shape != sample:
         doubled = (*sample[:1], 2 * sample[1], *sample[2:]) if len(sample) > 1 else sample
         if model.shape != doubled:

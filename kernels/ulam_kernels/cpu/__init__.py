@@ -31,7 +31,7 @@ def step(
     net_in: torch.Tensor | None,
 ) -> None:
     registers, chains = state.shape[:2]
-    elements = state[0, 0].numel() if chains else 0
+    elements = state.numel() // (registers * chains) if chains else 0
     _cpu.step(
         chains,
         elements,
