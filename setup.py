@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 from glob import glob
 
 from pybind11 import get_include
@@ -30,10 +33,53 @@ INSTRUCTION_SETS = {
 }
 
 
+CUDA_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+CUDA_FLAGS += ["-Xfatbin=-compress-all", "-Icsrc/include"]
+CUDA_TARGETS = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90, 100)]
+CUDA_TARGETS.append("-gencode=arch=compute_100,code=compute_100")  # PTX, for what comes after
+
+
+def find_nvcc() -> str | None:
+    """nvcc on the path, else under CUDA_HOME or CUDA_PATH."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    return shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *(f"{h}/bin" for h in homes)]))
+
+
+def cuda_objects(nvcc: str, folder: str, jobs: int) -> list[str]:
+    """Compile csrc/cuda/*.cu where they are newer than their objects; an nvcc works on `jobs` targets at once."""
+    os.makedirs(folder, exist_ok=True)
+    headers = glob("csrc/cuda/*.h") + glob("csrc/include/ulam/*.h")
+    objects = []
+    for source in sorted(glob("csrc/cuda/*.cu")):
+        objects.append(os.path.join(folder, f"{os.path.basename(source)}.o"))
+        newest = max(map(os.path.getmtime, [source, *headers]))
+        if os.path.exists(objects[-1]) and os.path.getmtime(objects[-1]) > newest:
+            continue
+        command = [nvcc, *CUDA_FLAGS, *CUDA_TARGETS, f"--threads={jobs}", "-c", source, "-o", objects[-1]]
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
+    return objects
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """The folders that nvcc links from: where the static CUDA runtime is."""
+    dry_run = [nvcc, "--dryrun", "-c", "csrc/cuda/device.cu"]
+    said = subprocess.run(dry_run, capture_output=True, text=True, check=True).stderr
+    return re.findall(r'-L([^"\s]+)', next(line for line in said.splitlines() if "LIBRARIES=" in line))
+
+
 class BuildExtension(build_ext):
-    """Compiles some files with instruction-set flags of their own; leaves them out on other machines."""
+    """Compiles some files with instruction-set flags of their own, leaves them out on other machines; calls nvcc."""
 
     def build_extensions(self) -> None:
+        nvcc = find_nvcc()
+        if nvcc is None:
+            print("nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)", flush=True)
+        for extension in self.extensions:
+            if extension is cuda and nvcc is not None:
+                extension.extra_objects = cuda_objects(nvcc, os.path.join(self.build_temp, "cuda"), JOBS)
+                extension.depends += extension.extra_objects
+                extension.library_dirs = cuda_libraries(nvcc)
         if not self.plat_name.endswith(("x86_64", "amd64")):
             for extension in self.extensions:
                 portable = [s for s in extension.sources if not s.endswith(tuple(INSTRUCTION_SETS))]
@@ -59,5 +105,17 @@ cpu = Extension(
     language="c++",
 )
 
-ParallelCompile("ULAM_BUILD_JOBS", default=os.cpu_count() or 1).install()
-setup(ext_modules=[cpu], cmdclass={"build_ext": BuildExtension})
+cuda = Extension(
+    "ulam_kernels._cuda",
+    sources=["bindings/cuda.cpp"],
+    depends=["csrc/cuda/kernels.h"],
+    include_dirs=["csrc/cuda", get_include()],
+    libraries=["cudart_static", "dl", "rt", "pthread"],
+    extra_compile_args=["-O2", "-g0", "-std=c++17", "-fvisibility=hidden"],
+    extra_link_args=["-Wl,--strip-all", "-Wl,--exclude-libs,ALL"],
+    language="c++",
+)
+
+JOBS = int(os.environ.get("ULAM_BUILD_JOBS") or os.cpu_count() or 1)
+ParallelCompile("ULAM_BUILD_JOBS", default=JOBS).install()
+setup(ext_modules=[cpu, cuda] if find_nvcc() else [cpu], cmdclass={"build_ext": BuildExtension})

@@ -75,7 +75,7 @@ def generate(count: int, steps: int = 50, guidance: float = 2.0, seed: int = 0) 
     denoiser = ulam.Denoiser(load_digits(), schedule, predicts="eps")
     labels = torch.arange(count) % CLASSES
     images = ulam.sample(
-        denoiser, ulam.samplers.DDIM(steps=steps), shape=(1, 28, 28), chains=count, seed=seed,
+        denoiser, ulam.samplers.DDIM(steps=steps), shape=(1, 28, 28), chains=count, seed=seed, slots=64,
         cond={"y": labels}, guidance=guidance, uncond={"y": torch.full_like(labels, NULL_CLASS)},
     )  # fmt: skip
     return images, labels

@@ -38,3 +38,22 @@ def test_the_library_examples_of_the_readme_run():
         exec(block, namespace)
     x = namespace["x"]
     assert isinstance(x, torch.Tensor) and bool(torch.isfinite(x).all())
+
+
+def test_the_documents_are_whole():
+    """No placeholder is left, every relative link leads somewhere."""
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / document).read_text()
+        assert not re.search(r"@[A-Z_]+@", text), document
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / target).exists(), (document, target)
+
+
+def test_every_package_is_listed_for_the_wheel():
+    listed = re.findall(r'^    "(ulam[a-z_.]*)",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    found = {
+        ".".join(init.parent.relative_to(root).parts)
+        for root in (ROOT / "engine", ROOT / "kernels")
+        for init in root.rglob("__init__.py")
+    }
+    assert found == set(listed)

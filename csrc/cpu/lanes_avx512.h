@@ -34,8 +34,7 @@ struct Avx512 {
     philox_words<Avx512>(s, _mm512_add_epi64(base, even), e);
     philox_words<Avx512>(s, _mm512_add_epi64(base, odd), o);
     for (int k = 0; k < 4; ++k)  // the low halves of o, moved up into the odd lanes
-      w[k] = _mm512_castps_si512(
-          _mm512_mask_moveldup_ps(_mm512_castsi512_ps(e[k]), 0xaaaa, _mm512_castsi512_ps(o[k])));
+      w[k] = _mm512_castps_si512(_mm512_mask_moveldup_ps(_mm512_castsi512_ps(e[k]), 0xaaaa, _mm512_castsi512_ps(o[k])));
   }
   static inline void interleave(f z[4]) {
     const f a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);

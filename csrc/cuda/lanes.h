@@ -171,8 +171,7 @@ ULAM_DEVICE void store_words(void* to, const uint32_t* w) {
     *static_cast<uint2*>(to) = make_uint2(w[0], w[1]);
   } else {
     ULAM_UNROLL
-    for (int k = 0; k < count; k += 4)
-      static_cast<uint4*>(to)[k / 4] = make_uint4(w[k], w[k + 1], w[k + 2], w[k + 3]);
+    for (int k = 0; k < count; k += 4) static_cast<uint4*>(to)[k / 4] = make_uint4(w[k], w[k + 1], w[k + 2], w[k + 3]);
   }
 }
 
@@ -224,7 +223,8 @@ struct Vectors {
       store_known<Float16>(chains, start, i, left, v);
   }
   template <class T>
-  static ULAM_DEVICE void store_known(char* chains, int64_t start, uint32_t i, uint32_t left, const Lanes<lanes>::f& v) {
+  static ULAM_DEVICE void store_known(char* chains, int64_t start, uint32_t i, uint32_t left,
+                                      const Lanes<lanes>::f& v) {
     const Known<T> operand(kFloat32, 0);
     operand.store(chains + operand.bytes(start), i, left, operand.narrow(v));
   }

@@ -12,7 +12,7 @@
 
 namespace ulam::cuda {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 64;
 
 // Blocks of `threads` (elements of a chain along x, chains along y), on a grid of (groups of chains, parts of a
 // chain); each block takes `span` elements of its chains.
@@ -24,14 +24,16 @@ struct Plan {
 // A part holds at least `pass` elements, what a block takes at once, and more of them where there are blocks enough:
 // a block's first work is to read and derive what its chain needs.
 inline Plan plan(int64_t chains, int64_t elements, dim3 threads, int64_t pass) {
-  constexpr int64_t kEnoughBlocks = 4096, kMostPasses = 8, kMostParts = 65535;
+  constexpr int64_t kEnoughBlocks = 4096, kMostPasses = 16, kMostParts = 65535;
   const int64_t groups = (chains + threads.y - 1) / threads.y, passes = (elements + pass - 1) / pass;
-  int64_t each = std::min(std::max<int64_t>(groups * passes / kEnoughBlocks, 1), kMostPasses);
+  int64_t each = std::min((groups * passes + kEnoughBlocks - 1) / kEnoughBlocks, kMostPasses);
   each = std::max(each, (passes + kMostParts - 1) / kMostParts);
   const int64_t parts = (passes + each - 1) / each;
   each = (passes + parts - 1) / parts;
   const uint32_t span = static_cast<uint32_t>(std::min<int64_t>(each * pass, 1 << 30));
-  return {dim3(static_cast<unsigned>(groups), static_cast<unsigned>(parts)), threads, span};
+  // More groups than a grid can have are left for the launch to refuse.
+  const unsigned across = static_cast<unsigned>(std::min<int64_t>(groups, UINT32_MAX));
+  return {dim3(across, static_cast<unsigned>(parts)), threads, span};
 }
 
 // One chain a block, Vectors of elements a thread.

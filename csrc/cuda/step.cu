@@ -29,7 +29,11 @@ ULAM_DEVICE uint32_t load_row(const Step& s, int64_t b, uint32_t missing, float 
     from = reinterpret_cast<const float*>(kNanRow.c);
   }
   ULAM_UNROLL
-  for (int k = 0; k < row_width(R); ++k) c[k] = __ldg(from + k);
+  for (int k = 0; k < row_width(R); ++k) {
+    const uint32_t needed = k < kLearnedSlope ? kUsesX0 : k < kNextScale ? kLearned : kWrites;
+    c[k] = Lanes<1>::unread().x[0];
+    if (flags & needed) c[k] = __ldg(from + k);
+  }
   return flags;
 }
 
@@ -185,7 +189,8 @@ cudaError_t launch_step(const Step& s, uint32_t missing, void* stream) {
     if (s.state_type == kFloat16 && model_type == kFloat16) return go(step_vectors<Float16, Float16, R>);
   }
   const Plan plan = plan_quads(s.chains, n);
-  return launch(step_quads<R>, plan, stream, s, missing, plan.span, access_width(n, {state, model, uncond, noise, net}));
+  return launch(step_quads<R>, plan, stream, s, missing, plan.span,
+                access_width(n, {state, model, uncond, noise, net}));
 }
 
 cudaError_t launch_step(const Step& s, void* stream) {
@@ -194,11 +199,16 @@ cudaError_t launch_step(const Step& s, void* stream) {
   if (!s.model || s.model_stride < 2 * s.elements) missing |= kLearned;
   if (!s.noise && !(s.seed && s.chain && s.draw)) missing |= kReadsNoise;
   switch (s.registers) {
-    case 1: return launch_step<1>(s, missing, stream);
-    case 2: return launch_step<2>(s, missing, stream);
-    case 3: return launch_step<3>(s, missing, stream);
-    case 4: return launch_step<4>(s, missing, stream);
-    default: return launch_step<5>(s, missing, stream);
+    case 1:
+      return launch_step<1>(s, missing, stream);
+    case 2:
+      return launch_step<2>(s, missing, stream);
+    case 3:
+      return launch_step<3>(s, missing, stream);
+    case 4:
+      return launch_step<4>(s, missing, stream);
+    default:
+      return launch_step<5>(s, missing, stream);
   }
 }
 

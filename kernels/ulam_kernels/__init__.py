@@ -6,6 +6,7 @@
 >>> _ = ulam_kernels.fill_normal(out, seed=torch.zeros_like(ids), chain=ids, draw=torch.zeros_like(ids))
 """
 
+from ulam_kernels import library as library  # registers torch.ops.ulam
 from ulam_kernels.dispatch import backends
 from ulam_kernels.ops import affine, fill_normal, step
 from ulam_kernels.table import Table

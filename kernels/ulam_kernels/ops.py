@@ -60,6 +60,11 @@ def step(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
         IndexError: a row outside the table (checked on the CPU).
     """
+    if torch.compiler.is_compiling():  # the graph keeps one operator, which comes back here when it runs
+        torch.ops.ulam.step(
+            state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, backend
+        )
+        return
     if state.dim() < 2:
         raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape]")
     registers, sample = state.shape[0], state.shape[1:]
@@ -125,6 +130,9 @@ def fill_normal(
     Raises:
         TypeError, ValueError: as :func:`step`.
     """
+    if torch.compiler.is_compiling():
+        torch.ops.ulam.fill_normal(out, seed, chain, draw, tag, scale, offset, backend)
+        return out
     if out.dim() < 1:
         raise ValueError("out: got a scalar, expected [B, *shape]")
     chains = out.shape[0]
@@ -162,6 +170,11 @@ def affine(
     Raises:
         TypeError, ValueError: as :func:`step`.
     """
+    if torch.compiler.is_compiling():
+        if out is None:
+            return torch.ops.ulam.affine(x, m, a, b, backend)  # type: ignore[no-any-return]
+        torch.ops.ulam.affine_out(x, m, a, b, out, backend)
+        return out
     if x.shape != m.shape or x.dim() < 1:
         raise ValueError(f"m: got shape {list(m.shape)}, expected that of x, {list(x.shape)}, with chains first")
     for name, tensor in (("x", x), ("m", m)):

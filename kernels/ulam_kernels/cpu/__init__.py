@@ -97,4 +97,3 @@ def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, o
         b.data_ptr(),
         torch.get_num_threads(),
     )
-

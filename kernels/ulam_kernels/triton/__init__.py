@@ -1,0 +1,24 @@
+"""The Triton backend: NVIDIA and AMD GPUs, compiled when first used.
+
+The same operations as the other backends and the same bits. The kernels and what launches them are in submodules,
+which import on a machine without a GPU too.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ulam_kernels.triton.affine import affine
+from ulam_kernels.triton.fill import fill_normal
+from ulam_kernels.triton.step import step
+
+__all__ = ["affine", "fill_normal", "require_device", "step"]
+
+
+def require_device() -> None:
+    """Raise ImportError with the reason, unless torch sees a device that Triton can launch on."""
+    if not torch.cuda.is_available():
+        raise ImportError("no CUDA or ROCm device is visible to torch")
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        major, minor = torch.cuda.get_device_capability()
+        raise ImportError(f"compute capability 8.0 or newer is needed, the current device has {major}.{minor}")

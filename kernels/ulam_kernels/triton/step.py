@@ -1,0 +1,369 @@
+"""The fused step in Triton: two kernels around one body.
+
+``step_long`` works inside one chain: the row's coefficients are scalars and its branches uniform, so what a row does
+not use costs neither loads nor arithmetic. ``step_short`` works on many chains at once: one block of four elements
+belongs to one chain, and the coefficients are gathered for each block.
+The arithmetic, its order and what is skipped are those of ``csrc/include/ulam/row.h``, bit for bit.
+"""
+# ruff: noqa: RUF005, SIM102, SIM108 (Triton knows neither unpacking nor conditional expressions of tensors)
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ulam_kernels import table
+from ulam_kernels.triton.launch import (
+    BLOCKS,
+    LONGEST_SHORT,
+    TILE,
+    blocks_shift,
+    elements_per_chain,
+    long_grid,
+    long_options,
+    on_device,
+    short_grid,
+    short_options,
+)
+from ulam_kernels.triton.noise import floats, key_of, normals, polynomial, tile_of_normals
+
+KX = tl.constexpr(table.KX)
+KM = tl.constexpr(table.KM)
+LO = tl.constexpr(table.LO)
+HI = tl.constexpr(table.HI)
+LV_M = tl.constexpr(table.LV_M)
+LV_B = tl.constexpr(table.LV_B)
+C_NEXT = tl.constexpr(table.C_NEXT)
+MATRIX = tl.constexpr(table.MATRIX)
+READS_M = tl.constexpr(table.READS_M)
+READS_Z = tl.constexpr(table.READS_Z)
+USES_D = tl.constexpr(table.USES_D)
+LEARNED = tl.constexpr(table.LEARNED)
+WRITES = tl.constexpr((1 << table.MAX_REGISTERS) - 1)
+
+EXP = floats("0x1.6a4d6p-10 0x1.12398ep-7 0x1.5558bp-5 0x1.555492p-3 0x1.fffffcp-2 0x1p+0 0x1p+0")
+EXP_SCALE = tl.constexpr(float.fromhex("0x1.715476p+0"))
+EXP_SHIFT = tl.constexpr(float.fromhex("0x1.8p+23"))
+EXP_HIGH = tl.constexpr(float.fromhex("-0x1.62e4p-1"))
+EXP_LOW = tl.constexpr(float.fromhex("-0x1.7f7d1cp-20"))
+
+
+@triton.jit
+def splat(x, like):
+    """A scalar, ``[P, 1]`` or ``[1, 4]`` tensor in the shape of ``like``."""
+    return tl.broadcast_to(x, like.shape)
+
+
+@triton.jit
+def clip(x, lo, hi):
+    """``x < lo ? lo : (x > hi ? hi : x)``, so NaN passes."""
+    return tl.where(x < lo, lo, tl.where(x > hi, hi, x))
+
+
+@triton.jit
+def exp(x):
+    """exp in correctly rounded operations: see ``csrc/include/ulam/exp.h``."""
+    y = clip(x, -86.0, 88.0)
+    shift = tl.full(x.shape, EXP_SHIFT, tl.float32)
+    t = tl.fma(y, tl.full(x.shape, EXP_SCALE, tl.float32), shift)
+    n = t.to(tl.uint32, bitcast=True) - 0x4B400000
+    k = t - shift
+    r = tl.fma(k, tl.full(x.shape, EXP_HIGH, tl.float32), y)
+    r = tl.fma(k, tl.full(x.shape, EXP_LOW, tl.float32), r)
+    p = polynomial(r, EXP, 6).to(tl.uint32, bitcast=True) + (n << 23)
+    return tl.where(x != x, x, p.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def any_of(present):
+    """Whether one of the tile's chains has it: a uniform condition."""
+    if len(present.shape) == 0:
+        result = present
+    else:
+        result = tl.max(present.to(tl.int32)) != 0
+    return result
+
+
+@triton.jit
+def add_term(t, a, x, LONG: tl.constexpr):
+    """``fma(a, x, t)`` where the coefficient is not 0; else t, whatever x is."""
+    if LONG:
+        if a != 0:
+            t = tl.fma(splat(a, t), x, t)
+    else:
+        t = tl.where(a != 0, tl.fma(splat(a, t), x, t), t)
+    return t
+
+
+@triton.jit
+def empty_sum(some, like):
+    """What a sum starts from: -0, since fma(a, x, -0) is mul(a, x) to the sign of zero; +0 if it gets no term."""
+    sign = some.to(tl.uint32) << 31  # the literal -0.0 would lose its sign
+    return splat(sign.to(tl.float32, bitcast=True), like)
+
+
+@triton.jit
+def guide(cond, uncond, w, LONG: tl.constexpr):
+    """``fma(w, cond - uncond, uncond)``, but w = 1 and w = 0 take their side untouched."""
+    if LONG:
+        m = cond
+        if w != 1:
+            m = uncond
+            if w != 0:
+                m = tl.fma(splat(w, cond), cond - uncond, uncond)
+    else:
+        m = tl.fma(splat(w, cond), cond - uncond, uncond)
+        m = tl.where(w == 1, cond, tl.where(w == 0, uncond, m))
+    return m
+
+
+@triton.jit
+def clipped_x0(c, kx, uses, x, m, LONG: tl.constexpr):
+    """``clip(fma(km, m, mul(kx, x)), lo, hi)``; ``uses`` says where c may be read."""
+    km = tl.load(c + KM, mask=uses, other=0.0)
+    d = empty_sum((kx != 0) | (km != 0), x)
+    d = add_term(d, kx, x, LONG)
+    d = add_term(d, km, m, LONG)
+    lo = tl.load(c + LO, mask=uses, other=0.0)
+    hi = tl.load(c + HI, mask=uses, other=0.0)
+    return clip(d, splat(lo, d), splat(hi, d))
+
+
+@triton.jit
+def add_x0(t, a, c, kx, uses, x, m, LONG: tl.constexpr):
+    """``fma(a, D, t)`` with ``D = clip(fma(km, m, mul(kx, x)), lo, hi)``, where the coefficient is not 0."""
+    if LONG:
+        if a != 0:
+            t = tl.fma(splat(a, t), clipped_x0(c, kx, uses, x, m, LONG), t)
+    else:
+        t = add_term(t, a, clipped_x0(c, kx, uses, x, m, LONG), LONG)
+    return t
+
+
+@triton.jit
+def scaled_noise(z, c, learned, v):
+    """``exp(lv_m v + lv_b) z``."""
+    lv_m = tl.load(c + LV_M, mask=learned, other=0.0)
+    lv_b = tl.load(c + LV_B, mask=learned, other=0.0)
+    return exp(tl.fma(splat(lv_m, z), v, splat(lv_b, z))) * z
+
+
+@triton.jit
+def generated_noise(seed, chain, draw, b, reads, block, like, PAIRS: tl.constexpr):
+    """noise-v1 in the shape of ``like``. block: ``[P, 1]``, or the first of a long tile's blocks."""
+    d = tl.load(draw + b, mask=reads, other=0)
+    k0, k1 = key_of(tl.load(seed + b, mask=reads, other=0), d)
+    ids = tl.load(chain + b, mask=reads, other=0)
+    if len(block.shape) == 0:
+        z = tile_of_normals(k0, k1, ids, d, block, like.shape[0], PAIRS)
+    else:
+        z = normals(k0, k1, ids, d, block)
+    return tl.reshape(z, like.shape)
+
+
+@triton.jit
+def load_row(coef, flags, row, b, exists, rows, R: tl.constexpr, MISSING: tl.constexpr):
+    """(flags, pointer to the coefficients, whether they may be read, kx, A) of the row that each chain is at.
+
+    A row that is outside the table, or reads what was not given (MISSING), becomes one that makes its chain NaN: it
+    cannot be reported without waiting for the device.
+    """
+    at = tl.load(row + b, mask=exists, other=-1)
+    usable = (at >= 0) & (at < rows)
+    flag = tl.load(flags + at, mask=usable, other=WRITES)
+    usable = usable & ((flag & MISSING) == 0)
+    flag = tl.where(usable, flag, flag & WRITES)
+    c = coef + at * (MATRIX + R * (R + 3))
+    kx = tl.load(c + KX, mask=(flag & USES_D) != 0, other=0.0)
+    A = ()
+    for k in tl.static_range(R * (R + 3)):
+        A = A + (tl.load(c + (MATRIX + k), mask=usable, other=float("nan")),)
+    return flag, c, usable, kx, A
+
+
+@triton.jit
+def load_registers(state, stride, base, i, mask, flag, kx, A, R: tl.constexpr, NET_IN: tl.constexpr):
+    """The registers that a row reads, in their own type, so that the loads are under way while the noise is made."""
+    r = ()
+    for j in tl.static_range(R):
+        reads = A[j] != 0
+        for k in tl.static_range(1, R):
+            reads = reads | (A[k * (R + 3) + j] != 0)
+        if j == 0:
+            reads = reads | (kx != 0)
+            if NET_IN:
+                reads = reads | ((flag & 1) == 0)
+        r = r + (tl.load(state + j * stride + base + i, mask=mask & reads),)
+    return r
+
+
+@triton.jit
+def widened(r, R: tl.constexpr):
+    """A tuple of tensors in fp32."""
+    wide = ()
+    for j in tl.static_range(R):
+        wide = wide + (r[j].to(tl.float32),)
+    return wide
+
+
+@triton.jit
+def combine(k: tl.constexpr, A, c, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.constexpr):
+    """The new register k: ``sum_j A_kj r_j + A_kD D + A_km m + A_kz z`` over the present terms, in order."""
+    some = A[k * (R + 3)] != 0
+    for j in tl.static_range(1, R + 3):
+        some = some | (A[k * (R + 3) + j] != 0)
+    t = empty_sum(some, z)
+    for j in tl.static_range(R):
+        t = add_term(t, A[k * (R + 3) + j], r[j], LONG)
+    t = add_x0(t, A[k * (R + 3) + R], c, kx, (flag & USES_D) != 0, r[0], m, LONG)
+    t = add_term(t, A[k * (R + 3) + R + 1], m, LONG)
+    return add_term(t, A[k * (R + 3) + R + 2], z, LONG)
+
+
+@triton.jit
+def execute(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,  # as ulam_kernels.step has them
+    rows, stride, size, b, exists, base, i, block, mask,
+    R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
+):  # fmt: skip
+    """Execute one row of each chain on one tile.
+
+    Args:
+        rows: of the table. stride: B n, from one register to the next. size: n, from m to v.
+        b: the tile's chain (LONG) or its chains ``[P, 1]``; exists: which of them there are.
+        base: where each of them begins in ``[B, n]``; i: the tile's elements from there, so that ``base + i`` has the
+            tile's shape, ``[N]`` (LONG) or ``[P, 4]``; mask: which elements there are.
+        block: the first of the tile's blocks of noise (LONG), or all of them ``[P, 1]``.
+        HALVES: 2 where the model's output holds v behind m. MISSING: the flags of what was not given. PAIRS: see
+            :func:`ulam_kernels.triton.noise.tile_of_normals`.
+    """
+    flag, c, usable, kx, A = load_row(coef, flags, row, b, exists, rows, R, MISSING)
+    active = exists & ((flag & WRITES) != 0)
+    mask = mask & active
+    reads_m = (flag & READS_M) != 0
+    reads_z = (flag & READS_Z) != 0
+    learned = reads_z & ((flag & LEARNED) != 0)
+
+    held = load_registers(state, stride, base, i, mask, flag, kx, A, R, net_in is not None)
+    if uncond is not None:
+        w = tl.load(guidance + b, mask=active, other=1.0)
+        other = tl.load(uncond + HALVES * base + i, mask=mask & reads_m & (w != 1))
+        cond = tl.load(model + HALVES * base + i, mask=mask & reads_m & (w != 0))
+    elif model is not None:
+        cond = tl.load(model + HALVES * base + i, mask=mask & reads_m)
+    if HALVES == 2:
+        v = tl.load(model + (2 * base + size) + i, mask=mask & learned)
+
+    z = tl.zeros(mask.shape, tl.float32)
+    if noise is not None:
+        z = tl.load(noise + base + i, mask=mask & reads_z)
+    elif seed is not None:
+        if any_of(reads_z):
+            z = generated_noise(seed, chain, draw, b, reads_z, block, z, PAIRS)
+    if HALVES == 2:
+        if any_of(learned):
+            z = tl.where(learned, scaled_noise(z, c, learned, v.to(tl.float32)), z)
+    m = z  # not read by any row where there is no model
+    if uncond is not None:
+        m = guide(cond.to(tl.float32), other.to(tl.float32), w, LONG)
+    elif model is not None:
+        m = cond.to(tl.float32)
+
+    r = widened(held, R)
+    x = r[0]
+    for k in tl.static_range(R):
+        written = (flag & (1 << k)) != 0
+        stored = combine(k, A, c, kx, flag, r, m, z, R, LONG).to(state.dtype.element_ty)
+        tl.store(state + k * stride + base + i, stored, mask=mask & written)
+        if k == 0:
+            x = tl.where(written, stored.to(tl.float32), x)
+    if net_in is not None:
+        scale = tl.load(c + C_NEXT, mask=usable & active, other=float("nan"))
+        tl.store(net_in + base + i, (splat(scale, x) * x).to(net_in.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["chains", "n", "rows"])
+def step_long(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+    chains, n, rows,
+    R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of a chain, chains modulo 2^16, the rest of the chains' number)."""
+    if ALIGNED:
+        n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
+    b = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    exists = b < chains
+    tile = tl.program_id(0)
+    i = tile * TILE + tl.arange(0, TILE)
+    size = n.to(tl.int64)
+    execute(
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, tile * (TILE // 4), exists & (i < n),
+        R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["chains", "n", "rows", "shift"])
+def step_short(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+    chains, n, rows, shift,
+    R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Grid (groups of chains): each chain has 2^shift of the tile's blocks of four, the last of them maybe unused."""
+    if ALIGNED:
+        n = n // 8 * 8
+    p = tl.arange(0, BLOCKS)[:, None]
+    b = tl.program_id(0) * (BLOCKS >> shift) + (p >> shift)
+    block = p & ((1 << shift) - 1)
+    i = 4 * block + tl.arange(0, 4)[None, :]
+    size = n.to(tl.int64)
+    exists = b < chains
+    execute(
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, block, exists & (i < n),
+        R, HALVES, MISSING, False, False,
+    )  # fmt: skip
+
+
+def step(
+    state: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    row: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    net_in: torch.Tensor | None,
+) -> None:
+    """Execute one row of the table on every chain: see :func:`ulam_kernels.step`."""
+    registers, chains = state.shape[:2]
+    n = elements_per_chain(state[0])
+    if n == 0:
+        return
+    if uncond is None or guidance is None:
+        uncond = guidance = None
+    if seed is None or chain is None or draw is None or noise is not None:
+        seed = chain = draw = None
+    halves = 1 if model is None else model.numel() // (chains * n)
+    missing = 0 if model is not None else table.READS_M
+    missing |= 0 if noise is not None or seed is not None else table.READS_Z
+    missing |= 0 if halves == 2 else table.LEARNED
+    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in)
+    with on_device(state):
+        if n > LONGEST_SHORT:
+            step_long[long_grid(chains, n)](
+                *tensors, chains, n, flags.shape[0],
+                R=registers, HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, TILE=TILE, **long_options(registers),
+            )  # fmt: skip
+        else:
+            shift = blocks_shift(n)
+            step_short[short_grid(chains, shift)](
+                *tensors, chains, n, flags.shape[0], shift,
+                R=registers, HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, BLOCKS=BLOCKS, **short_options(),
+            )  # fmt: skip

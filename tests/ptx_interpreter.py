@@ -1,0 +1,455 @@
+"""Executes the PTX of a kernel on NumPy arrays, all threads of a launch at once, with IEEE rounding.
+
+What a GPU would compute can so be compared bit for bit with the CPU backend on a machine without a GPU. It knows the
+instructions that nvcc and Triton emit for these kernels and raises on any other, on a misaligned access and on an
+access outside every buffer. Registers that were never written hold NaN.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ulam_kernels.reference import arithmetic
+
+Array = np.ndarray[Any, Any]
+
+TYPES: dict[str, Any] = {
+    **{f"{kind}{bits}": np.dtype(f"{kind.replace('b', 'u').replace('s', 'i')}{bits // 8}")
+       for bits in (8, 16, 32, 64) for kind in "bus"},
+    "pred": np.dtype(bool), "f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"),
+    "bf16": np.dtype("u2"), "bf16x2": np.dtype("u4"), "f16x2": np.dtype("u4"),
+}  # fmt: skip
+UNWRITTEN = 0x7FC0DEAD_7FC0DEAD
+SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.([xyz])")
+STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
+OPERANDS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
+COMPARE = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge,
+}  # fmt: skip
+LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
+
+
+class Memory:
+    """One address space. Buffers are copied in and out, and what lies between them must not be touched."""
+
+    BASE, GUARD = 1 << 32, 512
+
+    def __init__(self, size: int = 1 << 26) -> None:
+        self.bytes = np.full(size, 0xFF, dtype=np.uint8)
+        self.owned = np.zeros(size, dtype=bool)
+        self.end = 0
+
+    def put(self, data: Array | bytes, skew: int = 0) -> int:
+        """Copy a buffer in; its address is ``skew`` bytes past a multiple of GUARD."""
+        raw = (
+            np.frombuffer(data, np.uint8)
+            if isinstance(data, bytes)
+            else np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+        )
+        start = (self.end // self.GUARD + 2) * self.GUARD + skew
+        self.end = start + len(raw)
+        self.bytes[start : self.end] = raw
+        self.owned[start : self.end] = True
+        return self.BASE + start
+
+    def get(self, address: int, dtype: Any, count: int) -> Array:
+        start = address - self.BASE
+        return self.bytes[start : start + count * np.dtype(dtype).itemsize].view(dtype).copy()
+
+    def index(self, address: Array, itemsize: int, count: int) -> Array:
+        """Index of each address in units of ``itemsize``, after the checks of an access to ``count`` items."""
+        start = address - np.uint64(self.BASE)
+        if (start % np.uint64(itemsize * count)).any():
+            raise ValueError(f"misaligned access of {count} x {itemsize} bytes")
+        if (start >= len(self.bytes)).any() or not self.owned[start].all():
+            raise ValueError("access outside every buffer")
+        if not self.owned[start + np.uint64(itemsize * count - 1)].all():
+            raise ValueError("access across the end of a buffer")
+        return start // np.uint64(itemsize)
+
+
+@dataclass
+class Instruction:
+    text: str
+    guard: str | None
+    negated: bool
+    name: str
+    modifiers: list[str]
+    types: list[Any]
+    type_names: list[str]
+    operands: list[str]
+
+
+@dataclass
+class Kernel:
+    name: str
+    parameters: list[tuple[str, int]]  # name and size
+    widths: dict[str, int]  # of registers, by their prefix
+    code: list[Instruction]
+    labels: dict[str, int]
+    constants: dict[str, bytes]
+
+
+def _instruction(text: str) -> Instruction:
+    match = STATEMENT.fullmatch(text)
+    if match is None:
+        raise NotImplementedError(text)
+    name, *parts = re.split(r"\.|::", match[3])
+    return Instruction(
+        text=text,
+        guard=match[2],
+        negated=match[1] == "!",
+        name=name,
+        modifiers=[part for part in parts if part not in TYPES],
+        types=[TYPES[part] for part in parts if part in TYPES],
+        type_names=[part for part in parts if part in TYPES],
+        operands=[operand.strip() for operand in OPERANDS.findall(match[4])],
+    )
+
+
+def parse(ptx: str) -> dict[str, Kernel]:
+    """The kernels of a PTX text."""
+    ptx = re.sub(r"//[^\n]*", "", ptx)
+    constants = {
+        name: bytes(int(value) for value in values.split(","))
+        for name, values in re.findall(r"\.global[^;=]*?\.b8 (\w+)\[\d+\] = \{([^}]*)\}", ptx)
+    }
+    kernels = {}
+    for match in re.finditer(r"\.entry (\w+)\((.*?)\)[^{]*\{", ptx, re.S):
+        body = ptx[match.end() : ptx.find("\n}", match.end())]
+        parameters = [
+            (name, int(size) if size else TYPES[kind].itemsize)
+            for kind, name, size in re.findall(
+                r"\.param(?: \.align \d+)? \.(\w+)[^,]*? (\w+)(?:\[(\d+)\])?\s*(?:,|$)", match[2]
+            )
+        ]
+        widths = {prefix: TYPES[kind].itemsize for kind, prefix in re.findall(r"\.reg \.(\w+)\s+(%\w+)<\d+>", body)}
+        code: list[Instruction] = []
+        labels: dict[str, int] = {}
+        # Operands in braces stay; a scope's braces go, and the names in it are told apart by where it stands.
+        for number, scope in enumerate(re.split(r"(?<=[;\s])\{(?=\s*\.reg)", body)):
+            for name, kind in [
+                (n.strip(), k) for k, names in re.findall(r"\.reg \.(\w+) ([^%<;]+);", scope) for n in names.split(",")
+            ]:
+                widths[f"%{name}_{number}"] = TYPES[kind].itemsize
+                scope = re.sub(rf"(?<![\w%.]){name}(?![\w:])", f"%{name}_{number}", scope)
+            for piece in scope.split(";"):
+                text = piece.strip().removeprefix("}").strip()
+                while label := re.match(r"(\$?\w+):\s*", text):
+                    labels[label[1]] = len(code)
+                    text = text[label.end() :]
+                if text and not text.startswith((".reg", ".loc", ".pragma")):
+                    code.append(_instruction(text))
+        kernels[match[1]] = Kernel(match[1], parameters, widths, code, labels, constants)
+    return kernels
+
+
+class Machine:
+    """One launch of a kernel: every register is an array over its threads."""
+
+    def __init__(self, kernel: Kernel, memory: Memory, grid: Sequence[int], block: Sequence[int],
+                 arguments: Sequence[int | bytes], rsqrt: Callable[[Array], Array] | None = None) -> None:  # fmt: skip
+        self.kernel, self.memory = kernel, memory
+        self.rsqrt = rsqrt or (lambda y: y)
+        grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+        self.threads = int(np.prod(grid) * np.prod(block))
+        index = np.arange(self.threads, dtype=np.int64)
+        self.special: dict[tuple[str, str], Array] = {}
+        for axis, size, count in zip("xyz", block, grid, strict=True):
+            self.special["tid", axis], index = (index % size).astype(np.uint32), index // size
+            self.special["ntid", axis] = np.full(self.threads, size, np.uint32)
+            self.special["nctaid", axis] = np.full(self.threads, count, np.uint32)
+        for axis, count in zip("xyz", grid, strict=True):
+            self.special["ctaid", axis], index = (index % count).astype(np.uint32), index // count
+        self.symbols = {name: memory.put(data) for name, data in kernel.constants.items()}
+        for (name, size), value in zip(kernel.parameters, arguments, strict=True):
+            data = value if isinstance(value, bytes) else (value % (1 << 8 * size)).to_bytes(size, "little")
+            self.symbols[name] = memory.put(data.ljust(size, b"\0"))
+        self.registers: dict[str, Array] = {}
+        self.executed = np.zeros(len(kernel.code), np.int64)  # how many threads executed each instruction
+
+    def run(self) -> Machine:
+        """Threads at the lowest instruction go first, so those that took different branches meet again."""
+        code, leaders = self.kernel.code, set(self.kernel.labels.values())
+        at = np.zeros(self.threads, np.int64)
+        with np.errstate(all="ignore"):
+            while (place := int(at.min())) < len(code):
+                waiting = at == place
+                self.lanes: Any = slice(None) if waiting.all() else np.flatnonzero(waiting)
+                count = self.threads if waiting.all() else len(self.lanes)
+                while True:
+                    instruction = code[place]
+                    self.executed[place] += count
+                    place += 1
+                    if instruction.name in ("bra", "ret", "exit"):
+                        target = self.kernel.labels[instruction.operands[0]] if instruction.name == "bra" else len(code)
+                        taken = self._guard(instruction)
+                        at[self.lanes] = target if taken is None else np.where(taken, target, place)
+                        break
+                    self._execute(instruction)
+                    if place in leaders or place == len(code):
+                        at[self.lanes] = place
+                        break
+        return self
+
+    def _guard(self, instruction: Instruction) -> Array | None:
+        if instruction.guard is None:
+            return None
+        return self.read(instruction.guard, TYPES["pred"]) ^ instruction.negated
+
+    def _execute(self, instruction: Instruction) -> None:
+        handler = getattr(self, f"_{instruction.name}", None)
+        if handler is None:
+            raise NotImplementedError(instruction.text)
+        guard = self._guard(instruction)
+        if guard is None:
+            return handler(instruction)  # type: ignore[no-any-return]
+        lanes = self.lanes
+        self.lanes = (np.arange(self.threads) if isinstance(lanes, slice) else lanes)[guard]
+        if len(self.lanes):
+            handler(instruction)
+        self.lanes = lanes
+        return None
+
+    def _storage(self, name: str) -> Array:
+        if name not in self.registers:
+            width = self.kernel.widths.get(name) or self.kernel.widths[name.rstrip("0123456789")]
+            kind = np.dtype(bool if width == 1 else f"u{width}")
+            self.registers[name] = np.full(self.threads, np.uint64(UNWRITTEN).astype(kind), kind)
+        return self.registers[name]
+
+    def read(self, operand: str, kind: Any) -> Any:
+        if match := SPECIAL.fullmatch(operand):
+            return self.special[match[1], match[2]][self.lanes]
+        if operand.startswith("%"):
+            values = self._storage(operand)[self.lanes]
+            wide = f"u{kind.itemsize}"
+            return (
+                values
+                if kind.kind == "b"
+                else (values if values.itemsize == kind.itemsize else values.astype(wide)).view(kind)
+            )
+        if operand in self.symbols:
+            return np.uint64(self.symbols[operand])
+        if operand.startswith("0f"):
+            return np.array(int(operand[2:], 16), np.uint32).view(np.float32)[()]
+        value = int(operand.rstrip("U"), 0)
+        return (
+            np.bool_(value)
+            if kind.kind == "b"
+            else np.array(value % (1 << 8 * kind.itemsize), f"u{kind.itemsize}").view(kind)[()]
+        )
+
+    def write(self, operand: str, values: Any, kind: Any = None) -> None:
+        if operand == "_":
+            return
+        storage = self._storage(operand)
+        values = np.asarray(values if kind is None else np.asarray(values).astype(kind, copy=False))
+        if storage.dtype != bool:
+            wide = f"{'i' if values.dtype.kind == 'i' else 'u'}{storage.itemsize}"
+            narrow = values.view(f"{'i' if values.dtype.kind == 'i' else 'u'}{values.itemsize}")
+            values = narrow.astype(wide).view(storage.dtype)
+        storage[self.lanes] = values
+
+    def _inputs(self, i: Instruction, kind: Any = None) -> list[Any]:
+        return [self.read(operand, kind or i.types[-1]) for operand in i.operands[1:]]
+
+    # Each method below is one instruction.
+    def _mov(self, i: Instruction) -> None:
+        target, source = i.operands
+        kind = i.types[0]
+        if target.startswith("{"):
+            names = [name.strip() for name in target.strip("{}").split(",")]
+            part = np.dtype(f"u{kind.itemsize // len(names)}")
+            values = np.ascontiguousarray(self.read(source, kind)).view(part).reshape(-1, len(names))
+            for k, name in enumerate(names):
+                self.write(name, values[:, k])
+        elif source.startswith("{"):
+            names = [name.strip() for name in source.strip("{}").split(",")]
+            part = np.dtype(f"u{kind.itemsize // len(names)}")
+            values = np.broadcast_arrays(*(self.read(name, part) for name in names))
+            self.write(target, np.ascontiguousarray(np.stack(values, -1)).view(f"u{kind.itemsize}")[..., 0])
+        else:
+            self.write(target, self.read(source, kind), kind)
+
+    def _cvta(self, i: Instruction) -> None:
+        self.write(i.operands[0], self._inputs(i)[0])
+
+    def _add(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.add(*self._inputs(i)), i.types[0])
+
+    def _sub(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.sub(*self._inputs(i)), i.types[0])
+
+    def _mul(self, i: Instruction) -> None:
+        self.write(i.operands[0], self._product(i, *self._inputs(i)[:2]))
+
+    def _mad(self, i: Instruction) -> None:
+        product = self._product(i, *(self.read(operand, i.types[0]) for operand in i.operands[1:3]))
+        self.write(i.operands[0], product + self.read(i.operands[3], product.dtype), product.dtype)
+
+    def _product(self, i: Instruction, a: Any, b: Any) -> Array:
+        kind = i.types[0]
+        if kind.kind == "f":
+            return np.asarray(a * b)
+        if "lo" in i.modifiers:
+            return np.asarray(a * b, kind)
+        wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
+        product = np.asarray(a, wide) * np.asarray(b, wide)
+        return product if "wide" in i.modifiers else (product >> wide.type(8 * kind.itemsize)).astype(kind)
+
+    def _fma(self, i: Instruction) -> None:
+        self.write(i.operands[0], arithmetic.fma(*np.broadcast_arrays(*self._inputs(i))))
+
+    def _div(self, i: Instruction) -> None:
+        a, b = self._inputs(i)
+        self.write(i.operands[0], a / b if i.types[0].kind == "f" else a // b, i.types[0])
+
+    def _rem(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.mod(*self._inputs(i)), i.types[0])
+
+    def _min(self, i: Instruction) -> None:
+        self.write(i.operands[0], np.minimum(*self._inputs(i)), i.types[0])
+
+    def _max(self, i: Instruction) -> None:
+        self.write(i.operands[0], np.maximum(*self._inputs(i)), i.types[0])
+
+    def _neg(self, i: Instruction) -> None:
+        self.write(i.operands[0], -self._inputs(i)[0], i.types[0])
+
+    def _sqrt(self, i: Instruction) -> None:
+        if "rn" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        self.write(i.operands[0], arithmetic.sqrt(self._inputs(i)[0]))
+
+    def _rsqrt(self, i: Instruction) -> None:
+        exact = 1 / np.sqrt(self._inputs(i)[0], dtype=np.float64)
+        self.write(i.operands[0], self.rsqrt(exact.astype(np.float32)))
+
+    def _and(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.and_(*self._inputs(i)))
+
+    def _or(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.or_(*self._inputs(i)))
+
+    def _xor(self, i: Instruction) -> None:
+        self.write(i.operands[0], operator.xor(*self._inputs(i)))
+
+    def _not(self, i: Instruction) -> None:
+        self.write(i.operands[0], ~self._inputs(i)[0])
+
+    def _shl(self, i: Instruction) -> None:
+        self._shift(i, np.left_shift)
+
+    def _shr(self, i: Instruction) -> None:
+        self._shift(i, np.right_shift)
+
+    def _shift(self, i: Instruction, shift: Any) -> None:
+        kind = i.types[0]
+        value, bits = self.read(i.operands[1], kind), self.read(i.operands[2], TYPES["u32"])
+        most = 8 * kind.itemsize - 1
+        shifted = shift(value, np.minimum(bits, most).astype(kind))
+        beyond = value >> kind.type(most) if kind.kind == "i" else kind.type(0)
+        self.write(i.operands[0], np.where(bits > most, beyond, shifted), kind)
+
+    def _shf(self, i: Instruction) -> None:
+        low, high, bits = (np.asarray(x, np.uint64) for x in self._inputs(i, TYPES["u32"]))
+        bits = bits & np.uint64(31) if "wrap" in i.modifiers else np.minimum(bits, np.uint64(32))
+        both = high << np.uint64(32) | low
+        left = "l" in i.modifiers
+        self.write(i.operands[0], (both << bits >> np.uint64(32) if left else both >> bits).astype(np.uint32))
+
+    def _bfi(self, i: Instruction) -> None:
+        field, base, start, length = self._inputs(i, TYPES["u32"])
+        mask = np.uint32(((1 << int(length)) - 1) << int(start) & 0xFFFFFFFF)
+        self.write(i.operands[0], base & ~mask | field << start & mask)
+
+    def _prmt(self, i: Instruction) -> None:
+        low, high, selector = (np.asarray(x, np.uint64) for x in self._inputs(i, TYPES["u32"]))
+        both, result = high << np.uint64(32) | low, np.uint64(0)
+        if (selector & np.uint64(0x8888)).any():
+            raise NotImplementedError(i.text)
+        for byte in range(4):
+            chosen = selector >> np.uint64(4 * byte) & np.uint64(7)
+            result = result | (both >> np.uint64(8) * chosen & np.uint64(0xFF)) << np.uint64(8 * byte)
+        self.write(i.operands[0], result.astype(np.uint32))
+
+    def _lop3(self, i: Instruction) -> None:
+        *inputs, table = self._inputs(i)
+        result = np.uint32(0)
+        for row in range(8):
+            if int(table) >> row & 1:
+                a, b, c = (x if row >> (2 - k) & 1 else ~x for k, x in enumerate(inputs))
+                result = result | a & b & c
+        self.write(i.operands[0], result)
+
+    def _selp(self, i: Instruction) -> None:
+        a, b = (self.read(operand, i.types[0]) for operand in i.operands[1:3])
+        self.write(i.operands[0], np.where(self.read(i.operands[3], TYPES["pred"]), a, b), i.types[0])
+
+    def _setp(self, i: Instruction) -> None:
+        a, b = (self.read(operand, i.types[0]) for operand in i.operands[1:3])
+        relation = i.modifiers[0]
+        unordered = np.isnan(a) | np.isnan(b) if i.types[0].kind == "f" else np.bool_(False)
+        if relation in ("nan", "num"):
+            result = unordered ^ (relation == "num")
+        elif i.types[0].kind == "f" and relation.endswith("u"):
+            result = COMPARE[relation[:2]](a, b) | unordered
+        else:
+            result = COMPARE[relation](a, b) & ~unordered
+        if len(i.operands) == 4:
+            result = LOGIC[i.modifiers[1]](result, self.read(i.operands[3], TYPES["pred"]))
+        self.write(i.operands[0], result)
+
+    def _cvt(self, i: Instruction) -> None:
+        to, source = i.type_names
+        values = self._inputs(i)
+        if to in ("bf16x2", "f16x2"):
+            high, low = (self._narrow(x, to[:-2]).astype(np.uint32) for x in values)
+            return self.write(i.operands[0], high << np.uint32(16) | low)
+        if to == "bf16":
+            return self.write(i.operands[0], self._narrow(values[0], to))
+        if source == "bf16":
+            return self.write(i.operands[0], (values[0].astype(np.uint32) << np.uint32(16)).view(np.float32))
+        if source in ("s32", "u32") and to == "f32":
+            return self.write(i.operands[0], values[0].astype(np.float64).astype(np.float32))
+        if "f" in to + source and (to, source) not in (("f32", "f16"), ("f16", "f32")):
+            raise NotImplementedError(i.text)
+        return self.write(i.operands[0], values[0].astype(i.types[0]), i.types[0])
+
+    @staticmethod
+    def _narrow(x: Any, to: str) -> Array:
+        x = np.asarray(x)
+        if to == "f16":
+            return x.astype(np.float16).view(np.uint16)
+        bits = x.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+        return np.where(np.isnan(x), np.uint32(0x7FFF), rounded).astype(np.uint16)
+
+    def _address(self, operand: str) -> Array:
+        base, _, offset = operand.strip("[] ").partition("+")
+        start = np.asarray(self.read(base.strip(), TYPES["u64"]))
+        return np.broadcast_to(
+            start + np.uint64(int(offset or 0) % (1 << 64)), self.special["tid", "x"][self.lanes].shape
+        )
+
+    def _ld(self, i: Instruction) -> None:
+        names, kind = [name.strip() for name in i.operands[0].strip("{}").split(",")], i.types[0]
+        start = self.memory.index(self._address(i.operands[1]), kind.itemsize, len(names))
+        whole = self.memory.bytes.view(kind)
+        for k, name in enumerate(names):
+            self.write(name, whole[start + np.uint64(k)])
+
+    def _st(self, i: Instruction) -> None:
+        names, kind = [name.strip() for name in i.operands[1].strip("{}").split(",")], i.types[0]
+        start = self.memory.index(self._address(i.operands[0]), kind.itemsize, len(names))
+        whole = self.memory.bytes.view(kind)
+        for k, name in enumerate(names):
+            whole[start + np.uint64(k)] = self.read(name, kind)

@@ -1,0 +1,576 @@
+"""The CUDA kernels without a GPU: what they compile to, and what their PTX computes.
+
+The host code is the real one. A stand-in for the CUDA runtime receives its launches and executes the kernels' PTX on
+the interpreter, so the choice of kernel, the launch shapes and the arguments are tested too, and every access is
+checked against the bounds of its buffer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import importlib.util
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ptx_interpreter import Instruction, Kernel, Machine, Memory, parse
+
+import ulam_kernels
+from ulam_kernels import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+NUMBERS = {FP32: 0, BF16: 1, FP16: 2}
+FAST = [(FP32, FP32), (FP32, BF16), (FP32, FP16), (BF16, BF16), (FP16, FP16)]
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
+SOURCES = [ROOT / "csrc/cuda" / name for name in ("step.cu", "fill.cu", "affine.cu")]
+
+
+def find_tool(name: str) -> str | None:
+    """A CUDA tool on the path, under CUDA_HOME, or in Triton's package."""
+    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin:
+        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return next((found for folder in folders if (found := shutil.which(name, path=folder))), None)
+
+
+NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
+pytestmark = pytest.mark.skipif(
+    not (NVCC and CUOBJDUMP), reason="nvcc or cuobjdump is missing: the CUDA kernels cannot be compiled and read"
+)
+
+# Stands in for the CUDA runtime: kernels register themselves when the library is loaded, a launch is handed on.
+RUNTIME = r"""
+#include <cuda_runtime.h>
+#include <map>
+#include <string>
+using OnLaunch = void (*)(const char*, const unsigned*, void**);
+static OnLaunch on_launch;
+static std::map<const void*, std::string>& names() { static std::map<const void*, std::string> m; return m; }
+extern "C" {
+void set_on_launch(OnLaunch f) { on_launch = f; }
+void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
+                            int*) {
+  names()[host] = name;
+}
+char __cudaInitModule(void**) { return 0; }
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorUnknown; }
+cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
+cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorUnknown; }
+const char* cudaGetErrorString(cudaError_t) { return "the stand-in refuses"; }
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
+  if (c->stream != (cudaStream_t)0x57 || c->dynamicSmemBytes) return cudaErrorInvalidValue;
+  if (c->gridDim.x >> 31 || c->gridDim.y > 65535) return cudaErrorInvalidValue;
+  const unsigned shape[] = {c->gridDim.x, c->gridDim.y, c->gridDim.z, c->blockDim.x, c->blockDim.y, c->blockDim.z};
+  on_launch(names()[host].c_str(), shape, arguments);
+  return cudaSuccess;
+}
+}
+"""
+STREAM = 0x57
+SYMBOLS = {
+    "step": "_ZN4ulam4cuda4stepERKNS0_4StepEPv",
+    "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS0_4FillEPv",
+    "affine": "_ZN4ulam4cuda6affineERKNS0_6AffineEPv",
+}
+
+
+def built_extension() -> Path | None:
+    """ulam_kernels._cuda as it is installed, unless a source is newer."""
+    spec = importlib.util.find_spec("ulam_kernels._cuda")
+    if spec is None or spec.origin is None:
+        return None
+    newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/include/ulam/*")])
+    return Path(spec.origin) if Path(spec.origin).stat().st_mtime > newest else None
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """host.so: the host code over the stand-in, with the PTX; machine.so: the machine code."""
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "runtime.cpp").write_text(RUNTIME)
+    extension = built_extension()
+    (folder / "machine.so").symlink_to(extension or folder / "host.so")
+    targets = [] if extension else [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
+    command = [NVCC, *FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100", "--threads=2", "-Xcompiler=-fPIC"]
+    command += ["-shared", "-cudart=none", *map(str, SOURCES), "runtime.cpp", "-o", "host.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ptx(build: Path) -> str:
+    dump = subprocess.run([CUOBJDUMP, "-ptx", "host.so"], cwd=build, check=True, capture_output=True, text=True)
+    return dump.stdout
+
+
+@pytest.fixture(scope="module")
+def device(build: Path, ptx: str) -> Device:
+    return Device(build / "host.so", parse(ptx))
+
+
+class Device:
+    """The host library over the stand-in, and the memory that its launches work on."""
+
+    def __init__(self, library: Path, kernels: dict[str, Kernel]) -> None:
+        self.library = library
+        self.kernels = kernels
+        self.host = ctypes.CDLL(str(library))
+        self.rsqrt: Callable[[Any], Any] | None = None
+        self.used = ""  # the kernel of the last launch
+        self.executed = np.zeros(0, np.int64)  # by the last launch, threads for each instruction
+        self.failure: Exception | None = None
+        words, pointers = ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_void_p)
+        self.on_launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, words, pointers)(self._on_launch)
+
+    def _on_launch(self, name: bytes, shape: Any, arguments: Any) -> None:
+        try:
+            kernel = self.kernels[name.decode()]
+            self.used = kernel.name
+            values = [ctypes.string_at(arguments[k], size) for k, (_, size) in enumerate(kernel.parameters)]
+            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt).run()
+            self.executed = machine.executed
+        except Exception as error:  # C code is between here and the test
+            self.failure = error
+
+    def call(self, operation: str, packed: bytes) -> None:
+        self.host.set_on_launch(self.on_launch)
+        function = self.host[SYMBOLS[operation]]
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_void_p]
+        self.failure = None
+        error = function(packed, STREAM)
+        if self.failure is not None:
+            raise self.failure
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def reset(self) -> None:
+        self.memory = Memory(1 << 24)
+
+    def put(self, tensor: torch.Tensor | None, skew: int = 0) -> int:
+        if tensor is None:
+            return 0
+        return self.memory.put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), skew)
+
+    def take(self, address: int, target: torch.Tensor) -> None:
+        raw = self.memory.get(address, np.uint8, target.numel() * target.element_size())
+        target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
+
+    def step(self, state: torch.Tensor, table: Table, row: torch.Tensor, *, skew: int = 0, alias: bool = False,
+             **given: torch.Tensor | None) -> None:  # fmt: skip
+        """As :func:`ulam_kernels.step`; ``skew`` misaligns the buffers, ``alias`` makes the model state[0] itself."""
+        self.reset()
+        registers, chains = state.shape[:2]
+        model, net_in = given.get("model"), given.get("net_in")
+        at = self.put(state, skew)
+        put = {
+            name: self.put(tensor, skew if tensor is net_in or tensor is model else 0) for name, tensor in given.items()
+        }
+        name_at = lambda name: put.get(name, 0)  # noqa: E731
+        packed = struct.pack(
+            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4x",
+            chains, state[0, 0].numel(), registers, at, NUMBERS[state.dtype], self.put(table.coef),
+            self.put(table.flags), len(table), self.put(row), at if alias else name_at("model"), name_at("uncond"),
+            0 if model is None else NUMBERS[model.dtype], 0 if model is None else model.numel() // chains,
+            *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
+            0 if net_in is None else NUMBERS[net_in.dtype],
+        )  # fmt: skip
+        self.call("step", packed)
+        self.take(at, state)
+        if net_in is not None:
+            self.take(put["net_in"], net_in)
+
+    def fill_normal(self, out: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor, tag: int,
+                    scale: float, offset: int, skew: int = 0) -> None:  # fmt: skip
+        self.reset()
+        at, chains = self.put(out, skew), out.shape[0]
+        ids = (self.put(tensor) for tensor in (seed, chain, draw))
+        shape = (chains, out.numel() // chains, offset)
+        self.call("fill_normal", struct.pack("<qqqQi4xQQQIf", *shape, at, NUMBERS[out.dtype], *ids, tag, scale))
+        self.take(at, out)
+
+    def affine(self, x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        self.reset()
+        at = [self.put(tensor) for tensor in (x, m, out)]
+        types = [NUMBERS[tensor.dtype] for tensor in (x, m, out)]
+        shape = (len(x), x.numel() // len(x))
+        self.call("affine", struct.pack("<qqQQQiii4xQQ", *shape, *at, *types, self.put(a), self.put(b)))
+        self.take(at[2], out)
+
+
+def differences(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Elements whose bits differ; any NaN equals any NaN."""
+    kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
+    return int(((a.view(kind) != b.view(kind)) & ~(a.isnan() & b.isnan())).sum())
+
+
+def random_table(registers: int, rng: np.random.Generator, rows: int = 16) -> Table:
+    """Rows with all that a row can have, present and absent; row 0 is idle."""
+    matrix = rng.normal(size=(rows, registers, registers + 3)) * (rng.random((rows, registers, registers + 3)) < 0.7)
+    writes = rng.random((rows, registers)) < 0.8
+    writes[0] = False
+    clip = np.where(rng.random(rows) < 0.5, np.inf, 0.7)
+    kx, km, c_next = (rng.normal(size=rows) * (rng.random(rows) < 0.9) for _ in range(3))
+    learned = rng.random(rows) < 0.4
+    return Table.pack(
+        kx, km, -clip, clip, rng.normal(size=rows) * 0.5, rng.normal(size=rows) * 0.1, c_next, matrix, writes, learned
+    )
+
+
+def ids(chains: int, rng: np.random.Generator, most: int = 2**63) -> torch.Tensor:
+    return torch.from_numpy(rng.integers(-most if most == 2**63 else 0, most, chains))
+
+
+def random_step(shape: tuple[int, ...], chains: int, state: torch.dtype, model: torch.dtype, net: torch.dtype,
+                rng: np.random.Generator, explicit: bool = False, guided: bool = True) -> dict[str, Any]:  # fmt: skip
+    """The arguments of a step, without the state and the table."""
+    doubled = (chains, 2 * shape[0], *shape[1:])
+    normal = lambda *size: torch.from_numpy(rng.normal(size=size).astype(np.float32))  # noqa: E731
+    weights = rng.choice([0.0, 1.0, 2.5, -1.0, 0.3], size=chains).astype(np.float32)
+    return {
+        "model": normal(*doubled).to(model),
+        "uncond": normal(*doubled).to(model) if guided else None,
+        "guidance": torch.from_numpy(weights) if guided else None,
+        "seed": ids(chains, rng),
+        "chain": ids(chains, rng),
+        "draw": ids(chains, rng, 2**40),
+        "noise": normal(chains, *shape) if explicit else None,
+        "net_in": torch.full((chains, *shape), 7.0, dtype=net),
+    }
+
+
+def assert_step_equal(device: Device, state: torch.Tensor, table: Table, row: torch.Tensor, given: dict[str, Any],
+                      skew: int = 0) -> None:  # fmt: skip
+    expected, expected_net = state.clone(), given["net_in"].clone()
+    ulam_kernels.step(expected, table, row, backend="cpu", **{**given, "net_in": expected_net})
+    net = given["net_in"].clone()
+    device.step(state, table, row, skew=skew, **{**given, "net_in": net})
+    assert differences(expected, state) == 0
+    assert differences(expected_net, net) == 0
+
+
+@pytest.mark.parametrize("registers", range(1, 6))
+@pytest.mark.parametrize(("state", "model"), FAST)
+def test_long_chains_have_the_bits_of_the_cpu(
+    device: Device, registers: int, state: torch.dtype, model: torch.dtype
+) -> None:
+    """At least 10^5 elements of every aligned variant: all rows of a table, tails of a chain and of a warp."""
+    rng = np.random.default_rng([registers, NUMBERS[state], NUMBERS[model]])
+    table = random_table(registers, rng)
+    total = 0
+    for shape, chains, explicit in (((2, 24, 54), 32, False), ((3, 8, 11), 16, True), ((1, 1096), 16, False)):
+        values = torch.from_numpy(rng.normal(size=(registers, chains, *shape))).to(state)
+        row = torch.from_numpy(rng.permutation(np.arange(chains) % len(table)))
+        net = [FP32, BF16, FP16][int(rng.integers(3))]
+        given = random_step(shape, chains, state, model, net, rng, explicit, guided=chains > 16)
+        assert_step_equal(device, values, table, row, given)
+        assert "step_vectors" in device.used
+        total += values[0].numel()
+    assert total >= 100_000
+
+
+@pytest.mark.parametrize("registers", range(1, 6))
+def test_other_chains_have_the_bits_of_the_cpu(device: Device, registers: int) -> None:
+    """At least 10^5 elements of the variant for any type: short chains, odd sizes, mixed types, misaligned buffers."""
+    rng = np.random.default_rng([7, registers])
+    table = random_table(registers, rng)
+    cases = [
+        ((1, 2), 6000, FP32, FP32, FP32, 0), ((32,), 1000, FP32, FP32, BF16, 0), ((3, 7), 500, BF16, BF16, FP16, 0),
+        ((1,), 900, FP16, FP16, FP32, 0), ((6,), 600, BF16, BF16, BF16, 0), ((2, 3, 171), 12, FP32, FP32, FP32, 0),
+        ((1, 1023), 12, FP16, FP32, BF16, 0), ((1, 2050), 6, BF16, FP32, FP16, 0), ((4, 256), 8, FP32, BF16, FP32, 4),
+        ((1, 512), 8, BF16, BF16, BF16, 2), ((4, 64), 60, FP32, FP16, FP32, 8), ((1, 516), 8, FP16, FP16, FP16, 0),
+    ]  # fmt: skip
+    total = 0
+    for shape, chains, state, model, net, skew in cases:
+        values = torch.from_numpy(rng.normal(size=(registers, chains, *shape))).to(state)
+        row = torch.from_numpy(rng.integers(0, len(table), chains))
+        given = random_step(shape, chains, state, model, net, rng, explicit=bool(rng.random() < 0.2))
+        assert_step_equal(device, values, table, row, given, skew)
+        assert "step_quads" in device.used
+        total += values[0].numel()
+    assert total >= 100_000
+
+
+def plain_row(registers: int = 1) -> Table:
+    """A row of DDPM without clipping: x, model output and noise."""
+    matrix = np.zeros((1, registers, registers + 3))
+    matrix[0, 0, 0], matrix[0, 0, -2:] = 1.01, (-0.05, 0.1)
+    writes = np.zeros((1, registers), bool)
+    writes[0, 0] = True
+    zero, infinite = np.zeros(1), np.full(1, np.inf)
+    return Table.pack(zero, zero, -infinite, infinite, zero, zero, zero + 1, matrix, writes, np.zeros(1, bool))
+
+
+def plain_step(device: Device, chains: int, elements: int, dtype: torch.dtype = FP32) -> int:
+    """Elements that differ from the CPU after a plain row."""
+    rng = np.random.default_rng(5)
+    values = torch.from_numpy(rng.normal(size=(1, chains, elements))).to(dtype)
+    expected, row = values.clone(), torch.zeros(chains, dtype=torch.int64)
+    given = {"model": torch.from_numpy(rng.normal(size=(chains, elements))).to(dtype)}
+    given |= {name: ids(chains, rng, 2**32) for name in ("seed", "chain", "draw")}
+    ulam_kernels.step(expected, plain_row(), row, backend="cpu", **given)
+    device.step(values, plain_row(), row, **given)
+    return differences(expected, values)
+
+
+def test_any_reciprocal_root_within_the_bound_gives_the_same_bits(device: Device) -> None:
+    """rsqrt.approx is not specified to the bit: up to two units off either way must not show."""
+    rng = np.random.default_rng(0)
+    device.rsqrt = lambda y: (y.view(np.int32) + rng.integers(-2, 3, y.shape).astype(np.int32)).view(np.float32)
+    try:
+        assert plain_step(device, 26, 4096) == 0
+    finally:
+        device.rsqrt = None
+
+
+def test_model_may_be_the_state_itself(device: Device) -> None:
+    rng = np.random.default_rng(1)
+    values = torch.from_numpy(rng.normal(size=(1, 3, 2000)).astype(np.float32))
+    given = {name: ids(3, rng) for name in ("seed", "chain", "draw")}
+    expected, row = values.clone(), torch.zeros(3, dtype=torch.int64)
+    ulam_kernels.step(expected, plain_row(), row, model=expected[0].clone(), backend="cpu", **given)
+    device.step(values, plain_row(), row, model=values[0].clone(), alias=True, **given)
+    assert differences(expected, values) == 0
+
+
+@pytest.mark.parametrize("elements", [1024, 6])
+def test_a_row_that_cannot_be_executed_writes_nan(device: Device, elements: int) -> None:
+    rng = np.random.default_rng(2)
+    given = {name: ids(4, rng) for name in ("seed", "chain", "draw")}
+    model = torch.zeros(4, elements)
+    for row, args in (([0, 1, -1, 2**40], {**given, "model": model}), ([0] * 4, given), ([0] * 4, {"model": model})):
+        values = torch.ones(1, 4, elements)
+        device.step(values, plain_row(), torch.tensor(row), **args)
+        whole = "model" in args and "seed" in args
+        assert values.isnan().flatten(2).all(2).tolist() == [[not whole, True, True, True]]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_fill_has_the_bits_of_the_cpu(device: Device, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(3)
+    total = 0
+    cases = [
+        (4096, 20, 0, 0), (1032, 8, 8, 0), (1200, 8, 5, 0), (999, 8, 4, 0), (2, 2000, 0, 0), (3, 500, 2, 0),
+        (7, 300, 3, 0), (640, 4, 1 << 20, 4), (1, 300, 1, 0),
+    ]  # fmt: skip
+    for elements, chains, offset, skew in cases:
+        expected = torch.full((chains, elements), float("nan"), dtype=dtype)
+        out = expected.clone()
+        names = {name: ids(chains, rng) for name in ("seed", "chain", "draw")}
+        ulam_kernels.fill_normal(expected, tag=1, scale=1.5, offset=offset, backend="cpu", **names)
+        device.fill_normal(out, **names, tag=1, scale=1.5, offset=offset, skew=skew)
+        assert differences(expected, out) == 0, (elements, offset)
+        total += out.numel()
+    assert total >= 100_000
+
+
+@pytest.mark.parametrize(("x_type", "m_type", "out_type"), [(s, m, s) for s, m in FAST] + [(BF16, FP32, FP16)])
+def test_affine_has_the_bits_of_the_cpu(
+    device: Device, x_type: torch.dtype, m_type: torch.dtype, out_type: torch.dtype
+) -> None:
+    rng = np.random.default_rng(4)
+    total = 0
+    for elements, chains in ((4104, 24), (513, 9), (2, 500), (100, 30)):
+        x, m = (torch.from_numpy(rng.normal(size=(chains, elements))).to(t) for t in (x_type, m_type))
+        factors = rng.normal(size=(2, chains)).astype(np.float32) * (rng.random((2, chains)) < 0.7)
+        a, b = (torch.from_numpy(f.astype(np.float32)) for f in factors)
+        expected = torch.empty(chains, elements, dtype=out_type)
+        out = torch.full_like(expected, float("nan"))
+        ulam_kernels.affine(x, m, a, b, expected, backend="cpu")
+        device.affine(x, m, a, b, out)
+        assert differences(expected, out) == 0
+        total += out.numel()
+    assert total >= 100_000
+
+
+def test_a_launch_that_fails_names_operation_and_shapes(device: Device) -> None:
+    expected = "affine: could not launch on 3000000000000 chains of 4 elements: the stand-in refuses"
+    with pytest.raises(RuntimeError, match=expected):
+        device.call("affine", struct.pack("<qqQQQiii4xQQ", 3 * 10**12, 4, 16, 16, 16, 0, 0, 0, 16, 16))
+
+
+# Constants of the noise as PTX spells them, each altered in its last bit.
+CONSTANTS = {
+    "Philox multiplier": ("-766435501", "-766435499"),
+    "Philox key increment": ("-1640531527", "-1640531528"),
+    "uniform scale": ("0f2F7FFFFF", "0f2F800000"),
+    "ln polynomial": ("0fBE8F544D", "0fBE8F544E"),
+    "ln 2": ("0fB4317218", "0fB4317219"),
+    "sine": ("0fBF255DD1", "0fBF255DD0"),
+    "cosine": ("0fBF9DE9E6", "0fBF9DE9E7"),
+}
+
+
+@pytest.mark.parametrize("what", CONSTANTS)
+def test_an_altered_constant_is_noticed(device: Device, ptx: str, what: str) -> None:
+    constant, altered = CONSTANTS[what]
+    assert constant in ptx
+    changed = Device(device.library, parse(plain_kernel(ptx).replace(constant, altered)))
+    assert plain_step(changed, 25, 4096) > 0
+
+
+def plain_kernel(ptx: str) -> str:
+    """The constants and the kernel of fp32 with one register."""
+    start = ptx.index(".visible .entry _ZN4ulam4cuda12step_vectorsINS0_7Float32ES2_Li1E")
+    constants = "\n".join(re.findall(r"\.global[^;=]*?= \{[^}]*\};", ptx))
+    return constants + "\n" + ptx[start : ptx.index("\n}", start) + 2]
+
+
+def test_an_altered_rounding_is_noticed(device: Device, ptx: str) -> None:
+    """A fused multiply-add made a product and a sum, one at a time.
+
+    Those of the row itself all show. Some of the noise cannot: a correction far below the last bit, say.
+    """
+    text = plain_kernel(ptx)
+    assert plain_step(device, 25, 4096) == 0
+    executed = zip(device.kernels[device.used].code, device.executed, strict=True)
+    fused = [instruction for instruction, threads in executed if instruction.name == "fma" and threads]
+    assert len(fused) == 4 * 25 + 16  # 25 for two normals, and two for each of eight elements
+
+    def noticed(instruction: Instruction) -> bool:
+        d, a, b, c = instruction.operands
+        split = f"mul.rn.f32 %split0, {a}, {b}; add.rn.f32 {d}, %split0, {c}"
+        altered = text.replace(instruction.text, split).replace(".reg .pred", ".reg .f32 %split<1>;\n.reg .pred", 1)
+        assert altered.count("%split0") == 2
+        return plain_step(Device(device.library, parse(altered)), 25, 4096) > 0
+
+    assert all(map(noticed, fused[-16::5]))
+    assert sum(map(noticed, fused[:-16:12])) >= 4
+
+
+# --- Machine code ---------------------------------------------------------------------------------------------------
+
+Sass = tuple[int, str, str, str]  # address, guard, operation, operands
+SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*?)\s*;")
+
+
+@pytest.fixture(scope="module")
+def sass(build: Path) -> dict[str, dict[str, list[Sass]]]:
+    """The instructions of every kernel, by architecture."""
+    found: dict[str, dict[str, list[Sass]]] = {}
+    for architecture in ARCHITECTURES:
+        command = [CUOBJDUMP, "-sass", "-arch", architecture, "machine.so"]
+        dump = subprocess.run(command, cwd=build, check=True, capture_output=True, text=True).stdout
+        found[architecture] = {
+            part.split("\n", 1)[0].strip(): [(int(a, 16), g, op, rest) for a, g, op, rest in SASS_LINE.findall(part)]
+            for part in dump.split("Function : ")[1:]
+        }
+    return found
+
+
+def features(block: list[Sass]) -> tuple[int, ...]:
+    """How many of each: fp32 operations, roots, wide products, stores, loads of 16 and of 8 bytes; and fp32 sums."""
+    heads = [op.split(".")[0] for _, _, op, _ in block]
+    count = lambda *starts: sum(op.startswith(starts) for _, _, op, _ in block)  # noqa: E731
+    sums = heads.count("FADD") + 2 * heads.count("FADD2")
+    fp32 = heads.count("FFMA") + heads.count("FMUL") + 2 * (heads.count("FFMA2") + heads.count("FMUL2")) + sums
+    wide = count("IMAD.WIDE", "IMAD.HI")
+    return fp32, count("MUFU.RSQ"), wide, count("STG"), count("LDG.E.128"), count("LDG.E.64"), sums
+
+
+def main_loop(code: list[Sass]) -> int:
+    """Where the loop over a chain's elements begins: the widest backward branch around roots and stores."""
+    best = (0, -1)
+    for at, _, op, rest in code:
+        if op.startswith("BRA") and (target := int(rest.split("0x")[-1], 16)) < at:
+            inside = features([i for i in code if target <= i[0] <= at])
+            if inside[1] and inside[3]:
+                best = max(best, (at - target, target))
+    return best[1]
+
+
+def cheapest_pass(code: list[Sass], lanes: int, stores: int, loads16: int, loads8: int) -> list[Sass]:
+    """The shortest way round the main loop that does all a plain row needs, for one thread's elements.
+
+    That is: generate the noise (33 fp32 operations and a root for two normals, 17 wide products for four), load the
+    state and the model's output, three fp32 operations an element, and store; without guidance, which is told by its
+    sums. Instructions whose guard is false are counted, as they take an issue slot.
+    """
+    start = main_loop(code)
+    need = (lanes // 2 * 33 + 3 * lanes, lanes // 2, lanes // 4 * 17, stores, loads16, loads8)
+    position = {i[0]: k for k, i in enumerate(code)}
+    width = code[1][0] - code[0][0]
+    leaders = {start}
+    for at, _, op, rest in code:
+        if op.startswith(("BRA", "EXIT")):
+            leaders |= {at + width} | ({int(rest.split("0x")[-1], 16)} if op.startswith("BRA") else set())
+    heap: list[tuple[int, int, tuple[int, ...], list[Sass]]] = [(0, start, (0,) * 7, [])]
+    seen = set()
+    while heap:
+        cost, at, have, path = heapq.heappop(heap)
+        if at == start and path:
+            if all(h >= n for h, n in zip(have, need, strict=False)):
+                return path
+            continue
+        if (at, have) in seen or have[6] > lanes // 2:
+            continue
+        seen.add((at, have))
+        k = position[at]
+        block = [code[k]]
+        while not block[-1][2].startswith(("BRA", "EXIT")) and code[k + 1][0] not in leaders:
+            k += 1
+            block.append(code[k])
+        total = [a + b for a, b in zip(have, features(block), strict=True)]
+        capped = (*(min(t, n) for t, n in zip(total, need, strict=False)), total[6])
+        end, guard, op, rest = block[-1]
+        conditional = bool(guard) or re.match(r"(DIV|CONV)?,?\s*!?U?P\d", rest)
+        following = [end + width] if not op.startswith(("BRA", "EXIT")) or conditional else []
+        if op.startswith("BRA") and ((target := int(rest.split("0x")[-1], 16)) > end or target == start):
+            following.append(target)
+        for place in following:
+            if place in position:
+                heapq.heappush(heap, (cost + len(block), place, capped, path + block))
+    raise AssertionError("no path round the main loop does what a plain row needs")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str) -> None:
+    """No local memory, and no approximate instruction but the reciprocal root that the noise standard allows."""
+    kernels = sass[architecture]
+    assert len(kernels) == 30 + 4 + 6
+    for name, code in kernels.items():
+        operations = {op for _, _, op, _ in code}
+        assert not [op for op in operations if op.startswith(("LDL", "STL"))], name
+        allowed = set() if "affine" in name else {"MUFU.RSQ"}
+        assert {op for op in operations if op.startswith("MUFU")} == allowed, name
+        if "vectors" in name:
+            assert "STG.E.128" in operations and ("fill" in name or "LDG.E.128" in operations), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("types", "accesses", "budget"),
+    [
+        ("7Float32ES2_", ["LDG.E.128"] * 4 + ["STG.E.128"] * 2, 60),
+        ("7Float32ENS0_8BFloat16E", ["LDG.E.64"] * 2 + ["LDG.E.128"] * 2 + ["STG.E.128"] * 2, 60),
+        ("8BFloat16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 54),
+        ("7Float16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 54),
+    ],
+)
+def test_cost_of_a_plain_row(
+    sass: dict[str, dict[str, list[Sass]]], architecture: str, types: str, accesses: list[str], budget: int
+) -> None:
+    """Instructions an element in the loop of a plain DDPM row with noise, and the width of its accesses."""
+    kernels = sass[architecture].items()
+    code = next(code for name, code in kernels if f"step_vectorsINS0_{types}Li1E" in name)
+    stores, loads16, loads8 = (accesses.count(kind) for kind in ("STG.E.128", "LDG.E.128", "LDG.E.64"))
+    path = cheapest_pass(code, 8, stores, loads16, loads8)
+    print(f"{architecture} {types}: {len(path) / 8:.1f} instructions an element")
+    assert len(path) / 8 <= budget
+    assert {op for _, _, op, _ in path if op.startswith(("LDG", "STG"))} == set(accesses)
