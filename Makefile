@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-CPP := $(wildcard bindings/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/include/ulam/*.h)
+CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/include/ulam/*.h)
 
 .PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:

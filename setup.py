@@ -98,8 +98,8 @@ class BuildExtension(build_ext):
 cpu = Extension(
     "ulam_kernels._cpu",
     sources=["bindings/cpu.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-    depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/include/ulam/*.h")),
-    include_dirs=["csrc/include", "csrc/cpu", get_include()],
+    depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/include/ulam/*.h") + ["bindings/arguments.h"]),
+    include_dirs=["csrc/include", "csrc/cpu", "bindings", get_include()],
     extra_compile_args=COMPILE_FLAGS,
     extra_link_args=["-fopenmp", "-fno-fast-math"],  # at the link too: there fast-math flushes denormals
     language="c++",
@@ -108,8 +108,8 @@ cpu = Extension(
 cuda = Extension(
     "ulam_kernels._cuda",
     sources=["bindings/cuda.cpp"],
-    depends=["csrc/cuda/kernels.h"],
-    include_dirs=["csrc/cuda", get_include()],
+    depends=["csrc/cuda/kernels.h", "csrc/include/ulam/operations.h", "bindings/arguments.h"],
+    include_dirs=["csrc/include", "csrc/cuda", "bindings", get_include()],
     libraries=["cudart_static", "dl", "rt", "pthread"],
     extra_compile_args=["-O2", "-g0", "-std=c++17", "-fvisibility=hidden"],
     extra_link_args=["-Wl,--strip-all", "-Wl,--exclude-libs,ALL"],

@@ -8,37 +8,42 @@ import torch
 class NaiveDDPM:
     """`p_sample` of the DDPM authors' code (and of most that followed): x0 from eps, posterior mean, noise.
 
-    Tables on the device, gathered per sample, one tensor operation after the other [Ho 2020, eq. 15 and 7].
+    Tables on the device, in the state's dtype, gathered per sample, one tensor operation after the other [Ho 2020,
+    eq. 15 and 7].
     """
 
-    def __init__(self, steps: int = 1000) -> None:
+    def __init__(
+        self, steps: int = 1000, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
         alphas_cumprod = (1 - betas).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
         variance = betas * (1 - before) / (1 - alphas_cumprod)
-        self.x_to_x0 = (1 / alphas_cumprod).sqrt().float()
-        self.eps_to_x0 = (1 / alphas_cumprod - 1).sqrt().float()
-        self.x0_to_mean = (betas * before.sqrt() / (1 - alphas_cumprod)).float()
-        self.x_to_mean = ((1 - before) * (1 - betas).sqrt() / (1 - alphas_cumprod)).float()
-        self.log_variance = variance.clamp(min=variance[1].item()).log().float()
+        self.x_to_x0 = (1 / alphas_cumprod).sqrt().to(device, dtype)
+        self.eps_to_x0 = (1 / alphas_cumprod - 1).sqrt().to(device, dtype)
+        self.x0_to_mean = (betas * before.sqrt() / (1 - alphas_cumprod)).to(device, dtype)
+        self.x_to_mean = ((1 - before) * (1 - betas).sqrt() / (1 - alphas_cumprod)).to(device, dtype)
+        self.log_variance = variance.clamp(min=variance[1].item()).log().to(device, dtype)
         # Algorithm 2 needs these alone.
-        self.eps_to_mean = (betas / (1 - alphas_cumprod).sqrt()).float()
-        self.root_alphas, self.std = (1 - betas).sqrt().float(), variance.sqrt().float()
+        self.eps_to_mean = (betas / (1 - alphas_cumprod).sqrt()).to(device, dtype)
+        self.root_alphas, self.std = (1 - betas).sqrt().to(device, dtype), variance.sqrt().to(device, dtype)
 
     @staticmethod
     def at(values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return values.gather(0, t).view(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def mean(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def mean(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, clip: bool = False) -> torch.Tensor:
         x0 = self.at(self.x_to_x0, t) * x - self.at(self.eps_to_x0, t) * eps
+        if clip:
+            x0.clamp_(-1.0, 1.0)
         return self.at(self.x0_to_mean, t) * x0 + self.at(self.x_to_mean, t) * x
 
     @torch.no_grad()
-    def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, clip: bool = False) -> torch.Tensor:
         noise = torch.randn_like(x)
-        mask = (t != 0).float().view(-1, 1, 1, 1)
-        return self.mean(x, eps, t) + mask * (0.5 * self.at(self.log_variance, t)).exp() * noise
+        mask = (t != 0).to(x.dtype).view(-1, 1, 1, 1)
+        return self.mean(x, eps, t, clip) + mask * (0.5 * self.at(self.log_variance, t)).exp() * noise
 
     @torch.no_grad()
     def algorithm_2(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

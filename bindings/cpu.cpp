@@ -5,20 +5,17 @@
 
 #include <string>
 
+#include "arguments.h"
 #include "kernels.h"
 #include "ulam/row.h"
 
 namespace py = pybind11;
 using namespace ulam::cpu;
+using ulam::Affine, ulam::Fill, ulam::Step;
 
 namespace {
 
 const Kernels* g_kernels = nullptr;
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void check_rows(const Step& s) {
   for (int64_t b = 0; b < s.chains; ++b) {
@@ -37,68 +34,19 @@ void check_rows(const Step& s) {
   }
 }
 
-void run_step(int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
-              uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
-              int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
-              uintptr_t noise, uintptr_t net_in, int net_type, int threads) {
-  const Step s{chains,
-               elements,
-               registers,
-               pointer<void>(state),
-               static_cast<DType>(state_type),
-               pointer<const float>(coef),
-               pointer<const int32_t>(flags),
-               rows,
-               pointer<const int64_t>(row),
-               pointer<const void>(model),
-               pointer<const void>(uncond),
-               static_cast<DType>(model_type),
-               model_stride,
-               pointer<const float>(guidance),
-               pointer<const int64_t>(seed),
-               pointer<const int64_t>(chain),
-               pointer<const int64_t>(draw),
-               pointer<const float>(noise),
-               pointer<void>(net_in),
-               static_cast<DType>(net_type)};
+// The kernels are looked up while the GIL is held, and run without it.
+template <class Arguments>
+auto unlocked(void (*operation)(const Kernels&, const Arguments&, int)) {
+  return [operation](const Arguments& s, int threads) {
+    const Kernels& kernels = *g_kernels;
+    py::gil_scoped_release release;
+    operation(kernels, s, threads);
+  };
+}
+
+void run_step(const Step& s, int threads) {
   check_rows(s);
-  const Kernels& kernels = *g_kernels;
-  py::gil_scoped_release unlocked;
-  step(kernels, s, threads);
-}
-
-void run_fill_normal(int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
-                     uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, int threads) {
-  const Fill s{chains,
-               elements,
-               offset,
-               pointer<void>(out),
-               static_cast<DType>(type),
-               pointer<const int64_t>(seed),
-               pointer<const int64_t>(chain),
-               pointer<const int64_t>(draw),
-               tag,
-               scale};
-  const Kernels& kernels = *g_kernels;
-  py::gil_scoped_release unlocked;
-  fill(kernels, s, threads);
-}
-
-void run_affine(int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
-                int out_type, uintptr_t a, uintptr_t b, int threads) {
-  const Affine s{chains,
-                 elements,
-                 pointer<const void>(x),
-                 pointer<const void>(m),
-                 pointer<void>(out),
-                 static_cast<DType>(x_type),
-                 static_cast<DType>(m_type),
-                 static_cast<DType>(out_type),
-                 pointer<const float>(a),
-                 pointer<const float>(b)};
-  const Kernels& kernels = *g_kernels;
-  py::gil_scoped_release unlocked;
-  affine(kernels, s, threads);
+  unlocked<Step> (&step)(s, threads);
 }
 
 py::list instruction_sets() {
@@ -140,9 +88,9 @@ PYBIND11_MODULE(_cpu, m) {
       throw py::import_error(std::string("ulam_kernels._cpu was miscompiled (") + (*k)->name + "): " + difference +
                              "; rebuild it without fast-math options");
   g_kernels = *usable_kernels();
-  m.def("step", &run_step);
-  m.def("fill_normal", &run_fill_normal);
-  m.def("affine", &run_affine);
+  m.def("step", ulam::step_function<int>(&run_step));
+  m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));
+  m.def("affine", ulam::affine_function<int>(unlocked<Affine>(&affine)));
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");

@@ -85,9 +85,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, v
 """
 STREAM = 0x57
 SYMBOLS = {
-    "step": "_ZN4ulam4cuda4stepERKNS0_4StepEPv",
-    "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS0_4FillEPv",
-    "affine": "_ZN4ulam4cuda6affineERKNS0_6AffineEPv",
+    "step": "_ZN4ulam4cuda4stepERKNS_4StepEPv",
+    "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS_4FillEPv",
+    "affine": "_ZN4ulam4cuda6affineERKNS_6AffineEPv",
 }
 
 

@@ -3,48 +3,9 @@
 
 #include <cstdint>
 
+#include "ulam/operations.h"
+
 namespace ulam::cpu {
-
-enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// B chains of n elements. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
-// null.
-struct Step {
-  int64_t chains, elements;
-  int registers;
-  void* state;
-  DType state_type;
-  const float* coef;     // [rows, row_width(registers)]
-  const int32_t* flags;  // [rows]
-  int64_t rows;
-  const int64_t* row;  // [B]
-  const void* model;   // [B, model_stride], the first n of each chain are m, the next n (if any) v
-  const void* uncond;
-  DType model_type;
-  int64_t model_stride;
-  const float* guidance;  // [B]
-  const int64_t *seed, *chain, *draw;
-  const float* noise;  // [B, n]: used in place of the generated noise
-  void* net_in;        // [B, n]
-  DType net_type;
-};
-
-struct Fill {
-  int64_t chains, elements, offset;
-  void* out;
-  DType type;
-  const int64_t *seed, *chain, *draw;
-  uint32_t tag;
-  float scale;
-};
-
-struct Affine {
-  int64_t chains, elements;
-  const void *x, *m;
-  void* out;
-  DType x_type, m_type, out_type;
-  const float *a, *b;  // [B]
-};
 
 // One instruction set. An operation is cut into units of one chain and at most `chunk` elements; `run`
 // executes the units [begin, end). hash_noise adds the noise standard's checksums of the words [first, first

@@ -1,52 +1,12 @@
 // The CUDA operations: plain structures of device pointers, a stream, and an error text. No CUDA header is needed.
 #pragma once
 
-#include <cstdint>
+#include "ulam/operations.h"
 
 namespace ulam::cuda {
 
-enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// B chains of n elements, n < 2^30. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
-// null. A row that is outside the table, or reads what is not given, writes NaN: nobody on the host can see it to
-// raise, and silence would be worse.
-struct Step {
-  int64_t chains, elements;
-  int registers;
-  void* state;
-  DType state_type;
-  const float* coef;     // [rows, row_width(registers)]
-  const int32_t* flags;  // [rows]
-  int64_t rows;
-  const int64_t* row;  // [B]
-  const void* model;   // [B, model_stride], the first n of each chain are m, the next n (if any) v; may be state
-  const void* uncond;
-  DType model_type;
-  int64_t model_stride;
-  const float* guidance;  // [B]
-  const int64_t *seed, *chain, *draw;
-  const float* noise;  // [B, n]: used in place of the generated noise
-  void* net_in;        // [B, n]
-  DType net_type;
-};
-
-struct Fill {
-  int64_t chains, elements, offset;
-  void* out;
-  DType type;
-  const int64_t *seed, *chain, *draw;
-  uint32_t tag;
-  float scale;
-};
-
-struct Affine {
-  int64_t chains, elements;
-  const void *x, *m;
-  void* out;
-  DType x_type, m_type, out_type;
-  const float *a, *b;  // [B]
-};
-
+// A row that is outside the table, or reads what is not given, writes NaN: nobody on the host can see it to raise, and
+// silence would be worse.
 // Each launches on `stream` of the current device, allocates nothing, and returns null or what went wrong.
 const char* step(const Step&, void* stream);
 const char* fill_normal(const Fill&, void* stream);

@@ -1,0 +1,85 @@
+// How the operations' arguments come from Python: integers for sizes, addresses and dtypes, then one argument of the
+// backend's own (the CPU's thread count, a CUDA stream). The order is that of kernels/ulam_kernels/native.py.
+#pragma once
+
+#include <cstdint>
+
+#include "ulam/operations.h"
+
+namespace ulam {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class Own, class Run>
+auto step_function(Run run) {
+  return [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
+               uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
+               int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
+               uintptr_t noise, uintptr_t net_in, int net_type, Own own) {
+    Step s;
+    s.chains = chains;
+    s.elements = elements;
+    s.registers = registers;
+    s.state = pointer<void>(state);
+    s.state_type = static_cast<DType>(state_type);
+    s.coef = pointer<const float>(coef);
+    s.flags = pointer<const int32_t>(flags);
+    s.rows = rows;
+    s.row = pointer<const int64_t>(row);
+    s.model = pointer<const void>(model);
+    s.uncond = pointer<const void>(uncond);
+    s.model_type = static_cast<DType>(model_type);
+    s.model_stride = model_stride;
+    s.guidance = pointer<const float>(guidance);
+    s.seed = pointer<const int64_t>(seed);
+    s.chain = pointer<const int64_t>(chain);
+    s.draw = pointer<const int64_t>(draw);
+    s.noise = pointer<const float>(noise);
+    s.net_in = pointer<void>(net_in);
+    s.net_type = static_cast<DType>(net_type);
+    run(s, own);
+  };
+}
+
+template <class Own, class Run>
+auto fill_function(Run run) {
+  return [run](int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
+               uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, Own own) {
+    Fill s;
+    s.chains = chains;
+    s.elements = elements;
+    s.offset = offset;
+    s.out = pointer<void>(out);
+    s.type = static_cast<DType>(type);
+    s.seed = pointer<const int64_t>(seed);
+    s.chain = pointer<const int64_t>(chain);
+    s.draw = pointer<const int64_t>(draw);
+    s.tag = tag;
+    s.scale = scale;
+    run(s, own);
+  };
+}
+
+template <class Own, class Run>
+auto affine_function(Run run) {
+  return [run](int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
+               int out_type, uintptr_t a, uintptr_t b, Own own) {
+    Affine s;
+    s.chains = chains;
+    s.elements = elements;
+    s.x = pointer<const void>(x);
+    s.m = pointer<const void>(m);
+    s.out = pointer<void>(out);
+    s.x_type = static_cast<DType>(x_type);
+    s.m_type = static_cast<DType>(m_type);
+    s.out_type = static_cast<DType>(out_type);
+    s.a = pointer<const float>(a);
+    s.b = pointer<const float>(b);
+    run(s, own);
+  };
+}
+
+}  // namespace ulam

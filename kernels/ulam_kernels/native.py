@@ -1,0 +1,95 @@
+"""Arguments of the native backends: sizes, addresses and dtype numbers of tensors that `ops` has validated.
+
+The order is that of bindings/arguments.h; each backend appends one argument of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def step_arguments(
+    state: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    row: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    net_in: torch.Tensor | None,
+) -> tuple[int, ...]:
+    registers, chains = state.size(0), state.size(1)
+    return (
+        chains,
+        state.numel() // (registers * chains) if chains else 0,
+        registers,
+        state.data_ptr(),
+        DTYPES[state.dtype],
+        coef.data_ptr(),
+        flags.data_ptr(),
+        flags.size(0),
+        row.data_ptr(),
+        _address(model),
+        _address(uncond),
+        0 if model is None else DTYPES[model.dtype],
+        0 if model is None or not chains else model.numel() // chains,
+        _address(guidance),
+        _address(seed),
+        _address(chain),
+        _address(draw),
+        _address(noise),
+        _address(net_in),
+        0 if net_in is None else DTYPES[net_in.dtype],
+    )
+
+
+def fill_arguments(
+    out: torch.Tensor,
+    seed: torch.Tensor,
+    chain: torch.Tensor,
+    draw: torch.Tensor,
+    tag: int,
+    scale: float,
+    offset: int,
+) -> tuple[int, int, int, int, int, int, int, int, int, float]:
+    chains = out.size(0)
+    return (
+        chains,
+        out.numel() // chains if chains else 0,
+        offset,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        seed.data_ptr(),
+        chain.data_ptr(),
+        draw.data_ptr(),
+        tag,
+        scale,
+    )
+
+
+def affine_arguments(
+    x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor
+) -> tuple[int, ...]:
+    chains = x.size(0)
+    return (
+        chains,
+        x.numel() // chains if chains else 0,
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        m.data_ptr(),
+        DTYPES[m.dtype],
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        a.data_ptr(),
+        b.data_ptr(),
+    )
