@@ -9,7 +9,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/include/ulam/*.h)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy on both packages, clang-format"
 	@echo "make bench   measure the CPU step and the noise"
+	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes"
 	@echo "make clean   remove everything that make built"
 
 demo: $(VENV)/package.stamp
@@ -33,6 +34,10 @@ lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m bench.cpu
+
+# Into no virtual environment: this python3 has torch, triton, pybind11, setuptools and pytest, and nvcc is on the path.
+gpu-check:
+	PYTHONPATH=kernels:engine:. $(PYTHON) -m bench.gpu_check
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -51,6 +56,7 @@ $(VENV)/torch.stamp: constraints.txt
 # Editable: Python sources are used where they lie, the native extension is compiled beside them.
 $(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(CPP)
 	@echo "building ulam"
+	@command -v nvcc > /dev/null || echo "nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)"
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
