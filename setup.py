@@ -35,27 +35,34 @@ INSTRUCTION_SETS = {
 
 CUDA_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_FLAGS += ["-Xfatbin=-compress-all", "-Icsrc/include"]
-CUDA_TARGETS = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90, 100)]
-CUDA_TARGETS.append("-gencode=arch=compute_100,code=compute_100")  # PTX, for what comes after
+CUDA_ARCHITECTURES = (80, 90, 100)  # as far as nvcc knows them; PTX of the newest is for what comes after
 
 
 def find_nvcc() -> str | None:
-    """nvcc on the path, else under CUDA_HOME or CUDA_PATH."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    return shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *(f"{h}/bin" for h in homes)]))
+    """nvcc under CUDA_HOME or CUDA_PATH, else on the path, else where CUDA installs it."""
+    homes = [f"{home}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    return shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """One binary for each architecture, and PTX of the newest."""
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    found = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in known]
+    codes = [(a, f"sm_{a}") for a in found] + [(found[-1], f"compute_{found[-1]}")]
+    return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
 
 def cuda_objects(nvcc: str, folder: str, jobs: int) -> list[str]:
     """Compile csrc/cuda/*.cu where they are newer than their objects; an nvcc works on `jobs` targets at once."""
     os.makedirs(folder, exist_ok=True)
-    headers = glob("csrc/cuda/*.h") + glob("csrc/include/ulam/*.h")
-    objects = []
+    headers = ["setup.py", *glob("csrc/cuda/*.h"), *glob("csrc/include/ulam/*.h")]
+    targets, objects = cuda_targets(nvcc), []
     for source in sorted(glob("csrc/cuda/*.cu")):
         objects.append(os.path.join(folder, f"{os.path.basename(source)}.o"))
         newest = max(map(os.path.getmtime, [source, *headers]))
         if os.path.exists(objects[-1]) and os.path.getmtime(objects[-1]) > newest:
             continue
-        command = [nvcc, *CUDA_FLAGS, *CUDA_TARGETS, f"--threads={jobs}", "-c", source, "-o", objects[-1]]
+        command = [nvcc, *CUDA_FLAGS, *targets, f"--threads={jobs}", "-c", source, "-o", objects[-1]]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
     return objects
@@ -72,14 +79,10 @@ class BuildExtension(build_ext):
     """Compiles some files with instruction-set flags of their own, leaves them out on other machines; calls nvcc."""
 
     def build_extensions(self) -> None:
-        nvcc = find_nvcc()
-        if nvcc is None:
+        if cuda in self.extensions:
+            self.compile_cuda()
+        else:
             print("nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)", flush=True)
-        for extension in self.extensions:
-            if extension is cuda and nvcc is not None:
-                extension.extra_objects = cuda_objects(nvcc, os.path.join(self.build_temp, "cuda"), JOBS)
-                extension.depends += extension.extra_objects
-                extension.library_dirs = cuda_libraries(nvcc)
         if not self.plat_name.endswith(("x86_64", "amd64")):
             for extension in self.extensions:
                 portable = [s for s in extension.sources if not s.endswith(tuple(INSTRUCTION_SETS))]
@@ -93,6 +96,20 @@ class BuildExtension(build_ext):
 
         self.compiler._compile = compile_with_flags
         super().build_extensions()
+
+    def compile_cuda(self) -> None:
+        """Compile the device code; an nvcc that cannot (too old, no host compiler) costs the CUDA kernels only."""
+        nvcc = find_nvcc()
+        assert nvcc is not None, "the extension is declared only where there is one"
+        try:
+            cuda.extra_objects = cuda_objects(nvcc, os.path.join(self.build_temp, "cuda"), JOBS)
+            cuda.library_dirs = cuda_libraries(nvcc)
+        except (OSError, IndexError, StopIteration, subprocess.CalledProcessError) as error:
+            print(
+                f"{nvcc} failed ({error}): ulam is built without its CUDA C++ kernels (Triton serves GPUs)", flush=True
+            )
+            self.extensions.remove(cuda)
+        cuda.depends += cuda.extra_objects
 
 
 cpu = Extension(

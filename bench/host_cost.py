@@ -68,6 +68,7 @@ def stubbed_extension(folder: Path) -> ModuleType:
 def stub_torch() -> None:
     """The current device and stream as the backend asks for them, without torch's CUDA."""
     stream = SimpleNamespace(cuda_stream=0)
+    torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]
     torch.cuda.current_stream = lambda device: stream  # type: ignore[assignment,return-value,misc]
 

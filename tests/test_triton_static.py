@@ -506,7 +506,10 @@ def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
                 **{**case, "state": case["state"].expand(1, chains, 1, n), "model": case["model"].expand(chains, 1, n)}
             )
         for offset, scale, tag in ((0, 1.0, 0), (16, 0.5, 1), (8, 3.0, 2)):
-            fill_normal(**fill_case(rng, 3, 1024, torch.float32, offset=offset, scale=scale, tag=tag))
+            case = fill_case(rng, 3, 1024, torch.float32, offset=offset, scale=scale, tag=tag)
+            fill_normal(**case)
+            slices = {name: torch.cat([case[name][:1], case[name]])[1:] for name in ("seed", "chain", "draw")}
+            fill_normal(**{**case, **slices})  # as when chains enter slots at any place: not 16-byte aligned
         for chains, n in ((1, 8), (3, 64), (40, 512)):
             affine(
                 *(torch.ones(chains, n) for _ in range(2)),

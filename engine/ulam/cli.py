@@ -112,16 +112,21 @@ class _Run:
     total: int
     done: list[int] = field(default_factory=list)
     interrupted: bool = False
+    seconds: float = 0.0
 
     def go(self) -> None:
         """Sample until all chains are done, or Ctrl-C."""
+        begin = time.perf_counter()
         try:
             with _progress(self.total) as progress:
                 for group, states in self.engine.groups(progress.update):
-                    self.x[group.chains] = states
+                    self.x[group.chains] = (
+                        states  # on a GPU this waits: the seconds are those of the work, not the launches
+                    )
                     self.done += range(group.chains.start, group.chains.stop)
         except KeyboardInterrupt:
             self.interrupted = True
+        self.seconds = time.perf_counter() - begin
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -182,9 +187,9 @@ def _report(options: argparse.Namespace, model: Model, run: _Run, done: list[int
         "chains_asked": len(run.x),
         "slots": told.slots,
         "evaluations": told.evaluations,
-        "seconds": told.seconds,
-        "samples_per_second": len(done) / told.seconds if told.seconds else 0.0,
-        "network_seconds": told.network_seconds,
+        "seconds": run.seconds,
+        "samples_per_second": len(done) / run.seconds,
+        "network_seconds": told.network_seconds if told.device == "cpu" else None,  # launches alone are no measure
         "backend": told.backend,
         "instruction_set": info.instruction_set(),
         "device": told.device,

@@ -34,7 +34,10 @@ class Result:
 
 @dataclass
 class Report:
-    """What an engine has done so far. ``evaluations`` counts chains times evaluations, idle slots not included."""
+    """What an engine has done so far. ``evaluations`` counts chains times evaluations, idle slots not included.
+
+    ``seconds`` and ``network_seconds`` are the host's; on a GPU they measure launches, not work.
+    """
 
     backend: str
     device: str

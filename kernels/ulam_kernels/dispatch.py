@@ -24,8 +24,8 @@ def load(name: str) -> ModuleType | str:
         module = importlib.import_module(f"ulam_kernels.{name}")
         if name == "triton":
             module.require_device()  # its kernels can be imported, and compiled, without one
-    except ImportError as error:
-        return str(error)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken installation is a reason too
+        return str(error) or type(error).__name__
     return module
 
 

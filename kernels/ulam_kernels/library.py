@@ -19,8 +19,8 @@ SCHEMAS = {
     "step": "(Tensor(a!) state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(b!)? net_in, "
     "str? backend=None) -> ()",
-    "fill_normal": "(Tensor(a!) out, Tensor seed, Tensor chain, Tensor draw, int tag=0, float scale=1.0, "
-    "int offset=0, str? backend=None) -> ()",
+    "fill_normal": "(Tensor(a!) out, Tensor seed, Tensor chain, Tensor draw, SymInt tag=0, float scale=1.0, "
+    "SymInt offset=0, str? backend=None) -> ()",
     "affine": "(Tensor x, Tensor m, Tensor a, Tensor b, str? backend=None) -> Tensor",
     "affine_out": "(Tensor x, Tensor m, Tensor a, Tensor b, Tensor(a!) out, str? backend=None) -> ()",
 }

@@ -14,12 +14,12 @@ def _run(operation: Callable[..., None], arguments: tuple[float, ...]) -> None:
     operation(*arguments, torch.get_num_threads())
 
 
-def step(state: torch.Tensor, *tensors: torch.Tensor | None) -> None:
-    _run(_cpu.step, step_arguments(state, *tensors))  # type: ignore[arg-type]
+def step(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _run(_cpu.step, step_arguments(state, *tensors, **named))  # type: ignore[arg-type]
 
 
-def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float) -> None:
-    _run(_cpu.fill_normal, fill_arguments(out, *stream))  # type: ignore[arg-type]
+def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch.Tensor | float) -> None:
+    _run(_cpu.fill_normal, fill_arguments(out, *stream, **named))  # type: ignore[arg-type]
 
 
 def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:

@@ -19,6 +19,8 @@ from ulam_kernels.native import affine_arguments, fill_arguments, step_arguments
 
 if (_reason := _cuda.unavailable_reason()) is not None:
     raise ImportError(_reason)
+if not torch.cuda.is_available():
+    raise ImportError("torch sees no CUDA device (is it a build for the CPU?)")
 
 
 def _launch(operation: Callable[..., None], device: torch.device, arguments: tuple[float, ...]) -> None:
@@ -28,12 +30,12 @@ def _launch(operation: Callable[..., None], device: torch.device, arguments: tup
     operation(*arguments, torch.cuda.current_stream(device).cuda_stream)
 
 
-def step(state: torch.Tensor, *tensors: torch.Tensor | None) -> None:
-    _launch(_cuda.step, state.device, step_arguments(state, *tensors))  # type: ignore[arg-type]
+def step(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _launch(_cuda.step, state.device, step_arguments(state, *tensors, **named))  # type: ignore[arg-type]
 
 
-def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float) -> None:
-    _launch(_cuda.fill_normal, out.device, fill_arguments(out, *stream))  # type: ignore[arg-type]
+def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch.Tensor | float) -> None:
+    _launch(_cuda.fill_normal, out.device, fill_arguments(out, *stream, **named))  # type: ignore[arg-type]
 
 
 def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:

@@ -10,6 +10,9 @@ import triton.language as tl
 from ulam_kernels.triton.launch import LONGEST_SHORT, TILE, elements_per_chain, long_grid, long_options, on_device
 from ulam_kernels.triton.step import add_term, empty_sum
 
+# Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
+PER_CHAIN = ["a", "b"]
+
 
 @triton.jit
 def combine(x, m, a, b, out, at, mask, LONG: tl.constexpr):
@@ -26,7 +29,7 @@ def combine(x, m, a, b, out, at, mask, LONG: tl.constexpr):
     tl.store(out + at, t.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["chains", "n"])
+@triton.jit(do_not_specialize=["chains", "n"], do_not_specialize_on_alignment=PER_CHAIN)
 def affine_long(x, m, a, b, out, chains, n, ALIGNED: tl.constexpr, TILE: tl.constexpr):
     """Grid of :func:`ulam_kernels.triton.launch.long_grid`."""
     if ALIGNED:
@@ -39,7 +42,7 @@ def affine_long(x, m, a, b, out, chains, n, ALIGNED: tl.constexpr, TILE: tl.cons
     combine(x, m, a, b, out, chain.to(tl.int64) * n + i, exists & (i < n), True)
 
 
-@triton.jit(do_not_specialize=["size", "n"])
+@triton.jit(do_not_specialize=["size", "n"], do_not_specialize_on_alignment=PER_CHAIN)
 def affine_short(x, m, a, b, out, size, n, ALIGNED: tl.constexpr, TILE: tl.constexpr):
     """Grid (tiles of the whole batch of ``size`` elements), which are taken as they lie, whatever chain they are of."""
     if ALIGNED:

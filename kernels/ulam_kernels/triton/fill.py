@@ -21,8 +21,11 @@ from ulam_kernels.triton.launch import (
 )
 from ulam_kernels.triton.noise import key_of, normals, tile_of_normals
 
+# Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
+PER_CHAIN = ["seed", "chain", "draw"]
 
-@triton.jit(do_not_specialize=["chains", "n", "offset", "tag", "scale"])
+
+@triton.jit(do_not_specialize=["chains", "n", "offset", "tag", "scale"], do_not_specialize_on_alignment=PER_CHAIN)
 def fill_long(out, seed, chain, draw, chains, n, offset, tag, scale, ALIGNED: tl.constexpr, TILE: tl.constexpr):
     """Grid of :func:`ulam_kernels.triton.launch.long_grid`; the first tile begins with offset's block of four."""
     if ALIGNED:  # says to the compiler that 16-byte accesses are aligned
@@ -41,7 +44,9 @@ def fill_long(out, seed, chain, draw, chains, n, offset, tag, scale, ALIGNED: tl
     tl.store(out + b.to(tl.int64) * n + i, values, mask=exists & (i >= 0) & (i < n))
 
 
-@triton.jit(do_not_specialize=["chains", "n", "offset", "tag", "scale", "shift"])
+@triton.jit(
+    do_not_specialize=["chains", "n", "offset", "tag", "scale", "shift"], do_not_specialize_on_alignment=PER_CHAIN
+)
 def fill_short(
     out, seed, chain, draw, chains, n, offset, tag, scale, shift, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr
 ):

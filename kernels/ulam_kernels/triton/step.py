@@ -50,6 +50,10 @@ EXP_HIGH = tl.constexpr(float.fromhex("-0x1.62e4p-1"))
 EXP_LOW = tl.constexpr(float.fromhex("-0x1.7f7d1cp-20"))
 
 
+# Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
+PER_CHAIN = ["row", "guidance", "seed", "chain", "draw"]
+
+
 @triton.jit
 def splat(x, like):
     """A scalar, ``[P, 1]`` or ``[1, 4]`` tensor in the shape of ``like``."""
@@ -284,7 +288,7 @@ def execute(
         tl.store(net_in + base + i, (splat(scale, x) * x).to(net_in.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["chains", "n", "rows"])
+@triton.jit(do_not_specialize=["chains", "n", "rows"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_long(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
     chains, n, rows,
@@ -305,7 +309,7 @@ def step_long(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["chains", "n", "rows", "shift"])
+@triton.jit(do_not_specialize=["chains", "n", "rows", "shift"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_short(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
     chains, n, rows, shift,
