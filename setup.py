@@ -39,9 +39,9 @@ CUDA_ARCHITECTURES = (80, 90, 100)  # as far as nvcc knows them; PTX of the newe
 
 
 def find_nvcc() -> str | None:
-    """nvcc under CUDA_HOME or CUDA_PATH, else on the path, else where CUDA installs it."""
+    """nvcc under CUDA_HOME or CUDA_PATH, else on the path."""
     homes = [f"{home}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
-    return shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    return shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", "")]))
 
 
 def cuda_targets(nvcc: str) -> list[str]:
