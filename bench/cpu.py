@@ -71,7 +71,8 @@ def noise_per_core() -> dict[str, Timing]:
             ulam_kernels.fill_normal(out, seed=zeros, chain=ids, draw=zeros)
 
         candidates[f"ulam noise-v1, {name}"] = fill
-    candidates["torch.randn"] = out.normal_
+    candidates["torch.randn"] = lambda: torch.randn(out.shape)
+    candidates["torch normal_, in place"] = out.normal_
     candidates["numpy SFC64"] = lambda: rng.standard_normal(out=buffer, dtype=np.float32)
     torch.set_num_threads(1)
     try:
