@@ -21,21 +21,31 @@ struct Span {
   }
 };
 
-// Four vectors of normals in memory order: elements 4 * block to 4 * (block + width) - 1.
+// The elements that are worked on together.
 template <class V>
-inline void normals(const Stream& stream, uint32_t block, typename V::f z[4]) {
-  typename V::u w[4];
+constexpr int kGroup = V::width * V::vectors;
+
+// A group of normals in memory order, from the first of `block` on.
+template <class V>
+inline void normals(const Stream& stream, uint32_t block, typename V::f z[V::vectors]) {
+  typename V::u w[V::vectors];
   V::words(stream, block, w);
-  box_muller<V>(w, z);
-  V::interleave(z);
+  ULAM_UNROLL
+  for (int k = 0; k < V::vectors; k += 4) {
+    box_muller<V>(w + k, z + k);
+    V::interleave(z + k);
+  }
 }
 
-// Runs body<V>(i, V::width * 4) over the groups of [begin, end), and the rest one block at a time,
-// body<Portable>. begin is a multiple of 4.
+// Runs body<V>(i, count) over [begin, end), at most a group at a time and always whole vectors, and the rest, less
+// than a vector, one block at a time, body<Portable>. begin is a multiple of 4.
 template <class V, class Body>
 ULAM_HD void for_groups(int64_t begin, int64_t end, const Body body) {
   int64_t i = begin;
-  for (; i + 4 * V::width <= end; i += 4 * V::width) body.template operator()<V>(i, 4 * V::width);
+  for (int64_t count; (count = end - i) >= V::width; i += count) {
+    count = count < kGroup<V> ? count - count % V::width : kGroup<V>;
+    body.template operator()<V>(i, count);
+  }
   for (; i < end; i += 4) body.template operator()<Portable>(i, end - i);
 }
 
@@ -88,10 +98,11 @@ struct StepChain {
 
   template <class V>
   ULAM_HD void operator()(int64_t i, int64_t count) const {
-    typename V::f z[4] = {V::set(0.0f), V::set(0.0f), V::set(0.0f), V::set(0.0f)};
+    typename V::f z[V::vectors];
+    for (auto& zero : z) zero = V::set(0.0f);
     if (makes_noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     ULAM_UNROLL
-    for (int k = 0; k < 4; ++k)
+    for (int k = 0; k < V::vectors; ++k)
       if (k * V::width < count) element<V>(i + k * V::width, z[k]);
   }
 
@@ -147,10 +158,10 @@ struct PlainChain {
 
   template <class V>
   ULAM_HD void operator()(int64_t i, int64_t count) const {
-    typename V::f z[4];
+    typename V::f z[V::vectors];
     if (c != 0.0f) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     ULAM_UNROLL
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < V::vectors; ++k) {
       const int64_t at = i + k * V::width;
       if (k * V::width >= count) break;
       typename V::f t = V::set(-0.0f);
@@ -197,9 +208,9 @@ struct FillChain {
 
   template <class V>
   inline void operator()(int64_t i, int64_t count) const {
-    typename V::f z[4];
+    typename V::f z[V::vectors];
     normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
-    for (int k = 0; k < 4 && k * V::width < count; ++k)
+    for (int k = 0; k < V::vectors && k * V::width < count; ++k)
       V::store(s.out, s.type, at + i + k * V::width, V::mul(V::set(s.scale), z[k]));
   }
 };
@@ -231,7 +242,7 @@ struct AffineChain {
 
   template <class V>
   inline void operator()(int64_t i, int64_t count) const {
-    for (int k = 0; k < 4 && k * V::width < count; ++k) {
+    for (int k = 0; k < V::vectors && k * V::width < count; ++k) {
       const int64_t j = at + i + k * V::width;
       typename V::f t = V::set(a != 0.0f || b != 0.0f ? -0.0f : 0.0f);
       if (a != 0.0f) t = V::fma(V::set(a), V::load(s.x, s.x_type, j), t);

@@ -5,32 +5,47 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "together.h"
 #include "ulam/noise.h"
 
 namespace ulam::cpu {
 namespace {
 
 struct Avx2 {
-  static constexpr int width = 8;
+  static constexpr int width = 8, vectors = 8;
   using f = __m256;
   using u = __m256i;
-  using word = __m256i;  // four words, each in the low half of 64 bits; the high halves are ignored
-  using wide = __m256i;
+  struct word {  // words in the low halves of 64 bits each; the high halves are ignored
+    __m256i v[4];
+  };
+  using wide = word;  // products of 64 bits
 
-  static inline wide mul_wide(uint32_t a, word b) { return _mm256_mul_epu32(word_of(a), b); }
-  static inline word hi(wide p) { return _mm256_srli_epi64(p, 32); }
+  static inline __m256i broadcast(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+  static inline wide mul_wide(uint32_t a, word b) {
+    return together([=](__m256i x) { return _mm256_mul_epu32(broadcast(a), x); }, b);
+  }
+  static inline word hi(wide p) {
+    return together([](__m256i x) { return _mm256_srli_epi64(x, 32); }, p);
+  }
   static inline word lo(wide p) { return p; }
-  static inline word word_of(uint32_t x) { return _mm256_set1_epi64x(x); }
-  static inline word xor2(word a, uint32_t b) { return _mm256_xor_si256(a, word_of(b)); }
-  static inline word xor3(word a, word b, uint32_t c) { return xor2(_mm256_xor_si256(a, b), c); }
+  static inline word word_of(uint32_t x) { return {broadcast(x), broadcast(x), broadcast(x), broadcast(x)}; }
+  static inline word xor2(word a, uint32_t b) {
+    return together([=](__m256i x) { return _mm256_xor_si256(x, broadcast(b)); }, a);
+  }
+  static inline word xor3(word a, word b, uint32_t c) {
+    return together([=](__m256i x, __m256i y) { return _mm256_xor_si256(x, _mm256_xor_si256(y, broadcast(c))); }, a, b);
+  }
 
-  static inline void words(const Stream& s, uint32_t block, u w[4]) {
-    const word even = _mm256_setr_epi64x(0, 4, 1, 5), odd = _mm256_setr_epi64x(2, 6, 3, 7);
-    const word base = word_of(s.tag | block);
-    word e[4], o[4];
-    philox_words<Avx2>(s, _mm256_add_epi64(base, even), e);
-    philox_words<Avx2>(s, _mm256_add_epi64(base, odd), o);
-    for (int k = 0; k < 4; ++k) w[k] = _mm256_blend_epi32(e[k], _mm256_slli_epi64(o[k], 32), 0xaa);
+  // Even lanes in w[0..3] of blocks 0 to 7, then of blocks 8 to 15.
+  static inline void words(const Stream& s, uint32_t block, u w[vectors]) {
+    const __m256i even = _mm256_setr_epi64x(0, 4, 1, 5), base = broadcast(s.tag | block);
+    const auto plus = [=](int k) { return _mm256_add_epi64(base, _mm256_add_epi64(even, broadcast(k))); };
+    word p[4];
+    philox_words<Avx2>(s, {plus(0), plus(2), plus(8), plus(10)}, p);
+    for (int k = 0; k < vectors; ++k) {
+      const __m256i* const v = p[k % 4].v + k / 4 * 2;
+      w[k] = _mm256_blend_epi32(v[0], _mm256_slli_epi64(v[1], 32), 0xaa);
+    }
   }
   static inline void interleave(f z[4]) {
     const f a = _mm256_unpacklo_ps(z[0], z[1]), b = _mm256_unpackhi_ps(z[0], z[1]);

@@ -6,35 +6,46 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "together.h"
 #include "ulam/noise.h"
 
 namespace ulam::cpu {
 namespace {
 
 struct Avx512 {
-  static constexpr int width = 16;
+  static constexpr int width = 16, vectors = 8;
   using f = __m512;
   using u = __m512i;
-  using word = __m512i;  // eight words, each in the low half of 64 bits; the high halves are ignored
-  using wide = __m512i;
+  struct word {  // words in the low halves of 64 bits each; the high halves are ignored
+    __m512i v[4];
+  };
+  using wide = word;  // products of 64 bits
 
-  static inline wide mul_wide(uint32_t a, word b) { return _mm512_mul_epu32(_mm512_set1_epi64(a), b); }
-  static inline word hi(wide p) { return _mm512_srli_epi64(p, 32); }
+  static inline __m512i broadcast(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+  static inline wide mul_wide(uint32_t a, word b) {
+    return together([=](__m512i x) { return _mm512_mul_epu32(broadcast(a), x); }, b);
+  }
+  static inline word hi(wide p) {
+    return together([](__m512i x) { return _mm512_srli_epi64(x, 32); }, p);
+  }
   static inline word lo(wide p) { return p; }
-  static inline word word_of(uint32_t x) { return _mm512_set1_epi64(x); }
-  static inline word xor2(word a, uint32_t b) { return _mm512_xor_si512(a, _mm512_set1_epi64(b)); }
+  static inline word word_of(uint32_t x) { return {broadcast(x), broadcast(x), broadcast(x), broadcast(x)}; }
+  static inline word xor2(word a, uint32_t b) {
+    return together([=](__m512i x) { return _mm512_xor_si512(x, broadcast(b)); }, a);
+  }
   static inline word xor3(word a, word b, uint32_t c) {
-    return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi64(c), 0x96);
+    return together([=](__m512i x, __m512i y) { return _mm512_ternarylogic_epi64(x, y, broadcast(c), 0x96); }, a, b);
   }
 
-  static inline void words(const Stream& s, uint32_t block, u w[4]) {
-    const word even = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-    const word base = _mm512_set1_epi64(s.tag | block);
-    word e[4], o[4];
-    philox_words<Avx512>(s, _mm512_add_epi64(base, even), e);
-    philox_words<Avx512>(s, _mm512_add_epi64(base, odd), o);
-    for (int k = 0; k < 4; ++k)  // the low halves of o, moved up into the odd lanes
-      w[k] = _mm512_castps_si512(_mm512_mask_moveldup_ps(_mm512_castsi512_ps(e[k]), 0xaaaa, _mm512_castsi512_ps(o[k])));
+  static inline void words(const Stream& s, uint32_t block, u w[vectors]) {
+    const __m512i even = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), base = broadcast(s.tag | block);
+    const auto plus = [=](int k) { return _mm512_add_epi64(base, _mm512_add_epi64(even, broadcast(k))); };
+    word p[4];
+    philox_words<Avx512>(s, {plus(0), plus(4), plus(16), plus(20)}, p);
+    for (int k = 0; k < vectors; ++k) {  // the low halves of v[1], moved up into the odd lanes
+      const __m512i* const v = p[k % 4].v + k / 4 * 2;
+      w[k] = _mm512_mask_blend_epi32(0xaaaa, v[0], _mm512_slli_epi64(v[1], 32));
+    }
   }
   static inline void interleave(f z[4]) {
     const f a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);

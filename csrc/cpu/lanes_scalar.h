@@ -9,6 +9,7 @@ namespace ulam::cpu {
 namespace {
 
 struct Portable : Scalar {
+  static constexpr int vectors = 4;
   static inline void words(const Stream& s, uint32_t block, u w[4]) { philox_words<Scalar>(s, s.tag | block, w); }
   static inline void interleave(f[4]) {}
   static inline f load(const void* p, DType type, int64_t i) {
