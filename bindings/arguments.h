@@ -13,33 +13,81 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// What a row may read.
+inline Step row_arguments(int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type,
+                          uintptr_t coef, uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model,
+                          uintptr_t uncond, int model_type, int64_t model_stride, uintptr_t guidance, uintptr_t seed,
+                          uintptr_t chain, uintptr_t draw, uintptr_t noise) {
+  Step s{};
+  s.chains = chains;
+  s.elements = elements;
+  s.registers = registers;
+  s.state = pointer<void>(state);
+  s.state_type = static_cast<DType>(state_type);
+  s.coef = pointer<const float>(coef);
+  s.flags = pointer<const int32_t>(flags);
+  s.rows = rows;
+  s.row = pointer<const int64_t>(row);
+  s.model = pointer<const void>(model);
+  s.uncond = pointer<const void>(uncond);
+  s.model_type = static_cast<DType>(model_type);
+  s.model_stride = model_stride;
+  s.guidance = pointer<const float>(guidance);
+  s.seed = pointer<const int64_t>(seed);
+  s.chain = pointer<const int64_t>(chain);
+  s.draw = pointer<const int64_t>(draw);
+  s.noise = pointer<const float>(noise);
+  return s;
+}
+
 template <class Own, class Run>
 auto step_function(Run run) {
   return [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
                uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
                int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
-               uintptr_t noise, uintptr_t net_in, int net_type, Own own) {
-    Step s;
+               uintptr_t noise, uintptr_t net_in, int net_type, uintptr_t scales, Own own) {
+    Step s = row_arguments(chains, elements, registers, state, state_type, coef, flags, rows, row, model, uncond,
+                           model_type, model_stride, guidance, seed, chain, draw, noise);
+    s.net_in = pointer<void>(net_in);
+    s.net_type = static_cast<DType>(net_type);
+    s.scales = pointer<const float>(scales);
+    run(s, own);
+  };
+}
+
+template <class Own, class Run>
+auto reduce_function(Run run) {
+  return [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
+               uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
+               int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
+               uintptr_t noise, uintptr_t out, Own own) {
+    const Step step = row_arguments(chains, elements, registers, state, state_type, coef, flags, rows, row, model,
+                                    uncond, model_type, model_stride, guidance, seed, chain, draw, noise);
+    run(Reduce{step, pointer<float>(out)}, own);
+  };
+}
+
+template <class Own, class Run>
+auto blend_function(Run run) {
+  return [run](int64_t chains, int64_t elements, uintptr_t state, int state_type, uintptr_t known, uintptr_t mask,
+               uintptr_t a, uintptr_t b, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
+               uintptr_t net_in, int net_type, uintptr_t c_next, Own own) {
+    Blend s;
     s.chains = chains;
     s.elements = elements;
-    s.registers = registers;
     s.state = pointer<void>(state);
     s.state_type = static_cast<DType>(state_type);
-    s.coef = pointer<const float>(coef);
-    s.flags = pointer<const int32_t>(flags);
-    s.rows = rows;
-    s.row = pointer<const int64_t>(row);
-    s.model = pointer<const void>(model);
-    s.uncond = pointer<const void>(uncond);
-    s.model_type = static_cast<DType>(model_type);
-    s.model_stride = model_stride;
-    s.guidance = pointer<const float>(guidance);
+    s.known = pointer<const float>(known);
+    s.mask = pointer<const float>(mask);
+    s.a = pointer<const float>(a);
+    s.b = pointer<const float>(b);
     s.seed = pointer<const int64_t>(seed);
     s.chain = pointer<const int64_t>(chain);
     s.draw = pointer<const int64_t>(draw);
     s.noise = pointer<const float>(noise);
     s.net_in = pointer<void>(net_in);
     s.net_type = static_cast<DType>(net_type);
+    s.c_next = pointer<const float>(c_next);
     run(s, own);
   };
 }

@@ -7,30 +7,37 @@
 
 #include "arguments.h"
 #include "kernels.h"
+#include "mcmc_cpu.h"
+#include "torch_normal.h"
 #include "ulam/row.h"
 
 namespace py = pybind11;
 using namespace ulam::cpu;
-using ulam::Affine, ulam::Fill, ulam::Step;
+using ulam::Affine, ulam::Blend, ulam::Fill, ulam::Reduce, ulam::Step;
 
 namespace {
 
 const Kernels* g_kernels = nullptr;
 
-void check_rows(const Step& s) {
+// Whether each row is in the table, and what its flags say that it reads (`reads` of flags and coefficients) is given.
+template <class Read>
+void check_rows(const Step& s, const char* operation, const Read reads) {
   for (int64_t b = 0; b < s.chains; ++b) {
     const int64_t row = s.row[b];
-    const auto where = [&] { return "row " + std::to_string(row) + " of batch entry " + std::to_string(b); };
+    const auto where = [&] {
+      return operation + (": row " + std::to_string(row)) + " of batch entry " + std::to_string(b);
+    };
     if (row < 0 || row >= s.rows)
-      throw py::index_error("step: " + where() + " is outside the table of " + std::to_string(s.rows) + " rows");
-    const uint32_t flags = static_cast<uint32_t>(s.flags[row]);
+      throw py::index_error(where() + " is outside the table of " + std::to_string(s.rows) + " rows");
+    const uint32_t flags = reads(static_cast<uint32_t>(s.flags[row]), s.coef + row * ulam::row_width(s.registers));
     if ((flags & ulam::kReadsModel) && !s.model)
-      throw py::value_error("step: " + where() + " reads the model output, but model is None");
+      throw py::value_error(where() + " reads the model output, but model is None");
     if ((flags & ulam::kLearned) && (!s.model || s.model_stride < 2 * s.elements))
-      throw py::value_error("step: " + where() +
-                            " has a learned variance: model needs twice the channels of the state");
+      throw py::value_error(where() + " has a learned variance: model needs twice the channels of the state");
     if ((flags & ulam::kReadsNoise) && !s.noise && !(s.seed && s.chain && s.draw))
-      throw py::value_error("step: " + where() + " reads noise: give seed, chain and draw, or noise");
+      throw py::value_error(where() + " reads noise: give seed, chain and draw, or noise");
+    if ((flags & ulam::kReduced) && !s.scales)
+      throw py::value_error(where() + " has a reduction, but scales is None: give what reduce() made");
   }
 }
 
@@ -45,8 +52,20 @@ auto unlocked(void (*operation)(const Kernels&, const Arguments&, int)) {
 }
 
 void run_step(const Step& s, int threads) {
-  check_rows(s);
+  check_rows(s, "step", [](uint32_t flags, const float*) { return flags; });
   unlocked<Step> (&step)(s, threads);
+}
+
+void run_reduce(const Reduce& s, int threads) {
+  check_rows(s.step, "reduce", ulam::reduction_reads);
+  unlocked<Reduce> (&reduce)(s, threads);
+}
+
+bool fill_torch_normal(uintptr_t out, int64_t count, uintptr_t state, int64_t state_bytes, int threads) {
+  const Kernels& kernels = *g_kernels;
+  py::gil_scoped_release unlocked;
+  auto& generator = *ulam::pointer<TorchState>(state);
+  return torch_normal(kernels, ulam::pointer<float>(out), count, generator, state_bytes, threads);
 }
 
 py::list instruction_sets() {
@@ -89,8 +108,12 @@ PYBIND11_MODULE(_cpu, m) {
                              "; rebuild it without fast-math options");
   g_kernels = *usable_kernels();
   m.def("step", ulam::step_function<int>(&run_step));
+  m.def("reduce", ulam::reduce_function<int>(&run_reduce));
+  m.def("blend", ulam::blend_function<int>(unlocked<Blend>(&blend)));
   m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));
   m.def("affine", ulam::affine_function<int>(unlocked<Affine>(&affine)));
+  ulam::register_mcmc(m, g_kernels);
+  m.def("torch_normal", &fill_torch_normal, "The normals of torch's CPU generator: see torch_normal.h.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");

@@ -26,6 +26,8 @@ auto launched(const char* (*operation)(const Arguments&, void*)) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA operations of ulam_kernels, on raw device pointers and a stream of the current device.";
   m.def("step", ulam::step_function<uintptr_t>(launched<ulam::Step>(&step)));
+  m.def("reduce", ulam::reduce_function<uintptr_t>(launched<ulam::Reduce>(&reduce)));
+  m.def("blend", ulam::blend_function<uintptr_t>(launched<ulam::Blend>(&blend)));
   m.def("fill_normal", ulam::fill_function<uintptr_t>(launched<ulam::Fill>(&fill_normal)));
   m.def("affine", ulam::affine_function<uintptr_t>(launched<ulam::Affine>(&affine)));
   m.def("device_count", &device_count, "How many devices of this machine can run these kernels.");

@@ -19,7 +19,8 @@ Array = npt.NDArray[np.float64]
 def execute(program: Program, x: Array, output: Callable[[int, Array], Array], noise: Callable[[int], Array]) -> Array:
     """The state after every row, [rows, *x.shape], by DESIGN's row formula term by term, in float64.
 
-    output(row, c_in x) is what the network returns: like x, or with twice x's leading axis on learned rows.
+    output(row, c_in x) is what the network returns: like x, or with twice x's leading axis on learned rows. All of x is
+    one chain to the rows that need a quantile or norms; nothing is blended.
     """
     states, R = [], program.registers
     registers = [x, *(np.zeros_like(x) for _ in range(R - 1))]
@@ -29,8 +30,16 @@ def execute(program: Program, x: Array, output: Callable[[int, Array], Array], n
             m = output(row, program.c_in[row] * registers[0])
             if len(m) == 2 * len(x):
                 m, v = m[: len(x)], m[len(x) :]
-        D = np.clip(program.kx[row] * registers[0] + program.km[row] * m, program.lo[row], program.hi[row])
+        D, lo, hi = program.kx[row] * registers[0] + program.km[row] * m, program.lo[row], program.hi[row]
         z = noise(row)
+        if program.threshold[row]:
+            s = np.clip(np.quantile(abs(D), lo), 1, hi)
+            D = np.clip(D, -s, s) / s
+        elif program.normalise[row]:
+            g = (z**2).sum() / (D**2).sum()
+            D, z = g * D, np.sqrt(g) * z
+        else:
+            D = np.clip(D, lo, hi)
         if program.learned[row]:
             z = np.exp(program.lv_m[row] * v + program.lv_b[row]) * z
         terms = [*registers, D, m, z]

@@ -33,6 +33,8 @@ COMPARE = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge,
 }  # fmt: skip
+ATOMIC = {"add": np.add, "min": np.minimum}
+CONVERSIONS = (("f32", "f16"), ("f16", "f32"), ("f64", "f32"), ("f32", "f64"), ("f64", "s32"), ("f64", "s64"))
 LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 
 
@@ -95,6 +97,7 @@ class Kernel:
     code: list[Instruction]
     labels: dict[str, int]
     constants: dict[str, bytes]
+    shared: dict[str, int]  # name and size of a block's variables
 
 
 def _instruction(text: str) -> Instruction:
@@ -145,9 +148,10 @@ def parse(ptx: str) -> dict[str, Kernel]:
                 while label := re.match(r"(\$?\w+):\s*", text):
                     labels[label[1]] = len(code)
                     text = text[label.end() :]
-                if text and not text.startswith((".reg", ".loc", ".pragma")):
+                if text and not text.startswith((".reg", ".loc", ".pragma", ".shared")):
                     code.append(_instruction(text))
-        kernels[match[1]] = Kernel(match[1], parameters, widths, code, labels, constants)
+        shared = {name: int(size) for name, size in re.findall(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]", body)}
+        kernels[match[1]] = Kernel(match[1], parameters, widths, code, labels, constants, shared)
     return kernels
 
 
@@ -172,6 +176,13 @@ class Machine:
         for (name, size), value in zip(kernel.parameters, arguments, strict=True):
             data = value if isinstance(value, bytes) else (value % (1 << 8 * size)).to_bytes(size, "little")
             self.symbols[name] = memory.put(data.ljust(size, b"\0"))
+        size = 0
+        for name, needed in kernel.shared.items():
+            self.symbols[name] = size
+            size += -(-needed // 16) * 16
+        blocks = self.threads // int(np.prod(block))
+        self.block = np.arange(self.threads) // int(np.prod(block))
+        self.shared = np.full((blocks, size), 0xFF, np.uint8)
         self.registers: dict[str, Array] = {}
         self.executed = np.zeros(len(kernel.code), np.int64)  # how many threads executed each instruction
 
@@ -238,8 +249,8 @@ class Machine:
             )
         if operand in self.symbols:
             return np.uint64(self.symbols[operand])
-        if operand.startswith("0f"):
-            return np.array(int(operand[2:], 16), np.uint32).view(np.float32)[()]
+        if operand.startswith(("0f", "0d")):
+            return np.array(int(operand[2:], 16), f"u{kind.itemsize}").view(kind)[()]
         value = int(operand.rstrip("U"), 0)
         return (
             np.bool_(value)
@@ -312,6 +323,12 @@ class Machine:
         a, b = self._inputs(i)
         self.write(i.operands[0], a / b if i.types[0].kind == "f" else a // b, i.types[0])
 
+    def _rcp(self, i: Instruction) -> None:
+        if "rn" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        (value,) = self._inputs(i)
+        self.write(i.operands[0], value.dtype.type(1) / value)
+
     def _rem(self, i: Instruction) -> None:
         self.write(i.operands[0], operator.mod(*self._inputs(i)), i.types[0])
 
@@ -327,7 +344,8 @@ class Machine:
     def _sqrt(self, i: Instruction) -> None:
         if "rn" not in i.modifiers:
             raise NotImplementedError(i.text)
-        self.write(i.operands[0], arithmetic.sqrt(self._inputs(i)[0]))
+        (value,) = self._inputs(i)
+        self.write(i.operands[0], np.sqrt(value) if i.types[0].itemsize == 8 else arithmetic.sqrt(value))
 
     def _rsqrt(self, i: Instruction) -> None:
         exact = 1 / np.sqrt(self._inputs(i)[0], dtype=np.float64)
@@ -420,7 +438,7 @@ class Machine:
             return self.write(i.operands[0], (values[0].astype(np.uint32) << np.uint32(16)).view(np.float32))
         if source in ("s32", "u32") and to == "f32":
             return self.write(i.operands[0], values[0].astype(np.float64).astype(np.float32))
-        if "f" in to + source and (to, source) not in (("f32", "f16"), ("f16", "f32")):
+        if "f" in to + source and (to, source) not in CONVERSIONS and "rzi" not in i.modifiers:
             raise NotImplementedError(i.text)
         return self.write(i.operands[0], values[0].astype(i.types[0]), i.types[0])
 
@@ -440,8 +458,35 @@ class Machine:
             start + np.uint64(int(offset or 0) % (1 << 64)), self.special["tid", "x"][self.lanes].shape
         )
 
+    def _bar(self, i: Instruction) -> None:
+        """Threads at the lowest instruction go first, so all of them have arrived."""
+
+    def _items(self, address: str, kind: Any, count: int) -> list[tuple[Any, Any]]:
+        """Where in ``shared`` the items of an access lie: (block, index) of each."""
+        base, _, offset = address.strip("[] ").partition("+")
+        at = np.asarray(self.read(base.strip(), TYPES["u32"]), np.int64) + int(offset or 0)
+        if (at % (count * kind.itemsize)).any():
+            raise ValueError(f"misaligned access of {count} x {kind.itemsize} bytes of shared memory")
+        return [(self.block[self.lanes], at // kind.itemsize + k) for k in range(count)]
+
+    def _atom(self, i: Instruction) -> None:
+        """On shared memory, and its result dropped or not used: the order of threads is not specified."""
+        if "shared" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        (item,) = self._items(i.operands[-2], i.types[0], 1)
+        (operation,) = (ATOMIC[name] for name in i.modifiers if name in ATOMIC)
+        value = np.broadcast_to(self.read(i.operands[-1], i.types[0]), item[0].shape)
+        operation.at(self.shared.view(i.types[0]), item, value)
+
+    _red = _atom
+
     def _ld(self, i: Instruction) -> None:
         names, kind = [name.strip() for name in i.operands[0].strip("{}").split(",")], i.types[0]
+        if "shared" in i.modifiers:
+            values = [self.shared.view(kind)[item] for item in self._items(i.operands[1], kind, len(names))]
+            for name, value in zip(names, values, strict=True):
+                self.write(name, value)
+            return
         start = self.memory.index(self._address(i.operands[1]), kind.itemsize, len(names))
         whole = self.memory.bytes.view(kind)
         for k, name in enumerate(names):
@@ -449,6 +494,10 @@ class Machine:
 
     def _st(self, i: Instruction) -> None:
         names, kind = [name.strip() for name in i.operands[1].strip("{}").split(",")], i.types[0]
+        if "shared" in i.modifiers:
+            for name, item in zip(names, self._items(i.operands[0], kind, len(names)), strict=True):
+                self.shared.view(kind)[item] = self.read(name, kind)
+            return
         start = self.memory.index(self._address(i.operands[0]), kind.itemsize, len(names))
         whole = self.memory.bytes.view(kind)
         for k, name in enumerate(names):

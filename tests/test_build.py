@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ["bindings/cpu.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/kernels_portable.cpp"]
+CPU = ("dispatch", "kernels_portable", "mcmc", "mcmc_portable", "select", "torch_normal")
+SOURCES = ["bindings/cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension in other ways")
 

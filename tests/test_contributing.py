@@ -25,10 +25,13 @@ def test_the_sampler_of_contributing_is_deterministic_ddim():
     exec(python_blocks("CONTRIBUTING.md")[0], module.__dict__)
     for schedule in (ulam.schedules.vp_cosine(1000), ulam.schedules.ve(0.01, 50.0), ulam.schedules.flow()):
         for predicts in ("x0", "v") if schedule.kind == "flow" else ("eps", "x0", "v"):  # alpha = 0 at t = 1
-            got = module.Plain(steps=10).program(schedule, predicts)
-            expected = ulam.samplers.DDIM(steps=10).program(schedule, predicts)
-            assert np.allclose(got.A, expected.A, rtol=1e-12, atol=1e-12)
-            assert (got.time == expected.time).all() and got.nfe == 10
+            for chosen in ({"spacing": "leading" if schedule.kind == "vp" else None}, {"sigmas": (0.9, 0.3, 0.1)}):
+                steps = 3 if "sigmas" in chosen else 10
+                got = module.Plain(steps, final=1e-3, **chosen).program(schedule, predicts)
+                expected = ulam.samplers.DDIM(steps, final=1e-3, **chosen).program(schedule, predicts)
+                assert np.allclose(got.A, expected.A, rtol=1e-12, atol=1e-12)
+                assert (got.time == expected.time).all() and got.nfe == steps
+    assert module.Plain(4).program(ulam.schedules.flow(), "v") is module.Plain(4).program(ulam.schedules.flow(), "v")
 
 
 def test_the_library_examples_of_the_readme_run():

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_blend
 import torch
+from test_reduce import MIXED, mixed_table, random_inputs
 
 import ulam_kernels
 from ulam_kernels import Table
@@ -53,6 +55,10 @@ def to(device: str, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value if value is None else value.to(device) for name, value in given.items()}
 
 
+def on_device(table: Table, device: str = "cuda") -> Table:
+    return Table(table.coef.to(device), table.flags.to(device), table.registers)
+
+
 def plain_table() -> Table:
     """One row of DDPM without clipping."""
     matrix = np.array([[[1.01, 0, -0.05, 0.1]]])
@@ -85,7 +91,7 @@ def test_step_has_the_bits_of_the_cpu(registers: int, state: torch.dtype, model:
         row = torch.from_numpy(rng.integers(0, len(table), chains))
         moved, there = values.cuda(), to("cuda", given)
         ulam_kernels.step(values, table, row, backend="cpu", **given)
-        ulam_kernels.step(moved, table.to("cuda"), row.cuda(), backend="cuda", **there)
+        ulam_kernels.step(moved, on_device(table), row.cuda(), backend="cuda", **there)
         assert differences(values, moved) == 0, shape
         assert differences(given["net_in"], there["net_in"]) == 0, shape
 
@@ -115,12 +121,44 @@ def test_affine_has_the_bits_of_the_cpu() -> None:
             assert differences(expected, out) == 0
 
 
+@pytest.mark.parametrize("state", [FP32, BF16, FP16])
+def test_reductions_and_their_step_have_the_bits_of_the_cpu(state: torch.dtype) -> None:
+    """Every kind of row, long chains and many short ones."""
+    rng = np.random.default_rng(3)
+    for k, (chains, n) in enumerate(((24, 1), (5000, 34), (96, 1027), (64, 12_288), (7, 200_001))):
+        table, row = mixed_table(2), torch.from_numpy(rng.integers(0, len(MIXED), chains))
+        given = random_inputs(rng, (1, n), [FP32, state][k % 2], chains, guided=k % 2 == 0, explicit=k == 2)
+        values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)
+        moved, there, scales = values.cuda(), to("cuda", given), torch.full((2, chains, 4), float("nan"))
+        on_gpu = scales[1].cuda()
+        ulam_kernels.reduce(values, table, row, out=scales[0], backend="cpu", **given)
+        ulam_kernels.reduce(moved, on_device(table), row.cuda(), out=on_gpu, backend="cuda", **there)
+        assert differences(scales[0], on_gpu) == 0, n
+        ulam_kernels.step(values, table, row, scales=scales[0], backend="cpu", **given)
+        ulam_kernels.step(moved, on_device(table), row.cuda(), scales=on_gpu, backend="cuda", **there)
+        assert differences(values, moved) == 0, n
+
+
+@pytest.mark.parametrize("state", [FP32, BF16, FP16])
+def test_blend_has_the_bits_of_the_cpu(state: torch.dtype) -> None:
+    rng = np.random.default_rng(4)
+    for chains, n in ((6, 1), (5000, 34), (96, 1027), (64, 12_288)):
+        given = test_blend.random_inputs(rng, (n,), chains)
+        given |= {"net_in": torch.full((chains, n), 7.0, dtype=state), "c_next": torch.linspace(-2, 2, chains)}
+        values = torch.from_numpy(rng.normal(size=(2, chains, n))).to(state)
+        moved, there = values.cuda(), to("cuda", given)
+        ulam_kernels.blend(values, backend="cpu", **given)
+        ulam_kernels.blend(moved, backend="cuda", **there)
+        assert differences(values, moved) == 0, n
+        assert differences(given["net_in"], there["net_in"]) == 0, n
+
+
 def test_step_runs_on_the_current_stream() -> None:
     """Work queued before the step on its stream comes first, and the default stream does not wait for it."""
     values = torch.zeros(1, 4, 1 << 20, device="cuda")
     model = torch.zeros(4, 1 << 20, device="cuda")
     zero = torch.zeros(4, dtype=torch.int64, device="cuda")
-    table, stream = plain_table().to("cuda"), torch.cuda.Stream()
+    table, stream = on_device(plain_table()), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
@@ -142,11 +180,11 @@ def test_step_in_a_cuda_graph() -> None:
     names = {name: ids(8, rng) for name in ("seed", "chain", "draw")}
     rows = torch.from_numpy(rng.integers(0, len(table), (5, 8)))
     there, static = to("cuda", names), values.cuda()
-    row, on_device, network = rows[0].cuda(), table.to("cuda"), model.reshape(8, 2, 3000).cuda()
+    row, there_table, network = rows[0].cuda(), on_device(table), model.reshape(8, 2, 3000).cuda()
     state = static.reshape(2, 8, 1, 3000)
 
     def tick() -> None:
-        ulam_kernels.step(state, on_device, row, model=network, backend="cuda", **there)
+        ulam_kernels.step(state, there_table, row, model=network, backend="cuda", **there)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -173,7 +211,7 @@ def test_step_on_a_device_that_is_not_current() -> None:
     moved, there = values.to("cuda:1"), zero.to("cuda:1")
     with torch.cuda.device(0):
         given = {"model": moved[0].clone(), "seed": there, "chain": there, "draw": there}
-        ulam_kernels.step(moved, plain_table().to("cuda:1"), there, backend="cuda", **given)
+        ulam_kernels.step(moved, on_device(plain_table(), "cuda:1"), there, backend="cuda", **given)
         assert torch.cuda.current_device() == 0
     ulam_kernels.step(
         values, plain_table(), zero, model=values[0].clone(), seed=zero, chain=zero, draw=zero, backend="cpu"
@@ -189,7 +227,7 @@ def test_elements_beyond_four_gigabytes() -> None:
     values = torch.ones(1, chains, elements, device="cuda")
     zero = torch.zeros(chains, dtype=torch.int64, device="cuda")
     given = {"seed": zero, "chain": torch.arange(chains, device="cuda"), "draw": zero}
-    ulam_kernels.step(values, plain_table().to("cuda"), zero, model=values[0], backend="cuda", **given)
+    ulam_kernels.step(values, on_device(plain_table()), zero, model=values[0], backend="cuda", **given)
     last = torch.ones(1, 2, elements)
     few = {name: tensor[-2:].cpu() for name, tensor in given.items()}
     ulam_kernels.step(last, plain_table(), zero[-2:].cpu(), model=torch.ones(2, elements), backend="cpu", **few)
@@ -201,7 +239,7 @@ def test_a_row_outside_the_table_writes_nan() -> None:
     zero = torch.zeros(2, dtype=torch.int64, device="cuda")
     row = torch.tensor([0, 9], device="cuda")
     given = {"seed": zero, "chain": zero, "draw": zero}
-    ulam_kernels.step(values, plain_table().to("cuda"), row, model=values[0].clone(), backend="cuda", **given)
+    ulam_kernels.step(values, on_device(plain_table()), row, model=values[0].clone(), backend="cuda", **given)
     assert not values[0, 0].isnan().any()
     assert values[0, 1].isnan().all()
 

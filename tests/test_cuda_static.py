@@ -1,223 +1,36 @@
-"""The CUDA kernels without a GPU: what they compile to, and what their PTX computes.
-
-The host code is the real one. A stand-in for the CUDA runtime receives its launches and executes the kernels' PTX on
-the interpreter, so the choice of kernel, the launch shapes and the arguments are tested too, and every access is
-checked against the bounds of its buffer.
-"""
+"""The CUDA kernels without a GPU: what they compile to, and what their PTX computes (see ``cuda_simulator``)."""
 
 from __future__ import annotations
 
-import ctypes
 import heapq
-import importlib.util
-import os
 import re
-import shutil
 import struct
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import cuda_simulator
 import numpy as np
 import pytest
 import torch
-from ptx_interpreter import Instruction, Kernel, Machine, Memory, parse
+from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
+from ptx_interpreter import Instruction, parse
+from test_reduce import table_of
 
 import ulam_kernels
 from ulam_kernels import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-NUMBERS = {FP32: 0, BF16: 1, FP16: 2}
 FAST = [(FP32, FP32), (FP32, BF16), (FP32, FP16), (BF16, BF16), (FP16, FP16)]
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
-SOURCES = [ROOT / "csrc/cuda" / name for name in ("step.cu", "fill.cu", "affine.cu")]
-
-
-def find_tool(name: str) -> str | None:
-    """A CUDA tool on the path, under CUDA_HOME, or in Triton's package."""
-    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return next((found for folder in folders if (found := shutil.which(name, path=folder))), None)
-
-
-NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
-pytestmark = pytest.mark.skipif(
-    not (NVCC and CUOBJDUMP), reason="nvcc or cuobjdump is missing: the CUDA kernels cannot be compiled and read"
-)
-
-# Stands in for the CUDA runtime: kernels register themselves when the library is loaded, a launch is handed on.
-RUNTIME = r"""
-#include <cuda_runtime.h>
-#include <map>
-#include <string>
-using OnLaunch = void (*)(const char*, const unsigned*, void**);
-static OnLaunch on_launch;
-static std::map<const void*, std::string>& names() { static std::map<const void*, std::string> m; return m; }
-extern "C" {
-void set_on_launch(OnLaunch f) { on_launch = f; }
-void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
-void __cudaRegisterFatBinaryEnd(void**) {}
-void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
-                            int*) {
-  names()[host] = name;
-}
-char __cudaInitModule(void**) { return 0; }
-cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorUnknown; }
-cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
-cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
-cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorUnknown; }
-const char* cudaGetErrorString(cudaError_t) { return "the stand-in refuses"; }
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
-  if (c->stream != (cudaStream_t)0x57 || c->dynamicSmemBytes) return cudaErrorInvalidValue;
-  if (c->gridDim.x >> 31 || c->gridDim.y > 65535) return cudaErrorInvalidValue;
-  const unsigned shape[] = {c->gridDim.x, c->gridDim.y, c->gridDim.z, c->blockDim.x, c->blockDim.y, c->blockDim.z};
-  on_launch(names()[host].c_str(), shape, arguments);
-  return cudaSuccess;
-}
-}
-"""
-STREAM = 0x57
-SYMBOLS = {
-    "step": "_ZN4ulam4cuda4stepERKNS_4StepEPv",
-    "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS_4FillEPv",
-    "affine": "_ZN4ulam4cuda6affineERKNS_6AffineEPv",
-}
-
-
-def built_extension() -> Path | None:
-    """ulam_kernels._cuda as it is installed, unless a source is newer."""
-    spec = importlib.util.find_spec("ulam_kernels._cuda")
-    if spec is None or spec.origin is None:
-        return None
-    newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/include/ulam/*")])
-    return Path(spec.origin) if Path(spec.origin).stat().st_mtime > newest else None
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """host.so: the host code over the stand-in, with the PTX; machine.so: the machine code."""
-    folder = tmp_path_factory.mktemp("cuda")
-    (folder / "runtime.cpp").write_text(RUNTIME)
-    extension = built_extension()
-    (folder / "machine.so").symlink_to(extension or folder / "host.so")
-    targets = [] if extension else [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
-    command = [NVCC, *FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100", "--threads=2", "-Xcompiler=-fPIC"]
-    command += ["-shared", "-cudart=none", *map(str, SOURCES), "runtime.cpp", "-o", "host.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder
+def ptx() -> str:
+    return cuda_simulator.ptx()
 
 
 @pytest.fixture(scope="module")
-def ptx(build: Path) -> str:
-    dump = subprocess.run([CUOBJDUMP, "-ptx", "host.so"], cwd=build, check=True, capture_output=True, text=True)
-    return dump.stdout
-
-
-@pytest.fixture(scope="module")
-def device(build: Path, ptx: str) -> Device:
-    return Device(build / "host.so", parse(ptx))
-
-
-class Device:
-    """The host library over the stand-in, and the memory that its launches work on."""
-
-    def __init__(self, library: Path, kernels: dict[str, Kernel]) -> None:
-        self.library = library
-        self.kernels = kernels
-        self.host = ctypes.CDLL(str(library))
-        self.rsqrt: Callable[[Any], Any] | None = None
-        self.used = ""  # the kernel of the last launch
-        self.executed = np.zeros(0, np.int64)  # by the last launch, threads for each instruction
-        self.failure: Exception | None = None
-        words, pointers = ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_void_p)
-        self.on_launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, words, pointers)(self._on_launch)
-
-    def _on_launch(self, name: bytes, shape: Any, arguments: Any) -> None:
-        try:
-            kernel = self.kernels[name.decode()]
-            self.used = kernel.name
-            values = [ctypes.string_at(arguments[k], size) for k, (_, size) in enumerate(kernel.parameters)]
-            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt).run()
-            self.executed = machine.executed
-        except Exception as error:  # C code is between here and the test
-            self.failure = error
-
-    def call(self, operation: str, packed: bytes) -> None:
-        self.host.set_on_launch(self.on_launch)
-        function = self.host[SYMBOLS[operation]]
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_void_p]
-        self.failure = None
-        error = function(packed, STREAM)
-        if self.failure is not None:
-            raise self.failure
-        if error is not None:
-            raise RuntimeError(error.decode())
-
-    def reset(self) -> None:
-        self.memory = Memory(1 << 24)
-
-    def put(self, tensor: torch.Tensor | None, skew: int = 0) -> int:
-        if tensor is None:
-            return 0
-        return self.memory.put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), skew)
-
-    def take(self, address: int, target: torch.Tensor) -> None:
-        raw = self.memory.get(address, np.uint8, target.numel() * target.element_size())
-        target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
-
-    def step(self, state: torch.Tensor, table: Table, row: torch.Tensor, *, skew: int = 0, alias: bool = False,
-             **given: torch.Tensor | None) -> None:  # fmt: skip
-        """As :func:`ulam_kernels.step`; ``skew`` misaligns the buffers, ``alias`` makes the model state[0] itself."""
-        self.reset()
-        registers, chains = state.shape[:2]
-        model, net_in = given.get("model"), given.get("net_in")
-        at = self.put(state, skew)
-        put = {
-            name: self.put(tensor, skew if tensor is net_in or tensor is model else 0) for name, tensor in given.items()
-        }
-        name_at = lambda name: put.get(name, 0)  # noqa: E731
-        packed = struct.pack(
-            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4x",
-            chains, state[0, 0].numel(), registers, at, NUMBERS[state.dtype], self.put(table.coef),
-            self.put(table.flags), len(table), self.put(row), at if alias else name_at("model"), name_at("uncond"),
-            0 if model is None else NUMBERS[model.dtype], 0 if model is None else model.numel() // chains,
-            *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
-            0 if net_in is None else NUMBERS[net_in.dtype],
-        )  # fmt: skip
-        self.call("step", packed)
-        self.take(at, state)
-        if net_in is not None:
-            self.take(put["net_in"], net_in)
-
-    def fill_normal(self, out: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor, tag: int,
-                    scale: float, offset: int, skew: int = 0) -> None:  # fmt: skip
-        self.reset()
-        at, chains = self.put(out, skew), out.shape[0]
-        ids = (self.put(tensor) for tensor in (seed, chain, draw))
-        shape = (chains, out.numel() // chains, offset)
-        self.call("fill_normal", struct.pack("<qqqQi4xQQQIf", *shape, at, NUMBERS[out.dtype], *ids, tag, scale))
-        self.take(at, out)
-
-    def affine(self, x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        self.reset()
-        at = [self.put(tensor) for tensor in (x, m, out)]
-        types = [NUMBERS[tensor.dtype] for tensor in (x, m, out)]
-        shape = (len(x), x.numel() // len(x))
-        self.call("affine", struct.pack("<qqQQQiii4xQQ", *shape, *at, *types, self.put(a), self.put(b)))
-        self.take(at[2], out)
-
-
-def differences(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Elements whose bits differ; any NaN equals any NaN."""
-    kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
-    return int(((a.view(kind) != b.view(kind)) & ~(a.isnan() & b.isnan())).sum())
+def device() -> Device:
+    return cuda_simulator.device()
 
 
 def random_table(registers: int, rng: np.random.Generator, rows: int = 16) -> Table:
@@ -227,10 +40,13 @@ def random_table(registers: int, rng: np.random.Generator, rows: int = 16) -> Ta
     writes[0] = False
     clip = np.where(rng.random(rows) < 0.5, np.inf, 0.7)
     kx, km, c_next = (rng.normal(size=rows) * (rng.random(rows) < 0.9) for _ in range(3))
-    learned = rng.random(rows) < 0.4
-    return Table.pack(
-        kx, km, -clip, clip, rng.normal(size=rows) * 0.5, rng.normal(size=rows) * 0.1, c_next, matrix, writes, learned
-    )
+    learned, kind = rng.random(rows) < 0.4, rng.integers(0, 6, rows)
+    threshold, normalise = kind == 1, (kind == 2) & ~learned
+    lo, hi = np.where(normalise, -np.inf, -clip), np.where(normalise, np.inf, clip)
+    lo, hi = np.where(threshold, 0.9, lo), np.where(threshold, np.inf, hi)
+    lv_m, lv_b = rng.normal(size=rows) * 0.5, rng.normal(size=rows) * 0.1
+    flags = {"threshold": threshold, "normalise": normalise}
+    return Table.pack(kx, km, lo, hi, lv_m, lv_b, c_next, matrix, writes, learned, **flags)
 
 
 def ids(chains: int, rng: np.random.Generator, most: int = 2**63) -> torch.Tensor:
@@ -252,6 +68,7 @@ def random_step(shape: tuple[int, ...], chains: int, state: torch.dtype, model: 
         "draw": ids(chains, rng, 2**40),
         "noise": normal(chains, *shape) if explicit else None,
         "net_in": torch.full((chains, *shape), 7.0, dtype=net),
+        "scales": (normal(chains, 4) * torch.tensor([0.5, 0.5, 1, 1])).add(torch.tensor([-2.0, 2, 0, 0])),
     }
 
 
@@ -359,6 +176,10 @@ def test_a_row_that_cannot_be_executed_writes_nan(device: Device, elements: int)
         device.step(values, plain_row(), torch.tensor(row), **args)
         whole = "model" in args and "seed" in args
         assert values.isnan().flatten(2).all(2).tolist() == [[not whole, True, True, True]]
+    values = torch.ones(1, 4, elements)
+    table = table_of(["threshold", "plain", "normalise", "clip"])
+    device.step(values, table, torch.arange(4), **given, model=model)  # without scales
+    assert values.isnan().flatten(2).all(2).tolist() == [[True, False, True, False]]
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
@@ -461,12 +282,12 @@ SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9
 
 
 @pytest.fixture(scope="module")
-def sass(build: Path) -> dict[str, dict[str, list[Sass]]]:
+def sass() -> dict[str, dict[str, list[Sass]]]:
     """The instructions of every kernel, by architecture."""
     found: dict[str, dict[str, list[Sass]]] = {}
     for architecture in ARCHITECTURES:
         command = [CUOBJDUMP, "-sass", "-arch", architecture, "machine.so"]
-        dump = subprocess.run(command, cwd=build, check=True, capture_output=True, text=True).stdout
+        dump = subprocess.run(command, cwd=cuda_simulator.build(), check=True, capture_output=True, text=True).stdout
         found[architecture] = {
             part.split("\n", 1)[0].strip(): [(int(a, 16), g, op, rest) for a, g, op, rest in SASS_LINE.findall(part)]
             for part in dump.split("Function : ")[1:]
@@ -543,11 +364,13 @@ def cheapest_pass(code: list[Sass], lanes: int, stores: int, loads16: int, loads
 def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str) -> None:
     """No local memory, and no approximate instruction but the reciprocal root that the noise standard allows."""
     kernels = sass[architecture]
-    assert len(kernels) == 30 + 4 + 6
+    assert len(kernels) == 30 + 4 + 6 + 2
     for name, code in kernels.items():
         operations = {op for _, _, op, _ in code}
         assert not [op for op in operations if op.startswith(("LDL", "STL"))], name
         allowed = set() if "affine" in name else {"MUFU.RSQ"}
+        if "reduce" in name:  # the beginnings of correctly rounded quotients and roots
+            allowed |= {"MUFU.RCP", "MUFU.RCP64H", "MUFU.RSQ64H"}
         assert {op for op in operations if op.startswith("MUFU")} == allowed, name
         if "vectors" in name:
             assert "STG.E.128" in operations and ("fill" in name or "LDG.E.128" in operations), name

@@ -22,6 +22,16 @@ def ddpm_table() -> Table:
     return Table.pack(one, -0.5 * one, -one, one, 0 * one, 0 * one, 2 * one, matrix, writes, np.zeros(2, dtype=bool))
 
 
+def threshold_table() -> Table:
+    """The same, but for the bounds of D."""
+    table, level = ddpm_table(), np.full(2, 0.75)
+    columns = table.coef[:, :7].double().numpy().T
+    none, every = np.zeros(2, dtype=bool), np.ones(2, dtype=bool)
+    matrix = table.coef[:, 7:].double().view(2, 1, 4).numpy()
+    bounds = (level, np.full(2, np.inf))
+    return Table.pack(*columns[:2], *bounds, *columns[4:], matrix, every[:, None], none, threshold=every)
+
+
 def inputs() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     state, model = torch.randn(2, CHAINS, *SHAPE, generator=generator)
@@ -35,8 +45,16 @@ def inputs() -> dict[str, torch.Tensor]:
 def positional_step(**changes: object) -> tuple[object, ...]:
     given = inputs() | changes
     table = ddpm_table()
-    names = ["model", "uncond", "guidance", "seed", "chain", "draw", "noise", "net_in"]
+    names = ["model", "uncond", "guidance", "seed", "chain", "draw", "noise", "net_in", "scales"]
     return (given["state"], table.coef, table.flags, given["row"], *(given.get(name) for name in names))
+
+
+def blend_arguments() -> tuple[torch.Tensor, ...]:
+    """state, known, mask, a, b, seed, chain, draw."""
+    generator, ids = torch.Generator().manual_seed(2), torch.arange(CHAINS)
+    state, known, mask = torch.rand(3, CHAINS, *SHAPE, generator=generator)
+    a, b = torch.tensor([[0.5, 0.0, 1.0], [0.5, 0.0, 0.25]])
+    return state[None].clone(), known, mask, a, b, ids + 5, ids, 16 * ids
 
 
 @pytest.mark.parametrize("changes", [
@@ -44,9 +62,21 @@ def positional_step(**changes: object) -> tuple[object, ...]:
     {"net_in": torch.zeros(CHAINS, *SHAPE, dtype=torch.bfloat16)},
     {"uncond": torch.ones(CHAINS, *SHAPE), "guidance": torch.tensor([0.0, 1.0, 2.0])},
     {"seed": None, "chain": None, "draw": None, "noise": torch.ones(CHAINS, *SHAPE)},
+    {"scales": torch.ones(CHAINS, 4)},
 ])  # fmt: skip
 def test_opcheck_of_step(changes: dict[str, torch.Tensor]) -> None:
     torch.library.opcheck(torch.ops.ulam.step.default, positional_step(**changes))
+
+
+def test_opcheck_of_reduce() -> None:
+    given = positional_step()
+    torch.library.opcheck(torch.ops.ulam.reduce.default, (*given[:11], torch.zeros(CHAINS, 4)))
+
+
+@pytest.mark.parametrize("with_input", [False, True])
+def test_opcheck_of_blend(with_input: bool) -> None:
+    rest = (None, torch.zeros(CHAINS, *SHAPE), torch.ones(CHAINS)) if with_input else ()
+    torch.library.opcheck(torch.ops.ulam.blend.default, (*blend_arguments(), *rest))
 
 
 def test_opcheck_of_fill_normal() -> None:
@@ -63,15 +93,19 @@ def test_opcheck_of_affine(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.ulam.affine_out.default, (x, m, a, b, torch.empty_like(x)))
 
 
-def sample(state: torch.Tensor, table: Table, row: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def sample(state: torch.Tensor, table: Table, bounded: Table, row: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Every operation, with ordinary ones between them that must see what was written in place."""
-    ulam_kernels.fill_normal(state[0], seed=ids + 5, chain=ids, draw=16 * ids, tag=1, scale=2.0)
+    stream = {"seed": ids + 5, "chain": ids, "draw": 16 * ids}
+    ulam_kernels.fill_normal(state[0], **stream, tag=1, scale=2.0)
     before = state[0] * 1.0
     net_in = torch.empty_like(before)
     for _ in range(2):
         model = state[0] * 0.5  # exact, so inductor's code for it rounds alike
-        ulam_kernels.step(state, table, row, model=model, seed=ids + 5, chain=ids, draw=16 * ids, net_in=net_in)
+        ulam_kernels.step(state, table, row, model=model, **stream, net_in=net_in)
+    scales = ulam_kernels.reduce(state, bounded, row, model=net_in, out=torch.empty(CHAINS, 4)) * 1.0
+    ulam_kernels.step(state, bounded, row, model=net_in, **stream, scales=scales)
     weights = ids.float()
+    ulam_kernels.blend(state, before, net_in, weights, weights, **stream)
     out = torch.empty_like(before)
     ulam_kernels.affine(before, net_in, weights, 1 - weights, out)
     return ulam_kernels.affine(out, state[0] + 1, weights, weights)
@@ -80,7 +114,7 @@ def sample(state: torch.Tensor, table: Table, row: torch.Tensor, ids: torch.Tens
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_whole_without_a_break(backend: str) -> None:
     torch._dynamo.reset()
-    arguments = (ddpm_table(), torch.tensor([0, 1, 0]), torch.arange(CHAINS))
+    arguments = (ddpm_table(), threshold_table(), torch.tensor([0, 1, 0]), torch.arange(CHAINS))
     plain, compiled = torch.full((2, 1, CHAINS, *SHAPE), float("nan"))
     expected = sample(plain, *arguments)
     got = torch.compile(sample, backend=backend, fullgraph=True)(compiled, *arguments)
@@ -98,9 +132,10 @@ def test_the_graph_holds_the_operators() -> None:
 
     state = torch.zeros(1, CHAINS, *SHAPE)
     torch.compile(sample, backend=record, fullgraph=True)(
-        state, ddpm_table(), torch.tensor([0, 1, 0]), torch.arange(CHAINS)
+        state, ddpm_table(), threshold_table(), torch.tensor([0, 1, 0]), torch.arange(CHAINS)
     )
-    assert seen == ["ulam.fill_normal", "ulam.step", "ulam.step", "ulam.affine_out", "ulam.affine"]
+    operations = ["fill_normal", "step", "step", "reduce", "step", "blend", "affine_out", "affine"]
+    assert seen == [f"ulam.{name}" for name in operations]
 
 
 def test_validation_speaks_when_the_graph_runs() -> None:
@@ -115,4 +150,8 @@ def test_validation_speaks_when_the_graph_runs() -> None:
 def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "ulam", None)
     given = inputs()
-    ops.step(given.pop("state"), ddpm_table(), given.pop("row"), **given)
+    state, row = given.pop("state"), given.pop("row")
+    ops.step(state, ddpm_table(), row, **given)
+    ops.reduce(state, ddpm_table(), row, **given, out=torch.empty(CHAINS, 4))
+    *arguments, seed, chain, draw = blend_arguments()
+    ops.blend(*arguments, seed=seed, chain=chain, draw=draw)

@@ -15,7 +15,7 @@ from oracles import execute
 import ulam_kernels
 from ulam import Denoiser, Program, schedules
 from ulam.denoiser import PREDICTIONS, combine, eps_coefficients, x0_coefficients
-from ulam.program import ProgramBuilder
+from ulam.program import DynamicThreshold, ProgramBuilder
 from ulam.samplers import DDIM, DDPM
 
 SCHEDULE = schedules.vp_linear(100)
@@ -37,7 +37,19 @@ def with_move() -> Program:
     return builder.program("test", order=2)
 
 
+def with_everything() -> Program:
+    """A row of every kind that has columns of its own, and all of a run's needs."""
+    builder = ProgramBuilder(SCHEDULE, "v", registers=2, clip=DynamicThreshold(0.9, 2.0))
+    builder.rows([80.0, 60.0], x={"D": [0.5, 0.75], "eps": 0.25}, r1={"D": 1.0}, known=([0.3, 0.6], 0.1))
+    builder.rows(60.0, x={"x": 1.0, "D": 0.125, "z": 0.5}, normalise=True)
+    builder.rows(40.0, x={"r1": 1.0, "z": 0.125}, log_scale=(0.5, -1.0))
+    builder.moves(x={"x": 0.5, "z": 0.5}, known=(0.7, 0.2))
+    builder.rows(20.0, x={"D": 1.0})
+    return builder.program("test", order=1)
+
+
 PROGRAMS["move"] = with_move()
+PROGRAMS["everything"] = with_everything()
 
 
 def changed(**fields: Any) -> Program:
@@ -50,7 +62,9 @@ def test_json_round_trip_is_exact(name: str) -> None:
     again = Program.from_json(program.to_json())
     assert again == program and hash(again) == hash(program) and again.to_json() == program.to_json()
     for field in dataclasses.fields(Program):
-        np.testing.assert_array_equal(getattr(again, field.name), getattr(program, field.name))
+        value = getattr(again, field.name)
+        np.testing.assert_array_equal(value, getattr(program, field.name))
+        assert not isinstance(value, np.ndarray) or value.dtype == getattr(program, field.name).dtype
     json.loads(program.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
@@ -81,6 +95,76 @@ def test_counts() -> None:
     assert (len(PROGRAMS["raw"]), PROGRAMS["raw"].nfe, PROGRAMS["raw"].needs_noise) == (6, 6, False)
 
 
+def test_needs_are_what_rows_use() -> None:
+    needs = {name: program.needs for name, program in PROGRAMS.items()}
+    assert needs == {
+        "ddpm": ("noise",),
+        "clip": ("noise",),
+        "learned": ("noise",),
+        "ddim": ("noise",),
+        "raw": (),
+        "move": ("noise", "registers"),
+        "everything": ("noise", "registers", "reductions", "known image"),
+    }
+    everything = PROGRAMS["everything"]
+    assert everything.threshold.tolist() == [True, True, False, False, False, True]  # row 3 has no D
+    assert everything.normalise.tolist() == [False, False, True, False, False, False]
+    assert everything.learned.tolist() == [False, False, False, True, False, False]
+    assert everything.blends.tolist() == [True, True, False, False, True, False]
+    assert everything.lo.tolist() == [0.9, 0.9, -math.inf, -math.inf, -math.inf, 0.9]
+    assert everything.hi.tolist() == [2, 2, math.inf, math.inf, math.inf, 2]
+    assert everything.known_a.tolist() == [0.3, 0.6, 0, 0, 0.7, 0]
+    assert everything.evaluating == [0, 1, 2, 3, 5] and everything.needs_reductions and everything.needs_noise
+
+
+def test_normalised_rows_hold_the_score() -> None:
+    """D is s = -eps / sigma: x + a (|z| / |s|)^2 s + b (|z| / |s|) z [Song 2021b, alg. 4]."""
+    for predicts in ("eps", "x0", "v", "score", "flow"):
+        builder = ProgramBuilder(SCHEDULE, predicts)
+        builder.rows(60.0, x={"x": 1.0, "D": 0.3, "z": 0.2}, normalise=True)
+        program, draw = builder.program("test"), np.random.default_rng(4)
+        alpha, sigma = SCHEDULE.levels(60.0)
+        x0, eps, z = draw.normal(size=(3, 5))
+        m = truth(predicts, alpha, sigma, x0, eps)
+        got = execute(program, alpha * x0 + sigma * eps, lambda *_, m=m: m, lambda _, z=z: z)[0]
+        score = -eps / sigma
+        ratio = np.linalg.norm(z) / np.linalg.norm(score)
+        expected = alpha * x0 + sigma * eps + 0.3 * ratio**2 * score + 0.2 * ratio * z
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rescaled_runs_on_the_state_in_other_units(name: str) -> None:
+    """Fed the same outputs, the program on y = x / scale passes through x / scale; the network reads what it read."""
+    program, draw = PROGRAMS[name], np.random.default_rng(5)
+    n, scale = len(program), draw.uniform(0.2, 5, len(program) + 1)
+    scaled = program.rescaled(scale)
+    channels = 6 if program.learned.any() else 3
+    x, outputs, noise = draw.normal(size=(3, 2)), draw.normal(size=(n, channels, 2)), draw.normal(size=(n, 3, 2))
+    reads: list[list[np.ndarray]] = [[], []]
+    states = []
+    for i, (one, start) in enumerate(((program, x), (scaled, x / scale[0]))):
+
+        def output(row: int, net_in: np.ndarray, i: int = i) -> np.ndarray:
+            reads[i].append(net_in)
+            return outputs[row]
+
+        states.append(execute(one, start, output, lambda row: noise[row]))
+    np.testing.assert_allclose(states[1] * scale[1:, None, None], states[0], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(reads[1], reads[0], rtol=1e-11, atol=1e-12)
+    assert scaled.init_scale * scale[0] == pytest.approx(program.init_scale, rel=1e-15)
+    np.testing.assert_allclose(scaled.known_a * scale[1:], program.known_a, rtol=1e-15)
+    np.testing.assert_allclose(scaled.known_b * scale[1:], program.known_b, rtol=1e-15)
+    assert program.rescaled(np.ones(n + 1)) == program
+    assert program.rescaled(np.full(n + 1, 2.0)).rescaled(np.full(n + 1, 0.5)) == program
+
+
+@pytest.mark.parametrize("scale", [np.ones(10), np.r_[0.0, np.ones(10)], np.r_[np.ones(10), np.inf], np.ones((11, 1))])
+def test_rescaled_refuses_scales_that_are_none(scale: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"scale must be \[11\] numbers above 0, got shape"):
+        PROGRAMS["ddpm"].rescaled(scale)
+
+
 def test_printed_table_states_every_term() -> None:
     text = str(PROGRAMS["move"])
     assert "x <- +1 x +0.25 z" in text and "r1 <- +2 r1" in text
@@ -88,6 +172,9 @@ def test_printed_table_states_every_term() -> None:
     clip = str(PROGRAMS["clip"]).splitlines()
     assert len(clip) == 3 + 10 and "D = clip(" in clip[3] and clip[3].split()[:2] == ["0", "90"]
     assert clip[-1].endswith(", -1, 1); x <- +1 D")
+    everything = str(PROGRAMS["everything"])
+    assert "D = threshold(" in everything and ", 0.9, 2)" in everything and "g = (|z| / |D|)^2" in everything
+    assert "x <- mask (+0.7 y +0.2 z') + (1 - mask) x" in everything and "exp(+0.5 v -1) z" in everything
     assert "exp(" in str(PROGRAMS["learned"]) and "rows 10, nfe 10" in repr(PROGRAMS["learned"])
 
 
@@ -103,6 +190,12 @@ def test_printed_table_states_every_term() -> None:
          "A must have no D or m term where the network is not evaluated, it has at row 3"),
         ({"km": np.ones(9)}, r"km must have shape \[10\], got \[9\]"),
         ({"A": np.ones((10, 1, 3))}, r"A must have shape \[10, 1, 4\], got \[10, 1, 3\]"),
+        ({"known_b": np.full(10, np.nan)}, "known_b must be finite, got nan at row 0"),
+        ({"threshold": np.ones(9)}, r"threshold must have shape \[10\], got \[9\]"),
+        ({"threshold": np.arange(10) == 4},
+         "lo must be a quantile in .* at least 1 on threshold rows, got -inf and inf at row 4"),
+        ({"threshold": np.ones(10), "lo": np.ones(10), "hi": np.full(10, 1.5), "normalise": np.arange(10) == 7},
+         "threshold and normalise must not both be set, they are at row 7"),
         ({"init_scale": math.nan}, "init_scale must be finite and above 0, got nan"),
         ({"init_scale": 0.0}, "init_scale must be finite and above 0, got 0.0"),
         ({"registers": 6}, "registers must be 1 to 5, got 6"),
@@ -124,8 +217,8 @@ def test_bad_coefficient_names_register_term_and_row() -> None:
     ("edit", "message"),
     [
         (lambda text: text[:40], "does not parse"),
-        (lambda text: "[1, 2]", "format 'ulam-program-1'"),
-        (lambda text: text.replace("ulam-program-1", "other"), "format 'ulam-program-1'"),
+        (lambda text: "[1, 2]", "format 'ulam-program-2'"),
+        (lambda text: text.replace("ulam-program-2", "other"), "format 'ulam-program-2'"),
         (lambda text: text.replace('"order"', '"ordre"'), "these differ: .*order"),
         (lambda text: text.replace('"registers": 1', '"registers": "1"'), "in their types"),
     ],
@@ -235,10 +328,11 @@ def test_packed_table_executes_as_the_program(name: str) -> None:
     state[0, 0] = torch.from_numpy(x)
     for row in range(len(program)):
         net_in = torch.full((1, *shape), math.nan, dtype=torch.float32)
-        ulam_kernels.step(
-            state, table, torch.tensor([row]), model=torch.from_numpy(outputs[row])[None],
-            noise=torch.from_numpy(noise[row])[None], net_in=net_in,
-        )  # fmt: skip
+        given = {"model": torch.from_numpy(outputs[row])[None], "noise": torch.from_numpy(noise[row])[None]}
+        scales = torch.empty(1, 4, dtype=torch.float64) if program.needs_reductions else None
+        if scales is not None:
+            ulam_kernels.reduce(state, table, torch.tensor([row]), **given, out=scales)
+        ulam_kernels.step(state, table, torch.tensor([row]), **given, net_in=net_in, scales=scales)
         np.testing.assert_allclose(state[0, 0].numpy(), expected[row], rtol=1e-12, atol=1e-13)
         if row + 1 in inputs:
             np.testing.assert_allclose(net_in[0].numpy(), inputs[row + 1], rtol=1e-6)

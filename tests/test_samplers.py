@@ -16,13 +16,18 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from oracles import affine_rows, execute, impulses, in_float64, run_diffusers
 
 from ulam import Program, schedules
-from ulam.samplers import DDIM, DDPM
+from ulam.samplers import DDIM, DDPM, DynamicThreshold
 from ulam.samplers.grid import spaced
 from ulam.schedules import Schedule
 
 VP = {"linear": schedules.vp_linear(), "cosine": schedules.vp_cosine(1000)}
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-CONTINUOUS = {"ve": schedules.ve(0.01, 50), "edm": schedules.edm(), "flow": schedules.flow(3.0)}
+CONTINUOUS = {
+    "ve": schedules.ve(0.01, 50),
+    "edm": schedules.edm(),
+    "flow": schedules.flow(3.0),
+    "sub_vp": schedules.sub_vp(),
+}
 
 
 def ours(program: Program, x: np.ndarray, outputs: np.ndarray, noises: np.ndarray) -> np.ndarray:
@@ -162,6 +167,29 @@ def test_clipped_ddpm_equals_diffusers(sampler: DDPM, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(ours(sampler.program(VP["linear"]), *signal), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("prediction", PREDICTS)
+@pytest.mark.parametrize(("quantile", "cap"), [(0.995, 1.0), (0.9, 1.5), (1.0, math.inf)])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim rederived"])
+def test_dynamic_thresholding_equals_diffusers(
+    name: str, quantile: float, cap: float, prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, draw, clip = 12, np.random.default_rng(9), DynamicThreshold(quantile, cap)
+    scheduler = DDPMScheduler if name == "ddpm" else DDIMScheduler
+    theirs = scheduler(
+        clip_sample=False, thresholding=True, dynamic_thresholding_ratio=quantile, sample_max_value=cap,
+        prediction_type=prediction,
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    rederive = name == "ddim rederived"
+    sampler = DDPM(steps, clip=clip) if name == "ddpm" else DDIM(steps, eta=0.5, clip=clip, rederive_eps=rederive)
+    program = sampler.program(VP["linear"], PREDICTS[prediction])
+    assert program.threshold.all() and program.needs == ("noise", "reductions")
+    signal = draw.normal(size=(3, 4)), 2 * draw.normal(size=(steps, 3, 4)), draw.normal(size=(steps, 3, 4))
+    step = {} if name == "ddpm" else {"eta": 0.5, "use_clipped_model_output": rederive}
+    expected = run_diffusers(in_float64(theirs, VP["linear"]), *signal, monkeypatch, **step)
+    np.testing.assert_allclose(ours(program, *signal), expected, rtol=1e-9, atol=1e-9)
+
+
 # ------------------------------------------------------------------------------ where diffusers is wrong
 
 
@@ -209,7 +237,7 @@ def test_trailing_spacing_has_the_steps_asked_for_where_diffusers_has_one_more()
     theirs = DDPMScheduler(timestep_spacing="trailing")
     theirs.set_timesteps(61)
     assert len(theirs.timesteps) == 62 and theirs.timesteps[-1] == -1
-    assert spaced(1000, 61, "trailing").tolist() == theirs.timesteps[:-1].tolist()
+    assert spaced(1000, 61, "trailing", "index").tolist() == theirs.timesteps[:-1].tolist()
 
 
 def test_ddim_eta_above_one_keeps_the_marginals_where_diffusers_gives_nan(
@@ -308,7 +336,7 @@ def test_ddpm_mean_and_variance_follow_the_papers_recursion(name: str, steps: in
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
-@pytest.mark.parametrize("name", [*VP, "ve", "edm"])
+@pytest.mark.parametrize("name", [*VP, "ve", "edm", "sub_vp"])
 def test_ddim_is_the_exact_product_of_linear_maps(name: str, predicts: str) -> None:
     """x_s - alpha_s mu = (alpha_s alpha_t s^2 + sigma_s sigma_t) / P_t (x_t - alpha_t mu), P_t = Var x_t."""
     mu, s, schedule = 0.8, 0.5, (VP | CONTINUOUS)[name]
@@ -347,32 +375,7 @@ def test_declared_order_is_measured_by_step_halving() -> None:
         assert (np.log2(np.array(values[:-1]) / values[1:]) > 0.7).all()
 
 
-# ------------------------------------------------------------------------------------------------- grids
-
-
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("training", [1000, 77])
-def test_spacings_equal_diffusers(spacing: str, training: int) -> None:
-    theirs = DDPMScheduler(num_train_timesteps=training, timestep_spacing=spacing)
-    for steps in {1, 2, 3, 7, 10, 27, 50, 61, 76, training // 2, training - 1, training}:
-        theirs.set_timesteps(steps)
-        times = spaced(training, steps, spacing)
-        assert times.tolist() == theirs.timesteps[:steps].tolist()
-        assert len(times) == steps and (np.diff(times) < 0).all() and times[-1] >= 0
-
-
-def test_continuous_schedules_use_their_own_grid() -> None:
-    for schedule in CONTINUOUS.values():
-        assert DDIM(6).program(schedule, "x0").time.tolist() == schedule.grid(6).tolist()
-    assert DDIM(6).program(CONTINUOUS["ve"]).init_scale == 50
-
-
-def test_fractional_timesteps_are_told_and_interpolated() -> None:
-    schedule = VP["linear"]
-    program = DDIM(timesteps=[700.5, 3.25]).program(schedule)
-    assert program.time.tolist() == [700.5, 3.25]
-    assert program is DDIM(2, timesteps=np.array([700.5, 3.25])).program(schedule)
-    assert program.A[0, 0, 0] == pytest.approx(schedule.alpha(3.25) / schedule.alpha(700.5), rel=1e-13)
+# ------------------------------------------------------------------------------------------------ extremes
 
 
 @pytest.mark.parametrize("steps", range(1, 12))
@@ -402,36 +405,19 @@ def test_programs_are_compiled_once() -> None:
     assert DDIM(9).program(schedules.vp_linear()) is DDIM(9, eta=0).program(schedules.vp_linear(), predicts="eps")
     assert DDIM(9).program(VP["linear"], "v") is not DDIM(9).program(VP["linear"])
     assert DDPM(clip=[-1, 1]) == DDPM(clip=(-1.0, 1.0)) and hash(DDPM(np.int64(3))) == hash(DDPM(3))
-    assert repr(DDIM(4)).startswith("DDIM(steps=4, eta=0.0, ")
+    assert repr(DDIM(4)) == "DDIM(steps=4)" and eval(repr(DDIM(4, eta=0.5))) == DDIM(4, eta=0.5)
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "steps must be a whole number of at least 1, got 0": lambda: DDIM(0),
-    "steps must be a whole number of at least 1, got -3": lambda: DDPM(-3),
-    "steps must be a whole number of at least 1, got True": lambda: DDIM(True),
-    "steps must be a whole number of at least 1, got 5.0": lambda: DDIM(5.0),
-    "steps must be a whole number of at least 1, got '5'": lambda: DDPM("5"),
-    "steps must be given": lambda: DDIM(),
-    "steps must be at most the schedule's 1000 training steps, got 1001": lambda: DDIM(1001).program(VP["linear"]),
-    "steps must be given on edm": lambda: DDPM().program(schedules.edm()),
-    "steps must be left out or equal the 2 timesteps given, got 3": lambda: DDIM(3, timesteps=[5, 1]),
-    "spacing must be one of leading, linspace, trailing, got 'even'": lambda: DDPM(5, spacing="even"),
-    "spacing must be None on flow": lambda: DDIM(5, spacing="leading").program(schedules.flow(), "flow"),
-    "timesteps must be strictly decreasing, got 1 before 5": lambda: DDIM(timesteps=[1, 5]),
-    "timesteps must be strictly decreasing, got 5 before 5": lambda: DDPM(timesteps=[5, 5]),
-    "timesteps must be a sequence of numbers, not empty": lambda: DDPM(timesteps=[]),
-    "timesteps must be a sequence of numbers, not empty, got 7": lambda: DDPM(timesteps=7),
-    "timesteps must be finite numbers, got nan": lambda: DDPM(timesteps=[math.nan]),
-    "timesteps must be finite numbers, got True": lambda: DDPM(timesteps=[True]),
-    "timesteps must be finite numbers, got 'a'": lambda: DDPM(timesteps=["a"]),
-    "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(VP["linear"]),
-    "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(VP["linear"]),
-    "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(schedules.flow(), "flow"),
     "variance must be one of .*learned_range, got 'small'": lambda: DDPM(5, variance="small"),
-    "clip must be None or a pair .*got 1.0": lambda: DDPM(clip=1.0),
-    "clip must be None or a pair .*got .1, -1.": lambda: DDPM(clip=(1, -1)),
-    "clip must be None or a pair .*nan": lambda: DDIM(5, clip=(math.nan, 1)),
-    "clip must be None or a pair .*got .-1, 0, 1.": lambda: DDIM(5, clip=(-1, 0, 1)),
+    "clip must be None, a DynamicThreshold or a pair .*got 1.0": lambda: DDPM(clip=1.0),
+    "clip must be None, a DynamicThreshold or a pair .*got .1, -1.": lambda: DDPM(clip=(1, -1)),
+    "clip must be None, a DynamicThreshold or a pair .*nan": lambda: DDIM(5, clip=(math.nan, 1)),
+    "clip must be None, a DynamicThreshold or a pair .*got .-1, 0, 1.": lambda: DDIM(5, clip=(-1, 0, 1)),
+    "quantile must lie in .0, 1., got 0": lambda: DynamicThreshold(0),
+    "quantile must be a number, got '0.9'": lambda: DynamicThreshold("0.9"),
+    "cap must be at least 1, got 0.5": lambda: DynamicThreshold(cap=0.5),
+    "cap must be at least 1, got nan": lambda: DynamicThreshold(cap=math.nan),
     "eta must be finite and at least 0, got nan": lambda: DDIM(5, eta=math.nan),
     "eta must be finite and at least 0, got -0.5": lambda: DDIM(5, eta=-0.5),
     "eta must be finite and at least 0, got inf": lambda: DDIM(5, eta=math.inf),

@@ -2,62 +2,416 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
-from collections import deque
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import dataclass
 
-from ulam.scheduler import Scheduler
+import pytest
+
+from ulam.errors import QueueFull
+from ulam.scheduler import POLICIES, Scheduler
 
 
-def run(slots: int, jobs: list[tuple[int, int]]) -> tuple[int, dict[int, list[tuple[int, int]]]]:
-    """All jobs (chains, ticks) to the end; ticks taken, and for each job the (entry, exit) of every chain."""
-    scheduler: Scheduler[int] = Scheduler(slots)
-    for job, (chains, ticks) in enumerate(jobs):
-        scheduler.submit(job, chains, ticks)
-    spans: dict[int, list[tuple[int, int]]] = {job: [(-1, -1)] * chains for job, (chains, _) in enumerate(jobs)}
-    while scheduler.busy:
+@dataclass
+class Work:
+    """A job as the simulation sees it, arriving at a tick."""
+
+    chains: int
+    ticks: int
+    priority: int = 0
+    weight: float = 1.0
+    deadline: int | None = None
+    arrival: int = 0
+
+
+def occupied(scheduler):
+    slots = [slot for group in scheduler.groups for slot in range(group.slots.start, group.slots.stop)]
+    assert len(slots) == len(set(slots)) == scheduler.active == scheduler.slots - scheduler.free
+    assert all(0 <= slot < scheduler.slots for slot in slots)
+    return scheduler.active
+
+
+def run(slots, jobs, policy="fifo"):
+    """All jobs to the end; ticks taken, and for each job the (entry, exit) of every chain."""
+    scheduler = Scheduler(slots, policy)
+    spans = [[None] * job.chains for job in jobs]
+    coming = sorted(range(len(jobs)), key=lambda i: jobs[i].arrival)
+    while scheduler.busy or coming:
+        if not scheduler.busy:
+            scheduler.tick = max(scheduler.tick, jobs[coming[0]].arrival)
+        while coming and jobs[coming[0]].arrival <= scheduler.tick:
+            job = jobs[i := coming.pop(0)]
+            deadline = None if job.deadline is None else job.deadline - scheduler.tick
+            scheduler.submit(i, job.chains, job.ticks, job.priority, job.weight, deadline)
         scheduler.admit()
-        taken = sorted(slot for group in scheduler.groups for slot in range(group.slots.start, group.slots.stop))
-        assert len(taken) == len(set(taken)) == scheduler.active <= slots
-        assert all(0 <= slot < slots for slot in taken)
-        scheduler.tick += scheduler.ticks_until_event
+        assert occupied(scheduler) == slots or not scheduler.waiting, "a slot is free while chains wait"
+        step = scheduler.ticks_until_event
+        scheduler.tick += min(step, jobs[coming[0]].arrival - scheduler.tick) if coming else step
         for group in scheduler.retire():
             assert group.end == scheduler.tick
             for chain in range(group.chains.start, group.chains.stop):
-                assert spans[group.job][chain] == (-1, -1), "a chain was delivered twice"
+                assert spans[group.job][chain] is None, "a chain was delivered twice"
                 spans[group.job][chain] = (group.start, group.end)
     return scheduler.tick, spans
 
 
-def simulate(slots: int, jobs: list[tuple[int, int]]) -> int:
-    """Ticks that first come, first served takes, slot by slot."""
-    queue = deque(ticks for chains, ticks in jobs for _ in range(chains))
-    left, tick = [0] * slots, 0
-    while queue or any(left):
+def simulate(slots, jobs, policy="fifo"):
+    """The same, one slot and one tick at a time, from the rules as they are stated."""
+    left, owner = [0] * slots, [None] * slots
+    spans = [[] for _ in jobs]
+    latest = {}  # the latest start
+    tick = 0
+    while any(left) or any(len(spans[i]) < job.chains for i, job in enumerate(jobs)):
+        for i, job in enumerate(jobs):
+            if job.arrival <= tick and i not in latest:
+                latest[i] = math.inf if job.deadline is None else job.deadline - -(-job.chains // slots) * job.ticks
+        order = sorted(latest, key=lambda i: jobs[i].arrival)
+        longest = max((jobs[i].ticks for i in latest), default=0)
         for slot in range(slots):
-            if not left[slot] and queue:
-                left[slot] = queue.popleft()
-        step = min(ticks for ticks in left if ticks)
-        left = [max(ticks - step, 0) for ticks in left]
-        tick += step
-    return tick
+            waiting = [i for i in order if len(spans[i]) < jobs[i].chains]
+            if left[slot] or not waiting:
+                continue
+            keys = {}
+            for number, i in enumerate(waiting):
+                job = jobs[i]
+                smith = (job.chains - len(spans[i])) * job.ticks / job.weight
+                share = (owner.count(i) + 1) / job.weight
+                value = {"fifo": 0, "shortest": smith, "fair": share, "deadline": latest[i]}[policy]
+                pressing = policy != "deadline" and latest[i] - longest <= tick
+                keys[i] = -job.priority, not pressing, smith if pressing else value, number
+            i = min(waiting, key=keys.get)
+            left[slot], owner[slot] = jobs[i].ticks, i
+            spans[i].append((tick, tick + jobs[i].ticks))
+        tick += 1
+        left = [max(ticks - 1, 0) for ticks in left]
+        owner = [i if ticks else None for i, ticks in zip(owner, left, strict=True)]
+    return tick, spans
 
 
-def test_random_workloads_lose_no_chain_and_waste_no_slot():
-    rng = random.Random(0)
-    for _ in range(300):
-        slots = rng.randint(1, 20)
-        jobs = [(rng.randint(1, 30), rng.choice([1, 2, 10, 50])) for _ in range(rng.randint(1, 8))]
-        ticks, spans = run(slots, jobs)
-        assert ticks == simulate(slots, jobs)
-        for job, (_, length) in enumerate(jobs):
-            assert all(end - start == length for start, end in spans[job])
+def some_jobs(rng, plain=False):
+    jobs = []
+    for _ in range(rng.randint(1, 8)):
+        job = Work(rng.randint(1, 30), rng.choice([1, 2, 5, 20]), arrival=rng.choice([0, 0, 3, 17, 40]))
+        if not plain:
+            job.priority = rng.choice([0, 0, 1])
+            job.weight = rng.choice([0.1, 0.7, 1.0, 3.0])
+            job.deadline = rng.choice([None, None, job.arrival + rng.randint(0, 120)])
+        jobs.append(job)
+    return sorted(jobs, key=lambda job: job.arrival)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "weights and deadlines"])
+def test_random_workloads_enter_as_the_rules_say(policy, plain):
+    rng = random.Random(f"{policy} {plain}")
+    for _ in range(150):
+        slots, jobs = rng.randint(1, 20), some_jobs(rng, plain)
+        ticks, spans = run(slots, jobs, policy)
+        expected_ticks, expected = simulate(slots, jobs, policy)
+        assert [sorted(each) for each in spans] == expected and ticks == expected_ticks
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_plan_is_exact(policy):
+    """At every event, after submissions and cancellations at random ticks; and it leaves the scheduler as it is."""
+    rng = random.Random(policy)
+    for _ in range(40):
+        scheduler, planned, ended, numbers = Scheduler(rng.randint(1, 12), policy), {}, {}, itertools.count()
+        for _ in range(rng.randint(5, 40)):
+            event = rng.random()
+            if event < 0.4:
+                deadline = rng.choice([None, rng.randint(0, 90)])
+                chains, ticks, weight = rng.randint(1, 30), rng.choice([1, 2, 5, 20]), rng.choice([0.5, 1.0, 2.0])
+                scheduler.submit(next(numbers), chains, ticks, rng.choice([0, 1]), weight, deadline)
+            elif event < 0.5 and planned:
+                gone = rng.choice(list(planned))
+                held = sum(group.size for group in scheduler.groups if group.job == gone)
+                dropped, left = scheduler.cancel(gone)
+                assert dropped >= sum(group.size for group in left) == held
+            planned = scheduler.plan()
+            assert planned == scheduler.plan() and planned.keys().isdisjoint(ended)
+            scheduler.admit()
+            assert scheduler.plan() == planned and occupied(scheduler) <= scheduler.slots
+            scheduler.tick += rng.randint(0, scheduler.ticks_until_event)
+            for group in scheduler.retire():
+                assert scheduler.tick <= planned[group.job]
+                if planned[group.job] == scheduler.tick:
+                    ended[group.job] = scheduler.tick
+            for job, end in scheduler.plan().items():
+                assert end == planned[job] and scheduler.predicted_end(job) == end - scheduler.tick > 0
+        finals = scheduler.plan()
+        while scheduler.busy:
+            scheduler.admit()
+            scheduler.tick += scheduler.ticks_until_event
+            last = {group.job: scheduler.tick for group in scheduler.retire()}
+            for job in last.keys() - scheduler.plan().keys():
+                assert finals.pop(job) == scheduler.tick
+        assert not finals and scheduler.plan() == {} and scheduler.predicted_end(0) is None
+        assert (scheduler.active, scheduler.waiting, scheduler.free) == (0, 0, scheduler.slots)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_mixed_trace_keeps_the_slots_busy(policy):
+    """512 chains of 10 to 250 steps over 64 slots, against batches of 64 that last as long as their longest chain."""
+    for seed in range(20):
+        rng = random.Random(seed)
+        lengths = [rng.choice([10, 20, 50, 100, 250]) for _ in range(512)]
+        scheduler, used, possible = Scheduler(64, policy), 0, 0
+        for job, ticks in enumerate(lengths):
+            scheduler.submit(job, 1, ticks)
+        while scheduler.busy:
+            scheduler.admit()
+            step = scheduler.ticks_until_event
+            if scheduler.waiting:
+                used, possible = used + step * scheduler.active, possible + step * 64
+            scheduler.tick += step
+            scheduler.retire()
+        static = sum(max(lengths[batch : batch + 64]) for batch in range(0, 512, 64))
+        assert used == possible, "occupancy until the queue is empty"
+        assert scheduler.tick <= 0.5 * static
+        assert scheduler.tick < sum(lengths) / 64 + 250, "Graham's bound for any order"
 
 
 def test_equal_chains_stay_one_group():
-    scheduler: Scheduler[str] = Scheduler(64)
+    scheduler = Scheduler(64)
     scheduler.submit("a", 256, 10)
     for _ in range(4):
         assert len(scheduler.admit()) == 1
         scheduler.tick += scheduler.ticks_until_event
         assert [group.size for group in scheduler.retire()] == [64]
     assert not scheduler.busy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_work_follows_events_not_chains(policy):
+    """A million slots and a hundred million chains, with weights that share the slots: no more than some groups."""
+    scheduler, groups = Scheduler(1_000_000, policy), 0
+    for job, weight in enumerate((1.0, 2.5, 0.3)):
+        scheduler.submit(job, 40_000_000 + job, 50, weight=weight)
+    begin = time.perf_counter()
+    planned = scheduler.plan()
+    while scheduler.busy:
+        groups += len(scheduler.admit())
+        scheduler.tick += scheduler.ticks_until_event
+        scheduler.retire()
+    assert groups < 2000 and time.perf_counter() - begin < 5
+    assert max(planned.values()) == scheduler.tick == 50 * math.ceil(120_000_003 / 1_000_000)
+
+
+# ------------------------------------------------------------------------------------------------- the policies
+
+
+def order(scheduler):
+    """The jobs by their first entry, when run to the end."""
+    entered = {}
+    while scheduler.busy:
+        entered.update(dict.fromkeys(group.job for group in scheduler.admit() if group.job not in entered))
+        scheduler.tick += scheduler.ticks_until_event
+        scheduler.retire()
+    return list(entered)
+
+
+def test_priorities_come_before_the_policy():
+    for policy in POLICIES:
+        scheduler = Scheduler(2, policy)
+        for job, priority in enumerate([0, 5, -1, 5]):
+            scheduler.submit(job, 2, 3, priority)
+        assert order(scheduler) == [1, 3, 0, 2]
+
+
+def test_shortest_first_has_the_least_weighted_mean_wait():
+    """One slot: Smith's rule is optimal among all orders."""
+    work, weights = [7, 2, 9, 4, 3], [1.0, 0.2, 5.0, 2.0, 1.0]
+
+    def cost(jobs):
+        ends = itertools.accumulate(work[i] for i in jobs)
+        return sum(weights[i] * end for i, end in zip(jobs, ends, strict=True))
+
+    scheduler = Scheduler(1, "shortest")
+    for job, (ticks, weight) in enumerate(zip(work, weights, strict=True)):
+        scheduler.submit(job, 1, ticks, weight=weight)
+    best = min(map(cost, itertools.permutations(range(5))))
+    assert cost(order(scheduler)) == pytest.approx(best)
+
+
+def test_fair_shares_follow_the_weights():
+    """Whenever two jobs both have chains waiting, their slots are within one of their shares."""
+    scheduler, left, compared = Scheduler(60, "fair"), {"long": 600, "short": 3000}, 0
+    scheduler.submit("long", 600, 40, weight=2.0)
+    left["long"] -= sum(group.size for group in scheduler.admit())
+    scheduler.tick += 10
+    scheduler.submit("short", 3000, 5, weight=1.0)
+    while scheduler.busy:
+        for group in scheduler.admit():
+            left[group.job] -= group.size
+        if scheduler.tick >= 40 and min(left.values()) > 0:
+            held = {job: sum(g.size for g in scheduler.groups if g.job == job) for job in left}
+            assert abs(held["long"] - 40) <= 1 and abs(held["short"] - 20) <= 1
+            compared += 1
+        scheduler.tick += scheduler.ticks_until_event
+        scheduler.retire()
+    assert compared > 100
+
+
+def test_a_newcomer_is_not_made_to_wait_for_a_long_queue():
+    ends = {}
+    for policy in POLICIES:
+        scheduler = Scheduler(8, policy)
+        scheduler.submit("bulk", 800, 10)
+        scheduler.admit()
+        scheduler.submit("one", 1, 10, deadline=30)
+        ends[policy] = scheduler.plan()["one"]
+    assert ends == {"fifo": 20, "shortest": 20, "fair": 20, "deadline": 20}
+    scheduler = Scheduler(8)
+    scheduler.submit("bulk", 800, 10)
+    scheduler.submit("one", 1, 10)
+    assert scheduler.plan() == {"bulk": 1000, "one": 1010}
+
+
+def test_deadlines_are_met_where_the_policy_alone_would_miss_them():
+    for policy in POLICIES:
+        for deadline in range(60, 400, 7):
+            scheduler = Scheduler(4, policy)
+            scheduler.submit("before", 200, 10, weight=1e3)
+            scheduler.submit("due", 6, 15, weight=1e-3, deadline=deadline)
+            assert scheduler.plan()["due"] <= deadline
+    scheduler = Scheduler(4)
+    scheduler.submit("before", 200, 10)
+    scheduler.submit("due", 6, 15)
+    assert scheduler.plan()["due"] > 500
+
+
+def test_where_deadlines_cannot_all_be_met_the_heavier_go_first():
+    scheduler = Scheduler(1)
+    for job, weight in (("light", 1.0), ("heavy", 4.0), ("medium", 2.0)):
+        scheduler.submit(job, 1, 10, weight=weight, deadline=10)
+    assert scheduler.plan() == {"heavy": 10, "medium": 20, "light": 30}
+
+
+# ------------------------------------------------------------------------------------- cancelling and the queue
+
+
+def test_cancel_frees_slots_and_keeps_the_others():
+    scheduler = Scheduler(8)
+    scheduler.submit("a", 20, 10)
+    scheduler.submit("b", 4, 10)
+    scheduler.admit()
+    scheduler.tick += 3
+    dropped, left = scheduler.cancel("a")
+    assert dropped == 20 and [(g.job, g.size) for g in left] == [("a", 8)]
+    assert scheduler.cancel("a") == (0, []) and scheduler.cancel("never") == (0, [])
+    assert scheduler.plan() == {"b": 13} and [g.slots for g in scheduler.admit()] == [slice(0, 4)]
+    scheduler.submit("a", 1, 2)
+    scheduler.admit()
+    assert scheduler.plan() == {"b": 13, "a": 5} and scheduler.ticks_until_event == 2
+
+
+def test_drop_waiting_leaves_what_is_in_slots():
+    for policy in POLICIES:
+        scheduler = Scheduler(4, policy)
+        scheduler.submit("a", 6, 10)
+        scheduler.submit("b", 6, 10, deadline=50)
+        scheduler.admit()
+        inside = {group.job: scheduler.tick + 10 for group in scheduler.groups}
+        scheduler.drop_waiting()
+        assert scheduler.waiting == 0 and scheduler.active == 4 and scheduler.plan() == inside
+        scheduler.tick += 10
+        assert sum(group.size for group in scheduler.retire()) == 4 and not scheduler.busy
+        assert scheduler.admit() == []
+
+
+def test_a_bounded_queue_says_when_there_is_room():
+    rng = random.Random(0)
+    for policy in POLICIES:
+        for _ in range(8):
+            scheduler = Scheduler(rng.randint(1, 6), policy, capacity=30)
+            for job in range(10):
+                chains, ticks = rng.randint(1, 30), rng.randint(1, 9)
+                wait = scheduler.room_in(chains)
+                while True:
+                    try:
+                        scheduler.submit(job, chains, ticks, weight=rng.choice([0.5, 1.0]))
+                        break
+                    except QueueFull as error:
+                        assert f"for another {wait} ticks" in str(error) and scheduler.room_in(chains) == wait
+                    if scheduler.admit():
+                        continue
+                    step = scheduler.ticks_until_event
+                    scheduler.tick += step
+                    wait -= step
+                    scheduler.retire()
+                assert wait == 0 and scheduler.waiting <= 30
+    with pytest.raises(QueueFull, match="31 chains never fit a queue of 30"):
+        scheduler.submit("large", 31, 1)
+
+
+BAD = [
+    ({"chains": 0}, "chains: got 0, expected at least 1"),
+    ({"ticks": 0}, "ticks: got 0, expected at least 1"),
+    ({"priority": 1.5}, "priority: got 1.5, expected a whole number"),
+    ({"weight": 0.0}, "weight: got 0.0, expected a finite number above 0"),
+    ({"weight": math.nan}, "weight: got nan"),
+    ({"deadline": math.inf}, "deadline: got inf, expected a number of ticks from now, or None"),
+    ({"job": "here"}, "job: 'here' is here already"),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD)
+def test_bad_jobs_are_refused_and_change_nothing(bad, message):
+    scheduler = Scheduler(2)
+    scheduler.submit("here", 3, 4)
+    with pytest.raises(ValueError, match=message):
+        scheduler.submit(**{"job": "new", "chains": 1, "ticks": 1, **bad})
+    assert scheduler.plan() == {"here": 8} and scheduler.waiting == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, named", [((0,), "slots"), ((1, "lifo"), "policy: got 'lifo'"), ((1, "fifo", 0), "capacity")]
+)
+def test_bad_schedulers_are_refused(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        Scheduler(*arguments)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_is_kept_of_jobs_that_are_over(policy):
+    class Thing:
+        pass
+
+    scheduler, alive = Scheduler(3, policy), weakref.WeakSet()
+    forever = Thing()
+    scheduler.submit(forever, 10**9, 2)
+    for number in range(300):
+        thing = Thing()
+        alive.add(thing)
+        scheduler.submit(thing, 2, 3, weight=1 + number % 3, priority=1, deadline=number % 7)
+        scheduler.admit()
+        scheduler.tick += scheduler.ticks_until_event
+        scheduler.retire()
+        if number % 5 == 0:
+            scheduler.cancel(thing)
+    del thing
+    while len(scheduler._records) > 1:
+        scheduler.admit()
+        scheduler.tick += scheduler.ticks_until_event
+        scheduler.retire()
+    scheduler.admit()
+    assert not len(alive) and len(scheduler._queue) < 100 and len(scheduler._due) == 0
+
+
+def test_torch_is_not_imported():
+    """Its sources import nothing but the standard library and `ulam.errors`, which does not import torch."""
+    code = (
+        "import sys, types, pathlib\n"
+        "package = types.ModuleType('ulam'); package.__path__ = [sys.argv[1]]\n"
+        "sys.modules['ulam'] = package\n"
+        "import ulam.scheduler\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    folder = sys.modules["ulam"].__path__[0]
+    subprocess.run([sys.executable, "-c", code, folder], check=True)

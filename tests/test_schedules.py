@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from scipy.integrate import solve_ivp
 
 from ulam import schedules
 from ulam.schedules import EDM, FlowMatching, VariancePreserving
@@ -17,14 +19,16 @@ VP = {
     "linear": schedules.vp_linear(),
     "scaled_linear": schedules.vp_scaled_linear(1000, 0.00085, 0.012),
     "squaredcos_cap_v2": schedules.vp_cosine(1000),
+    "sigmoid": schedules.vp_sigmoid(),
 }
+CONTINUOUS = (schedules.flow(), schedules.ve(0.01, 50), schedules.edm(), schedules.sub_vp())
 
 
 @pytest.mark.parametrize("name", VP)
 def test_vp_betas_and_alphas_cumprod_equal_diffusers_up_to_its_float32(name: str) -> None:
     ends = {} if name != "scaled_linear" else {"beta_start": 0.00085, "beta_end": 0.012}
     theirs = DDPMScheduler(beta_schedule=name, **ends)
-    np.testing.assert_allclose(VP[name].betas, theirs.betas, rtol=2e-4 if "cos" in name else 1e-5)
+    np.testing.assert_allclose(VP[name].betas, theirs.betas, rtol=2e-4 if "cos" in name else 2e-5)
     np.testing.assert_allclose(VP[name].alphas_cumprod, theirs.alphas_cumprod, rtol=1e-4)
 
 
@@ -73,7 +77,7 @@ def test_fractional_timesteps_interpolate_sigma_over_alpha_as_diffusers(name: st
     np.testing.assert_allclose(schedule.sigma(400.25) / schedule.alpha(400.25), ratio, rtol=1e-14)
 
 
-@pytest.mark.parametrize("schedule", [*VP.values(), schedules.flow(), schedules.ve(0.01, 50), schedules.edm()])
+@pytest.mark.parametrize("schedule", [*VP.values(), *CONTINUOUS])
 def test_t_of_sigma_inverts_the_ratio(schedule: schedules.Schedule) -> None:
     top = 999 if schedule.kind == "vp" else 0.99
     t = np.random.default_rng(0).uniform(0.01, top, size=(5, 7))
@@ -98,6 +102,49 @@ def test_zero_terminal_snr() -> None:
     with pytest.raises(ValueError, match=r"t must be a whole number above 1 .*got 1.5"):
         schedule.alpha(1.5)
     np.testing.assert_allclose(schedule.alpha(0.5) ** 2 + schedule.sigma(0.5) ** 2, 1)
+
+
+@pytest.mark.parametrize("name", VP)
+def test_rescaling_to_zero_terminal_snr_equals_diffusers(name: str) -> None:
+    """[Lin 2024, alg. 1], in float64: sqrt(abar) is an affine map of what it was, from its first value to 0."""
+    schedule = schedules.zero_terminal_snr(VP[name])
+    betas = rescale_zero_terminal_snr(torch.from_numpy(VP[name].betas.copy())).numpy()
+    np.testing.assert_allclose(schedule.betas, betas, rtol=1e-8, atol=1e-13)
+    np.testing.assert_allclose(schedule.alphas_cumprod[:-1], np.cumprod(1 - betas)[:-1], rtol=1e-9)
+    before, after = np.sqrt(VP[name].alphas_cumprod), np.sqrt(schedule.alphas_cumprod)
+    slope, start = np.polyfit(before, after, 1)
+    np.testing.assert_allclose(slope * before + start, after, atol=1e-13)
+    assert schedule.levels(999) == (0, 1) and schedule.ratios[-1] == np.inf
+    assert schedule.levels(0) == VP[name].levels(0) and schedule.betas[-1] == 1
+    np.testing.assert_allclose(schedule.alphas_cumprod + schedule.variances, 1, rtol=1e-15)
+    assert schedule.t_of_sigma(np.inf) == 999 and (np.diff(schedule.ratios[:-1]) > 0).all()
+
+
+def test_sub_vp_levels_are_the_moments_of_its_sde() -> None:
+    """dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 int beta))) dw [Song 2021b, eq. 14]: mean and variance integrated."""
+    schedule = schedules.sub_vp(0.1, 20.0)
+
+    def beta(t: float) -> float:
+        return 0.1 + t * 19.9
+
+    def moments(t: float, y: np.ndarray) -> list[float]:
+        diffusion = beta(t) * (1 - math.exp(-2 * (0.1 * t + 9.95 * t**2)))
+        return [-beta(t) / 2 * y[0], -beta(t) * y[1] + diffusion]
+
+    times = np.array([0.0, 0.01, 0.2, 0.5, 0.9, 1.0])
+    solved = solve_ivp(moments, (0, 1), [1.0, 0.0], t_eval=times, rtol=1e-11, atol=1e-14, method="DOP853").y
+    alpha, sigma = schedule.levels(times)
+    np.testing.assert_allclose(alpha, solved[0], rtol=1e-8)
+    np.testing.assert_allclose(sigma**2, solved[1], rtol=1e-7, atol=1e-13)
+    assert schedule.levels(0) == (1, 0) and schedule.init_scale(1.0) == 1
+    np.testing.assert_array_equal(schedules.sub_vp(t_min=0.1).grid(4), [1, 0.7, 0.4, 0.1])
+
+
+def test_sub_vp_time_of_tiny_and_largest_noise() -> None:
+    schedule = schedules.sub_vp()
+    t = np.array([0.0, 1e-9, 1e-5, 0.3, 1.0])
+    alpha, sigma = schedule.levels(t)
+    np.testing.assert_allclose(schedule.t_of_sigma(sigma / alpha), t, rtol=1e-13)
 
 
 def test_edm_grid_is_karras_2022_eq_5() -> None:
@@ -126,6 +173,8 @@ def test_repr_is_the_constructor_call_and_equality_follows_it() -> None:
         schedules.edm(rho=5),
         schedules.ve(0.01, 50),
         schedules.flow(3),
+        schedules.sub_vp(0.2, 15),
+        schedules.zero_terminal_snr(schedules.vp_linear(50)),
         schedules.from_betas([0.1, 0.2]),
         schedules.from_alphas_cumprod([0.9, 0.5]),
     ):
@@ -180,6 +229,12 @@ BAD_VALUES = {
     "sigma_min must be below sigma_max, got 2.0 and 1.0": lambda: schedules.edm(2, 1),
     "rho must be above 0, got -1": lambda: schedules.edm(rho=-1),
     "sigma_data must be finite, got inf": lambda: schedules.edm(sigma_data=math.inf),
+    "beta_min must be below beta_max, got 3.0 and 2.0": lambda: schedules.sub_vp(3, 2),
+    "t_min must lie in .0, 1., got 1": lambda: schedules.sub_vp(t_min=1),
+    "beta_end must lie in .0, 1., got 1": lambda: schedules.vp_sigmoid(10, beta_end=1),
+    "schedule must have at least 2 training steps, got 1": lambda: schedules.zero_terminal_snr(schedules.vp_linear(1)),
+    "t must lie in .0, 1. .sub-VP.* got -0.1": lambda: schedules.sub_vp().alpha(-0.1),
+    "sigma must lie in .0, .* got 1000000000.0": lambda: schedules.sub_vp().t_of_sigma(1e9),
     "shift must be above 0, got 0": lambda: schedules.flow(0),
     "t must lie in .0, 999. .*1000 training steps.* got 1000": lambda: schedules.vp_linear().alpha(1000),
     "t must lie in .0, 999. .* got -1.0": lambda: schedules.vp_linear().sigma([3, -1]),
@@ -200,6 +255,10 @@ BAD_TYPES = {
     "betas must be numbers in a regular array": lambda: schedules.from_betas([[0.1], [0.1, 0.2]]),
     "shift must be a number, got True": lambda: schedules.flow(True),
     "sigma_max must be a number, got None": lambda: schedules.ve(0.1, None),
+    "schedule must be a VP schedule such as vp_linear.1000., got flow": lambda: schedules.zero_terminal_snr(
+        schedules.flow()
+    ),
+    "schedule must be a VP schedule .* got 'linear'": lambda: schedules.zero_terminal_snr("linear"),
     "t must be numbers, got str": lambda: schedules.vp_linear().alpha("3"),
 }
 

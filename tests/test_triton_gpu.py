@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from test_triton_reduce import blending, reduction
 from test_triton_static import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal, same_bits
 
 import ulam_kernels
@@ -67,6 +68,31 @@ def test_affine_gives_the_bits_of_the_cpu(types: tuple[torch.dtype, ...], chains
         out = torch.full((chains, n), float("nan"), dtype=types[2], device=device)
         results.append(ulam_kernels.affine(*(t.to(device) for t in (x, m, a, b)), out, backend=backend).cpu())
     assert same_bits(*results)
+
+
+@pytest.mark.parametrize("state", FLOATS, ids=str)
+@pytest.mark.parametrize("chains, n", [(24, 1), (3001, 34), (96, 1027), (64, 12_288), (7, 200_001)])
+def test_reductions_give_the_bits_of_the_cpu(state: torch.dtype, chains: int, n: int) -> None:
+    from ulam_kernels import triton
+
+    case = reduction(np.random.default_rng(n), chains, n, state, torch.float32, n % 2 == 0, chains == 96)
+    device = on_gpu(case)
+    cpu.reduce(**case)
+    triton.reduce(**device)
+    assert same_bits(device["out"].cpu(), case["out"])
+
+
+@pytest.mark.parametrize("state", FLOATS, ids=str)
+@pytest.mark.parametrize("chains, n", [(6, 1), (3001, 34), (96, 1027), (64, 12_288)])
+def test_blend_gives_the_bits_of_the_cpu(state: torch.dtype, chains: int, n: int) -> None:
+    from ulam_kernels import triton
+
+    case = blending(np.random.default_rng(n), chains, n, state, state, chains == 96)
+    device = on_gpu(case)
+    cpu.blend(**case)
+    triton.blend(**device)
+    assert same_bits(device["x"].cpu(), case["x"])
+    assert same_bits(device["net_in"].cpu(), case["net_in"])
 
 
 def test_model_output_may_be_the_state_itself() -> None:

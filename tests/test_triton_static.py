@@ -1,19 +1,13 @@
-"""The Triton kernels without a GPU: what they compile to, and what that computes.
-
-``simulated`` stands for Triton's driver. The backend's own launch code runs, on tensors of the host; where a GPU would
-be launched the kernel is compiled for a chosen target and, if wanted, its PTX is executed by ``ptx_interpreter``.
-"""
+"""The Triton kernels without a GPU: what they compile to, and what that computes (see ``triton_simulator``)."""
 
 from __future__ import annotations
 
 import os
 import re
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,181 +17,27 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-import ptx_interpreter  # noqa: E402
-from ptx_interpreter import Instruction, Kernel, Machine, Memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton_simulator import cuda, simulated  # noqa: E402
 
 from ulam_kernels import Table, cpu  # noqa: E402
-from ulam_kernels.table import READS_Z  # noqa: E402
-from ulam_kernels.triton.affine import affine, affine_long, affine_short  # noqa: E402
-from ulam_kernels.triton.fill import fill_long, fill_normal, fill_short  # noqa: E402
-from ulam_kernels.triton.step import step, step_long, step_short  # noqa: E402
+from ulam_kernels.table import NORMALISE, READS_Z, THRESHOLD  # noqa: E402
+from ulam_kernels.triton.affine import affine  # noqa: E402
+from ulam_kernels.triton.fill import fill_normal  # noqa: E402
+from ulam_kernels.triton.step import step  # noqa: E402
 
-KERNELS = (step_long, step_short, fill_long, fill_short, affine_long, affine_short)
-MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 ARCHITECTURES = (80, 90, 100)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Case = dict[str, Any]
 
 
-# The stand-in for the driver and the GPU.
-
-
-class Warps(Machine):
-    """Adds what one thread gets from another: shared memory, shuffles and reductions of whole warps."""
-
-    def __init__(self, kernel: Kernel, *arguments: Any) -> None:
-        super().__init__(kernel, *arguments)
-        self.symbols["global_smem"] = 0
-        block = int(np.prod([self.special["ntid", axis][0] for axis in "xyz"]))
-        self.shared = np.zeros((self.threads // block, 1 << 14), np.uint8)
-        self.program = np.arange(self.threads) // block
-
-    def _bar(self, i: Instruction) -> None:
-        """Threads at the lowest instruction go first, so all of them have arrived."""
-
-    def _redux(self, i: Instruction) -> None:
-        values = np.asarray(self.read(i.operands[1], i.types[0])).reshape(-1, 32)
-        assert "max" in i.modifiers
-        self.write(i.operands[0], np.repeat(values.max(1), 32), i.types[0])
-
-    def _shfl(self, i: Instruction) -> None:
-        assert "bfly" in i.modifiers
-        values = np.asarray(self.read(i.operands[1], i.types[0])).reshape(-1, 32)
-        other = np.arange(32) ^ int(i.operands[2], 0)
-        self.write(i.operands[0].split("|")[0], values[:, other].reshape(-1), i.types[0])
-
-    def _bfe(self, i: Instruction) -> None:
-        value = np.asarray(self.read(i.operands[1], i.types[0]), np.int64)
-        start, length = (int(operand) for operand in i.operands[2:])
-        left = 64 - start - length  # shifted out and back, which extends the sign where there is one
-        wide = (value << left).view(np.int64 if i.types[0].kind == "i" else np.uint64)
-        self.write(i.operands[0], (wide >> wide.dtype.type(64 - length)).astype(i.types[0]), i.types[0])
-
-    def _items(self, address: str, kind: Any, count: int) -> list[tuple[Any, Any]]:
-        """Where in ``shared`` the items of an access lie: (program, index) of each."""
-        base, _, offset = address.strip("[] ").partition("+")
-        at = np.asarray(self.read(base.strip(), np.dtype(np.uint32)), np.int64) + int(offset or 0)
-        assert not (at % (count * kind.itemsize)).any()
-        return [(self.program[self.lanes], at // kind.itemsize + k) for k in range(count)]
-
-    def _ld(self, i: Instruction) -> None:
-        if "shared" not in i.modifiers:
-            return super()._ld(i)
-        names, kind = [name.strip() for name in i.operands[0].strip("{}").split(",")], i.types[0]
-        values = [self.shared.view(kind)[item] for item in self._items(i.operands[1], kind, len(names))]
-        for name, value in zip(names, values, strict=True):
-            self.write(name, value)
-        return None
-
-    def _st(self, i: Instruction) -> None:
-        if "shared" not in i.modifiers:
-            return super()._st(i)
-        names, kind = [name.strip() for name in i.operands[1].strip("{}").split(",")], i.types[0]
-        for name, item in zip(names, self._items(i.operands[0], kind, len(names)), strict=True):
-            self.shared.view(kind)[item] = self.read(name, kind)
-        return None
-
-    def _words(self, i: Instruction, address: str, count: int) -> list[tuple[Any, Any]]:
-        """Where the 32-bit words of 8 x 8 matrices of 16-bit items lie: lane 8 k + j has the address of row j of k."""
-        assert "trans" not in i.modifiers
-        start = np.asarray(self.read(address.strip("[] "), np.dtype(np.uint32)), np.int64).reshape(-1, 32)
-        lane = np.arange(32)
-        at = [(start[:, 8 * k + lane // 4] // 4 + lane % 4).reshape(-1) for k in range(count)]
-        return [(self.program[self.lanes], word) for word in at]
-
-    def _ldmatrix(self, i: Instruction) -> None:
-        names = [name.strip() for name in i.operands[0].strip("{}").split(",")]
-        values = [self.shared.view(np.uint32)[word] for word in self._words(i, i.operands[1], len(names))]
-        for name, value in zip(names, values, strict=True):
-            self.write(name, value)
-
-    def _stmatrix(self, i: Instruction) -> None:
-        names = [name.strip() for name in i.operands[1].strip("{}").split(",")]
-        for name, word in zip(names, self._words(i, i.operands[0], len(names)), strict=True):
-            self.shared.view(np.uint32)[word] = self.read(name, np.dtype(np.uint32))
-
-
-@dataclass
-class Gpu:
-    """Triton's driver, as far as compiling asks for it."""
-
-    target: GPUTarget
-    execute: bool = False
-    alter: Callable[[str], str] = lambda ptx: ptx
-    compiled: list[Any] = field(default_factory=list)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> str:
-        return str(self.target)  # Triton keeps what it compiled by device
-
-    def get_current_stream(self, device: object = None) -> int:
-        return 0
-
-    def launch(self, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        compiled = kernel.run(*arguments, grid=grid, warmup=True, **options)
-        self.compiled.append(compiled)
-        if self.execute:
-            ptx = re.sub(r"(?m)^\s*\.loc\b[^\n]*", "", compiled.asm["ptx"])  # has no semicolon to end it
-            run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments)
-
-
-def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
-    """Execute a kernel's PTX on host tensors, in place. Tensors that share storage share it there too."""
-    (kernel,) = ptx_interpreter.parse(ptx).values()
-    memory, storages = Memory(), {}
-    values: list[int | bytes] = []
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            storage = argument.untyped_storage()
-            if storage.data_ptr() not in storages:
-                raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-                storages[storage.data_ptr()] = (raw, memory.put(raw))
-            values.append(storages[storage.data_ptr()][1] + argument.data_ptr() - storage.data_ptr())
-        elif argument is not None:
-            values.append(struct.pack("<f", argument) if isinstance(argument, float) else argument)
-    values += [0] * (len(kernel.parameters) - len(values))  # scratch that these kernels do not use
-    Warps(kernel, memory, grid, (threads,), values).run()
-    for raw, address in storages.values():
-        raw[:] = memory.get(address, np.uint8, len(raw))
-
-
-@contextmanager
-def simulated(target: GPUTarget, **options: Any) -> Iterator[Gpu]:
-    """Launches of the Triton backend go to a :class:`Gpu`."""
-    gpu = Gpu(target, **options)
-
-    class Launcher:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *arguments, **options: gpu.launch(self.kernel, grid, arguments, options)
-
-    driver = triton.runtime.driver
-    before = driver._active  # reset_active() would look for a real one
-    try:
-        driver.set_active(gpu)
-        for kernel, module in MODULES.items():
-            setattr(module, kernel.fn.__name__, Launcher(kernel))
-        yield gpu
-    finally:
-        for kernel, module in MODULES.items():
-            setattr(module, kernel.fn.__name__, kernel)
-        driver._active = before
-
-
-def cuda(architecture: int) -> GPUTarget:
-    return GPUTarget("cuda", architecture, 32)
-
-
 # Random cases.
 
 
-def random_table(rng: np.random.Generator, registers: int, learned: bool, rows: int = 12) -> Table:
-    """Rows with terms missing at random; row 0 is idle."""
+def random_table(
+    rng: np.random.Generator, registers: int, learned: bool, scaled: bool = False, rows: int = 12
+) -> Table:
+    """Rows with terms missing at random; row 0 is idle; ``scaled`` gives some of them a reduction."""
     shape = (rows, registers, registers + 3)
     matrix = rng.normal(size=shape) * (rng.random(shape) < 0.7)
     writes = rng.random((rows, registers)) < 0.8
@@ -205,13 +45,25 @@ def random_table(rng: np.random.Generator, registers: int, learned: bool, rows: 
     bound = np.where(rng.random(rows) < 0.5, np.inf, 0.7)
     kx, km = (rng.normal(size=rows) * (rng.random(rows) < 0.8) for _ in range(2))
     lv_m, lv_b, c_next = rng.normal(size=rows) * 0.5, rng.normal(size=rows), rng.normal(size=rows)
-    return Table.pack(kx, km, -bound, bound, lv_m, lv_b, c_next, matrix, writes, (rng.random(rows) < 0.4) & learned)
+    learns = (rng.random(rows) < 0.4) & learned
+    kind = rng.integers(0, 3, rows) * scaled
+    threshold, normalise = kind == 1, (kind == 2) & ~learns
+    bound[normalise] = np.inf
+    lo, hi = np.where(threshold, 0.9, -bound), np.where(threshold, np.inf, bound)
+    flags = {"threshold": threshold, "normalise": normalise}
+    return Table.pack(kx, km, lo, hi, lv_m, lv_b, c_next, matrix, writes, learns, **flags)
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     values = torch.from_numpy(rng.normal(size=shape)).to(dtype)
     values.view(-1)[: values.numel() // 50] = 0
     return values
+
+
+def random_scales(rng: np.random.Generator, chains: int) -> torch.Tensor:
+    """(lo, hi, D_scale, z_scale) ``[chains, 4]``, as a reduction leaves them."""
+    hi, scale = rng.uniform(0.2, 2, (2, chains))
+    return torch.from_numpy(np.stack([-hi, hi, scale, np.sqrt(scale)], axis=1)).float()
 
 
 @dataclass(frozen=True)
@@ -224,15 +76,16 @@ class Variant:
     learned: bool = False
     net_in: bool = False
     noise: str = "generated"  # or "given"
+    scaled: bool = False
 
     def __str__(self) -> str:
         types = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(self.types)]
-        options = [name for name in ("guided", "learned", "net_in") if getattr(self, name)]
+        options = [name for name in ("guided", "learned", "net_in", "scaled") if getattr(self, name)]
         return "-".join([f"R{self.registers}", *types, *options, f"noise_{self.noise}"])
 
     def case(self, rng: np.random.Generator, chains: int, n: int) -> Case:
         """Random arguments of a backend's ``step``."""
-        table = random_table(rng, self.registers, self.learned)
+        table = random_table(rng, self.registers, self.learned, self.scaled)
         shape = (chains, 2 if self.learned else 1, n)
         ids = {name: torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, chains)) for name in ("seed", "chain", "draw")}
         ids["draw"][::3] &= 0xFFFFFFFF
@@ -250,6 +103,7 @@ class Variant:
             **{name: given.get(name) for name in ("seed", "chain", "draw")},
             "noise": normal(rng, (chains, 1, n), torch.float32) if self.noise == "given" else None,
             "net_in": torch.full((chains, 1, n), float("nan"), dtype=self.types[2]) if self.net_in else None,
+            "scales": random_scales(rng, chains) if self.scaled else None,
         }
 
 
@@ -264,6 +118,8 @@ VARIANTS = [
     *(Variant(registers, SAME[torch.bfloat16], guided=True, learned=True, net_in=True) for registers in (1, 5)),
     Variant(3, SAME[torch.float16], guided=True),
     Variant(5, MIXED),
+    Variant(scaled=True),
+    Variant(2, MIXED, guided=True, learned=True, net_in=True, noise="given", scaled=True),
 ]
 
 
@@ -373,10 +229,11 @@ def test_rows_that_cannot_be_executed_make_their_chain_nan() -> None:
         step(**case)
         assert case["state"][:, [1, 3]].isnan().all()
         assert same_bits(case["state"][:, [0, 2, 4]].contiguous(), expected["state"][:, [0, 2, 4]].contiguous())
-        case = PLAIN[0].case(np.random.default_rng(5), 4, 9) | {"seed": None}
-        case["row"] = (case["flags"] & READS_Z).argmax().repeat(4)
-        step(**case)
-        assert case["state"].isnan().all()
+        for flag, without in ((READS_Z, "seed"), (THRESHOLD, "scales"), (NORMALISE, "scales")):
+            case = Variant(scaled=True).case(np.random.default_rng(6), 4, 9) | {without: None}
+            case["row"] = ((case["flags"] & flag) != 0).nonzero()[0].repeat(4)
+            step(**case)
+            assert case["state"].isnan().all()
 
 
 # What is compiled.
@@ -532,7 +389,7 @@ def test_compiles_for_amd(variant: Variant) -> None:
 # Triton's own interpreter, in a process of its own because it is chosen when kernels are defined.
 
 
-INTERPRETED = """
+EXACT_INTERPRETER = """
 import numpy as np, torch, triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder as Builder, TensorHandle
 from ulam_kernels.reference.arithmetic import fma
@@ -550,7 +407,9 @@ def truncate(self, x, kind, plain=Builder.create_fp_trunc):
 def splat(self, kind, x):
     return TensorHandle(np.full(kind.shape, x.data.reshape(-1)[0], x.data.dtype), x.dtype.scalar)
 Builder.create_fma, Builder.create_fp_trunc, Builder.create_splat = exact_fma, truncate, splat
+"""
 
+INTERPRETED = """
 import test_triton_static as t
 rng = np.random.default_rng(7)
 for variant in t.VARIANTS:
@@ -581,5 +440,7 @@ print("agrees")
 def test_interpreted_kernels_give_the_bits_of_the_cpu() -> None:
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", EXACT_INTERPRETER + INTERPRETED], env=environment, capture_output=True, text=True
+    )
     assert ran.stdout.strip() == "agrees", ran.stderr[-3000:]

@@ -1,6 +1,8 @@
 // Which instruction sets run here, how an operation is shared among threads, and the import-time check.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #if !defined(ULAM_NO_X86)
 #include <immintrin.h>
@@ -71,6 +73,26 @@ const Kernels* const* usable_kernels() {
 void step(const Kernels& k, const Step& s, int threads) {
   parallel(s.chains, s.elements, threads,
            [&](int64_t chunk, int64_t begin, int64_t end) { k.step(s, chunk, begin, end); });
+}
+
+void reduce(const Kernels& k, const Reduce& s, int threads) {
+  const int64_t chains = s.step.chains, elements = s.step.elements;
+  if (chains == 0 || elements == 0) return;
+  const bool serial = threads <= 1 || chains * elements <= kSerialElements;
+  const int64_t parts = serial ? 1 : std::min<int64_t>(threads, chains);
+  const std::unique_ptr<uint32_t[]> scratch(new uint32_t[2 * elements * parts]);
+  const auto run = [&](int64_t part) {
+    const StandardArithmetic standard;
+    k.reduce(s, scratch.get() + 2 * elements * part, chains * part / parts, chains * (part + 1) / parts);
+  };
+  if (serial) return run(0);
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (int64_t part = 0; part < parts; ++part) run(part);
+}
+
+void blend(const Kernels& k, const Blend& s, int threads) {
+  parallel(s.chains, s.elements, threads,
+           [&](int64_t chunk, int64_t begin, int64_t end) { k.blend(s, chunk, begin, end); });
 }
 
 void fill(const Kernels& k, const Fill& s, int threads) {

@@ -82,6 +82,13 @@ struct Avx2 {
     const f low = _mm256_blendv_ps(x, lo, _mm256_cmp_ps(x, lo, _CMP_LT_OQ));
     return _mm256_blendv_ps(low, hi, _mm256_cmp_ps(x, hi, _CMP_GT_OQ));
   }
+  static inline f where_equal(f x, float y, f then, f otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, set(y), _CMP_EQ_OQ));
+  }
+  // Which lanes are greater as signed numbers, a bit each.
+  static inline uint32_t above(u a, uint32_t b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(as_float(_mm256_cmpgt_epi32(a, set_u(b)))));
+  }
   static inline f nan_or(f x, f y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
 
   static inline f load(const void* p, DType type, int64_t i) {

@@ -78,6 +78,11 @@ struct Avx512 {
     const f low = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, lo, _CMP_LT_OQ), lo);
     return _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(x, hi, _CMP_GT_OQ), hi);
   }
+  static inline f where_equal(f x, float y, f then, f otherwise) {
+    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, set(y), _CMP_EQ_OQ), then);
+  }
+  // Which lanes are greater as signed numbers, a bit each.
+  static inline uint32_t above(u a, uint32_t b) { return _mm512_cmpgt_epi32_mask(a, set_u(b)); }
   static inline f nan_or(f x, f y) { return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
 
   static inline f load(const void* p, DType type, int64_t i) {

@@ -12,6 +12,8 @@ struct Portable : Scalar {
   static constexpr int vectors = 4;
   static inline void words(const Stream& s, uint32_t block, u w[4]) { philox_words<Scalar>(s, s.tag | block, w); }
   static inline void interleave(f[4]) {}
+  // Whether a is greater as a signed number.
+  static inline uint32_t above(u a, uint32_t b) { return static_cast<int32_t>(a) > static_cast<int32_t>(b); }
   static inline f load(const void* p, DType type, int64_t i) {
     switch (type) {
       case kFloat32:

@@ -9,6 +9,8 @@ namespace ulam::cuda {
 // silence would be worse.
 // Each launches on `stream` of the current device, allocates nothing, and returns null or what went wrong.
 const char* step(const Step&, void* stream);
+const char* reduce(const Reduce&, void* stream);
+const char* blend(const Blend&, void* stream);
 const char* fill_normal(const Fill&, void* stream);
 const char* affine(const Affine&, void* stream);
 

@@ -61,6 +61,9 @@ struct Lanes {
   static ULAM_DEVICE f clip(f a, f lo, f hi) {
     return each<f>([&](int k) { return Scalar::clip(a.x[k], lo.x[k], hi.x[k]); });
   }
+  static ULAM_DEVICE f where_equal(f a, float b, f then, f otherwise) {
+    return each<f>([&](int k) { return Scalar::where_equal(a.x[k], b, then.x[k], otherwise.x[k]); });
+  }
   static ULAM_DEVICE f nan_or(f a, f b) {
     return each<f>([&](int k) { return Scalar::nan_or(a.x[k], b.x[k]); });
   }

@@ -117,7 +117,8 @@ struct ChainStep {
     if (mixes) m = guide<V>(m, model.widen(other_raw), weight);
     ULAM_UNROLL
     for (int j = 0; j < R; ++j) r[j] = state.widen(old[j]);
-    if (row.flags & kUsesX0) x0 = estimate_x0<V>(row, r[0], m);
+    if (row.flags & kUsesX0)
+      x0 = row.flags & kReduced ? estimate_x0<V>(row.c, scales(), r[0], m) : estimate_x0<V>(row.c, r[0], m);
     ULAM_UNROLL
     for (int j = 0; j < R; ++j)
       if (writes(j)) old[j] = state.narrow(combine<V>(row, j, r, x0, m, z));
@@ -137,11 +138,20 @@ struct ChainStep {
       z = noise.widen(noise.load(given, i, left));
     else
       z = normals<Layout>(stream, i);
-    if (row.flags & kLearned) {
-      const char* v = static_cast<const char*>(s.model) + model.bytes(b * s.model_stride + s.elements);
-      z = learned_noise<V>(row, model.widen(model.load(v, i, left)), z);
+    if (row.flags & (kLearned | kNormalise)) {  // one test: an ordinary row pays for one
+      if (row.flags & kLearned) {
+        const char* v = static_cast<const char*>(s.model) + model.bytes(b * s.model_stride + s.elements);
+        z = learned_noise<V>(row, model.widen(model.load(v, i, left)), z);
+      }
+      if (row.flags & kNormalise) z = V::mul(V::set(scales().z), z);
     }
     return z;
+  }
+
+  // Read where they are used: in registers they would cost the rows that have none.
+  ULAM_DEVICE Scales scales() const {
+    const float* const own = s.scales + 4 * b;
+    return {__ldg(own), __ldg(own + 1), __ldg(own + 2), __ldg(own + 3)};
   }
 };
 
@@ -198,6 +208,7 @@ cudaError_t launch_step(const Step& s, void* stream) {
   if (!s.model) missing |= kReadsModel;
   if (!s.model || s.model_stride < 2 * s.elements) missing |= kLearned;
   if (!s.noise && !(s.seed && s.chain && s.draw)) missing |= kReadsNoise;
+  if (!s.scales) missing |= kReduced;
   switch (s.registers) {
     case 1:
       return launch_step<1>(s, missing, stream);

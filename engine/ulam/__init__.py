@@ -5,27 +5,40 @@ A sampler is a table of coefficients, a chain is a row pointer, and one fused ke
 
 from ulam_kernels import __version__, backends
 
-from . import noise, ops, samplers, schedules
+from . import noise, objectives, ops, samplers, schedules, sure, tweedie, vae
 from .conditioning import shared
 from .denoiser import Denoiser
-from .engine import Engine, Report, Result
+from .engine import Engine
+from .errors import NetworkError, QueueFull
 from .job import Job
+from .network import NetworkOptions
+from .preview import Preview
 from .program import Program
+from .report import Report
+from .results import Result
 from .sampling import sample
 
 __all__ = [
     "Denoiser",
     "Engine",
     "Job",
+    "NetworkError",
+    "NetworkOptions",
+    "Preview",
     "Program",
+    "QueueFull",
     "Report",
     "Result",
     "__version__",
     "backends",
     "noise",
+    "objectives",
     "ops",
     "sample",
     "samplers",
     "schedules",
     "shared",
+    "sure",
+    "tweedie",
+    "vae",
 ]

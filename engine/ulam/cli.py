@@ -16,8 +16,9 @@ import torch
 from tqdm import tqdm
 
 from . import info, output, samplers
+from .arguments import resolve_device
 from .denoiser import Sampler
-from .engine import Engine, resolve_device
+from .engine import Engine
 from .loading import Model, load_model
 from .sampling import DEFAULT_SLOTS
 
@@ -111,6 +112,7 @@ class _Run:
     x: torch.Tensor
     total: int
     done: list[int] = field(default_factory=list)
+    failed: dict[int, int] = field(default_factory=dict)
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -119,11 +121,13 @@ class _Run:
         begin = time.perf_counter()
         try:
             with _progress(self.total) as progress:
-                for group, states in self.engine.groups(progress.update):
-                    self.x[group.chains] = (
-                        states  # on a GPU this waits: the seconds are those of the work, not the launches
-                    )
+                for group in self.engine.finished(progress.update):
+                    # On a GPU this waits: the seconds are those of the work, not of the launches.
+                    self.x[group.chains] = group.states
                     self.done += range(group.chains.start, group.chains.stop)
+                    for place in group.failed:
+                        self.x[place] = float("nan")
+                    self.failed |= {group.job.ids[place]: row for place, row in group.failed.items()}
         except KeyboardInterrupt:
             self.interrupted = True
         self.seconds = time.perf_counter() - begin

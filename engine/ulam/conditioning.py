@@ -97,7 +97,7 @@ class ConditioningBuffers:
     def __init__(self, name: str, slots: int, device: torch.device) -> None:
         self._name, self._slots, self._device = name, slots, device
         self._inputs: dict[str, torch.Tensor] | None = None
-        self._shared: set[str] = set()
+        self.shared: set[str] = set()
 
     def check(self, values: dict[str, torch.Tensor | Shared]) -> None:
         """Raise ValueError unless these inputs can stand in one batch with those of the jobs before."""
@@ -108,11 +108,11 @@ class ConditioningBuffers:
             raise ValueError(f"{self._name}: got {came}: jobs in one engine share the arguments of the network")
         for key, value in values.items():
             before, tensor = self._inputs[key], value.tensor if isinstance(value, Shared) else value
-            if isinstance(value, Shared) != (key in self._shared):
+            if isinstance(value, Shared) != (key in self.shared):
                 raise ValueError(f"{self._name}[{key!r}]: all jobs of an engine share it, or none")
             if isinstance(value, Shared) and not torch.equal(before, tensor.to(before.device)):
                 raise ValueError(f"{self._name}[{key!r}]: a shared tensor must be the same for all jobs of an engine")
-            if before.dtype != tensor.dtype or (key not in self._shared and before.shape[1:] != tensor.shape[1:]):
+            if before.dtype != tensor.dtype or (key not in self.shared and before.shape[1:] != tensor.shape[1:]):
                 came, like = f"{tensor.dtype} {list(tensor.shape)}", f"{before.dtype} {['chains', *before.shape[1:]]}"
                 raise ValueError(f"{self._name}[{key!r}]: got {came}, expected {like} like the jobs before")
 
@@ -124,7 +124,7 @@ class ConditioningBuffers:
         for key, value in values.items():
             if isinstance(value, Shared):
                 self._inputs[key] = value.tensor.to(self._device)
-                self._shared.add(key)
+                self.shared.add(key)
             else:
                 shape = (self._slots, *value.shape[1:])
                 self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._device)

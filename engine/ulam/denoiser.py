@@ -86,14 +86,22 @@ def eps_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: floa
     return sigma / power, -sigma_data / np.sqrt(power)
 
 
+def input_scale(predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5) -> Array:
+    """c_in, shaped like `alpha`: the network reads c_in x. 1 but for EDM preconditioning [Karras 2022, table 1]."""
+    if predicts != "raw":
+        return np.ones_like(alpha)
+    _check_unit_alpha(alpha)
+    return np.asarray(1 / np.sqrt(sigma**2 + sigma_data**2))
+
+
 def combine(
     predicts: str,
     alpha: Array,
     sigma: Array,
+    sigma_data: float = 0.5,
     *,
     D: Array | float | None = None,
     eps: Array | float | None = None,
-    sigma_data: float = 0.5,
 ) -> tuple[Array, Array]:
     """(on x, on m): the coefficients of `D` times the x_0 estimate plus `eps` times the noise estimate."""
     on_x = on_m = np.zeros_like(np.asarray(alpha + sigma, dtype=np.float64))
@@ -157,6 +165,19 @@ class Denoiser:
             raise ValueError(f"time must be 'auto' or 'index', got {self.time!r}")
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
+
+    @classmethod
+    def from_diffusers(
+        cls, source: object, *, variant: str | None = None, dtype: torch.dtype | None = None
+    ) -> Denoiser:
+        """The denoiser in a saved diffusers pipeline (a folder) or in one in memory.
+
+        UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, with its scheduler's schedule and prediction; see
+        :func:`ulam.integrations.diffusers.loading.denoiser_from_diffusers` for arguments and errors.
+        """
+        from .integrations.diffusers.loading import denoiser_from_diffusers
+
+        return denoiser_from_diffusers(source, variant=variant, dtype=dtype)
 
     @property
     def time_dtype(self) -> torch.dtype:

@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-import math
-import os
+import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import torch
 
 import ulam_kernels.dispatch
-from ulam_kernels.ops import FLOATS, MAX_ELEMENTS
+from ulam_kernels.ops import FLOATS
 
-from .conditioning import Cond, check_cond, check_guidance
+from .arguments import (
+    check_callback,
+    check_guidance_options,
+    check_network_device,
+    check_shape,
+    check_x_init,
+    fallbacks,
+    resolve_device,
+)
+from .conditioning import Cond, Shared, check_cond, check_guidance
 from .denoiser import Denoiser, Sampler
-from .job import Job, Noise
+from .errors import NetworkError
+from .job import Callback, Finish, Job, Noise
+from .known import check_known
+from .network import NetworkOptions, in_eval_mode
 from .noise import chain_ids, seed_int64, whole_number
-from .runner import Runner
+from .report import Report
+from .results import Finished, Outbox, Result, together
+from .runner import Runner, Work
 from .scheduler import Group, Scheduler
+from .watchdog import Watchdog
 
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A finished chain: its job, its id, its final state ``x`` ``[*shape]``."""
-
-    job: Job
-    chain: int
-    x: torch.Tensor
-
-
-@dataclass
-class Report:
-    """What an engine has done so far. ``evaluations`` counts chains times evaluations, idle slots not included.
-
-    ``seconds`` and ``network_seconds`` are the host's; on a GPU they measure launches, not work.
-    """
-
-    backend: str
-    device: str
-    slots: int
-    chains: int = 0
-    evaluations: int = 0
-    ticks: int = 0
-    seconds: float = 0.0
-    network_seconds: float = 0.0
-    fallbacks: tuple[str, ...] = ()
+__all__ = ["Engine", "Report", "Result"]
 
 
 class Engine:
@@ -59,11 +47,23 @@ class Engine:
     engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain tensors
     given to :meth:`submit` are read when the chains enter their slots.
 
+    Jobs may be submitted and cancelled from any thread, also while another runs the chains (:meth:`stream`,
+    :meth:`run`, :meth:`astream`); where several do, they take turns, and each chain is delivered once.
+
     Args:
         denoiser: the network with its schedule. It is called under ``torch.inference_mode``.
-        shape: of one chain's sample. slots: chains in one batch.
+        shape: of one chain's sample. slots: chains in one batch, or "auto": found by short trials
+            (:func:`ulam.tuning.best_slots`).
         device: where the states live; the network must be there.
         backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
+        policy: which chains enter first, see :class:`ulam.scheduler.Scheduler`.
+        queue: the most chains that may wait; :meth:`submit` then blocks or raises.
+        options: how the network is called.
+        check_finite: stop chains whose network output is not finite, see :class:`Result`.
+        graphs: capture whole ticks as CUDA graphs on a GPU.
+        results: "device", or "host": through pinned memory beside the work on the GPU.
+        watchdog: seconds after which a network call that has not come back is reported.
+        trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
         TypeError, ValueError: an argument that cannot be, named in the message.
@@ -73,32 +73,73 @@ class Engine:
         self,
         denoiser: Denoiser,
         shape: Sequence[int],
-        slots: int = 256,
+        slots: int | str = 256,
         device: torch.device | str = "cpu",
         backend: str | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        policy: str = "fifo",
+        queue: int | None = None,
+        options: NetworkOptions | None = None,
+        check_finite: bool = True,
+        graphs: bool = True,
+        results: str = "device",
+        watchdog: float | None = None,
+        trace: bool = False,
     ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
-        sizes = _shape(shape)
-        slots = whole_number("slots", slots)
-        if slots < 1:
+        sizes = check_shape(shape)
+        if slots != "auto" and whole_number("slots", slots) < 1:
             raise ValueError(f"slots: got {slots}, expected at least 1")
         if dtype not in (*FLOATS, torch.float64):
             raise ValueError(f"dtype: got {dtype}, expected float32, bfloat16, float16 or float64")
+        if queue is not None and whole_number("queue", queue) < 1:
+            raise ValueError(f"queue: got {queue}, expected at least 1 chain, or None")
+        if results not in ("device", "host"):
+            raise ValueError(f"results: got {results!r}, expected 'device' or 'host'")
+        if watchdog is not None and not watchdog > 0:
+            raise ValueError(f"watchdog: got {watchdog!r}, expected seconds above 0 or None")
         where = resolve_device(device)
         module = ulam_kernels.dispatch.select(backend, where.type, dtype)
-        _check_network_device(denoiser, where)
-        self.denoiser, self.shape, self.slots = denoiser, sizes, slots
-        self._scheduler: Scheduler[Job] = Scheduler(slots)
-        with torch.inference_mode(False):
-            self._runner = Runner(denoiser, sizes, slots, where, backend, dtype)
+        check_network_device(denoiser, where)
+        if slots == "auto":
+            from .tuning import best_slots
+
+            slots = best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=options)
+        count = whole_number("slots", slots)
+        self.denoiser, self.shape, self.slots = denoiser, sizes, count
+        self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
         name = ulam_kernels.dispatch.name_of(module)
-        self.report = Report(name, str(where), slots, fallbacks=_fallbacks(name, backend, dtype))
-        self._left: deque[Group[Job]] = deque()  # groups that are done, their states still in the slots
+        self.report = Report(name, str(where), count, fallbacks=fallbacks(name, backend, dtype))
+        with torch.inference_mode(False):
+            self._runner = Runner(
+                denoiser,
+                sizes,
+                count,
+                where,
+                backend,
+                dtype,
+                options or NetworkOptions(),
+                self.report,
+                check_finite,
+                graphs,
+                trace,
+            )
+        self._outbox = Outbox(self._runner, results == "host")
         self._ready: deque[tuple[Result, int]] = deque()  # results on their way out, with their place in the job
-        self._results: dict[Job, torch.Tensor] = {}
-        self._closed = False
+        self._results: dict[Job, list[Finished]] = {}
+        self._work = Work()
+        self._entering: list[Group[Job]] = []  # in the scheduler's slots, not yet in the runner's
+        self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
+        self._changed = False  # something was submitted, cancelled or closed since the slots were last filled
+        self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
+        self._turn = threading.RLock()  # whose turn it is to run the chains
+        self._lock = threading.RLock()  # over the scheduler and the results; nothing waits for the device under it
+        self._room = threading.Condition(self._lock)
+        self._closed = False  # no more jobs
+        self._stopped = False  # no more ticks
+        self._watchdog = Watchdog(self._runner.network, watchdog, self.report.add_fallback) if watchdog else None
 
     def submit(
         self,
@@ -110,14 +151,32 @@ class Engine:
         uncond: Cond | None = None,
         x_init: torch.Tensor | None = None,
         noise: Noise | None = None,
+        known: torch.Tensor | Shared | None = None,
+        mask: torch.Tensor | Shared | None = None,
+        *,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        callback: Callback | None = None,
+        every: int = 1,
+        finish: Finish | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        deadline: float | None = None,
+        block: bool = False,
     ) -> Job:
-        """Queue chains; nothing runs before :meth:`stream`. Arguments as in :func:`ulam.sample`.
+        """Queue chains; nothing runs before :meth:`stream`. Arguments as in :func:`ulam.sample`, and:
+
+        guidance_interval: (lo, hi), the times t the network is told at which guidance holds, with weight 1 elsewhere
+            [Kynkaanniemi 2024]. guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
+        callback: called with a :class:`ulam.Preview` every ``every`` evaluations of each chain.
+        finish: maps final states ``[n, *shape]`` to results ``[n, ...]``, as a latent decoder does.
+        priority, weight, deadline: who enters first, see :class:`ulam.scheduler.Scheduler`; deadline in ticks from now.
+        block: wait for room in a bounded queue, while another thread runs the chains.
 
         Raises:
             TypeError, ValueError: an argument that cannot be, named in the message; the engine is as before.
+            QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed.
         """
-        if self._closed:
-            raise RuntimeError("submit: the engine is closed")
         if not hasattr(sampler, "program"):
             came = type(sampler).__name__
             raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
@@ -130,169 +189,238 @@ class Engine:
         if program.nfe == 0:
             raise ValueError(f"sampler: {sampler!r} never evaluates the network")
         if x_init is not None:
-            _check_x_init(x_init, (len(ids), *self.shape))
+            check_x_init(x_init, (len(ids), *self.shape))
         if noise is not None and not callable(noise):
             raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
+        interval, rescale = check_guidance_options(guidance, guidance_interval, guidance_rescale)
+        check_callback(callback, every, finish)
+        kept = check_known(known, mask, program, len(ids), self.shape)
+        if kept is not None and noise is not None:
+            raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always")
         conditional = check_cond("cond", cond, len(ids))
         weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
-        self._runner.cond.check(conditional)
-        if weights is not None:
-            self._runner.uncond.check(unconditional)
-        job = Job(program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise)
-        with torch.inference_mode(False):  # the buffers outlive the caller's mode
-            self._runner.load(program)
-            self._runner.cond.declare(conditional)
+        job = Job(
+            program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
+            callback, every, finish, whole_number("priority", priority), deadline,
+        )  # fmt: skip
+        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
+            self._check_open()
+            inputs = [(self._runner.cond, conditional)]
             if weights is not None:
-                self._runner.uncond.declare(unconditional)
-        self._scheduler.submit(job, len(ids), job.ticks)
+                inputs.append((self._runner.uncond, unconditional))
+            for buffers, values in inputs:
+                buffers.check(values)
+            self._wait_for_room(len(ids), block)
+            self._scheduler.check(len(ids), job.ticks, job.priority, weight, deadline)
+            for buffers, values in inputs:
+                buffers.check(values)  # a job that came while this one waited may have been the first
+                buffers.declare(values)
+            self._scheduler.submit(job, len(ids), job.ticks, job.priority, weight, deadline)
+            self._changed = True
         return job
+
+    def _wait_for_room(self, chains: int, block: bool) -> None:
+        limit = self._scheduler.capacity
+        while block and limit is not None and chains <= limit < self._scheduler.waiting + chains:
+            self._room.wait()
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("submit: the engine is closed")
+
+    def cancel(self, job: Job) -> int:
+        """Drop a job's chains that have not been delivered; how many. Other jobs keep their bits."""
+        with self._lock:
+            dropped, running = self._scheduler.cancel(job)
+            self._cancelled += running
+            self._entering = [group for group in self._entering if group.job is not job]
+            self._changed = True
+            dropped += self._outbox.cancel(job)
+            before = len(self._ready)
+            self._ready = deque(entry for entry in self._ready if entry[0].job is not job)
+            dropped += before - len(self._ready)
+            dropped += sum(f.chains.stop - f.chains.start for f in self._results.pop(job, []))
+            self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
+            self.report.cancelled += dropped
+            self._room.notify_all()
+        return dropped
+
+    def predicted_end(self, job: Job) -> int | None:
+        """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None when it has."""
+        with self._lock:
+            return self._scheduler.predicted_end(job)
+
+    # ------------------------------------------------------------------------------------------- results
 
     def stream(self) -> Iterator[Result]:
         """Run until no chain is left, yielding each as it finishes. Jobs may be submitted meanwhile.
 
-        An exception of the network passes through; calling again repeats the interrupted evaluation. A stream that is
-        left early loses nothing: the next one, or :meth:`run`, delivers what this one did not.
+        An exception of the network arrives as :class:`ulam.NetworkError`; calling again repeats the interrupted
+        evaluation. A stream that is left early loses nothing: the next one, or :meth:`run`, delivers what this one did
+        not.
         """
-        groups = self.groups()
-        while True:
+        while self._advance():
+            with self._lock:
+                result = self._ready.popleft()[0] if self._ready else None
+            if result is not None:
+                yield result
+
+    async def astream(self) -> AsyncIterator[Result]:
+        """:meth:`stream` for asyncio: the work runs in a thread, results arrive with ``async for``."""
+        while await asyncio.to_thread(self._advance):
             while self._ready:
-                yield self._ready.popleft()[0]
-            group, states = next(groups, (None, None))
-            if group is None or states is None:
-                return
-            finished = states.clone()
-            places = range(group.chains.start, group.chains.stop)
-            for x, place, chain in zip(finished, places, group.job.chains[group.chains].tolist(), strict=True):
-                self._ready.append((Result(group.job, chain, x), place))
+                with self._lock:
+                    result = self._ready.popleft()[0] if self._ready else None
+                if result is not None:
+                    yield result
+
+    def _advance(self) -> bool:
+        """Run until results are ready; False once no chain is left."""
+        with self._turn:
+            while not self._ready:
+                if (group := self._next()) is None:
+                    return False
+                with self._lock:
+                    self._ready.extend(group.apart())
+        return True
 
     def run(self) -> dict[Job, torch.Tensor]:
-        """Run until no chain is left; each unfinished job's samples ``[chains, *shape]``, in the order of its chains.
+        """Run until no chain is left; each unfinished job's results ``[chains, ...]``, in the order of its chains.
 
-        After an exception, calling again goes on and returns what had finished before too. Chains that :meth:`stream`
-        has delivered already are NaN.
+        After an exception, calling again goes on and returns what had finished before too. Chains that failed, were
+        cancelled or that :meth:`stream` has delivered already are NaN.
         """
-        for group, states in self.groups():
-            self._result(group.job)[group.chains] = states
-        while self._ready:
-            result, place = self._ready.popleft()
-            self._result(result.job)[place] = result.x
-        results, self._results = self._results, {}
-        return results
+        with self._turn:
+            while (group := self._next()) is not None:
+                with self._lock:
+                    self._results.setdefault(group.job, []).append(group.kept())
+            with self._lock:
+                for result, place in self._ready:
+                    failed = {} if result.failed is None else {place: result.failed}
+                    part = Finished(result.job, slice(place, place + 1), result.x[None], failed)
+                    self._results.setdefault(result.job, []).append(part)
+                self._ready.clear()
+                results, self._results = self._results, {}
+        return {job: together(parts, len(job.chains)) for job, parts in results.items()}
 
-    def _result(self, job: Job) -> torch.Tensor:
-        if job not in self._results:
-            shape, like = (len(job.chains), *self.shape), self._runner.state
-            self._results[job] = torch.full(shape, float("nan"), dtype=like.dtype, device=like.device)
-        return self._results[job]
-
-    def groups(self, progress: Callable[[int], object] | None = None) -> Iterator[tuple[Group[Job], torch.Tensor]]:
-        """As :meth:`stream`, by groups of chains that end together: a view of their states, valid until the next one.
+    def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
+        """As :meth:`stream`, by groups of chains that end together: views of their states, valid until the next one.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
-        while not self._closed:
-            while self._left:
-                group = self._left.popleft()
-                self.report.chains += group.size
-                yield group, self._runner.state[0, group.slots]
-            if not self._scheduler.busy:
-                return
-            begin, network = time.perf_counter(), self._runner.network_seconds
-            try:
-                with _in_eval_mode(self.denoiser.net), torch.inference_mode():
+        while (group := self._next(progress)) is not None:
+            yield group
+
+    def _next(self, progress: Callable[[int], object] | None = None) -> Finished | None:
+        """Run until a group is out."""
+        with self._turn:
+            while not self._stopped:
+                self._call_back()
+                with self._lock:
+                    leaving = self._outbox.next()
+                if leaving is not None:
+                    job, at = leaving.group.job, leaving.group.chains
+                    failed = self._outbox.failed(leaving)
+                    states = leaving.states if job.finish is None else job.finish(leaving.states)
+                    with self._lock:
+                        if not self._outbox.done(leaving):
+                            continue
+                        self.report.chains += at.stop - at.start
+                        self.report.failed += len(failed)
+                    return Finished(job, at, states, failed)
+                if self._scheduler.busy:
                     self._run_to_next_event(progress)
-            finally:
-                self.report.seconds += time.perf_counter() - begin
-                self.report.network_seconds += self._runner.network_seconds - network
+                elif not self._outbox.wait():
+                    return None
+        return None
 
     def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
-        """Fill the free slots and tick until a group is done."""
+        """Fill the free slots and tick until a group is done, or something else is to be done."""
         scheduler, runner, report = self._scheduler, self._runner, self.report
-        if runner.between_ticks:
-            for group in scheduler.admit():
-                runner.enter(group)
-        guided = any(group.job.guidance is not None for group in scheduler.groups)
-        active = scheduler.active
-        for _ in range(scheduler.ticks_until_event):
-            runner.tick(scheduler.tick, scheduler.groups, guided)
-            scheduler.tick += 1
-            report.ticks += 1
-            report.evaluations += active
-            if progress is not None:
-                progress(active)
-        for group in scheduler.retire():
-            runner.leave(group)
-            self._left.append(group)
+        begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
+        try:
+            with in_eval_mode(self._modules), torch.inference_mode():
+                with self._lock:
+                    ticks = self._fill()
+                for _ in range(ticks):
+                    self._tick(progress)
+                    if runner.previews or self._changed:
+                        break
+                with self._lock:
+                    if left := scheduler.retire():
+                        self._outbox.put(left)
+                        runner.leave(left)
+                        self._work.leave(left)
+        finally:
+            report.seconds += time.perf_counter() - begin
+            report.network_seconds += runner.network.seconds - network
+            report.step_seconds += runner.step_seconds - step
 
-    def close(self) -> None:
-        """Drop all chains; a stream ends, and new jobs are refused."""
-        self._closed = True
+    def _fill(self) -> int:
+        """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
+        scheduler, runner, work = self._scheduler, self._runner, self._work
+        self._changed = False
+        if self._cancelled:
+            runner.leave(self._cancelled)
+            work.leave(self._cancelled)
+            self._cancelled = []
+        if runner.between_ticks:
+            if entered := scheduler.admit():
+                work.enter(entered)
+                self._entering += entered
+                self._room.notify_all()
+            if self._entering:
+                runner.enter(self._entering)
+                self._entering = []
+        work.groups = scheduler.groups
+        return scheduler.ticks_until_event
+
+    def _tick(self, progress: Callable[[int], object] | None) -> None:
+        work = self._work
+        try:
+            self._runner.tick(self._scheduler.tick, work)
+        except NetworkError as error:
+            ids: dict[Job, list[int]] = {}
+            for group in work.groups:
+                ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
+            raise NetworkError(error.__cause__ or error, ids) from error.__cause__
+        self._scheduler.tick += 1
+        self.report.ticks += 1
+        self.report.evaluations += work.active
+        if progress is not None:
+            progress(work.active)
+
+    def _call_back(self) -> None:
+        previews = self._runner.previews
+        while previews:
+            with self._lock:
+                preview = previews.pop(0)
+            if preview.job.callback is not None:
+                preview.job.callback(preview)
+            previews = self._runner.previews  # a callback may cancel
+
+    def close(self, drain: bool = False) -> list[Result]:
+        """End: new jobs are refused, waiting and running chains are dropped, a stream ends.
+
+        With ``drain`` those in the slots run to their end first and are returned.
+        """
+        drained: list[Result] = []
+        with self._lock:
+            self._closed = self._changed = True
+            self._room.notify_all()
+            self.report.cancelled += self._scheduler.waiting
+            self._scheduler.drop_waiting()
+        if drain:
+            drained = list(self.stream())
+        with self._lock:
+            self._stopped = self._changed = True
+        if self._watchdog is not None:
+            self._watchdog.close()
+        return drained
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def _in_eval_mode(net: object) -> Iterator[None]:
-    """A network samples in eval mode; a network in training goes back to it."""
-    training = [module for module in net.modules() if module.training] if isinstance(net, torch.nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
-    sizes = tuple(whole_number("shape", size) for size in shape)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"shape: got {sizes}, expected sizes of at least 1")
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise ValueError(f"shape: got {sizes}, a sample may have at most 2^30 elements")
-    return sizes
-
-
-def resolve_device(device: torch.device | str) -> torch.device:
-    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: got {device!r}: {error}") from None
-    if where.type == "cpu":
-        return torch.device("cpu")
-    if where.type != "cuda":
-        raise ValueError(f"device: got {device!r}, expected cpu or cuda")
-    count = torch.cuda.device_count()
-    index = where.index if where.index is not None or not count else torch.cuda.current_device()
-    if index is None or index >= count:
-        raise ValueError(f"device: got {device!r}, but torch sees {count} CUDA devices here")
-    return torch.device("cuda", index)
-
-
-def _check_network_device(denoiser: Denoiser, device: torch.device) -> None:
-    if isinstance(denoiser.net, torch.nn.Module):
-        for name, parameter in denoiser.net.named_parameters():
-            if parameter.device != device:
-                raise ValueError(f"device: got {device}, but the network's {name} is on {parameter.device}")
-
-
-def _check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(x_init, torch.Tensor) or not x_init.is_floating_point():
-        raise TypeError(f"x_init: got {type(x_init).__name__}, expected a float tensor {list(shape)} or None")
-    if tuple(x_init.shape) != shape:
-        raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(shape)} (chains first)")
-
-
-def _fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:
-    """What runs on the slow reference without having been asked for."""
-    asked = backend or os.environ.get("ULAM_BACKEND")
-    if name != "reference" or asked == "reference" or dtype == torch.float64:
-        return ()
-    return (ulam_kernels.dispatch.why_reference(),)

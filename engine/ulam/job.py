@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .conditioning import Shared
+from .known import Known
+from .preview import Preview
 from .program import Program
 
 Noise: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+Callback: TypeAlias = Callable[[Preview], object]
+Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +28,11 @@ class Job:
     Attributes:
         program: the compiled sampler. chains: ``[n]`` int64 ids. seed: as an int64.
         cond, uncond: the network's further arguments; uncond is empty where ``guidance`` is None.
-        guidance: ``[n]`` float32 weights. x_init: ``[n, *shape]`` first states, or None for noise.
+        guidance: ``[n]`` float32 weights. interval: (lo, hi), the times at which they hold. rescale: phi.
+        x_init: ``[n, *shape]`` first states, or None for noise. known: image and mask, for inpainting.
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
+        callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
+        priority, deadline: see :class:`ulam.scheduler.Scheduler`.
     """
 
     program: Program
@@ -33,8 +43,47 @@ class Job:
     guidance: torch.Tensor | None
     x_init: torch.Tensor | None
     noise: Noise | None
+    known: Known | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    callback: Callback | None = None
+    every: int = 1
+    finish: Finish | None = None
+    priority: int = 0
+    deadline: float | None = None
 
     @property
     def ticks(self) -> int:
         """Evaluations of the network a chain."""
         return self.program.nfe
+
+    @cached_property
+    def traits(self) -> frozenset[str]:
+        """What its ticks need beyond one evaluation and one fused step, by the names of :class:`ulam.runner.Work`."""
+        has = {
+            "silent": self.program.nfe != len(self.program),
+            "noisy": self.noise is not None,
+            "intervals": self.interval is not None,
+            "guided": self.guidance is not None,
+            "rescaled": self.rescale > 0,
+            "reduces": self.program.needs_reductions,
+            "blends": self.known is not None,
+            "previews": self.callback is not None,
+        }
+        return frozenset(name for name, there in has.items() if there)
+
+    @cached_property
+    def chain_ids(self) -> npt.NDArray[np.int64]:
+        """The ids as an array."""
+        return self.chains.numpy()
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The ids as numbers."""
+        return [int(chain) for chain in self.chain_ids]
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """The weights of guidance as an array."""
+        assert self.guidance is not None
+        return self.guidance.numpy()

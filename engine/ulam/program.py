@@ -3,15 +3,21 @@
 Row i, on registers r0 (the state x), r1, ...; model output m; noise z:
 
     D    = clip(kx r0 + km m, lo, hi)
+    D    = clip(kx r0 + km m, -s, s) / s                    threshold rows; s = the lo-quantile of |D|, in [1, hi]
+    D, z = g D, sqrt(g) z                                   normalise rows; g = (|z| / |D|)^2, D not clipped
     z    = exp(lv_m v + lv_b) z                             learned rows; v is the second half of the output
     r_j  = A[j, 0] r0 + ... + A[j, R-1] r_{R-1} + A[j, R] D + A[j, R+1] m + A[j, R+2] z     where writes[j]
+    x    = mask (known_a y + known_b z') + (1 - mask) x     blending rows, after the update; y is the known image
+
+s and |.| are over the elements of one chain.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, wraps
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,24 +27,25 @@ import torch
 
 from ulam_kernels.table import MAX_REGISTERS, Table
 
-from .denoiser import check_predicts, combine, sigma_data_of, x0_coefficients
+from .denoiser import check_predicts, combine, eps_coefficients, input_scale, sigma_data_of, x0_coefficients
 from .schedules import Array, Numbers, Schedule, check_schedule
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 S = TypeVar("S")
-FORMAT = "ulam-program-1"
-COLUMNS = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_in", "time")
+FORMAT = "ulam-program-2"
+COLUMNS = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_in", "time", "known_a", "known_b")
+FLAGS = ("learned", "threshold", "normalise", "evaluates")
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Program:
     """Rows of float64 coefficients, immutable, comparable and hashable by value.
 
-    kx, km, lo, hi, lv_m, lv_b, c_in, time: [n]; A: [n, R, R + 3]; writes: [n, R] bool; learned, evaluates:
-    [n] bool. `c_in[i]` scales the network's input at row i itself. `time[i]` is what the network is told,
-    nan where the row does not evaluate it. The first state is `init_scale` times standard normal noise.
-    `order` is the global order of accuracy; `predicts`, `sampler` and `schedule` say what the program was
-    compiled from.
+    kx, km, lo, hi, lv_m, lv_b, c_in, time, known_a, known_b: [n]; A: [n, R, R + 3]; writes: [n, R] bool; learned,
+    threshold, normalise, evaluates: [n] bool. Rows with known_a = known_b = 0 do not blend. `c_in[i]` scales the
+    network's input at row i itself. `time[i]` is what the network is told, nan where the row does not evaluate it.
+    The first state is `init_scale` times standard normal noise. `order` is the global order of accuracy;
+    `predicts`, `sampler` and `schedule` say what the program was compiled from.
 
     Raises ValueError, naming the row and column, for a coefficient that is not finite (lo and hi may be
     infinite), for lo > hi, and for wrong shapes.
@@ -57,6 +64,10 @@ class Program:
     learned: Flags
     evaluates: Flags
     time: Array
+    known_a: Array
+    known_b: Array
+    threshold: Flags
+    normalise: Flags
     init_scale: float
     order: int
     predicts: str
@@ -67,7 +78,7 @@ class Program:
         if not 1 <= self.registers <= MAX_REGISTERS:
             raise ValueError(f"registers must be 1 to {MAX_REGISTERS}, got {self.registers!r}")
         for name, shape in self._shapes().items():
-            is_flag = name in ("writes", "learned", "evaluates")
+            is_flag = name in ("writes", *FLAGS)
             array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.bool_ if is_flag else np.float64)
             if array.shape != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
@@ -82,7 +93,7 @@ class Program:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, registers = len(self.kx), self.registers
         return {
-            **dict.fromkeys((*COLUMNS, "learned", "evaluates"), (n,)),
+            **dict.fromkeys((*COLUMNS, *FLAGS), (n,)),
             "writes": (n, registers),
             "A": (n, registers, registers + 3),
         }
@@ -102,6 +113,13 @@ class Program:
             raise ValueError(f"A[{names[register]}, {names[term]}] must be finite, got {value!s} at row {i}")
         for i in np.flatnonzero(self.lo > self.hi):
             raise ValueError(f"lo must be at most hi, got {self.lo[i]!s} and {self.hi[i]!s} at row {i}")
+        for i in np.flatnonzero(self.threshold & ~((self.lo > 0) & (self.lo <= 1) & (self.hi >= 1))):
+            raise ValueError(
+                f"lo must be a quantile in (0, 1] and hi at least 1 on threshold rows, got {self.lo[i]!s} and "
+                f"{self.hi[i]!s} at row {i}"
+            )
+        for i in np.flatnonzero(self.threshold & self.normalise):
+            raise ValueError(f"threshold and normalise must not both be set, they are at row {i}")
         reads_output = (self.A[:, :, self.registers : self.registers + 2] != 0).any(axis=(1, 2))
         for i in np.flatnonzero(reads_output & ~self.evaluates):
             raise ValueError(f"A must have no D or m term where the network is not evaluated, it has at row {i}")
@@ -123,6 +141,54 @@ class Program:
     def needs_noise(self) -> bool:
         """Whether any row adds noise (the initial state aside)."""
         return bool((self.A[:, :, -1] != 0).any())
+
+    @cached_property
+    def needs_reductions(self) -> bool:
+        """Whether any row needs a quantile or norms of a whole chain."""
+        return bool((self.threshold | self.normalise).any())
+
+    @cached_property
+    def blends(self) -> Flags:
+        """[n] bool: the rows that blend with a known image through a mask."""
+        return np.asarray((self.known_a != 0) | (self.known_b != 0))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a run needs beside the network: of "noise", "registers", "reductions", "known image"."""
+        wants = {
+            "noise": self.needs_noise,
+            "registers": self.registers > 1,
+            "reductions": self.needs_reductions,
+            "known image": bool(self.blends.any()),
+        }
+        return tuple(name for name, wanted in wants.items() if wanted)
+
+    def rescaled(self, scale: Array) -> Program:
+        """The same sampler on the state x / scale: row i reads x / scale[i] and leaves x / scale[i + 1], [n + 1].
+
+        Other registers and the network's input stay as they are. Used where another library keeps the state in other
+        units (x / alpha instead of x).
+        """
+        scale = np.asarray(scale, dtype=np.float64)
+        if scale.shape != (len(self) + 1,) or not (np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(f"scale must be [{len(self) + 1}] numbers above 0, got shape {list(scale.shape)}")
+        before, after = scale[:-1], scale[1:]
+        A, writes = self.A.copy(), self.writes.copy()
+        unwritten = ~writes[:, 0] & (before != after)  # rows that leave x alone leave it in the units of before
+        A[unwritten, 0] = np.eye(A.shape[2])[0]
+        writes[unwritten, 0] = True
+        A[:, :, 0] *= before[:, None]
+        A[:, 0, :] /= after[:, None]
+        return replace(
+            self,
+            kx=self.kx * before,
+            c_in=self.c_in * before,
+            A=A,
+            writes=writes,
+            known_a=self.known_a / after,
+            known_b=self.known_b / after,
+            init_scale=self.init_scale / float(scale[0]),
+        )
 
     @cached_property
     def _key(self) -> tuple[Any, ...]:
@@ -156,11 +222,21 @@ class Program:
         if (self.A[row, :, R] != 0).any():
             D = _terms((self.kx[row], self.km[row]), ("x", "m"))
             clipped = np.isfinite(self.lo[row]) or np.isfinite(self.hi[row])
-            updates.append(f"D = clip({D}, {self.lo[row]:g}, {self.hi[row]:g})" if clipped else f"D = {D}")
+            if self.threshold[row]:
+                D = f"threshold({D}, {self.lo[row]:g}, {self.hi[row]:g})"
+            elif clipped:
+                D = f"clip({D}, {self.lo[row]:g}, {self.hi[row]:g})"
+            updates.append(f"D = {D}")
+        if self.normalise[row]:
+            updates.append("g = (|z| / |D|)^2, D = g D, z = sqrt(g) z")
         if self.learned[row]:
             names = [*names[:-1], f"exp({self.lv_m[row]:+.6g} v {self.lv_b[row]:+.6g}) z"]
         written = np.flatnonzero(self.writes[row])
-        return updates + [f"{names[j]} <- {_terms(self.A[row, j], names)}" for j in written]
+        updates += [f"{names[j]} <- {_terms(self.A[row, j], names)}" for j in written]
+        if self.blends[row]:
+            known = _terms((self.known_a[row], self.known_b[row]), ("y", "z'"))
+            updates.append(f"x <- mask ({known}) + (1 - mask) x")
+        return updates
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles go through JSON, so that they are immutable too."""
@@ -209,9 +285,35 @@ class Program:
             self.A,
             self.writes,
             self.learned,
+            threshold=self.threshold,
+            normalise=self.normalise,
             dtype=dtype,
             device=device,
         )
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """clip=DynamicThreshold(): D <- clip(D, -s, s) / s with s the `quantile` of |D| over a chain, in [1, cap].
+
+    [Imagen, Saharia 2022, sec. 2.3]. cap=1 is the static clip to [-1, 1]; diffusers calls it sample_max_value. Raises
+    ValueError naming the argument.
+    """
+
+    quantile: float = 0.995
+    cap: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in (("quantile", self.quantile), ("cap", self.cap)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile!r}")
+        if not self.cap >= 1:
+            raise ValueError(f"cap must be at least 1, got {self.cap!r}")
+
+
+Clip: TypeAlias = tuple[float, float] | DynamicThreshold | None
 
 
 class ProgramBuilder:
@@ -231,7 +333,7 @@ class ProgramBuilder:
         predicts: str,
         *,
         registers: int = 1,
-        clip: tuple[float, float] | None = None,
+        clip: Clip = None,
     ) -> None:
         check_schedule(schedule)
         self.schedule, self.predicts, self.registers, self.clip = schedule, predicts, registers, clip
@@ -242,65 +344,83 @@ class ProgramBuilder:
         self,
         t: Numbers,
         *,
+        levels: tuple[Array | float, Array | float] | None = None,
         log_scale: tuple[Array | float, Array | float] | None = None,
+        normalise: bool = False,
+        known: tuple[Array | float, Array | float] | None = None,
         **updates: Mapping[str, Array | float],
     ) -> None:
-        """Append rows that evaluate the network at `t`; `log_scale` (f, g) makes z exp(f v + g) z.
+        """Append rows that evaluate the network at `t`.
 
+        levels: (alpha, sigma) there, default `schedule.levels(t)`. log_scale: (f, g) makes z exp(f v + g) z. normalise:
+        D stands for the score (x's own, -eps / sigma) and is scaled with z by their norms (see the module's docstring).
+        known: (a, b) of the known image and of noise, blended in through a mask after the update.
         Raises ValueError where the prediction leaves D or eps undefined, or for an unknown register or term.
         """
         t = np.atleast_1d(np.asarray(t, dtype=np.float64))
-        alpha, sigma = self.schedule.levels(t)
-        kx, km, c_in = x0_coefficients(self.predicts, alpha, sigma, self.sigma_data)
-        keeps_D = self.clip is not None or any("D" in terms for name, terms in updates.items() if name != "x")
+        alpha, sigma = (_full(t, level) for level in levels or self.schedule.levels(t))
+        about = (self.predicts, alpha, sigma, self.sigma_data)
+        if normalise:
+            (kx, km), c_in = (-k / sigma for k in eps_coefficients(*about)), input_scale(*about)
+        elif (alpha == 0).any() and self.clip is None and not any("D" in terms for terms in updates.values()):
+            kx, km, c_in = np.zeros_like(t), np.zeros_like(t), input_scale(*about)  # D may be undefined, nobody asks
+        else:
+            kx, km, c_in = x0_coefficients(*about)
+        keeps_D = normalise or self.clip is not None or any("D" in u for name, u in updates.items() if name != "x")
         block = self._block(len(t), updates, drop={"eps"} if keeps_D else {"D", "eps"})
         for name, terms in updates.items():
-            on_x, on_m = combine(
-                self.predicts,
-                alpha,
-                sigma,
-                D=None if keeps_D else terms.get("D"),
-                eps=terms.get("eps"),
-                sigma_data=self.sigma_data,
-            )
+            on_x, on_m = combine(*about, D=None if keeps_D else terms.get("D"), eps=terms.get("eps"))
             j = self._index(name)
             block["A"][:, j, 0] += on_x
             block["A"][:, j, self.registers + 1] += on_m
-        lo, hi = self.clip or (-np.inf, np.inf)
+        threshold = np.zeros(len(t), dtype=np.bool_)
+        lo: Array | float = -np.inf
+        hi: Array | float = np.inf
+        if isinstance(self.clip, DynamicThreshold) and not normalise:
+            threshold = (block["A"][:, :, self.registers] != 0).any(axis=1)
+            lo, hi = np.where(threshold, self.clip.quantile, lo), np.where(threshold, self.clip.cap, hi)
+        elif isinstance(self.clip, tuple) and not normalise:
+            lo, hi = self.clip
         lv_m, lv_b = log_scale or (0.0, 0.0)
-        block |= {
+        known_a, known_b = known or (0.0, 0.0)
+        values: dict[str, Array | Flags | float | bool] = {
             "kx": kx,
             "km": km,
             "c_in": c_in,
             "time": t,
-            "lo": _full(t, lo),
-            "hi": _full(t, hi),
-            "lv_m": _full(t, lv_m),
-            "lv_b": _full(t, lv_b),
-            "evaluates": _full(t, True),
-            "learned": _full(t, log_scale is not None),
+            "lo": lo,
+            "hi": hi,
+            "lv_m": lv_m,
+            "lv_b": lv_b,
+            "known_a": known_a,
+            "known_b": known_b,
+            "evaluates": True,
+            "learned": log_scale is not None,
+            "threshold": threshold,
+            "normalise": normalise,
         }
-        self._blocks.append(block)
+        self._blocks.append(block | {name: _full(t, value) for name, value in values.items()})
 
-    def moves(self, **updates: Mapping[str, Array | float]) -> None:
-        """Append one row that does not evaluate the network: terms x, r1, ..., z only."""
-        one, zero = np.ones(1), np.zeros(1)
+    def moves(
+        self,
+        *,
+        known: tuple[float, float] | None = None,
+        **updates: Mapping[str, Array | float],
+    ) -> None:
+        """Append one row that does not evaluate the network: terms x, r1, ..., z only; `known` as in `rows`."""
+        known_a, known_b = known or (0.0, 0.0)
+        values: dict[str, float | bool] = {
+            **dict.fromkeys(COLUMNS, 0.0),
+            **dict.fromkeys(FLAGS, False),
+            "c_in": 1.0,
+            "time": np.nan,
+            "lo": -np.inf,
+            "hi": np.inf,
+            "known_a": known_a,
+            "known_b": known_b,
+        }
         block = self._block(1, updates, drop=set())
-        self._blocks.append(
-            block
-            | {
-                "kx": zero,
-                "km": zero,
-                "c_in": one,
-                "time": one * np.nan,
-                "lo": -one * np.inf,
-                "hi": one * np.inf,
-                "lv_m": zero,
-                "lv_b": zero,
-                "evaluates": _full(one, False),
-                "learned": _full(one, False),
-            }
-        )
+        self._blocks.append(block | {name: _full(np.ones(1), value) for name, value in values.items()})
 
     def program(self, sampler: str, order: int = 1, init_scale: float | None = None) -> Program:
         """The program of all rows. `init_scale` defaults to the schedule's at the first evaluation."""
@@ -357,7 +477,7 @@ def _names(registers: int) -> list[str]:
     return ["x", *(f"r{j}" for j in range(1, registers)), "D", "m", "z"]
 
 
-def _full(like: Array, value: Array | float | bool) -> npt.NDArray[Any]:
+def _full(like: Array, value: Array | Flags | float | bool) -> npt.NDArray[Any]:
     return np.broadcast_to(np.asarray(value), like.shape)
 
 

@@ -1,28 +1,71 @@
 """The tensors behind the slots, and one tick of all of them: network, then one fused step.
 
-Nothing here waits for the device: what happens at a tick is known in advance from the programs.
+Nothing here waits for the device: what happens at a tick is known in advance from the programs. What a tick does on the
+device is one function of static buffers (``_evaluate_and_step``), so that a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.profiler import record_function
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.table import C_NEXT
 
 from .conditioning import ConditioningBuffers
 from .denoiser import Denoiser
+from .graphs import TickGraphs
+from .guard import freeze
+from .guidance import rescaled
 from .job import Job
+from .known import KnownImages
+from .network import Network, NetworkOptions
 from .noise import DRAWS_PER_ROW, INITIAL_STATE
+from .preview import Preview
 from .program import Program
+from .report import Report
 from .scheduler import Group
+from .slots import IDLE_ROW, Slots
 
-IDLE_ROW = 0
+
+class Work:
+    """What the chains in the slots have in common until the next of them enters or leaves, known on the host."""
+
+    silent = False  # rows without an evaluation
+    noisy = False  # noise given by the caller
+    intervals = False  # guidance that depends on the time
+    guided = False
+    rescaled = False
+    reduces = False
+    blends = False
+    previews = False
+
+    def __init__(self) -> None:
+        self.groups: list[Group[Job]] = []
+        self.active = 0  # chains
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, groups: list[Group[Job]]) -> None:
+        self._count(groups, 1)
+
+    def leave(self, groups: list[Group[Job]]) -> None:
+        self._count(groups, -1)
+
+    def _count(self, groups: list[Group[Job]], sign: int) -> None:
+        for group in groups:
+            self.active += sign * group.size
+            for trait in group.job.traits:
+                self._counts[trait] += sign
+                setattr(self, trait, self._counts[trait] > 0)
 
 
 class Runner:
@@ -36,189 +79,303 @@ class Runner:
         device: torch.device,
         backend: str | None,
         dtype: torch.dtype,
+        options: NetworkOptions,
+        report: Report,
+        check_finite: bool = True,
+        graphs: bool = True,
+        trace: bool = False,
     ) -> None:
-        self.denoiser, self.shape, self.slots = denoiser, shape, slots
-        self.device, self.backend, self.dtype = device, backend, dtype
-        self.net_dtype = _input_dtype(denoiser.net, dtype)
+        self.denoiser, self.shape, self.size = denoiser, shape, slots
+        self.device, self.backend, self.dtype, self.report = device, backend, dtype, report
+        self.network = Network(denoiser, slots, device, options, report)
+        self.net_dtype = self.network.dtype or dtype
         self.time_dtype = denoiser.time_dtype
         if dtype == self.net_dtype == torch.float64 and denoiser.time != "index":
             self.time_dtype = torch.float64  # for checking: float32 would limit the accuracy
-        self.cursor, self.advance = torch.zeros(2, 2, slots, dtype=torch.int64, device=device)
-        self.row, self.draw = self.cursor
-        self.seed, self.chain = torch.zeros(2, slots, dtype=torch.int64, device=device)
-        self.weight = torch.ones(slots, dtype=torch.float32, device=device)
+        self.slots = Slots(slots, device)
         self.state = torch.zeros(1, slots, *shape, dtype=dtype, device=device)
         self.net_in: torch.Tensor | None = None
         self.t = torch.zeros(slots, dtype=self.time_dtype, device=device)
         self.cond = ConditioningBuffers("cond", slots, device)
         self.uncond = ConditioningBuffers("uncond", slots, device)
+        self.scales: torch.Tensor | None = None  # of the rows with reductions, where a program has any
+        self.known: KnownImages | None = None  # where a program blends with known images
+        self.check_finite = check_finite
+        self.graphs = TickGraphs(device, report) if graphs and device.type == "cuda" else None
         self._base: dict[Program, int] = {}
         self._tables: list[Table] = []
+        self._blends: list[torch.Tensor] = []
         self._times: list[torch.Tensor] = []
-        self._phase = 0
-        self.network_seconds = 0.0
+        self._told: dict[Program, list[float]] = {}  # the times that the network is told, as it is told them
+        self.previews: list[Preview] = []  # taken, not yet given to their callbacks
+        self._before = self._after = 0  # silent rows done in this tick, before the evaluation and after it
+        self._evaluated = False
+        self.step_seconds = 0.0
+        self._range: Callable[[str], AbstractContextManager[object]] = record_function if trace else _no_range
 
     @property
     def between_ticks(self) -> bool:
-        """False after an exception inside a tick, until :meth:`tick` has completed it."""
-        return self._phase == 0
+        """False after an exception inside a tick that has begun, until :meth:`tick` has completed it."""
+        return not (self._before or self._evaluated)
 
     # ------------------------------------------------------------------------------------------ programs
 
     def load(self, program: Program) -> None:
         """Make a program's rows part of the table (its coefficients are rounded once, here)."""
-        if program in self._base:
-            return
+        if program not in self._base:
+            with torch.inference_mode(False):  # buffers stay, and their versions are watched
+                self._load(program)
+
+    def _load(self, program: Program) -> None:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         table = program.table(dtype=wide, device=self.device)
         if not self._tables:
             # Idle slots are told the first program's first time, which the network can surely take.
             idle = Table(torch.zeros_like(table.coef[:1]), torch.zeros_like(table.flags[:1]), table.registers)
-            self._append(idle, program.time[program.evaluates][:1])
+            self._append(idle, program.time[program.evaluates][:1], torch.zeros(1, 2))
         self._base[program] = sum(map(len, self._tables))
-        self._append(table, program.time)
+        known = torch.from_numpy(np.stack([program.known_a, program.known_b], axis=1)).to(torch.float32)
+        self._append(table, program.time, known)
         registers = max(table.registers for table in self._tables)
         self.table = Table.cat([table.widen(registers) for table in self._tables])
         self.time = torch.cat(self._times)
         if (more := registers - len(self.state)) > 0:
             self.state = torch.cat([self.state, self.state.new_zeros(more, *self.state.shape[1:])])
+        if program.needs_reductions and self.scales is None:
+            self.scales = torch.ones(self.size, 4, dtype=wide, device=self.device)
+        if program.blends.any() and self.known is None:
+            self.known = KnownImages(self.size, self.shape, self.device)
+        if self.known is not None:
+            self.known.load(self._blends)
         if self.net_in is None and (self.net_dtype != self.dtype or bool((program.c_in != 1).any())):
             # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
             dtype = self.net_dtype if self.net_dtype != torch.float64 or wide == torch.float64 else torch.float32
-            self.net_in = torch.zeros(self.slots, *self.shape, dtype=dtype, device=self.device)
+            self.net_in = torch.zeros(self.size, *self.shape, dtype=dtype, device=self.device)
             self.net_in.copy_(self.state[0])
+        self._told[program] = self._times[-1].to("cpu", torch.float64)[program.evaluating].tolist()
+        if self.graphs is not None:
+            self.graphs.forget()  # they hold the tables that were
 
-    def _append(self, table: Table, time: npt.NDArray[np.float64]) -> None:
+    def base(self, program: Program) -> int:
+        """Where a program's rows begin in the table."""
+        return self._base[program]
+
+    def _append(self, table: Table, time: npt.NDArray[np.float64], known: torch.Tensor) -> None:
         self._tables.append(table)
+        self._blends.append(known)
         self._times.append(torch.from_numpy(np.nan_to_num(time)).to(self.device, self.time_dtype))
 
     # ---------------------------------------------------------------------------------- entering and leaving
 
-    def enter(self, group: Group[Job]) -> None:
-        """Put a group's chains, at their first row, into its slots."""
-        job, at, chains = group.job, group.slots, group.chains
-        program = job.program
-        self.row[at] = self._base[program]
-        self.draw[at] = 0
-        self.advance[0, at] = 1
-        self.advance[1, at] = DRAWS_PER_ROW
-        self.seed[at] = job.seed
-        self.chain[at].copy_(job.chains[chains])
-        self.weight[at] = 1.0 if job.guidance is None else job.guidance[chains].to(self.device)
-        self.cond.enter(at, chains, job.cond)
-        self.uncond.enter(at, chains, job.uncond)
-        self.state[1:, at] = 0
-        x = self.state[0, at]
-        if job.x_init is not None:
-            x.copy_(job.x_init[chains])
-        else:
-            ulam_kernels.fill_normal(
-                x,
-                seed=self.seed[at],
-                chain=self.chain[at],
-                draw=self.draw[at],
-                tag=INITIAL_STATE,
-                scale=program.init_scale,
-                backend=self.backend,
+    def enter(self, groups: list[Group[Job]]) -> None:
+        """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
+        for group in groups:
+            job, at, chains = group.job, group.slots, group.chains
+            self.load(job.program)
+            self.slots.put(
+                at,
+                row=self._base[job.program],
+                draw=0,
+                row_advance=1,
+                draw_advance=DRAWS_PER_ROW,
+                seed=job.seed,
+                chain=job.chain_ids[chains],
+                failed=0,
+                weight=1.0 if job.guidance is None else job.weights[chains],
+                guided_from=job.interval[0] if job.interval else -np.inf,
+                guided_to=job.interval[1] if job.interval else np.inf,
+                rescale=job.rescale,
             )
-        if self.net_in is not None:
-            c_in = float(program.c_in[program.evaluates][0])
-            scale = torch.full((group.size,), c_in, dtype=self.table.coef.dtype, device=self.device)
-            net_in = self.net_in[at]
-            ulam_kernels.affine(x, x, scale, torch.zeros_like(scale), out=net_in, backend=self.backend)
+            self.cond.enter(at, chains, job.cond)
+            self.uncond.enter(at, chains, job.uncond)
+            if job.known is not None and self.known is not None:
+                self.known.enter(at, chains, job.known)
+        self.slots.commit()
+        for at, scale in _runs(groups):
+            self._first_noise(at, scale)
+        for group in groups:
+            if group.job.x_init is not None:
+                self.state[0, group.slots].copy_(group.job.x_init[group.chains])
+            if self.net_in is not None:
+                self._first_input(group.slots, group.job.program)
 
-    def leave(self, group: Group[Job]) -> None:
-        """Idle a group's slots; its final states stay there until other chains enter."""
-        self.row[group.slots] = IDLE_ROW
-        self.advance[:, group.slots] = 0
+    def _first_noise(self, at: slice, scale: float) -> None:
+        live = self.slots
+        ulam_kernels.fill_normal(
+            self.state[0, at],
+            seed=live.seed[at],
+            chain=live.chain[at],
+            draw=live.draw[at],
+            tag=INITIAL_STATE,
+            scale=scale,
+            backend=self.backend,
+        )
+        if len(self.state) > 1:
+            self.state[1:, at] = 0
+
+    def _first_input(self, at: slice, program: Program) -> None:
+        assert self.net_in is not None
+        x, c_in = self.state[0, at], float(program.c_in[program.evaluates][0])
+        scale = torch.full((len(x),), c_in, dtype=self.table.coef.dtype, device=self.device)
+        ulam_kernels.affine(x, x, scale, torch.zeros_like(scale), out=self.net_in[at], backend=self.backend)
+
+    def leave(self, groups: list[Group[Job]]) -> None:
+        """Idle these groups' slots; their final states stay there until other chains enter."""
+        for group in groups:
+            self.slots.put(group.slots, row=IDLE_ROW, draw=0, row_advance=0, draw_advance=0)
+        self.slots.commit()
 
     # ---------------------------------------------------------------------------------------------- a tick
 
-    def tick(self, tick: int, groups: list[Group[Job]], guided: bool) -> None:
+    def tick(self, tick: int, work: Work) -> None:
         """One evaluation of the network and one fused step for every chain in the slots.
 
         Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
         evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
         where this one stopped.
         """
-        before, after = _silent_rows(tick, groups)
-        while self._phase < len(before):
-            self._step_silently(before[self._phase])
-            self._phase += 1
-        if self._phase == len(before):
-            m, uncond = self._evaluate(guided)
-            now = [(group, group.job.program.evaluating[tick - group.start]) for group in groups if group.job.noise]
-            self._step(self.row, now, m, uncond)
-            self.cursor += self.advance
-            self._phase += 1
-        while self._phase <= len(before) + len(after) and after:
-            self._step_silently(after[self._phase - len(before) - 1])
-            self._phase += 1
-        self._phase = 0
+        before, after = _silent_rows(tick, work.groups) if work.silent else ((), ())
+        for moving in before[self._before :]:
+            self._step_silently(moving, work)
+            self._before += 1
+        if not self._evaluated:
+            guided = self._guided_at(tick, work)
+            explicit = [(g, _row(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
+            if self.graphs is not None and not explicit and not work.previews:
+                key = (guided, work.intervals, work.rescaled, work.reduces, work.blends, self.network.batch)
+                self.graphs.run(key, lambda: self._evaluate_and_step(guided, work))
+            else:
+                previews = [(g, _row(g, tick)) for g in work.groups if _due(g, tick)] if work.previews else []
+                self._evaluate_and_step(guided, work, explicit, previews)
+            self._evaluated = True
+        for moving in after[self._after :]:
+            self._step_silently(moving, work)
+            self._after += 1
+        self._before = self._after = 0
+        self._evaluated = False
+
+    def _guided_at(self, tick: int, work: Work) -> bool:
+        """Whether a chain needs the unconditional branch at this tick."""
+        if not work.intervals:
+            return work.guided
+        for group in work.groups:
+            job = group.job
+            if job.guidance is not None:
+                t = self._told[job.program][tick - group.start]
+                if job.interval is None or job.interval[0] <= t <= job.interval[1]:
+                    return True
+        return False
+
+    def _evaluate_and_step(
+        self,
+        guided: bool,
+        work: Work,
+        explicit: list[tuple[Group[Job], int]] | None = None,
+        previews: list[tuple[Group[Job], int]] | None = None,
+    ) -> None:
+        m, uncond = self._evaluate(guided)
+        weight = self.slots.weight
+        if uncond is not None and work.intervals:
+            inside = (self.t >= self.slots.guided_from) & (self.t <= self.slots.guided_to)
+            weight = torch.where(inside, weight, 1.0)
+        if self.check_finite:
+            freeze(m, uncond, weight, self.slots)
+        if uncond is not None and work.rescaled:
+            m, uncond, weight = self._rescaled(m, uncond, weight)
+        noise = self._explicit_noise(explicit) if explicit else None
+        taken = [(group, row, self._x0(group, row, m, uncond, weight)) for group, row in previews or ()]
+        self._step(self.slots.row, m, uncond, weight, noise, work)
+        self.slots.cursor += self.slots.advance
+        self.previews += [
+            Preview(g.job, g.job.ids[g.chains], row, self.state[0, g.slots].clone(), x0) for g, row, x0 in taken
+        ]
+
+    def _rescaled(
+        self, m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Outputs and weights with the rescaled chains' guidance done; the others' is left to the fused step."""
+        wide = torch.promote_types(m.dtype, torch.float32)
+        m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.slots.rescale
+        own, other = self._without_variances(m), self._without_variances(uncond)
+        chosen = (phi > 0).view(-1, *[1] * (m.dim() - 1))
+        own.copy_(torch.where(chosen, rescaled(own, other, weight, phi), own))
+        return m, uncond, torch.where(phi > 0, 1.0, weight)
+
+    def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
+        """The network's output without the learned variances that may stand behind it."""
+        return m[:, : self.shape[0]] if self.shape else m
+
+    def _x0(
+        self, group: Group[Job], row: int, m: torch.Tensor, uncond: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The x_0 estimate of a group's chains before the update of `row`; None on corrector rows, which have none."""
+        program, at = group.job.program, group.slots
+        if program.normalise[row]:
+            return None
+        x, m = self.state[0, at], self._without_variances(m)[at]
+        if uncond is not None:
+            w, other = weight[at].view(-1, *[1] * (x.dim() - 1)), self._without_variances(uncond)[at]
+            m = torch.where(w == 1, m, other + w * (m - other))
+        return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
 
     def _evaluate(self, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
 
-        These are two calls, so that the network sees the same batch shape, and a chain gets the same bits, whether or
-        not there are guided chains in the batch.
+        Unless asked for in one, these are two calls, so that the network sees the same batch shape, and a chain gets
+        the same bits, whether or not there are guided chains in the batch.
         """
-        torch.index_select(self.time, 0, self.row, out=self.t)
-        m = self._call_network(self.cond.inputs)
-        return m, self._call_network(self.uncond.inputs) if guided else None
-
-    def _call_network(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        torch.index_select(self.time, 0, self.slots.row, out=self.t)
         buffer = self.state[0] if self.net_in is None else self.net_in
         x = buffer.double() if self.net_dtype == torch.float64 != buffer.dtype else buffer
-        begin, version = time.perf_counter(), buffer._version
-        m = self.denoiser.net(x, self.t, **inputs)
-        self.network_seconds += time.perf_counter() - begin
-        if buffer._version != version:
-            raise ValueError("net: changed its input x in place, which is the engine's own; work on x.clone()")
-        if not isinstance(m, torch.Tensor):
-            raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
-        if m.shape != x.shape:
-            doubled = [x.shape[0], 2 * x.shape[1], *x.shape[2:]] if x.dim() > 1 else None
-            if list(m.shape) != doubled:
-                raise ValueError(f"net: returned shape {list(m.shape)}, expected {list(x.shape)} like its input")
-        if not m.is_floating_point() or m.device != x.device:
-            raise TypeError(f"net: returned {m.dtype} on {m.device}, expected a float tensor on {x.device}")
-        return m
+        with self._range("ulam.network"):
+            uncond = self.uncond.inputs if guided else None
+            return self.network(x, self.t, self.cond.inputs, uncond, self.cond.shared)
 
-    def _step_silently(self, moving: list[tuple[Group[Job], int]]) -> None:
+    def _step_silently(self, moving: list[tuple[Group[Job], int]], work: Work) -> None:
         """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
-        row, advance = torch.full_like(self.row, IDLE_ROW), torch.zeros_like(self.advance)
+        live, row, advance = self.slots, torch.full_like(self.slots.row, IDLE_ROW), torch.zeros_like(self.slots.advance)
         for group, _ in moving:
-            row[group.slots] = self.row[group.slots]
-            advance[:, group.slots] = self.advance[:, group.slots]
-        self._step(row, [(group, row) for group, row in moving if group.job.noise], None, None)
-        self.cursor += advance
+            row[group.slots] = live.row[group.slots]
+            advance[:, group.slots] = live.advance[:, group.slots]
+        explicit = [(group, row) for group, row in moving if group.job.noise]
+        self._step(row, None, None, None, self._explicit_noise(explicit) if explicit else None, work)
+        live.cursor += advance
 
     def _step(
         self,
         row: torch.Tensor,
-        explicit: list[tuple[Group[Job], int]],
         m: torch.Tensor | None,
         uncond: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        work: Work,
     ) -> None:
-        ulam_kernels.step(
-            self.state,
-            self.table,
-            row,
-            model=m,
-            uncond=uncond,
-            guidance=None if uncond is None else self.weight,
-            seed=self.seed,
-            chain=self.chain,
-            draw=self.draw,
-            noise=self._explicit_noise(explicit) if explicit else None,
-            net_in=self.net_in,
-            backend=self.backend,
-        )
+        begin = time.perf_counter()
+        live, backend = self.slots, self.backend
+        inputs: dict[str, Any] = {
+            "model": m,
+            "uncond": uncond,
+            "guidance": None if uncond is None else weight,
+            "seed": live.seed,
+            "chain": live.chain,
+            "draw": live.draw,
+            "noise": noise,
+            "backend": backend,
+        }
+        with self._range("ulam.step"):
+            if work.reduces and self.scales is not None:
+                ulam_kernels.reduce(self.state, self.table, row, **inputs, out=self.scales)
+            ulam_kernels.step(self.state, self.table, row, **inputs, net_in=self.net_in, scales=self.scales)
+            if work.blends and self.known is not None:
+                c_next = self.table.coef[row, C_NEXT]
+                self.known.blend(self.state, row, live.seed, live.chain, live.draw, self.net_in, c_next, backend)
+        self.step_seconds += time.perf_counter() - begin
 
     def _explicit_noise(self, explicit: list[tuple[Group[Job], int]]) -> torch.Tensor:
         """The noise of all slots, where some jobs bring their own for the row given; the others keep noise-v1."""
-        noise = torch.empty(self.slots, *self.shape, dtype=self.table.coef.dtype, device=self.device)
-        ulam_kernels.fill_normal(noise, seed=self.seed, chain=self.chain, draw=self.draw, backend=self.backend)
+        noise = torch.empty(self.size, *self.shape, dtype=self.table.coef.dtype, device=self.device)
+        live = self.slots
+        ulam_kernels.fill_normal(noise, seed=live.seed, chain=live.chain, draw=live.draw, backend=self.backend)
         for group, row in explicit:
             if not (group.job.program.A[row, :, -1] != 0).any() or group.job.noise is None:
                 continue
@@ -231,6 +388,11 @@ class Runner:
         return noise
 
 
+def _no_range(_: str) -> AbstractContextManager[object]:
+    return _NO_RANGE
+
+
+_NO_RANGE = nullcontext()
 Silent = list[list[tuple[Group[Job], int]]]
 
 
@@ -257,9 +419,22 @@ def _silent_rows(tick: int, groups: list[Group[Job]]) -> tuple[Silent, Silent]:
     return before, after
 
 
-def _input_dtype(net: Any, state: torch.dtype) -> torch.dtype:
-    """What the network computes in: the dtype of its floating-point parameters, without any the states' dtype."""
-    for parameter in net.parameters() if isinstance(net, torch.nn.Module) else ():
-        if parameter.is_floating_point():
-            return parameter.dtype
-    return state
+def _row(group: Group[Job], tick: int) -> int:
+    return group.job.program.evaluating[tick - group.start]
+
+
+def _due(group: Group[Job], tick: int) -> bool:
+    job = group.job
+    return job.callback is not None and (tick - group.start + 1) % job.every == 0
+
+
+def _runs(groups: list[Group[Job]]) -> list[tuple[slice, float]]:
+    """The groups' slots, neighbours whose first states have the same scale together, with that scale."""
+    runs: list[tuple[slice, float]] = []
+    for group in groups:
+        at, scale = group.slots, group.job.program.init_scale
+        if runs and runs[-1][1] == scale and runs[-1][0].stop == at.start:
+            runs[-1] = slice(runs[-1][0].start, at.stop), scale
+        else:
+            runs.append((at, scale))
+    return runs

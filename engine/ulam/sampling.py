@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
 
-from .conditioning import Cond
+from .conditioning import Cond, Shared
 from .denoiser import Denoiser, Sampler
 from .engine import Engine
 from .job import Noise
@@ -32,6 +33,8 @@ def sample(
     dtype: torch.dtype = torch.float32,
     x_init: torch.Tensor | None = None,
     noise: Noise | None = None,
+    known: torch.Tensor | Shared | None = None,
+    mask: torch.Tensor | Shared | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -53,6 +56,8 @@ def sample(
         x_init: ``[chains, *shape]``, the states at the first row's noise level, in place of noise.
         noise: ``noise(row, chains) -> z``, standard normal noise ``[len(chains), *shape]`` in place of noise-v1, asked
             for the rows that add noise.
+        known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is to be kept, 0 where it
+            is to be sampled, each ``[chains, *shape]`` or one for all by :func:`ulam.shared`.
         progress: show a bar where stderr is a terminal.
 
     Raises:
@@ -62,10 +67,21 @@ def sample(
     if slots is None:
         slots = min(max(len(ids), 1), DEFAULT_SLOTS)
     with Engine(denoiser, shape, slots, device, backend, dtype) as engine:
-        job = engine.submit(sampler, ids, seed, cond, guidance, uncond, x_init, noise)
+        job = engine.submit(sampler, ids, seed, cond, guidance, uncond, x_init, noise, known, mask)
         out = torch.empty(len(ids), *engine.shape, dtype=dtype, device=engine.report.device)
         total = len(ids) * job.program.nfe
+        failed: dict[int, int] = {}
         with tqdm(total=total, unit="eval", desc="ulam", disable=None if progress else True) as bar:
-            for group, states in engine.groups(bar.update):
-                out[group.chains] = states
+            for group in engine.finished(bar.update):
+                out[group.chains] = group.states
+                failed |= {job.ids[place]: row for place, row in group.failed.items()}
+                for place in group.failed:
+                    out[place] = float("nan")
+    if failed:
+        first = "chain {} at row {}".format(*next(iter(failed.items())))
+        warnings.warn(
+            f"{len(failed)} of {len(ids)} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return out

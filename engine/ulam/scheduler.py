@@ -1,18 +1,24 @@
 """Which chains sit in which slots, and when. Plain Python: no tensors, no clock.
 
-A chain's number of ticks is known before it starts, so every departure is known at its arrival. Chains of one job
-that enter neighbouring slots together form a group, which also leaves together: the work follows events, not chains.
+A chain's number of ticks is known before it starts, so every departure is known at its arrival, and the end of every
+job can be told in advance. Chains of one job that enter neighbouring slots together form a group, which also leaves
+together: the work follows events, not chains.
 """
 
 from __future__ import annotations
 
+import copy
 import heapq
-from collections import deque
+import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from .errors import QueueFull
+
 Job = TypeVar("Job", bound=Hashable)
+
+POLICIES = ("fifo", "shortest", "fair", "deadline")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,81 +42,355 @@ class Group(Generic[Job]):
 
 
 @dataclass
-class _Waiting(Generic[Job]):
+class _Record(Generic[Job]):
+    """A job with chains in the queue or in slots. ``held``: its slots. ``stamp``: of its valid entry in the queue."""
+
     job: Job
-    chains: int
+    number: int
     ticks: int
-    admitted: int = 0
+    waiting: int
+    priority: int
+    weight: float
+    latest: float  # the tick by which it must have all slots to meet its deadline
+    entered: int = 0
+    held: int = 0
+    stamp: int = 0
+    pressing: bool = False
 
 
-@dataclass
 class Scheduler(Generic[Job]):
-    """First come, first served over a fixed number of slots."""
+    """Jobs in a queue, and their chains in a fixed number of slots; no chain in a slot makes way for another.
 
-    slots: int
-    tick: int = 0
-    groups: list[Group[Job]] = field(default_factory=list)
-    _free: list[tuple[int, int]] = field(default_factory=list)
-    _queue: deque[_Waiting[Job]] = field(default_factory=deque)
-    _ends: list[int] = field(default_factory=list)
+    A free slot goes to a waiting job of the highest priority; among those, by the policy, to the job with
 
-    def __post_init__(self) -> None:
-        self._free = [(0, self.slots)]
+    | policy | the least |
+    |---|---|
+    | fifo | number of submission |
+    | shortest | waiting work (chains times ticks) over weight [Smith 1956] |
+    | fair | (slots held + 1) / weight: slots in proportion to the weights, as far as jobs can use them |
+    | deadline | latest start, ``deadline - ceil(chains / slots) ticks``; jobs without a deadline come last |
+
+    and ties by submission. Under the first three, jobs whose deadline presses come before the others of their priority,
+    the least waiting work over weight first. A deadline presses as soon as waiting for the longest chain submitted so
+    far could make the job miss its latest start. It is never a promise; :meth:`plan` says whether it is met.
+
+    capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
+    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. Raises ValueError for what cannot be.
+    """
+
+    def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
+        if slots < 1:
+            raise ValueError(f"slots: got {slots}, expected at least 1")
+        if policy not in POLICIES:
+            raise ValueError(f"policy: got {policy!r}, expected one of {', '.join(POLICIES)}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity: got {capacity}, expected at least 1 chain, or None")
+        self.slots, self.policy, self.capacity = slots, policy, capacity
+        self.tick = 0
+        self.active = 0  # slots with a chain
+        self.waiting = 0  # chains without a slot
+        self._groups: dict[Group[Job], None] = {}
+        self._listed: list[Group[Job]] | None = []
+        self._free = [(0, slots)]
+        self._records: dict[Job, _Record[Job]] = {}
+        self._jobs: dict[int, Job] = {}  # by their numbers
+        self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
+        self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
+        self._ends: list[tuple[int, int, Group[Job]]] = []  # a heap
+        self._longest = 0
+        self._numbers = 0
+        self._plan: dict[Job, int] | None = {}
+
+    # ------------------------------------------------------------------------------------------------ the queue
 
     @property
     def busy(self) -> bool:
-        return bool(self.groups or self._queue)
+        return bool(self._groups or self.waiting)
 
     @property
-    def active(self) -> int:
-        """Slots with a chain."""
-        return sum(group.size for group in self.groups)
+    def free(self) -> int:
+        """Slots without a chain."""
+        return self.slots - self.active
 
-    def submit(self, job: Job, chains: int, ticks: int) -> None:
-        """Queue a job of ``chains`` chains, each lasting ``ticks`` ticks (both at least 1)."""
-        self._queue.append(_Waiting(job, chains, ticks))
+    @property
+    def groups(self) -> list[Group[Job]]:
+        """The groups in the slots, in the order of their entry."""
+        if self._listed is None:
+            self._listed = list(self._groups)
+        return self._listed
+
+    def check(
+        self,
+        chains: int,
+        ticks: int,
+        priority: int = 0,
+        weight: float = 1.0,
+        deadline: float | None = None,
+    ) -> None:
+        """Raise what :meth:`submit` would: ValueError for a bad argument, QueueFull where there is no room."""
+        for name, value in (("chains", chains), ("ticks", ticks)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise ValueError(f"priority: got {priority!r}, expected a whole number (higher is sooner)")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weight: got {weight!r}, expected a finite number above 0")
+        if deadline is not None and not math.isfinite(deadline):
+            raise ValueError(f"deadline: got {deadline!r}, expected a number of ticks from now, or None")
+        if self.capacity is not None and chains > self.capacity:
+            raise QueueFull(f"submit: {chains} chains never fit a queue of {self.capacity}")
+        if not self._has_room(chains):
+            came = f"{self.waiting} chains wait, {chains} more do not fit a queue of {self.capacity}"
+            raise QueueFull(f"submit: {came} for another {self.room_in(chains)} ticks")
+
+    def submit(
+        self,
+        job: Job,
+        chains: int,
+        ticks: int,
+        priority: int = 0,
+        weight: float = 1.0,
+        deadline: float | None = None,
+    ) -> None:
+        """Queue a job of ``chains`` chains, each lasting ``ticks`` ticks (both at least 1).
+
+        priority: higher comes first. weight: see the class. deadline: the number of ticks from now in which the job
+        should have ended. Raises ValueError for a bad argument, QueueFull where there is no room.
+        """
+        self.check(chains, ticks, priority, weight, deadline)
+        if job in self._records:
+            raise ValueError(f"job: {job!r:.60} is here already")
+        self._numbers += 1
+        latest = math.inf
+        if deadline is not None:
+            latest = self.tick + deadline - math.ceil(chains / self.slots) * ticks
+        record = _Record(job, self._numbers, ticks, chains, priority, weight, latest)
+        self._records[job], self._jobs[record.number] = record, job
+        self.waiting += chains
+        if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
+            self._due = [(at + self._longest - ticks, number) for at, number in self._due]
+            self._longest = ticks
+        if deadline is not None and self.policy != "deadline":
+            heapq.heappush(self._due, (latest - self._longest, record.number))
+        self._enqueue(record)
+        self._plan = None
+
+    def cancel(self, job: Job) -> tuple[int, list[Group[Job]]]:
+        """Drop a job: how many chains, in the queue and in slots, and the groups that left their slots.
+
+        A job that is not here, or not any more, is left alone.
+        """
+        if (record := self._records.get(job)) is None:
+            return 0, []
+        left = [group for group in self._groups if group.job == job]
+        self.waiting -= record.waiting
+        self._leave(left)
+        self._ends = [end for end in self._ends if end[2] in self._groups]
+        heapq.heapify(self._ends)
+        self._forget(record)
+        self._plan = None
+        return record.waiting + record.held, left
+
+    def drop_waiting(self) -> None:
+        """Drop the chains in the queue, and leave those in slots."""
+        self.waiting = 0
+        self._queue, self._due = [], []
+        for record in list(self._records.values()):
+            record.waiting = 0
+            if not record.held:
+                self._forget(record)
+        self._plan = None
+
+    # ------------------------------------------------------------------------------------------------ the slots
 
     def admit(self) -> list[Group[Job]]:
         """Fill the free slots from the queue; the groups that entered."""
-        entered = []
-        while self._free and self._queue:
-            waiting = self._queue[0]
-            begin, end = self._free[0]
-            count = min(end - begin, waiting.chains - waiting.admitted)
-            group = Group(
-                waiting.job,
-                waiting.admitted,
-                slice(begin, begin + count),
-                self.tick,
-                self.tick + waiting.ticks,
-            )
-            entered.append(group)
-            heapq.heappush(self._ends, group.end)
-            waiting.admitted += count
-            if waiting.admitted == waiting.chains:
-                self._queue.popleft()
-            if begin + count == end:
-                self._free.pop(0)
-            else:
-                self._free[0] = (begin + count, end)
-        self.groups += entered
+        while self._due and self._due[0][0] <= self.tick:
+            record = self._numbered(heapq.heappop(self._due)[1])
+            if record is not None and record.waiting:
+                record.pressing = True
+                self._enqueue(record)
+        entered: list[Group[Job]] = []
+        while self._free and (records := self._next()):
+            for record, count in _shares(records, self.free):
+                entered += self._enter(record, count)
+                self._enqueue(record)
         return entered
 
     @property
     def ticks_until_event(self) -> int:
         """Ticks until the next group leaves; nothing enters before."""
-        return self._ends[0] - self.tick if self._ends else 0
+        return self._ends[0][0] - self.tick if self._ends else 0
 
     def retire(self) -> list[Group[Job]]:
         """Free the slots of the groups that end at this tick; those groups."""
-        if not self._ends or self._ends[0] > self.tick:
-            return []
-        left = [group for group in self.groups if group.end <= self.tick]
-        self.groups = [group for group in self.groups if group.end > self.tick]
-        while self._ends and self._ends[0] <= self.tick:
-            heapq.heappop(self._ends)
-        self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in left])
+        left = []
+        while self._ends and self._ends[0][0] <= self.tick:
+            group = heapq.heappop(self._ends)[2]
+            self._records[group.job].held -= group.size
+            left.append(group)
+        self._leave(left)
+        for job in {group.job: None for group in left}:
+            record = self._records[job]
+            if not record.held and not record.waiting:
+                self._forget(record)
+            elif self.policy == "fair":
+                self._enqueue(record)  # its turn may come sooner now
         return left
+
+    # ------------------------------------------------------------------------------------------------- the plan
+
+    def plan(self) -> dict[Job, int]:
+        """The tick at which each job's last chain leaves: exact for as long as nothing is submitted or cancelled."""
+        if self._plan is None:
+            ends: dict[Job, int] = {}
+            ahead = self._fork()
+            while ahead.busy:
+                ahead.admit()
+                ends.update((group.job, ahead.tick) for group in ahead._next_event())
+            self._plan = ends
+        return dict(self._plan)
+
+    def predicted_end(self, job: Job) -> int | None:
+        """Ticks from now until a job's last chain leaves, as :meth:`plan` has it; None for a job that is not here."""
+        end = self.plan().get(job)
+        return None if end is None else end - self.tick
+
+    def room_in(self, chains: int) -> int:
+        """Ticks from now until ``chains`` more (at most ``capacity``) may be submitted, exact as :meth:`plan` is."""
+        ahead = self._fork()
+        while ahead.waiting and not ahead._has_room(chains):
+            ahead.admit()
+            if not ahead._has_room(chains):
+                ahead._next_event()
+        return ahead.tick - self.tick
+
+    def _next_event(self) -> list[Group[Job]]:
+        self.tick += self.ticks_until_event
+        return self.retire()
+
+    def _fork(self) -> Scheduler[Job]:
+        """A copy that may be run ahead."""
+        ahead = copy.copy(self)
+        ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
+        ahead._queue, ahead._due, ahead._ends = list(self._queue), list(self._due), list(self._ends)
+        ahead._jobs = dict(self._jobs)
+        ahead._records = {job: replace(record) for job, record in self._records.items()}
+        return ahead
+
+    # ------------------------------------------------------------------------------------------------ the parts
+
+    def _has_room(self, chains: int) -> bool:
+        return self.capacity is None or self.waiting + chains <= self.capacity
+
+    def _enqueue(self, record: _Record[Job]) -> None:
+        """Put a job where it now belongs in the queue; its entry before is out of date."""
+        self._numbers += 1
+        record.stamp = self._numbers
+        if not record.waiting:
+            return
+        if len(self._queue) > 2 * len(self._records) + 64:
+            self._queue = [entry for entry in self._queue if self._valid(entry)]
+            heapq.heapify(self._queue)
+        value = 0.0
+        if record.pressing or self.policy == "shortest":
+            value = record.waiting * record.ticks / record.weight
+        elif self.policy == "fair":
+            value = (record.held + 1) / record.weight
+        elif self.policy == "deadline":
+            value = record.latest
+        entry = (-record.priority, not record.pressing, value, record.number, record.stamp)
+        heapq.heappush(self._queue, entry)
+
+    def _valid(self, entry: tuple[int, bool, float, int, int]) -> bool:
+        record = self._numbered(entry[3])
+        return record is not None and record.stamp == entry[4]
+
+    def _numbered(self, number: int) -> _Record[Job] | None:
+        return self._records[self._jobs[number]] if number in self._jobs else None
+
+    def _forget(self, record: _Record[Job]) -> None:
+        """Keep nothing of a job that is over: it may hold large tensors."""
+        del self._records[record.job], self._jobs[record.number]
+        if self._plan is not None:
+            self._plan.pop(record.job, None)
+
+    def _next(self) -> list[_Record[Job]]:
+        """The jobs that the free slots go to: one, or under "fair" all between which they might be shared."""
+        chosen: list[_Record[Job]] = []
+        first = None
+        while self._queue and len(chosen) < self.free:
+            if self._valid(self._queue[0]):
+                entry = self._queue[0]
+                if first is not None and entry[:2] != first[:2]:
+                    break
+                first = entry
+                chosen.append(self._records[self._jobs[entry[3]]])
+            heapq.heappop(self._queue)
+            if chosen and (self.policy != "fair" or chosen[0].pressing):
+                break
+        return chosen
+
+    def _enter(self, record: _Record[Job], count: int) -> list[Group[Job]]:
+        """Put the next ``count`` chains of a job into free slots."""
+        entered: list[Group[Job]] = []
+        while count:
+            begin, end = self._free[0]
+            size = min(count, end - begin)
+            self._free[:1] = [(begin + size, end)] if begin + size < end else []
+            slots = slice(begin, begin + size)
+            group = Group(record.job, record.entered, slots, self.tick, self.tick + record.ticks)
+            self._numbers += 1
+            heapq.heappush(self._ends, (group.end, self._numbers, group))
+            self._groups[group] = None
+            entered.append(group)
+            count -= size
+            record.entered += size
+            record.waiting -= size
+            record.held += size
+            self.waiting -= size
+            self.active += size
+        self._listed = None
+        return entered
+
+    def _leave(self, groups: list[Group[Job]]) -> None:
+        """Free the slots of these groups."""
+        for group in groups:
+            del self._groups[group]
+            self.active -= group.size
+        if groups:
+            self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
+            self._listed = None
+
+
+def _shares(records: list[_Record[Job]], vacant: int) -> list[tuple[_Record[Job], int]]:
+    """How many of the vacant slots each job gets, one after another by (slots held + 1) / weight, then by submission.
+
+    First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the
+    slots that keep it below the level.
+    """
+    counts = [0] * len(records)
+    live = list(range(len(records)))
+    while vacant > 2 * len(live) > 0:
+        under, before = live, None
+        while under != before:
+            level = (vacant + sum(records[i].held + counts[i] for i in under)) / sum(records[i].weight for i in under)
+            before, under = under, [i for i in under if records[i].held + counts[i] < level * records[i].weight]
+        for i in under:
+            more = math.floor(level * records[i].weight) - records[i].held - counts[i] - 1
+            more = min(max(more, 0), records[i].waiting - counts[i])
+            counts[i] += more
+            vacant -= more
+        live = [i for i in live if counts[i] < records[i].waiting]
+    turns = [((records[i].held + counts[i] + 1) / records[i].weight, records[i].number, i) for i in live]
+    heapq.heapify(turns)
+    while vacant and turns:
+        _, number, i = heapq.heappop(turns)
+        counts[i] += 1
+        vacant -= 1
+        if counts[i] < records[i].waiting:
+            heapq.heappush(turns, ((records[i].held + counts[i] + 1) / records[i].weight, number, i))
+    return [(record, counts[i]) for i, record in enumerate(records)]
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -21,6 +21,49 @@ def step(
     noise: int,
     net_in: int,
     net_type: int,
+    scales: int,
+    threads: int,
+    /,
+) -> None: ...
+def reduce(
+    chains: int,
+    elements: int,
+    registers: int,
+    state: int,
+    state_type: int,
+    coef: int,
+    flags: int,
+    rows: int,
+    row: int,
+    model: int,
+    uncond: int,
+    model_type: int,
+    model_stride: int,
+    guidance: int,
+    seed: int,
+    chain: int,
+    draw: int,
+    noise: int,
+    out: int,
+    threads: int,
+    /,
+) -> None: ...
+def blend(
+    chains: int,
+    elements: int,
+    x: int,
+    x_type: int,
+    known: int,
+    mask: int,
+    a: int,
+    b: int,
+    seed: int,
+    chain: int,
+    draw: int,
+    noise: int,
+    net_in: int,
+    net_type: int,
+    c_next: int,
     threads: int,
     /,
 ) -> None: ...
@@ -52,6 +95,9 @@ def affine(
     threads: int,
     /,
 ) -> None: ...
+def torch_normal(out: int, count: int, state: int, state_bytes: int, threads: int, /) -> bool:
+    """Fill float32 out[0 .. count) as torch would and move the state on. False: untouched, see torch_normal.h."""
+
 def instruction_sets() -> list[str]:
     """The instruction sets usable here, fastest first."""
 

@@ -18,7 +18,12 @@ from ulam_kernels.table import Table
 SCHEMAS = {
     "step": "(Tensor(a!) state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(b!)? net_in, "
+    "Tensor? scales=None, str? backend=None) -> ()",
+    "reduce": "(Tensor state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
+    "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(a!) out, "
     "str? backend=None) -> ()",
+    "blend": "(Tensor(a!) state, Tensor known, Tensor mask, Tensor a, Tensor b, Tensor? seed, Tensor? chain, "
+    "Tensor? draw, Tensor? noise=None, Tensor(b!)? net_in=None, Tensor? c_next=None, str? backend=None) -> ()",
     "fill_normal": "(Tensor(a!) out, Tensor seed, Tensor chain, Tensor draw, SymInt tag=0, float scale=1.0, "
     "SymInt offset=0, str? backend=None) -> ()",
     "affine": "(Tensor x, Tensor m, Tensor a, Tensor b, str? backend=None) -> Tensor",
@@ -44,6 +49,7 @@ def step(
     draw: torch.Tensor | None,
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
+    scales: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """:func:`ulam_kernels.step` of a table given as its tensors."""
@@ -60,8 +66,60 @@ def step(
         draw=draw,
         noise=noise,
         net_in=net_in,
+        scales=scales,
         backend=backend,
     )
+
+
+def reduce(
+    state: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    row: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    out: torch.Tensor,
+    backend: str | None = None,
+) -> None:
+    """:func:`ulam_kernels.reduce` of a table given as its tensors, but returning nothing."""
+    ops.reduce(
+        state,
+        Table(coef, flags, state.shape[0]),
+        row,
+        model=model,
+        uncond=uncond,
+        guidance=guidance,
+        seed=seed,
+        chain=chain,
+        draw=draw,
+        noise=noise,
+        out=out,
+        backend=backend,
+    )
+
+
+def blend(
+    state: torch.Tensor,
+    known: torch.Tensor,
+    mask: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None = None,
+    net_in: torch.Tensor | None = None,
+    c_next: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """:func:`ulam_kernels.blend`."""
+    ids = {"seed": seed, "chain": chain, "draw": draw}
+    ops.blend(state, known, mask, a, b, **ids, noise=noise, net_in=net_in, c_next=c_next, backend=backend)
 
 
 def fill_normal(
@@ -107,7 +165,7 @@ def _fake_nothing(*arguments: object, **options: object) -> None:
     """What the operators that write in place return."""
 
 
-for _function in (step, fill_normal, affine, affine_out):
+for _function in (step, reduce, blend, fill_normal, affine, affine_out):
     _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
     _fake = _fake_affine if _function is affine else _fake_nothing
     torch.library.register_fake(f"ulam::{_function.__name__}", _fake, lib=_library)

@@ -27,7 +27,50 @@ def step_arguments(
     draw: torch.Tensor | None,
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
+    scales: torch.Tensor | None = None,
 ) -> tuple[int, ...]:
+    return (
+        *_row_arguments(state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise),
+        _address(net_in),
+        0 if net_in is None else DTYPES[net_in.dtype],
+        _address(scales),
+    )
+
+
+def reduce_arguments(
+    state: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    row: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    out: torch.Tensor,
+) -> tuple[int, ...]:
+    return (
+        *_row_arguments(state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise),
+        out.data_ptr(),
+    )
+
+
+def _row_arguments(
+    state: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    row: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+) -> tuple[int, ...]:
+    """What a row may read."""
     registers, chains = state.size(0), state.size(1)
     return (
         chains,
@@ -48,8 +91,39 @@ def step_arguments(
         _address(chain),
         _address(draw),
         _address(noise),
+    )
+
+
+def blend_arguments(
+    x: torch.Tensor,
+    known: torch.Tensor,
+    mask: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    net_in: torch.Tensor | None,
+    c_next: torch.Tensor | None,
+) -> tuple[int, ...]:
+    chains = x.size(0)
+    return (
+        chains,
+        x.numel() // chains if chains else 0,
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        known.data_ptr(),
+        mask.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        _address(seed),
+        _address(chain),
+        _address(draw),
+        _address(noise),
         _address(net_in),
         0 if net_in is None else DTYPES[net_in.dtype],
+        _address(c_next),
     )
 
 

@@ -6,13 +6,15 @@ chains, and per-chain arguments are one-dimensional tensors of that length.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ulam_kernels.dispatch import select
 from ulam_kernels.table import Table
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-MAX_ELEMENTS = 1 << 30  # noise-v1 counts a chain's elements in 30 bits
+from ulam_kernels.validation import FLOATS as FLOATS
+from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
+from ulam_kernels.validation import check, check_ids, check_state, operands
 
 
 def step(
@@ -28,6 +30,7 @@ def step(
     draw: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     net_in: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """Execute one row of ``table`` on every chain, in place on ``state``.
@@ -39,6 +42,10 @@ def step(
         z   = exp(lv_m v + lv_b) z                            rows with a learned variance
         r_i = sum_j A_ij r_j + A_iD D + A_im m + A_iz z       for each register the row writes
         net_in = c_next r_0
+
+    On a row with a reduction (a threshold, or normalising) the bounds are the chain's, and D and z are scaled after
+    all of this, z only where the row normalises: with (lo, hi, D_scale, z_scale) = scales[b],
+    ``D = mul(D_scale, clip(D, lo, hi))`` and ``z = mul(z_scale, z)``.
 
     A term whose coefficient is 0 is not read. A row that writes no register leaves its chain alone wholly. z is
     noise-v1 normal number e of (seed, chain, draw), tag 0, at element e.
@@ -54,55 +61,166 @@ def step(
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
         net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous: receives the next row's network input.
+        scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
+            the others do not read it.
         backend: see :func:`ulam_kernels.backends`.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
-        IndexError: a row outside the table (checked on the CPU).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what was
+            not given (checked on the CPU).
+        IndexError: a row outside the table (checked on the CPU). On a GPU such rows make their chain NaN.
     """
     if torch.compiler.is_compiling():  # the graph keeps one operator, which comes back here when it runs
         torch.ops.ulam.step(
-            state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, backend
+            state,
+            table.coef,
+            table.flags,
+            row,
+            model,
+            uncond,
+            guidance,
+            seed,
+            chain,
+            draw,
+            noise,
+            net_in,
+            scales,
+            backend,
         )
         return
-    if state.dim() < 2:
-        raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape]")
-    registers, sample = state.shape[0], state.shape[1:]
-    per_chain, device, dtype = sample[:1], state.device, state.dtype
-    if registers != table.registers:
-        raise ValueError(f"state: got {registers} registers, but the table has {table.registers}")
-    if dtype not in FLOATS and dtype != torch.float64:
-        raise TypeError(f"state: got dtype {dtype}, expected float32, bfloat16, float16 or float64")
-    if not state.is_contiguous():
-        raise ValueError("state: must be contiguous, it is updated in place")
-    if state.numel() > registers * sample[0] * MAX_ELEMENTS:
-        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
-    wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    coef = table.coef
-    if coef.dtype != wanted or coef.device != device:
-        raise ValueError(f"table: is {coef.dtype} on {coef.device}, expected {wanted} on {device}")
-    _check(row, "row", torch.int64, device, per_chain)
-    model = _model(model, "model", state, sample)
-    if uncond is not None:
-        uncond = _model(uncond, "uncond", state, sample)
-        if model is None or uncond is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
-            raise ValueError("uncond: must have the shape and dtype of model")
-        if guidance is None:
-            raise ValueError("guidance: got None, expected float32 weights [B] beside uncond")
-        _check(guidance, "guidance", torch.float32, device, per_chain)
-    if seed is not None:
-        _check(seed, "seed", torch.int64, device, per_chain)
-    if chain is not None:
-        _check(chain, "chain", torch.int64, device, per_chain)
-    if draw is not None:
-        _check(draw, "draw", torch.int64, device, per_chain)
-    if noise is not None:
-        _check(noise, "noise", wanted, device, sample)
+    sample, device, dtype = state.shape[1:], state.device, state.dtype
+    model, uncond = operands(state, table, row, model, uncond, guidance, seed, chain, draw, noise)
     if net_in is not None:
-        _check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+        check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+    if scales is not None:
+        check(scales, "scales", table.coef.dtype, device, (*sample[:1], 4))
     select(backend, device.type, dtype).step(
-        state, coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in
+        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales
     )
+
+
+def reduce(
+    state: torch.Tensor,
+    table: Table,
+    row: torch.Tensor,
+    *,
+    model: torch.Tensor | None = None,
+    uncond: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+    seed: torch.Tensor | None = None,
+    chain: torch.Tensor | None = None,
+    draw: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    out: torch.Tensor,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """What :func:`step` needs as ``scales``: (lo, hi, D_scale, z_scale) of every chain, for the row that it is at.
+
+    With D the x0 estimate before any clip, ``D = fma(km, m, mul(kx, r_0))``, over the n elements of the chain::
+
+        rows with a threshold   s = min(max(quantile(|D|, p), 1), cap)            (-s, s, 1 / s, 1)
+        rows that normalise     g = (|z| / |D|)^2, 0 where |D| = 0                (-inf, inf, g, sqrt(g))
+        other rows                                                                (-inf, inf, 1, 1)
+
+    Dynamic thresholding, ``D <- clip(D, -s, s) / s``: Saharia et al. 2022 (Imagen), section 2.3. The step size of a
+    Langevin corrector, with norms per chain: Song et al. 2021b, algorithms 4 and 5. Every backend gives the same bits:
+
+    - The quantile is exact: with position ``p (n - 1)`` (one float64 product) = k + t, t rounded to fp32, and a <= b
+      the order statistics k and k + 1, it is ``fma(t, sub(b, a), a)``, and a alone where t = 0 or a = b. NaN anywhere
+      in D makes it NaN. ``1 / s`` is rounded once.
+    - The norms are Euclidean. Squares are summed in float64, where those of fp32 numbers are exact: lane l of 1024
+      adds the elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w = 512, 256, ... 1. g and
+      sqrt(g) are computed in float64 and each rounded once to fp32.
+
+    Args:
+        state, table, row, model, uncond, guidance, seed, chain, draw, noise: as :func:`step`; nothing is written to
+            them. Noise is read by rows that normalise, the model's output by rows whose D has it.
+        out: ``[B, 4]`` float32 (float64 with a float64 state), contiguous.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`step`.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.ulam.reduce(
+            state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out, backend
+        )
+        return out
+    model, uncond = operands(state, table, row, model, uncond, guidance, seed, chain, draw, noise)
+    check(out, "out", table.coef.dtype, state.device, (*state.shape[1:2], 4))
+    if state.numel() == 0:
+        return out.copy_(out.new_tensor([-math.inf, math.inf, 1, 1]).expand_as(out))
+    select(backend, state.device.type, state.dtype).reduce(
+        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out
+    )
+    return out
+
+
+def blend(
+    state: torch.Tensor,
+    known: torch.Tensor,
+    mask: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    noise: torch.Tensor | None = None,
+    net_in: torch.Tensor | None = None,
+    c_next: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """Put a known image, noised, where a mask says so: inpainting, in place on ``state[0]``.
+
+    For chain c and each of its elements, in fp32 with one rounding an operation::
+
+        k      = fma(b, z, mul(a, known))                  a term whose coefficient is 0 is not read, z then not made
+        r_0    = mask == 1 ? k : mask == 0 ? r_0 : fma(mask, sub(k, r_0), r_0)
+        net_in = mul(c_next, r_0)                          of the r_0 just stored
+
+    A chain with a = b = 0 is left alone wholly. z is noise-v1 normal number e of (seed, chain, draw), tag 0.
+    Lugmayr et al. 2022 (RePaint), equation 8.
+
+    Args:
+        state: ``[R, B, *shape]``, as :func:`step`; only r_0 is touched.
+        known, mask: ``[B, *shape]`` float32, contiguous; mask in [0, 1], 1 where the image is known.
+        a, b: ``[B]`` float32: signal and noise of the known image at the state's noise level.
+        seed, chain, draw: ``[B]`` int64, read as unsigned; None only where ``noise`` is given.
+        noise: ``[B, *shape]`` float32, used in place of the generated z.
+        net_in: ``[B, *shape]``, as :func:`step`; needs ``c_next``, ``[B]`` float32.
+
+        float32 is float64 with a float64 state (reference backend).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend)
+        return
+    check_state(state)
+    sample, device, dtype = state.shape[1:], state.device, state.dtype
+    per_chain, wanted = sample[:1], torch.float64 if dtype == torch.float64 else torch.float32
+    for name, tensor, shape in (
+        ("known", known, sample),
+        ("mask", mask, sample),
+        ("a", a, per_chain),
+        ("b", b, per_chain),
+    ):
+        check(tensor, name, wanted, device, shape)
+    if noise is not None:
+        check(noise, "noise", wanted, device, sample)
+    elif seed is None or chain is None or draw is None:
+        raise ValueError("seed, chain, draw: got None, expected int64 tensors [B] (or noise)")
+    check_ids(seed, chain, draw, device, per_chain)
+    if net_in is not None:
+        check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+        if c_next is None:
+            raise ValueError("c_next: got None, expected float32 scales [B] beside net_in")
+        check(c_next, "c_next", wanted, device, per_chain)
+    select(backend, device.type, dtype).blend(state[0], known, mask, a, b, seed, chain, draw, noise, net_in, c_next)
 
 
 def fill_normal(
@@ -146,7 +264,7 @@ def fill_normal(
     if offset < 0 or offset + elements > MAX_ELEMENTS:
         raise ValueError(f"offset: elements {offset} to {offset + elements} reach beyond [0, 2^30]")
     for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
-        _check(ids, name, torch.int64, out.device, (chains,))
+        check(ids, name, torch.int64, out.device, (chains,))
     select(backend, out.device.type, out.dtype).fill_normal(out, seed, chain, draw, tag, scale, offset)
     return out
 
@@ -184,50 +302,9 @@ def affine(
         out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, m.dtype), device=x.device)
     wide = torch.float64 in (x.dtype, m.dtype, out.dtype)
     wanted = torch.float64 if wide else torch.float32
-    _check(m, "m", m.dtype, x.device, x.shape, contiguous=False)
-    _check(out, "out", out.dtype if wide else None, x.device, x.shape)
-    _check(a, "a", wanted, x.device, x.shape[:1])
-    _check(b, "b", wanted, x.device, x.shape[:1])
+    check(m, "m", m.dtype, x.device, x.shape, contiguous=False)
+    check(out, "out", out.dtype if wide else None, x.device, x.shape)
+    check(a, "a", wanted, x.device, x.shape[:1])
+    check(b, "b", wanted, x.device, x.shape[:1])
     select(backend, x.device.type, wanted).affine(x.contiguous(), m.contiguous(), a, b, out)
     return out
-
-
-def _check(
-    tensor: torch.Tensor,
-    name: str,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    shape: tuple[int, ...],
-    contiguous: bool = True,
-) -> None:
-    """Raise unless the tensor has this dtype (None: one of FLOATS), device and shape."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)}")
-    if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in FLOATS):
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {dtype or 'float32, bfloat16 or float16'}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: is on {tensor.device}, expected {device} like the other tensors")
-    if contiguous and not tensor.is_contiguous():
-        raise ValueError(f"{name}: must be contiguous")
-
-
-def _model(model: torch.Tensor | None, name: str, state: torch.Tensor, sample: torch.Size) -> torch.Tensor | None:
-    """Check a network output; return it contiguous, and apart from the registers unless it is r_0 exactly."""
-    if model is None:
-        return None
-    if model.shape != sample:
-        doubled = (*sample[:1], 2 * sample[1], *sample[2:]) if len(sample) > 1 else sample
-        if model.shape != doubled:
-            raise ValueError(f"{name}: got shape {list(model.shape)}, expected {list(sample)} (or twice the channels)")
-    if model.dtype not in FLOATS and model.dtype != torch.float64:
-        raise TypeError(f"{name}: got dtype {model.dtype}, expected a float type")
-    if model.device != state.device:
-        raise ValueError(f"{name}: is on {model.device}, expected {state.device} like the other tensors")
-    if model.dtype == torch.float64 != state.dtype:
-        model = model.to(torch.float32)
-    if not model.is_contiguous():
-        return model.contiguous()
-    if model.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
-        exact = model.data_ptr() == state.data_ptr() and model.dtype == state.dtype and model.shape == sample
-        return model if exact else model.clone()
-    return model

@@ -5,6 +5,7 @@ only: no kernel knows a sampler's name. Row ``n`` of a table with ``R`` register
 
     D      = clip(kx * r0 + km * m, lo, hi)
     z      = exp(lv_m * v + lv_b) * z                      learned rows only
+    D, z   = s_D * clip(D, s_lo, s_hi), s_z * z            rows with a reduction: s = scales[chain], see `reduce`
     r_i    = sum_j A[i][j] * r_j + A[i][D] * D + A[i][m] * m + A[i][z] * z
     net_in = c_next * r0
 
@@ -33,6 +34,9 @@ READS_M = 1 << 5
 READS_Z = 1 << 6
 USES_D = 1 << 7
 LEARNED = 1 << 8
+# Rows whose D is bounded and scaled by numbers of the chain that a reduction makes (`ulam_kernels.reduce`).
+THRESHOLD = 1 << 9  # columns lo and hi hold the level of the quantile, in (0, 1], and its cap, at least 1
+NORMALISE = 1 << 10  # D and z are scaled by their norms
 IDLE = 0
 
 Float64Array = npt.NDArray[np.float64]
@@ -62,7 +66,6 @@ class Table:
         coef: ``[rows, 7 + R * (R + 3)]`` float32 (float64 for the reference backend), contiguous.
         flags: ``[rows]`` int32 on the same device.
         registers: ``R``, 1 to 5.
-        learned: whether any row reads a learned noise scale; kept on the host, so that asking is free.
     """
 
     coef: torch.Tensor
@@ -99,6 +102,8 @@ class Table:
         writes: BoolArray,
         learned: BoolArray,
         *,
+        threshold: BoolArray | None = None,
+        normalise: BoolArray | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Table:
@@ -108,28 +113,35 @@ class Table:
             kx, km, lo, hi, lv_m, lv_b, c_next: ``[n]`` float64; no clip is ``lo = -inf``, ``hi = inf``.
             A: ``[n, R, R + 3]`` float64; the rows of registers that are not written are stored as zero.
             writes: ``[n, R]`` bool. learned: ``[n]`` bool.
+            threshold: ``[n]`` bool, rows with dynamic thresholding: there lo is the level p in (0, 1] of the quantile
+                of ``|D|`` and hi its cap (at least 1, may be infinite).
+            normalise: ``[n]`` bool, rows whose D and z are scaled by their norms; they have no clip. A row keeps
+                either flag only while what it acts on is used after rounding.
             dtype: ``torch.float32``, or ``torch.float64`` for the reference backend.
 
         Raises:
             ValueError: an array has the wrong shape; a coefficient is NaN or is not finite, before or after
-                rounding (``lo = -inf`` and ``hi = inf`` excepted); ``lo > hi``. It names row and column.
+                rounding (``lo = -inf`` and ``hi = inf`` excepted); ``lo > hi``; a level or cap out of range; a
+                normalising row with a clip, a threshold or a learned noise scale. It names row and column.
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
         columns = _as_float64({"kx": kx, "km": km, "lo": lo, "hi": hi, "lv_m": lv_m, "lv_b": lv_b, "c_next": c_next})
-        registers = _check_matrix(A, writes, learned, rows=len(columns[0]))
+        registers = _check_matrix(A, writes, rows=len(columns[0]))
+        kinds = _check_kinds({"learned": learned, "threshold": threshold, "normalise": normalise}, len(columns[0]))
         matrix = np.asarray(A, dtype=np.float64)
         exact = np.concatenate(
             [np.stack(columns, axis=1), matrix.reshape(len(matrix), registers * (registers + 3))], axis=1
         )
         with np.errstate(over="ignore", under="ignore"):  # an overflow is reported below, by name
             rounded: RealArray = exact.astype(np.float32 if dtype == torch.float32 else np.float64)
+        _check_reductions(exact, rounded, kinds)
         _check_values(exact, rounded, registers)
 
         written = np.asarray(writes, dtype=np.bool_)
         terms = np.where(written[:, :, None], rounded[:, MATRIX:].reshape(matrix.shape), rounded.dtype.type(0))
         rounded[:, MATRIX:] = terms.reshape(len(terms), registers * (registers + 3))
-        flags = _derive_flags(rounded, terms, written, np.asarray(learned, dtype=np.bool_))
+        flags = _derive_flags(rounded, terms, written, kinds)
         return cls(
             coef=torch.from_numpy(rounded).to(device),
             flags=torch.from_numpy(flags).to(device),
@@ -191,8 +203,8 @@ def _as_float64(columns: dict[str, Float64Array]) -> list[Float64Array]:
     return list(arrays.values())
 
 
-def _check_matrix(matrix: Float64Array, writes: BoolArray, learned: BoolArray, rows: int) -> int:
-    """Check the shapes of A, writes and learned; return the number of registers."""
+def _check_matrix(matrix: Float64Array, writes: BoolArray, rows: int) -> int:
+    """Check the shapes of A and writes; return the number of registers."""
     shape = np.shape(matrix)
     if len(shape) != 3 or shape[0] != rows or shape[2] != shape[1] + 3:
         raise ValueError(f"A: got shape {list(shape)}, expected [{rows}, R, R + 3]")
@@ -200,9 +212,18 @@ def _check_matrix(matrix: Float64Array, writes: BoolArray, learned: BoolArray, r
         raise ValueError(f"A: got {shape[1]} registers, expected 1 to {MAX_REGISTERS}")
     if np.shape(writes) != shape[:2]:
         raise ValueError(f"writes: got shape {list(np.shape(writes))}, expected {list(shape[:2])}")
-    if np.shape(learned) != (rows,):
-        raise ValueError(f"learned: got shape {list(np.shape(learned))}, expected [{rows}]")
     return int(shape[1])
+
+
+def _check_kinds(kinds: dict[str, BoolArray | None], rows: int) -> dict[str, BoolArray]:
+    """Per-row booleans by name, ``[rows]`` each; None is none."""
+    for name, kind in kinds.items():
+        if kind is not None and np.shape(kind) != (rows,):
+            raise ValueError(f"{name}: got shape {list(np.shape(kind))}, expected [{rows}]")
+    return {
+        name: np.zeros(rows, dtype=np.bool_) if kind is None else np.asarray(kind, dtype=np.bool_)
+        for name, kind in kinds.items()
+    }
 
 
 def _check_values(exact: Float64Array, rounded: RealArray, registers: int) -> None:
@@ -217,19 +238,35 @@ def _check_values(exact: Float64Array, rounded: RealArray, registers: int) -> No
         raise ValueError(f"row {row}, column lo: got {exact[row, LO]}, above hi = {exact[row, HI]}")
 
 
+def _check_reductions(exact: Float64Array, rounded: RealArray, kinds: dict[str, BoolArray]) -> None:
+    level, cap = rounded[:, LO], rounded[:, HI]
+    for row in np.flatnonzero(kinds["threshold"] & ~((level > 0) & (level <= 1))):
+        raise ValueError(f"row {row}, column lo: got {exact[row, LO]}, expected the level of a quantile, in (0, 1]")
+    for row in np.flatnonzero(kinds["threshold"] & ~(cap >= 1)):
+        raise ValueError(f"row {row}, column hi: got {exact[row, HI]}, expected the cap of a threshold, at least 1")
+    for name in ("threshold", "learned"):
+        for row in np.flatnonzero(kinds["normalise"] & kinds[name]):
+            raise ValueError(f"row {row}: normalise and {name} are both set, expected one of them at most")
+    for row in np.flatnonzero(kinds["normalise"] & ((level > -np.inf) | (cap < np.inf))):
+        raise ValueError(f"row {row}, column lo: got a clip ({level[row]}, {cap[row]}), but the row is normalised")
+
+
 def _derive_flags(
     rounded: RealArray,
     terms: RealArray,
     writes: BoolArray,
-    learned: BoolArray,
+    kinds: dict[str, BoolArray],
 ) -> npt.NDArray[np.int32]:
     """Flags ``[n]`` from the rounded coefficients: what is absent is never read (its NaN must not spread)."""
     registers = writes.shape[1]
     present = (terms != 0).any(axis=1)  # [n, R + 3]; registers that are not written are zero already
-    uses_d = present[:, registers]
+    uses_d, reads_z = present[:, registers], present[:, registers + 2]
+    threshold = kinds["threshold"] & uses_d
+    normalise = kinds["normalise"] & (uses_d | reads_z)
+    uses_d, reads_z = uses_d | normalise, reads_z | normalise  # both norms are needed
     reads_m = present[:, registers + 1] | (uses_d & (rounded[:, KM] != 0))
-    reads_z = present[:, registers + 2]
     flags: npt.NDArray[np.int32] = (writes << np.arange(registers)).sum(axis=1).astype(np.int32)
     flags |= reads_m * np.int32(READS_M) | reads_z * np.int32(READS_Z)
-    flags |= uses_d * np.int32(USES_D) | (reads_z & learned) * np.int32(LEARNED)
+    flags |= uses_d * np.int32(USES_D) | (reads_z & kinds["learned"]) * np.int32(LEARNED)
+    flags |= threshold * np.int32(THRESHOLD) | normalise * np.int32(NORMALISE)
     return flags

@@ -27,6 +27,27 @@ struct Step {
   const float* noise;  // [B, n]: used in place of the generated noise
   void* net_in;        // [B, n]
   DType net_type;
+  const float* scales;  // [B, 4]: lo, hi, D_scale, z_scale of chains whose row has a reduction
+};
+
+// What such rows' scales are made of: a step without its outputs.
+struct Reduce {
+  Step step;
+  float* out;  // [B, 4]
+};
+
+// r_0 of B chains becomes k = a known + b z where the mask is 1; z and the rest as in Step.
+struct Blend {
+  int64_t chains, elements;
+  void* state;  // [B, n]
+  DType state_type;
+  const float *known, *mask;  // [B, n]
+  const float *a, *b;         // [B]
+  const int64_t *seed, *chain, *draw;
+  const float* noise;
+  void* net_in;
+  DType net_type;
+  const float* c_next;  // [B]
 };
 
 struct Fill {

@@ -20,7 +20,21 @@ enum Flag : uint32_t {
   kReadsNoise = 1u << 6,
   kUsesX0 = 1u << 7,
   kLearned = 1u << 8,
+  kThreshold = 1u << 9,   // kLow and kHigh hold the level of the quantile and its cap
+  kNormalise = 1u << 10,  // D and z are scaled by their norms
+  kReduced = kThreshold | kNormalise,
 };
+
+// What a reduction leaves for a chain, in the order of Step's `scales`.
+struct Scales {
+  float low, high, x0, z;
+};
+
+// What a reduction reads of what a row with these flags and coefficients may read.
+ULAM_HD uint32_t reduction_reads(uint32_t flags, const float* c) {
+  const uint32_t read = (c[kKm] != 0.0f ? kReadsModel : 0u) | (flags & kNormalise ? kReadsNoise : 0u);
+  return flags & kReduced ? flags & read : 0u;
+}
 
 ULAM_HD constexpr int row_width(int registers) { return kUpdate + registers * (registers + 3); }
 
@@ -54,14 +68,25 @@ ULAM_HD typename V::f guide(typename V::f cond, typename V::f uncond, float w) {
   return V::fma(V::set(w), V::sub(cond, uncond), uncond);
 }
 
-// The x0 estimate. fma(a, b, -0) is mul(a, b), sign of zero included, so absent terms need no special first
-// case.
-template <class V, int R>
-ULAM_HD typename V::f estimate_x0(const Row<R>& row, typename V::f x, typename V::f m) {
-  typename V::f d = V::set(row.c[kKx] != 0.0f || row.c[kKm] != 0.0f ? -0.0f : 0.0f);
-  if (row.c[kKx] != 0.0f) d = V::fma(V::set(row.c[kKx]), x, d);
-  if (row.c[kKm] != 0.0f) d = V::fma(V::set(row.c[kKm]), m, d);
-  return V::clip(d, V::set(row.c[kLow]), V::set(row.c[kHigh]));
+// The x0 estimate before any clip, of a row's coefficients. fma(a, b, -0) is mul(a, b), sign of zero included, so
+// absent terms need no special first case.
+template <class V>
+ULAM_HD typename V::f unclipped_x0(const float* c, typename V::f x, typename V::f m) {
+  typename V::f d = V::set(c[kKx] != 0.0f || c[kKm] != 0.0f ? -0.0f : 0.0f);
+  if (c[kKx] != 0.0f) d = V::fma(V::set(c[kKx]), x, d);
+  if (c[kKm] != 0.0f) d = V::fma(V::set(c[kKm]), m, d);
+  return d;
+}
+
+template <class V>
+ULAM_HD typename V::f estimate_x0(const float* c, typename V::f x, typename V::f m) {
+  return V::clip(unclipped_x0<V>(c, x, m), V::set(c[kLow]), V::set(c[kHigh]));
+}
+
+// The same on a row with a reduction.
+template <class V>
+ULAM_HD typename V::f estimate_x0(const float* c, const Scales& s, typename V::f x, typename V::f m) {
+  return V::mul(V::set(s.x0), V::clip(unclipped_x0<V>(c, x, m), V::set(s.low), V::set(s.high)));
 }
 
 template <class V, int R>
@@ -87,6 +112,13 @@ ULAM_HD typename V::f combine(const Row<R>& row, int i, const typename V::f r[R]
   if (terms >> (R + 1) & 1) t = V::fma(V::set(row.a(i, R + 1)), m, t);
   if (terms >> (R + 2) & 1) t = V::fma(V::set(row.a(i, R + 2)), z, t);
   return t;
+}
+
+// y where the mask is 1, x where it is 0, between them elsewhere.
+template <class V>
+ULAM_HD typename V::f blended(typename V::f mask, typename V::f y, typename V::f x) {
+  const typename V::f mixed = V::fma(mask, V::sub(y, x), x);
+  return V::where_equal(mask, 1.0f, y, V::where_equal(mask, 0.0f, x, mixed));
 }
 
 // Each register that the row writes takes its new value; the old values are on the right.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from ..program import Program, ProgramBuilder, compiled
+from ..program import Clip, Program, ProgramBuilder
 from ..schedules import Array, Schedule, posterior
-from .grid import check_clip, check_grid, grid
+from .arguments import check_choice, check_clip
+from .grid import Grid, GridSampler
 
 VARIANCES = ("posterior", "beta", "learned", "learned_range")
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(GridSampler):
     """Ancestral sampling: x_s ~ N(mu~(x_t, D), std^2) from t to the next time s of the grid.
 
     With q = alpha_t sigma_s / (alpha_s sigma_t), any schedule [Ho 2020, eq. 6-7; Kingma 2021, eq. 26-29]:
@@ -32,38 +34,43 @@ class DDPM:
     | learned | exp(v), v the second half of the network's 2C channels |
     | learned_range | exp(f log beta + (1 - f) log beta~), f = (v + 1) / 2 [Nichol & Dhariwal 2021, eq. 15] |
 
-    The last row gives D itself, without noise [Ho 2020, algorithm 2], so beta~ = 0 never meets a logarithm.
-    steps: None is every training step; spacing, timesteps: see `samplers.grid`. clip: (lo, hi) for D. Order
-    1. Raises ValueError naming the argument.
+    A last row that ends at the data gives D itself, without noise [Ho 2020, algorithm 2], so beta~ = 0 never meets a
+    logarithm.
+    steps: None is every training step; spacing, timesteps, sigmas: see `GridSampler`. clip: (lo, hi) for D, or a
+    `DynamicThreshold`. Order 1. Raises ValueError naming the argument.
     """
 
-    steps: int | None = None
     variance: str = "posterior"
-    clip: tuple[float, float] | None = None
-    spacing: str | None = None
-    timesteps: tuple[float, ...] | None = None
+    clip: Clip = None
+
+    convention: ClassVar[str] = "index"
+    default_spacing: ClassVar[str] = "leading"
+    every_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.variance not in VARIANCES:
-            raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {self.variance!r}")
-        steps, timesteps = check_grid(self.steps, self.spacing, self.timesteps)
-        for name, value in (("steps", steps), ("timesteps", timesteps), ("clip", check_clip(self.clip))):
-            object.__setattr__(self, name, value)
+        super().__post_init__()
+        check_choice("variance", self.variance, VARIANCES)
+        self._set(clip=check_clip(self.clip))
 
-    @compiled
-    def program(self, schedule: Schedule, predicts: str = "eps") -> Program:
-        """The rows on `schedule`, from t to s (the next of the grid); the last row gives D."""
-        t = grid(schedule, self.steps, self.spacing, self.timesteps)
-        alpha, sigma = schedule.levels(t)
-        on_x, on_D, fresh = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
-        small, large = sigma[1:] * np.sqrt(fresh), sigma[:-1] * np.sqrt(fresh)  # sqrt of beta~ and of beta
-        std = {"posterior": small, "beta": large}.get(self.variance, 1.0)
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        alpha, sigma = grid.alphas[:-1], grid.sigmas[:-1]
+        on_x, on_D, fresh = posterior(alpha, sigma, grid.alphas[1:], grid.sigmas[1:])
+        small, large = grid.sigmas[1:] * np.sqrt(fresh), sigma * np.sqrt(fresh)  # sqrt of beta~ and of beta
+        noisy = slice(0, len(grid) - int(grid.sigmas[-1] == 0))  # the data themselves get no noise
+        builder = ProgramBuilder(schedule, predicts, clip=self.clip)
         log_scale: tuple[Array | float, Array | float] | None = None
         if self.variance == "learned":
             log_scale = 0.5, 0.0
         elif self.variance == "learned_range":
-            log_scale = (np.log(large) - np.log(small)) / 2, (np.log(large) + np.log(small)) / 2
-        builder = ProgramBuilder(schedule, predicts, clip=self.clip)
-        builder.rows(t[:-1], x={"x": on_x, "D": on_D, "z": std}, log_scale=log_scale)
-        builder.rows(t[-1], x={"D": 1.0})
+            with np.errstate(divide="ignore"):
+                log_scale = (np.log(large) - np.log(small))[noisy] / 2, (np.log(large) + np.log(small))[noisy] / 2
+        std = {"posterior": small, "beta": large}.get(self.variance, np.ones(len(grid)))
+        builder.rows(
+            grid.times[noisy],
+            levels=(alpha[noisy], sigma[noisy]),
+            x={"x": on_x[noisy], "D": on_D[noisy], "z": std[noisy]},
+            log_scale=log_scale,
+        )
+        if grid.sigmas[-1] == 0:
+            builder.rows(grid.times[-1], levels=(alpha[-1], sigma[-1]), x={"D": 1.0})
         return builder.program(sampler=repr(self))

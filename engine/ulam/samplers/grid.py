@@ -1,127 +1,268 @@
-"""The times at which a sampler evaluates the network, and the checks of the arguments that choose them.
+"""The noise levels that a sampler goes through, and the arguments that choose them.
 
-A grid is [n] float64, strictly decreasing, every sigma above 0. The data (alpha = 1, sigma = 0) follow its
-last time; the previous timestep of each is always the next of the grid.
+Conventions differ between families of samplers, and are those of diffusers' schedulers of the same names:
+
+| convention | `spacing` on n steps of T training steps |
+|---|---|
+| index | whole indices. leading: i (T // n); linspace: T - 1 to 0; trailing: T - 1 down by T / n |
+| fractional | as index, but linspace is not rounded |
+| endless | as index with n + 1 steps, the last left out; trailing as index |
+
+"log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it).
+Where sigmas are named, index and endless samplers tell a VP network the nearest whole index, as diffusers does for
+karras; sigmas in a list, and log-snr, are told exactly.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import operator
-from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import numpy as np
-import torch
 
-from ..schedules import Array, Continuous, Schedule, check_schedule
+from ..program import Program, compiled
+from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
+from .arguments import SPACINGS, check_final, check_sigmas, check_steps, check_timesteps
+from .sigmas import sigma_grid
 
-SPACINGS = ("leading", "linspace", "trailing")
 
+@dataclass(frozen=True)
+class Grid:
+    """Row i goes from (alphas[i], sigmas[i]) to (alphas[i + 1], sigmas[i + 1]), the network being told times[i].
 
-def grid(schedule: Schedule, steps: int | None, spacing: str | None, timesteps: tuple[float, ...] | None) -> Array:
-    """The times [n] of a sampler on `schedule`.
-
-    Explicit `timesteps` win; else `steps` of them in the given spacing, which only training indices have.
-    Without a spacing: "leading" on VP schedules, the schedule's own grid elsewhere (`schedule.grid`).
-    `steps=None` means every training step. Raises ValueError for times out of range or more steps than the
-    schedule has.
+    times: [n]; alphas, sigmas: [n + 1] with sigma / alpha strictly decreasing, above 0 but for the last; alpha = 0 is
+    allowed at the first (zero terminal SNR). Raises ValueError otherwise.
     """
-    check_schedule(schedule)
-    if timesteps is not None:
-        return _explicit(schedule, timesteps)
-    steps = schedule.steps if steps is None else steps
-    if steps is None:
-        raise ValueError(f"steps must be given on {schedule!r}, which has no training steps")
-    if isinstance(schedule, Continuous):
-        if spacing is not None:
-            raise ValueError(f"spacing must be None on {schedule!r} (no training steps), got {spacing!r}")
-        return schedule.grid(steps)
-    assert schedule.steps is not None
-    if steps > schedule.steps:
-        raise ValueError(f"steps must be at most the schedule's {schedule.steps} training steps, got {steps}")
-    return _positive_sigma(schedule, spaced(schedule.steps, steps, spacing or "leading"))
+
+    times: Array
+    alphas: Array
+    sigmas: Array
+
+    def __post_init__(self) -> None:
+        ratios = self.ratios
+        if not (ratios[:-1] > 0).all():
+            raise ValueError(f"timesteps must have sigma above 0, {self.times[ratios[:-1] <= 0][0]:g} has sigma 0")
+        if not (ratios[1:] < ratios[:-1]).all():
+            at = int(np.argmin(ratios[1:] < ratios[:-1]))
+            if at == len(self) - 1:
+                raise ValueError(
+                    f"final must lie below the last noise level, got sigma/alpha {ratios[at]:g} before "
+                    f"{ratios[at + 1]:g}: use another spacing or final='zero'"
+                )
+            raise ValueError(
+                f"steps must give strictly decreasing noise levels, got sigma/alpha {ratios[at]:g} before "
+                f"{ratios[at + 1]:g}: use fewer steps or another spacing"
+            )
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def ratios(self) -> Array:
+        """sigma / alpha [n + 1]; inf at zero terminal SNR."""
+        with np.errstate(divide="ignore"):
+            return self.sigmas / self.alphas
+
+    @property
+    def log_snr(self) -> Array:
+        """lambda = log(alpha / sigma) [n + 1]; inf where sigma is 0, -inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alphas) - np.log(self.sigmas)
 
 
-def spaced(training_steps: int, steps: int, spacing: str) -> Array:
-    """[steps] whole training indices, decreasing [Lin 2024, table 2; rounding as in diffusers].
+@dataclass(frozen=True)
+class GridSampler:
+    """What all samplers on a grid of noise levels share. A subclass says its rows in `on(grid, schedule, predicts)`.
 
-    leading: i (T // n); linspace: T - 1 down to 0; trailing: T - 1 down by T / n.
+    steps: the number of noise levels. spacing: how they are placed, see the table above, default `default_spacing`
+    (on schedules without training steps: the schedule's own grid). timesteps: explicit times, strictly decreasing.
+    sigmas: "karras", "exponential" or "beta", between the largest and the smallest level; or an explicit list,
+    strictly decreasing, of sigma/alpha (on flow schedules of sigma itself). Its last value is the end where it is 0,
+    and that of either list where it has one more than `steps`. final: else the level behind the last row: "zero" (the
+    data), "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
+    Raises ValueError naming the argument.
     """
+
+    steps: int | None = None
+    spacing: str | None = field(default=None, kw_only=True)
+    timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
+    sigmas: str | tuple[float, ...] | None = field(default=None, kw_only=True)
+    final: str | float = field(default="zero", kw_only=True)
+
+    convention: ClassVar[str] = "fractional"
+    default_spacing: ClassVar[str] = "linspace"
+    every_step: ClassVar[bool] = False  # whether steps=None means every training step
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = GridSampler.__repr__  # type: ignore[method-assign]  # a dataclass would bring its own
+
+    def __repr__(self) -> str:
+        """The call that makes this sampler, defaults left out."""
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.repr)
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v, default in given if v != default)})"
+
+    def __post_init__(self) -> None:
+        if self.spacing is not None and self.spacing not in SPACINGS:
+            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}")
+        timesteps, sigmas = check_timesteps(self.timesteps), check_sigmas(self.sigmas)
+        leaves_a_choice = timesteps is None and not isinstance(sigmas, tuple) and self.spacing != "log-snr"
+        if sum(choice is not None for choice in (self.spacing, timesteps, sigmas)) > 1 and not leaves_a_choice:
+            raise ValueError("spacing, timesteps and sigmas must not be given together (but for sigmas by name)")
+        steps = None if self.steps is None else check_steps(self.steps)
+        given = timesteps if timesteps is not None else sigmas if isinstance(sigmas, tuple) else None
+        if given is not None:
+            name = "timesteps" if given is timesteps else "sigmas"
+            count = len(given) - (given is sigmas and given[-1] == 0)
+            if steps is not None and steps not in (count, len(given) - 1):
+                raise ValueError(f"steps must be left out or equal the {count} {name} given, got {steps}")
+            steps = count if steps is None else steps
+            if steps < len(given) and self.final not in ("zero", type(self).final):
+                raise ValueError(f"final must be 'zero' where the last of {name} is the end, got {self.final!r}")
+        if steps is None and not self.every_step:
+            raise ValueError("steps must be given (or timesteps or sigmas), got none")
+        self._set(steps=steps, timesteps=timesteps, sigmas=sigmas, final=check_final(self.final))
+
+    def _set(self, **values: object) -> None:
+        """Replace arguments by their checked forms."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @compiled
+    def program(self, schedule: Schedule, predicts: str = "eps") -> Program:
+        """The rows on `schedule` for a network that predicts `predicts`."""
+        return self.on(self.grid(schedule), schedule, predicts)
+
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        """The rows on noise levels that are given."""
+        raise NotImplementedError
+
+    def grid(self, schedule: Schedule) -> Grid:
+        """The noise levels on `schedule`. Raises ValueError for what it cannot do."""
+        check_schedule(schedule)
+        if self.timesteps is not None:
+            times = np.array(self.timesteps)
+            try:
+                alphas, sigmas = schedule.levels(times)
+            except ValueError as error:
+                raise ValueError(f"timesteps are out of range: {error}") from None
+            if len(times) == self.steps:
+                return self._ended(schedule, times, alphas, sigmas)
+            return Grid(times[:-1], alphas, sigmas)
+        if isinstance(self.sigmas, tuple):
+            return self._at(schedule, np.array(self.sigmas))
+        if self.spacing == "log-snr":
+            return self._at(schedule, self._log_snr(schedule))
+        times = self._times(schedule)
+        if self.sigmas is None:
+            return self._ended(schedule, times, *schedule.levels(times))
+        ends = np.asarray(coordinate(schedule, times))
+        if isinstance(schedule, VariancePreserving) and self.convention == "endless":
+            ends = schedule.ratios[::-1]
+        if not np.isfinite(ends).all():
+            raise ValueError(f"sigmas={self.sigmas!r} needs a finite largest sigma, {schedule!r} has inf")
+        return self._at(schedule, sigma_grid(self.sigmas, float(ends[0]), float(ends[-1]), len(times)))
+
+    def _times(self, schedule: Schedule) -> Array:
+        steps = schedule.steps if self.steps is None else self.steps
+        if steps is None:
+            raise ValueError(f"steps must be given on {schedule!r}, which has no training steps")
+        if isinstance(schedule, Continuous):
+            if self.spacing is not None:
+                raise ValueError(
+                    f"spacing must be None or log-snr on {schedule!r} (no training steps), got {self.spacing!r}"
+                )
+            return schedule.grid(steps)
+        assert schedule.steps is not None
+        if steps > schedule.steps:
+            raise ValueError(f"steps must be at most the schedule's {schedule.steps} training steps, got {steps}")
+        return spaced(schedule.steps, steps, self.spacing or self.default_spacing, self.convention)
+
+    def _log_snr(self, schedule: Schedule) -> Array:
+        assert self.steps is not None
+        first = schedule.grid(1)[0] if isinstance(schedule, Continuous) else schedule.steps - 1.0  # type: ignore[operator]
+        smallest = sigma_min(schedule)
+        with np.errstate(divide="ignore"):
+            largest = float(schedule.sigma(first) / schedule.alpha(first))
+        if isinstance(schedule, FlowMatching):
+            largest = 1 / smallest  # its first level is infinite
+        if not np.isfinite(largest):
+            raise ValueError(f"spacing='log-snr' needs a finite largest sigma/alpha, {schedule!r} has inf there")
+        ratios: Array = np.geomspace(largest, smallest, self.steps + 1)[:-1]
+        return ratios / (1 + ratios) if isinstance(schedule, FlowMatching) else ratios
+
+    def _at(self, schedule: Schedule, values: Array) -> Grid:
+        try:
+            alphas, sigmas = levels_at(schedule, values)
+        except ValueError as error:
+            raise ValueError(f"sigmas are out of range: {error}") from None
+        if isinstance(self.sigmas, tuple) and len(self.sigmas) > (self.steps or 0):
+            return Grid(told(schedule, alphas[:-1], sigmas[:-1]), alphas, sigmas)
+        times = told(schedule, alphas, sigmas)
+        # the families that keep to whole indices; given levels are told exactly
+        rounds = self.convention != "fractional" and isinstance(self.sigmas, str)
+        if rounds and isinstance(schedule, VariancePreserving):
+            times = times.round()
+        return self._ended(schedule, times, alphas, sigmas)
+
+    def _ended(self, schedule: Schedule, times: Array, alphas: Array, sigmas: Array) -> Grid:
+        alpha: Array | float = 1.0
+        sigma: Array | float = 0.0
+        if self.final == "sigma_min":
+            ratio = sigma_min(schedule)
+            alpha, sigma = levels_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowMatching) else ratio)
+        elif not isinstance(self.final, str):
+            try:
+                alpha, sigma = levels_at(schedule, self.final)
+            except ValueError as error:
+                raise ValueError(f"final is out of range: {error}") from None
+        return Grid(times, np.append(alphas, alpha), np.append(sigmas, sigma))
+
+
+def spaced(training_steps: int, steps: int, spacing: str, convention: str) -> Array:
+    """[steps] training indices, decreasing [Lin 2024, table 2; rounding as in diffusers]; see the module's table."""
+    T, n = training_steps, steps
+    if spacing == "trailing":
+        return np.arange(T, 0, -T / n)[:n].round() - 1
+    count = n + 1 if convention == "endless" else n
     if spacing == "leading":
-        return np.arange(steps, dtype=np.float64)[::-1] * (training_steps // steps)
-    if spacing == "linspace":
-        return np.linspace(0, training_steps - 1, steps).round()[::-1]
-    return np.arange(training_steps, 0, -training_steps / steps)[:steps].round() - 1
+        return (np.arange(count, dtype=np.float64) * (T // count))[::-1][:n]
+    times = np.linspace(0, T - 1, count)
+    return (times if convention == "fractional" else times.round())[::-1][:n]
 
 
-def check_grid(
-    steps: int | None, spacing: str | None, timesteps: object
-) -> tuple[int | None, tuple[float, ...] | None]:
-    """`steps` as int and `timesteps` as floats. Raises ValueError for what no schedule could take."""
-    if spacing is not None and spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
-    if steps is not None:
-        steps = check_steps(steps)
-    if timesteps is None:
-        return steps, None
-    times = _floats(timesteps)
-    if steps is not None and steps != len(times):
-        raise ValueError(f"steps must be left out or equal the {len(times)} timesteps given, got {steps}")
-    for before, after in itertools.pairwise(times):
-        if not before > after:
-            raise ValueError(f"timesteps must be strictly decreasing, got {before:g} before {after:g}")
-    return len(times), times
+def coordinate(schedule: Schedule, t: Array) -> Array:
+    """What `sigmas` means: sigma / alpha, on flow schedules sigma itself (as diffusers' schedulers have it)."""
+    alpha, sigma = schedule.levels(t)
+    with np.errstate(divide="ignore"):
+        return sigma if isinstance(schedule, FlowMatching) else sigma / alpha
 
 
-def check_steps(steps: object) -> int:
-    """`steps` as an int of at least 1, else ValueError."""
-    try:
-        count = operator.index(steps)  # type: ignore[arg-type]
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(steps, bool):
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    return count
+def levels_at(schedule: Schedule, values: Array | float) -> tuple[Array, Array]:
+    """(alpha, sigma) at these values of `coordinate`."""
+    values = np.asarray(values, dtype=np.float64)
+    if isinstance(schedule, VariancePreserving):
+        alpha = 1 / np.hypot(1, values)
+        return alpha, values * alpha
+    if isinstance(schedule, FlowMatching):
+        return schedule.levels(values)
+    return schedule.levels(schedule.t_of_sigma(values))
 
 
-def check_clip(clip: object) -> tuple[float, float] | None:
-    """`clip` as (lo, hi) with lo < hi, or None, else ValueError."""
-    if clip is None:
-        return None
-    if isinstance(clip, Sequence) and len(clip) == 2 and all(map(_is_number, clip)):
-        lo, hi = float(clip[0]), float(clip[1])
-        if lo < hi:  # false for NaN
-            return lo, hi
-    raise ValueError(f"clip must be None or a pair (lo, hi) of numbers with lo < hi, got {clip!r}")
+def told(schedule: Schedule, alphas: Array, sigmas: Array) -> Array:
+    """The times at these levels; on VP schedules by interpolating log(sigma / alpha), as k-diffusion does."""
+    with np.errstate(divide="ignore"):
+        ratios = sigmas / alphas
+    if not isinstance(schedule, VariancePreserving):
+        return schedule.t_of_sigma(ratios)
+    known = schedule.ratios[np.isfinite(schedule.ratios)]
+    return np.interp(np.log(ratios), np.log(known), np.arange(len(known)))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _floats(timesteps: object) -> tuple[float, ...]:
-    if isinstance(timesteps, (np.ndarray, torch.Tensor)):
-        timesteps = timesteps.tolist()
-    if not isinstance(timesteps, Sequence) or isinstance(timesteps, str) or len(timesteps) == 0:
-        raise ValueError(f"timesteps must be a sequence of numbers, not empty, got {timesteps!r}")
-    for time in timesteps:
-        if not _is_number(time) or not math.isfinite(time):
-            raise ValueError(f"timesteps must be finite numbers, got {time!r}")
-    return tuple(map(float, timesteps))
-
-
-def _explicit(schedule: Schedule, timesteps: tuple[float, ...]) -> Array:
-    times = np.array(timesteps)
-    try:
-        schedule.levels(times)
-    except ValueError as error:
-        raise ValueError(f"timesteps are out of range: {error}") from None
-    return _positive_sigma(schedule, times)
-
-
-def _positive_sigma(schedule: Schedule, times: Array) -> Array:
-    """A time without noise has nothing to denoise (and divides by sigma)."""
-    if (schedule.sigma(times) == 0).any():
-        raise ValueError(f"timesteps must have sigma above 0, {times[schedule.sigma(times) == 0][0]:g} has sigma 0")
-    return times
+def sigma_min(schedule: Schedule) -> float:
+    """The smallest sigma / alpha that the schedule was made for."""
+    if isinstance(schedule, VariancePreserving):
+        return float(schedule.ratios[0])
+    if isinstance(schedule, FlowMatching):
+        return 1e-3  # a thousandth of the way, as for training steps
+    end = getattr(schedule, "sigma_min", None)
+    return float(end) if end is not None else float(coordinate(schedule, schedule.grid(2))[-1])  # type: ignore[attr-defined]

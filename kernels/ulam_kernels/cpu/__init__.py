@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch  # before the extension, so that one OpenMP runtime serves both
 
 from ulam_kernels import _cpu
-from ulam_kernels.native import affine_arguments, fill_arguments, step_arguments
+from ulam_kernels.native import (
+    affine_arguments,
+    blend_arguments,
+    fill_arguments,
+    reduce_arguments,
+    step_arguments,
+)
 
 
 def _run(operation: Callable[..., None], arguments: tuple[float, ...]) -> None:
@@ -16,6 +22,14 @@ def _run(operation: Callable[..., None], arguments: tuple[float, ...]) -> None:
 
 def step(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
     _run(_cpu.step, step_arguments(state, *tensors, **named))  # type: ignore[arg-type]
+
+
+def reduce(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _run(_cpu.reduce, reduce_arguments(state, *tensors, **named))  # type: ignore[arg-type]
+
+
+def blend(x: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _run(_cpu.blend, blend_arguments(x, *tensors, **named))  # type: ignore[arg-type]
 
 
 def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch.Tensor | float) -> None:

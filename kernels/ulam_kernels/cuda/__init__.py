@@ -15,7 +15,13 @@ if find_spec("ulam_kernels._cuda") is None:
     raise ImportError("ulam was built without nvcc: its CUDA extension is missing")
 
 from ulam_kernels import _cuda
-from ulam_kernels.native import affine_arguments, fill_arguments, step_arguments
+from ulam_kernels.native import (
+    affine_arguments,
+    blend_arguments,
+    fill_arguments,
+    reduce_arguments,
+    step_arguments,
+)
 
 if (_reason := _cuda.unavailable_reason()) is not None:
     raise ImportError(_reason)
@@ -32,6 +38,14 @@ def _launch(operation: Callable[..., None], device: torch.device, arguments: tup
 
 def step(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
     _launch(_cuda.step, state.device, step_arguments(state, *tensors, **named))  # type: ignore[arg-type]
+
+
+def reduce(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _launch(_cuda.reduce, state.device, reduce_arguments(state, *tensors, **named))  # type: ignore[arg-type]
+
+
+def blend(x: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _launch(_cuda.blend, x.device, blend_arguments(x, *tensors, **named))  # type: ignore[arg-type]
 
 
 def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch.Tensor | float) -> None:

@@ -1,5 +1,8 @@
 """The readable exact backend in NumPy: slow, and the oracle that every other backend is held against."""
 
-from ulam_kernels.reference.step import affine, fill_normal, step
+from ulam_kernels.reference.blend import blend
+from ulam_kernels.reference.fill import affine, fill_normal
+from ulam_kernels.reference.reduce import reduce
+from ulam_kernels.reference.step import step
 
-__all__ = ["affine", "fill_normal", "step"]
+__all__ = ["affine", "blend", "fill_normal", "reduce", "step"]

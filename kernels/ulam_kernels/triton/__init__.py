@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 
 from ulam_kernels.triton.affine import affine
+from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.fill import fill_normal
+from ulam_kernels.triton.reduce import reduce
 from ulam_kernels.triton.step import step
 
-__all__ = ["affine", "fill_normal", "require_device", "step"]
+__all__ = ["affine", "blend", "fill_normal", "reduce", "require_device", "step"]
 
 
 def require_device() -> None:

@@ -41,6 +41,8 @@ READS_M = tl.constexpr(table.READS_M)
 READS_Z = tl.constexpr(table.READS_Z)
 USES_D = tl.constexpr(table.USES_D)
 LEARNED = tl.constexpr(table.LEARNED)
+NORMALISE = tl.constexpr(table.NORMALISE)
+REDUCED = tl.constexpr(table.THRESHOLD | table.NORMALISE)
 WRITES = tl.constexpr((1 << table.MAX_REGISTERS) - 1)
 
 EXP = floats("0x1.6a4d6p-10 0x1.12398ep-7 0x1.5558bp-5 0x1.555492p-3 0x1.fffffcp-2 0x1p+0 0x1p+0")
@@ -51,7 +53,7 @@ EXP_LOW = tl.constexpr(float.fromhex("-0x1.7f7d1cp-20"))
 
 
 # Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
-PER_CHAIN = ["row", "guidance", "seed", "chain", "draw"]
+PER_CHAIN = ["row", "guidance", "seed", "chain", "draw", "scales"]
 
 
 @triton.jit
@@ -124,25 +126,38 @@ def guide(cond, uncond, w, LONG: tl.constexpr):
 
 
 @triton.jit
-def clipped_x0(c, kx, uses, x, m, LONG: tl.constexpr):
-    """``clip(fma(km, m, mul(kx, x)), lo, hi)``; ``uses`` says where c may be read."""
-    km = tl.load(c + KM, mask=uses, other=0.0)
+def unclipped_x0(kx, km, x, m, LONG: tl.constexpr):
+    """``fma(km, m, mul(kx, x))``."""
     d = empty_sum((kx != 0) | (km != 0), x)
     d = add_term(d, kx, x, LONG)
-    d = add_term(d, km, m, LONG)
-    lo = tl.load(c + LO, mask=uses, other=0.0)
-    hi = tl.load(c + HI, mask=uses, other=0.0)
-    return clip(d, splat(lo, d), splat(hi, d))
+    return add_term(d, km, m, LONG)
 
 
 @triton.jit
-def add_x0(t, a, c, kx, uses, x, m, LONG: tl.constexpr):
-    """``fma(a, D, t)`` with ``D = clip(fma(km, m, mul(kx, x)), lo, hi)``, where the coefficient is not 0."""
+def bounded_x0(c, own, kx, flag, x, m, LONG: tl.constexpr):
+    """``clip(fma(km, m, mul(kx, x)), lo, hi)``; on a row with a reduction by the chain's own bounds, and scaled."""
+    uses = (flag & USES_D) != 0
+    d = unclipped_x0(kx, tl.load(c + KM, mask=uses, other=0.0), x, m, LONG)
+    lo = tl.load(c + LO, mask=uses, other=0.0)
+    hi = tl.load(c + HI, mask=uses, other=0.0)
+    if own is not None:
+        reduced = (flag & REDUCED) != 0
+        lo = tl.where(reduced, tl.load(own, mask=reduced, other=0.0), lo)
+        hi = tl.where(reduced, tl.load(own + 1, mask=reduced, other=0.0), hi)
+    d = clip(d, splat(lo, d), splat(hi, d))
+    if own is not None:
+        d = d * splat(tl.load(own + 2, mask=reduced, other=1.0), d)
+    return d
+
+
+@triton.jit
+def add_x0(t, a, c, own, kx, flag, x, m, LONG: tl.constexpr):
+    """``fma(a, D, t)`` with D of :func:`bounded_x0`, where the coefficient is not 0."""
     if LONG:
         if a != 0:
-            t = tl.fma(splat(a, t), clipped_x0(c, kx, uses, x, m, LONG), t)
+            t = tl.fma(splat(a, t), bounded_x0(c, own, kx, flag, x, m, LONG), t)
     else:
-        t = add_term(t, a, clipped_x0(c, kx, uses, x, m, LONG), LONG)
+        t = add_term(t, a, bounded_x0(c, own, kx, flag, x, m, LONG), LONG)
     return t
 
 
@@ -213,7 +228,7 @@ def widened(r, R: tl.constexpr):
 
 
 @triton.jit
-def combine(k: tl.constexpr, A, c, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.constexpr):
+def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.constexpr):
     """The new register k: ``sum_j A_kj r_j + A_kD D + A_km m + A_kz z`` over the present terms, in order."""
     some = A[k * (R + 3)] != 0
     for j in tl.static_range(1, R + 3):
@@ -221,14 +236,14 @@ def combine(k: tl.constexpr, A, c, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.
     t = empty_sum(some, z)
     for j in tl.static_range(R):
         t = add_term(t, A[k * (R + 3) + j], r[j], LONG)
-    t = add_x0(t, A[k * (R + 3) + R], c, kx, (flag & USES_D) != 0, r[0], m, LONG)
+    t = add_x0(t, A[k * (R + 3) + R], c, own, kx, flag, r[0], m, LONG)
     t = add_term(t, A[k * (R + 3) + R + 1], m, LONG)
     return add_term(t, A[k * (R + 3) + R + 2], z, LONG)
 
 
 @triton.jit
 def execute(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,  # as ulam_kernels.step has them
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,  # as ulam_kernels.step
     rows, stride, size, b, exists, base, i, block, mask,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
@@ -269,6 +284,10 @@ def execute(
     if HALVES == 2:
         if any_of(learned):
             z = tl.where(learned, scaled_noise(z, c, learned, v.to(tl.float32)), z)
+    own = scales
+    if scales is not None:
+        own = scales + 4 * b.to(tl.int64)
+        z = z * splat(tl.load(own + 3, mask=(flag & NORMALISE) != 0, other=1.0), z)
     m = z  # not read by any row where there is no model
     if uncond is not None:
         m = guide(cond.to(tl.float32), other.to(tl.float32), w, LONG)
@@ -279,7 +298,7 @@ def execute(
     x = r[0]
     for k in tl.static_range(R):
         written = (flag & (1 << k)) != 0
-        stored = combine(k, A, c, kx, flag, r, m, z, R, LONG).to(state.dtype.element_ty)
+        stored = combine(k, A, c, own, kx, flag, r, m, z, R, LONG).to(state.dtype.element_ty)
         tl.store(state + k * stride + base + i, stored, mask=mask & written)
         if k == 0:
             x = tl.where(written, stored.to(tl.float32), x)
@@ -290,7 +309,7 @@ def execute(
 
 @triton.jit(do_not_specialize=["chains", "n", "rows"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_long(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
     chains, n, rows,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -303,7 +322,7 @@ def step_long(
     i = tile * TILE + tl.arange(0, TILE)
     size = n.to(tl.int64)
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, tile * (TILE // 4), exists & (i < n),
         R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True,
     )  # fmt: skip
@@ -311,7 +330,7 @@ def step_long(
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "shift"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_short(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
     chains, n, rows, shift,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -325,7 +344,7 @@ def step_short(
     size = n.to(tl.int64)
     exists = b < chains
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, block, exists & (i < n),
         R, HALVES, MISSING, False, False,
     )  # fmt: skip
@@ -344,6 +363,7 @@ def step(
     draw: torch.Tensor | None,
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
+    scales: torch.Tensor | None = None,
 ) -> None:
     """Execute one row of the table on every chain: see :func:`ulam_kernels.step`."""
     registers, chains = state.shape[:2]
@@ -358,7 +378,8 @@ def step(
     missing = 0 if model is not None else table.READS_M
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
     missing |= 0 if halves == 2 else table.LEARNED
-    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in)
+    missing |= 0 if scales is not None else table.THRESHOLD | table.NORMALISE
+    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales)
     with on_device(state):
         if n > LONGEST_SHORT:
             step_long[long_grid(chains, n)](

@@ -1,0 +1,122 @@
+// Sums over a chain with one instruction set's lanes, in an unnamed namespace like kernels_impl.h. V has, beyond what
+// ulam/special.h asks for, accumulate(lanes, x): lanes[k] += x[k] in double.
+#pragma once
+
+#include "likelihood_kernels.h"
+#include "reduce.h"
+
+namespace ulam::cpu {
+namespace {
+
+// One lane, for what is left over by the vectors.
+struct OneLane : Scalar {
+  static ULAM_HD f add(f a, f b) { return a + b; }
+  static ULAM_HD f div(f a, f b) { return a / b; }
+  static ULAM_HD f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
+  static ULAM_HD f load(const float* p) { return *p; }
+  static ULAM_HD void accumulate(double* lanes, f x) { lanes[0] += x; }
+};
+
+// A tensor of one chain: `each` tells whether it has one number an element, or one for all.
+struct Numbers {
+  const float* address;
+  bool each;
+
+  template <class V>
+  ULAM_HD typename V::f load(int64_t i) const {
+    return each ? V::load(address + i) : V::set(*address);
+  }
+};
+
+inline Numbers numbers_of(const float* base, bool each, int64_t chain, int64_t elements) {
+  return {base + (each ? chain * elements : chain), each};
+}
+
+// Sums term<V>(i), that of the elements from i on, in the lanes of ulam/reduce.h.
+template <class V, class Term>
+double sum_terms(int64_t elements, const Term& term) {
+  alignas(64) double lanes[kLanes];
+  int width = 1;
+  while (width < kLanes && width < elements) width *= 2;
+  for (int l = 0; l < width; ++l) lanes[l] = 0.0;
+  int64_t i = 0;
+  for (; i + V::width <= elements; i += V::width) V::accumulate(lanes + i % kLanes, term.template at<V>(i));
+  for (; i < elements; ++i) OneLane::accumulate(lanes + i % kLanes, term.template at<OneLane>(i));
+  return sum_lanes(lanes, width);
+}
+
+// What is the same for the whole chain is worked out once: as `excess` and `precision`.
+template <bool each_excess, bool each_precision>
+struct TwiceKl {
+  const float *mean_a, *mean_b;
+  Numbers log_var_a, log_var_b;
+  float excess, precision;
+
+  template <class V>
+  ULAM_HD typename V::f at(int64_t i) const {
+    typename V::f d = V::set(excess), p = V::set(precision);
+    if (each_excess) d = kl_excess<V>(log_var_a.template load<V>(i), log_var_b.template load<V>(i));
+    if (each_precision) p = reciprocal_exp<V>(log_var_b.template load<V>(i));
+    return twice_kl<V>(V::load(mean_a + i), V::load(mean_b + i), d, p);
+  }
+};
+
+template <class V, bool each_excess, bool each_precision>
+double kl_of_chain(const GaussianKl& s, int64_t b) {
+  const Numbers log_var_a = numbers_of(s.log_var_a, s.each_a, b, s.elements);
+  const Numbers log_var_b = numbers_of(s.log_var_b, s.each_b, b, s.elements);
+  const float excess = kl_excess<OneLane>(*log_var_a.address, *log_var_b.address);
+  const float precision = reciprocal_exp<OneLane>(*log_var_b.address);
+  const int64_t first = b * s.elements;
+  const TwiceKl<each_excess, each_precision> term{s.mean_a + first, s.mean_b + first, log_var_a,
+                                                  log_var_b,        excess,           precision};
+  return 0.5 * sum_terms<V>(s.elements, term);
+}
+
+template <class V>
+void gaussian_kl_of(const GaussianKl& s, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b)
+    s.out[b] = s.each_b ? kl_of_chain<V, true, true>(s, b)
+               : s.each_a ? kl_of_chain<V, true, false>(s, b)
+                          : kl_of_chain<V, false, false>(s, b);
+}
+
+template <bool each, Cdf cdf>
+struct LogBin {
+  const float *x, *mean;
+  Numbers log_scale;
+  float inverse_scale, half, edge;
+
+  template <class V>
+  ULAM_HD typename V::f at(int64_t i) const {
+    typename V::f inverse = V::set(inverse_scale);
+    if (each) inverse = reciprocal_exp<V>(log_scale.template load<V>(i));
+    const Bin<V> bin(V::load(x + i), V::load(mean + i), inverse, half, edge);
+    return cdf == kExact ? log_bin<V>(bin) : log_bin_tanh<V>(bin);
+  }
+};
+
+template <class V, bool each, Cdf cdf>
+double likelihood_of_chain(const DiscretisedLikelihood& s, int64_t b) {
+  const Numbers log_scale = numbers_of(s.log_scale, each, b, s.elements);
+  const int64_t first = b * s.elements;
+  const LogBin<each, cdf> term{
+      s.x + first, s.mean + first, log_scale, reciprocal_exp<OneLane>(*log_scale.address), s.half, s.edge};
+  return sum_terms<V>(s.elements, term);
+}
+
+template <class V>
+void discretised_of(const DiscretisedLikelihood& s, int64_t begin, int64_t end) {
+  const auto of_chain = s.cdf == kExact
+                            ? (s.each ? likelihood_of_chain<V, true, kExact> : likelihood_of_chain<V, false, kExact>)
+                            : (s.each ? likelihood_of_chain<V, true, kTanh> : likelihood_of_chain<V, false, kTanh>);
+  for (int64_t b = begin; b < end; ++b) s.out[b] = of_chain(s, b);
+}
+
+template <class V>
+constexpr LikelihoodKernels likelihood_with() {
+  return {gaussian_kl_of<V>, discretised_of<V>};
+}
+
+}  // namespace
+}  // namespace ulam::cpu

@@ -1,0 +1,237 @@
+// Whole chains side by side: a lane is a chain, its state lies in the nearest cache. Part of mcmc_impl.h.
+#pragma once
+
+#include <cstring>
+
+#include "mcmc_densities.h"
+
+namespace ulam::cpu {
+namespace {
+
+// d elements of each chain from `first` on, to rows of lanes; lanes beyond the last chain repeat it.
+template <class V>
+void gather(const float* from, int64_t first, int64_t chains, int64_t d, Lanes<V>& rows) {
+  for (int l = 0; l < V::width; ++l) {
+    const int64_t b = first + l < chains ? first + l : chains - 1;
+    for (int64_t i = 0; i < d; ++i) rows[i][l] = from[b * d + i];
+  }
+}
+
+// Back: chain l's d elements to `to` + l * stride. Blocks of four by four are transposed in registers.
+template <class V>
+void scatter(const Lanes<V>& rows, int lanes, int64_t d, float* to, int64_t stride) {
+  int64_t i = 0;
+  if constexpr (V::width > 1) {
+    for (; i + 4 <= d; i += 4) {
+      typename V::f z[4];
+      alignas(64) float turned[4][V::width];
+      for (int k = 0; k < 4; ++k) z[k] = get<V>(rows[i + k]);
+      V::interleave(z);
+      for (int k = 0; k < 4; ++k) put<V>(turned[k], z[k]);
+      for (int l = 0; l < lanes; ++l) std::memcpy(to + l * stride + i, &turned[l % 4][l / 4 * 4], 4 * sizeof(float));
+    }
+  }
+  for (; i < d; ++i)
+    for (int l = 0; l < lanes; ++l) to[l * stride + i] = rows[i][l];
+}
+
+template <class V>
+class Chains {
+  static constexpr int W = V::width;
+  using f = typename V::f;
+
+ public:
+  Chains(const Run& s, int64_t first)
+      : s_(s),
+        first_(first),
+        d_(s.target.dimension),
+        lanes_(static_cast<int>(s.chains - first < W ? s.chains - first : W)),
+        blocks_(static_cast<int>((d_ + 3) / 4)),
+        noise_(s.ids, first, s.chains) {
+    gather<V>(s.x, first, s.chains, d_, x_);
+    if (s.v) gather<V>(s.v, first, s.chains, d_, v_);
+    for (int l = 0; l < W; ++l)
+      for (int k = 0; k < 4; ++k) coef_[k][l] = s.coef[4 * (l < lanes_ ? first + l : s.chains - 1) + k];
+    for (int64_t i = 0; i < d_; ++i) scale_[i] = s.scale ? s.scale[i] : 1.0f;
+    if (s.moments)
+      for (int l = 0; l < lanes_; ++l)
+        for (int64_t i = 0; i < d_; ++i) {
+          sum_[i][l] = moment(l, 0)[i];
+          square_[i][l] = moment(l, 1)[i];
+        }
+  }
+
+  void run() {
+    const bool tests = s_.sampler == kMala || s_.sampler == kHmc;
+    evaluate_lanes<V>(s_.target, x_, score_, tests ? energy_ : nullptr);
+    int64_t kept = 0;
+    for (int64_t step = 0; step < s_.steps; ++step) {
+      noise_.start(static_cast<uint64_t>(step) * kDrawsPerStep);
+      const f r = normals_of<V>(noise_, blocks_, tests, z_);
+      switch (s_.sampler) {
+        case kUla:
+          langevin(x_);
+          evaluate_lanes<V>(s_.target, x_, score_, nullptr);
+          break;
+        case kMala:
+          mala(r);
+          break;
+        case kBaoab:
+          baoab();
+          break;
+        default:
+          hmc(r);
+      }
+      if ((step + 1) % s_.thin == 0) keep(kept++);
+    }
+    finish();
+  }
+
+ private:
+  f coef(int k) const { return get<V>(coef_[k]); }
+  double* moment(int lane, int which) const { return s_.moments + (2 * (first_ + lane) + which) * d_; }
+
+  void langevin(Lanes<V>& out) {
+    const f step = coef(0), noise = coef(1);
+    for (int64_t i = 0; i < d_; ++i) {
+      const f scale = V::set(scale_[i]);
+      const f x = ulam::langevin<V>(get<V>(x_[i]), V::mul(scale, get<V>(score_[i])), V::mul(step, scale),
+                                    V::mul(noise, scale), get<V>(z_[i]), s_.lo, s_.hi);
+      put<V>(out[i], x);
+    }
+  }
+
+  // to += size L by
+  void kick(Lanes<V>& to, f size, const Lanes<V>& by) {
+    for (int64_t i = 0; i < d_; ++i)
+      put<V>(to[i], V::fma(V::mul(size, V::set(scale_[i])), get<V>(by[i]), get<V>(to[i])));
+  }
+
+  void mala(f r) {
+    alignas(64) double proposed[W], sum[W], ratio[W];
+    langevin(proposal_);
+    evaluate_lanes<V>(s_.target, proposal_, proposal_score_, proposed);
+    for (int64_t i = 0; i < d_; ++i) {
+      const double scale = scale_[i];
+      for (int l = 0; l < W; ++l)
+        wide_[i][l] = mala_term(x_[i][l], proposal_[i][l], score_[i][l], proposal_score_[i][l],
+                                (0.5 * static_cast<double>(coef_[0][l])) * scale * scale);
+    }
+    halved_sum<W>(wide_, d_, sum);
+    for (int l = 0; l < W; ++l) ratio[l] = mala_log_ratio(energy_[l], proposed[l], sum[l], coef_[2][l]);
+    select(r, ratio, proposed);
+  }
+
+  void baoab() {
+    kick(v_, coef(0), score_);
+    kick(x_, coef(1), v_);
+    for (int64_t i = 0; i < d_; ++i)
+      put<V>(v_[i], thermostat<V>(get<V>(v_[i]), coef(2), coef(3), get<V>(z_[i])));
+    kick(x_, coef(1), v_);
+    evaluate_lanes<V>(s_.target, x_, score_, nullptr);
+    kick(v_, coef(0), score_);
+  }
+
+  void hmc(f r) {
+    alignas(64) double before[W], after[W], ratio[W], proposed[W];
+    const f whole = coef(0), half = V::mul(V::set(0.5f), whole);
+    for (int64_t i = 0; i < d_; ++i) {
+      put<V>(v_[i], V::mul(coef(3), get<V>(z_[i])));
+      put<V>(proposal_[i], get<V>(x_[i]));
+    }
+    squared_norms(v_, before);
+    for (int64_t leap = 0; leap < s_.leapfrog; ++leap) {
+      kick(v_, leap ? whole : half, leap ? proposal_score_ : score_);
+      kick(proposal_, whole, v_);
+      evaluate_lanes<V>(s_.target, proposal_, proposal_score_, leap + 1 == s_.leapfrog ? proposed : nullptr);
+    }
+    kick(v_, half, proposal_score_);
+    squared_norms(v_, after);
+    for (int l = 0; l < W; ++l)
+      ratio[l] = hmc_log_ratio(energy_[l], proposed[l], before[l], after[l], coef_[2][l]);
+    select(r, ratio, proposed);
+  }
+
+  void squared_norms(const Lanes<V>& v, double* sum) {
+    for (int64_t i = 0; i < d_; ++i)
+      for (int l = 0; l < W; ++l) wide_[i][l] = static_cast<double>(v[i][l]) * static_cast<double>(v[i][l]);
+    halved_sum<W>(wide_, d_, sum);
+  }
+
+  void select(f r, const double* ratio, const double* proposed) {
+    alignas(64) float root[W];
+    alignas(64) int32_t yes[W];
+    put<V>(root, r);
+    for (int l = 0; l < W; ++l) yes[l] = accepts(ratio[l], root[l]);
+    for (int l = 0; l < W; ++l) {
+      accepted_[l] += yes[l];
+      energy_[l] = yes[l] ? proposed[l] : energy_[l];
+    }
+    for (int64_t i = 0; i < d_; ++i)
+      for (int l = 0; l < W; ++l) {
+        x_[i][l] = yes[l] ? proposal_[i][l] : x_[i][l];
+        score_[i][l] = yes[l] ? proposal_score_[i][l] : score_[i][l];
+      }
+  }
+
+  void keep(int64_t kept) {
+    const int64_t count = s_.steps / s_.thin;
+    if (s_.draws) scatter<V>(x_, lanes_, d_, s_.draws + (first_ * count + kept) * d_, count * d_);
+    if (s_.moments)
+      for (int64_t i = 0; i < d_; ++i)
+        for (int l = 0; l < W; ++l) {
+          const double x = x_[i][l];
+          sum_[i][l] += x;
+          square_[i][l] += x * x;
+        }
+    if (!s_.energies) return;
+    if (s_.sampler == kUla || s_.sampler == kBaoab) evaluate_lanes<V>(s_.target, x_, proposal_score_, energy_);
+    for (int l = 0; l < lanes_; ++l) s_.energies[(first_ + l) * count + kept] = energy_[l];
+  }
+
+  void finish() {
+    scatter<V>(x_, lanes_, d_, s_.x + first_ * d_, d_);
+    if (s_.v) scatter<V>(v_, lanes_, d_, s_.v + first_ * d_, d_);
+    for (int l = 0; l < lanes_; ++l) {
+      if (s_.accepted) s_.accepted[first_ + l] += accepted_[l];
+      for (int64_t i = 0; i < d_ && s_.moments; ++i) {
+        moment(l, 0)[i] = sum_[i][l];
+        moment(l, 1)[i] = square_[i][l];
+      }
+    }
+  }
+
+  const Run& s_;
+  const int64_t first_, d_;
+  const int lanes_, blocks_;
+  ChainNoise<V> noise_;
+  alignas(64) Lanes<V> x_, score_, z_, v_, proposal_, proposal_score_;
+  alignas(64) double wide_[kMaxDimension][W], sum_[kMaxDimension][W] = {}, square_[kMaxDimension][W] = {};
+  alignas(64) float coef_[4][W];
+  alignas(64) double energy_[W] = {};
+  int64_t accepted_[W] = {};
+  float scale_[kMaxDimension];
+};
+
+template <class V>
+void run_groups(const Run& s, int64_t begin, int64_t end) {
+  for (int64_t group = begin; group < end; ++group) Chains<V>(s, group * V::width).run();
+}
+
+template <class V>
+void evaluate_groups(const Evaluate& s, int64_t begin, int64_t end) {
+  const int64_t d = s.target.dimension;
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * V::width;
+    const int lanes = static_cast<int>(s.chains - first < V::width ? s.chains - first : V::width);
+    alignas(64) Lanes<V> x, score;
+    alignas(64) double energy[V::width];
+    gather<V>(s.x, first, s.chains, d, x);
+    evaluate_lanes<V>(s.target, x, score, s.energy ? energy : nullptr);
+    scatter<V>(score, lanes, d, s.score + first * d, d);
+    if (s.energy) std::memcpy(s.energy + first, energy, lanes * sizeof(double));
+  }
+}
+
+}  // namespace
+}  // namespace ulam::cpu

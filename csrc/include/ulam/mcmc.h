@@ -1,0 +1,143 @@
+// The arguments of the Langevin and Metropolis operations, as every native backend takes them: sizes and raw pointers.
+// See kernels/ulam_kernels/mcmc.py for what each operation does.
+#pragma once
+
+#include <cstdint>
+
+#include "ulam/platform.h"
+
+namespace ulam {
+
+constexpr int kMaxDimension = 64;
+constexpr uint32_t kAcceptTag = 2;
+constexpr int64_t kDrawsPerStep = 16;
+
+enum DensityKind : int { kGaussianDiagonal, kGaussian, kMixture, kDoubleWell, kRosenbrock, kFunnel, kRing };
+enum Sampler : int { kUla, kMala, kBaoab, kHmc };
+
+struct Ids {  // [B] each
+  const int64_t *seed, *chain, *draw;
+};
+
+// B chains of n elements. Optional pointers may be null.
+struct Langevin {
+  int64_t chains, elements;
+  const float *x, *score;            // [B, n]
+  const float *step, *noise_scale;   // [B]
+  const float* scale;                // [n]
+  float lo, hi;
+  Ids ids;
+  const float* noise;  // [B, n]: used in place of the generated noise
+  float* out;          // [B, n], may be x
+};
+
+struct KickDrift {
+  int64_t chains, elements;
+  float *x, *v;                                    // [B, n]
+  const float* score;                              // [B, n]
+  const float *kick, *drift, *keep, *noise_scale;  // [B]
+  const float* scale;                              // [n]
+  Ids ids;
+  const float* noise;  // [B, n]
+};
+
+struct MalaAccept {
+  int64_t chains, elements;
+  float *x, *score;                         // [B, n]
+  const float *proposal, *proposal_score;   // [B, n]
+  double* energy;                           // [B]
+  const double* proposal_energy;            // [B]
+  const float *step, *inverse_temperature;  // [B]
+  const float* scale;                       // [n]
+  Ids ids;
+  bool* accepted;     // [B]
+  double* log_ratio;  // [B]
+};
+
+struct SquaredNorm {
+  int64_t chains, elements;
+  const float* x;  // [B, n]
+  double* out;     // [B]
+};
+
+struct Pair {
+  char* kept;
+  const char* proposed;
+  int64_t bytes;  // of a chain
+};
+
+struct Accept {
+  int64_t chains;
+  const double* log_ratio;  // [B]
+  int count;
+  Pair pairs[4];
+  Ids ids;
+  bool* accepted;  // [B]
+};
+
+struct Target {
+  int kind;
+  int64_t dimension, components;
+  const float* params;
+};
+
+struct Evaluate {
+  Target target;
+  int64_t chains;
+  const float* x;  // [B, d]
+  double* energy;  // [B]
+  float* score;    // [B, d]
+};
+
+struct Run {
+  Target target;
+  int64_t chains;
+  float* x;  // [B, d]
+  int sampler;
+  const float* coef;  // [B, 4]
+  int64_t steps;
+  Ids ids;
+  float* v;  // [B, d]
+  int64_t leapfrog;
+  const float* scale;  // [d]
+  float lo, hi;
+  int64_t thin;
+  float* draws;       // [B, steps / thin, d]
+  double* energies;   // [B, steps / thin]
+  double* moments;    // [B, 2, d]
+  int64_t* accepted;  // [B]
+};
+
+// The Metropolis test u < exp(log_ratio), with r = sqrt(-2 ln u) of noise-v1. NaN rejects.
+ULAM_HD bool accepts(double log_ratio, float r) {
+  const double wide = r;
+  return wide * wide > -2.0 * log_ratio;
+}
+
+// An element's part in the log ratio of a Langevin proposal; half is (step / 2) P_i.
+ULAM_HD double mala_term(float x, float proposal, float score, float proposal_score, double half) {
+  const double a = x, b = proposal, s = score, t = proposal_score;
+  return (s + t) * ((b - a) + half * (t - s));
+}
+
+ULAM_HD double mala_log_ratio(double energy, double proposal_energy, double sum, double beta) {
+  return ((energy - proposal_energy) - 0.5 * sum) * beta;
+}
+
+ULAM_HD double hmc_log_ratio(double energy, double proposal_energy, double norm, double proposal_norm, double beta) {
+  return ((energy - proposal_energy) + 0.5 * (norm - proposal_norm)) * beta;
+}
+
+// The updates of one element; `size` has the element's scale in it already.
+template <class V>
+ULAM_HD typename V::f langevin(typename V::f x, typename V::f scaled_score, typename V::f step, typename V::f noise,
+                               typename V::f z, float lo, float hi) {
+  return V::clip(V::fma(noise, z, V::fma(step, scaled_score, x)), V::set(lo), V::set(hi));
+}
+
+template <class V>
+ULAM_HD typename V::f thermostat(typename V::f v, typename V::f keep, typename V::f noise, typename V::f z) {
+  return V::fma(noise, z, V::mul(keep, v));
+}
+
+}  // namespace ulam

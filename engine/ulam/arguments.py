@@ -1,0 +1,107 @@
+"""Checks of an engine's arguments: one clear error each, before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+
+import ulam_kernels.dispatch
+from ulam_kernels.ops import MAX_ELEMENTS
+
+from .denoiser import Denoiser
+from .noise import whole_number
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple of sizes of at least 1."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+    sizes = tuple(whole_number("shape", size) for size in shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"shape: got {sizes}, expected sizes of at least 1")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise ValueError(f"shape: got {sizes}, a sample may have at most 2^30 elements")
+    return sizes
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}: {error}") from None
+    if where.type == "cpu":
+        return torch.device("cpu")
+    if where.type != "cuda":
+        raise ValueError(f"device: got {device!r}, expected cpu or cuda")
+    count = torch.cuda.device_count()
+    index = where.index if where.index is not None or not count else torch.cuda.current_device()
+    if index is None or index >= count:
+        raise ValueError(f"device: got {device!r}, but torch sees {count} CUDA devices here")
+    return torch.device("cuda", index)
+
+
+def check_network_device(denoiser: Denoiser, device: torch.device) -> None:
+    """Raises ValueError for a network with parameters elsewhere."""
+    if isinstance(denoiser.net, torch.nn.Module):
+        for name, parameter in denoiser.net.named_parameters():
+            if parameter.device != device:
+                raise ValueError(f"device: got {device}, but the network's {name} is on {parameter.device}")
+
+
+def check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless ``x_init`` is a float tensor of this shape."""
+    if not isinstance(x_init, torch.Tensor) or not x_init.is_floating_point():
+        raise TypeError(f"x_init: got {type(x_init).__name__}, expected a float tensor {list(shape)} or None")
+    if tuple(x_init.shape) != shape:
+        raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(shape)} (chains first)")
+
+
+def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:
+    """What runs on the slow reference without having been asked for."""
+    asked = backend or os.environ.get("ULAM_BACKEND")
+    if name != "reference" or asked == "reference" or dtype == torch.float64:
+        return ()
+    return (ulam_kernels.dispatch.why_reference(),)
+
+
+def check_guidance_options(
+    guidance: object, interval: object, rescale: object
+) -> tuple[tuple[float, float] | None, float]:
+    """The interval as (lo, hi) or None, rounded to float32 as the slots hold it, and phi.
+
+    Raises:
+        TypeError, ValueError: what cannot be an interval or a phi.
+    """
+    phi = _number("guidance_rescale", rescale)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"guidance_rescale: got {rescale!r}, expected a number in [0, 1]")
+    if guidance is None and (interval is not None or phi):
+        name = "guidance_rescale" if interval is None else "guidance_interval"
+        raise ValueError(f"guidance: got None beside {name}, expected a weight")
+    if interval is None:
+        return None, phi
+    if not isinstance(interval, Sequence) or len(interval) != 2:
+        raise TypeError(f"guidance_interval: got {interval!r}, expected a pair (lo, hi) of times, or None")
+    lo, hi = (torch.tensor(_number("guidance_interval", end), dtype=torch.float32).item() for end in interval)
+    if not lo <= hi:  # NaN too
+        raise ValueError(f"guidance_interval: got {interval!r}, expected lo <= hi")
+    return (lo, hi), phi
+
+
+def check_callback(callback: object, every: object, finish: object) -> None:
+    """Raises TypeError or ValueError for what cannot be called, or not every so often."""
+    for name, function in (("callback", callback), ("finish", finish)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: got {type(function).__name__}, expected a callable or None")
+    if whole_number("every", every) < 1:
+        raise ValueError(f"every: got {every}, expected at least 1")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: got {value!r}, expected a number")
+    return float(value)

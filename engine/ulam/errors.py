@@ -1,0 +1,25 @@
+"""What an engine raises beside TypeError and ValueError for its arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .job import Job
+
+
+class NetworkError(RuntimeError):
+    """The network raised; ``__cause__`` is what. The engine is as before the call, going on repeats it.
+
+    ``chains`` are the ids of the chains that were in the batch, by job.
+    """
+
+    def __init__(self, cause: BaseException, chains: dict[Job, list[int]]) -> None:
+        ids = sorted(chain for of_job in chains.values() for chain in of_job)
+        shown = ", ".join(map(str, ids[:8])) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
+        super().__init__(f"net: {type(cause).__name__}: {cause} (chains {shown})")
+        self.chains = chains
+
+
+class QueueFull(RuntimeError):
+    """A bounded queue has no room for a job; nothing has changed."""

@@ -1,0 +1,82 @@
+"""A denoiser as the function D(y, sigma) = E[x | y] of a noisy observation y = x + sigma z."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from .denoiser import Denoiser, sigma_data_of, x0_coefficients
+from .network import in_eval_mode
+from .schedules import Array
+
+Sigma: TypeAlias = "float | torch.Tensor | Array"
+Inputs: TypeAlias = Mapping[str, torch.Tensor]
+
+
+class Estimator:
+    """D(y, sigma_b) for a batch y ``[B, *shape]`` with one noise level a chain: a differentiable function of y.
+
+    Where a schedule has alpha below 1, y = x + sigma z is read as x_t = alpha_t y at the t with sigma_t / alpha_t =
+    sigma; under time="index" at the nearest training step. Coefficients are worked out in float64 and rounded once to
+    the dtype of y. The network is called in eval mode with ``cond`` as further arguments.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range, named in the message.
+    """
+
+    def __init__(self, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"denoiser must be a ulam.Denoiser, got {type(denoiser).__name__}")
+        if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+            raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
+        if y.dim() < 2 or not y.numel():
+            raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
+        self.sigma = levels(y, sigma)
+        self._net, self._cond, self._like = denoiser.net, dict(cond or {}), y
+        self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
+        schedule = denoiser.schedule
+        time = schedule.t_of_sigma(self.sigma)
+        time = np.rint(time) if denoiser.time == "index" else time
+        alpha, noise = schedule.levels(time)
+        sigma_data = sigma_data_of(schedule, denoiser.predicts)
+        kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, sigma_data)
+        self._to_net, self._on_y, self._on_m = (self._tensor(c) for c in (c_in * alpha, kx * alpha, km))
+        exact = y.dtype == torch.float64 and denoiser.time != "index"  # for checking
+        told = torch.float64 if exact else denoiser.time_dtype
+        self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, told)
+
+    def _tensor(self, coefficients: Array) -> torch.Tensor:
+        like = self._like
+        return torch.from_numpy(np.ascontiguousarray(coefficients)).to(like).view(-1, *[1] * (like.dim() - 1))
+
+    def __call__(self, y: torch.Tensor) -> torch.Tensor:
+        """D, shaped like y."""
+        x = self._to_net * y
+        with in_eval_mode(self._modules):
+            m = self._net(x, self._t, **self._cond)
+        if not isinstance(m, torch.Tensor) or m.shape not in (y.shape, (len(y), 2 * y.shape[1], *y.shape[2:])):
+            came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
+            raise ValueError(f"net: returned {came}, expected {list(y.shape)} like its input")
+        return self._on_y * y + self._on_m * m[:, : y.shape[1]].to(y.dtype)
+
+    def per_chain(self, values: Array) -> torch.Tensor:
+        """``[B]`` numbers as a tensor that broadcasts over y."""
+        return self._tensor(values)
+
+
+def levels(y: torch.Tensor, sigma: Sigma) -> Array:
+    """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
+    if isinstance(sigma, torch.Tensor):
+        sigma = sigma.detach().cpu().double().numpy()
+    values = np.asarray(sigma)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"sigma must be a number, or one a chain, got {sigma!r}")
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != len(y)):
+        raise ValueError(f"sigma must be a number or have shape [{len(y)}], chains, got {list(values.shape)}")
+    values = np.broadcast_to(values.astype(np.float64), (len(y),))
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"sigma must be finite and above 0, got {values[~(np.isfinite(values) & (values > 0))][0]:g}")
+    return values

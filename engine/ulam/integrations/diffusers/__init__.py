@@ -1,0 +1,19 @@
+"""Models and schedulers of diffusers on ulam: `fuse`, `fused`, and `loading.denoiser_from_diffusers`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .fusing import fuse, fused
+
+__all__ = ["fuse", "fused"]
+
+
+def __getattr__(name: str) -> Any:
+    """`fuse` and `fused` import diffusers, which is slow, so they are loaded when they are first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import fusing
+
+    return getattr(fusing, name)

@@ -1,0 +1,130 @@
+"""`fuse`: a configured diffusers scheduler on ulam's rows, in the class of the original."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+try:
+    import diffusers
+except ImportError as error:
+    raise ImportError("ulam.integrations.diffusers.fuse needs diffusers: pip install 'ulam[diffusers]'") from error
+
+from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
+from .noise import KINDS, Streams
+from .scheduler import Fused
+from .score_family import FusedScoreSdeVe
+from .sigma_families import (
+    FusedEDMEuler,
+    FusedEuler,
+    FusedEulerAncestral,
+    FusedFlowMatchEuler,
+    FusedHeun,
+    FusedKDPM2,
+    FusedLMS,
+)
+from .solver_families import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedEDMDPM, FusedUniPC
+from .threads import PROGRESS, SCHEDULE, PerThread
+
+FAMILIES: dict[str, type[Fused]] = {
+    "DDPMScheduler": FusedDDPM,
+    "DDIMScheduler": FusedDDIM,
+    "LCMScheduler": FusedLCM,
+    "PNDMScheduler": FusedPNDM,
+    "EulerDiscreteScheduler": FusedEuler,
+    "EulerAncestralDiscreteScheduler": FusedEulerAncestral,
+    "HeunDiscreteScheduler": FusedHeun,
+    "KDPM2DiscreteScheduler": FusedKDPM2,
+    "LMSDiscreteScheduler": FusedLMS,
+    "EDMEulerScheduler": FusedEDMEuler,
+    "FlowMatchEulerDiscreteScheduler": FusedFlowMatchEuler,
+    "DPMSolverMultistepScheduler": FusedDPMMultistep,
+    "DPMSolverSinglestepScheduler": FusedDPMSinglestep,
+    "EDMDPMSolverMultistepScheduler": FusedEDMDPM,
+    "UniPCMultistepScheduler": FusedUniPC,
+    "DEISMultistepScheduler": FusedDEIS,
+    "ScoreSdeVeScheduler": FusedScoreSdeVe,
+}
+
+
+def fuse(
+    scheduler: Any,
+    *,
+    noise: str = "torch",
+    seed: int = 0,
+    chains: int | range | Sequence[int] | torch.Tensor | None = None,
+    backend: str | None = None,
+) -> Any:
+    """The same scheduler with `step` as one fused operation: same interface, configuration and timesteps.
+
+    scheduler: a scheduler of diffusers of a class in `FAMILIES`, or of a class derived from one that leaves `step`
+    as it is. The result is an instance of its class, and takes its place in any pipeline:
+    ``pipe.scheduler = fuse(pipe.scheduler)``. What it saves is read back by diffusers alone.
+
+    noise: "torch" draws what diffusers draws, in order, shape and dtype, from the generator that `step` is given (or
+    torch's own), so that results are reproduced. "noise-v1" makes ulam's noise from (seed, chain, row) inside the
+    step; the generator is then not read. chains: the ids of a batch's samples, default 0, 1, ...
+    backend: as in `ulam.sample`.
+
+    Several threads may use one fused scheduler, also with different numbers of steps: what `set_timesteps` and `step`
+    set is per thread. `step` takes a timestep for every sample of the batch as well as one for all.
+    The second output (`pred_original_sample`, ...) is computed when it is asked for.
+
+    Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows.
+    """
+    if not isinstance(scheduler, diffusers.SchedulerMixin):
+        raise TypeError(f"scheduler must be a scheduler of diffusers, got {type(scheduler).__name__}")
+    if noise not in KINDS:
+        raise ValueError(f"noise must be one of {', '.join(KINDS)}, got {noise!r}")
+    new = fused(type(scheduler)).__new__(fused(type(scheduler)))
+    new._restore(scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
+    streams = Streams.of(seed, chains)
+    new._streams, new._backend = streams if noise == "noise-v1" else None, backend
+    new._check()
+    return new
+
+
+@cache
+def fused(scheduler_class: type) -> Any:
+    """The class of `fuse(scheduler)`, derived from a scheduler class of diffusers; it is used as that class is.
+
+    It keeps the name and module of the original, under which diffusers saves schedulers and pipelines. Raises TypeError
+    for other classes.
+    """
+    if issubclass(scheduler_class, Fused):
+        return scheduler_class
+    family = next((FAMILIES[c.__name__] for c in scheduler_class.__mro__ if _is_own(c)), None)
+    if family is None:
+        raise TypeError(
+            f"scheduler must be of one of the classes {', '.join(FAMILIES)}, got {scheduler_class.__name__}"
+        )
+    owner = next(c for c in scheduler_class.__mro__ if "step" in vars(c) or "step_pred" in vars(c))
+    if not _is_own(owner):
+        raise TypeError(f"scheduler must have the step of diffusers, {scheduler_class.__name__} has one of its own")
+    namespace: dict[str, Any] = {name: PerThread(name, progress=False) for name in SCHEDULE}
+    namespace |= {name: PerThread(name, progress=True) for name in PROGRESS}
+    namespace["set_timesteps"] = _beginning_anew(scheduler_class.set_timesteps)  # type: ignore[attr-defined]
+    namespace["__module__"] = scheduler_class.__module__
+    namespace["__qualname__"] = f"fused({scheduler_class.__qualname__})"
+    namespace["__doc__"] = scheduler_class.__doc__
+    namespace["_original"] = scheduler_class
+    return type(scheduler_class.__name__, (family, scheduler_class), namespace)
+
+
+def _is_own(scheduler_class: type) -> bool:
+    """Whether diffusers itself has this class, and fuse knows it."""
+    name = scheduler_class.__name__
+    return name in FAMILIES and getattr(diffusers, name, None) is scheduler_class
+
+
+def _beginning_anew(set_timesteps: Any) -> Any:
+    @functools.wraps(set_timesteps)
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._begin()
+        set_timesteps(self, *args, **kwargs)
+
+    return begin

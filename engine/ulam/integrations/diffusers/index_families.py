@@ -1,0 +1,263 @@
+"""DDPM, DDIM, LCM and PNDM: schedulers on training indices, whose samples are alpha x_0 + sigma eps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from ...program import Program, ProgramBuilder
+from ...samplers import DDIM, DDPM, LCM, PNDM
+from ...samplers.euler import Coordinates
+from ...samplers.grid import Grid
+from ...samplers.pndm import ADAMS_BASHFORTH, Step
+from .levels import (
+    clip_of,
+    estimates,
+    grid_of,
+    numbers,
+    predicts_of,
+    unsupported,
+    vp_levels,
+    vp_schedule,
+    with_scaled_D,
+)
+from .noise import Generators
+from .plan import Calls, Plan
+from .scheduler import Fused, Timestep
+
+VARIANCES = {
+    "fixed_small": "posterior",
+    "fixed_small_log": "posterior",
+    "fixed_large": "beta",
+    "fixed_large_log": "beta",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+
+
+class FusedDDPM(Fused):
+    """DDPMScheduler on `ulam.samplers.DDPM`.
+
+    Not as in diffusers, where it gives NaN: variance_type="fixed_large_log" has beta's standard deviation, and
+    "learned" reads the network's second half as a logarithm [Nichol & Dhariwal 2021].
+    """
+
+    counted = False
+    output = DDPMSchedulerOutput, "pred_original_sample"
+
+    def _check(self) -> None:
+        predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        if self.config.variance_type not in VARIANCES:
+            raise unsupported("variance_type", self.config.variance_type, f"use one of {', '.join(VARIANCES)}")
+
+    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+        self._check()
+        schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        times, (clip, factor) = numbers(self.timesteps), clip_of(self.config)
+        grid = grid_of(times, vp_levels(self, times, 1.0))
+        sampler = DDPM(len(grid), variance=VARIANCES[self.config.variance_type], clip=clip)
+        program = with_scaled_D(sampler.on(grid, schedule, predicts), factor)
+        if times[-1] > 0:
+            program = _with_noise_at_the_end(program, float(grid.sigmas[-2]), sampler.variance)
+        levels = grid.alphas[:-1], grid.sigmas[:-1]
+        return Calls(
+            program,
+            times > 0,
+            lambda: with_scaled_D(estimates(schedule, predicts, times, levels, clip), factor),
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Timestep,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        return self._run(model_output, timestep, sample, generator, return_dict)
+
+
+def _with_noise_at_the_end(program: Program, std: float, variance: str) -> Program:
+    """diffusers adds noise in the last step too, of variance 1e-20 to beta, unless its timestep is 0."""
+    A, learned, lv_m, lv_b = (np.array(getattr(program, name)) for name in ("A", "learned", "lv_m", "lv_b"))
+    smallest = 1e-10
+    A[-1, 0, -1] = {"posterior": smallest, "beta": std}.get(variance, 1.0)
+    if variance.startswith("learned"):
+        learned[-1] = True
+        lv_m[-1], lv_b[-1] = 0.5, 0.0
+        if variance == "learned_range":
+            low, high = np.log(smallest), np.log(std)
+            lv_m[-1], lv_b[-1] = (high - low) / 2, (high + low) / 2
+    return replace(program, A=A, learned=learned, lv_m=lv_m, lv_b=lv_b)
+
+
+class FusedDDIM(Fused):
+    """DDIMScheduler on `ulam.samplers.DDIM`.
+
+    Each step goes to the next of `timesteps`. diffusers goes to timestep - T // n, which is another one for linspace
+    spacing, and for trailing where n does not divide T. A timestep that is none of them goes there in both.
+    """
+
+    counted = False
+    output = DDIMSchedulerOutput, "pred_original_sample"
+    num_inference_steps: int | None
+    final_alpha_cumprod: Any
+
+    def _check(self) -> None:
+        predicts_of(self.config, "epsilon", "sample", "v_prediction")
+
+    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+        eta, rederive = options
+        schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        clip, factor = clip_of(self.config)
+        times = numbers(self.timesteps) if start >= 0 else np.array([-1.0 - start])
+        alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
+        if start < 0:
+            assert self.num_inference_steps is not None
+            after = times - self.config.num_train_timesteps // self.num_inference_steps
+            if after >= 0:
+                (alphas[1:], _), (sigmas[1:], _) = vp_levels(self, after, 1.0)
+        grid = grid_of(times, (alphas, sigmas))
+        program = DDIM(len(grid), eta=eta, clip=clip, rederive_eps=rederive).on(grid, schedule, predicts)
+        return Calls(
+            with_scaled_D(program, factor),
+            np.full(len(grid), eta > 0),
+            lambda: with_scaled_D(estimates(schedule, predicts, times, (alphas[:-1], sigmas[:-1]), clip), factor),
+        )
+
+    def _at(self, plan: Plan, time: float) -> int:
+        if time in plan.positions or time not in range(self.config.num_train_timesteps):
+            return super()._at(plan, time)
+        return plan.offset(-1 - int(time))
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Timestep,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        if self.num_inference_steps is None:
+            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
+        if eta > 0 and variance_noise is not None and generator is not None:
+            raise ValueError("generator and variance_noise must not both be given")
+        noise = variance_noise if eta > 0 else None
+        options = (eta, use_clipped_model_output)
+        return self._run(model_output, timestep, sample, generator, return_dict, options=options, noise=noise)
+
+
+class FusedLCM(Fused):
+    """LCMScheduler on `ulam.samplers.LCM`."""
+
+    output = LCMSchedulerOutput, "denoised"
+    num_inference_steps: int | None
+
+    def _check(self) -> None:
+        predicts_of(self.config, "epsilon", "sample", "v_prediction")
+
+    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+        predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        times, (clip, factor) = numbers(self.timesteps), clip_of(self.config)
+        grid = grid_of(times, vp_levels(self, times, 1.0))
+        sampler = LCM(len(grid), timestep_scaling=self.config.timestep_scaling, clip=clip)
+        program = with_scaled_D(sampler.on(grid, vp_schedule(self), predicts), factor)
+
+        def denoised() -> Program:
+            A = program.A / grid.alphas[1:, None, None]
+            A[:, :, -1] = 0.0
+            return replace(program, A=A)
+
+        return Calls(program, np.arange(len(grid)) < len(grid) - 1, denoised)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Timestep,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        if self.num_inference_steps is None:
+            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
+        return self._run(model_output, timestep, sample, generator, return_dict)
+
+
+class FusedPNDM(Fused):
+    """PNDMScheduler on `ulam.samplers.PNDM`, mixing the network's outputs as diffusers does.
+
+    Each step goes to the next of `timesteps`; diffusers goes to timestep - T // n, see `FusedDDIM`, and where that is
+    odd its first Runge-Kutta stages go to another time than they are told. A loop that begins in the middle (image to
+    image) begins with Adams-Bashforth of order 1, each timestep being used once.
+    """
+
+    has_history = True
+    output = SchedulerOutput, None
+    num_inference_steps: int | None
+    final_alpha_cumprod: Any
+    _timesteps: Any
+    ets: list[torch.Tensor]
+
+    def _check(self) -> None:
+        predicts_of(self.config, "epsilon", "v_prediction")
+
+    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+        schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "v_prediction")
+        times = np.array(self._timesteps, dtype=np.float64)[::-1]
+        skip = self.config.skip_prk_steps
+        if start and not skip:
+            raise unsupported("skip_prk_steps", skip, "a loop that does not begin at the first timestep needs True")
+        first = max(start - 1, 0)
+        alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
+        grid = grid_of(times[first:], (alphas[first:], sigmas[first:]))
+        if start:
+            program = _adams_bashforth(grid, schedule, predicts)
+        else:
+            program = PNDM(len(grid), skip_prk=skip, mixes="output").on(grid, schedule, predicts)
+        return Calls(program, np.zeros(len(program), dtype=np.bool_))
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
+    ) -> Any:
+        if self.num_inference_steps is None:
+            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
+        return self._run(model_output, timestep, sample, None, return_dict)
+
+    def step_prk(
+        self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
+    ) -> Any:
+        """`step`; diffusers' own where the caller has set `ets`, a history of his."""
+        step = super().step_prk if self.ets else self.step  # type: ignore[misc]
+        return step(model_output, timestep, sample, return_dict=return_dict)
+
+    def step_plms(
+        self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
+    ) -> Any:
+        """`step_prk`, after the Runge-Kutta steps. Raises ValueError before, as diffusers does."""
+        before = not self.config.skip_prk_steps and (self._local._step_index or 0) < 12
+        if before and not self.ets:
+            raise ValueError("step_plms must come after 12 calls of step_prk")
+        step = super().step_plms if self.ets else self.step  # type: ignore[misc]
+        return step(model_output, timestep, sample, return_dict=return_dict)
+
+
+def _adams_bashforth(grid: Grid, schedule: Any, predicts: str) -> Program:
+    """PNDM's multistep rows with no start-up of their own."""
+    line = Coordinates.of(grid, schedule, predicts)
+    builder = ProgramBuilder(schedule, predicts, registers=4)
+    for i, time in enumerate(grid.times):
+        level, after = ((grid.alphas[j], grid.sigmas[j]) for j in (i, i + 1))
+        keeps = min(i + 1, 3) if i + 1 < len(grid) else 0
+        step = Step(line, float(time), level, after, keeps, mixes_output=True)
+        step.multistep(builder, ADAMS_BASHFORTH[min(i, 3)])
+    return builder.program(sampler="PNDM", order=2)

@@ -1,0 +1,117 @@
+"""From a diffusers scheduler to ulam's terms: its noise levels as a grid, its options as arguments, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...program import Clip, DynamicThreshold, Program, ProgramBuilder
+from ...samplers.grid import Grid
+from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
+from .loading import PREDICTS
+
+
+def numbers(values: Any) -> Array:
+    """A tensor or an array as float64."""
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def vp_schedule(scheduler: Any) -> VariancePreserving:
+    """The schedule that a scheduler's own alphas_cumprod are.
+
+    Where diffusers has 2^-24 in the place of a last alphas_cumprod of 0, that may lie above the one before. Levels are
+    then taken from sigmas, so here it only has to be lower.
+    """
+    abar = numbers(scheduler.alphas_cumprod).copy()
+    if abar[-1] > 0:
+        abar[-1] = min(abar[-1], abar[-2] / 2) if abar[-1] >= abar[-2] else abar[-1]
+    return from_alphas_cumprod(abar)
+
+
+def vp_levels(scheduler: Any, times: Array, final: float) -> tuple[Array, Array]:
+    """(alphas, sigmas) [n + 1] at training indices, the last where alphas_cumprod is `final`."""
+    abar = np.append(numbers(scheduler.alphas_cumprod)[times.astype(np.int64)], final)
+    return np.sqrt(abar), np.sqrt(1 - abar)
+
+
+def at_sigmas(schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
+    """(alphas, sigmas) shaped like diffusers' `sigmas`: sigma / alpha, on flow schedules sigma itself."""
+    if isinstance(schedule, FlowMatching):
+        return 1 - sigmas, sigmas
+    if isinstance(schedule, VariancePreserving):
+        alphas = 1 / np.hypot(1, sigmas)
+        return alphas, sigmas * alphas
+    return np.ones_like(sigmas), sigmas
+
+
+def grid_of(times: Array, levels: tuple[Array, Array]) -> Grid:
+    """The grid. Where diffusers ends on the level before, the last step is made one of relative size 1e-9.
+
+    Some of its grids repeat their last level (up to rounding), so that the last call changes nothing; a `Grid` must
+    decrease.
+    """
+    alphas, sigmas = (np.array(level) for level in levels)
+    before, last = sigmas[-2] * alphas[-1], sigmas[-1] * alphas[-2]
+    if abs(last - before) < 1e-6 * before:
+        alphas[-1], sigmas[-1] = alphas[-2], sigmas[-2] * (1 - 1e-9)
+    return Grid(times, alphas, sigmas)
+
+
+def predicts_of(config: Any, *names: str) -> str:
+    """What the network predicts. Raises ValueError unless `prediction_type` is one of `names`."""
+    if config.prediction_type not in names:
+        raise unsupported("prediction_type", config.prediction_type, f"use one of {', '.join(names)}")
+    return PREDICTS[config.prediction_type]
+
+
+def clip_of(config: Any) -> tuple[Clip, float]:
+    """(clip, factor): D <- factor clip(D), from thresholding and clip_sample.
+
+    diffusers lets sample_max_value be below 1; it then is the bound s of every chain: clip(D, -s, s) / s.
+    """
+    if config.get("thresholding"):
+        ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value
+        if most < 1:
+            return (-most, most), 1 / most
+        return DynamicThreshold(ratio, most), 1.0
+    if config.get("clip_sample"):
+        return (-config.clip_sample_range, config.clip_sample_range), 1.0
+    return None, 1.0
+
+
+def with_scaled_D(program: Program, factor: float) -> Program:
+    """The same rows with `factor` D in the place of D."""
+    if factor == 1:
+        return program
+    A = program.A.copy()
+    A[:, :, program.registers] *= factor
+    return replace(program, A=A)
+
+
+def with_negated_output(program: Program) -> Program:
+    """The same rows for a network whose output has the other sign."""
+    A = program.A.copy()
+    A[:, :, program.registers + 1] *= -1
+    return replace(program, A=A, km=-program.km)
+
+
+def estimates(schedule: Schedule, predicts: str, times: Array, levels: tuple[Array, Array], clip: Clip) -> Program:
+    """Rows that give D, the estimate of x_0, at `levels` [n]."""
+    builder = ProgramBuilder(schedule, predicts, clip=clip)
+    builder.rows(times, levels=levels, x={"D": 1.0})
+    return builder.program(sampler="x0")
+
+
+def reading_scaled(program: Program, scale: Array) -> Program:
+    """The same rows on the state x / scale [n], leaving what they left."""
+    A = program.A.copy()
+    A[:, :, 0] *= scale[:, None]
+    return replace(program, A=A, kx=program.kx * scale)
+
+
+def unsupported(name: str, value: object, rather: str) -> ValueError:
+    """The error of an option that has no rows."""
+    return ValueError(f"{name}={value!r} of the scheduler is not supported by fuse: {rather}")

@@ -1,0 +1,309 @@
+"""Denoisers from diffusers: a saved pipeline, or one in memory, as a network with its schedule and prediction."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import schedules
+from ...denoiser import Denoiser
+from ...schedules import Schedule
+
+MODELS = {
+    "UNet2DModel": ("class_labels",),
+    "UNet2DConditionModel": (
+        "encoder_hidden_states",
+        "class_labels",
+        "timestep_cond",
+        "attention_mask",
+        "encoder_attention_mask",
+        "mid_block_additional_residual",
+    ),
+    "DiTTransformer2DModel": ("class_labels",),
+}
+ADDED = ("text_embeds", "time_ids", "image_embeds", "hint")
+VP = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "RePaintScheduler",
+)
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+VE = ("ScoreSdeVeScheduler",)
+PREDICTS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+
+Clock = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DiffusersNetwork(torch.nn.Module):
+    """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
+
+    cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
+    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). clock: from t to what the model is told.
+    negated: whether the output changes sign. Raises TypeError for other names in cond.
+    """
+
+    def __init__(self, model: torch.nn.Module, takes: tuple[str, ...], clock: Clock, negated: bool) -> None:
+        super().__init__()
+        self.model, self.takes, self.clock, self.negated = model, takes, clock, negated
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
+        if "encoder_hidden_states" in self.takes:
+            added = {name: cond.pop(name) for name in ADDED if name in cond}
+            if "image_embeds" in added:
+                given.setdefault("encoder_hidden_states", None)  # models told by an image alone
+            given["added_cond_kwargs"] = added or None
+        if cond:
+            takes = ", ".join(self.takes + (ADDED if "encoder_hidden_states" in self.takes else ()))
+            raise TypeError(f"cond: got {sorted(cond)}, but {type(self.model).__name__} takes {takes}")
+        m: torch.Tensor = self.model(x, self.clock(t), return_dict=False, **given)[0]
+        return -m if self.negated else m
+
+
+def denoiser_from_diffusers(
+    source: object, *, variant: str | None = None, dtype: torch.dtype | None = None
+) -> Denoiser:
+    """The denoiser in `source`: UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, with its schedule.
+
+    source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``), the
+    folder of a saved model beside a folder ``scheduler/``, or a pipeline in memory, whose model is then shared.
+    variant, dtype: which of a folder's weights (``"fp16"``), and the dtype to load them in; default float32.
+
+    Nothing is fetched, and weights are read from safetensors only. The schedule is computed in float64 from the
+    scheduler's configuration, not from its float32 arrays; a scheduler's choices for sampling (spacing, offset,
+    clipping, Karras sigmas, ...) belong to the samplers and are not read.
+
+    | scheduler | schedule | the model is told |
+    |---|---|---|
+    | DDPM, DDIM, Euler, DPM-Solver, ... | vp_linear, vp_scaled_linear, vp_cosine, vp_sigmoid or from_betas | index |
+    | the same with ``rescale_betas_zero_snr`` | zero_terminal_snr(...) | index |
+    | flow matching, and ``use_flow_sigmas`` | flow(shift) | num_train_timesteps t |
+    | EDM [Karras 2022, table 1] | edm(...), predicts="raw" | log(sigma) / 4 |
+    | ScoreSdeVe [Song 2021b] | ve(...), predicts="score" | sigma |
+
+    Sampling is `ulam.sample(denoiser, ..., cond={"encoder_hidden_states": ...})`: see `DiffusersNetwork` for the names.
+    A learned variance (2C output channels) is read by `samplers.DDPM(variance=...)` and ignored by the others.
+
+    Raises TypeError, ValueError, OSError or ImportError, in one line: no such folder, a model or scheduler that is not
+    in this list, weights that are missing, incomplete or pickled, no diffusers.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        model, scheduler = _from_folder(Path(source), variant, dtype)
+    else:
+        if variant is not None or dtype is not None:
+            raise ValueError("variant, dtype: only for folders; a pipeline in memory brings its weights")
+        model, scheduler = _from_pipeline(source)
+    name = _known(model, MODELS)
+    if name is None:
+        raise ValueError(f"source: the model is a {type(model).__name__}, expected one of {', '.join(MODELS)}")
+    channels, out = model.config["in_channels"], model.config["out_channels"] or model.config["in_channels"]
+    if out not in (channels, 2 * channels):
+        raise ValueError(
+            f"source: the {name} reads {channels} channels and returns {out}, expected as many or twice as many"
+        )
+    schedule, predicts, clock, negated = _read_scheduler(scheduler)
+    return Denoiser(DiffusersNetwork(model, MODELS[name], clock, negated), schedule, predicts)
+
+
+# ------------------------------------------------------------------------------------------------- the source
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise ImportError("from_diffusers needs diffusers: pip install 'ulam[diffusers]'") from None
+    return diffusers
+
+
+def _from_pipeline(pipeline: object) -> tuple[Any, Any]:
+    if not isinstance(pipeline, _diffusers().DiffusionPipeline):
+        raise TypeError(f"source: got {type(pipeline).__name__}, expected a folder or a diffusers pipeline")
+    parts = (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+    model = next((part for part in parts if part is not None), None)
+    scheduler = getattr(pipeline, "scheduler", None)
+    if model is None or scheduler is None:
+        came = type(pipeline).__name__
+        raise ValueError(f"source: {came} lacks a {'unet or transformer' if model is None else 'scheduler'}")
+    return model, scheduler
+
+
+def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"source: {folder} is not a folder (nothing is fetched from the network)")
+    if (folder / "model_index.json").is_file():
+        index = _json(folder / "model_index.json")
+        present = [name for name in ("unet", "transformer") if index.get(name) not in (None, [None, None])]
+        if not present:
+            raise ValueError(f"source: {folder / 'model_index.json'} lists neither unet nor transformer")
+        model, scheduler = folder / present[0], folder / "scheduler"
+    elif (folder / "config.json").is_file():
+        model, scheduler = folder, folder.resolve().parent / "scheduler"
+    else:
+        raise FileNotFoundError(f"source: {folder} holds no model_index.json (a pipeline) and no config.json (a model)")
+    made = _class(scheduler / "scheduler_config.json", (*VP, *FLOW, *EDM, *VE))
+    return _load_model(model, variant, dtype), made.from_pretrained(scheduler, local_files_only=True)
+
+
+def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
+    made = _class(folder / "config.json", MODELS)
+    _check_weights(folder, variant)
+    try:
+        model, report = made.from_pretrained(
+            folder,
+            variant=variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever the files provoke
+        raise ValueError(f"source: cannot load {folder}: {' '.join(str(error).split())}") from error
+    if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ValueError(f"source: the weights in {folder} lack {len(lost)} of the model's, such as {lost[0]}")
+    return model
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    """Raises FileNotFoundError or ValueError unless the model's weights are there, in safetensors throughout."""
+    infix = "" if variant is None else f".{variant}"
+    whole = folder / f"diffusion_pytorch_model{infix}.safetensors"
+    index = folder / f"diffusion_pytorch_model.safetensors.index{infix}.json"
+    if index.is_file():
+        shards = _json(index).get("weight_map", {}).values()
+        if pickled := sorted({shard for shard in shards if not str(shard).endswith(".safetensors")}):
+            raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
+    elif not whole.is_file():
+        if pickled := sorted(path.name for path in folder.glob("*.bin")):
+            raise ValueError(
+                f"source: {folder} holds pickled weights ({pickled[0]}), which are not opened: save them as safetensors"
+            )
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        there = f", only {', '.join(others)} (see variant=)" if others else ""
+        raise FileNotFoundError(f"source: no weights {whole}{there}")
+
+
+def _class(path: Path, allowed: Any) -> Any:
+    """The class of diffusers that this configuration names, if it is an allowed one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"source: no file {path}")
+    config = _json(path)
+    name = str(config.get("_class_name"))
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        name = "DiTTransformer2DModel"  # as DiT was saved before it had a class of its own
+    if name not in allowed:
+        raise ValueError(f"source: {path} is of class {name}, expected one of {', '.join(allowed)}")
+    return getattr(_diffusers(), name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"source: cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"source: {path} is not a JSON object")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------- the scheduler
+
+
+def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
+    """(schedule, predicts, clock, negated) of a scheduler of diffusers."""
+    name, config = _known(scheduler, (*VP, *FLOW, *EDM, *VE)), scheduler.config
+    if name is None:
+        expected = ", ".join((*VP, *FLOW, *EDM, *VE))
+        raise ValueError(f"source: the scheduler is a {type(scheduler).__name__}, expected one of {expected}")
+    if name in EDM:
+        keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
+        negated = _predicts(config) == "v"  # the output of these networks is -F
+        return schedules.edm(**{key: config[key] for key in keys}), "raw", _c_noise, negated
+    if name in VE:
+        return schedules.ve(config["sigma_min"], config["sigma_max"]), "score", _same, False
+    if name in FLOW or config.get("use_flow_sigmas"):
+        if config.get("use_dynamic_shifting"):
+            raise ValueError(f"source: {name} has use_dynamic_shifting=True, expected one shift for all shapes")
+        shift = config["shift"] if name in FLOW else config["flow_shift"]
+        predicts = "flow" if name in FLOW else _predicts(config)
+        return schedules.flow(shift), predicts, _Scaled(config["num_train_timesteps"]), False
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(f"source: {name} has timestep_type={config['timestep_type']!r}, expected 'discrete'")
+    return _variance_preserving(scheduler), _predicts(config), _same, False
+
+
+def _variance_preserving(scheduler: Any) -> Schedule:
+    config = scheduler.config
+    ends = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    if config.get("trained_betas") is not None:
+        schedule = schedules.from_betas(config["trained_betas"])
+    elif config["beta_schedule"] == "linear":
+        schedule = schedules.vp_linear(*ends)
+    elif config["beta_schedule"] == "scaled_linear":
+        schedule = schedules.vp_scaled_linear(*ends)
+    elif config["beta_schedule"] == "squaredcos_cap_v2":
+        schedule = schedules.vp_cosine(ends[0])
+    elif config["beta_schedule"] == "sigmoid":
+        schedule = schedules.vp_sigmoid(*ends)
+    else:
+        schedule = schedules.from_betas(scheduler.betas)
+    return schedules.zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
+
+
+def _predicts(config: Any) -> str:
+    name = config.get("prediction_type", "epsilon")
+    if name not in PREDICTS:
+        raise ValueError(f"source: the scheduler has prediction_type={name!r}, expected one of {', '.join(PREDICTS)}")
+    return PREDICTS[name]
+
+
+def _same(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
+def _c_noise(sigma: torch.Tensor) -> torch.Tensor:
+    return sigma.log() / 4
+
+
+class _Scaled:
+    """t in [0, 1] to an index among training steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        return t * self.steps
+
+
+def _known(part: object, names: Any) -> str | None:
+    """The first of a part's classes that has one of these names."""
+    return next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in names), None)

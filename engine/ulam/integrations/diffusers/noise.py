@@ -1,0 +1,53 @@
+"""The noise of a step: what diffusers would draw from the generator, or ulam's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+import ulam_kernels
+
+from ...noise import chain_ids, seed_int64
+
+Generators = torch.Generator | list[torch.Generator] | None
+KINDS = ("torch", "noise-v1")
+
+
+def drawn(
+    out: torch.Tensor | None,
+    shape: torch.Size,
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+) -> torch.Tensor:
+    """Standard normal numbers as diffusers draws them in `dtype`, then in `wide`; in `out` where it serves."""
+    cpu = device.type == "cpu" and not isinstance(generator, list)
+    if cpu and dtype == wide == torch.float32:
+        if out is None or out.shape != shape or out.device != device:
+            out = torch.empty(shape)
+        return ulam_kernels.torch_normal(out, generator)  # type: ignore[arg-type]
+    return randn_tensor(shape, generator=generator, device=device, dtype=dtype).to(wide)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The seed and the chain ids of noise-v1; no ids stand for 0, 1, ..."""
+
+    seed: int
+    chains: torch.Tensor | None
+
+    @classmethod
+    def of(cls, seed: object, chains: Any) -> Streams:
+        """Checked. Raises TypeError or ValueError."""
+        return cls(seed_int64(seed), None if chains is None else chain_ids(chains))  # type: ignore[arg-type]
+
+    def operands(self, chains: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """`seed` and `chain` [B] of the fused step. Raises ValueError where the ids are not as many as the samples."""
+        ids = torch.arange(chains) if self.chains is None else self.chains
+        if len(ids) != chains:
+            raise ValueError(f"chains must have one id a sample of the batch, got {len(ids)} for {chains} samples")
+        return {"seed": torch.full((chains,), self.seed, device=device), "chain": ids.to(device)}

@@ -1,0 +1,155 @@
+"""The rows of a scheduler on its timesteps, one for each call of `step`, and the tables that the kernels read."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ulam_kernels import Table
+
+from ...noise import DRAWS_PER_ROW
+from ...program import Program
+from ...schedules import Array
+from .apart import Apart, apart
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What a scheduler's calls of `step` compile to, from position `start` of its timesteps on.
+
+    program: a row a call, in the coordinates of the scheduler's samples. draws: [n] bool, the calls in which diffusers
+    draws noise (used or not). second: makes the rows that give the second output from the same arguments;
+    second_reads_noise: the noise is one of them.
+    """
+
+    program: Program
+    draws: npt.NDArray[np.bool_]
+    second: Callable[[], Program] | None = None
+    second_reads_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.program.evaluates.all() or len(self.draws) != len(self.program):
+            raise ValueError(f"program must have one evaluating row a call of step, got {self.program!r}")
+
+
+class Plan:
+    """The calls of one grid of timesteps, packed per device; shared by threads.
+
+    times: [n] the timesteps, as numbers. Programs that start at other positions than 0 (`compile(start)`) are appended
+    to the table when they are first wanted: row `offset(start) + position - start` is call `position`. A family may
+    compile what is on no grid under a negative `start`.
+    """
+
+    def __init__(self, times: Array, compile: Callable[[int], Calls], options: tuple[Any, ...] = ()) -> None:
+        self.compile, self.options = compile, options
+        self.input_scales: list[float] | None = None
+        self.positions: dict[float, list[int]] = {}
+        for position, time in enumerate(times.tolist()):
+            self.positions.setdefault(time, []).append(position)
+        self.length = len(times)
+        self.first = float(times[0]) if len(self.positions[float(times[0])]) == 1 else math.nan
+        self._lock = threading.Lock()
+        self._calls: list[Calls] = []
+        self._offsets: dict[int, int] = {}
+        self._apart: list[Apart | None] = []
+        self._tables: dict[tuple[Any, ...], Table] = {}
+        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.draws: list[bool] = []
+        self.reduces: list[bool] = []
+        self.learns: list[bool] = []
+        self.parts: list[bool] = []  # whether the row has the form of apart.py
+        self.guides: list[bool] = []  # and needs guidance in it
+        self.offset(0)
+        self.registers = self._calls[0].program.registers
+        self.second_reads_noise = self._calls[0].second_reads_noise
+
+    def offset(self, start: int) -> int:
+        """The table's row of position `start`, in the program that starts there."""
+        with self._lock:
+            if start not in self._offsets:
+                calls = self.compile(start)
+                program = calls.program
+                self._calls.append(calls)
+                self.draws += calls.draws.tolist()
+                self.reduces += (program.threshold | program.normalise).tolist()
+                self.learns += program.learned.tolist()
+                form = apart(program)
+                self._apart.append(form)
+                none = [False] * len(program)
+                self.parts += none if form is None else form.possible.tolist()
+                self.guides += none if form is None else form.guided.tolist()
+                self._offsets[start] = len(self.draws) - len(program)
+            return self._offsets[start]
+
+    def at(self, time: float) -> int:
+        """The position of a timestep; of two equal ones the second, as in diffusers. Raises ValueError."""
+        found = self.positions.get(time)
+        if found is None:
+            raise ValueError(f"timestep must be one of scheduler.timesteps, got {time!r}")
+        return found[min(1, len(found) - 1)]
+
+    def table(self, device: torch.device, dtype: torch.dtype, form: str = "in place") -> Table:
+        """All rows, "in place", "apart" (see apart.py) or of the "second" output.
+
+        c_next is 1, so that `net_in` receives the new sample itself.
+        """
+        key = device, dtype, form, len(self._calls)
+        table = self._tables.get(key)
+        if table is None:
+            with self._lock:
+                calls, forms = list(self._calls), list(self._apart)
+            programs = [call.program for call in calls]
+            if form == "second":
+                programs = [call.second() for call in calls if call.second is not None]
+            elif form == "apart":
+                programs = [other.program for other in forms if other is not None]
+            registers = self.registers if form == "in place" else 1
+            tables = [_padded(program, registers).table(dtype, device) for program in programs]
+            coef, flags = torch.cat([t.coef for t in tables]), torch.cat([t.flags for t in tables])
+            table = self._tables[key] = Table(coef, flags, registers)
+        return table
+
+    def weights(self, chains: int, device: torch.device) -> torch.Tensor:
+        """[rows, chains] float32: the guidance of the rows apart."""
+        key = "weights", chains, device, len(self._calls)
+        weights = self._indices.get(key)
+        if weights is None:
+            with self._lock:
+                values = np.concatenate([form.weights for form in self._apart if form is not None])
+            weights = torch.from_numpy(values).to(device, torch.float32)[:, None].repeat(1, chains)
+            self._indices[key] = weights
+        return weights
+
+    def indices(self, chains: int, device: torch.device) -> torch.Tensor:
+        """[2, rows, chains] int64: every row's number, and the number of the noise that it draws under noise-v1."""
+        key = "rows", chains, device, len(self._calls)
+        indices = self._indices.get(key)
+        if indices is None:
+            with self._lock:
+                spans = [(start, len(calls.program)) for start, calls in zip(self._offsets, self._calls, strict=True)]
+            positions = np.concatenate([np.arange(start, start + rows) for start, rows in spans])
+            numbers = np.stack([np.arange(len(positions)), positions * DRAWS_PER_ROW])
+            indices = torch.from_numpy(numbers).to(device)[:, :, None].repeat(1, 1, chains)
+            self._indices[key] = indices
+        return indices
+
+
+def _padded(program: Program, registers: int) -> Program:
+    """The same rows with more registers, and with the sample itself as the next input."""
+    missing = registers - program.registers
+    rows, at = len(program), program.registers
+    A = np.insert(program.A, [at] * missing, 0.0, axis=2)
+    return replace(
+        program,
+        registers=registers,
+        A=np.concatenate([A, np.zeros((rows, missing, registers + 3))], axis=1),
+        writes=np.concatenate([program.writes, np.zeros((rows, missing), dtype=np.bool_)], axis=1),
+        c_in=np.ones(rows),
+    )

@@ -1,0 +1,124 @@
+"""ScoreSdeVe: the predictor and the corrector of the variance-exploding SDE [Song 2021b]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_sde_ve import SdeVeOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+import ulam_kernels
+from ulam_kernels import Table
+
+from ...noise import DRAWS_PER_ROW
+from ...program import Program, ProgramBuilder
+from ...schedules import Array, ve
+from .execution import wide
+from .levels import numbers
+from .noise import Generators, drawn
+from .outputs import Later, Pair, later_class
+from .scheduler import Fused, Timestep, check_no_gradient
+
+PREDICTOR, MEAN, CORRECTOR = range(3)
+
+
+class FusedScoreSdeVe(Fused):
+    """ScoreSdeVeScheduler: rows of `discrete_sigmas`, and the corrector with diffusers' norms, means over the batch.
+
+    Under noise-v1 the predictor's noise is stage 0 of its row, the correctors' before it are its stages 1 to 15.
+    """
+
+    counted = False
+    output = SdeVeOutput, "prev_sample_mean"
+    discrete_sigmas: Any
+
+    def _check(self) -> None:
+        pass
+
+    def step_pred(
+        self,
+        model_output: torch.Tensor,
+        timestep: Timestep,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x + g^2 s + g z, g^2 = sigma_i^2 - sigma_{i-1}^2 [Song 2021b, eq. 9 of algorithm 2]."""
+        check_no_gradient(model_output, sample)
+        rows = (timestep * torch.ones(len(sample), device=sample.device) * (len(self.timesteps) - 1)).long()
+        draw = (len(self.timesteps) - 1 - rows) * DRAWS_PER_ROW
+        if self._streams is not None:
+            noise = {**self._streams.operands(len(sample), sample.device), "draw": draw}
+        else:
+            noise = {"noise": drawn(None, sample.shape, generator, sample.device, sample.dtype, wide(sample))}
+        previous = self._executed(PREDICTOR, rows, sample, model_output, noise)
+        self._local.level, self._local.corrections = self._local.level + 1, 0
+        second = "prev_sample_mean"
+        later = Later(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
+        return later_class(SdeVeOutput, second)(previous, later) if return_dict else Pair(previous, later)
+
+    def step_correct(
+        self,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x + h s + sqrt(2 h) z, h = 2 (snr mean norm(z) / mean norm(s))^2 [Song 2021b, algorithm 4]."""
+        check_no_gradient(model_output, sample)
+        local, device = self._local, sample.device
+        draw = torch.full((len(sample),), local.level * DRAWS_PER_ROW + 1 + local.corrections % 15, device=device)
+        local.corrections += 1
+        noise = self._explicit_noise(sample, generator, draw)
+        norms = [torch.linalg.vector_norm(values.flatten(1), dim=1).mean() for values in (noise, model_output)]
+        root = self.config.snr * norms[0] / norms[1]
+        without = torch.full_like(root, torch.inf)
+        scales = torch.stack([-without, without, root**2, root]).to(noise.dtype).expand(len(sample), 4).contiguous()
+        rows = torch.zeros(len(sample), dtype=torch.int64, device=device)
+        previous = self._executed(CORRECTOR, rows, sample, model_output, {"noise": noise, "scales": scales})
+        return SchedulerOutput(previous) if return_dict else (previous,)
+
+    def _explicit_noise(self, sample: torch.Tensor, generator: Generators, draw: torch.Tensor) -> torch.Tensor:
+        """The corrector's noise, which its norm needs: from a CPU generator, as in diffusers, or noise-v1."""
+        if self._streams is None:
+            cpu = torch.device("cpu")
+            return drawn(None, sample.shape, generator, cpu, torch.float32, wide(sample)).to(sample.device)
+        out, stream = (
+            torch.empty(sample.shape, device=sample.device),
+            self._streams.operands(len(sample), sample.device),
+        )
+        return ulam_kernels.fill_normal(out, draw=draw, backend=self._backend, **stream).to(wide(sample))  # type: ignore[arg-type]
+
+    def _executed(
+        self, kind: int, rows: torch.Tensor, sample: torch.Tensor, model_output: torch.Tensor, operands: dict[str, Any]
+    ) -> torch.Tensor:
+        """One row of one of the three tables."""
+        backend = None if wide(sample) == torch.float64 else self._backend
+        previous = sample.clone(memory_format=torch.contiguous_format)
+        table = self._table(kind, sample.device, wide(sample))
+        ulam_kernels.step(previous[None], table, rows, model=model_output, backend=backend, **operands)
+        return previous
+
+    def _table(self, kind: int, device: torch.device, dtype: torch.dtype) -> Table:
+        """Row i of the predictor and of its mean goes down from discrete_sigmas[i]; the corrector is one row."""
+        local = self._local
+        if local.score_tables is None or local.score_tables[0] is not self.discrete_sigmas:
+            local.score_tables = self.discrete_sigmas, {}
+            local.programs = _programs(numbers(self.discrete_sigmas))
+        tables = local.score_tables[1]
+        if (kind, device, dtype) not in tables:
+            tables[kind, device, dtype] = local.programs[kind].table(dtype, device)
+        return tables[kind, device, dtype]  # type: ignore[no-any-return]
+
+
+def _programs(sigmas: Array) -> tuple[Program, Program, Program]:
+    """(predictor, its mean, corrector) on increasing levels; D of the corrector is the score."""
+    g2 = np.diff(sigmas**2, prepend=0.0)
+    levels, schedule = (np.ones_like(sigmas), sigmas), ve(float(sigmas[0]), float(sigmas[-1]))
+    predictor, mean, corrector = (ProgramBuilder(schedule, "score") for _ in range(3))
+    predictor.rows(sigmas, levels=levels, x={"x": 1.0, "eps": -g2 / sigmas, "z": np.sqrt(g2)})
+    mean.rows(sigmas, levels=levels, x={"x": 1.0, "eps": -g2 / sigmas})
+    corrector.rows(sigmas[-1], normalise=True, x={"x": 1.0, "D": 2.0, "z": 2.0})
+    return predictor.program("predictor"), mean.program("predictor mean"), corrector.program("corrector")

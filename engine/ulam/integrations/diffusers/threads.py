@@ -1,0 +1,94 @@
+"""State of which every thread has its own: what `set_timesteps` made, and how far a loop has come."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+# What `set_timesteps` and `step` of diffusers' schedulers assign.
+SCHEDULE = (
+    "timesteps",
+    "sigmas",
+    "num_inference_steps",
+    "custom_timesteps",
+    "_timesteps",
+    "prk_timesteps",
+    "plms_timesteps",
+    "sigmas_interpol",
+    "log_sigmas",
+    "order_list",
+    "discrete_sigmas",
+    "alphas_cumprod",
+)
+PROGRESS = (
+    "_step_index",
+    "_begin_index",
+    "counter",
+    "cur_model_output",
+    "cur_sample",
+    "derivatives",
+    "dt",
+    "ets",
+    "is_scale_input_called",
+    "last_sample",
+    "lower_order_nums",
+    "model_outputs",
+    "prev_derivative",
+    "sample",
+    "this_order",
+    "timestep_list",
+)
+
+
+class Local(threading.local):
+    """One thread's share of a scheduler. The attributes of diffusers' own lie beside these."""
+
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    version: int = -1  # the scheduler's when `plan` was found
+    plan: Plan | None = None
+    shift: int = 0  # row of the plan's table less position in the timesteps
+    registers: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    chains: list[tuple[int, int]] | None = None  # (position, start) of every chain, where timesteps differ
+    level: int = 0  # predictor steps of a score SDE so far
+    corrections: int = 0  # its corrector steps since
+    score_tables: tuple[Any, dict[Any, Any]] | None = None
+    programs: tuple[Any, ...] = ()
+
+
+class PerThread:
+    """An attribute that each thread sets for itself.
+
+    A thread that has not set it sees what another set last, for the schedule, and the value that the scheduler
+    began with, for the progress through it.
+    """
+
+    def __init__(self, name: str, progress: bool) -> None:
+        self.name, self.progress = name, progress
+
+    def __get__(self, scheduler: Any, owner: type) -> Any:
+        if scheduler is None:
+            return self
+        try:
+            return getattr(scheduler._local, self.name)
+        except AttributeError:
+            pass
+        try:
+            return scheduler._shared[self.name]
+        except KeyError:
+            raise AttributeError(f"{owner.__name__} has no attribute {self.name!r}") from None
+
+    def __set__(self, scheduler: Any, value: Any) -> None:
+        setattr(scheduler._local, self.name, value)
+        shared = scheduler._shared
+        if self.progress:
+            shared.setdefault(self.name, value)
+        elif shared.get(self.name, self) is not value:
+            shared[self.name] = value
+            scheduler._version += 1

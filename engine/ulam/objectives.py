@@ -1,0 +1,186 @@
+"""Training objectives: denoising losses, score matching in its three forms, contrastive divergence.
+
+Losses are ``[B]``, one an example (mean over elements for the denoising ones, sum over dimensions for score matching as
+its identities have it); take their mean. Random directions and noise are noise-v1's, so a training batch can be made
+again. Every function raises TypeError or ValueError naming the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+
+from .denoiser import Denoiser
+from .noise import normal
+from .noising import Noised, add_noise
+from .ops import Time
+from .probes import probes
+
+Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
+
+
+def denoising(
+    denoiser: Denoiser,
+    x_0: torch.Tensor,
+    t: Time,
+    cond: Mapping[str, torch.Tensor] | None = None,
+    *,
+    weighting: str = "simple",
+    gamma: float = 5.0,
+    seed: int = 0,
+    step: int = 0,
+    chains: int | range | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """w(t) times the mean squared error of the network's own prediction, ``[B]`` [Ho 2020, eq. 14].
+
+    The network is called as it is (in training mode while it trains), once, on x_t = alpha_t x_0 + sigma_t z. A learned
+    variance's second half of the output is left out. In terms of the error |D - x_0|^2 of the x_0 estimate:
+
+    | weighting | weight of |D - x_0|^2 |
+    |---|---|
+    | simple | the prediction's own: snr for eps, 1 for x0, snr + 1 for v on VP, (1 + alpha / sigma)^2 for flow |
+    | snr | snr: the simple loss of eps whatever is predicted |
+    | min-snr | min(snr, gamma) [Hang 2023, eq. 7] |
+    | x0 | 1 |
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
+    m = _prediction(denoiser, batch, cond)
+    loss = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
+    if weighting == "simple":
+        return loss
+    wanted = {"snr": batch.snr, "min-snr": batch.snr.clamp(max=gamma), "x0": torch.ones_like(batch.snr)}[weighting]
+    weight: torch.Tensor = wanted / _own_weight(denoiser.predicts, batch.alpha, batch.sigma)
+    return loss * weight.to(loss)
+
+
+def edm(
+    denoiser: Denoiser,
+    x_0: torch.Tensor,
+    sigma: Time,
+    cond: Mapping[str, torch.Tensor] | None = None,
+    *,
+    seed: int = 0,
+    step: int = 0,
+    chains: int | range | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 [Karras 2022, table 1].
+
+    For ``predicts="raw"`` on :func:`ulam.schedules.edm`; equal to |F - target|^2 of the network F itself.
+    """
+    if denoiser.predicts != "raw":
+        raise ValueError(f"denoiser must predict 'raw' (EDM preconditioning), got {denoiser.predicts!r}")
+    batch = add_noise(x_0, sigma, denoiser.schedule, "x0", seed=seed, step=step, chains=chains)
+    data = float(denoiser.schedule.sigma_data)  # type: ignore[attr-defined]
+    level = batch.sigma.to(torch.float32).view(-1, *[1] * (x_0.dim() - 1))
+    power = level**2 + data**2
+    F: torch.Tensor = denoiser.net(batch.x_t * power.rsqrt().to(x_0.dtype), batch.t, **(cond or {})).float()
+    target = (x_0.float() - data**2 / power * batch.x_t.float()) * power.sqrt() / (level * data)
+    return (F - target).pow(2).flatten(1).mean(1)
+
+
+def denoising_score_matching(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    *,
+    seed: int = 0,
+    step: int = 0,
+) -> torch.Tensor:
+    """sigma^2 / 2 |s(x~, sigma) - (x - x~) / sigma^2|^2 with x~ = x + sigma z, ``[B]``.
+
+    [Vincent 2011, eq. 11; weighted as in Song & Ermon 2019, eq. 5.] Its minimiser is the score of the noised density;
+    it differs from explicit score matching there by a constant. sigma: ``[B]``.
+    """
+    if sigma.shape != (len(x),):
+        raise ValueError(f"sigma must have shape [{len(x)}], one an example, got {list(sigma.shape)}")
+    z = normal(x.shape[1:], seed=seed, chains=len(x), row=step, stage=15, device=x.device).to(x.dtype)
+    level = sigma.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    return (level * score(x + level * z, sigma) + z).pow(2).flatten(1).sum(1) / 2
+
+
+def implicit_score_matching(score: Score, x: torch.Tensor) -> torch.Tensor:
+    """tr(ds/dx) + |s|^2 / 2, ``[B]`` [Hyvarinen 2005, eq. 4]; the trace exactly, one backward pass a dimension.
+
+    Its mean is explicit score matching E|s - grad log p|^2 / 2 less the constant E|grad log p|^2 / 2.
+    """
+    x = x.detach().requires_grad_()
+    s = _score(score, x)
+    flat = s.flatten(1)
+    trace = torch.zeros(len(x), dtype=s.dtype, device=x.device)
+    for i in range(flat.shape[1]):
+        (gradient,) = torch.autograd.grad(flat[:, i].sum(), x, create_graph=True, allow_unused=True)
+        if gradient is not None:
+            trace = trace + gradient.flatten(1)[:, i]
+    return trace + flat.pow(2).sum(1) / 2
+
+
+def sliced_score_matching(
+    score: Score, x: torch.Tensor, *, samples: int = 1, reduced: bool = True, seed: int = 0, step: int = 0
+) -> torch.Tensor:
+    """v' (ds/dx) v + 1/2 (v' s)^2, mean over ``samples`` directions v, ``[B]`` [Song 2019b, eq. 7].
+
+    reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, less variance [eq. 8]; the mean over v then is the implicit objective.
+    Directions are Rademacher signs of noise-v1.
+    """
+    x = x.detach().requires_grad_()
+    s = _score(score, x)
+    total = torch.zeros(len(x), dtype=s.dtype, device=x.device)
+    for v in probes(x, samples, seed=seed, first=step * samples):
+        along = (s * v).flatten(1).sum(1)
+        (gradient,) = torch.autograd.grad(along.sum(), x, create_graph=True, allow_unused=True)
+        if gradient is not None:
+            total = total + (gradient * v).flatten(1).sum(1)
+        total = total + (s.pow(2).flatten(1).sum(1) if reduced else along.pow(2)) / 2
+    return total / samples
+
+
+def contrastive_divergence(
+    energy: Callable[[torch.Tensor], torch.Tensor], data: torch.Tensor, model: torch.Tensor, *, penalty: float = 0.0
+) -> torch.Tensor:
+    """mean E(data) - mean E(model) + penalty (mean E(data)^2 + mean E(model)^2), a number [Hinton 2002; Du 2019].
+
+    ``model`` are samples of exp(-E), such as :class:`ulam.ebm.PersistentChains` has; no gradient flows into them. Its
+    gradient in the energy's parameters is that of the negative log-likelihood where they are exact.
+    """
+    of_data, of_model = energy(data), energy(model.detach())
+    for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
+        if values.shape != (len(batch),):
+            raise ValueError(
+                f"energy must return [{len(batch)}] numbers, one an example, for {name}, got {values.shape}"
+            )
+    loss = of_data.mean() - of_model.mean()
+    return loss + penalty * (of_data.pow(2).mean() + of_model.pow(2).mean()) if penalty else loss
+
+
+def _prediction(denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    t = batch.t.round().long() if denoiser.time == "index" else batch.t
+    m = denoiser.net(batch.x_t, t, **(cond or {}))
+    if not isinstance(m, torch.Tensor) or m.dim() != batch.x_t.dim() or m.shape[2:] != batch.x_t.shape[2:]:
+        came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
+        raise ValueError(f"net: returned {came}, expected {list(batch.x_t.shape)} like its input")
+    return m[:, : batch.x_t.shape[1]]
+
+
+def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """How much |D - x_0|^2 counts in the squared error of the prediction itself."""
+    gain = {
+        "eps": alpha / sigma,
+        "x0": torch.ones_like(alpha),
+        "v": (alpha**2 + sigma**2) / sigma,
+        "flow": 1 + alpha / sigma,
+        "score": alpha / sigma**2,
+    }
+    return gain[predicts] ** 2
+
+
+def _score(score: Score, x: torch.Tensor) -> torch.Tensor:
+    s = score(x)
+    if not isinstance(s, torch.Tensor) or s.shape != x.shape:
+        came = f"shape {list(s.shape)}" if isinstance(s, torch.Tensor) else type(s).__name__
+        raise ValueError(f"score must return {list(x.shape)} like its input, got {came}")
+    return s

@@ -1,0 +1,119 @@
+"""What an engine reports of its work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Report:
+    """What an engine has done so far. Seconds are the host's; on a GPU those of the parts measure launches, not work.
+
+    evaluations: chains times evaluations, idle slots not included. seconds: inside ticks and between them, of which
+    network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
+    batch: what the network sees at once; below ``slots`` after it ran out of memory. energy_joules: of the whole
+    device by NVML since the engine was made, None without it.
+    """
+
+    backend: str
+    device: str
+    slots: int
+    batch: int = 0
+    chains: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    evaluations: int = 0
+    ticks: int = 0
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+    step_seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+    _energy: _Energy | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.batch = self.batch or self.slots
+        self._energy = _Energy.of(torch.device(self.device))
+
+    @property
+    def samples_per_second(self) -> float:
+        """Chains that ended, a second."""
+        return self.chains / self.seconds if self.seconds else 0.0
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """Evaluations of the network times chains, a second."""
+        return self.evaluations / self.seconds if self.seconds else 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """The part of all slots times ticks that held a chain."""
+        return self.evaluations / (self.ticks * self.slots) if self.ticks else 0.0
+
+    @property
+    def host_seconds(self) -> float:
+        """Scheduling and bookkeeping: what is neither network nor fused operations."""
+        return self.seconds - self.network_seconds - self.step_seconds
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most that torch held on the GPU, None on the CPU."""
+        device = torch.device(self.device)
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+    @property
+    def energy_joules(self) -> float | None:
+        return self._energy.joules if self._energy is not None else None
+
+    @property
+    def joules_per_sample(self) -> float | None:
+        """None without NVML's energy counter or before the first chain has ended."""
+        joules = self.energy_joules
+        return joules / self.chains if joules is not None and self.chains else None
+
+    def add_fallback(self, reason: str) -> None:
+        """Keep a reason why something slower runs, once."""
+        if reason not in self.fallbacks:
+            self.fallbacks += (reason,)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        names = (
+            "samples_per_second",
+            "evaluations_per_second",
+            "occupancy",
+            "host_seconds",
+            "peak_memory_bytes",
+            "energy_joules",
+            "joules_per_sample",
+        )
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+        return {**plain, **{name: getattr(self, name) for name in names}}
+
+
+class _Energy:
+    """NVML's energy counter of one GPU, from now on."""
+
+    def __init__(self, handle: Any, nvml: Any) -> None:
+        self._handle, self._nvml = handle, nvml
+        self._begin = nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+
+    @classmethod
+    def of(cls, device: torch.device) -> _Energy | None:
+        if device.type != "cuda":
+            return None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            return cls(pynvml.nvmlDeviceGetHandleByUUID(name), pynvml)
+        except Exception:  # no driver, no counter on this GPU: the report says None
+            return None
+
+    @property
+    def joules(self) -> float:
+        millijoules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) - self._begin
+        return float(millijoules) / 1000

@@ -1,0 +1,119 @@
+"""Checks of the arguments that samplers share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..program import DynamicThreshold
+from .sigmas import SIGMAS
+
+SPACINGS = ("leading", "linspace", "trailing", "log-snr")
+FINALS = ("zero", "sigma_min")
+
+
+def check_steps(steps: object) -> int:
+    """`steps` as an int of at least 1, else ValueError."""
+    return check_whole("steps", steps, 1)
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """`value` as an int in [least, most], else ValueError."""
+    try:
+        whole = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        whole = least - 1
+    if whole < least or isinstance(value, bool) or (most is not None and whole > most):
+        rule = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {rule}, got {value!r}")
+    return whole
+
+
+def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` as a float in [least, most], finite unless `most` is; else ValueError."""
+    if not is_number(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    number = float(value)  # type: ignore[arg-type]
+    if math.isfinite(number) and least <= number <= most:
+        return number
+    if math.isinf(most):
+        rule = "finite" if math.isinf(least) else f"finite and at least {least:g}"
+    else:
+        rule = f"in [{least:g}, {most:g}]"
+    raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """`value` if it is one of `choices`, else ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def check_timesteps(timesteps: object) -> tuple[float, ...] | None:
+    """`timesteps` as floats, strictly decreasing, else ValueError."""
+    return None if timesteps is None else _decreasing("timesteps", timesteps)
+
+
+def check_sigmas(sigmas: object) -> str | tuple[float, ...] | None:
+    """`sigmas` as a known name or as floats, strictly decreasing and above 0 (the last may be 0), else ValueError."""
+    if sigmas is None:
+        return None
+    if isinstance(sigmas, str):
+        return check_choice("sigmas", sigmas, SIGMAS)
+    values = _decreasing("sigmas", sigmas)
+    if values[-1] < 0 or values[0] <= 0:
+        raise ValueError(f"sigmas must be above 0 (the last may be 0), got {values[-1]:g}")
+    return values
+
+
+def check_final(final: object) -> str | float:
+    """`final` as "zero", "sigma_min" or a level above 0, else ValueError."""
+    if isinstance(final, str) and final in FINALS:
+        return final
+    if is_number(final) and 0 < float(final) < math.inf:  # type: ignore[arg-type]
+        return float(final)  # type: ignore[arg-type]
+    raise ValueError(f"final must be 'zero', 'sigma_min' or a noise level above 0, got {final!r}")
+
+
+def check_clip(clip: object) -> tuple[float, float] | DynamicThreshold | None:
+    """`clip` as (lo, hi) with lo < hi, a `DynamicThreshold`, or None, else ValueError."""
+    if clip is None or isinstance(clip, DynamicThreshold):
+        return clip
+    if isinstance(clip, Sequence) and len(clip) == 2 and all(map(is_number, clip)):
+        lo, hi = float(clip[0]), float(clip[1])
+        if lo < hi:  # false for NaN
+            return lo, hi
+    raise ValueError(f"clip must be None, a DynamicThreshold or a pair (lo, hi) of numbers with lo < hi, got {clip!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number (not a bool)."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _decreasing(name: str, values: object) -> tuple[float, ...]:
+    if isinstance(values, (np.ndarray, torch.Tensor)):
+        values = values.tolist()
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) == 0:
+        raise ValueError(f"{name} must be a sequence of numbers, not empty, got {values!r}")
+    for value in values:
+        if not is_number(value) or not math.isfinite(value):
+            raise ValueError(f"{name} must be finite numbers, got {value!r}")
+    numbers = tuple(map(float, values))
+    for before, after in itertools.pairwise(numbers):
+        if not before > after:
+            raise ValueError(f"{name} must be strictly decreasing, got {before:g} before {after:g}")
+    return numbers

@@ -1,0 +1,210 @@
+"""Euler's method on the probability flow, deterministic, with churn, and ancestral [Karras 2022; k-diffusion]."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ..denoiser import combine, sigma_data_of
+from ..program import Clip, Program, ProgramBuilder
+from ..schedules import Array, FlowMatching, Schedule
+from .arguments import check_clip, check_number
+from .grid import Grid, GridSampler, levels_at, told
+
+Level: TypeAlias = tuple[Array | float, Array | float]  # (alpha, sigma)
+Terms: TypeAlias = dict[str, Array | float]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Coordinates (w, u) in which the probability flow is dw/du = d:
+
+        w = x / c,    c = alpha + k sigma,    u = sigma / c,    d = eps - k D,    w = D + u d
+
+    k = 0: u = sigma / alpha and d = eps [Song 2021a, eq. 14; Karras 2022, eq. 4 with s = 1].
+    k = 1: u lies in [0, 1] and d is the velocity [Lipman 2023]. It is taken on flow schedules, where w = x and u = t,
+    and where the first alpha is 0 (zero terminal SNR: sigma / alpha is infinite).
+    """
+
+    predicts: str
+    sigma_data: float
+    k: int
+    clipped: bool
+
+    @classmethod
+    def of(cls, grid: Grid, schedule: Schedule, predicts: str, clip: Clip = None) -> Coordinates:
+        k = int(isinstance(schedule, FlowMatching) or grid.alphas[0] == 0)
+        return cls(predicts, sigma_data_of(schedule, predicts), k, clip is not None)
+
+    def scale(self, level: Level) -> Array:
+        """c, shaped like the level's alpha and sigma."""
+        return np.asarray(level[0] + self.k * level[1])
+
+    def u(self, level: Level) -> Array:
+        """u, shaped like the level's alpha and sigma."""
+        return np.asarray(level[1] / self.scale(level))
+
+    def terms(self, level: Level, *, D: Array | float = 0.0, d: Array | float) -> Terms:
+        """`D` times the x_0 estimate plus `d` times the derivative, as terms of a row evaluated at `level`.
+
+        They are folded into x and m; where D is clipped, d = (w - D) / u follows the clipped D.
+        """
+        alpha, sigma = level
+        if self.clipped:
+            return {"x": d / sigma, "D": D - d * self.scale(level) / sigma}
+        on_x, on_m = combine(
+            self.predicts, np.asarray(alpha), np.asarray(sigma), self.sigma_data, D=D - self.k * d, eps=d
+        )
+        return {"x": on_x, "m": on_m}
+
+
+def at_ratio(schedule: Schedule, ratio: Array | float) -> tuple[Array, Level]:
+    """(times, (alphas, sigmas)) where sigma / alpha is `ratio`, finite, shaped like it."""
+    ratio = np.asarray(ratio)
+    alphas, sigmas = levels_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowMatching) else ratio)
+    return told(schedule, alphas, sigmas), (alphas, sigmas)
+
+
+def ancestral(grid: Grid, eta: float) -> tuple[Array, Array]:
+    """(down, up) [n], fractions of the next level: down^2 + up^2 = 1 and up = min(eta sqrt(1 - q^2), 1).
+
+    q = (sigma / alpha at the next level) / (sigma / alpha at this one) [k-diffusion, get_ancestral_step].
+    """
+    q = grid.ratios[1:] / grid.ratios[:-1]
+    # 1 - up^2 without cancellation for eta = 1
+    down = np.sqrt(np.maximum(1 - eta**2 + (eta * q) ** 2, 0.0))
+    return down, np.minimum(eta * np.sqrt((1 - q) * (1 + q)), 1.0)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The levels that the network is evaluated at under churn: times, alphas, sigmas [n].
+
+    gain, std [n + 1]: x <- gain x + std z takes the grid's level i to the raised one; the last are 1 and 0.
+    """
+
+    times: Array
+    alphas: Array
+    sigmas: Array
+    gain: Array
+    std: Array
+
+
+@dataclass(frozen=True)
+class ChurnSampler(GridSampler, ABC):
+    """A sampler with the stochastic churn of Karras 2022, algorithm 2, in units of sigma / alpha (flow: of sigma).
+
+    churn: S_churn; where s_tmin <= sigma <= s_tmax each step first raises sigma to (1 + gamma) sigma with gamma =
+    min(churn / n, sqrt(2) - 1), adding noise of standard deviation s_noise sqrt(sigma_hat^2 - sigma^2). The raise
+    belongs to the row before it; the first has a row of its own, without the network. clip: (lo, hi) for D, or a
+    `DynamicThreshold`; the step then follows (x - alpha D) / sigma of the clipped D.
+    """
+
+    churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+    clip: Clip = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        s_tmin = check_number("s_tmin", self.s_tmin, 0)
+        s_tmax = math.inf if self.s_tmax == math.inf else check_number("s_tmax", self.s_tmax, 0)
+        if s_tmin > s_tmax:
+            raise ValueError(f"s_tmin must be at most s_tmax, got {s_tmin:g} and {s_tmax:g}")
+        self._set(
+            churn=check_number("churn", self.churn, 0),
+            s_tmin=s_tmin,
+            s_tmax=s_tmax,
+            s_noise=check_number("s_noise", self.s_noise, 0),
+            clip=check_clip(self.clip),
+        )
+
+    @abstractmethod
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        """The rows on noise levels that are given."""
+
+    def raised(self, grid: Grid, schedule: Schedule) -> Raised:
+        """The raised levels. Raises ValueError where a schedule has no levels that high."""
+        ratios = grid.ratios[:-1]
+        level = grid.sigmas[:-1] if isinstance(schedule, FlowMatching) else ratios
+        churned = (self.s_tmin <= level) & (level <= self.s_tmax)
+        gamma = np.where(churned, min(self.churn / len(grid), math.sqrt(2) - 1), 0.0)
+        times, alphas, sigmas = grid.times.copy(), grid.alphas[:-1].copy(), grid.sigmas[:-1].copy()
+        up = (gamma > 0) & np.isfinite(ratios)  # an infinite sigma / alpha stays so
+        try:
+            times[up], (alphas[up], sigmas[up]) = at_ratio(schedule, (ratios * (1 + gamma))[up])
+        except ValueError as error:
+            raise ValueError(f"churn must not raise sigma out of range, use a smaller s_tmax: {error}") from None
+        gain = sigmas / (grid.sigmas[:-1] * (1 + gamma))
+        std = self.s_noise * sigmas * np.sqrt(gamma * (2 + gamma)) / (1 + gamma)
+        gain[gamma == 0] = 1.0
+        return Raised(times, alphas, sigmas, np.append(gain, 1.0), np.append(std, 0.0))
+
+    def builder(self, grid: Grid, schedule: Schedule, predicts: str, raised: Raised, registers: int) -> ProgramBuilder:
+        """A builder that holds the first raise, if there is one."""
+        builder = ProgramBuilder(schedule, predicts, registers=registers, clip=self.clip)
+        if (raised.gain[0], raised.std[0]) != (1, 0):
+            builder.moves(x={"x": raised.gain[0], "z": raised.std[0]})
+        return builder
+
+
+@dataclass(frozen=True)
+class Euler(ChurnSampler):
+    """x_s = alpha_s D + sigma_s eps, from t to the next time s of the grid: Euler's method in sigma / alpha.
+
+    With w = x / alpha and u = sigma / alpha this is w + (u_s - u_t) eps [Karras 2022, algorithm 1 without lines 6-8],
+    on flow schedules x + (s - t) (eps - D); both are DDIM's step [Song 2021a, eq. 13]. With churn each step starts
+    from a raised level [Karras 2022, algorithm 2 without lines 9-11]: the network sees the raised state, and is told
+    its level.
+
+    Order 1; one evaluation a step; no register beyond x. churn, s_tmin, s_tmax, s_noise, clip: see `ChurnSampler`;
+    steps, spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
+    """
+
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        hat = self.raised(grid, schedule)
+        level, gain = (hat.alphas, hat.sigmas), hat.gain[1:]
+        line = Coordinates(predicts, sigma_data_of(schedule, predicts), 0, self.clip is not None)
+        step = line.terms(level, D=gain * grid.alphas[1:], d=gain * grid.sigmas[1:])
+        builder = self.builder(grid, schedule, predicts, hat, registers=1)
+        builder.rows(hat.times, levels=level, x={**step, "z": hat.std[1:]})
+        return builder.program(repr(self), init_scale=schedule.init_scale(float(grid.times[0])))
+
+
+@dataclass(frozen=True)
+class EulerAncestral(GridSampler):
+    """x_s = alpha_s D + alpha_s down eps + s_noise alpha_s up z: an Euler step to a lower level, and noise back up.
+
+    With u = sigma / alpha [k-diffusion, sample_euler_ancestral]:
+
+        up = min(u_s, eta sqrt(u_s^2 (u_t^2 - u_s^2) / u_t^2)),    down = sqrt(u_s^2 - up^2)
+
+    This is DDIM's step of the same eta [Song 2021a, eq. 12 and 16]; eta = 0 is `Euler`. s_noise other than 1 changes
+    the marginals.
+
+    Order 1 (weak); one evaluation a step; no register beyond x. steps, spacing, timesteps, sigmas, final: see
+    `GridSampler`. Raises ValueError naming the argument.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(eta=check_number("eta", self.eta, 0), s_noise=check_number("s_noise", self.s_noise, 0))
+
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        down, up = ancestral(grid, self.eta)
+        sigma_s = grid.sigmas[1:]
+        builder = ProgramBuilder(schedule, predicts)
+        builder.rows(
+            grid.times,
+            levels=(grid.alphas[:-1], grid.sigmas[:-1]),
+            x={"D": grid.alphas[1:], "eps": sigma_s * down, "z": self.s_noise * sigma_s * up},
+        )
+        return builder.program(sampler=repr(self))

@@ -1,0 +1,54 @@
+"""Noise schedules in float64: `kinds.py` says what they are, `constructors.py` makes them."""
+
+from .arguments import Array, Numbers
+from .constructors import (
+    edm,
+    flow,
+    from_alphas_cumprod,
+    from_betas,
+    sub_vp,
+    ve,
+    vp_cosine,
+    vp_linear,
+    vp_scaled_linear,
+    vp_sigmoid,
+    zero_terminal_snr,
+)
+from .kinds import (
+    EDM,
+    Continuous,
+    FlowMatching,
+    Schedule,
+    SubVP,
+    VarianceExploding,
+    VariancePreserving,
+    check_schedule,
+    correlation,
+    posterior,
+)
+
+__all__ = [
+    "EDM",
+    "Array",
+    "Continuous",
+    "FlowMatching",
+    "Numbers",
+    "Schedule",
+    "SubVP",
+    "VarianceExploding",
+    "VariancePreserving",
+    "check_schedule",
+    "correlation",
+    "edm",
+    "flow",
+    "from_alphas_cumprod",
+    "from_betas",
+    "posterior",
+    "sub_vp",
+    "ve",
+    "vp_cosine",
+    "vp_linear",
+    "vp_scaled_linear",
+    "vp_sigmoid",
+    "zero_terminal_snr",
+]

@@ -1,0 +1,239 @@
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps, eps ~ N(0, I), in float64 on the host.
+
+`t` is what a network is told. Its meaning depends on the kind of schedule:
+
+| kind | t | alpha_t | sigma_t |
+|---|---|---|---|
+| vp | training index in [0, T-1], may be fractional | sqrt(abar_t) | sqrt(1 - abar_t) |
+| ve, edm | the noise level sigma >= 0 | 1 | t |
+| flow | t in [0, 1] | 1 - t | t |
+| subvp | t in [0, 1] | exp(-integral of beta / 2) | 1 - alpha_t^2 |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from .arguments import Array, Numbers, in_range, numbers
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule(ABC):
+    """One noise schedule: immutable, hashable, equal to any schedule built by the same constructor call."""
+
+    constructor: str
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def levels(self, t: Numbers) -> tuple[Array, Array]:
+        """(alpha_t, sigma_t), each with the shape of `t`. Raises ValueError where `t` is out of range."""
+
+    @abstractmethod
+    def t_of_sigma(self, sigma: Numbers) -> Array:
+        """The t whose ratio sigma_t / alpha_t is `sigma`, shaped like `sigma`."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of training steps, or None where time is continuous."""
+        return None
+
+    def alpha(self, t: Numbers) -> Array:
+        """alpha_t, shaped like `t`."""
+        return self.levels(t)[0]
+
+    def sigma(self, t: Numbers) -> Array:
+        """sigma_t, shaped like `t`."""
+        return self.levels(t)[1]
+
+    def init_scale(self, t: float) -> float:
+        """The standard deviation that a sampler starts from at `t`."""
+        return float(self.sigma(t))
+
+    def __repr__(self) -> str:
+        return self.constructor
+
+
+@dataclass(frozen=True, repr=False)
+class VariancePreserving(Schedule):
+    """alpha^2 + sigma^2 = 1 on T training steps [Ho 2020]; `variances` is 1 - alphas_cumprod, all three [T].
+
+    Between training steps sigma/alpha is interpolated linearly (as diffusers' sigma-based schedulers do) and
+    alpha, sigma follow from alpha^2 + sigma^2 = 1.
+    """
+
+    betas: Array = field(compare=False)
+    alphas_cumprod: Array = field(compare=False)
+    variances: Array = field(compare=False)
+    kind: ClassVar[str] = "vp"
+
+    @property
+    def steps(self) -> int:
+        return len(self.betas)
+
+    @property
+    def ratios(self) -> Array:
+        """sigma/alpha at every training step, increasing; the last is inf at zero terminal SNR."""
+        with np.errstate(divide="ignore"):
+            return np.sqrt(self.variances) / np.sqrt(self.alphas_cumprod)
+
+    def levels(self, t: Numbers) -> tuple[Array, Array]:
+        t = in_range("t", t, 0, self.steps - 1, f"this schedule has {self.steps} training steps")
+        below = np.floor(t).astype(np.int64)
+        alpha, sigma = np.sqrt(self.alphas_cumprod[below]), np.sqrt(self.variances[below])
+        fractional = t > below
+        if not fractional.any():
+            return alpha, sigma
+        if self.alphas_cumprod[-1] == 0 and np.max(t, where=fractional, initial=0) > self.steps - 2:
+            raise ValueError(
+                f"t must be a whole number above {self.steps - 2} (zero terminal SNR: the last "
+                f"sigma/alpha is infinite), got {np.max(t, where=fractional, initial=0):g}"
+            )
+        with np.errstate(invalid="ignore"):
+            ratio = np.interp(t, np.arange(self.steps), self.ratios)
+            between = 1 / np.hypot(1, ratio)
+            return np.where(fractional, between, alpha)[()], np.where(fractional, ratio * between, sigma)[()]
+
+    def t_of_sigma(self, sigma: Numbers) -> Array:
+        ratios = self.ratios
+        finite = ratios[np.isfinite(ratios)]
+        sigma = numbers("sigma", sigma)
+        last = np.isposinf(sigma) & (len(finite) < len(ratios))
+        inside = np.where(last, finite[-1], sigma)
+        in_range("sigma", inside, finite[0], finite[-1], "the range of sigma/alpha here")
+        return np.where(last, self.steps - 1, np.interp(inside, finite, np.arange(len(finite))))[()]
+
+    def init_scale(self, t: float) -> float:
+        """1: for data of unit variance every x_t has unit variance."""
+        return 1.0
+
+
+class Continuous(Schedule):
+    """A schedule without training steps: it has a grid of its own."""
+
+    @abstractmethod
+    def grid(self, steps: int) -> Array:
+        """`steps` decreasing times, the data (alpha = 1, sigma = 0) not included."""
+
+
+@dataclass(frozen=True, repr=False)
+class VarianceExploding(Continuous):
+    """x_t = x_0 + t eps: t is sigma [Song 2021b]. Its grid is geometric from sigma_max to sigma_min."""
+
+    sigma_min: float
+    sigma_max: float
+    kind: ClassVar[str] = "ve"
+
+    def levels(self, t: Numbers) -> tuple[Array, Array]:
+        # Not limited to [sigma_min, sigma_max]: churn steps above sigma_max, a grid may end below sigma_min.
+        t = in_range("t", t, 0, np.inf, f"{self.kind} schedules are told sigma", finite=True)
+        return np.ones_like(t)[()], t
+
+    def t_of_sigma(self, sigma: Numbers) -> Array:
+        return self.levels(sigma)[1]
+
+    def grid(self, steps: int) -> Array:
+        return np.geomspace(self.sigma_max, self.sigma_min, steps)
+
+
+@dataclass(frozen=True, repr=False)
+class EDM(VarianceExploding):
+    """Karras et al. 2022: VE with data of standard deviation `sigma_data` and the grid of their eq. 5."""
+
+    sigma_data: float
+    rho: float
+    kind: ClassVar[str] = "edm"
+
+    def grid(self, steps: int) -> Array:
+        ends = np.array([self.sigma_max, self.sigma_min]) ** (1 / self.rho)
+        return np.append(self.sigma_max, np.linspace(ends[0], ends[1], steps)[1:] ** self.rho)
+
+
+@dataclass(frozen=True, repr=False)
+class FlowMatching(Continuous):
+    """x_t = (1 - t) x_0 + t eps [Lipman 2023; Liu 2023].
+
+    Its grid is u = 1, 1 - 1/n, ..., 1/n mapped by t = shift u / (1 + (shift - 1) u) [Esser 2024, eq. 23].
+    """
+
+    shift: float
+    kind: ClassVar[str] = "flow"
+
+    def levels(self, t: Numbers) -> tuple[Array, Array]:
+        t = in_range("t", t, 0, 1, "flow schedules run from 0 (data) to 1 (noise)")
+        return (1 - t)[()], t
+
+    def t_of_sigma(self, sigma: Numbers) -> Array:
+        sigma = in_range("sigma", sigma, 0, np.inf, "a ratio sigma/alpha")
+        with np.errstate(divide="ignore"):
+            return np.divide(1, 1 + 1 / sigma)  # sigma / (1 + sigma), right at 0 and inf too
+
+    def grid(self, steps: int) -> Array:
+        u = np.arange(steps, 0, -1) / steps
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+
+@dataclass(frozen=True, repr=False)
+class SubVP(Continuous):
+    """The sub-VP SDE with beta(t) = beta_min + t (beta_max - beta_min) [Song 2021b, eq. 14 and 29].
+
+    Its grid is uniform in t, from 1 to t_min.
+    """
+
+    beta_min: float
+    beta_max: float
+    t_min: float
+    kind: ClassVar[str] = "subvp"
+
+    def levels(self, t: Numbers) -> tuple[Array, Array]:
+        t = in_range("t", t, 0, 1, "sub-VP schedules run from 0 (data) to 1 (noise)")
+        log_alpha = -t * (self.beta_min / 2 + t * (self.beta_max - self.beta_min) / 4)
+        return np.exp(log_alpha)[()], -np.expm1(2 * log_alpha)[()]
+
+    def t_of_sigma(self, sigma: Numbers) -> Array:
+        largest = float(self.sigma(1.0) / self.alpha(1.0))
+        ratio = in_range("sigma", sigma, 0, largest, "the range of sigma/alpha here")
+        minus_log_alpha = np.arcsinh(ratio / 2)  # alpha = 2 / (ratio + sqrt(ratio^2 + 4))
+        start, slope = self.beta_min / 2, self.beta_max - self.beta_min
+        root = np.sqrt(start**2 + slope * minus_log_alpha)
+        return np.minimum(2 * minus_log_alpha / (start + root), 1.0)[()]
+
+    def init_scale(self, t: float) -> float:
+        """1: the end of the process is standard normal."""
+        return 1.0
+
+    def grid(self, steps: int) -> Array:
+        return np.linspace(1, self.t_min, steps)
+
+
+# ----------------------------------------------------------------------------------------------- transitions
+
+
+def correlation(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) -> Array:
+    """q = alpha_t sigma_s / (alpha_s sigma_t), the correlation of x_s and x_t given x_0 [Kingma 2021].
+
+    For s before t it lies in [0, 1]: 0 where s is the data or alpha_t = 0. Needs sigma_t > 0, alpha_s > 0.
+    """
+    return np.minimum(alpha_t * sigma_s / (alpha_s * sigma_t), 1.0)
+
+
+def posterior(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) -> tuple[Array, Array, Array]:
+    """q(x_s | x_t, x_0) for s before t: (coefficient of x_t, coefficient of x_0, 1 - q^2).
+
+    With q = `correlation(...)`, on any Gaussian path:
+        mean = (sigma_s / sigma_t) q x_t + alpha_s (1 - q^2) x_0,  variance = sigma_s^2 (1 - q^2),
+    and Var[x_t | x_s] = sigma_t^2 (1 - q^2). On a VP schedule these are mu~, beta~ and beta of DDPM
+    [Ho 2020, eq. 6-7; Kingma 2021, eq. 26-29].
+    """
+    q = correlation(alpha_t, sigma_t, alpha_s, sigma_s)
+    fresh = (1 - q) * (1 + q)
+    return sigma_s / sigma_t * q, alpha_s * fresh, fresh
+
+
+def check_schedule(schedule: object) -> None:
+    """Raises TypeError for what is no schedule."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a ulam schedule such as vp_linear(1000), got {schedule!r:.60}")

@@ -1,0 +1,104 @@
+"""What the kernels read of every slot: row pointer, noise counter, seed, chain, guidance. Written on the host.
+
+On the CPU the arrays are the tensors' own memory. On a GPU the host fills pinned staging and one asynchronous copy and
+one select a table put it into the slots that changed, so nothing waits and what the device counts itself stays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+IDLE_ROW = 0
+INTEGERS = ("row", "draw", "row_advance", "draw_advance", "seed", "chain", "failed")
+FLOATS = ("weight", "guided_from", "guided_to", "rescale")
+PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
+STAGINGS = 4  # copies under way at once
+
+
+class Slots:
+    """``[slots]`` tensors on the device, by name; ``put`` and ``commit`` change them.
+
+    row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
+    the network's output was not finite, 0 while all is well. weight: of guidance, used where guided_from <= t <=
+    guided_to; rescale: Lin et al. 2024, section 3.4.
+    """
+
+    row: torch.Tensor
+    draw: torch.Tensor
+    seed: torch.Tensor
+    chain: torch.Tensor
+    failed: torch.Tensor
+    weight: torch.Tensor
+    guided_from: torch.Tensor
+    guided_to: torch.Tensor
+    rescale: torch.Tensor
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._live = (
+            torch.zeros(len(INTEGERS), slots, dtype=torch.int64, device=device),
+            torch.zeros(len(FLOATS), slots, dtype=torch.float32, device=device),
+        )
+        self.cursor, self.advance = self._live[0][:2], self._live[0][2:4]
+        for names, table in zip((INTEGERS, FLOATS), self._live, strict=True):
+            for name, values in zip(names, table, strict=True):
+                setattr(self, name, values)
+        self.weight.fill_(1.0)
+        self._direct = device.type == "cpu"
+        self._stagings: deque[_Staging] = deque()
+        self._host = (
+            tuple(table.numpy() for table in self._live) if self._direct else self._staging(slots, device).arrays
+        )
+
+    def _staging(self, slots: int, device: torch.device) -> _Staging:
+        self._stagings.extend(_Staging(slots, device) for _ in range(STAGINGS))
+        return self._stagings[0]
+
+    def put(self, at: slice, **values: int | float | npt.NDArray[Any]) -> None:
+        """Set named values of these slots, from ``commit`` on."""
+        for name, value in values.items():
+            table, line = PLACES[name]
+            self._host[table][line, at] = value
+        if not self._direct:
+            self._stagings[0].changed[at] = True
+
+    def commit(self) -> None:
+        """Make what was put visible to the device's next operation."""
+        if self._direct or not self._stagings[0].changed.any():
+            return
+        self._stagings[0].upload(self._live)
+        self._stagings.rotate(-1)
+        self._stagings[0].wait()
+        self._host = self._stagings[0].arrays
+
+
+class _Staging:
+    """One pinned image of the tables, and the event after which it may be written again."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        def pair(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+            return (
+                torch.zeros(rows, slots, dtype=dtype, pin_memory=True),
+                torch.zeros(rows, slots, dtype=dtype, device=device),
+            )
+
+        self._tables = pair(len(INTEGERS), torch.int64), pair(len(FLOATS), torch.float32)
+        self._changed = pair(1, torch.bool)
+        self.arrays = tuple(host.numpy() for host, _ in self._tables)
+        self.changed = self._changed[0].numpy()[0]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def upload(self, live: tuple[torch.Tensor, torch.Tensor]) -> None:
+        for host, device in (*self._tables, self._changed):
+            device.copy_(host, non_blocking=True)
+        for (_, fresh), table in zip(self._tables, live, strict=True):
+            torch.where(self._changed[1], fresh, table, out=table)
+        self._event.record()
+
+    def wait(self) -> None:
+        """Until the copies of the last upload are done: STAGINGS - 1 events ago, so in practice at once."""
+        self._event.synchronize()
+        self.changed[:] = False

@@ -1,0 +1,284 @@
+"""VAEs and hierarchical VAEs over user networks: ancestral sampling, the ELBO level by level, posterior collapse.
+
+log p(x) >= E_q[log p(x | z_1)] - sum_k E_q KL(q(z_k | z_{k+1}, x) || p(z_k | z_{k+1})) with p(z_L) = N(0, I) at the top
+[Kingma & Welling 2014, eq. 3; Sonderby 2016; Luo 2022, eq. 24]. All Gaussians are diagonal; a network that stands for
+one returns twice the channels, its mean and the logarithm of its standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+import ulam_kernels
+from ulam_kernels import Table
+
+from .noise import DRAWS_PER_ROW, as_int64, chain_ids, seed_int64, whole_number
+
+Chains: TypeAlias = "int | range | Sequence[int] | torch.Tensor"
+Network: TypeAlias = Callable[..., torch.Tensor]
+POSTERIOR = 14  # the stage of noise-v1 for draws from q, apart from those of sampling
+
+
+@dataclass(frozen=True)
+class Level:
+    """One latent variable z_k of shape ``shape``.
+
+    prior: z_{k+1} ``[B, ...]`` -> mean and log of the standard deviation of p(z_k | z_{k+1}), ``[B, 2 C, ...]`` for a
+    shape (C, ...); None at the top, where p is standard normal. posterior: (x, z_{k+1}) -> those of q(z_k | z_{k+1},
+    x), or x alone at the top; needed for the ELBO only.
+    """
+
+    shape: tuple[int, ...]
+    prior: Network | None = None
+    posterior: Network | None = None
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """The evidence lower bound of each example in nats, ``[B]`` float64: value = reconstruction - sum of kl.
+
+    stderr: its Monte Carlo error over the samples of q (nan for one sample). reconstruction: E_q log p(x | z_1).
+    kl: ``[B, L]``, one column a level, in the order of the levels (top first). bits_per_dim: of the whole batch.
+    """
+
+    value: torch.Tensor
+    stderr: torch.Tensor
+    reconstruction: torch.Tensor
+    kl: torch.Tensor
+    bits_per_dim: float
+
+
+@dataclass(frozen=True)
+class HierarchicalVAE:
+    """z_L -> ... -> z_1 -> x with networks for every conditional; ``levels`` from the top, z_L, down to z_1.
+
+    decoder: z_1 -> the mean of x ``[B, *x_shape]``, with ``scale`` the standard deviation of p(x | z_1), or with
+    scale=None mean and log standard deviation ``[B, 2 C, ...]``. Networks are called as they are: put modules in eval
+    mode before sampling. Raises TypeError or ValueError naming the argument.
+    """
+
+    levels: Sequence[Level]
+    decoder: Network
+    scale: float | None = 1.0
+    _row: Table = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.levels or not all(isinstance(level, Level) for level in self.levels):
+            raise TypeError("levels must be a sequence of ulam.vae.Level, not empty")
+        if self.levels[0].prior is not None:
+            raise ValueError("levels must begin with the top, whose prior is None (standard normal)")
+        for k, level in enumerate(self.levels):
+            if k and not callable(level.prior):
+                raise TypeError(f"levels[{k}].prior must be a network of the level above, got {level.prior!r}")
+            if level.posterior is not None and not callable(level.posterior):
+                raise TypeError(f"levels[{k}].posterior must be a network or None, got {level.posterior!r}")
+        if not callable(self.decoder):
+            raise TypeError(f"decoder must be a network, got {self.decoder!r}")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale must be finite and above 0, or None, got {self.scale!r}")
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "_row", _gaussian_row())
+
+    # -------------------------------------------------------------------------------------------- sampling
+
+    def sample(
+        self,
+        chains: Chains,
+        seed: int = 0,
+        *,
+        noise: bool = False,
+        temperature: float = 1.0,
+        slots: int = 256,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+    ) -> torch.Tensor:
+        """Draw z_L, ..., z_1 and x from the top; ``[chains, *x_shape]``, row i is chain i.
+
+        Each level is one fused operation z = mean + exp(log std) noise with noise-v1: row k of chain and seed for the
+        level k from the top. The networks always see ``slots`` chains, so that a chain's bits do not depend on how many
+        are asked for. noise: add the decoder's own noise, in place of its mean (which is E[x | z_1], an average over
+        all x that share z_1, and so blurred). temperature: scales the noise of the levels.
+        """
+        ids = chain_ids(chains).to(device)
+        if whole_number("slots", slots) < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
+        if not len(ids):
+            raise ValueError("chains must be at least 1, got none")
+        parts = []
+        with torch.inference_mode():
+            for part in torch.split(ids, slots):
+                padded = torch.cat([part, part.new_zeros(slots - len(part))])
+                parts.append(self._ancestral(padded, seed, noise, temperature, backend)[: len(part)].clone())
+        return torch.cat(parts)
+
+    def _ancestral(
+        self, ids: torch.Tensor, seed: int, noise: bool, temperature: float, backend: str | None
+    ) -> torch.Tensor:
+        z: torch.Tensor | None = None
+        for row, level in enumerate(self.levels):
+            shape = (len(ids), *level.shape)
+            if level.prior is None:
+                moments = torch.zeros(len(ids), 2 * level.shape[0], *level.shape[1:], device=ids.device)
+            else:
+                moments = _moments(level.prior(z), shape, f"levels[{row}].prior")
+            z = self._draw(moments, ids, seed, row, 0, temperature, backend)
+        x = self.decoder(z)
+        if self.scale is not None:
+            if not noise:
+                return x
+            x = torch.cat([x, torch.full_like(x, math.log(self.scale))], dim=1)
+        if x.shape[1] % 2:
+            raise ValueError(f"decoder must return mean and log std, 2 C channels, got shape {list(x.shape)}")
+        return self._draw(x, ids, seed, len(self.levels), 0, 1.0, backend) if noise else x.chunk(2, dim=1)[0]
+
+    def _draw(
+        self,
+        moments: torch.Tensor,
+        ids: torch.Tensor,
+        seed: int,
+        row: int,
+        stage: int,
+        temperature: float,
+        backend: str | None,
+    ) -> torch.Tensor:
+        """mean + exp(log std) temperature z: one row of the fused step, its learned-variance form."""
+        channels = moments.shape[1] // 2
+        state = torch.empty(1, len(ids), channels, *moments.shape[2:], dtype=torch.float32, device=ids.device)
+        if temperature == 0:
+            return moments[:, :channels].float()
+        if temperature != 1:
+            lift = moments.new_full((1,), temperature).log()
+            moments = torch.cat([moments[:, :channels], moments[:, channels:] + lift], dim=1)
+        ulam_kernels.step(
+            state,
+            self._row if ids.device.type == "cpu" else _gaussian_row(ids.device),
+            torch.zeros_like(ids),
+            model=moments,
+            seed=torch.full_like(ids, seed_int64(seed)),
+            chain=ids,
+            draw=torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage)),
+            backend=backend,
+        )
+        return state[0]
+
+    # ------------------------------------------------------------------------------------------------ bound
+
+    def elbo(self, x: torch.Tensor, *, samples: int = 1, seed: int = 0) -> Elbo:
+        """The bound of x ``[B, *x_shape]``, ``samples`` draws of q each. Gradients flow (one draw to train).
+
+        KL terms are exact given the levels above [Kingma & Welling 2014, app. B]; p(x | z_1) is a Gaussian density.
+        """
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
+            raise ValueError("x must be a float tensor [B, *x_shape], not empty")
+        if whole_number("samples", samples) < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        for k, level in enumerate(self.levels):
+            if level.posterior is None:
+                raise ValueError(f"levels[{k}].posterior must be given for the ELBO, got None")
+        draws = [self._bound(x, seed, sample) for sample in range(samples)]
+        reconstruction = torch.stack([r for r, _ in draws])
+        kl = torch.stack([k for _, k in draws])
+        values = reconstruction - kl.sum(2)
+        spread = values.std(0) / samples**0.5 if samples > 1 else torch.full_like(values[0], float("nan"))
+        value = values.mean(0)
+        bits = float(-value.detach().mean()) / (x[0].numel() * math.log(2))
+        return Elbo(value, spread, reconstruction.mean(0), kl.mean(0), bits)
+
+    def _bound(self, x: torch.Tensor, seed: int, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.arange(len(x), device=x.device)
+        z: torch.Tensor | None = None
+        terms = []
+        for row, level in enumerate(self.levels):
+            assert level.posterior is not None
+            shape = (len(x), *level.shape)
+            given = level.posterior(x) if z is None else level.posterior(x, z)
+            mean, log_std = _moments(given, shape, f"levels[{row}].posterior").chunk(2, dim=1)
+            if level.prior is None:
+                prior_mean, prior_log = torch.zeros_like(mean), torch.zeros_like(log_std)
+            else:
+                prior_mean, prior_log = _moments(level.prior(z), shape, f"levels[{row}].prior").chunk(2, dim=1)
+            terms.append(gaussian_kl(mean, log_std, prior_mean, prior_log))
+            noise = torch.empty(shape, dtype=torch.float32, device=x.device)
+            draw = torch.full_like(ids, as_int64((sample * 64 + row) * DRAWS_PER_ROW + POSTERIOR))
+            ulam_kernels.fill_normal(noise, seed=torch.full_like(ids, seed_int64(seed)), chain=ids, draw=draw)
+            z = mean + log_std.exp() * noise.to(mean.dtype)
+        out = self.decoder(z)
+        if self.scale is None:
+            mean, log_std = _moments(out, tuple(x.shape), "decoder").chunk(2, dim=1)
+        else:
+            mean, log_std = out, torch.full_like(out, math.log(self.scale))
+        if mean.shape != x.shape:
+            raise ValueError(f"decoder must return {list(x.shape)} for this x, got {list(mean.shape)}")
+        return gaussian_log_density(x, mean, log_std), torch.stack(terms, dim=1)
+
+    def active_units(self, x: torch.Tensor, *, threshold: float = 0.01, seed: int = 0) -> list[torch.Tensor]:
+        """For every level the elements of z_k that carry information, Var_x E_q[z_k | x] > threshold, ``[*shape]``.
+
+        A level whose elements are all inactive has collapsed to its prior [Burda 2016, section 5.2].
+        """
+        if len(x) < 2:
+            raise ValueError(f"x must have at least 2 examples to compare, got {len(x)}")
+        active: list[torch.Tensor] = []
+        ids = torch.arange(len(x), device=x.device)
+        z: torch.Tensor | None = None
+        with torch.no_grad():
+            for row, level in enumerate(self.levels):
+                if level.posterior is None:
+                    raise ValueError(f"levels[{row}].posterior must be given, got None")
+                given = level.posterior(x) if z is None else level.posterior(x, z)
+                moments = _moments(given, (len(x), *level.shape), f"levels[{row}].posterior")
+                active.append(moments.chunk(2, dim=1)[0].double().var(0) > threshold)
+                z = self._draw(moments.float(), ids, seed, row, POSTERIOR, 1.0, None)
+        return active
+
+
+class GaussianVAE(HierarchicalVAE):
+    """One latent z ~ N(0, I) of ``latent_shape``: decoder z -> x, encoder x -> mean and log std of q(z | x)."""
+
+    def __init__(
+        self,
+        decoder: Network,
+        latent_shape: Sequence[int],
+        encoder: Network | None = None,
+        scale: float | None = 1.0,
+    ) -> None:
+        super().__init__([Level(tuple(latent_shape), None, encoder)], decoder, scale)
+
+
+def gaussian_kl(
+    mean: torch.Tensor, log_std: torch.Tensor, prior_mean: torch.Tensor, prior_log_std: torch.Tensor
+) -> torch.Tensor:
+    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)) of diagonal Gaussians in nats, ``[B]`` float64."""
+    off, ratio = (mean - prior_mean) * (-prior_log_std).exp(), 2 * (log_std - prior_log_std)
+    return ((ratio.exp() + off**2 - 1 - ratio) / 2).flatten(1).double().sum(1)
+
+
+def gaussian_log_density(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(x; mean, std^2) in nats, ``[B]`` float64."""
+    off = (x - mean) * (-log_std).exp()
+    return (-(off**2) / 2 - log_std - math.log(2 * math.pi) / 2).flatten(1).double().sum(1)
+
+
+def _gaussian_row(device: torch.device | str = "cpu") -> Table:
+    """The row x = m + exp(v) z, with m and v the halves of the network's output."""
+    zero, one = np.zeros(1), np.ones(1)
+    A = np.zeros((1, 1, 4))
+    A[0, 0, 2] = A[0, 0, 3] = 1.0
+    writes, learned = np.ones((1, 1), dtype=bool), np.ones(1, dtype=bool)
+    return Table.pack(zero, zero, zero - np.inf, zero + np.inf, one, zero, one, A, writes, learned, device=device)
+
+
+def _moments(output: object, shape: tuple[int, ...], name: str) -> torch.Tensor:
+    expected = (shape[0], 2 * shape[1], *shape[2:])
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
+        came = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{name} must return mean and log std, {list(expected)}, got {came}")
+    return output

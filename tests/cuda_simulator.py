@@ -1,0 +1,247 @@
+"""The CUDA kernels without a GPU: the real host code over a stand-in for the CUDA runtime.
+
+The stand-in receives the launches of the host code and executes the PTX of the kernels on the interpreter, so the choice
+of kernel, the launch shapes and the arguments are tested too, and every access is checked against its buffer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib.util
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ptx_interpreter import Kernel, Machine, Memory, parse
+
+from ulam_kernels import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+NUMBERS = {FP32: 0, BF16: 1, FP16: 2}
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
+SOURCES = [ROOT / "csrc/cuda" / name for name in ("step.cu", "reduce.cu", "blend.cu", "fill.cu", "affine.cu")]
+
+
+def find_tool(name: str) -> str | None:
+    """A CUDA tool on the path, under CUDA_HOME, or in Triton's package."""
+    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin:
+        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return next((found for folder in folders if (found := shutil.which(name, path=folder))), None)
+
+
+NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
+MISSING = None if NVCC and CUOBJDUMP else "nvcc or cuobjdump is missing: the CUDA kernels cannot be compiled and read"
+
+# Stands in for the CUDA runtime: kernels register themselves when the library is loaded, a launch is handed on.
+RUNTIME = r"""
+#include <cuda_runtime.h>
+#include <map>
+#include <string>
+using OnLaunch = void (*)(const char*, const unsigned*, void**);
+static OnLaunch on_launch;
+static std::map<const void*, std::string>& names() { static std::map<const void*, std::string> m; return m; }
+extern "C" {
+void set_on_launch(OnLaunch f) { on_launch = f; }
+void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
+                            int*) {
+  names()[host] = name;
+}
+char __cudaInitModule(void**) { return 0; }
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorUnknown; }
+cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorUnknown; }
+cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorUnknown; }
+const char* cudaGetErrorString(cudaError_t) { return "the stand-in refuses"; }
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
+  if (c->stream != (cudaStream_t)0x57 || c->dynamicSmemBytes) return cudaErrorInvalidValue;
+  if (c->gridDim.x >> 31 || c->gridDim.y > 65535) return cudaErrorInvalidValue;
+  const unsigned shape[] = {c->gridDim.x, c->gridDim.y, c->gridDim.z, c->blockDim.x, c->blockDim.y, c->blockDim.z};
+  on_launch(names()[host].c_str(), shape, arguments);
+  return cudaSuccess;
+}
+}
+"""
+STREAM = 0x57
+SYMBOLS = {
+    "step": "_ZN4ulam4cuda4stepERKNS_4StepEPv",
+    "reduce": "_ZN4ulam4cuda6reduceERKNS_6ReduceEPv",
+    "blend": "_ZN4ulam4cuda5blendERKNS_5BlendEPv",
+    "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS_4FillEPv",
+    "affine": "_ZN4ulam4cuda6affineERKNS_6AffineEPv",
+}
+
+
+def built_extension() -> Path | None:
+    """ulam_kernels._cuda as it is installed, unless a source is newer."""
+    spec = importlib.util.find_spec("ulam_kernels._cuda")
+    if spec is None or spec.origin is None:
+        return None
+    newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/include/ulam/*")])
+    return Path(spec.origin) if Path(spec.origin).stat().st_mtime > newest else None
+
+
+@cache
+def build() -> Path:
+    """A folder with host.so, the host code over the stand-in with the PTX, and machine.so, the machine code."""
+    folder = Path(tempfile.mkdtemp(prefix="ulam-cuda-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "runtime.cpp").write_text(RUNTIME)
+    extension = built_extension()
+    (folder / "machine.so").symlink_to(extension or folder / "host.so")
+    targets = [] if extension else [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
+    command = [NVCC, *FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100", "--threads=2", "-Xcompiler=-fPIC"]
+    command += ["-shared", "-cudart=none", *map(str, SOURCES), "runtime.cpp", "-o", "host.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+@cache
+def ptx() -> str:
+    dump = subprocess.run([CUOBJDUMP, "-ptx", "host.so"], cwd=build(), check=True, capture_output=True, text=True)
+    return dump.stdout
+
+
+@cache
+def device() -> Device:
+    return Device(build() / "host.so", parse(ptx()))
+
+
+class Device:
+    """The host library over the stand-in, and the memory that its launches work on."""
+
+    def __init__(self, library: Path, kernels: dict[str, Kernel]) -> None:
+        self.library = library
+        self.kernels = kernels
+        self.host = ctypes.CDLL(str(library))
+        self.rsqrt: Callable[[Any], Any] | None = None
+        self.used = ""  # the kernel of the last launch
+        self.executed = np.zeros(0, np.int64)  # by the last launch, threads for each instruction
+        self.failure: Exception | None = None
+        words, pointers = ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_void_p)
+        self.on_launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, words, pointers)(self._on_launch)
+
+    def _on_launch(self, name: bytes, shape: Any, arguments: Any) -> None:
+        try:
+            kernel = self.kernels[name.decode()]
+            self.used = kernel.name
+            values = [ctypes.string_at(arguments[k], size) for k, (_, size) in enumerate(kernel.parameters)]
+            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt).run()
+            self.executed = machine.executed
+        except Exception as error:  # C code is between here and the test
+            self.failure = error
+
+    def call(self, operation: str, packed: bytes) -> None:
+        self.host.set_on_launch(self.on_launch)
+        function = self.host[SYMBOLS[operation]]
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_void_p]
+        self.failure = None
+        error = function(packed, STREAM)
+        if self.failure is not None:
+            raise self.failure
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def reset(self) -> None:
+        self.memory = Memory(1 << 24)
+
+    def put(self, tensor: torch.Tensor | None, skew: int = 0) -> int:
+        if tensor is None:
+            return 0
+        return self.memory.put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), skew)
+
+    def take(self, address: int, target: torch.Tensor) -> None:
+        raw = self.memory.get(address, np.uint8, target.numel() * target.element_size())
+        target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
+
+    def step(self, state: torch.Tensor, table: Table, row: torch.Tensor, *, skew: int = 0, alias: bool = False,
+             **given: torch.Tensor | None) -> None:  # fmt: skip
+        """As :func:`ulam_kernels.step`; ``skew`` misaligns the buffers, ``alias`` makes the model state[0] itself."""
+        packed, at = self.pack_step(state, table, row, skew, alias, given)
+        self.call("step", packed)
+        self.take(at["state"], state)
+        if given.get("net_in") is not None:
+            self.take(at["net_in"], given["net_in"])
+
+    def pack_step(self, state: torch.Tensor, table: Table, row: torch.Tensor, skew: int, alias: bool,
+                  given: dict[str, torch.Tensor | None]) -> tuple[bytes, dict[str, int]]:  # fmt: skip
+        """A Step, and where its tensors lie."""
+        self.reset()
+        registers, chains = state.shape[:2]
+        model, net_in = given.get("model"), given.get("net_in")
+        put = {"state": self.put(state, skew)}
+        for name, tensor in given.items():
+            put[name] = self.put(tensor, skew if tensor is net_in or tensor is model else 0)
+        name_at = lambda name: put.get(name, 0)  # noqa: E731
+        packed = struct.pack(
+            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQ",
+            chains, state[0, 0].numel(), registers, put["state"], NUMBERS[state.dtype], self.put(table.coef),
+            self.put(table.flags), len(table), self.put(row), put["state"] if alias else name_at("model"),
+            name_at("uncond"), 0 if model is None else NUMBERS[model.dtype],
+            0 if model is None else model.numel() // chains,
+            *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
+            0 if net_in is None else NUMBERS[net_in.dtype], name_at("scales"),
+        )  # fmt: skip
+        return packed, put
+
+    def reduce(self, state: torch.Tensor, table: Table, row: torch.Tensor, out: torch.Tensor, skew: int = 0,
+               **given: torch.Tensor | None) -> None:  # fmt: skip
+        packed, _ = self.pack_step(state, table, row, skew, False, given)
+        at = self.put(out)
+        self.call("reduce", packed + struct.pack("<Q", at))
+        self.take(at, out)
+
+    def blend(self, state: torch.Tensor, skew: int = 0, **given: torch.Tensor | None) -> None:
+        """As :func:`ulam_kernels.blend`."""
+        self.reset()
+        at, net_in = self.put(state, skew), given.get("net_in")
+        put = {name: self.put(tensor) for name, tensor in given.items()}
+        names = ("known", "mask", "a", "b", "seed", "chain", "draw", "noise", "net_in")
+        packed = struct.pack(
+            "<qqQi4xQQQQQQQQQi4xQ",
+            state.shape[1], state[0, 0].numel(), at, NUMBERS[state.dtype], *(put.get(name, 0) for name in names),
+            0 if net_in is None else NUMBERS[net_in.dtype], put.get("c_next", 0),
+        )  # fmt: skip
+        self.call("blend", packed)
+        self.take(at, state)
+        if net_in is not None:
+            self.take(put["net_in"], net_in)
+
+    def fill_normal(self, out: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor, tag: int,
+                    scale: float, offset: int, skew: int = 0) -> None:  # fmt: skip
+        self.reset()
+        at, chains = self.put(out, skew), out.shape[0]
+        ids = (self.put(tensor) for tensor in (seed, chain, draw))
+        shape = (chains, out.numel() // chains, offset)
+        self.call("fill_normal", struct.pack("<qqqQi4xQQQIf", *shape, at, NUMBERS[out.dtype], *ids, tag, scale))
+        self.take(at, out)
+
+    def affine(self, x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        self.reset()
+        at = [self.put(tensor) for tensor in (x, m, out)]
+        types = [NUMBERS[tensor.dtype] for tensor in (x, m, out)]
+        shape = (len(x), x.numel() // len(x))
+        self.call("affine", struct.pack("<qqQQQiii4xQQ", *shape, *at, *types, self.put(a), self.put(b)))
+        self.take(at[2], out)
+
+
+def differences(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Elements whose bits differ; any NaN equals any NaN."""
+    kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
+    return int(((a.view(kind) != b.view(kind)) & ~(a.isnan() & b.isnan())).sum())

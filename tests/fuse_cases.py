@@ -1,0 +1,57 @@
+"""Loops over diffusers schedulers and their fused selves, for the tests of fuse."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+SHAPE = (3, 3, 4, 4)
+
+
+def network(x: torch.Tensor, t: Any, doubled: bool = False) -> torch.Tensor:
+    """A smooth function of the sample and the timestep, so that errors of one step reach the next."""
+    m = 0.6 * torch.tanh(x) + 0.1 * torch.sin(x + torch.as_tensor(t).to(x.dtype).reshape(-1, 1, 1, 1) / 100)
+    return torch.cat([m, torch.cos(m)], dim=1) if doubled else m
+
+
+def begin(scheduler: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Generator]:
+    """The first sample of a loop, and the generator that the loop goes on with."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    return x.to(dtype), generator
+
+
+def loop(
+    scheduler: Any,
+    steps: int | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    doubled: bool = False,
+    first: int = 0,
+    **step: Any,
+) -> list[tuple[torch.Tensor, ...]]:
+    """What every call of step returned, from call `first` of the timesteps on."""
+    if steps is not None:
+        scheduler.set_timesteps(steps)
+    x, generator = begin(scheduler, seed, dtype)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step["generator"] = generator
+    returned = []
+    for t in scheduler.timesteps[first:]:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = scheduler.step(network(scaled, t, doubled), t, x, **step)
+        x = output.prev_sample
+        returned.append(output.to_tuple())
+    return returned
+
+
+def assert_same_loops(ours: list[tuple[torch.Tensor, ...]], theirs: list[tuple[torch.Tensor, ...]]) -> None:
+    """All outputs of all calls within 1e-4 of the largest value that the loop met (at least 1)."""
+    assert len(ours) == len(theirs)
+    for member in range(len(theirs[0])):
+        mine, other = (torch.stack([call[member].float() for call in calls]) for calls in (ours, theirs))
+        assert mine.shape == other.shape
+        assert (mine - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max()))

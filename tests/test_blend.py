@@ -1,0 +1,150 @@
+"""Mask blending with a known image: the formula, and every CPU path against the reference, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_step import FLOATS, same_bits
+
+import ulam_kernels
+from ulam_kernels import _cpu
+
+BACKENDS = ["reference", "cpu"]
+CHAINS = 6
+A, B = torch.tensor([0.0, 0.9, 0.9, 0.0, 1.0, -0.3]), torch.tensor([0.0, 0.0, 0.4, 2.0, 1e-3, 0.0])
+
+
+def random_inputs(rng: np.random.Generator, shape: tuple[int, ...], chains: int = CHAINS) -> dict[str, torch.Tensor]:
+    """Masks of 0, 1 and what is between; the second chain's known image has NaN where the mask is 0."""
+    mask = rng.choice([0.0, 1.0, 0.25, 0.7], size=(chains, *shape)).astype(np.float32)
+    known = rng.normal(size=(chains, *shape)).astype(np.float32)
+    known[1][mask[1] == 0] = np.nan
+    ids = {name: torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, chains)) for name in ("seed", "chain", "draw")}
+    factors = {name: value.repeat(-(-chains // CHAINS))[:chains].contiguous() for name, value in (("a", A), ("b", B))}
+    return {"known": torch.from_numpy(known), "mask": torch.from_numpy(mask), **factors, **ids}
+
+
+@pytest.mark.parametrize("state_type, net_type", list(itertools.product(FLOATS, (None, *FLOATS))))
+def test_every_instruction_set_equals_the_reference(state_type: torch.dtype, net_type: torch.dtype | None) -> None:
+    rng = np.random.default_rng([FLOATS.index(state_type), (None, *FLOATS).index(net_type)])
+    before = _cpu.instruction_set()
+    for k, shape in enumerate([(1,), (2,), (3, 5, 7), (4, 33), (1, 1000), (1, 20_001)]):
+        inputs: dict[str, Any] = random_inputs(rng, shape)
+        if k % 2:
+            inputs["noise"] = torch.from_numpy(rng.normal(size=(CHAINS, *shape))).float()
+        start = torch.from_numpy(rng.normal(size=(k % 3 + 1, CHAINS, *shape))).to(state_type)
+        start[0, 2][inputs["mask"][2] == 1] = math.nan
+        results = []
+        for name in ("reference", *_cpu.instruction_sets()):
+            if name != "reference":
+                _cpu.use_instruction_set(name)
+            state = start.clone()
+            if net_type is not None:
+                inputs["net_in"] = torch.full((CHAINS, *shape), math.nan, dtype=net_type)
+                inputs["c_next"] = torch.linspace(-2, 2, CHAINS)
+            ulam_kernels.blend(state, backend="reference" if name == "reference" else "cpu", **inputs)
+            results.append((name, state, inputs.get("net_in", state)))
+            assert same_bits(state[1:], start[1:])
+            assert same_bits(state[0, 0], start[0, 0])
+        _cpu.use_instruction_set(before)
+        for name, state, net_in in results[1:]:
+            assert same_bits(state, results[0][1]), (name, shape)
+            assert same_bits(net_in, results[0][2]), (name, shape)
+        assert not results[0][1][0, 2].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blend_against_the_formula(backend: str) -> None:
+    rng = np.random.default_rng(1)
+    inputs = random_inputs(rng, (3, 40))
+    x, z = (torch.from_numpy(rng.normal(size=(CHAINS, 3, 40))) for _ in range(2))
+    x, z = x.float(), z.float()
+    state, net_in = x[None].clone(), torch.full((CHAINS, 3, 40), 5.0)
+    c_next = torch.linspace(1, 2, CHAINS)
+    ulam_kernels.blend(state, **inputs, noise=z, net_in=net_in, c_next=c_next, backend=backend)
+    a, b = (inputs[name].double()[:, None, None] for name in "ab")
+    mask, known = inputs["mask"].double(), inputs["known"].nan_to_num().double()
+    exact = x.double() + mask * (a * known + b * z.double() - x.double())
+    exact[0] = x[0].double()
+    assert torch.allclose(state[0].double(), exact, rtol=0, atol=1e-6)
+    assert torch.equal(net_in[1:], (c_next[:, None, None] * state[0])[1:])
+    assert torch.equal(net_in[0], torch.full((3, 40), 5.0))
+    assert torch.equal(state[0][mask == 0], x[mask == 0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_is_noise_v1_and_not_made_in_vain(backend: str) -> None:
+    """The chain's own normals; and a = 0, b = 0 read nothing: NaN behind them stays where it is."""
+    shape, ids = (CHAINS, 2, 31), torch.arange(CHAINS)
+    stream = {"seed": ids + 3, "chain": ids, "draw": 16 * ids}
+    z = ulam_kernels.fill_normal(torch.empty(shape), **stream)
+    one, zero = torch.ones(CHAINS), torch.zeros(CHAINS)
+    nan, state = torch.full(shape, math.nan), torch.zeros(1, *shape)
+    ulam_kernels.blend(state, nan, torch.ones(shape), zero, one, **stream, backend=backend)
+    assert torch.equal(state[0], z)
+    ulam_kernels.blend(state, z, torch.ones(shape), one, zero, **stream, noise=nan, backend=backend)
+    assert torch.equal(state[0], z)
+    ulam_kernels.blend(state, nan, nan, zero, zero, seed=None, chain=None, draw=None, noise=nan, backend=backend)
+    assert torch.equal(state[0], z)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(threads: int) -> None:
+    rng, before = np.random.default_rng(2), torch.get_num_threads()
+    inputs = random_inputs(rng, (1, 40_001))
+    start = torch.from_numpy(rng.normal(size=(1, CHAINS, 1, 40_001))).float()
+    state, alone = start.clone(), start.clone()
+    ulam_kernels.blend(alone, **inputs, backend="reference")
+    try:
+        torch.set_num_threads(threads)
+        ulam_kernels.blend(state, **inputs)
+    finally:
+        torch.set_num_threads(before)
+    assert same_bits(state, alone)
+
+
+def test_empty_and_float64() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    ids = {"seed": none, "chain": none, "draw": none}
+    empty = torch.empty(0, 3)
+    ulam_kernels.blend(torch.empty(1, 0, 3), empty, empty, torch.empty(0), torch.empty(0), **ids)
+    ids = dict.fromkeys(ids, torch.zeros(2, dtype=torch.int64))
+    two = torch.ones(2)
+    ulam_kernels.blend(torch.empty(1, 2, 0), torch.empty(2, 0), torch.empty(2, 0), two, two, **ids)
+    x, known, z = torch.randn(3, 2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    state, mask = x[None].clone(), torch.full((2, 9), 1 / 3, dtype=torch.float64)
+    ulam_kernels.blend(state, known, mask, two.double() / 7, two.double() / 9, **ids, noise=z)
+    exact = x + (known / 7 + z / 9 - x) / 3
+    assert torch.allclose(state[0], exact, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("changes, named", [
+    ({"state": torch.zeros(2, 3)[0]}, "state"),
+    ({"state": torch.zeros(1, 3, 2).transpose(1, 2)}, "state"),
+    ({"known": torch.zeros(2, 4)}, "known"),
+    ({"known": torch.zeros(2, 3, dtype=torch.bfloat16)}, "known: got dtype"),
+    ({"mask": torch.ones(2, 3, dtype=torch.bool)}, "mask: got dtype"),
+    ({"mask": torch.ones(1, 3)}, "mask"),
+    ({"a": torch.ones(1)}, "a: got shape"),
+    ({"b": torch.ones(2, dtype=torch.float64)}, "b: got dtype"),
+    ({"draw": None}, "seed, chain, draw: got None"),
+    ({"draw": torch.zeros(2)}, "draw: got dtype"),
+    ({"noise": torch.zeros(3, 2)}, "noise"),
+    ({"net_in": torch.zeros(2, 3)}, "c_next: got None"),
+    ({"net_in": torch.zeros(2, 2), "c_next": torch.ones(2)}, "net_in"),
+    ({"net_in": torch.zeros(2, 3), "c_next": torch.ones(3)}, "c_next"),
+])  # fmt: skip
+def test_bad_input_is_named(backend: str, changes: dict[str, Any], named: str) -> None:
+    zero = torch.zeros(2, dtype=torch.int64)
+    given: dict[str, Any] = {
+        "state": torch.zeros(1, 2, 3), "known": torch.zeros(2, 3), "mask": torch.ones(2, 3), "a": torch.ones(2),
+        "b": torch.ones(2), "seed": zero, "chain": zero, "draw": zero,
+    } | changes  # fmt: skip
+    with pytest.raises((TypeError, ValueError), match=named):
+        ulam_kernels.blend(**given, backend=backend)

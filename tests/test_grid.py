@@ -1,0 +1,347 @@
+"""Grids of noise levels against diffusers' schedulers, and every argument of GridSampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from ulam import Program, schedules
+from ulam.program import ProgramBuilder
+from ulam.samplers import DDIM, DDPM, TCD
+from ulam.samplers.arguments import check_whole
+from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, told
+from ulam.schedules import Schedule, VariancePreserving
+
+# diffusers reads torch tensors through NumPy's old protocol
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@dataclass(frozen=True)
+class Fractional(GridSampler):
+    """x_s = alpha_s D + sigma_s eps [Song 2021a]: the smallest sampler."""
+
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        builder = ProgramBuilder(schedule, predicts)
+        levels = grid.alphas[:-1], grid.sigmas[:-1]
+        builder.rows(grid.times, levels=levels, x={"D": grid.alphas[1:], "eps": grid.sigmas[1:]})
+        return builder.program(sampler=repr(self))
+
+
+class Index(Fractional):
+    convention: ClassVar[str] = "index"
+
+
+class Endless(Fractional):
+    convention: ClassVar[str] = "endless"
+
+
+VP = {"linear": schedules.vp_linear(), "cosine": schedules.vp_cosine(), "short": schedules.vp_linear(77)}
+CONTINUOUS = {
+    "ve": schedules.ve(0.01, 50),
+    "edm": schedules.edm(),
+    "flow": schedules.flow(3.0),
+    "sub_vp": schedules.sub_vp(),
+}
+FAMILIES: dict[str, type[Fractional]] = {
+    "DDPMScheduler": Index,
+    "DDIMScheduler": Index,
+    "EulerDiscreteScheduler": Fractional,
+    "HeunDiscreteScheduler": Fractional,
+    "LMSDiscreteScheduler": Fractional,
+    "DPMSolverMultistepScheduler": Endless,
+    "UniPCMultistepScheduler": Endless,
+    "DEISMultistepScheduler": Endless,
+}
+LINEAR, FLOW = VP["linear"], schedules.flow()
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def theirs(name: str, schedule: VariancePreserving, steps: int | None, arguments: Any = None, **config: Any) -> Any:
+    """A diffusers scheduler with its times set, on our own alphas_cumprod in float64."""
+    scheduler = getattr(diffusers, name)(num_train_timesteps=schedule.steps, **config)
+    scheduler.alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod.copy())
+    scheduler.set_timesteps(steps, **(arguments or {}))
+    return scheduler
+
+
+def times_of(scheduler: Any) -> np.ndarray:
+    """Heun's are doubled: first, then every one twice."""
+    times = scheduler.timesteps.double().numpy()
+    return np.append(times[0], times[1::2]) if isinstance(scheduler, diffusers.HeunDiscreteScheduler) else times
+
+
+# ------------------------------------------------------------------------------------- spacings and conventions
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("schedule", ["linear", "short"])
+def test_spacings_equal_diffusers(schedule: str, name: str, spacing: str) -> None:
+    T, convention = VP[schedule].steps, FAMILIES[name].convention
+    counts = {1, 2, 3, 7, 10, 27, 50, 61, 76, T // 2, T - 1, T}
+    for steps in counts - ({1} if name.startswith("Heun") else set()):
+        expected = times_of(theirs(name, VP[schedule], steps, timestep_spacing=spacing))[:steps]
+        times = spaced(T, steps, spacing, convention)
+        if name.startswith("Heun"):
+            np.testing.assert_allclose(times, expected, rtol=1e-6)
+        else:
+            np.testing.assert_allclose(times, expected, rtol=1e-7)
+        assert len(times) == steps and times[-1] >= 0
+        if convention != "endless":
+            assert (np.diff(times) < 0).all()
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name[:3] not in ("DDP", "DDI")])
+@pytest.mark.parametrize("schedule", VP)
+def test_noise_levels_equal_diffusers(schedule: str, name: str, spacing: str) -> None:
+    """Those of rows and, where it is not the data, of the end; DEIS always ends at the smallest."""
+    for final in ("zero", "sigma_min"):
+        if final == "sigma_min" and (FAMILIES[name] is Fractional or name.startswith("DEIS")) and spacing != "trailing":
+            continue
+        config = {} if name[:3] in ("LMS", "DEI", "Heu") else {"final_sigmas_type": final}
+        sigmas = theirs(name, VP[schedule], 9, timestep_spacing=spacing, **config).sigmas.double().numpy()
+        if name.startswith("Heun"):
+            sigmas = np.append(sigmas[0], sigmas[1:-1:2])
+        grid = FAMILIES[name](9, spacing=spacing, final=final).grid(VP[schedule])
+        np.testing.assert_allclose(grid.ratios[:9], sigmas[:9], rtol=3e-7)
+        if config or (name.startswith("DEIS") and final == "sigma_min"):
+            assert grid.ratios[-1] == pytest.approx(sigmas[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("schedule", VP)
+def test_named_sigmas_equal_diffusers(schedule: str, name: str, sigmas: str) -> None:
+    """Multistep schedulers round Karras' times, but truncate the others': ours are always the nearest."""
+    scheduler = theirs(name, VP[schedule], 11, **{f"use_{sigmas}_sigmas": True})
+    grid = FAMILIES[name](11, sigmas=sigmas).grid(VP[schedule])
+    np.testing.assert_allclose(grid.ratios[:-1], scheduler.sigmas.numpy()[:11], rtol=3e-7)
+    assert grid.ratios[-1] == 0
+    if FAMILIES[name] is Fractional:
+        np.testing.assert_allclose(grid.times, scheduler.timesteps, rtol=1e-6, atol=1e-4)
+    elif sigmas == "karras":
+        np.testing.assert_array_equal(grid.times, scheduler.timesteps)
+    else:
+        exact = told(VP[schedule], grid.alphas[:-1], grid.sigmas[:-1])
+        np.testing.assert_array_equal(grid.times, exact.round())
+        assert (abs(np.floor(exact + 1e-9) - scheduler.timesteps.numpy()) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
+def test_named_sigmas_equal_diffusers_on_flow(sigmas: str) -> None:
+    schedule = schedules.flow(2.0)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**{f"use_{sigmas}_sigmas": True})
+    scheduler.set_timesteps(sigmas=list(schedule.grid(8)))
+    grid = Fractional(8, sigmas=sigmas).grid(schedule)
+    np.testing.assert_allclose(grid.sigmas, scheduler.sigmas, rtol=3e-7)
+    np.testing.assert_allclose(1000 * grid.times, scheduler.timesteps, rtol=3e-7)
+    np.testing.assert_allclose(grid.alphas + grid.sigmas, 1, rtol=1e-15)
+
+
+def test_karras_on_edm_is_its_own_grid() -> None:
+    schedule = schedules.edm()
+    np.testing.assert_allclose(Fractional(9, sigmas="karras").grid(schedule).times, schedule.grid(9), rtol=1e-12)
+    geometric = Fractional(9, sigmas="exponential").grid(CONTINUOUS["ve"])
+    np.testing.assert_allclose(geometric.times, CONTINUOUS["ve"].grid(9), rtol=1e-12)
+
+
+def test_beta_sigmas_are_quantiles() -> None:
+    """The Beta(0.6, 0.6) distribution, integrated here, has mass 1 - i / (n - 1) below level i."""
+    levels = Fractional(6, sigmas="beta").grid(schedules.ve(1.0, 3.0)).sigmas[:-1]
+    angle = np.linspace(0, np.pi / 2, 20001)  # u = sin^2: (u (1 - u))^-0.4 du = 2 (sin cos)^0.2 d angle
+    density = (np.sin(angle) * np.cos(angle)) ** 0.2
+    mass = np.append(0, np.cumsum((density[1:] + density[:-1]) / 2))
+    below = np.interp((levels - 1) / 2, np.sin(angle) ** 2, mass / mass[-1])
+    np.testing.assert_allclose(below, np.linspace(1, 0, 6), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- explicit and log-SNR
+
+
+def test_explicit_sigmas_equal_diffusers_and_are_told_exactly() -> None:
+    schedule, sigmas = VP["linear"], [14.0, 6.5, 2.0, 0.7, 0.1]
+    scheduler = theirs("EulerDiscreteScheduler", schedule, None, {"sigmas": [*sigmas, 0.0]})
+    for cls in (Fractional, Index, Endless):
+        for given in ([*sigmas, 0.0], np.array(sigmas), torch.tensor(sigmas, dtype=torch.float64)):
+            grid = cls(sigmas=given).grid(schedule)
+            np.testing.assert_allclose(grid.ratios, [*sigmas, 0.0], rtol=1e-15)
+            np.testing.assert_allclose(grid.times, scheduler.timesteps, rtol=1e-6)
+            np.testing.assert_allclose(grid.alphas**2 + grid.sigmas**2, 1, rtol=1e-15)
+    assert Fractional(5, sigmas=[*sigmas, 0.0]).steps == 5
+    flow = Fractional(sigmas=[0.9, 0.4], final=0.1).grid(schedules.flow())
+    np.testing.assert_allclose(flow.times, [0.9, 0.4], rtol=1e-15)
+    assert flow.sigmas.tolist() == [0.9, 0.4, 0.1]
+
+
+def test_explicit_timesteps_equal_diffusers() -> None:
+    times = [901, 700, 333, 20]
+    for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        scheduler = theirs(name, VP["linear"], None, {"timesteps": times})
+        grid = FAMILIES[name](timesteps=times).grid(VP["linear"])
+        assert grid.times.tolist() == scheduler.timesteps.tolist() == times
+        np.testing.assert_allclose(grid.ratios, scheduler.sigmas, rtol=1e-6)
+
+
+def test_fractional_timesteps_are_told_and_interpolated() -> None:
+    schedule = VP["linear"]
+    program = DDIM(timesteps=[700.5, 3.25]).program(schedule)
+    assert program.time.tolist() == [700.5, 3.25]
+    assert program is DDIM(2, timesteps=np.array([700.5, 3.25])).program(schedule)
+    assert program.A[0, 0, 0] == pytest.approx(schedule.alpha(3.25) / schedule.alpha(700.5), rel=1e-13)
+
+
+def test_a_list_with_one_more_than_the_steps_has_the_end_too() -> None:
+    for cls in (Fractional, Endless, TCD):  # TCD's final is not "zero" by default
+        ended, short = cls(2, sigmas=[3, 1, 0.1]).grid(LINEAR), cls(sigmas=[3, 1], final=0.1).grid(LINEAR)
+        to_data = cls(sigmas=[3, 1, 0]).grid(LINEAR)
+        for one, other in zip(vars(ended).values(), vars(short).values(), strict=True):
+            assert one.tolist() == other.tolist()
+        assert (to_data.alphas[-1], to_data.sigmas[-1]) == (1, 0) and to_data.times.tolist() == short.times.tolist()
+    ended = Index(2, timesteps=[500, 300, 10]).grid(LINEAR)
+    assert ended.times.tolist() == [500, 300] and (ended.alphas[-1], ended.sigmas[-1]) == LINEAR.levels(10)
+    ended = Fractional(1, sigmas=[0.9, 0.2]).grid(FLOW)
+    assert ended.sigmas.tolist() == [0.9, 0.2]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", *CONTINUOUS])
+@pytest.mark.parametrize("cls", [Fractional, Index, Endless])
+def test_log_snr_spacing_is_uniform(cls: type[Fractional], name: str) -> None:
+    schedule: Schedule = (VP | CONTINUOUS)[name]
+    grid = cls(7, spacing="log-snr", final="sigma_min").grid(schedule)
+    np.testing.assert_allclose(np.diff(grid.log_snr), (grid.log_snr[-1] - grid.log_snr[0]) / 7, rtol=1e-9)
+    np.testing.assert_allclose(schedule.t_of_sigma(grid.ratios[0]), grid.times[0], rtol=1e-12)
+    assert grid.ratios[-1] == pytest.approx(sigma_min(schedule), rel=1e-12)
+    np.testing.assert_allclose(told(schedule, grid.alphas[:-1], grid.sigmas[:-1]), grid.times, rtol=1e-14)
+    to_data = cls(7, spacing="log-snr").grid(schedule)
+    assert to_data.alphas[:-1].tolist() == grid.alphas[:-1].tolist() and to_data.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("name", [*VP, *CONTINUOUS])
+def test_the_end_is_the_data_or_a_number(name: str) -> None:
+    schedule = (VP | CONTINUOUS)[name]
+    spacing = "trailing" if name in VP else None
+    grid = Fractional(4, spacing=spacing, final="zero").grid(schedule)
+    assert (grid.alphas[-1], grid.sigmas[-1], grid.ratios[-1], grid.log_snr[-1]) == (1, 0, 0, math.inf)
+    number = Fractional(4, spacing=spacing, final=1e-5).grid(schedule)
+    assert (number.sigmas if name == "flow" else number.ratios)[-1] == pytest.approx(1e-5, rel=1e-12)
+    assert number.sigmas[:-1].tolist() == grid.sigmas[:-1].tolist() and number.times.tolist() == grid.times.tolist()
+
+
+def test_sigma_min_is_where_the_schedule_ends() -> None:
+    assert sigma_min(VP["linear"]) == pytest.approx(math.sqrt(1e-4 / (1 - 1e-4)), rel=1e-12)
+    assert sigma_min(CONTINUOUS["ve"]) == 0.01 and sigma_min(CONTINUOUS["edm"]) == 0.002
+    alpha, sigma = schedules.sub_vp(t_min=0.02).levels(0.02)
+    assert sigma_min(schedules.sub_vp(t_min=0.02)) == pytest.approx(sigma / alpha, rel=1e-14)
+    flow = Fractional(4, final="sigma_min").grid(schedules.flow())
+    assert flow.ratios[-1] == pytest.approx(1e-3, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [*VP, *CONTINUOUS])
+def test_told_inverts_the_levels(name: str) -> None:
+    schedule = (VP | CONTINUOUS)[name]
+    values = np.array([0.59, 0.31, 0.05])
+    alpha, sigma = levels_at(schedule, values)
+    np.testing.assert_allclose(sigma if name == "flow" else sigma / alpha, values, rtol=1e-12)
+    times = told(schedule, alpha, sigma)
+    if isinstance(schedule, VariancePreserving):  # k-diffusion interpolates in log(sigma / alpha)
+        log_ratio = np.interp(times, np.arange(schedule.steps), np.log(schedule.ratios))
+        np.testing.assert_allclose(log_ratio, np.log(values), rtol=1e-12)
+    else:
+        np.testing.assert_allclose(schedule.levels(times), (alpha, sigma), rtol=1e-11)
+
+
+def test_continuous_schedules_use_their_own_grid() -> None:
+    for schedule in CONTINUOUS.values():
+        assert Index(6).program(schedule, "x0").time.tolist() == schedule.grid(6).tolist()
+    assert Index(6).program(CONTINUOUS["ve"]).init_scale == 50
+    assert Fractional(sigmas=[7.0, 2.0, 0]).program(CONTINUOUS["ve"]).init_scale == 7
+
+
+def test_zero_terminal_snr_starts_at_infinite_noise() -> None:
+    schedule = schedules.zero_terminal_snr(VP["linear"])
+    grid = Index(5, spacing="trailing").grid(schedule)
+    assert (grid.alphas[0], grid.sigmas[0], grid.ratios[0], grid.log_snr[0]) == (0, 1, math.inf, -math.inf)
+    assert np.isfinite(Index(5, spacing="trailing").program(schedule, "v").A).all()
+    for cls in (Fractional, Endless):
+        with pytest.raises(ValueError, match="sigmas='karras' needs a finite largest sigma"):
+            cls(5, sigmas="karras", spacing="trailing").grid(schedule)
+    with pytest.raises(ValueError, match="spacing='log-snr' needs a finite largest sigma/alpha"):
+        Fractional(5, spacing="log-snr").grid(schedule)
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def levels(*ratios: float) -> Grid:
+    ratio = np.array(ratios)
+    return Grid(np.arange(len(ratio) - 1.0), np.ones_like(ratio), ratio)
+
+
+BAD: dict[str, Callable[[], object]] = {
+    "steps must be a whole number of at least 1, got 0": lambda: DDIM(0),
+    "steps must be a whole number of at least 1, got -3": lambda: DDPM(-3),
+    "steps must be a whole number of at least 1, got True": lambda: DDIM(True),
+    "steps must be a whole number of at least 1, got 5.0": lambda: DDIM(5.0),
+    "steps must be a whole number of at least 1, got '5'": lambda: DDPM("5"),
+    "steps must be given .or timesteps or sigmas., got none": lambda: DDIM(),
+    "steps must be at most the schedule's 1000 training steps, got 1001": lambda: DDIM(1001).program(LINEAR),
+    "steps must be given on edm": lambda: DDPM().program(schedules.edm()),
+    "steps must be left out or equal the 2 timesteps given, got 3": lambda: DDIM(3, timesteps=[5, 1]),
+    "steps must be left out or equal the 2 sigmas given, got 3": lambda: DDIM(3, sigmas=[5, 1, 0]),
+    "steps must give strictly decreasing noise levels, got .* 0.0100005 before 0.0100005: use fewer":
+        lambda: Endless(1000, spacing="leading").grid(LINEAR),
+    "spacing must be one of leading, linspace, trailing, log-snr, got 'even'": lambda: DDPM(5, spacing="even"),
+    "spacing must be None or log-snr on flow": lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
+    "spacing, timesteps and sigmas must not .*together": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
+    "timesteps and sigmas must not be given together .but for": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
+    "spacing, timesteps and sigmas must not be given together": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
+    "spacing, .* must not be given together .but for sigmas by name":
+        lambda: DDIM(4, spacing="log-snr", sigmas="karras"),
+    "timesteps must be strictly decreasing, got 1 before 5": lambda: DDIM(timesteps=[1, 5]),
+    "timesteps must be strictly decreasing, got 5 before 5": lambda: DDPM(timesteps=[5, 5]),
+    "timesteps must be a sequence of numbers, not empty": lambda: DDPM(timesteps=[]),
+    "timesteps must be a sequence of numbers, not empty, got 7": lambda: DDPM(timesteps=7),
+    "timesteps must be finite numbers, got nan": lambda: DDPM(timesteps=[math.nan]),
+    "timesteps must be finite numbers, got True": lambda: DDPM(timesteps=[True]),
+    "timesteps must be finite numbers, got 'a'": lambda: DDPM(timesteps=["a"]),
+    "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(LINEAR),
+    "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(LINEAR),
+    "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(FLOW, "flow"),
+    "sigmas must be one of karras, exponential, beta, got 'lu'": lambda: DDIM(5, sigmas="lu"),
+    "sigmas must be strictly decreasing, got 1 before 2": lambda: DDIM(sigmas=[1, 2]),
+    "sigmas must be above 0 .the last may be 0., got -1": lambda: DDIM(sigmas=[1, -1]),
+    "sigmas must be above 0 .the last may be 0., got 0": lambda: DDIM(sigmas=[0]),
+    "sigmas must be finite numbers, got inf": lambda: DDIM(sigmas=[math.inf, 1]),
+    "sigmas must be a sequence of numbers, not empty, got 3": lambda: DDIM(sigmas=3),
+    "sigmas are out of range: t must lie in .0, 1.": lambda: DDIM(sigmas=[1.5, 0.2]).program(FLOW, "flow"),
+    "sigmas are out of range: sigma must lie in": lambda: DDIM(sigmas=[1e9, 1]).program(schedules.sub_vp()),
+    "final must be 'zero', 'sigma_min' or a noise level above 0, got 'one'": lambda: DDIM(5, final="one"),
+    "final must be 'zero', 'sigma_min' or a noise level above 0, got 0": lambda: DDIM(5, final=0),
+    "final must be 'zero', 'sigma_min' or a noise level above 0, got True": lambda: DDIM(5, final=True),
+    "final must be 'zero', .* got inf": lambda: DDIM(5, final=math.inf),
+    "final must be 'zero' where the last of sigmas is the end, got 'sigma_min'":
+        lambda: DDIM(sigmas=[1, 0], final="sigma_min"),
+    "final must lie below the last noise level, got sigma/alpha 0.01 before 0.01":
+        lambda: DDIM(5, final="sigma_min").program(schedules.ve(0.01, 1)),
+    "final is out of range: t must lie in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
+    "timesteps must have sigma above 0": lambda: levels(1, 0, 0),
+    "steps must give strictly decreasing noise levels, got sigma/alpha 1 before 2": lambda: levels(1, 2, 0),
+    "final must be 'zero' where the last of sigmas is the end, got 0.05": lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
+    "final must be 'zero' where the last of timesteps is": lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
+    "final must lie below": lambda: levels(3, 2, 2),
+    "order must be a whole number from 1 to 3, got 4": lambda: check_whole("order", 4, 1, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()

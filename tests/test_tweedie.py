@@ -1,0 +1,184 @@
+"""Tweedie's moments and SURE against the exact posterior of Gaussian mixtures, and on a real denoiser."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ulam
+from ulam import Denoiser, schedules, sure, tweedie
+
+SIGMA = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)
+SCHEDULES = {
+    "vp": schedules.vp_linear(),
+    "cosine": schedules.vp_cosine(),
+    "ve": schedules.ve(0.01, 50.0),
+    "flow": schedules.flow(),
+    "edm": schedules.edm(),
+}
+
+
+class Mixture:
+    """x ~ sum_k w_k N(mu_k, S_k) in three dimensions, and the exact posterior of x given y = x + sigma z."""
+
+    def __init__(self, components: int = 3) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self.weights = torch.softmax(torch.randn(components, generator=generator, dtype=torch.float64), 0)
+        self.means = torch.randn(components, 3, generator=generator, dtype=torch.float64)
+        root = torch.randn(components, 3, 3, generator=generator, dtype=torch.float64) / 2
+        self.covariances = root @ root.mT + 0.1 * torch.eye(3, dtype=torch.float64)
+
+    def parts(self, y: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights [B, K], means [B, K, 3] and covariances [B, K, 3, 3] of the posterior's components."""
+        noisy = self.covariances + sigma[:, None, None, None] ** 2 * torch.eye(3, dtype=torch.float64)
+        off = (y[:, None] - self.means)[..., None]
+        solved = torch.linalg.solve(noisy, off)
+        log = self.weights.log() - (off * solved).sum((2, 3)) / 2 - torch.linalg.slogdet(noisy).logabsdet / 2
+        means = self.means + (self.covariances @ solved)[..., 0]
+        return (
+            torch.softmax(log, 1),
+            means,
+            self.covariances - self.covariances @ torch.linalg.solve(noisy, self.covariances.expand_as(noisy)),
+        )
+
+    def denoise(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        w, means, _ = self.parts(y, sigma)
+        return (w[..., None] * means).sum(1)
+
+    def network(self, schedule: schedules.Schedule, predicts: str, sigma: torch.Tensor):
+        """The ideal network on a schedule at these noise levels: given x_t, it says x0 (or what follows from it)."""
+        levels = schedule.levels(schedule.t_of_sigma(sigma))
+
+        def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            alpha, noise = (torch.from_numpy(np.asarray(level))[: len(x)] for level in levels)
+            if predicts == "raw":
+                power = noise**2 + schedule.sigma_data**2
+                y = x * power.sqrt()[:, None]
+                D = self.denoise(y, noise)
+                c_out = noise * schedule.sigma_data / power.sqrt()
+                return (D - (schedule.sigma_data**2 / power)[:, None] * y) / c_out[:, None]
+            D = self.denoise(x / alpha[:, None], noise / alpha)
+            eps = (x - alpha[:, None] * D) / noise[:, None]
+            outputs = {"x0": D, "eps": eps, "v": alpha[:, None] * eps - noise[:, None] * D, "flow": eps - D}
+            return outputs[predicts]
+
+        return net
+
+
+MIXTURE = Mixture()
+Y = torch.tensor([[0.4, -0.2, 1.0], [1.5, 0.3, -0.7], [-2.0, 1.0, 0.1]], dtype=torch.float64)
+CASES = [("vp", "eps"), ("cosine", "v"), ("ve", "x0"), ("flow", "flow"), ("edm", "raw"), ("ve", "eps")]
+
+
+def ideal(name: str, predicts: str, sigma: torch.Tensor = SIGMA) -> Denoiser:
+    return Denoiser(MIXTURE.network(SCHEDULES[name], predicts, sigma), SCHEDULES[name], predicts)
+
+
+def exact_covariance() -> torch.Tensor:
+    w, means, covariances = MIXTURE.parts(Y, SIGMA)
+    mean = (w[..., None] * means).sum(1, keepdim=True)
+    off = (means - mean)[..., None]
+    return (w[..., None, None] * (covariances + off @ off.mT)).sum(1)
+
+
+def exact_third(v: torch.Tensor) -> torch.Tensor:
+    """E[(x - m) ((x - m)' v)^2] under the posterior, component by component."""
+    w, means, covariances = MIXTURE.parts(Y, SIGMA)
+    off = means - (w[..., None] * means).sum(1, keepdim=True)
+    along = (off * v[:, None]).sum(2, keepdim=True)
+    covered = (covariances @ v[:, None, :, None])[..., 0]
+    variance = (covered * v[:, None]).sum(2, keepdim=True)
+    return (w[..., None] * (off * (along**2 + variance) + 2 * along * covered)).sum(1)
+
+
+@pytest.mark.parametrize(("name", "predicts"), CASES)
+def test_moments_equal_the_exact_posteriors(name: str, predicts: str) -> None:
+    denoiser, covariance = ideal(name, predicts), exact_covariance()
+    v = torch.tensor([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7], [0.0, 0.3, 1.0]], dtype=torch.float64)
+    close = {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(tweedie.mean(denoiser, Y, SIGMA), MIXTURE.denoise(Y, SIGMA), **close)
+    product = tweedie.covariance_product(denoiser, Y, SIGMA, v)
+    torch.testing.assert_close(product, (covariance @ v[..., None])[..., 0], **close)
+    diagonal = tweedie.covariance_diagonal(denoiser, Y, SIGMA)
+    torch.testing.assert_close(diagonal, covariance.diagonal(dim1=1, dim2=2), **close)
+    torch.testing.assert_close(tweedie.third_cumulant(denoiser, Y, SIGMA, v), exact_third(v), rtol=1e-6, atol=1e-8)
+    values, vectors = tweedie.eigenpairs(denoiser, Y, SIGMA, 3)
+    expected = torch.linalg.eigvalsh(covariance).flip(1)
+    torch.testing.assert_close(values, expected, **close)
+    torch.testing.assert_close((covariance @ vectors.mT).mT, values[..., None] * vectors, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_trace_is_within_its_error(method: str) -> None:
+    exact = exact_covariance().diagonal(dim1=1, dim2=2).sum(1)
+    trace = tweedie.covariance_trace(ideal("ve", "x0"), Y, SIGMA, samples=300, method=method)
+    assert ((trace.value - exact).abs() <= 4 * trace.stderr + 1e-9).all()
+    few = tweedie.covariance_trace(ideal("ve", "x0"), Y, SIGMA, samples=12, method="hutch++")
+    torch.testing.assert_close(few.value, exact, rtol=1e-7, atol=1e-9)  # three directions are all there are
+
+
+def test_sampled_diagonal_is_unbiased() -> None:
+    exact = exact_covariance().diagonal(dim1=1, dim2=2)
+    sampled = tweedie.covariance_diagonal(ideal("ve", "x0"), Y, SIGMA, samples=4000, seed=3)
+    off_diagonal = exact_covariance() - torch.diag_embed(exact)
+    stderr = off_diagonal.pow(2).sum(2).sqrt() / math.sqrt(4000)
+    assert ((sampled - exact).abs() <= 4.5 * stderr).all()
+
+
+def test_a_chains_answers_do_not_depend_on_its_batch() -> None:
+    denoiser = ideal("ve", "x0")
+    alone = tweedie.eigenpairs(denoiser, Y[:1], SIGMA[:1], 2)
+    among = tweedie.eigenpairs(denoiser, Y, SIGMA, 2)
+    torch.testing.assert_close(alone[0], among[0][:1], rtol=1e-10, atol=1e-12)
+    one = sure.estimate(denoiser, Y[:2], SIGMA[:2], samples=4).per_chain
+    torch.testing.assert_close(sure.estimate(denoiser, Y, SIGMA, samples=4).per_chain[:2], one, rtol=1e-12, atol=0)
+
+
+def test_sure_is_the_true_error_of_any_denoiser() -> None:
+    """For data of the mixture and a denoiser that is far from ideal."""
+    generator, n = torch.Generator().manual_seed(0), 20_000
+    pick = torch.multinomial(MIXTURE.weights, n, replacement=True, generator=generator)
+    root = torch.linalg.cholesky(MIXTURE.covariances)[pick]
+    x = MIXTURE.means[pick] + (root @ torch.randn(n, 3, 1, generator=generator, dtype=torch.float64))[..., 0]
+    sigma = 0.7
+    y = x + sigma * torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    worse = Denoiser(lambda x, t: torch.tanh(x) + 0.1 * x.flip(1) ** 2, SCHEDULES["ve"], predicts="x0")
+    for denoiser in (worse, ideal("ve", "x0", torch.full((n,), sigma, dtype=torch.float64))):
+        risk = sure.estimate(denoiser, y, sigma, samples=2)
+        error = (tweedie.mean(denoiser, y, sigma) - x).pow(2).mean(1)
+        gap = risk.per_chain - error
+        assert abs(gap.mean()) <= 4 * gap.std() / math.sqrt(n)
+        assert risk.value == pytest.approx(float(error.mean()), abs=4 * risk.stderr)
+
+
+def test_divergence_of_a_linear_denoiser_is_its_trace() -> None:
+    matrix = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    linear = Denoiser(lambda x, t: x @ matrix.T, SCHEDULES["ve"], predicts="x0")
+    risk = sure.estimate(linear, Y, SIGMA, samples=2000)
+    assert ((risk.divergence - matrix.trace()).abs() <= 4 * risk.per_chain_stderr / (2 * SIGMA**2 / 3)).all()
+    residual = (Y @ matrix.T - Y).pow(2).mean(1) - SIGMA**2 + 2 * SIGMA**2 * risk.divergence / 3
+    torch.testing.assert_close(risk.per_chain, residual, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda d: tweedie.mean(d, Y, -1.0), "sigma must be finite and above 0"),
+        (lambda d: tweedie.mean(d, Y, torch.ones(2)), r"sigma must be a number or have shape \[3\]"),
+        (lambda d: tweedie.mean(d, Y, "a"), "sigma must be a number"),
+        (lambda d: tweedie.mean(d, Y.int(), 1.0), "y must be a float tensor"),
+        (lambda d: tweedie.mean(d, Y[0], 1.0), r"y must be \[B, \*shape\]"),
+        (lambda d: tweedie.mean("net", Y, 1.0), "denoiser must be a ulam.Denoiser"),
+        (lambda d: tweedie.covariance_product(d, Y, 1.0, Y[:, :2]), "v must have the shape of y"),
+        (lambda d: tweedie.eigenpairs(d, Y, 1.0, 4), "count must be 1 to the 3 elements"),
+        (lambda d: tweedie.covariance_trace(d, Y, 1.0, samples=2), "samples must be at least 6"),
+        (lambda d: sure.estimate(d, Y, 1.0, samples=0), "probes must be at least 1"),
+        (lambda d: sure.estimate(d, Y, 1.0, kind="sphere"), "kind must be one of"),
+    ],
+)
+def test_bad_input_is_named(call, named: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=named):
+        call(ulam.Denoiser(lambda x, t: x, SCHEDULES["ve"], predicts="x0"))
