@@ -378,6 +378,7 @@ def test_chains_must_be_as_many_as_samples() -> None:
     ("name", "config", "message"),
     [
         ("DDPMScheduler", {"variance_type": "other"}, "variance_type='other' of the scheduler is not supported"),
+        ("LCMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0, "sample_max_value": 2}, "_ratio=0 of"),
         ("DDIMScheduler", {"prediction_type": "flow"}, "prediction_type='flow' of the scheduler is not supported"),
         ("KDPM2DiscreteScheduler", {"prediction_type": "flow"}, "prediction_type='flow'"),
         ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),

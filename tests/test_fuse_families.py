@@ -309,6 +309,7 @@ def test_solvers_on_flow_sigmas(name: str) -> None:
         ("KDPM2DiscreteScheduler", 4),
         ("DPMSolverMultistepScheduler", 3),
         ("DPMSolverSinglestepScheduler", 4),
+        ("DPMSolverSinglestepScheduler", 5),
         ("UniPCMultistepScheduler", 3),
         ("DEISMultistepScheduler", 3),
         ("LCMScheduler", 2),

@@ -76,7 +76,7 @@ double kl_of_chain(const GaussianKl& s, int64_t b) {
 template <class V>
 void gaussian_kl_of(const GaussianKl& s, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b)
-    s.out[b] = s.each_b ? kl_of_chain<V, true, true>(s, b)
+    s.out[b] = s.each_b   ? kl_of_chain<V, true, true>(s, b)
                : s.each_a ? kl_of_chain<V, true, false>(s, b)
                           : kl_of_chain<V, false, false>(s, b);
 }
@@ -100,8 +100,8 @@ template <class V, bool each, Cdf cdf>
 double likelihood_of_chain(const DiscretisedLikelihood& s, int64_t b) {
   const Numbers log_scale = numbers_of(s.log_scale, each, b, s.elements);
   const int64_t first = b * s.elements;
-  const LogBin<each, cdf> term{
-      s.x + first, s.mean + first, log_scale, reciprocal_exp<OneLane>(*log_scale.address), s.half, s.edge};
+  const LogBin<each, cdf> term{s.x + first, s.mean + first, log_scale, reciprocal_exp<OneLane>(*log_scale.address),
+                               s.half,      s.edge};
   return sum_terms<V>(s.elements, term);
 }
 

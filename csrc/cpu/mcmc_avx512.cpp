@@ -1,4 +1,5 @@
 // Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c; reached only when the processor has them.
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 wrongly warns inside its own headers
 #include "lanes_avx512.h"
 
 #include "mcmc_impl.h"

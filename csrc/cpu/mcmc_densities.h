@@ -51,8 +51,9 @@ void mixture(const Target& t, const Lanes<V>& x, Lanes<V>& score, Lanes<V>& scra
   using f = typename V::f;
   const float* const p = t.params;
   const int64_t d = t.dimension, count = t.components;
-  if (d < 1 || count < 1) return;
   alignas(64) float share[kMaxDimension][V::width];
+  put<V>(share[0], V::set(0.0f));
+  put<V>(scratch[0], V::set(0.0f));
   const auto away = [&](int64_t k, int64_t i) { return V::sub(V::set(p[2 * count + k * d + i]), get<V>(x[i])); };
   for (int64_t k = 0; k < count; ++k) {
     for (int64_t i = 0; i < d; ++i) {
@@ -86,6 +87,7 @@ void mixture(const Target& t, const Lanes<V>& x, Lanes<V>& score, Lanes<V>& scra
 
 template <class V>
 typename V::f squares(const Lanes<V>& x, int64_t begin, int64_t d, Lanes<V>& scratch) {
+  put<V>(scratch[0], V::set(0.0f));
   for (int64_t i = 0; i < d; ++i)
     put<V>(scratch[i], i < begin ? V::set(0.0f) : V::mul(get<V>(x[i]), get<V>(x[i])));
   return halved_sum<V>(scratch, d);

@@ -104,9 +104,9 @@ Operand element_wise(const float* address, bool each) { return {each ? address :
 }  // namespace
 
 const char* gaussian_kl(const GaussianKl& s, void* stream) {
-  const uint32_t width = access_width(s.elements, {element_wise(s.mean_a, true), element_wise(s.mean_b, true),
-                                                   element_wise(s.log_var_a, s.each_a),
-                                                   element_wise(s.log_var_b, s.each_b)});
+  const uint32_t width =
+      access_width(s.elements, {element_wise(s.mean_a, true), element_wise(s.mean_b, true),
+                                element_wise(s.log_var_a, s.each_a), element_wise(s.log_var_b, s.each_b)});
   return launched<GaussianKl>(gaussian_kl_chain, "gaussian_kl", s, width, stream);
 }
 

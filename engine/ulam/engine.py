@@ -294,7 +294,7 @@ class Engine:
         with self._turn:
             while (group := self._next()) is not None:
                 with self._lock:
-                    self._results.setdefault(group.job, []).append(group.kept())
+                    self._results.setdefault(group.job, []).append(group)
             with self._lock:
                 for result, place in self._ready:
                     failed = {} if result.failed is None else {place: result.failed}
@@ -305,7 +305,7 @@ class Engine:
         return {job: together(parts, len(job.chains)) for job, parts in results.items()}
 
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
-        """As :meth:`stream`, by groups of chains that end together: views of their states, valid until the next one.
+        """As :meth:`stream`, by groups of chains that end together.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
@@ -316,24 +316,31 @@ class Engine:
         """Run until a group is out."""
         with self._turn:
             while not self._stopped:
-                self._call_back()
-                with self._lock:
-                    leaving = self._outbox.next()
-                if leaving is not None:
-                    job, at = leaving.group.job, leaving.group.chains
-                    failed = self._outbox.failed(leaving)
-                    states = leaving.states if job.finish is None else job.finish(leaving.states)
-                    with self._lock:
-                        if not self._outbox.done(leaving):
-                            continue
-                        self.report.chains += at.stop - at.start
-                        self.report.failed += len(failed)
-                    return Finished(job, at, states, failed)
+                if self._runner.previews:
+                    self._call_back()
+                if (group := self._take()) is not None:
+                    return group
                 if self._scheduler.busy:
                     self._run_to_next_event(progress)
                 elif not self._outbox.wait():
                     return None
         return None
+
+    def _take(self) -> Finished | None:
+        """The next group that is out; None while there is none. An exception of its ``finish`` leaves it there."""
+        while True:
+            with self._lock:
+                leaving = self._outbox.next()
+            if leaving is None:
+                return None
+            group = leaving.group
+            states = leaving.states if group.job.finish is None else group.job.finish(leaving.states)
+            with self._lock:
+                if self._outbox.done(leaving):  # and not cancelled meanwhile
+                    finished = Finished(group.job, group.chains, states, self._outbox.failed(leaving))
+                    self.report.chains += finished.chains.stop - finished.chains.start
+                    self.report.failed += len(finished.failed)
+                    return finished
 
     def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
         """Fill the free slots and tick until a group is done, or something else is to be done."""
@@ -373,7 +380,7 @@ class Engine:
             if self._entering:
                 runner.enter(self._entering)
                 self._entering = []
-        work.groups = scheduler.groups
+        work.groups, work.active = scheduler.groups, scheduler.active
         return scheduler.ticks_until_event
 
     def _tick(self, progress: Callable[[int], object] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -33,6 +33,8 @@ class Job:
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
         priority, deadline: see :class:`ulam.scheduler.Scheduler`.
+        ticks: evaluations of the network a chain. traits: what its ticks need beyond one evaluation and one fused step,
+            by the names of :class:`ulam.runner.Work`. chain_ids, weights: ids and guidance as arrays.
     """
 
     program: Program
@@ -51,15 +53,13 @@ class Job:
     finish: Finish | None = None
     priority: int = 0
     deadline: float | None = None
+    ticks: int = field(init=False, repr=False)
+    traits: tuple[str, ...] = field(init=False, repr=False)
+    chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)
+    weights: npt.NDArray[np.float32] | None = field(init=False, repr=False)
 
-    @property
-    def ticks(self) -> int:
-        """Evaluations of the network a chain."""
-        return self.program.nfe
-
-    @cached_property
-    def traits(self) -> frozenset[str]:
-        """What its ticks need beyond one evaluation and one fused step, by the names of :class:`ulam.runner.Work`."""
+    def __post_init__(self) -> None:
+        """What every tick asks for is found out here, once."""
         has = {
             "silent": self.program.nfe != len(self.program),
             "noisy": self.noise is not None,
@@ -70,20 +70,12 @@ class Job:
             "blends": self.known is not None,
             "previews": self.callback is not None,
         }
-        return frozenset(name for name, there in has.items() if there)
-
-    @cached_property
-    def chain_ids(self) -> npt.NDArray[np.int64]:
-        """The ids as an array."""
-        return self.chains.numpy()
+        object.__setattr__(self, "traits", tuple(name for name, there in has.items() if there))
+        object.__setattr__(self, "ticks", self.program.nfe)
+        object.__setattr__(self, "chain_ids", self.chains.numpy())
+        object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
 
     @cached_property
     def ids(self) -> list[int]:
         """The ids as numbers."""
-        return [int(chain) for chain in self.chain_ids]
-
-    @cached_property
-    def weights(self) -> npt.NDArray[np.float32]:
-        """The weights of guidance as an array."""
-        assert self.guidance is not None
-        return self.guidance.numpy()
+        return self.chain_ids.tolist()

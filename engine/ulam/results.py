@@ -40,15 +40,10 @@ class Finished:
     failed: dict[int, int]
 
     def apart(self) -> Iterator[tuple[Result, int]]:
-        """The chains one by one, in memory of their own, each with its place in the job."""
-        states = self.states.clone()
+        """The chains one by one, each with its place in the job."""
         job, ids = self.job, self.job.chain_ids[self.chains].tolist()
-        for place, (x, chain) in enumerate(zip(states, ids, strict=True), self.chains.start):
+        for place, (x, chain) in enumerate(zip(self.states.unbind(), ids, strict=True), self.chains.start):
             yield Result(job, chain, x, self.failed.get(place)), place
-
-    def kept(self) -> Finished:
-        """The same in memory of its own."""
-        return Finished(self.job, self.chains, self.states.clone(), self.failed)
 
 
 def together(parts: list[Finished], chains: int) -> torch.Tensor:
@@ -63,23 +58,28 @@ def together(parts: list[Finished], chains: int) -> torch.Tensor:
 
 
 @dataclass(eq=False)
-class Leaving:
-    """A group's states out of the slots: views on the CPU, copies on a GPU, there once ``copied`` has passed.
+class _Batch:
+    """What left the slots at one tick. On a GPU it is there once ``copied`` has passed."""
 
-    ``rows``: at which chains failed, of the runner's table; 0 while well.
-    """
-
-    group: Group[Job]
-    states: torch.Tensor
-    rows: torch.Tensor | None
+    rows: torch.Tensor | None  # at which chains failed, of the runner's table; 0 while well
     copied: torch.cuda.Event | None = None
 
 
-class Outbox:
-    """Takes final states out of the slots: as views on the CPU, by copies on a side stream on a GPU.
+@dataclass(eq=False)
+class Leaving:
+    """One group of a batch: its states, and where it begins in the batch."""
 
-    A view is valid until its slots are refilled, so everything is taken before the next tick. With ``to_host`` the
-    copies land in pinned memory and are handed out when their event has passed; the work on the GPU goes on meanwhile.
+    group: Group[Job]
+    states: torch.Tensor
+    begin: int
+    batch: _Batch
+
+
+class Outbox:
+    """Takes final states out of the slots, into memory of their own; on a GPU on a side stream.
+
+    With ``to_host`` the copies land in pinned memory and are handed out when their event has passed; the work on the
+    GPU goes on meanwhile.
     """
 
     def __init__(self, runner: Runner, to_host: bool) -> None:
@@ -91,42 +91,48 @@ class Outbox:
 
     def put(self, groups: list[Group[Job]]) -> None:
         """Take these groups' states, before their slots are refilled."""
-        runner = self._runner
-        for group in groups:
-            states = runner.state[0, group.slots]
-            rows = runner.slots.failed[group.slots] if runner.check_finite else None
-            if self._cuda:
-                self._leaving.append(self._copied(group, states, rows))
-            else:
-                self._leaving.append(Leaving(group, states, rows))
+        if self._cuda:
+            states, batch = self._copied(groups)
+        else:
+            states, rows = self._runner.taken(groups)
+            batch = _Batch(rows if rows is not None and rows.numpy().any() else None)
+        begin, sizes = 0, [group.slots.stop - group.slots.start for group in groups]
+        for group, size, part in zip(groups, sizes, states.split(sizes), strict=True):
+            self._leaving.append(Leaving(group, part, begin, batch))
+            begin += size
 
-    def _copied(self, group: Group[Job], states: torch.Tensor, rows: torch.Tensor | None) -> Leaving:
+    def _copied(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, _Batch]:
         assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream(states.device))
+        main = torch.cuda.current_stream(self._runner.device)
+        self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            away = torch.empty(states.shape, dtype=states.dtype, pin_memory=True) if self._to_host else None
-            out = states.clone() if away is None else away.copy_(states, non_blocking=True)
+            states, rows = self._runner.taken(groups)
+            if self._to_host:
+                states = torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)
+            else:
+                states.record_stream(main)  # it is the main stream's from now on
             if rows is not None:
                 rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
-        torch.cuda.current_stream(states.device).wait_event(copied)  # on the device: refilling waits for the copy
-        return Leaving(group, out, rows, copied)
+        main.wait_event(copied)  # on the device: refilling waits for the copy
+        return states, _Batch(rows, copied)
 
     def next(self) -> Leaving | None:
         """The oldest group, if it is out; it stays until :meth:`done`."""
         if not self._leaving:
             return None
         first = self._leaving[0]
-        if first.copied is not None and not first.copied.query():  # type: ignore[no-untyped-call]
+        if (copied := first.batch.copied) is not None and not copied.query():  # type: ignore[no-untyped-call]
             return None
         return first
 
     def failed(self, leaving: Leaving) -> dict[int, int]:
         """The rows of its program at which chains of a group failed, by their places in the job."""
-        if leaving.rows is None or not any(rows := leaving.rows.tolist()):
+        if leaving.batch.rows is None:
             return {}
         group = leaving.group
+        rows = leaving.batch.rows[leaving.begin : leaving.begin + group.size].tolist()
         base = self._runner.base(group.job.program)
         return {place: row - base for place, row in enumerate(rows, group.chains.start) if row}
 
@@ -142,7 +148,7 @@ class Outbox:
         leaving = self._leaving  # another thread may put a shorter queue in its place
         if not leaving:
             return False
-        if (copied := leaving[0].copied) is not None:
+        if (copied := leaving[0].batch.copied) is not None:
             copied.synchronize()
         return True
 

@@ -34,7 +34,7 @@ from .preview import Preview
 from .program import Program
 from .report import Report
 from .scheduler import Group
-from .slots import IDLE_ROW, Slots
+from .slots import IDLE_ROW, Slots, on_device, places
 
 
 class Work:
@@ -51,18 +51,19 @@ class Work:
 
     def __init__(self) -> None:
         self.groups: list[Group[Job]] = []
-        self.active = 0  # chains
+        self.active = 0  # chains in them
         self._counts: Counter[str] = Counter()
 
     def enter(self, groups: list[Group[Job]]) -> None:
+        """Count these groups in."""
         self._count(groups, 1)
 
     def leave(self, groups: list[Group[Job]]) -> None:
+        """Count these groups out."""
         self._count(groups, -1)
 
     def _count(self, groups: list[Group[Job]], sign: int) -> None:
         for group in groups:
-            self.active += sign * group.size
             for trait in group.job.traits:
                 self._counts[trait] += sign
                 setattr(self, trait, self._counts[trait] > 0)
@@ -169,61 +170,84 @@ class Runner:
 
     def enter(self, groups: list[Group[Job]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
-        for group in groups:
-            job, at, chains = group.job, group.slots, group.chains
-            self.load(job.program)
-            self.slots.put(
-                at,
-                row=self._base[job.program],
-                draw=0,
-                row_advance=1,
-                draw_advance=DRAWS_PER_ROW,
-                seed=job.seed,
-                chain=job.chain_ids[chains],
-                failed=0,
-                weight=1.0 if job.guidance is None else job.weights[chains],
-                guided_from=job.interval[0] if job.interval else -np.inf,
-                guided_to=job.interval[1] if job.interval else np.inf,
-                rescale=job.rescale,
-            )
-            self.cond.enter(at, chains, job.cond)
-            self.uncond.enter(at, chains, job.uncond)
-            if job.known is not None and self.known is not None:
-                self.known.enter(at, chains, job.known)
-        self.slots.commit()
-        for at, scale in _runs(groups):
-            self._first_noise(at, scale)
-        for group in groups:
-            if group.job.x_init is not None:
-                self.state[0, group.slots].copy_(group.job.x_init[group.chains])
-            if self.net_in is not None:
-                self._first_input(group.slots, group.job.program)
-
-    def _first_noise(self, at: slice, scale: float) -> None:
-        live = self.slots
-        ulam_kernels.fill_normal(
-            self.state[0, at],
-            seed=live.seed[at],
-            chain=live.chain[at],
-            draw=live.draw[at],
-            tag=INITIAL_STATE,
-            scale=scale,
-            backend=self.backend,
+        jobs = [group.job for group in groups]
+        for program in {job.program for job in jobs}:
+            self.load(program)
+        at, sizes = places([group.slots for group in groups])
+        guidance = [(*(job.interval or (-np.inf, np.inf)), job.rescale) for job in jobs]
+        guided_from, guided_to, rescale = np.array(guidance, dtype=np.float32).T.repeat(sizes, axis=1)
+        self.slots.put(
+            at,
+            row=np.array([self._base[job.program] for job in jobs]).repeat(sizes),
+            draw=0,
+            row_advance=1,
+            draw_advance=DRAWS_PER_ROW,
+            seed=np.array([job.seed for job in jobs]).repeat(sizes),
+            chain=np.concatenate([job.chain_ids[group.chains] for job, group in zip(jobs, groups, strict=True)]),
+            failed=0,
+            weight=1.0,
+            guided_from=guided_from,
+            guided_to=guided_to,
+            rescale=rescale,
         )
-        if len(self.state) > 1:
-            self.state[1:, at] = 0
+        for job, group in zip(jobs, groups, strict=True):
+            if job.cond:
+                self.cond.enter(group.slots, group.chains, job.cond)
+            if job.weights is not None:
+                self.slots.put(group.slots, weight=job.weights[group.chains])
+                self.uncond.enter(group.slots, group.chains, job.uncond)
+            if job.known is not None and self.known is not None:
+                self.known.enter(group.slots, group.chains, job.known)
+        self.slots.commit()
+        self._first_states(groups, sizes, on_device(at, self.device))
 
-    def _first_input(self, at: slice, program: Program) -> None:
-        assert self.net_in is not None
-        x, c_in = self.state[0, at], float(program.c_in[program.evaluates][0])
-        scale = torch.full((len(x),), c_in, dtype=self.table.coef.dtype, device=self.device)
-        ulam_kernels.affine(x, x, scale, torch.zeros_like(scale), out=self.net_in[at], backend=self.backend)
+    def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
+        x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
+        seed, chain = self.slots.seed[at], self.slots.chain[at]
+        draw = torch.zeros_like(seed)
+        begin = 0
+        for scale, count in _runs(groups, sizes):  # neighbours with one scale are one launch
+            part = slice(begin, begin + count)
+            ulam_kernels.fill_normal(
+                x[part],
+                seed=seed[part],
+                chain=chain[part],
+                draw=draw[part],
+                tag=INITIAL_STATE,
+                scale=scale,
+                backend=self.backend,
+            )
+            begin += count
+        begin = 0
+        for group, size in zip(groups, sizes, strict=True):
+            if group.job.x_init is not None:
+                x[begin : begin + size].copy_(group.job.x_init[group.chains])
+            begin += size
+        self.state[0].index_copy_(0, at, x)
+        if len(self.state) > 1:
+            self.state[1:].index_fill_(1, at, 0)
+        if self.net_in is not None:
+            programs = [group.job.program for group in groups]
+            c_in = np.array([program.c_in[program.evaluating[0]] for program in programs])
+            scale_in = torch.from_numpy(c_in.repeat(sizes)).to(self.device, self.table.coef.dtype)
+            scaled = torch.empty(len(at), *self.shape, dtype=self.net_in.dtype, device=self.device)
+            ulam_kernels.affine(x, x, scale_in, torch.zeros_like(scale_in), out=scaled, backend=self.backend)
+            self.net_in.index_copy_(0, at, scaled)
 
     def leave(self, groups: list[Group[Job]]) -> None:
-        """Idle these groups' slots; their final states stay there until other chains enter."""
-        for group in groups:
-            self.slots.put(group.slots, row=IDLE_ROW, draw=0, row_advance=0, draw_advance=0)
+        """Idle these groups' slots."""
+        self.slots.idle(places([group.slots for group in groups])[0])
         self.slots.commit()
+
+    def taken(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""
+        if len(groups) == 1:
+            at: slice | torch.Tensor = groups[0].slots
+            states = self.state[0, at].clone()
+        else:
+            at = on_device(places([group.slots for group in groups])[0], self.device)
+            states = self.state[0].index_select(0, at)
+        return states, self.slots.failed[at].clone() if self.check_finite else None
 
     # ---------------------------------------------------------------------------------------------- a tick
 
@@ -428,13 +452,13 @@ def _due(group: Group[Job], tick: int) -> bool:
     return job.callback is not None and (tick - group.start + 1) % job.every == 0
 
 
-def _runs(groups: list[Group[Job]]) -> list[tuple[slice, float]]:
-    """The groups' slots, neighbours whose first states have the same scale together, with that scale."""
-    runs: list[tuple[slice, float]] = []
-    for group in groups:
-        at, scale = group.slots, group.job.program.init_scale
-        if runs and runs[-1][1] == scale and runs[-1][0].stop == at.start:
-            runs[-1] = slice(runs[-1][0].start, at.stop), scale
+def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:
+    """(scale of the first state, chains) of neighbours in the list with the same scale."""
+    runs: list[tuple[float, int]] = []
+    for group, size in zip(groups, sizes, strict=True):
+        scale = group.job.program.init_scale
+        if runs and runs[-1][0] == scale:
+            runs[-1] = scale, runs[-1][1] + size
         else:
-            runs.append((at, scale))
+            runs.append((scale, size))
     return runs

@@ -7,14 +7,16 @@ one select a table put it into the slots that changed, so nothing waits and what
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 IDLE_ROW = 0
 INTEGERS = ("row", "draw", "row_advance", "draw_advance", "seed", "chain", "failed")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale")
+Places: TypeAlias = "slice | npt.NDArray[np.int64]"
 PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
 STAGINGS = 4  # copies under way at once
 
@@ -57,11 +59,17 @@ class Slots:
         self._stagings.extend(_Staging(slots, device) for _ in range(STAGINGS))
         return self._stagings[0]
 
-    def put(self, at: slice, **values: int | float | npt.NDArray[Any]) -> None:
+    def put(self, at: Places, **values: int | float | npt.NDArray[Any]) -> None:
         """Set named values of these slots, from ``commit`` on."""
         for name, value in values.items():
             table, line = PLACES[name]
             self._host[table][line, at] = value
+        if not self._direct:
+            self._stagings[0].changed[at] = True
+
+    def idle(self, at: Places) -> None:
+        """Have these slots stand still, from ``commit`` on; the rest of what they hold stays."""
+        self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
         if not self._direct:
             self._stagings[0].changed[at] = True
 
@@ -102,3 +110,19 @@ class _Staging:
         """Until the copies of the last upload are done: STAGINGS - 1 events ago, so in practice at once."""
         self._event.synchronize()
         self.changed[:] = False
+
+
+def places(ranges: list[slice]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """The slots of all ranges, one after another, and how many each has."""
+    sizes = [at.stop - at.start for at in ranges]
+    starts = np.array([at.start for at in ranges])
+    if len(ranges) == sum(sizes):
+        return starts, sizes
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + (starts - ends + sizes).repeat(sizes), sizes
+
+
+def on_device(at: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """An index for tensors there, without a wait."""
+    host = torch.from_numpy(at)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

@@ -85,9 +85,9 @@ ULAM_HD typename V::f log_bin(const Bin<V>& bin) {
   f sixth = V::fma(v, V::set(-15.0f), U);
   sixth = V::fma(sixth, U, V::mul(V::mul(v, v), V::set(45.0f)));
   sixth = V::fma(sixth, U, V::mul(V::mul(V::mul(v, v), v), V::set(-15.0f)));
-  f series = V::fma(second, V::set(0x1.555556p-3f), one);        // 1 / 3!
-  series = V::fma(fourth, V::set(0x1.111112p-7f), series);       // 1 / 5!
-  series = V::fma(sixth, V::set(0x1.a01a02p-13f), series);       // 1 / 7!
+  f series = V::fma(second, V::set(0x1.555556p-3f), one);               // 1 / 3!
+  series = V::fma(fourth, V::set(0x1.111112p-7f), series);              // 1 / 5!
+  series = V::fma(sixth, V::set(0x1.a01a02p-13f), series);              // 1 / 7!
   const f density = V::mul(V::mul(h, V::set(0x1.988454p-1f)), series);  // 2 / sqrt(2 pi)
 
   const f narrow = V::less(u, V::set(0.5f), V::less(h, V::set(0.3f), V::sub(one, bin.outermost), zero), zero);

@@ -21,14 +21,14 @@ from .state import Columns, State
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
 
 
-@dataclass(frozen=True, eq=False)
 class ChainSampler:
-    """What the samplers share: numbers a chain (see each), and the checks of them."""
+    """What the samplers share: their numbers, which may be one a chain, and the checks of them."""
 
     step: PerChain
-    temperature: PerChain = 1.0
-    preconditioner: torch.Tensor | None = None
+    temperature: PerChain
+    preconditioner: torch.Tensor | None
 
+    per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature")
     kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where its numbers change by step
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
     moves: ClassVar[bool] = False  # whether its state has a velocity
@@ -83,9 +83,13 @@ class ULA(ChainSampler):
     clip: (lo, hi), a box that the state is clipped to after every step. Raises ValueError naming the argument.
     """
 
+    step: PerChain
+    temperature: PerChain = 1.0
+    preconditioner: torch.Tensor | None = None
     noise_scale: PerChain | None = None
     clip: tuple[float, float] | None = None
 
+    per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "noise_scale")
     kernel: ClassVar[str | None] = "ula"
 
     def __post_init__(self) -> None:
@@ -110,36 +114,26 @@ class ULA(ChainSampler):
 
 
 @dataclass(frozen=True, eq=False)
-class SGLD(ChainSampler):
-    """ULA with the steps step (1 + i / delay)^-decay, i = 0, 1, ... [Welling & Teh 2011].
+class SGLD(ULA):
+    """ULA with the steps step (1 + i / delay)^-decay, i = 0, 1, ... of the run [Welling & Teh 2011].
 
     For energies on minibatches, whose noise the falling steps drown: an :class:`ulam.Energy` whose ``fn`` draws its
-    own minibatch at each call. decay: in (0.5, 1] for the paper's conditions; 0 keeps the step. delay: steps until
-    the fall begins in earnest. clip: as :class:`ULA`. Raises ValueError naming the argument.
+    own minibatch at each call. decay: above 0.5 and at most 1 for the paper's conditions; 0 keeps the step. delay:
+    steps until the fall begins in earnest. The rest as :class:`ULA`. Raises ValueError naming the argument.
     """
 
     decay: float = 0.55
     delay: float = 1.0
-    clip: tuple[float, float] | None = None
+
+    kernel: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         numbers("decay", self.decay, least=0)
         numbers("delay", self.delay, above=0)
-        check_box(self.clip)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return super().bounds if self.clip is None else self.clip
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
-        now = step * (1 + index / self.delay) ** -self.decay
-        return now, (2 * now * temperature).sqrt(), torch.zeros_like(step), torch.zeros_like(step)
-
-    def transition(self, state: State, c: Columns) -> torch.Tensor | None:
-        langevin_step(state, c, self.bounds, state.x)
-        state.energy, state.score = state.evaluate(state.x, state.record)
-        return None
+        return super().coefficients(step * (1 + index / self.delay) ** -self.decay, temperature, rows, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +143,10 @@ class MALA(ChainSampler):
     Of many dimensions d the best step falls as d^(-1/3), at the acceptance 0.574 [Roberts & Rosenthal 1998].
     step, temperature (above 0), preconditioner: as this module says. Raises ValueError naming the argument.
     """
+
+    step: PerChain
+    temperature: PerChain = 1.0
+    preconditioner: torch.Tensor | None = None
 
     kernel: ClassVar[str | None] = "mala"
     adjusted: ClassVar[bool] = True
@@ -177,21 +175,18 @@ class BAOAB(ChainSampler):
     every step. P is the inverse mass. Velocities start from N(0, T). Raises ValueError naming the argument.
     """
 
+    step: PerChain
     friction: PerChain = 1.0
+    temperature: PerChain = 1.0
+    preconditioner: torch.Tensor | None = None
 
+    per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
     kernel: ClassVar[str | None] = "baoab"
     moves: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        step: PerChain,
-        friction: PerChain = 1.0,
-        temperature: PerChain = 1.0,
-        preconditioner: torch.Tensor | None = None,
-    ) -> None:
-        _set(self, step=step, friction=friction, temperature=temperature, preconditioner=preconditioner)
-        self.__post_init__()
-        numbers("friction", friction, least=0, finite=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers("friction", self.friction, least=0, finite=False)
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         rate = of_rows("friction", self.friction, rows) * step
@@ -217,22 +212,18 @@ class HMC(ChainSampler):
     Raises ValueError naming the argument.
     """
 
+    step: PerChain
     leapfrog: int = 10
+    temperature: PerChain = 1.0
+    preconditioner: torch.Tensor | None = None
 
     kernel: ClassVar[str | None] = "hmc"
     adjusted: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        step: PerChain,
-        leapfrog: int = 10,
-        temperature: PerChain = 1.0,
-        preconditioner: torch.Tensor | None = None,
-    ) -> None:
-        _set(self, step=step, leapfrog=leapfrog, temperature=temperature, preconditioner=preconditioner)
-        self.__post_init__()
-        if whole_number("leapfrog", leapfrog) < 1:
-            raise ValueError(f"leapfrog: got {leapfrog}, expected at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if whole_number("leapfrog", self.leapfrog) < 1:
+            raise ValueError(f"leapfrog: got {self.leapfrog}, expected at least 1")
 
     @property
     def leaps(self) -> int:
@@ -342,7 +333,3 @@ def check_box(clip: object) -> None:
     if not isinstance(clip, (tuple, list)) or len(clip) != 2 or not clip[0] < clip[1]:
         raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")
 
-
-def _set(sampler: ChainSampler, **values: object) -> None:
-    for name, value in values.items():
-        object.__setattr__(sampler, name, value)

@@ -74,7 +74,7 @@ class DigitsVAE(nn.Module):
         h = F.silu(self.decoder_first(z))
         h = F.silu(F.pixel_shuffle(self.decoder_second(h), 2))
         h = F.silu(F.pixel_shuffle(self.decoder_third(h), 2))
-        mean = torch.tanh(self.decoder_last(h))
+        mean = self.decoder_last(h)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=1)
 
     def model(self) -> HierarchicalVAE:

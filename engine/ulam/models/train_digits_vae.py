@@ -100,7 +100,7 @@ def picture(file: Path, columns: int = 10, rows: int = 4) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="only draw the picture, from the weights that are there")
     options = parser.parse_args()

@@ -54,13 +54,14 @@ class FusedDDPM(Fused):
 
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        clip_of(self.config)
         if self.config.variance_type not in VARIANCES:
             raise unsupported("variance_type", self.config.variance_type, f"use one of {', '.join(VARIANCES)}")
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         self._check()
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
-        times, (clip, factor) = numbers(self.timesteps), clip_of(self.config)
+        times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
         grid = grid_of(times, vp_levels(self, times, 1.0))
         sampler = DDPM(len(grid), variance=VARIANCES[self.config.variance_type], clip=clip)
         program = with_scaled_D(sampler.on(grid, schedule, predicts), factor)
@@ -112,12 +113,13 @@ class FusedDDIM(Fused):
 
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        clip_of(self.config)
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         eta, rederive = options
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip, factor = clip_of(self.config)
-        times = numbers(self.timesteps) if start >= 0 else np.array([-1.0 - start])
+        times = numbers(self.timesteps)[start:] if start >= 0 else np.array([-1.0 - start])
         alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
         if start < 0:
             assert self.num_inference_steps is not None
@@ -135,7 +137,7 @@ class FusedDDIM(Fused):
     def _at(self, plan: Plan, time: float) -> int:
         if time in plan.positions or time not in range(self.config.num_train_timesteps):
             return super()._at(plan, time)
-        return plan.offset(-1 - int(time))
+        return -1 - int(time)
 
     def step(
         self,
@@ -165,10 +167,11 @@ class FusedLCM(Fused):
 
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
+        clip_of(self.config)
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction")
-        times, (clip, factor) = numbers(self.timesteps), clip_of(self.config)
+        times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
         grid = grid_of(times, vp_levels(self, times, 1.0))
         sampler = LCM(len(grid), timestep_scaling=self.config.timestep_scaling, clip=clip)
         program = with_scaled_D(sampler.on(grid, vp_schedule(self), predicts), factor)

@@ -20,20 +20,21 @@ def numbers(values: Any) -> Array:
 
 
 def vp_schedule(scheduler: Any) -> VariancePreserving:
-    """The schedule that a scheduler's own alphas_cumprod are.
+    """The schedule that a scheduler's own alphas_cumprod are, as far as they decrease above 0 (or to a last 0).
 
-    Where diffusers has 2^-24 in the place of a last alphas_cumprod of 0, that may lie above the one before. Levels are
-    then taken from sigmas, so here it only has to be lower.
+    Rows take their levels from the grid, so that a schedule which ends early serves the others: where diffusers has
+    2^-24 in the place of a last 0, that may lie above the one before, and alphas_cumprod may underflow.
     """
-    abar = numbers(scheduler.alphas_cumprod).copy()
-    if abar[-1] > 0:
-        abar[-1] = min(abar[-1], abar[-2] / 2) if abar[-1] >= abar[-2] else abar[-1]
-    return from_alphas_cumprod(abar)
+    abar = numbers(scheduler.alphas_cumprod)
+    falls = np.append(True, abar[1:] < abar[:-1]) & ((abar > 0) | (np.arange(len(abar)) == len(abar) - 1))
+    return from_alphas_cumprod(abar[: len(abar) if falls.all() else int(np.argmin(falls))])
 
 
 def vp_levels(scheduler: Any, times: Array, final: float) -> tuple[Array, Array]:
     """(alphas, sigmas) [n + 1] at training indices, the last where alphas_cumprod is `final`."""
     abar = np.append(numbers(scheduler.alphas_cumprod)[times.astype(np.int64)], final)
+    if not ((abar >= 0) & (abar <= 1)).all():
+        raise ValueError(f"alphas_cumprod must lie in [0, 1], got {abar.min():g} to {abar.max():g}: use smaller betas")
     return np.sqrt(abar), np.sqrt(1 - abar)
 
 
@@ -70,12 +71,15 @@ def predicts_of(config: Any, *names: str) -> str:
 def clip_of(config: Any) -> tuple[Clip, float]:
     """(clip, factor): D <- factor clip(D), from thresholding and clip_sample.
 
-    diffusers lets sample_max_value be below 1; it then is the bound s of every chain: clip(D, -s, s) / s.
+    sample_max_value up to 1 is the bound s of every chain: clip(D, -s, s) / s. Raises ValueError for a
+    dynamic_thresholding_ratio that is no quantile.
     """
     if config.get("thresholding"):
         ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value
-        if most < 1:
+        if most <= 1:
             return (-most, most), 1 / most
+        if not 0 < ratio <= 1:
+            raise unsupported("dynamic_thresholding_ratio", ratio, "use one in (0, 1]")
         return DynamicThreshold(ratio, most), 1.0
     if config.get("clip_sample"):
         return (-config.clip_sample_range, config.clip_sample_range), 1.0

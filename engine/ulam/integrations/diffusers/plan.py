@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,18 @@ from ...noise import DRAWS_PER_ROW
 from ...program import Program
 from ...schedules import Array
 from .apart import Apart, apart
+
+
+def concatenated(first: Program, then: Program) -> Program:
+    """The rows of both, on as many registers as the one with more has."""
+    registers = max(first.registers, then.registers)
+    parts = [_padded(program, registers) for program in (first, then)]
+    arrays: dict[str, Any] = {
+        f.name: np.concatenate([getattr(part, f.name) for part in parts])
+        for f in fields(Program)
+        if isinstance(getattr(first, f.name), np.ndarray)
+    }
+    return replace(parts[0], **arrays)
 
 
 @dataclass(frozen=True)
@@ -42,33 +54,53 @@ class Calls:
 class Plan:
     """The calls of one grid of timesteps, packed per device; shared by threads.
 
-    times: [n] the timesteps, as numbers. Programs that start at other positions than 0 (`compile(start)`) are appended
-    to the table when they are first wanted: row `offset(start) + position - start` is call `position`. A family may
-    compile what is on no grid under a negative `start`.
+    times: [n] the timesteps, as numbers. compile(start) gives the calls from position `start` on; each such program
+    is compiled and appended to the table when it is first wanted: row `offset(start) + position - start` is call
+    `position`. A family may compile what is on no grid under a negative `start`. history: whether calls read what
+    earlier calls left, so that where a loop began matters.
     """
 
-    def __init__(self, times: Array, compile: Callable[[int], Calls], options: tuple[Any, ...] = ()) -> None:
-        self.compile, self.options = compile, options
+    def __init__(
+        self, times: Array, compile: Callable[[int], Calls], options: tuple[Any, ...] = (), history: bool = True
+    ) -> None:
+        self.compile, self.options, self.history = compile, options, history
         self.input_scales: list[float] | None = None
         self.positions: dict[float, list[int]] = {}
         for position, time in enumerate(times.tolist()):
             self.positions.setdefault(time, []).append(position)
         self.length = len(times)
         self.first = float(times[0]) if len(self.positions[float(times[0])]) == 1 else math.nan
-        self._lock = threading.Lock()
-        self._calls: list[Calls] = []
-        self._offsets: dict[int, int] = {}
-        self._apart: list[Apart | None] = []
-        self._tables: dict[tuple[Any, ...], Table] = {}
-        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.registers = 1
+        self.second_reads_noise = False
         self.draws: list[bool] = []
         self.reduces: list[bool] = []
         self.learns: list[bool] = []
         self.parts: list[bool] = []  # whether the row has the form of apart.py
         self.guides: list[bool] = []  # and needs guidance in it
-        self.offset(0)
-        self.registers = self._calls[0].program.registers
-        self.second_reads_noise = self._calls[0].second_reads_noise
+        self._lock = threading.Lock()
+        self._calls: list[Calls] = []
+        self._offsets: dict[int, int] = {}
+        self._apart: list[Apart] = []
+        self._tables: dict[tuple[Any, ...], Table] = {}
+        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def shift(self, position: int) -> int:
+        """What leads from positions to the table's rows in a loop that begins at `position`.
+
+        Without history all loops share the rows from position 0 on, unless only later ones exist (levels that
+        underflow, for example, in a loop that leaves them out). Raises ValueError where there are none.
+        """
+        if self.history or position < 0:
+            return self.offset(position) - position
+        for start, offset in tuple(self._offsets.items()):
+            if 0 <= start <= position:
+                return offset - start
+        try:
+            return self.offset(0)
+        except ValueError:
+            if position == 0:
+                raise
+            return self.offset(position) - position
 
     def offset(self, start: int) -> int:
         """The table's row of position `start`, in the program that starts there."""
@@ -76,16 +108,18 @@ class Plan:
             if start not in self._offsets:
                 calls = self.compile(start)
                 program = calls.program
+                form = None if self.history else apart(program)
+                none = [False] * len(program)
+                self._offsets[start] = len(self.draws)
                 self._calls.append(calls)
                 self.draws += calls.draws.tolist()
                 self.reduces += (program.threshold | program.normalise).tolist()
                 self.learns += program.learned.tolist()
-                form = apart(program)
-                self._apart.append(form)
-                none = [False] * len(program)
                 self.parts += none if form is None else form.possible.tolist()
                 self.guides += none if form is None else form.guided.tolist()
-                self._offsets[start] = len(self.draws) - len(program)
+                self._apart += [] if form is None else [form]
+                self.registers = max(self.registers, program.registers)
+                self.second_reads_noise |= calls.second_reads_noise
             return self._offsets[start]
 
     def at(self, time: float) -> int:
@@ -109,7 +143,7 @@ class Plan:
             if form == "second":
                 programs = [call.second() for call in calls if call.second is not None]
             elif form == "apart":
-                programs = [other.program for other in forms if other is not None]
+                programs = [other.program for other in forms]
             registers = self.registers if form == "in place" else 1
             tables = [_padded(program, registers).table(dtype, device) for program in programs]
             coef, flags = torch.cat([t.coef for t in tables]), torch.cat([t.flags for t in tables])
@@ -122,7 +156,7 @@ class Plan:
         weights = self._indices.get(key)
         if weights is None:
             with self._lock:
-                values = np.concatenate([form.weights for form in self._apart if form is not None])
+                values = np.concatenate([form.weights for form in self._apart])
             weights = torch.from_numpy(values).to(device, torch.float32)[:, None].repeat(1, chains)
             self._indices[key] = weights
         return weights

@@ -100,7 +100,7 @@ class Fused:
             plan = self._plans.get(key)
         if plan is None:
             assert levels[0] is not None
-            plan = Plan(levels[0], lambda start: self._calls(start, options), options)
+            plan = Plan(levels[0], lambda start: self._calls(start, options), options, self.has_history)
             with self._lock:
                 self._plans[key] = plan
                 if len(self._plans) > MOST_PLANS:
@@ -122,7 +122,8 @@ class Fused:
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             return self._rows_of_chains(plan, timestep, chains)
         if not self.counted:
-            return self._lookup(plan, timestep)
+            position = self._lookup(plan, timestep)
+            return position + plan.shift(position)
         position = self._position(plan, timestep)
         local._step_index = position + 1
         return position + local.shift
@@ -135,9 +136,7 @@ class Fused:
             return position
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
-        start = position if self.has_history else 0
-        local.shift = plan.offset(start) - start
-        local._step_index = position
+        local.shift, local._step_index = plan.shift(position), position
         return position
 
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:
@@ -161,15 +160,15 @@ class Fused:
             raise ValueError(f"timestep must be a number or [{chains}], got shape {list(timestep.shape)}")
         known = local.chains if local.chains is not None and len(local.chains) == chains else [(-1, 0)] * chains
         now = []
-        for time, (before, start) in zip(times, known, strict=True):
+        for time, (before, shift) in zip(times, known, strict=True):
             position = before + 1
             if before < 0 or position not in plan.positions.get(time, ()):
-                position = plan.at(time)
-                start = position if self.has_history else 0
-            now.append((position, start))
+                position = self._at(plan, time)
+                shift = plan.shift(position)
+            now.append((position, shift))
         if self.counted:
             local.chains = now
-        rows = [plan.offset(start) + position - start for position, start in now]
+        rows = [position + shift for position, shift in now]
         return torch.tensor(rows, device=timestep.device)
 
     # ------------------------------------------------------------------------------------------------------ step

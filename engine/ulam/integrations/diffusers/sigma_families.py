@@ -90,7 +90,7 @@ class FusedEuler(OnSigmas):
         if options == CHURN_OFF:
             return calls
         predicts = predicts_of(self.config, *self.predictions)
-        sigmas = numbers(self.sigmas)[: len(calls.program) + 1]
+        sigmas = numbers(self.sigmas)[start : start + len(calls.program) + 1]
         hat, std = _raised(sigmas, options)
         at = sigmas[:-1] if predicts == "v" else hat  # diffusers reads v at the level before the churn
         alphas, levels = at_sigmas(vp_schedule(self), at)
@@ -236,8 +236,8 @@ class FusedEDMEuler(ScaledInput):
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         schedule, sign = edm_options(self.config)
         *churn, given = options
-        times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[: len(self.timesteps) + 1]
-        grid = grid_of(times, at_sigmas(schedule, sigmas))
+        sigmas = numbers(self.sigmas)[start : len(self.timesteps) + 1]
+        grid = grid_of(sigmas[:-1], at_sigmas(schedule, sigmas))
         predicts = "x0" if given else "raw"
         program = Euler(len(grid)).on(grid, schedule, predicts)
         levels = grid.alphas[:-1], grid.sigmas[:-1]
@@ -248,7 +248,7 @@ class FusedEDMEuler(ScaledInput):
         calls = Calls(
             signed(program),
             np.zeros(len(grid), dtype=np.bool_),
-            lambda: signed(estimates(schedule, predicts, times, levels, None)),
+            lambda: signed(estimates(schedule, predicts, sigmas[:-1], levels, None)),
         )
         if tuple(churn) == CHURN_OFF:
             return calls
@@ -303,8 +303,8 @@ class FusedFlowMatchEuler(Fused):
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         self._check()
         schedule, n = flow(), len(self.timesteps)
-        sigmas = np.append(numbers(self.sigmas), 0.0)[: n + 1]
-        grid = grid_of(sigmas[:n], at_sigmas(schedule, sigmas))
+        sigmas = np.append(numbers(self.sigmas), 0.0)[start : n + 1]
+        grid = grid_of(sigmas[:-1], at_sigmas(schedule, sigmas))
         fresh = self.config.stochastic_sampling
         sampler: GridSampler = DDIM(len(grid), eta=1e12) if fresh else Euler(len(grid))
         return Calls(sampler.on(grid, schedule, "flow"), np.full(len(grid), fresh))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...program import Clip
+from ...program import Clip, Program
 from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
-from ...samplers.grid import GridSampler
-from ...schedules import Array, FlowMatching, Schedule, flow
+from ...samplers.grid import Grid, GridSampler
+from ...schedules import Array, Schedule, VariancePreserving, flow
 from .levels import (
     at_sigmas,
     clip_of,
@@ -24,7 +25,7 @@ from .levels import (
     with_scaled_D,
 )
 from .noise import Generators
-from .plan import Calls
+from .plan import Calls, Plan, concatenated
 from .scheduler import Fused, ScaledInput, Timestep
 from .sigma_families import edm_options
 
@@ -40,6 +41,7 @@ class Solver(Fused):
 
     def _check(self) -> None:
         self._schedule()
+        clip_of(self.config)
 
     def _schedule(self) -> tuple[Schedule, str]:
         """(schedule, what the network predicts)."""
@@ -61,12 +63,20 @@ class Solver(Fused):
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         schedule, predicts = self._schedule()
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[start : len(self.timesteps) + 1]
-        told = sigmas[:-1] if isinstance(schedule, FlowMatching) else times[start:]
+        told = times[start:] if isinstance(schedule, VariancePreserving) else sigmas[:-1]
         grid = grid_of(told, at_sigmas(schedule, sigmas))
         clip, factor = clip_of(self.config)
-        sampler = self._sampler(len(grid), len(times) < FEW, clip, start)
-        program = with_scaled_D(sampler.on(grid, schedule, predicts), factor)
-        return Calls(program, np.full(len(program), self._sde()))
+        program = self._program(grid, schedule, predicts, clip, start)
+        return Calls(with_scaled_D(program, factor), np.full(len(program), self._sde()))
+
+    def _program(self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, start: int) -> Program:
+        """The rows on the grid from position `start` on."""
+        few = len(self.timesteps) < FEW
+        return self._sampler(len(grid), few, clip, start).on(grid, schedule, predicts)
+
+    def _at(self, plan: Plan, time: float) -> int:
+        """The position of a timestep's value; of one that is not there the last, as in diffusers."""
+        return super()._at(plan, time) if time in plan.positions else plan.length - 1
 
     def _checked_run(self, *arguments: Any, **named: Any) -> Any:
         if self.num_inference_steps is None:
@@ -112,10 +122,12 @@ class FusedDPMMultistep(Solver):
 class FusedDPMSinglestep(Solver):
     """DPMSolverSinglestepScheduler on `ulam.samplers.DPMSolverPP` and `DPMSolver`, kind="singlestep".
 
+    A loop that begins inside one of its steps makes a smaller step of the calls that are left of it.
+
     Not as in diffusers: solver_order=3 of "sde-dpmsolver++" with solver_type="heun" has the sign of its formula.
     """
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> GridSampler:
+    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> DPMSolverPP | DPMSolver:
         c = self.config
         kind = DPMSolverPP if c.algorithm_type.endswith("++") else DPMSolver
         return kind(
@@ -127,6 +139,17 @@ class FusedDPMSinglestep(Solver):
             lower_order_final=c.lower_order_final,
             clip=clip,
         )
+
+    def _program(self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, start: int) -> Program:
+        sampler = self._sampler(len(grid), False, clip, start)
+        rest = -start % self.config.solver_order  # calls up to the next step's first
+        if not 0 < rest < len(grid):
+            return sampler.on(grid, schedule, predicts)
+        halves = [Grid(grid.times[:rest], grid.alphas[: rest + 1], grid.sigmas[: rest + 1])]
+        halves.append(Grid(grid.times[rest:], grid.alphas[rest:], grid.sigmas[rest:]))
+        smaller = replace(sampler, steps=rest, order=rest, lower_order_final=False)
+        then = replace(sampler, steps=len(grid) - rest)
+        return concatenated(smaller.on(halves[0], schedule, predicts), then.on(halves[1], schedule, predicts))
 
     def step(
         self,

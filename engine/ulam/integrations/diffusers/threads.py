@@ -55,7 +55,7 @@ class Local(threading.local):
     shift: int = 0  # row of the plan's table less position in the timesteps
     registers: torch.Tensor | None = None
     noise: torch.Tensor | None = None
-    chains: list[tuple[int, int]] | None = None  # (position, start) of every chain, where timesteps differ
+    chains: list[tuple[int, int]] | None = None  # (position, shift) of every chain, where timesteps differ
     level: int = 0  # predictor steps of a score SDE so far
     corrections: int = 0  # its corrector steps since
     score_tables: tuple[Any, dict[Any, Any]] | None = None

@@ -1,0 +1,257 @@
+"""`ulam check`: the measurements of :mod:`ulam.check` as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import check, info, output
+from .arguments import resolve_device
+from .check import Level
+from .loading import Model, load_model
+from .models.train_digits import load_mnist5k, write_atomically
+
+COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
+WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Clean examples ``[N, *shape]`` (or noisy ones), labels ``[N]`` or None, and where they come from."""
+
+    x: torch.Tensor
+    labels: torch.Tensor | None
+    source: str
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The options of `ulam check`, apart from those that choose the model."""
+    p.set_defaults(run=run)
+    p.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="npz with arr_0: uint8 [N, H, W, C] or float [N, *shape], not trained on; arr_1: labels, handed over as y "
+        "(digits: its own held-out digits)",
+    )
+    p.add_argument("--noisy", type=float, metavar="SIGMA", help="the data are observations with this noise on them")
+    p.add_argument("--levels", type=int, default=8, metavar="N", help="noise levels (default 8)")
+    p.add_argument(
+        "--sigmas", type=float, nargs=2, default=(0.05, 3.0), metavar=("LO", "HI"), help="their ends (default 0.05 3)"
+    )
+    p.add_argument("--chains", type=int, default=400, metavar="N", help="examples a level, at most (default 400)")
+    p.add_argument("--batch", type=int, default=128, metavar="N", help="examples in one call (default 128)")
+    p.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    p.add_argument("--no-picture", action="store_true", help="leave out check.png, which needs matplotlib")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for check.json and check.png")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write; 1 where a test fails."""
+    if not options.no_picture and importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("out: the picture needs matplotlib (pip install matplotlib), or give --no-picture")
+    model = load_model(
+        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
+    )
+    sigmas = _sigmas(options, model)
+    data = _data(options, model)
+    device = resolve_device(options.device)
+    if isinstance(model.denoiser.net, torch.nn.Module):
+        model.denoiser.net.to(device)
+    x, cond = data.x.to(device), _cond(data, model, device)
+    found: list[Level] = []
+    with output.writable_folder(options.out):
+        print(f"ulam: {model.name} on {len(x)} examples of {data.source}")
+        print(_line(COLUMNS) + "  verdict")
+        measured = check.measure(
+            model.denoiser, x, sigmas, cond, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
+        )
+        for level in measured:
+            print(row(level), flush=True)
+            found.append(level)
+        report = as_json(found) | {
+            "model": model.name,
+            "schedule": repr(model.denoiser.schedule),
+            "predicts": model.denoiser.predicts,
+            "data": data.source,
+            "chains": len(x),
+            "seed": options.seed,
+            "versions": info.versions(),
+        }
+        write_atomically(options.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
+        names = ["check.json"]
+        if not options.no_picture:
+            write_atomically(options.out / "check.png", picture(found, model.name))
+            names.append("check.png")
+    failed = [f"{level.sigma:.3g}" for level in found if not level.passed]
+    print(f"ulam: wrote {', '.join(str(options.out / name) for name in names)}")
+    if failed:
+        print(f"ulam: check failed at sigma {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+# --------------------------------------------------------------------------------------------------- the report
+
+
+def row(level: Level) -> str:
+    """One line of the table: value(standard error), then what is wrong, or ok."""
+    gap = "-" if level.gap is None or level.error is None else f"{level.gap.value / level.error.value:+.1%}"
+    cells = (
+        f"{level.sigma:.4g}",
+        "-" if level.error is None else str(level.error),
+        str(level.sure),
+        gap,
+        str(level.calibration),
+        "-" if level.slope is None else str(level.slope),
+        str(level.asymmetry),
+        "-" if level.linear is None else f"{level.linear:.3g}",
+    )
+    wrong = [words for passed, words in level.verdicts.values() if not passed]
+    return f"{_line(cells)}  {'; '.join(wrong) or 'ok'}"
+
+
+def as_json(found: list[Level]) -> dict[str, Any]:
+    """The measurements and verdicts, and what was allowed."""
+    return {
+        "passed": all(level.passed for level in found),
+        "allowed": {
+            "standard_errors": check.CHANCE,
+            "sure": check.SURE,
+            "calibration": check.CALIBRATION,
+            "slope": check.SLOPE,
+            "asymmetry": check.ASYMMETRY,
+        },
+        "levels": [
+            asdict(level)
+            | {"verdicts": {name: {"passed": ok, "verdict": words} for name, (ok, words) in level.verdicts.items()}}
+            for level in found
+        ],
+    }
+
+
+def picture(found: list[Level], title: str) -> bytes:
+    """A PNG: on the left errors over noise levels, on the right the ratios that should be 1 and the asymmetry."""
+    from matplotlib.figure import Figure
+
+    sigmas = [level.sigma for level in found]
+    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
+    errors, ratios = figure.subplots(1, 2)
+    figure.suptitle(f"ulam check: {title}", fontsize=11)
+
+    def curve(axes: Any, name: str, label: str, **style: Any) -> None:
+        given = [(level.sigma, getattr(level, name)) for level in found if getattr(level, name) is not None]
+        if given:
+            at, values = [s for s, _ in given], [m.value for _, m in given]
+            axes.errorbar(at, values, [2 * m.stderr for _, m in given], capsize=2, label=label, **style)
+
+    errors.plot(sigmas, np.square(sigmas), ":", color="0.6", label="doing nothing, $\\sigma^2$")
+    if all(level.linear is not None for level in found):
+        errors.plot(sigmas, [level.linear or 0.0 for level in found], "--", color="0.4", label="best elementwise linear")
+    curve(errors, "error", "true error", color="C0", marker="o", ms=4)
+    curve(errors, "sure", "SURE", color="C1", marker="x", ms=8, ls="none")
+    curve(errors, "predicted", "posterior variance $\\sigma^2\\,\\mathrm{div}\\,D / n$", color="C2", ls="-.")
+    errors.set(xscale="log", yscale="log", xlabel="noise level $\\sigma$", ylabel="mean squared error per element")
+    errors.legend(fontsize=8)
+
+    ratios.axhspan(1 - check.CALIBRATION, 1 + check.CALIBRATION, color="C0", alpha=0.12, lw=0)
+    ratios.axhspan(1 - check.SLOPE, 1 + check.SLOPE, color="C3", alpha=0.2, lw=0)
+    ratios.axhline(check.ASYMMETRY, color="C4", ls=":", lw=1)
+    curve(ratios, "calibration", "calibration (error / posterior variance)", color="C0", marker="o", ms=4)
+    curve(ratios, "slope", "slope of x on D", color="C3", marker="s", ms=4)
+    curve(ratios, "asymmetry", "asymmetry of dD/dy (limit dotted)", color="C4", marker="^", ms=4)
+    ratios.set(xscale="log", xlabel="noise level $\\sigma$", ylim=(0, None))
+    ratios.legend(fontsize=8)
+    file = BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------ the input
+
+
+def _sigmas(options: argparse.Namespace, model: Model) -> list[float]:
+    if options.noisy is not None:
+        levels = [options.noisy]
+    else:
+        low, high = options.sigmas
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"sigmas: got {low:g} {high:g}, expected LO below HI, both above 0")
+        if not 2 <= options.levels <= 1000:
+            raise ValueError(f"levels: got {options.levels}, expected 2 to 1000")
+        levels = [float(f"{sigma:.4g}") for sigma in np.geomspace(low, high, options.levels)]
+    model.denoiser.schedule.t_of_sigma(levels)  # raises outside its range
+    return levels
+
+
+def _data(options: argparse.Namespace, model: Model) -> Data:
+    """The examples to use, an even number."""
+    if options.chains < 4:
+        raise ValueError(f"chains: got {options.chains}, expected at least 4")
+    if options.data is None:
+        if model.name != "digits":
+            raise ValueError("data: needed with a model of your own, such as --data held_out.npz")
+        _, held_out = load_mnist5k()
+        whole = Data(held_out.images, held_out.labels, "the held-out digits")
+    else:
+        whole = load_data(options.data, model.shape)
+    count = min(options.chains, len(whole.x)) // 2 * 2
+    if count < 4:
+        raise ValueError(f"data: {options.data} has {len(whole.x)} examples, expected at least 4")
+    chosen = torch.arange(count) * len(whole.x) // count
+    return Data(whole.x[chosen], None if whole.labels is None else whole.labels[chosen], whole.source)
+
+
+def load_data(path: Path, shape: tuple[int, ...]) -> Data:
+    """Examples from an npz as `ulam sample` writes it; uint8 pictures are scaled to [-1, 1].
+
+    Raises:
+        OSError, ValueError: no such file, or not examples of this shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data: no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        raise ValueError(f"data: {path} is not an npz of plain arrays ({error})") from None
+    if "arr_0" not in arrays:
+        raise ValueError(f"data: {path} has no arr_0, the examples")
+    given = arrays["arr_0"]
+    if given.dtype == np.uint8 and given.ndim == 4:
+        given = given.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    if given.dtype.kind != "f" or given.shape[1:] != shape:
+        raise ValueError(
+            f"data: arr_0 is {given.dtype} {list(given.shape)}, expected float [N, {', '.join(map(str, shape))}] "
+            "or uint8 [N, H, W, C]"
+        )
+    if not np.isfinite(given).all():
+        raise ValueError(f"data: {path} has values that are not finite")
+    labels = arrays.get("arr_1")
+    if labels is not None and (labels.shape != given.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(f"data: arr_1 is {labels.dtype} {list(labels.shape)}, expected {len(given)} whole numbers")
+    x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32))
+    return Data(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), str(path))
+
+
+def _cond(data: Data, model: Model, device: torch.device) -> dict[str, torch.Tensor]:
+    labels = data.labels
+    if labels is not None and model.classes is not None and not ((labels >= 0) & (labels < model.classes)).all():
+        raise ValueError(f"data: arr_1 has labels unknown to {model.name}, which knows 0 to {model.classes - 1}")
+    if labels is None and model.null_class is not None:
+        labels = torch.full((len(data.x),), model.null_class)
+    return {} if labels is None else {"y": labels.to(device)}

@@ -1,0 +1,160 @@
+"""Energy-based models: contrastive divergence with chains that outlive the updates of the parameters.
+
+Maximum likelihood of p(x) = exp(-E(x)) / Z has the gradient E_data[grad_theta E] - E_model[grad_theta E]; the second
+term is by MCMC [Hinton 2002], from chains that are not started anew [Tieleman 2008], but for a small share of them
+[Du & Mordatch 2019]::
+
+    chains = PersistentChains(4096, (1, 8, 8), ulam.samplers.ULA(0.02))
+    for data in loader:
+        negatives = chains.sample(energy, batch=len(data), steps=20)
+        optimizer.zero_grad()
+        contrastive_divergence(energy, data, negatives).backward()
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import ulam_kernels.mcmc as ops
+
+from .arguments import check_shape, resolve_device
+from .mcmc.samplers import ChainSampler, of_rows
+from .mcmc.state import State
+from .mcmc.targets import Energy
+from .noise import DRAWS_PER_ROW, INITIAL_STATE, seed_int64, whole_number
+
+RESTART_STAGE = 1
+
+
+class PersistentChains:
+    """A buffer of ``count`` chains; every call runs the next ``batch`` of them, in turn, a few steps on.
+
+    A chain counts its own steps and draws its own noise-v1 noise (tag 0), restarts (tag 2, stage 1) and fresh states
+    (tag 1): its course depends on the energies it saw and on (seed, chain), not on its company.
+
+    Args:
+        count: chains in the buffer. shape: of one state.
+        sampler: ULA, SGLD (whose steps do not fall here), MALA or HMC of :mod:`ulam.samplers`.
+        restart: the share of chains that a call starts anew, before its steps.
+        start: makes states of standard normal noise ``[B, *shape]``; by default they are that noise.
+        seed: any integer in [-2^63, 2^64). device, backend: see :class:`ulam.Engine`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shape: Sequence[int],
+        sampler: ChainSampler,
+        *,
+        restart: float = 0.02,
+        start: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+    ) -> None:
+        if whole_number("count", count) < 1:
+            raise ValueError(f"count: got {count}, expected at least 1")
+        if not isinstance(sampler, ChainSampler) or sampler.moves:
+            raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA or HMC")
+        if not isinstance(restart, (int, float)) or not 0 <= restart <= 1:
+            raise ValueError(f"restart: got {restart!r}, expected a share in [0, 1]")
+        for name in sampler.per_chain:
+            if (value := getattr(sampler, name)) is not None:
+                of_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
+        self.shape, self.sampler, self.restart = check_shape(shape), sampler, float(restart)
+        self._start, self._backend, self._next = start, backend, 0
+        device = resolve_device(device)
+        self._chain = torch.arange(count, device=device)
+        self._seed = torch.full_like(self._chain, seed_int64(seed))
+        self.clock = torch.zeros_like(self._chain)
+        self.x = torch.empty(count, *self.shape, device=device)
+        self.x.copy_(self._fresh(self._state(self.x, self._chain)))
+
+    def sample(self, energy: Callable[..., Any] | Energy, *, batch: int, steps: int) -> torch.Tensor:
+        """Run the next ``batch`` chains ``steps`` steps on under the energy; their states ``[batch, *shape]``, a copy.
+
+        ``energy`` is a function of x ``[B, *shape]`` to ``[B]``, or an :class:`ulam.Energy`; a module runs in eval
+        mode. Chains that left the finite numbers start anew. Raises TypeError or ValueError as :func:`ulam.mcmc.run`.
+        """
+        if not 1 <= whole_number("batch", batch) <= len(self.x):
+            raise ValueError(f"batch: got {batch}, expected 1 to the {len(self.x)} chains of the buffer")
+        if whole_number("steps", steps) < 1:
+            raise ValueError(f"steps: got {steps}, expected at least 1")
+        rows = (torch.arange(batch, device=self.x.device) + self._next) % len(self.x)
+        self._next = (self._next + batch) % len(self.x)
+        x = self.x[rows]
+        state, target = self._state(x, rows), energy if isinstance(energy, Energy) else Energy(energy)
+        fresh = self._fresh(state)
+        lost = ~torch.isfinite(x.flatten(1)).all(1)
+        log_restart = torch.where(lost, math.inf, math.log(self.restart) if self.restart else -math.inf).double()
+        ops.accept(log_restart, [(x, fresh)], **state.ids(RESTART_STAGE), backend=self._backend)
+        state.evaluate = target.bind(x, rows, len(self.x), self._backend)
+        one = of_rows("step", self.sampler.step, rows), of_rows("temperature", self.sampler.temperature, rows)
+        a, b, c, d = (column.to(x.dtype) for column in self.sampler.coefficients(*one, rows, 0))
+        state.look(self.sampler.adjusted)
+        for _ in range(steps):
+            self.sampler.transition(state, (a, b, c, d))
+            state.advance()
+        self.x[rows] = state.x
+        self.clock[rows] += steps
+        return state.x
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The buffer, to go on from."""
+        return {"x": self.x, "clock": self.clock, "next": torch.tensor(self._next)}
+
+    def load_state_dict(self, saved: dict[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state_dict` of a buffer of the same size. Raises ValueError for another."""
+        if saved["x"].shape != self.x.shape:
+            raise ValueError(f"x: got shape {list(saved['x'].shape)}, expected {list(self.x.shape)}")
+        self.x.copy_(saved["x"])
+        self.clock.copy_(saved["clock"])
+        self._next = int(saved["next"])
+
+    def _state(self, x: torch.Tensor, rows: torch.Tensor) -> State:
+        draw = self.clock[rows] * DRAWS_PER_ROW
+        return State(
+            x, _not_bound, self._seed[rows], self._chain[rows], draw, self.sampler.scale(x), self._backend, record=False
+        )
+
+    def _fresh(self, state: State) -> torch.Tensor:
+        z = state.normals(INITIAL_STATE)
+        x = z if self._start is None else self._start(z)
+        if not isinstance(x, torch.Tensor) or x.shape != z.shape:
+            raise ValueError(f"start: expected a function of noise {list(z.shape)} to states of that shape")
+        return x.detach().to(z).contiguous()
+
+
+def contrastive_divergence(
+    energy: Callable[[torch.Tensor], torch.Tensor],
+    data: torch.Tensor,
+    negatives: torch.Tensor,
+    *,
+    penalty: float = 0.0,
+) -> torch.Tensor:
+    """mean E(data) - mean E(negatives) + penalty (mean E(data)^2 + mean E(negatives)^2), a scalar to descend.
+
+    Its gradient is the likelihood's where the negatives follow the model [Hinton 2002, eq. 3]; the penalty keeps
+    energies near 0 [Du & Mordatch 2019, section 3.2]. data, negatives: ``[*, *shape]``.
+
+    Raises:
+        ValueError: shapes that do not fit, or an energy that is not one number a row.
+    """
+    if data.shape[1:] != negatives.shape[1:]:
+        raise ValueError(f"negatives: got shape {list(negatives.shape)}, expected rows like data's {list(data.shape)}")
+    both = energy(torch.cat([data, negatives.to(data)]))
+    if both.shape != (len(data) + len(negatives),):
+        raise ValueError(f"energy: returned shape {list(both.shape)}, expected [{len(data) + len(negatives)}]")
+    of_data, of_model = both[: len(data)], both[len(data) :]
+    return of_data.mean() - of_model.mean() + penalty * (of_data.square().mean() + of_model.square().mean())
+
+
+def _not_bound(x: torch.Tensor, wanted: bool) -> Any:
+    raise RuntimeError("no energy is bound to these chains")

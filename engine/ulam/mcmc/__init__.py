@@ -1,0 +1,29 @@
+"""Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
+
+from .adaptation import DualAveraging
+from .chains import Chains
+from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
+from .run import run
+from .samplers import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
+from .targets import DenoiserScore, Energy, Score
+
+__all__ = [
+    "BAOAB",
+    "HMC",
+    "MALA",
+    "SGLD",
+    "ULA",
+    "Chains",
+    "DenoiserScore",
+    "DoubleWell",
+    "DualAveraging",
+    "Energy",
+    "Funnel",
+    "Gaussian",
+    "GaussianMixture",
+    "ParallelTempering",
+    "Ring",
+    "Rosenbrock",
+    "Score",
+    "run",
+]

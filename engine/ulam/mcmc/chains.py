@@ -1,0 +1,102 @@
+"""What a run leaves: draws, rates, and their diagnostics through ArviZ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+
+@dataclass(eq=False)
+class Chains:
+    """The result of :func:`ulam.mcmc.run`.
+
+    Attributes:
+        draws: ``[chain, draw, *shape]``, None where only moments were kept.
+        energies: ``[chain, draw]`` float64, None for targets that give a score alone.
+        acceptance: ``[chain]`` float64, the share of accepted proposals after warm-up; None without a Metropolis test.
+        divergences: ``[chain]`` int64. MALA and HMC: proposals after warm-up whose log acceptance ratio was below
+            -1000 or not a number (a whole-chain launch does not count them: run with ``launch=False``). The others:
+            1 where the chain has left the finite numbers, its draws from there on are not finite; else 0.
+        step: ``[chain]`` float64, the step sizes after adaptation.
+        x: ``[chain, *shape]``, the last states.
+        moments: ``[chain, 2, *shape]`` float64 sums of the kept states and of their squares, where only these were
+            kept.
+        kept: draws a chain.
+        swaps: ``[chain, K - 1]`` share of accepted swaps between neighbouring temperatures; None without tempering.
+        ids: ``[chain]`` int64, the chains' ids.
+        report: what ran, and how fast.
+    """
+
+    draws: torch.Tensor | None
+    energies: torch.Tensor | None
+    acceptance: torch.Tensor | None
+    divergences: torch.Tensor
+    step: torch.Tensor
+    x: torch.Tensor
+    moments: torch.Tensor | None
+    kept: int
+    swaps: torch.Tensor | None
+    ids: torch.Tensor
+    report: dict[str, Any]
+
+    @cached_property
+    def sums(self) -> torch.Tensor:
+        """``[chain, 2, *shape]`` float64: the sum of the kept states, and of their squares."""
+        if self.moments is not None:
+            return self.moments
+        assert self.draws is not None
+        wide = self.draws.double()
+        return torch.stack([wide.sum(1), wide.square().sum(1)], 1)
+
+    def mean(self) -> torch.Tensor:
+        """``[*shape]`` float64: over all draws of the chains that stayed finite."""
+        return self._finite()[:, 0].sum(0) / (self._count() * self.kept)
+
+    def variance(self) -> torch.Tensor:
+        """``[*shape]`` float64: of all draws of the chains that stayed finite, about their common mean."""
+        return self._finite()[:, 1].sum(0) / (self._count() * self.kept) - self.mean().square()
+
+    def to_arviz(self) -> Any:
+        """An ``arviz.InferenceData``: posterior ``x``, sample statistic ``lp`` = -energy (needs the extra ``mcmc``).
+
+        Raises:
+            ImportError: without ArviZ. ValueError: where only moments were kept.
+        """
+        if self.draws is None:
+            raise ValueError("draws: only moments were kept; run with store=True")
+        arviz = _arviz()
+        statistics = {} if self.energies is None else {"lp": -self.energies.cpu().numpy()}
+        return arviz.from_dict(posterior={"x": self.draws.cpu().numpy()}, sample_stats=statistics)
+
+    def summary(self, **options: Any) -> Any:
+        """ArviZ's table, a row an element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
+
+        ``options`` are those of ``arviz.summary``. Raises as :meth:`to_arviz`.
+        """
+        data = self.to_arviz()
+        return _arviz().summary(data, **{"round_to": "none", **options})
+
+    def ess(self) -> torch.Tensor:
+        """Bulk effective sample size of every element, ``[*shape]`` [Vehtari 2021]. Raises as :meth:`to_arviz`."""
+        return torch.from_numpy(_arviz().ess(self.to_arviz())["x"].values)
+
+    def _finite(self) -> torch.Tensor:
+        return self.sums[self._stayed]
+
+    def _count(self) -> int:
+        return int(self._stayed.sum())
+
+    @cached_property
+    def _stayed(self) -> torch.Tensor:
+        return torch.isfinite(self.sums.flatten(1)).all(1)
+
+
+def _arviz() -> Any:
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError("diagnostics need ArviZ: pip install 'ulam[mcmc]'") from error
+    return arviz

@@ -1,0 +1,279 @@
+"""`ulam.mcmc.run`: one call from a target and a sampler to chains."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+
+import torch
+import ulam_kernels.dispatch
+from tqdm.auto import tqdm
+
+from ..arguments import check_shape, check_x_init, fallbacks, resolve_device
+from ..denoiser import Denoiser
+from ..noise import chain_ids, seed_int64, whole_number
+from .batch import Batch, Plan, Record
+from .chains import Chains
+from .densities import BuiltIn
+from .samplers import ChainSampler, ParallelTempering, of_rows
+from .targets import Target
+
+REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
+
+
+def run(
+    target: Target,
+    sampler: ChainSampler | ParallelTempering,
+    *,
+    chains: int | range | Sequence[int] | torch.Tensor = 4,
+    steps: int = 1000,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    x_init: torch.Tensor | None = None,
+    warmup: int = 0,
+    thin: int = 1,
+    adapt: float | None = None,
+    slots: int | None = None,
+    store: bool = True,
+    launch: bool = True,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+) -> Chains:
+    """Run Markov chains: ``warmup`` steps that are not kept, then ``steps``, of which every ``thin``-th state is.
+
+    A chain's numbers depend on its id, the seed and its own numbers, never on who shares the batch, adaptation
+    included: same bits for any number and order of chains where the target treats rows independently, and at equal
+    ``slots`` for every target.
+
+    Args:
+        target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or one of the
+            built-in densities, which run as whole chains in one launch (same bits as by single steps).
+        sampler: ULA, SGLD, MALA, BAOAB, HMC or ParallelTempering of :mod:`ulam.samplers`.
+        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
+        steps, warmup, thin: whole numbers; steps // thin states are kept.
+        shape: of one state; by default the built-in density's or that of ``x_init``.
+        seed: any integer in [-2^63, 2^64).
+        x_init: ``[chains, *shape]``, where the chains start; N(0, I) by default (noise-v1, tag 1).
+        adapt: a target acceptance in (0, 1): each chain's step is tuned to it during the warm-up by dual averaging
+            [Hoffman & Gelman 2014]; 0.574 suits MALA, 0.65 to 0.8 HMC. None keeps the steps.
+        slots: chains in one batch, the last batch padded; by default all at once. For targets other than built-in
+            densities, whose memory or bits depend on the batch.
+        store: keep the states; False keeps their sums and sums of squares alone, and no energies.
+        launch: False runs built-in densities by single steps too, which counts divergences.
+        device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
+        dtype: float32, or float64 (reference backend, for checking).
+        progress: show a bar, with the acceptance, where stderr is a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, or an energy that is not finite where a chain starts.
+
+    Warns:
+        RuntimeWarning: chains diverged (see ``divergences`` of :class:`ulam.mcmc.Chains`).
+    """
+    if slots is not None and whole_number("slots", slots) < 1:
+        raise ValueError(f"slots: got {slots}, expected at least 1")
+    plan = _plan(target, sampler, chains, steps, shape, seed, x_init, warmup, thin, adapt, launch, device, backend, dtype)
+    whole = isinstance(target, BuiltIn) and target.kernel is not None
+    rows = _batches(len(plan.ids), None if whole else slots)
+    begin = time.perf_counter()
+    with _Bar(plan, len(rows), progress) as bar:
+        parts = [_run(plan, part, store, bar) for part in rows]
+    result = _joined(plan, parts, time.perf_counter() - begin)
+    _warn(result, plan)
+    return result
+
+
+def _plan(
+    target: Target,
+    sampler: ChainSampler | ParallelTempering,
+    chains: int | range | Sequence[int] | torch.Tensor,
+    steps: int,
+    shape: Sequence[int] | None,
+    seed: int,
+    x_init: torch.Tensor | None,
+    warmup: int,
+    thin: int,
+    adapt: float | None,
+    launch: bool,
+    device: torch.device | str | None,
+    backend: str | None,
+    dtype: torch.dtype,
+) -> Plan:
+    """The arguments of :func:`run`, checked."""
+    if isinstance(target, Denoiser):
+        raise TypeError("target: got a Denoiser, expected ulam.mcmc.DenoiserScore(denoiser, sigma)")
+    if not hasattr(target, "bind"):
+        raise TypeError(f"target: got {type(target).__name__}, expected ulam.Energy(fn), a score or a built-in density")
+    tempering = sampler if isinstance(sampler, ParallelTempering) else None
+    inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
+    if not isinstance(inner, ChainSampler):
+        raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
+    if (inner.adjusted or tempering) and not target.has_energy:
+        raise TypeError(f"target: {type(sampler).__name__} needs an energy, {target!r} gives a score alone")
+    for name, number, least in (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
+        if whole_number(name, number) < least:
+            raise ValueError(f"{name}: got {number}, expected at least {least}")
+    if thin > steps:
+        raise ValueError(f"thin: got {thin}, more than the {steps} steps: nothing would be kept")
+    if adapt is not None and not (isinstance(adapt, (int, float)) and 0 < adapt < 1):
+        raise ValueError(f"adapt: got {adapt!r}, expected a target acceptance in (0, 1), or None")
+    if adapt is not None and not inner.adjusted:
+        raise ValueError(f"adapt: {type(inner).__name__} has no Metropolis test to adapt to")
+    if adapt is not None and not warmup:
+        raise ValueError("adapt: needs warm-up steps (warmup=)")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+    ids = chain_ids(chains)
+    if not len(ids):
+        raise ValueError("chains: got none, expected at least 1")
+    if len(ids.unique()) != len(ids):
+        raise ValueError("chains: ids must be distinct")
+    if tempering and int(ids.max()) >= REPLICA_IDS // len(tempering.temperatures):
+        raise ValueError("chains: ids times temperatures must stay below 2^63")
+    sizes = _shape(target, shape, x_init)
+    where = resolve_device(device if device is not None else "cpu" if x_init is None else x_init.device)
+    if x_init is not None:
+        check_x_init(x_init, (len(ids), *sizes))
+        if not bool(torch.isfinite(x_init).all()):
+            raise ValueError("x_init: has numbers that are not finite")
+    for name in inner.per_chain:
+        value = getattr(inner, name)
+        if value is not None:
+            of_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
+    return Plan(
+        target, inner, tempering, ids, sizes, seed_int64(seed), x_init, warmup, steps, thin, adapt, launch, where,
+        dtype, backend,
+    )  # fmt: skip
+
+
+def _shape(target: Target, shape: Sequence[int] | None, x_init: torch.Tensor | None) -> tuple[int, ...]:
+    known = target.shape if isinstance(target, BuiltIn) else None
+    if shape is None:
+        if known is None and x_init is None:
+            raise ValueError("shape: got None, expected the sizes of one state, such as (2,) (or x_init)")
+        return known if known is not None else tuple(x_init.shape[1:]) if x_init is not None else ()
+    sizes = check_shape(shape)
+    if known is not None and sizes != known:
+        raise ValueError(f"shape: got {sizes}, but {target!r} has states of shape {known}")
+    return sizes
+
+
+def _batches(chains: int, slots: int | None) -> list[tuple[torch.Tensor, int]]:
+    """The rows of every batch, padded to ``slots`` by its last row, and how many of them count."""
+    rows = torch.arange(chains)
+    if slots is None:
+        return [(rows, chains)]
+    parts = [rows[begin : begin + slots] for begin in range(0, chains, slots)]
+    return [(torch.cat([part, part[-1:].expand(slots - len(part))]), len(part)) for part in parts]
+
+
+def _run(plan: Plan, part: tuple[torch.Tensor, int], store: bool, bar: _Bar) -> tuple[Batch, Record, int]:
+    rows, count = part
+    kept, size = plan.steps // plan.thin, len(rows)
+    wide = {"dtype": torch.float64, "device": plan.device}
+    draws = torch.empty(size, kept, *plan.shape, dtype=plan.dtype, device=plan.device) if store else None
+    energies = torch.empty(size, kept, **wide) if store and plan.target.has_energy else None
+    moments = None if store else torch.zeros(size, 2, *plan.shape, **wide)
+    record = Record(draws, energies, moments)
+    batch = Batch(plan, rows, bar.update)
+    batch.run(record)
+    return batch, record, count
+
+
+def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) -> Chains:
+    def join(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+        cut = [tensor[:count] for tensor, (_, _, count) in zip(tensors, parts, strict=True) if tensor is not None]
+        return None if not cut else cut[0] if len(cut) == 1 else torch.cat(cut)
+
+    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+        out = join(list(tensors))
+        assert out is not None
+        return out
+
+    first = parts[0][0]
+    K, batches = first.replicas, [batch for batch, _, _ in parts]
+    rates = [batch.accepted[::K].double() / plan.steps if plan.sampler.adjusted else None for batch in batches]
+    total = len(plan.ids) * (plan.warmup + plan.steps)
+    report = {
+        "target": repr(plan.target),
+        "sampler": repr(plan.tempering or plan.sampler),
+        "chains": len(plan.ids),
+        "warmup": plan.warmup,
+        "steps": plan.steps,
+        "thin": plan.thin,
+        "seconds": seconds,
+        "steps_per_second": total / max(seconds, 1e-9),
+        "launch": first.launches,
+        "backend": _backend(plan),
+        "fallbacks": list(fallbacks(_backend(plan), plan.backend, plan.dtype)),
+        "device": str(plan.device),
+    }
+    return Chains(
+        draws=join([record.draws for _, record, _ in parts]),
+        energies=join([record.energies for _, record, _ in parts]),
+        acceptance=join(rates),
+        divergences=joined([batch.divergences() for batch in batches]),
+        step=joined([batch.step[::K] for batch in batches]),
+        x=joined([batch.state.x[::K] for batch in batches]),
+        moments=join([record.moments for _, record, _ in parts]),
+        kept=plan.steps // plan.thin,
+        swaps=join([batch.swap_rates() for batch in batches]),
+        ids=plan.ids,
+        report=report,
+    )
+
+
+def _backend(plan: Plan) -> str:
+    module = ulam_kernels.dispatch.select(plan.backend, plan.device.type, plan.dtype)
+    return ulam_kernels.dispatch.name_of(module)
+
+
+def _warn(result: Chains, plan: Plan) -> None:
+    bad = result.divergences.nonzero()[:, 0]
+    if not len(bad):
+        return
+    worst = int(bad[0])
+    if plan.sampler.adjusted:
+        count = int(result.divergences.sum())
+        told = f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
+    else:
+        told = (
+            f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
+            "their draws from there on are not finite"
+        )
+    warnings.warn(f"{told}: try a smaller step", RuntimeWarning, stacklevel=3)
+
+
+class _Bar:
+    """A progress bar over the steps of all batches, with the acceptance so far."""
+
+    REFRESH = 0.5  # seconds between looks at the device
+
+    def __init__(self, plan: Plan, batches: int, shown: bool) -> None:
+        total = batches * (plan.warmup + plan.steps)
+        self._bar = tqdm(total=total, unit="step", desc="ulam", disable=None if shown else True)
+        self._adjusted, self._next, self._done, self._pending = plan.sampler.adjusted, 0.0, 0, 0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.update(self._pending)
+        self._bar.close()
+
+    def update(self, steps: int, batch: Batch) -> None:
+        """Count steps of a batch."""
+        if self._bar.disable:
+            return
+        self._pending += steps
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.REFRESH
+        self._bar.update(self._pending)
+        self._pending = 0
+        if self._adjusted and (rate := batch.acceptance_so_far()) is not None:
+            self._bar.set_postfix_str(f"acceptance {rate:.3f}", refresh=False)

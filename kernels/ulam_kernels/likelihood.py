@@ -1,0 +1,121 @@
+"""Per-chain sums of a variational bound's terms: one contract, several backends, the same bits.
+
+    gaussian_kl                  KL of diagonal Gaussians
+    discretised_log_likelihood   ln of the Gaussian probability of bins, as of 8-bit images
+
+A term, of one element, is float32 operations in a fixed order, each rounded once; exp, ln and the normal tail are the
+polynomials of ``csrc/include/ulam/special.h``. Terms are summed in float64 in the order of :func:`ulam_kernels.reduce`:
+lane l of 1024 adds the elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w = 512, ... 1. So
+a chain's number depends on its own elements alone.
+
+Tensors are contiguous float32, or all float64 on the reference backend, for checking. No gradients.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+from ulam_kernels.dispatch import select
+from ulam_kernels.validation import MAX_ELEMENTS, check
+
+CDFS = ("exact", "tanh")
+
+
+def gaussian_kl(
+    mean_a: torch.Tensor,
+    log_var_a: torch.Tensor,
+    mean_b: torch.Tensor,
+    log_var_b: torch.Tensor,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """KL(N(mean_a, exp log_var_a) || N(mean_b, exp log_var_b)) of every chain, in nats, ``[B]`` float64.
+
+    1/2 sum_i (exp(d_i) - 1 - d_i + (mean_a - mean_b)_i^2 exp(-log_var_b)_i) with d = log_var_a - log_var_b: the usual
+    form without its cancellation, so that close Gaussians have an accurate small divergence. exp(-log_var_b) saturates
+    outside [-86, 88], d above 88.
+
+    Args:
+        mean_a, mean_b: ``[B, *shape]``.
+        log_var_a, log_var_b: ``[B, *shape]``, or ``[B]`` for one number a chain.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
+    """
+    _check_first(mean_a, "mean_a")
+    check(mean_b, "mean_b", mean_a.dtype, mean_a.device, mean_a.shape)
+    each_a, each_b = _each(log_var_a, "log_var_a", mean_a), _each(log_var_b, "log_var_b", mean_a)
+    out = torch.zeros(len(mean_a), dtype=torch.float64, device=mean_a.device)
+    if mean_a.numel():
+        _backend(backend, mean_a).gaussian_kl(mean_a, log_var_a, mean_b, log_var_b, each_a, each_b, out)
+    return out
+
+
+def discretised_log_likelihood(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    log_scale: torch.Tensor,
+    bins: int = 256,
+    *,
+    cdf: str = "exact",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """sum_i ln P(N(mean, exp(log_scale)^2) falls into the bin of x)_i of every chain, in nats, ``[B]`` float64.
+
+    Values lie on ``bins`` levels from -1 to 1. A bin reaches half the distance 2 / (bins - 1) to either side of its
+    level, the first and the last to infinity [Ho 2020, eq. 13].
+
+    | cdf | the normal distribution |
+    |---|---|
+    | exact | Phi, by its tails: right also where Phi itself rounds to 0 or 1; nothing is cut off |
+    | tanh | (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))) / 2, and no probability below 1e-12, as guided-diffusion has it |
+
+    exp(-log_scale) saturates outside [-86, 88].
+
+    Args:
+        x, mean: ``[B, *shape]``. log_scale: ``[B, *shape]``, or ``[B]`` for one number a chain.
+        bins: at least 2.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or out of range.
+    """
+    _check_first(x, "x")
+    check(mean, "mean", x.dtype, x.device, x.shape)
+    each = _each(log_scale, "log_scale", x)
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= 1 << 16:
+        raise ValueError(f"bins: got {bins!r}, expected a whole number from 2 to 65536")
+    if cdf not in CDFS:
+        raise ValueError(f"cdf: got {cdf!r}, expected 'exact' or 'tanh'")
+    half = 1 / (bins - 1)
+    out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if x.numel():
+        # a quarter of a bin inside the outermost level, far from what rounding moves
+        _backend(backend, x).discretised_log_likelihood(
+            x, mean, log_scale, each, half, 1 - half / 2, cdf == "tanh", out
+        )
+    return out
+
+
+def _backend(name: str | None, x: torch.Tensor) -> ModuleType:
+    return importlib.import_module(select(name, x.device.type, x.dtype).__name__ + ".likelihood")
+
+
+def _check_first(x: torch.Tensor, name: str) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
+    if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
+    check(x, name, x.dtype, x.device, x.shape)
+    if x.numel() > len(x) * MAX_ELEMENTS:
+        raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
+
+
+def _each(values: torch.Tensor, name: str, x: torch.Tensor) -> bool:
+    """Whether there is one number an element, after the checks."""
+    if values.shape not in (x.shape, x.shape[:1]):
+        raise ValueError(f"{name}: got shape {list(values.shape)}, expected {list(x.shape)} or {list(x.shape[:1])}")
+    check(values, name, x.dtype, x.device, values.shape)
+    return values.shape == x.shape

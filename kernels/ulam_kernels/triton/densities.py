@@ -1,0 +1,167 @@
+"""The built-in densities in Triton, operation by operation as ``csrc/include/ulam/densities.h``.
+
+A tile ``[C, W]`` holds C chains, W the least power of two of at least d and 4; columns beyond d are 0.
+"""
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ulam_kernels import densities
+from ulam_kernels.triton.noise import LOG_SCALE, RADIUS, polynomial
+from ulam_kernels.triton.step import exp
+
+GAUSSIAN_DIAGONAL = tl.constexpr(densities.GAUSSIAN_DIAGONAL)
+GAUSSIAN = tl.constexpr(densities.GAUSSIAN)
+MIXTURE = tl.constexpr(densities.MIXTURE)
+DOUBLE_WELL = tl.constexpr(densities.DOUBLE_WELL)
+ROSENBROCK = tl.constexpr(densities.ROSENBROCK)
+FUNNEL = tl.constexpr(densities.FUNNEL)
+
+
+@triton.jit
+def halved_sum(x, W: tl.constexpr):
+    """Sums ``[C]`` over ``[C, W]``: column l adds column l + w for w = W / 2, ... 1."""
+    if W > 2:
+        total = halved_sum(tl.sum(tl.reshape(x, [x.shape[0], 2, W // 2]), 1), W // 2)
+    else:
+        total = tl.sum(x, 1)
+    return total
+
+
+@triton.jit
+def column(x, at):
+    """Column ``at`` of a tile, ``[C, 1]``."""
+    where = tl.arange(0, x.shape[1])[None, :] == at
+    return tl.sum(tl.where(where, x, 0.0), 1)[:, None]
+
+
+@triton.jit
+def splat(x, like):
+    return tl.broadcast_to(x, like.shape)
+
+
+@triton.jit
+def log(x):
+    """ln x of a positive normal number."""
+    i = x.to(tl.uint32, bitcast=True)
+    e = (i - 0x3F2AAAAB) & 0xFF800000
+    m = (i - e).to(tl.float32, bitcast=True) - 1.0
+    scale = tl.full(x.shape, LOG_SCALE, tl.float32)
+    return -0.5 * tl.fma(e.to(tl.int32, bitcast=True).to(tl.float32), scale, polynomial(m, RADIUS, 8) * m)
+
+
+@triton.jit
+def gaussian(params, x, d, FULL: tl.constexpr):
+    """(score, energy terms)."""
+    i = tl.arange(0, x.shape[1])[None, :]
+    inside = i < d
+    u = x - splat(tl.load(params + i, mask=inside, other=0.0), x)
+    if FULL:
+        row = params + d + i * d
+        score = -splat(tl.load(row, mask=inside, other=0.0), x) * splat(column(u, 0), x)
+        for j in range(1, d):
+            entry = tl.load(row + j, mask=inside, other=0.0)
+            score = tl.fma(-splat(entry, x), splat(column(u, j), x), score)
+    else:
+        score = -splat(tl.load(params + d + i, mask=inside, other=0.0), x) * u
+    return score, (-0.5 * u) * score
+
+
+@triton.jit
+def mixture(params, x, d, components, K: tl.constexpr):
+    """(score, energies ``[C]`` float64); K is the least power of two of at least the components and 2."""
+    C: tl.constexpr = x.shape[0]
+    W: tl.constexpr = x.shape[1]
+    i = tl.arange(0, W)[None, :]
+    component = tl.arange(0, K)[None, :]
+    inside = i < d
+    means = params + 2 * components + i
+    exponents = tl.full([C, K], float("-inf"), tl.float32)
+    for k in range(0, components):
+        u = tl.where(inside, splat(tl.load(means + k * d, mask=inside, other=0.0), x) - x, 0.0)
+        squares = halved_sum(u * u, W)[:, None]
+        half = tl.full([C, 1], -0.5, tl.float32) * tl.load(params + components + k)
+        exponent = tl.fma(half, squares, splat(tl.load(params + k), squares))
+        exponents = tl.where(component == k, splat(exponent, exponents), exponents)
+    largest = column(exponents, 0)
+    for k in range(1, components):
+        exponent = column(exponents, k)
+        largest = tl.where(largest < exponent, exponent, largest)
+    shares = exp(exponents - splat(largest, exponents))
+    total = column(shares, 0)
+    for k in range(1, components):
+        total = total + column(shares, k)
+    reciprocal = tl.div_rn(tl.full(total.shape, 1.0, tl.float32), total)
+    score = tl.zeros(x.shape, tl.float32)
+    for k in range(0, components):
+        u = splat(tl.load(means + k * d, mask=inside, other=0.0), x) - x
+        weight = splat((column(shares, k) * reciprocal) * tl.load(params + components + k), x)
+        score = tl.where(k == 0, weight * u, tl.fma(weight, u, score))
+    energy = -(largest.to(tl.float64) + log(total).to(tl.float64))
+    return score, tl.sum(energy, 1)
+
+
+@triton.jit
+def rosenbrock(params, x):
+    """(score, energy terms)."""
+    C: tl.constexpr = x.shape[0]
+    W: tl.constexpr = x.shape[1]
+    a = tl.load(params)
+    b = tl.load(params + 1)
+    first, second = tl.split(tl.reshape(x, [C, W // 2, 2]))
+    t = tl.fma(-first, first, second)
+    one = 1.0 - first
+    score = tl.join(tl.fma(splat(2.0 * b, one), one, ((4.0 * a) * t) * first), (-2.0 * a) * t)
+    terms = tl.join((b * one) * one, (a * t) * t)
+    return tl.reshape(score, [C, W]), tl.reshape(terms, [C, W])
+
+
+@triton.jit
+def funnel(params, x):
+    """(score, energy terms)."""
+    i = tl.arange(0, x.shape[1])[None, :]
+    precision = tl.load(params)
+    rest = tl.load(params + 1)
+    first = column(x, 0)
+    inverse = exp(-first)
+    half = 0.5 * inverse
+    squares = halved_sum(tl.where(i == 0, 0.0, x * x), x.shape[1])[:, None]
+    first_score = tl.fma(splat(-precision, first), first, half * squares - rest)
+    first_term = tl.fma((0.5 * precision) * first, first, rest * first)
+    score = tl.where(i == 0, splat(first_score, x), splat(-inverse, x) * x)
+    terms = tl.where(i == 0, splat(first_term, x), (splat(half, x) * x) * x)
+    return score, terms
+
+
+@triton.jit
+def evaluate_tile(params, x, d, components, KIND: tl.constexpr, K: tl.constexpr):
+    """Score ``[C, W]`` and energies ``[C]`` float64 of a tile of chains."""
+    W: tl.constexpr = x.shape[1]
+    inside = tl.arange(0, W)[None, :] < d
+    if KIND == MIXTURE:
+        score, energy = mixture(params, x, d, components, K)
+    elif KIND <= FUNNEL:
+        if KIND == GAUSSIAN_DIAGONAL:
+            score, terms = gaussian(params, x, d, False)
+        elif KIND == GAUSSIAN:
+            score, terms = gaussian(params, x, d, True)
+        elif KIND == DOUBLE_WELL:
+            a = tl.load(params)
+            t = tl.fma(x, x, splat(-tl.load(params + 1), x))
+            score = ((-4.0 * a) * x) * t
+            terms = (a * t) * t
+        elif KIND == ROSENBROCK:
+            score, terms = rosenbrock(params, x)
+        else:
+            score, terms = funnel(params, x)
+        energy = halved_sum(tl.where(inside, terms, 0.0).to(tl.float64), W)
+    else:
+        r = tl.sqrt_rn(halved_sum(x * x, W))
+        inward = tl.load(params) - r
+        pull = inward * tl.load(params + 1)
+        energy = ((0.5 * inward) * pull).to(tl.float64)
+        score = splat(tl.div_rn(pull, tl.where(r == 0, 1.0, r))[:, None], x) * x
+    return tl.where(inside, score, 0.0), energy

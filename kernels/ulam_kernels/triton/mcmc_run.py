@@ -1,0 +1,222 @@
+"""Whole chains in one launch, in Triton: a program holds a tile of chains and takes all their steps.
+
+The state stays in registers. See :func:`ulam_kernels.mcmc.run`; the bits are those of the other backends.
+"""
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ulam_kernels.densities import Density
+from ulam_kernels.triton.densities import evaluate_tile, halved_sum, splat
+from ulam_kernels.triton.launch import EXACT, on_device
+from ulam_kernels.triton.noise import key_of, normals, philox4x32_10, radius
+from ulam_kernels.triton.step import clip
+
+ELEMENTS = 512  # of a program's tile
+ULA, MALA, BAOAB, HMC = (tl.constexpr(i) for i in range(4))
+
+
+@triton.jit
+def radius_of_test(seed, chain, draw):
+    """sqrt(-2 ln u) of the Metropolis test's u: word 0 of block 0, tag 2."""
+    k0, k1 = key_of(seed, draw)
+    ids = chain.to(tl.uint64)
+    counter = (ids ^ ids).to(tl.uint32) + 0x20000000
+    word, _, _, _ = philox4x32_10(counter, draw.to(tl.uint32), ids.to(tl.uint32), (ids >> 32).to(tl.uint32), k0, k1)
+    return radius(word)
+
+
+@triton.jit
+def moved(to, size, scale, by):
+    """``fma(mul(size, L), by, to)``; size is ``[C, 1]``, L ``[1, W]``."""
+    return tl.fma(splat(size, to) * splat(scale, to), by, to)
+
+
+@triton.jit
+def mala_sum(x, proposal, score, proposal_score, step, scale, W: tl.constexpr):
+    """The sum in the log ratio of a Langevin proposal, ``[C]``."""
+    s = score.to(tl.float64)
+    t = proposal_score.to(tl.float64)
+    wide = splat(scale, x).to(tl.float64)
+    half = ((0.5 * splat(step, x).to(tl.float64)) * wide) * wide
+    delta = proposal.to(tl.float64) - x.to(tl.float64)
+    return halved_sum((s + t) * (delta + half * (t - s)), W)
+
+
+@triton.jit
+def squared_norms(v, W: tl.constexpr):
+    wide = v.to(tl.float64)
+    return halved_sum(wide * wide, W)
+
+
+@triton.jit(
+    do_not_specialize=["chains", "d", "components", "steps", "leapfrog", "thin", "lo", "hi"],
+    do_not_specialize_on_alignment=["params", "seed", "chain", "draw", "coef", "scale"],
+)
+def run_kernel(
+    params, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,  # as ulam_kernels.mcmc has them
+    chains, d, components, steps, leapfrog, thin, lo, hi,
+    KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of chains)."""
+    b = tl.program_id(0) * C + tl.arange(0, C)
+    exists = b < chains
+    i = tl.arange(0, W)[None, :]
+    inside = exists[:, None] & (i < d)
+    at = b.to(tl.int64)[:, None] * d + i
+    state = tl.load(x + at, mask=inside, other=0.0)
+    velocity = tl.zeros([C, W], tl.float32)
+    if v is not None:
+        velocity = tl.load(v + at, mask=inside, other=0.0)
+    c0 = tl.load(coef + 4 * b, mask=exists, other=0.0)[:, None]
+    c1 = tl.load(coef + 4 * b + 1, mask=exists, other=0.0)[:, None]
+    c2 = tl.load(coef + 4 * b + 2, mask=exists, other=0.0)[:, None]
+    c3 = tl.load(coef + 4 * b + 3, mask=exists, other=0.0)[:, None]
+    factor = tl.full([1, W], 1.0, tl.float32)
+    if scale is not None:
+        factor = tl.load(scale + i, mask=i < d, other=0.0)
+    seeds = tl.load(seed + b, mask=exists, other=0)[:, None]
+    ids = tl.load(chain + b, mask=exists, other=0)[:, None]
+    now = tl.load(draw + b, mask=exists, other=0)[:, None]
+    block = tl.broadcast_to(tl.arange(0, W // 4)[None, :], [C, W // 4])
+    beta = tl.sum(c2.to(tl.float64), 1)
+    score, energy = evaluate_tile(params, state, d, components, KIND, K)
+    count = tl.zeros([C], tl.int64)
+    total = tl.zeros([C, W], tl.float64)
+    total_square = tl.zeros([C, W], tl.float64)
+    if moments is not None:
+        moment = moments + 2 * b.to(tl.int64)[:, None] * d + i
+        total = tl.load(moment, mask=inside, other=0.0)
+        total_square = tl.load(moment + d, mask=inside, other=0.0)
+    kept = steps // thin
+
+    for step in range(0, steps):
+        k0, k1 = key_of(seeds, now)
+        z = tl.reshape(normals(k0, k1, ids, now, block), [C, W])
+        z = tl.where(inside, z, 0.0)
+        if (SAMPLER == ULA) | (SAMPLER == MALA):
+            force = splat(factor, score) * score
+            proposal = moved(moved(state, c0, factor, force), c1, factor, z)
+            if SAMPLER == ULA:
+                proposal = tl.where(inside, clip(proposal, lo, hi), 0.0)
+            new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+        elif SAMPLER == BAOAB:
+            velocity = moved(velocity, c0, factor, score)
+            proposal = moved(state, c1, factor, velocity)
+            velocity = tl.fma(splat(c3, z), z, splat(c2, velocity) * velocity)
+            proposal = moved(proposal, c1, factor, velocity)
+            new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+            velocity = moved(velocity, c0, factor, new_score)
+        else:
+            half = 0.5 * c0
+            velocity = splat(c3, z) * z
+            norm = squared_norms(velocity, W)
+            proposal = state
+            new_score = score
+            new_energy = energy
+            for leap in range(0, leapfrog):
+                velocity = moved(velocity, tl.where(leap == 0, half, c0), factor, new_score)
+                proposal = moved(proposal, c0, factor, velocity)
+                new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+            velocity = moved(velocity, half, factor, new_score)
+        if (SAMPLER == MALA) | (SAMPLER == HMC):
+            if SAMPLER == MALA:
+                ratio = (energy - new_energy) - 0.5 * mala_sum(state, proposal, score, new_score, c0, factor, W)
+            else:
+                ratio = (energy - new_energy) + 0.5 * (norm - squared_norms(velocity, W))
+            r = tl.max(radius_of_test(seeds, ids, now), 1).to(tl.float64)
+            yes = r * r > -2.0 * (ratio * beta)
+            state = tl.where(yes[:, None], proposal, state)
+            score = tl.where(yes[:, None], new_score, score)
+            energy = tl.where(yes, new_energy, energy)
+            count += yes.to(tl.int64)
+        else:
+            state = proposal
+            score = new_score
+            energy = new_energy
+        now += 16
+        if (step + 1) % thin == 0:
+            if draws is not None:
+                place = (b.to(tl.int64) * kept + step // thin)[:, None] * d + i
+                tl.store(draws + place, state, mask=inside)
+            if energies is not None:
+                tl.store(energies + b.to(tl.int64) * kept + step // thin, energy, mask=exists)
+            if moments is not None:
+                wide = state.to(tl.float64)
+                total += wide
+                total_square += wide * wide
+
+    tl.store(x + at, state, mask=inside)
+    if v is not None:
+        tl.store(v + at, velocity, mask=inside)
+    if moments is not None:
+        tl.store(moment, total, mask=inside)
+        tl.store(moment + d, total_square, mask=inside)
+    if accepted is not None:
+        tl.store(accepted + b, tl.load(accepted + b, mask=exists, other=0) + count, mask=exists)
+
+
+@triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["params"])
+def evaluate_kernel(
+    params, x, energy, score, chains, d, components,
+    KIND: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of chains)."""
+    b = tl.program_id(0) * C + tl.arange(0, C)
+    i = tl.arange(0, W)[None, :]
+    inside = (b < chains)[:, None] & (i < d)
+    at = b.to(tl.int64)[:, None] * d + i
+    s, e = evaluate_tile(params, tl.load(x + at, mask=inside, other=0.0), d, components, KIND, K)
+    tl.store(score + at, s, mask=inside)
+    if energy is not None:
+        tl.store(energy + b, e, mask=b < chains)
+
+
+def evaluate(
+    density: Density, params: torch.Tensor, x: torch.Tensor, energy: torch.Tensor | None, score: torch.Tensor
+) -> None:
+    grid, options = _launch(density, len(x))
+    with on_device(x):
+        evaluate_kernel[grid](params, x, energy, score, len(x), density.dimension, density.components, **options)
+
+
+def run(
+    density: Density,
+    params: torch.Tensor,
+    x: torch.Tensor,
+    sampler: int,
+    coef: torch.Tensor,
+    steps: int,
+    seed: torch.Tensor,
+    chain: torch.Tensor,
+    draw: torch.Tensor,
+    v: torch.Tensor | None,
+    leapfrog: int,
+    scale: torch.Tensor | None,
+    lo: float,
+    hi: float,
+    thin: int,
+    draws: torch.Tensor | None,
+    energies: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    accepted: torch.Tensor | None,
+) -> None:
+    grid, options = _launch(density, len(x))
+    with on_device(x):
+        run_kernel[grid](
+            params, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,
+            len(x), density.dimension, density.components, steps, leapfrog, thin, float(lo), float(hi),
+            SAMPLER=sampler, **options,
+        )  # fmt: skip
+
+
+def _launch(density: Density, chains: int) -> tuple[tuple[int], dict[str, object]]:
+    """The grid, and what a tile is: W columns and so many chains that it has ELEMENTS."""
+    width = max(4, 1 << (density.dimension - 1).bit_length())
+    components = max(2, 1 << (density.components - 1).bit_length()) if density.components else 2
+    tile = {"C": ELEMENTS // width, "W": width, "K": components}
+    return (-(-chains * width // ELEMENTS),), {"KIND": density.kind, **tile, "num_warps": 4, **EXACT}
