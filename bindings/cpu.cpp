@@ -7,6 +7,8 @@
 
 #include "arguments.h"
 #include "kernels.h"
+#include "likelihood.h"
+#include "likelihood_kernels.h"
 #include "mcmc_cpu.h"
 #include "torch_normal.h"
 #include "ulam/row.h"
@@ -113,6 +115,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));
   m.def("affine", ulam::affine_function<int>(unlocked<Affine>(&affine)));
   ulam::register_mcmc(m, g_kernels);
+  ulam::register_likelihood<int>(m, unlocked<ulam::GaussianKl>(&gaussian_kl),
+                                 unlocked<ulam::DiscretisedLikelihood>(&discretised));
   m.def("torch_normal", &fill_torch_normal, "The normals of torch's CPU generator: see torch_normal.h.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");

@@ -6,6 +6,9 @@
 
 #include "arguments.h"
 #include "kernels.h"
+#include "mcmc_cuda.h"
+#include "likelihood.h"
+#include "likelihood_kernels.h"
 
 namespace py = pybind11;
 using namespace ulam::cuda;
@@ -30,6 +33,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("blend", ulam::blend_function<uintptr_t>(launched<ulam::Blend>(&blend)));
   m.def("fill_normal", ulam::fill_function<uintptr_t>(launched<ulam::Fill>(&fill_normal)));
   m.def("affine", ulam::affine_function<uintptr_t>(launched<ulam::Affine>(&affine)));
+  ulam::register_likelihood<uintptr_t>(m, launched<ulam::GaussianKl>(&gaussian_kl),
+                                       launched<ulam::DiscretisedLikelihood>(&discretised));
+  ulam::register_mcmc(m);
   m.def("device_count", &device_count, "How many devices of this machine can run these kernels.");
   m.def("unavailable_reason", &unavailable_reason, "Why there is none, in one line; None if there is one.");
 }

@@ -5,9 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import diffusers
 import torch
 
+from ulam.integrations.diffusers.fusing import FAMILIES
+
+ALL = sorted(set(FAMILIES) - {"ScoreSdeVeScheduler"})  # those with `step`
 SHAPE = (3, 3, 4, 4)
+
+
+def make(name: str, **config: Any) -> Any:
+    """diffusers' scheduler of that name."""
+    return getattr(diffusers, name)(**config)
 
 
 def network(x: torch.Tensor, t: Any, doubled: bool = False) -> torch.Tensor:

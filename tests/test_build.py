@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CPU = ("dispatch", "kernels_portable", "mcmc", "mcmc_portable", "select", "torch_normal")
+CPU = ("dispatch", "kernels_portable", "likelihood", "likelihood_portable", "mcmc", "mcmc_portable", "select",
+       "torch_normal")  # fmt: skip
 SOURCES = ["bindings/cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension in other ways")

@@ -337,6 +337,8 @@ BAD: dict[str, Callable[[], object]] = {
     "final must be 'zero' where the last of sigmas is the end, got 0.05": lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
     "final must be 'zero' where the last of timesteps is": lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
     "final must lie below": lambda: levels(3, 2, 2),
+    "final must lie below the last noise level, got sigma/alpha 0.002 before 0.002":
+        lambda: Endless(20, final="sigma_min").grid(schedules.edm()),  # rounding must not pass for a step
     "order must be a whole number from 1 to 3, got 4": lambda: check_whole("order", 4, 1, 3),
 }  # fmt: skip
 

@@ -316,6 +316,21 @@ def test_zero_terminal_snr_and_cosine_at_few_steps(predicts: str, steps: int) ->
     assert gain == pytest.approx(0, abs=1e-15) and shift == pytest.approx(alpha * MEAN)
 
 
+@pytest.mark.parametrize("predicts", ["eps", "score"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(PredictorCorrector(5, predictor) for predictor in ("reverse_diffusion", "ancestral", "none")),
+        PredictorCorrector(5, corrector="none"),
+        AnnealedLangevin(5, 2),
+    ],
+    ids=repr,
+)
+def test_zero_terminal_snr_raises_for_eps(sampler: Any, predicts: str) -> None:
+    with pytest.raises(ValueError, match=f"predicts='{predicts}' says nothing about x_0 where alpha is 0"):
+        sampler.program(schedules.zero_terminal_snr(schedules.vp_linear()), predicts)
+
+
 BAD: dict[str, Callable[[], object]] = {
     "levels must be given": lambda: AnnealedLangevin(),
     "levels must be a whole number of at least 1, got 0": lambda: AnnealedLangevin(0),

@@ -43,8 +43,7 @@ void elementwise(void (*operation)(const Arguments&, int64_t, int64_t, int64_t),
                  int threads) {
   const int64_t chunk = s.elements <= kLongestShort ? 0 : s.elements <= kChunk ? s.elements : kChunk;
   const int64_t units = chunk ? s.chains * ((s.elements + chunk - 1) / chunk) : groups(s.chains, width);
-  share(units, s.chains * s.elements, threads,
-        [&](int64_t begin, int64_t end) { operation(s, chunk, begin, end); });
+  share(units, s.chains * s.elements, threads, [&](int64_t begin, int64_t end) { operation(s, chunk, begin, end); });
 }
 
 template <class Arguments>

@@ -16,7 +16,9 @@ struct McmcAvx512 : Avx512 {
   static inline half upper(half a) { return _mm512_srli_epi64(a, 32); }
   static inline half xor2(half a, half b) { return _mm512_xor_si512(a, b); }
   static inline half xor3(half a, half b, half c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-  static inline u merged(half even, half odd) { return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)); }
+  static inline u merged(half even, half odd) {
+    return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
 
   static inline f add(f a, f b) { return _mm512_add_ps(a, b); }
   static inline f div(f a, f b) { return _mm512_div_ps(a, b); }

@@ -88,8 +88,7 @@ void mixture(const Target& t, const Lanes<V>& x, Lanes<V>& score, Lanes<V>& scra
 template <class V>
 typename V::f squares(const Lanes<V>& x, int64_t begin, int64_t d, Lanes<V>& scratch) {
   put<V>(scratch[0], V::set(0.0f));
-  for (int64_t i = 0; i < d; ++i)
-    put<V>(scratch[i], i < begin ? V::set(0.0f) : V::mul(get<V>(x[i]), get<V>(x[i])));
+  for (int64_t i = 0; i < d; ++i) put<V>(scratch[i], i < begin ? V::set(0.0f) : V::mul(get<V>(x[i]), get<V>(x[i])));
   return halved_sum<V>(scratch, d);
 }
 
@@ -101,9 +100,7 @@ void evaluate_lanes(const Target& t, const Lanes<V>& x, Lanes<V>& score, double*
   const float* const p = t.params;
   const int64_t d = t.dimension;
   const Terms<V> terms{energy ? &scratch : nullptr};
-  const auto gaussian_energy = [&](int64_t i, f u, f s) {
-    terms.add(i, [&] { return gaussian_term<V>(u, s); });
-  };
+  const auto gaussian_energy = [&](int64_t i, f u, f s) { terms.add(i, [&] { return gaussian_term<V>(u, s); }); };
   switch (t.kind) {
     case kGaussianDiagonal:
       for (int64_t i = 0; i < d; ++i) {

@@ -12,14 +12,8 @@ namespace {
 
 template <class V>
 constexpr McmcKernels mcmc_with() {
-  return {V::width,
-          langevin_units<V>,
-          kick_drift_units<V>,
-          mala_accept_groups<V>,
-          squared_norm_groups<V>,
-          accept_groups<V>,
-          evaluate_groups<V>,
-          run_groups<V>};
+  return {V::width,         langevin_units<V>,  kick_drift_units<V>, mala_accept_groups<V>, squared_norm_groups<V>,
+          accept_groups<V>, evaluate_groups<V>, run_groups<V>};
 }
 
 }  // namespace

@@ -113,6 +113,7 @@ class Chains {
     evaluate_lanes<V>(s_.target, proposal_, proposal_score_, proposed);
     for (int64_t i = 0; i < d_; ++i) {
       const double scale = scale_[i];
+#pragma GCC ivdep
       for (int l = 0; l < W; ++l)
         wide_[i][l] = mala_term(x_[i][l], proposal_[i][l], score_[i][l], proposal_score_[i][l],
                                 (0.5 * static_cast<double>(coef_[0][l])) * scale * scale);
@@ -125,8 +126,7 @@ class Chains {
   void baoab() {
     kick(v_, coef(0), score_);
     kick(x_, coef(1), v_);
-    for (int64_t i = 0; i < d_; ++i)
-      put<V>(v_[i], thermostat<V>(get<V>(v_[i]), coef(2), coef(3), get<V>(z_[i])));
+    for (int64_t i = 0; i < d_; ++i) put<V>(v_[i], thermostat<V>(get<V>(v_[i]), coef(2), coef(3), get<V>(z_[i])));
     kick(x_, coef(1), v_);
     evaluate_lanes<V>(s_.target, x_, score_, nullptr);
     kick(v_, coef(0), score_);
@@ -147,8 +147,7 @@ class Chains {
     }
     kick(v_, half, proposal_score_);
     squared_norms(v_, after);
-    for (int l = 0; l < W; ++l)
-      ratio[l] = hmc_log_ratio(energy_[l], proposed[l], before[l], after[l], coef_[2][l]);
+    for (int l = 0; l < W; ++l) ratio[l] = hmc_log_ratio(energy_[l], proposed[l], before[l], after[l], coef_[2][l]);
     select(r, ratio, proposed);
   }
 
@@ -168,6 +167,7 @@ class Chains {
       energy_[l] = yes[l] ? proposed[l] : energy_[l];
     }
     for (int64_t i = 0; i < d_; ++i)
+#pragma GCC ivdep
       for (int l = 0; l < W; ++l) {
         x_[i][l] = yes[l] ? proposal_[i][l] : x_[i][l];
         score_[i][l] = yes[l] ? proposal_score_[i][l] : score_[i][l];

@@ -104,8 +104,8 @@ template <class V>
 void langevin_units(const Langevin& s, int64_t chunk, int64_t begin, int64_t end) {
   const auto body = [&](int64_t b, int64_t i, int64_t n, const float* z) {
     const int64_t at = b * s.elements + i;
-    for_vectors<V>(n, LangevinPiece{s.x + at, s.score + at, s.scale ? s.scale + i : nullptr,
-                                    s.noise ? s.noise + at : z, s.out + at, s.step[b], s.noise_scale[b], s.lo, s.hi});
+    for_vectors<V>(n, LangevinPiece{s.x + at, s.score + at, s.scale ? s.scale + i : nullptr, s.noise ? s.noise + at : z,
+                                    s.out + at, s.step[b], s.noise_scale[b], s.lo, s.hi});
   };
   for_pieces<V>(s.noise ? nullptr : &s.ids, s.chains, s.elements, chunk, begin, end, body);
 }

@@ -20,7 +20,7 @@ from .estimate import Estimator, Inputs, levels
 from .noise import normal, whole_number
 from .probes import dot, probes
 
-TAG = 4  # of noise-v1: the noise of the observations; rows count the levels
+TAG = 6  # of noise-v1: the noise of the observations; rows count the levels
 CHANCE = 4.0  # standard errors that chance is allowed
 SURE, CALIBRATION, SLOPE, ASYMMETRY = 0.05, 0.25, 0.05, 0.4  # what is allowed beyond chance
 
@@ -44,12 +44,15 @@ class Measured:
 class Level:
     """One noise level; errors are mean squares per element. None where it needs clean data and there is none.
 
-    sure: |D - y|^2 / n - sigma^2 + 2 sigma^2 div D / n [Stein 1981]. error: |D - x|^2 / n. gap: sure - error, chain by
-    chain. predicted: sigma^2 div D / n, the posterior variance that D implies [Efron 2011]. calibration: error (without
-    clean data: sure) over predicted, 1 for a posterior mean. slope: E[(x - c) . (D - c)] / E|D - c|^2 for the mean c of
-    the data, 1 where the residual x - D is orthogonal to D; below 1 D goes too far. asymmetry: |J - J'| / |J + J'| in
-    Frobenius norm for J = dD/dy, 0 where D - y is a gradient. linear: the error of the best linear denoiser that treats
-    elements one by one.
+    sure: |D - y|^2 / n - sigma^2 + 2 sigma^2 div D / n [Stein 1981].
+    error: |D - x|^2 / n.
+    gap: sure - error, chain by chain.
+    predicted: sigma^2 div D / n, the posterior variance that D implies [Efron 2011].
+    calibration: predicted / error (without clean data predicted / sure); 1 for a posterior mean.
+    slope: E[(x - c) . (D - c)] / E|D - c|^2 for the mean c of the data; 1 where x - D is orthogonal to D, below 1 where
+        D goes too far.
+    asymmetry: |J - J'| / |J + J'| in Frobenius norm for J = dD/dy; 0 where D - y is a gradient.
+    linear: the error of the best linear denoiser that treats elements one by one.
     """
 
     sigma: float
@@ -71,8 +74,11 @@ class Level:
             agree = self.gap.off(0) <= SURE * self.error.value
             found["sure"] = agree, "SURE and true error agree" if agree else "SURE is not the true error"
         within = self.calibration.off(1) <= CALIBRATION
-        confident = "over-confident" if self.calibration.value > 1 else "under-confident"
-        found["calibration"] = within, "calibrated" if within else f"{confident} ({self.calibration.value:.2f})"
+        confident = "over-confident" if self.calibration.value < 1 else "under-confident"
+        found["calibration"] = (
+            within,
+            "calibrated" if within else f"{confident} (variance {self.calibration.value:.2f} of the error)",
+        )
         if self.slope is not None:
             right = self.slope.off(1) <= SLOPE
             falls = "goes too far" if self.slope.value < 1 else "falls short"
@@ -151,23 +157,19 @@ def _level(
     sure = of["moved"] / n - power + 2 * predicted
     odd = _ratio(of["odd"], of["even"])
     root = math.sqrt(odd.value)
-    found = {
-        "sigma": sigma,
-        "chains": len(x),
-        "sure": _mean(sure),
-        "predicted": _mean(predicted),
-        "asymmetry": Measured(root, odd.stderr / (2 * root) if root else 0.0),
-    }
-    if noisy:
-        return Level(calibration=_ratio(sure, predicted), **found)
-    error, variance = of["error"] / n, x.double().var(0)
+    error = None if noisy else of["error"] / n
+    variance = x.double().var(0)
     return Level(
-        calibration=_ratio(error, predicted),
-        error=_mean(error),
-        gap=_mean(sure - error),
-        slope=_ratio(of["along"], of["length"]),
-        linear=float((power * variance / (power + variance)).mean()),
-        **found,
+        sigma=sigma,
+        chains=len(x),
+        sure=_mean(sure),
+        predicted=_mean(predicted),
+        calibration=_ratio(predicted, sure if error is None else error),
+        asymmetry=Measured(root, odd.stderr / (2 * root) if root else 0.0),
+        error=None if error is None else _mean(error),
+        gap=None if error is None else _mean(sure - error),
+        slope=None if noisy else _ratio(of["along"], of["length"]),
+        linear=None if noisy else float((power * variance / (power + variance)).mean()),
     )
 
 
@@ -177,8 +179,8 @@ def _quantities(
     """What the estimates are made of, ``[B]`` each, with two Rademacher probes u and v."""
     u, v = probes(y, 2, seed=seed, first=first)
     with torch.no_grad():
-        D, of_u = torch.func.jvp(estimator, (y,), (u,))
-        _, of_v = torch.func.jvp(estimator, (y,), (v,))
+        D, of_u = torch.func.jvp(estimator, (y,), (u,))  # type: ignore[misc]
+        _, of_v = torch.func.jvp(estimator, (y,), (v,))  # type: ignore[misc]
     cross, back = dot(u, of_v), dot(v, of_u)
     return {
         "moved": dot(D - y, D - y),

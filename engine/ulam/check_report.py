@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import check, info, output
+from . import bounds, check, info, output
 from .arguments import resolve_device
 from .check import Level
+from .denoiser import Denoiser
+from .estimate import Inputs
 from .loading import Model, load_model
 from .models.train_digits import load_mnist5k, write_atomically
 
+STEPS = 20  # terms of the bound that are evaluated beside L_0
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
 WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
 
@@ -80,7 +83,13 @@ def run(options: argparse.Namespace) -> int:
         for level in measured:
             print(row(level), flush=True)
             found.append(level)
+        bits = bits_per_dim(
+            model.denoiser, x, cond, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
+        )
+        told = f"left out, {bits['left_out']}" if "left_out" in bits else f"{bits['value']:.3f}({bits['stderr']:.1g})"
+        print(f"ulam: bits/dim (variational bound): {told}")
         report = as_json(found) | {
+            "bits_per_dim": bits,
             "model": model.name,
             "schedule": repr(model.denoiser.schedule),
             "predicts": model.denoiser.predicts,
@@ -140,6 +149,28 @@ def as_json(found: list[Level]) -> dict[str, Any]:
     }
 
 
+def bits_per_dim(
+    denoiser: Denoiser, x: torch.Tensor, cond: Inputs, *, noisy: bool, batch: int, seed: int
+) -> dict[str, Any]:
+    """The DDPM bound of x from L_0 and ``STEPS`` other terms a chain: value and stderr, or why it is left out."""
+    if noisy:
+        return {"left_out": "the bound needs clean data"}
+    if denoiser.schedule.kind != "vp":
+        return {"left_out": "the bound is of DDPM's steps, and needs a vp schedule"}
+    pixels = (x + 1) * 127.5
+    if not ((x.abs() <= 1 + 1e-3) & ((pixels - pixels.round()).abs() < 1e-3)).all():
+        return {"left_out": "the decoder needs data on 256 levels from -1 to 1"}
+    parts = []
+    for begin in range(0, len(x), batch):
+        at = slice(begin, min(begin + batch, len(x)))
+        given = {name: value[at] for name, value in cond.items()}
+        ids = range(at.start, at.stop)
+        bound = bounds.vlb(denoiser, x[at], given, sampled=STEPS, clip=(-1, 1), seed=seed, chains=ids)
+        parts.append(bound.per_chain)
+    per_chain = torch.cat(parts)
+    return {"value": float(per_chain.mean()), "stderr": float(per_chain.std()) / len(per_chain) ** 0.5}
+
+
 def picture(found: list[Level], title: str) -> bytes:
     """A PNG: on the left errors over noise levels, on the right the ratios that should be 1 and the asymmetry."""
     from matplotlib.figure import Figure
@@ -157,7 +188,9 @@ def picture(found: list[Level], title: str) -> bytes:
 
     errors.plot(sigmas, np.square(sigmas), ":", color="0.6", label="doing nothing, $\\sigma^2$")
     if all(level.linear is not None for level in found):
-        errors.plot(sigmas, [level.linear or 0.0 for level in found], "--", color="0.4", label="best elementwise linear")
+        errors.plot(
+            sigmas, [level.linear or 0.0 for level in found], "--", color="0.4", label="best elementwise linear"
+        )
     curve(errors, "error", "true error", color="C0", marker="o", ms=4)
     curve(errors, "sure", "SURE", color="C1", marker="x", ms=8, ls="none")
     curve(errors, "predicted", "posterior variance $\\sigma^2\\,\\mathrm{div}\\,D / n$", color="C2", ls="-.")
@@ -170,8 +203,9 @@ def picture(found: list[Level], title: str) -> bytes:
     curve(ratios, "calibration", "calibration (error / posterior variance)", color="C0", marker="o", ms=4)
     curve(ratios, "slope", "slope of x on D", color="C3", marker="s", ms=4)
     curve(ratios, "asymmetry", "asymmetry of dD/dy (limit dotted)", color="C4", marker="^", ms=4)
-    ratios.set(xscale="log", xlabel="noise level $\\sigma$", ylim=(0, None))
-    ratios.legend(fontsize=8)
+    ratios.set(xscale="log", xlabel="noise level $\\sigma$")
+    ratios.set_ylim(min(0.0, ratios.get_ylim()[0]), max(1.6, ratios.get_ylim()[1]))  # room for the legend
+    ratios.legend(fontsize=8, loc="upper left")
     file = BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

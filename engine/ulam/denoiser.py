@@ -86,14 +86,6 @@ def eps_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: floa
     return sigma / power, -sigma_data / np.sqrt(power)
 
 
-def input_scale(predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5) -> Array:
-    """c_in, shaped like `alpha`: the network reads c_in x. 1 but for EDM preconditioning [Karras 2022, table 1]."""
-    if predicts != "raw":
-        return np.ones_like(alpha)
-    _check_unit_alpha(alpha)
-    return np.asarray(1 / np.sqrt(sigma**2 + sigma_data**2))
-
-
 def combine(
     predicts: str,
     alpha: Array,

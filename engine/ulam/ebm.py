@@ -8,7 +8,7 @@ term is by MCMC [Hinton 2002], from chains that are not started anew [Tieleman 2
     for data in loader:
         negatives = chains.sample(energy, batch=len(data), steps=20)
         optimizer.zero_grad()
-        contrastive_divergence(energy, data, negatives).backward()
+        ulam.objectives.contrastive_divergence(energy, data, negatives).backward()
         optimizer.step()
 """
 
@@ -130,30 +130,6 @@ class PersistentChains:
         if not isinstance(x, torch.Tensor) or x.shape != z.shape:
             raise ValueError(f"start: expected a function of noise {list(z.shape)} to states of that shape")
         return x.detach().to(z).contiguous()
-
-
-def contrastive_divergence(
-    energy: Callable[[torch.Tensor], torch.Tensor],
-    data: torch.Tensor,
-    negatives: torch.Tensor,
-    *,
-    penalty: float = 0.0,
-) -> torch.Tensor:
-    """mean E(data) - mean E(negatives) + penalty (mean E(data)^2 + mean E(negatives)^2), a scalar to descend.
-
-    Its gradient is the likelihood's where the negatives follow the model [Hinton 2002, eq. 3]; the penalty keeps
-    energies near 0 [Du & Mordatch 2019, section 3.2]. data, negatives: ``[*, *shape]``.
-
-    Raises:
-        ValueError: shapes that do not fit, or an energy that is not one number a row.
-    """
-    if data.shape[1:] != negatives.shape[1:]:
-        raise ValueError(f"negatives: got shape {list(negatives.shape)}, expected rows like data's {list(data.shape)}")
-    both = energy(torch.cat([data, negatives.to(data)]))
-    if both.shape != (len(data) + len(negatives),):
-        raise ValueError(f"energy: returned shape {list(both.shape)}, expected [{len(data) + len(negatives)}]")
-    of_data, of_model = both[: len(data)], both[len(data) :]
-    return of_data.mean() - of_model.mean() + penalty * (of_data.square().mean() + of_model.square().mean())
 
 
 def _not_bound(x: torch.Tensor, wanted: bool) -> Any:

@@ -30,7 +30,7 @@ from .known import check_known
 from .network import NetworkOptions, in_eval_mode
 from .noise import chain_ids, seed_int64, whole_number
 from .report import Report
-from .results import Finished, Outbox, Result, together
+from .results import Batch, Finished, Outbox, Result, together
 from .runner import Runner, Work
 from .scheduler import Group, Scheduler
 from .watchdog import Watchdog
@@ -46,6 +46,9 @@ class Engine:
     is called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t`` are the
     engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain tensors
     given to :meth:`submit` are read when the chains enter their slots.
+
+    On the CPU, PyTorch computes the last elements of a tensor (its size modulo 32) with other code than the rest, whose
+    last bits may differ; with ``slots`` a multiple of 32 no network's chain depends on the slot that it is in.
 
     Jobs may be submitted and cancelled from any thread, also while another runs the chains (:meth:`stream`,
     :meth:`run`, :meth:`astream`); where several do, they take turns, and each chain is delivered once.
@@ -244,7 +247,22 @@ class Engine:
             self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
             self.report.cancelled += dropped
             self._room.notify_all()
+        return int(dropped)
+
+    def drop_waiting(self) -> int:
+        """Drop all chains that wait for a slot; how many. Those in slots run to their end."""
+        with self._lock:
+            dropped = self.waiting
+            self._scheduler.drop_waiting()
+            self.report.cancelled += dropped
+            self._changed = True
+            self._room.notify_all()
         return dropped
+
+    @property
+    def waiting(self) -> int:
+        """Chains that wait for a slot."""
+        return self._scheduler.waiting
 
     def predicted_end(self, job: Job) -> int | None:
         """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None when it has."""
@@ -279,10 +297,15 @@ class Engine:
         """Run until results are ready; False once no chain is left."""
         with self._turn:
             while not self._ready:
-                if (group := self._next()) is None:
+                if (batch := self._next_batch()) is None:
                     return False
                 with self._lock:
-                    self._ready.extend(group.apart())
+                    if all(group.job.finish is None for group, _ in batch.groups):
+                        self._ready.extend(self._outbox.all_done(batch))
+                        continue
+                if (group := self._take(batch)) is not None:
+                    with self._lock:
+                        self._ready.extend(group.apart())
         return True
 
     def run(self) -> dict[Job, torch.Tensor]:
@@ -313,34 +336,39 @@ class Engine:
             yield group
 
     def _next(self, progress: Callable[[int], object] | None = None) -> Finished | None:
-        """Run until a group is out."""
+        """Run until a group is out; None once no chain is left."""
         with self._turn:
-            while not self._stopped:
-                if self._runner.previews:
-                    self._call_back()
-                if (group := self._take()) is not None:
+            while (batch := self._next_batch(progress)) is not None:
+                if (group := self._take(batch)) is not None:
                     return group
-                if self._scheduler.busy:
-                    self._run_to_next_event(progress)
-                elif not self._outbox.wait():
-                    return None
         return None
 
-    def _take(self) -> Finished | None:
-        """The next group that is out; None while there is none. An exception of its ``finish`` leaves it there."""
-        while True:
+    def _next_batch(self, progress: Callable[[int], object] | None = None) -> Batch | None:
+        """Run until something is out; None once no chain is left."""
+        while not self._stopped:
+            if self._runner.previews:
+                self._call_back()
             with self._lock:
-                leaving = self._outbox.next()
-            if leaving is None:
+                batch = self._outbox.next()
+            if batch is not None:
+                return batch
+            if self._scheduler.busy:
+                self._run_to_next_event(progress)
+            elif not self._outbox.wait():
                 return None
-            group = leaving.group
-            states = leaving.states if group.job.finish is None else group.job.finish(leaving.states)
-            with self._lock:
-                if self._outbox.done(leaving):  # and not cancelled meanwhile
-                    finished = Finished(group.job, group.chains, states, self._outbox.failed(leaving))
-                    self.report.chains += finished.chains.stop - finished.chains.start
-                    self.report.failed += len(finished.failed)
-                    return finished
+        return None
+
+    def _take(self, batch: Batch) -> Finished | None:
+        """A batch's first group; None if it was cancelled. An exception of its ``finish`` leaves it where it is."""
+        with self._lock:
+            part = batch.groups[0] if batch.groups else None
+        if part is None:
+            return None
+        states, finish = self._outbox.states(batch, part), part[0].job.finish
+        if finish is not None:
+            states = finish(states)
+        with self._lock:
+            return self._outbox.done(batch, part, states)
 
     def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
         """Fill the free slots and tick until a group is done, or something else is to be done."""
@@ -414,10 +442,8 @@ class Engine:
         """
         drained: list[Result] = []
         with self._lock:
-            self._closed = self._changed = True
-            self._room.notify_all()
-            self.report.cancelled += self._scheduler.waiting
-            self._scheduler.drop_waiting()
+            self._closed = True
+            self.drop_waiting()
         if drain:
             drained = list(self.stream())
         with self._lock:

@@ -78,4 +78,5 @@ class Job:
     @cached_property
     def ids(self) -> list[int]:
         """The ids as numbers."""
-        return self.chain_ids.tolist()
+        numbers: list[int] = self.chain_ids.tolist()
+        return numbers

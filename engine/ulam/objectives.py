@@ -7,16 +7,20 @@ again. Every function raises TypeError or ValueError naming the argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import numpy as np
 import torch
 
+from .bounds import Index, ReverseChain
 from .denoiser import Denoiser
 from .noise import normal
 from .noising import Noised, add_noise
-from .ops import Time
+from .ops import Time, _times, predict_x0
 from .probes import probes
+from .schedules import Array
 
 Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
@@ -81,6 +85,44 @@ def edm(
     F: torch.Tensor = denoiser.net(batch.x_t * power.rsqrt().to(x_0.dtype), batch.t, **(cond or {})).float()
     target = (x_0.float() - data**2 / power * batch.x_t.float()) * power.sqrt() / (level * data)
     return (F - target).pow(2).flatten(1).mean(1)
+
+
+def hybrid(
+    denoiser: Denoiser,
+    x_0: torch.Tensor,
+    t: Time,
+    cond: Mapping[str, torch.Tensor] | None = None,
+    *,
+    variance: str = "learned_range",
+    weight: float = 1e-3,
+    bins: int = 256,
+    seed: int = 0,
+    step: int = 0,
+    chains: int | range | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """L_simple + weight L_vlb for a network that learns its variance too, ``[B]`` [Nichol & Dhariwal 2021, eq. 16].
+
+    L_simple is :func:`denoising` with weighting simple; L_vlb is T times the bound's term at t in bits per dimension,
+    of :func:`ulam.bounds.vlb` with cdf="tanh", its mean detached: it teaches the variance alone. In
+    openai/guided-diffusion this is LossType.RESCALED_MSE. The network gives twice the channels, the second half v.
+    variance: learned or learned_range. x_0: ``[B, C, ...]`` on ``bins`` levels from -1 to 1; t: whole training steps
+    of a vp schedule.
+    """
+    if variance not in ("learned", "learned_range"):
+        raise ValueError(f"variance must be 'learned' or 'learned_range', got {variance!r}")
+    chain = ReverseChain(denoiser.schedule)
+    k = _times(x_0, t)
+    if (k % 1 != 0).any():
+        raise ValueError(f"t must be a whole training step, got {k[k % 1 != 0][0]:g}")
+    batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
+    m, v = _output(denoiser, batch, cond)
+    if v is None:
+        raise ValueError(f"net: returned {m.shape[1]} channels, expected {2 * m.shape[1]}: the mean, then the variance")
+    simple = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
+    D = predict_x0(batch.x_t.detach(), m.detach().contiguous(), t, denoiser.schedule, denoiser.predicts).float()
+    return simple + weight * len(chain) * _bound_term(
+        chain, k.astype(np.int64), x_0.detach().float(), D, v.float(), variance, bins
+    )
 
 
 def denoising_score_matching(
@@ -157,13 +199,46 @@ def contrastive_divergence(
     return loss + penalty * (of_data.pow(2).mean() + of_model.pow(2).mean()) if penalty else loss
 
 
+def _bound_term(
+    chain: ReverseChain, k: Index, x_0: torch.Tensor, D: torch.Tensor, v: torch.Tensor, variance: str, bins: int
+) -> torch.Tensor:
+    """The term of the bound at steps ``k``, ``[B]`` bits per dimension: differentiable in v [Ho 2020, eq. 5, 13]."""
+
+    def per_chain(values: Array) -> torch.Tensor:
+        return torch.from_numpy(values).to(x_0).view(-1, *[1] * (x_0.dim() - 1))
+
+    log_variance = torch.as_tensor(chain.log_variance(variance, k, v))
+    d = per_chain(chain.small[k]) - log_variance
+    off = per_chain(chain.on_D[k]) * (x_0 - D)
+    kl = (torch.expm1(d) - d + off**2 * torch.exp(-log_variance)) / 2
+    half, inverse = 1 / (bins - 1), torch.exp(-log_variance / 2)
+    above, below = (_tanh_cdf(inverse * (x_0 - D + side * half)) for side in (1, -1))
+    last = torch.where(x_0 > 1 - half / 2, 1 - below, above - below)
+    nll = -torch.where(x_0 < half / 2 - 1, above, last).clamp(min=1e-12).log()
+    first = (per_chain(k.astype(float)) == 0).expand_as(kl)
+    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+
+
+def _tanh_cdf(y: torch.Tensor) -> torch.Tensor:
+    """An approximation of the normal distribution function [Ho 2020, in the code]."""
+    return (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
+
+
 def _prediction(denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    return _output(denoiser, batch, cond)[0]
+
+
+def _output(
+    denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The prediction, and the second half of the network's output where there is one."""
     t = batch.t.round().long() if denoiser.time == "index" else batch.t
     m = denoiser.net(batch.x_t, t, **(cond or {}))
     if not isinstance(m, torch.Tensor) or m.dim() != batch.x_t.dim() or m.shape[2:] != batch.x_t.shape[2:]:
         came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
         raise ValueError(f"net: returned {came}, expected {list(batch.x_t.shape)} like its input")
-    return m[:, : batch.x_t.shape[1]]
+    channels = batch.x_t.shape[1]
+    return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
 
 
 def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

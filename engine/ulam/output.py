@@ -16,9 +16,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from .job import Job
+from .preview import Preview
+
 Pixels = npt.NDArray[np.uint8]
 GAP = 2
 GRID_LIMIT = 400
+PREVIEWED = 64
 FILES = ("samples.npz", "grid.png", "report.json")
 
 
@@ -45,6 +49,38 @@ def grid(pixels: Pixels, columns: int) -> Image.Image:
         left = GAP + index % columns * (width + GAP)
         canvas[top : top + height, left : left + width] = picture
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+class Previews:
+    """A callback that writes x_0 estimates as pictures: previews/job-J-row-R.png, the first chains of each job.
+
+    ``jobs``: all of them, whose places give J; to be set before the first call.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "previews"
+        self.jobs: list[Job] = []
+        self._shown: dict[tuple[int, int], torch.Tensor] = {}
+
+    def __call__(self, preview: Preview) -> None:
+        """Put a group's estimates into their picture."""
+        if preview.x0 is None:
+            return
+        ids = preview.job.ids
+        key = self.jobs.index(preview.job), preview.row
+        shown = self._shown.get(key)
+        if shown is None:
+            shown = self._shown[key] = torch.full((min(len(ids), PREVIEWED), *preview.x0.shape[1:]), -1.0)
+        first = ids.index(preview.chains[0])
+        if first >= len(shown):
+            return
+        count = min(len(shown) - first, len(preview.chains))
+        shown[first : first + count] = preview.x0[:count]
+        self._folder.mkdir(exist_ok=True)
+        name = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
+        partial = name.with_suffix(".partial")
+        grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
+        os.replace(partial, name)
 
 
 @contextmanager

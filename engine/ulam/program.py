@@ -27,7 +27,7 @@ import torch
 
 from ulam_kernels.table import MAX_REGISTERS, Table
 
-from .denoiser import check_predicts, combine, eps_coefficients, input_scale, sigma_data_of, x0_coefficients
+from .denoiser import check_predicts, combine, eps_coefficients, sigma_data_of, x0_coefficients
 from .schedules import Array, Numbers, Schedule, check_schedule
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -360,12 +360,9 @@ class ProgramBuilder:
         t = np.atleast_1d(np.asarray(t, dtype=np.float64))
         alpha, sigma = (_full(t, level) for level in levels or self.schedule.levels(t))
         about = (self.predicts, alpha, sigma, self.sigma_data)
+        kx, km, c_in = x0_coefficients(*about)
         if normalise:
-            (kx, km), c_in = (-k / sigma for k in eps_coefficients(*about)), input_scale(*about)
-        elif (alpha == 0).any() and self.clip is None and not any("D" in terms for terms in updates.values()):
-            kx, km, c_in = np.zeros_like(t), np.zeros_like(t), input_scale(*about)  # D may be undefined, nobody asks
-        else:
-            kx, km, c_in = x0_coefficients(*about)
+            kx, km = (-k / sigma for k in eps_coefficients(*about))
         keeps_D = normalise or self.clip is not None or any("D" in u for name, u in updates.items() if name != "x")
         block = self._block(len(t), updates, drop={"eps"} if keeps_D else {"D", "eps"})
         for name, terms in updates.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +39,14 @@ class Finished:
     states: torch.Tensor
     failed: dict[int, int]
 
-    def apart(self) -> Iterator[tuple[Result, int]]:
+    def apart(self) -> list[tuple[Result, int]]:
         """The chains one by one, each with its place in the job."""
-        job, ids = self.job, self.job.chain_ids[self.chains].tolist()
-        for place, (x, chain) in enumerate(zip(self.states.unbind(), ids, strict=True), self.chains.start):
-            yield Result(job, chain, x, self.failed.get(place)), place
+        states, ids = self.states.unbind(), self.job.chain_ids[self.chains].tolist()
+        places = range(self.chains.start, self.chains.stop)
+        return [
+            (Result(self.job, chain, x, self.failed.get(place)), place)
+            for place, chain, x in zip(places, ids, states, strict=True)
+        ]
 
 
 def together(parts: list[Finished], chains: int) -> torch.Tensor:
@@ -58,21 +61,13 @@ def together(parts: list[Finished], chains: int) -> torch.Tensor:
 
 
 @dataclass(eq=False)
-class _Batch:
-    """What left the slots at one tick. On a GPU it is there once ``copied`` has passed."""
+class Batch:
+    """What left the slots at one tick: groups, and where in ``states`` each begins. On a GPU there once ``copied``."""
 
+    groups: list[tuple[Group[Job], int]]
+    states: torch.Tensor
     rows: torch.Tensor | None  # at which chains failed, of the runner's table; 0 while well
     copied: torch.cuda.Event | None = None
-
-
-@dataclass(eq=False)
-class Leaving:
-    """One group of a batch: its states, and where it begins in the batch."""
-
-    group: Group[Job]
-    states: torch.Tensor
-    begin: int
-    batch: _Batch
 
 
 class Outbox:
@@ -87,21 +82,19 @@ class Outbox:
         self._cuda = runner.device.type == "cuda"
         self._to_host = to_host and self._cuda
         self._stream = torch.cuda.Stream(runner.device) if self._cuda else None  # type: ignore[no-untyped-call]
-        self._leaving: deque[Leaving] = deque()
+        self._batches: deque[Batch] = deque()
 
     def put(self, groups: list[Group[Job]]) -> None:
         """Take these groups' states, before their slots are refilled."""
+        begins = itertools.accumulate((group.slots.stop - group.slots.start for group in groups[:-1]), initial=0)
+        parts = list(zip(groups, begins, strict=True))
         if self._cuda:
-            states, batch = self._copied(groups)
+            self._batches.append(self._copied(groups, parts))
         else:
             states, rows = self._runner.taken(groups)
-            batch = _Batch(rows if rows is not None and rows.numpy().any() else None)
-        begin, sizes = 0, [group.slots.stop - group.slots.start for group in groups]
-        for group, size, part in zip(groups, sizes, states.split(sizes), strict=True):
-            self._leaving.append(Leaving(group, part, begin, batch))
-            begin += size
+            self._batches.append(Batch(parts, states, rows if rows is not None and rows.numpy().any() else None))
 
-    def _copied(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, _Batch]:
+    def _copied(self, groups: list[Group[Job]], parts: list[tuple[Group[Job], int]]) -> Batch:
         assert self._stream is not None
         main = torch.cuda.current_stream(self._runner.device)
         self._stream.wait_stream(main)
@@ -116,45 +109,70 @@ class Outbox:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         main.wait_event(copied)  # on the device: refilling waits for the copy
-        return states, _Batch(rows, copied)
+        return Batch(parts, states, rows, copied)
 
-    def next(self) -> Leaving | None:
-        """The oldest group, if it is out; it stays until :meth:`done`."""
-        if not self._leaving:
+    def next(self) -> Batch | None:
+        """The oldest batch, if it is out; it stays until its last group is :meth:`done`."""
+        while self._batches and not self._batches[0].groups:
+            self._batches.popleft()
+        if not self._batches:
             return None
-        first = self._leaving[0]
-        if (copied := first.batch.copied) is not None and not copied.query():  # type: ignore[no-untyped-call]
+        first = self._batches[0]
+        if first.copied is not None and not first.copied.query():  # type: ignore[no-untyped-call]
             return None
         return first
 
-    def failed(self, leaving: Leaving) -> dict[int, int]:
-        """The rows of its program at which chains of a group failed, by their places in the job."""
-        if leaving.batch.rows is None:
-            return {}
-        group = leaving.group
-        rows = leaving.batch.rows[leaving.begin : leaving.begin + group.size].tolist()
-        base = self._runner.base(group.job.program)
-        return {place: row - base for place, row in enumerate(rows, group.chains.start) if row}
+    def states(self, batch: Batch, part: tuple[Group[Job], int]) -> torch.Tensor:
+        """The final states of one group of a batch."""
+        group, begin = part
+        return batch.states[begin : begin + group.size]
 
-    def done(self, leaving: Leaving) -> bool:
-        """Let go of the oldest group, which has been handed out; False if its job has been cancelled meanwhile."""
-        if not self._leaving or self._leaving[0] is not leaving:
-            return False
-        self._leaving.popleft()
-        return True
+    def done(self, batch: Batch, part: tuple[Group[Job], int], states: torch.Tensor) -> Finished | None:
+        """Hand out a batch's first group, as these states; None if its job has been cancelled."""
+        if not batch.groups or batch.groups[0] is not part:
+            return None
+        del batch.groups[0]
+        group, begin = part
+        failed: dict[int, int] = {}
+        if batch.rows is not None:
+            rows = batch.rows[begin : begin + group.size].tolist()
+            base = self._runner.base(group.job.program)
+            failed = {place: row - base for place, row in enumerate(rows, group.chains.start) if row}
+        self._runner.report.chains += group.size
+        self._runner.report.failed += len(failed)
+        return Finished(group.job, group.chains, states, failed)
+
+    def all_done(self, batch: Batch) -> list[tuple[Result, int]]:
+        """Hand out a whole batch at once, chain by chain, each with its place in the job."""
+        results: list[tuple[Result, int]] = []
+        if batch.rows is None and all(group.size == 1 for group, _ in batch.groups):
+            states = batch.states.unbind()
+            for group, begin in batch.groups:
+                results.append((Result(group.job, int(group.job.chain_ids[group.first]), states[begin]), group.first))
+            batch.groups = []
+            self._runner.report.chains += len(results)
+            return results
+        while batch.groups:
+            part = batch.groups[0]
+            finished = self.done(batch, part, self.states(batch, part))
+            assert finished is not None
+            results += finished.apart()
+        return results
 
     def wait(self) -> bool:
         """Wait for the oldest copy under way; False if there is none."""
-        leaving = self._leaving  # another thread may put a shorter queue in its place
-        if not leaving:
+        try:
+            batch = self._batches[0]
+        except IndexError:
             return False
-        if (copied := leaving[0].batch.copied) is not None:
-            copied.synchronize()
+        if batch.copied is not None:
+            batch.copied.synchronize()
         return True
 
     def cancel(self, job: Job) -> int:
         """Let go of a job's groups; how many chains."""
-        gone = sum(entry.group.size for entry in self._leaving if entry.group.job is job)
-        if gone:
-            self._leaving = deque(entry for entry in self._leaving if entry.group.job is not job)
+        gone = 0
+        for batch in self._batches:
+            gone += sum(group.size for group, _ in batch.groups if group.job is job)
+            batch.groups = [part for part in batch.groups if part[0].job is not job]
         return gone

@@ -170,31 +170,37 @@ class Runner:
 
     def enter(self, groups: list[Group[Job]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
-        jobs = [group.job for group in groups]
-        for program in {job.program for job in jobs}:
-            self.load(program)
         at, sizes = places([group.slots for group in groups])
-        guidance = [(*(job.interval or (-np.inf, np.inf)), job.rescale) for job in jobs]
-        guided_from, guided_to, rescale = np.array(guidance, dtype=np.float32).T.repeat(sizes, axis=1)
+        base, rows, seeds, chains = self._base, [], [], []
+        for group in groups:
+            job = group.job
+            if job.program not in base:
+                self.load(job.program)
+            rows.append(base[job.program])
+            seeds.append(job.seed)
+            chains.append(job.chain_ids[group.chains])
         self.slots.put(
             at,
-            row=np.array([self._base[job.program] for job in jobs]).repeat(sizes),
+            row=np.array(rows).repeat(sizes),
             draw=0,
             row_advance=1,
             draw_advance=DRAWS_PER_ROW,
-            seed=np.array([job.seed for job in jobs]).repeat(sizes),
-            chain=np.concatenate([job.chain_ids[group.chains] for job, group in zip(jobs, groups, strict=True)]),
+            seed=np.array(seeds).repeat(sizes),
+            chain=np.concatenate(chains),
             failed=0,
             weight=1.0,
-            guided_from=guided_from,
-            guided_to=guided_to,
-            rescale=rescale,
+            guided_from=-np.inf,
+            guided_to=np.inf,
+            rescale=0.0,
         )
-        for job, group in zip(jobs, groups, strict=True):
+        for group in groups:
+            job = group.job
             if job.cond:
                 self.cond.enter(group.slots, group.chains, job.cond)
             if job.weights is not None:
-                self.slots.put(group.slots, weight=job.weights[group.chains])
+                lo, hi = job.interval or (-np.inf, np.inf)
+                weight = job.weights[group.chains]
+                self.slots.put(group.slots, weight=weight, guided_from=lo, guided_to=hi, rescale=job.rescale)
                 self.uncond.enter(group.slots, group.chains, job.uncond)
             if job.known is not None and self.known is not None:
                 self.known.enter(group.slots, group.chains, job.known)
@@ -218,12 +224,10 @@ class Runner:
                 backend=self.backend,
             )
             begin += count
-        begin = 0
-        for group, size in zip(groups, sizes, strict=True):
-            if group.job.x_init is not None:
-                x[begin : begin + size].copy_(group.job.x_init[group.chains])
-            begin += size
         self.state[0].index_copy_(0, at, x)
+        for group in groups:
+            if group.job.x_init is not None:
+                self.state[0, group.slots].copy_(group.job.x_init[group.chains])
         if len(self.state) > 1:
             self.state[1:].index_fill_(1, at, 0)
         if self.net_in is not None:
@@ -231,6 +235,7 @@ class Runner:
             c_in = np.array([program.c_in[program.evaluating[0]] for program in programs])
             scale_in = torch.from_numpy(c_in.repeat(sizes)).to(self.device, self.table.coef.dtype)
             scaled = torch.empty(len(at), *self.shape, dtype=self.net_in.dtype, device=self.device)
+            x = self.state[0].index_select(0, at)
             ulam_kernels.affine(x, x, scale_in, torch.zeros_like(scale_in), out=scaled, backend=self.backend)
             self.net_in.index_copy_(0, at, scaled)
 

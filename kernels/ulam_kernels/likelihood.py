@@ -71,7 +71,7 @@ def discretised_log_likelihood(
     | cdf | the normal distribution |
     |---|---|
     | exact | Phi, by its tails: right also where Phi itself rounds to 0 or 1; nothing is cut off |
-    | tanh | (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))) / 2, and no probability below 1e-12, as guided-diffusion has it |
+    | tanh | (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))) / 2, no probability below 1e-12, as guided-diffusion has it |
 
     exp(-log_scale) saturates outside [-86, 88].
 

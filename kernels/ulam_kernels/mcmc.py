@@ -202,9 +202,7 @@ def kick_drift(
     if keep is not None:
         _check_noise(x, seed, chain, draw, noise)
     if x.numel():
-        _backend(backend, x).kick_drift(
-            x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise
-        )
+        _backend(backend, x).kick_drift(x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise)
 
 
 def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -337,7 +335,7 @@ def run(
             raise ValueError(f"{name}: got {number}, expected at least {least}")
     if (v is None) != (sampler != "baoab"):
         raise ValueError("v: is for baoab, and baoab needs it")
-    if sampler != "ula" and (lo, hi) != (-math.inf, math.inf) or not lo <= hi:
+    if (sampler != "ula" and (lo, hi) != (-math.inf, math.inf)) or not lo <= hi:
         raise ValueError(f"lo, hi: got {lo}, {hi} for {sampler}, expected bounds with lo <= hi, for ula alone")
     if accepted is not None and sampler not in ("mala", "hmc"):
         raise ValueError(f"accepted: {sampler} has no Metropolis test")

@@ -22,9 +22,9 @@ struct Ids {  // [B] each
 // B chains of n elements. Optional pointers may be null.
 struct Langevin {
   int64_t chains, elements;
-  const float *x, *score;            // [B, n]
-  const float *step, *noise_scale;   // [B]
-  const float* scale;                // [n]
+  const float *x, *score;           // [B, n]
+  const float *step, *noise_scale;  // [B]
+  const float* scale;               // [n]
   float lo, hi;
   Ids ids;
   const float* noise;  // [B, n]: used in place of the generated noise

@@ -21,7 +21,7 @@ class Chains:
             -1000 or not a number (a whole-chain launch does not count them: run with ``launch=False``). The others:
             1 where the chain has left the finite numbers, its draws from there on are not finite; else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
-        x: ``[chain, *shape]``, the last states.
+        x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, None without.
         moments: ``[chain, 2, *shape]`` float64 sums of the kept states and of their squares, where only these were
             kept.
         kept: draws a chain.
@@ -36,6 +36,7 @@ class Chains:
     divergences: torch.Tensor
     step: torch.Tensor
     x: torch.Tensor
+    v: torch.Tensor | None
     moments: torch.Tensor | None
     kept: int
     swaps: torch.Tensor | None

@@ -218,6 +218,7 @@ def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) 
         divergences=joined([batch.divergences() for batch in batches]),
         step=joined([batch.step[::K] for batch in batches]),
         x=joined([batch.state.x[::K] for batch in batches]),
+        v=join([None if batch.state.v is None else batch.state.v[::K] for batch in batches]),
         moments=join([record.moments for _, record, _ in parts]),
         kept=plan.steps // plan.thin,
         swaps=join([batch.swap_rates() for batch in batches]),

@@ -1,8 +1,10 @@
 """Train a small energy model by contrastive divergence: `python -m ulam.models.train_ebm --data digits --out DIR`.
 
 digits: the 1,797 8x8 digits that scikit-learn carries; moons: two half circles in the plane. The energy is that of the
-data with Gaussian noise, which keeps Langevin steps of a useful size stable; pictures show E[x | y], the clean data
-expected for a sample y of the model [Tweedie]. Writes the weights (moving average, fp16), a picture, data above and
+data with Gaussian noise, which keeps Langevin steps of a useful size stable. It is fitted near the data by denoising
+score matching first [Vincent 2011], which needs no chains; then contrastive divergence with persistent chains removes
+the probability that is elsewhere [Tieleman 2008]. Pictures show E[x | y], the clean data expected for a sample y of the
+model [Tweedie]. Writes the weights (moving average, fp16), a picture, data above and
 samples below, from chains that start at noise, and a report. All randomness is from `--seed`.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,13 @@ import torch
 from torch import Tensor
 
 from .. import mcmc, noise, output
-from ..ebm import PersistentChains, contrastive_divergence
+from ..ebm import PersistentChains
 from ..mcmc import ULA, Energy
+from ..objectives import contrastive_divergence, denoising_score_matching
 from .energies import DIGITS_SHAPE, DIGITS_SIGMA, DIGITS_WIDTH, TiltedGaussian
 from .train_digits import write_atomically
 
-BATCH, BUFFER, RESTART = 128, 4096, 0.02
+FIT_BATCH, BATCH, BUFFER, RESTART = 256, 128, 4096, 0.02
 EMA_DECAY, MAX_NORM, WARMUP = 0.999, 1.0, 100
 SHOWN = 64  # samples in the picture
 PIXELS = 128  # of a panel of the plane's picture
@@ -34,7 +38,11 @@ PIXELS = 128  # of a panel of the plane's picture
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and by which chains: noise ``sigma`` on the data, ULA's ``step``, steps a call and to sample."""
+    """What is learned, and by which chains.
+
+    sigma: of the noise on the data. step: of ULA. chain_steps: between updates. fits: updates by score matching.
+    updates: by contrastive divergence. rate: of learning. sample_steps: of ULA from noise, for the picture.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -42,14 +50,15 @@ class Task:
     step: float
     chain_steps: int
     width: int
+    fits: int
     updates: int
     rate: float
     sample_steps: int
 
 
 TASKS = {
-    "digits": Task("digits", DIGITS_SHAPE, DIGITS_SIGMA, 0.02, 20, DIGITS_WIDTH, 12_000, 1e-3, 2_000),
-    "moons": Task("moons", (2,), 0.1, 0.005, 20, 128, 3_000, 1e-3, 2_000),
+    "digits": Task("digits", DIGITS_SHAPE, DIGITS_SIGMA, 0.02, 20, DIGITS_WIDTH, 5_000, 1_500, 1e-3, 1_000),
+    "moons": Task("moons", (2,), 0.1, 0.005, 20, 128, 2_000, 1_000, 1e-3, 1_000),
 }
 
 
@@ -77,36 +86,71 @@ def new_energy(task: Task, data: Tensor) -> TiltedGaussian:
     return TiltedGaussian(flat.mean(0), flat.var(0) + task.sigma**2, task.width)
 
 
-def train(task: Task, data: Tensor, seed: int, updates: int) -> tuple[TiltedGaussian, list[tuple[int, float]]]:
-    """The moving average of the trained energy, and (update, mean E(data) - mean E(negatives)) on the way."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    net, ema = new_energy(task, data), new_energy(task, data)
-    ema.load_state_dict(net.state_dict())
-    optimizer = torch.optim.Adam(net.parameters(), lr=task.rate, betas=(0.0, 0.99))
-    chains = PersistentChains(BUFFER, task.shape, ULA(task.step), restart=RESTART, start=net.start, seed=seed)
-    curve: list[tuple[int, float]] = []
-    recent = 0.0
-    for update in range(updates):
-        for group in optimizer.param_groups:
-            group["lr"] = task.rate * min(update / WARMUP, 1.0) * (1 - update / updates)
-        rows = torch.randint(len(data), (BATCH,), generator=generator)
-        noisy = data[rows] + task.sigma * torch.randn(BATCH, *task.shape, generator=generator)
-        negatives = chains.sample(net, batch=BATCH, steps=task.chain_steps)
-        loss = contrastive_divergence(net, noisy, negatives)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_NORM)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(EMA_DECAY, (1 + update) / (10 + update))
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
-        recent += loss.item() / 100
-        if (update + 1) % 100 == 0:
-            curve.append((update + 1, round(recent, 4)))
-            print(f"update {update + 1} of {updates}: E(data) - E(negatives) = {recent:.3f}", flush=True)
-            recent = 0.0
-    return ema.eval().requires_grad_(False), curve
+class Training:
+    """The energy ``net``, its moving average ``ema``, and what moves them; all randomness is from the seed."""
+
+    def __init__(self, task: Task, data: Tensor, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.task, self.data, self.seed = task, data, seed
+        self.net, self.ema = new_energy(task, data), new_energy(task, data)
+        self.ema.load_state_dict(self.net.state_dict())
+        self.generator = torch.Generator().manual_seed(seed)
+        self.curve: list[tuple[str, int, float]] = []  # phase, update, mean loss of the last hundred
+
+    def fit(self, updates: int) -> None:
+        """Denoising score matching of -grad E."""
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.task.rate)
+        sigma = torch.full((FIT_BATCH,), self.task.sigma)
+
+        def score(x: Tensor, _: Tensor) -> Tensor:
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+            return -gradient
+
+        def loss(update: int) -> Tensor:
+            clean = self._rows(FIT_BATCH)
+            return denoising_score_matching(score, clean, sigma, seed=self.seed, step=update).mean()
+
+        self._descend("fit", optimizer, loss, updates)
+
+    def contrast(self, updates: int) -> None:
+        """Contrastive divergence with persistent chains, started from the Gaussian of the data's moments."""
+        task = self.task
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=0.3 * task.rate, betas=(0.0, 0.99))
+        chains = PersistentChains(
+            BUFFER, task.shape, ULA(task.step), restart=RESTART, start=self.net.start, seed=self.seed
+        )
+
+        def loss(update: int) -> Tensor:
+            clean = self._rows(BATCH)
+            noisy = clean + task.sigma * torch.randn(clean.shape, generator=self.generator)
+            negatives = chains.sample(self.net, batch=BATCH, steps=task.chain_steps)
+            return contrastive_divergence(self.net, noisy, negatives)
+
+        self._descend("contrast", optimizer, loss, updates)
+
+    def _rows(self, count: int) -> Tensor:
+        return self.data[torch.randint(len(self.data), (count,), generator=self.generator)]
+
+    def _descend(
+        self, phase: str, optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], updates: int
+    ) -> None:
+        peak, recent = optimizer.param_groups[0]["lr"], 0.0
+        for update in range(updates):
+            optimizer.param_groups[0]["lr"] = peak * min(update / WARMUP, 1.0) * (1 - update / updates)
+            value = loss(update)
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), MAX_NORM)
+            optimizer.step()
+            with torch.no_grad():
+                decay = min(EMA_DECAY, (1 + update) / (10 + update))
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+            recent += value.item() / 100
+            if (update + 1) % 100 == 0:
+                self.curve.append((phase, update + 1, round(recent, 4)))
+                print(f"{phase} {update + 1} of {updates}: loss {recent:.4f}", flush=True)
+                recent = 0.0
 
 
 def draw(task: Task, energy: TiltedGaussian, count: int, seed: int) -> Tensor:
@@ -159,24 +203,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ulam.models.train_ebm", description=__doc__)
     parser.add_argument("--data", choices=sorted(TASKS), default="digits")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, the picture and the report")
-    parser.add_argument("--updates", type=int, help="of the parameters (default: 12000 digits, 3000 moons)")
+    parser.add_argument("--fits", type=int, help="updates by score matching (default: 5000 digits, 2000 moons)")
+    parser.add_argument("--updates", type=int, help="by contrastive divergence (default: 1500 digits, 1000 moons)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise (default 0)")
     options = parser.parse_args()
     task = TASKS[options.data]
-    updates = options.updates or task.updates
-    begin, data = time.monotonic(), load_data(task.name)
-    energy, curve = train(task, data, options.seed, updates)
+    fits = task.fits if options.fits is None else options.fits
+    updates = task.updates if options.updates is None else options.updates
+    begin = time.monotonic()
+    training = Training(task, load_data(task.name), options.seed)
+    training.fit(fits)
+    training.contrast(updates)
+    energy = training.ema.eval().requires_grad_(False)
+    told = f"--data {task.name} --fits {fits} --updates {updates} --seed {options.seed}"
     report = {
-        "command": f"python -m ulam.models.train_ebm --data {task.name} --updates {updates} --seed {options.seed}",
+        "command": f"python -m ulam.models.train_ebm {told}",
         "minutes": round((time.monotonic() - begin) / 60, 2),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in energy.parameters()),
         "sigma": task.sigma,
         "step": task.step,
-        "energy_gap_curve": curve,
+        "losses": training.curve,
     }
-    save(options.out, task, energy, data, report)
+    save(options.out, task, energy, training.data, report)
 
 
 if __name__ == "__main__":

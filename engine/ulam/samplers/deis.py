@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..program import Clip, Program, ProgramBuilder
 from ..schedules import Array, Schedule
 from .arguments import check_clip, check_flag, check_whole
 from .exponential import Form, moments, multistep, multistep_orders
-from .grid import Grid, GridSampler, sigma_min
+from .grid import Grid, GridSampler, at_sigma_min, to_the_data
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class DEIS(GridSampler):
         self._set(order=check_whole("order", self.order, 1, 3), clip=check_clip(self.clip))
 
     def _ended(self, schedule: Schedule, times: Array, alphas: Array, sigmas: Array) -> Grid:
-        if self.final == "sigma_min" and sigmas[-1] <= alphas[-1] * sigma_min(schedule) * (1 + 1e-9):
-            return replace(self, final="zero")._ended(schedule, times, alphas, sigmas)
+        if self.final == "sigma_min" and at_sigma_min(schedule, alphas, sigmas):
+            return to_the_data(times, alphas, sigmas)
         return super()._ended(schedule, times, alphas, sigmas)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:

@@ -42,8 +42,9 @@ class Grid:
         ratios = self.ratios
         if not (ratios[:-1] > 0).all():
             raise ValueError(f"timesteps must have sigma above 0, {self.times[ratios[:-1] <= 0][0]:g} has sigma 0")
-        if not (ratios[1:] < ratios[:-1]).all():
-            at = int(np.argmin(ratios[1:] < ratios[:-1]))
+        falls = ratios[1:] < ratios[:-1] * (1 - 1e-12)  # by more than rounding
+        if not falls.all():
+            at = int(np.argmin(falls))
             if at == len(self) - 1:
                 raise ValueError(
                     f"final must lie below the last noise level, got sigma/alpha {ratios[at]:g} before "
@@ -256,6 +257,16 @@ def told(schedule: Schedule, alphas: Array, sigmas: Array) -> Array:
         return schedule.t_of_sigma(ratios)
     known = schedule.ratios[np.isfinite(schedule.ratios)]
     return np.interp(np.log(ratios), np.log(known), np.arange(len(known)))
+
+
+def to_the_data(times: Array, alphas: Array, sigmas: Array) -> Grid:
+    """The grid of these rows that ends at the data."""
+    return Grid(times, np.append(alphas, 1.0), np.append(sigmas, 0.0))
+
+
+def at_sigma_min(schedule: Schedule, alphas: Array, sigmas: Array) -> bool:
+    """Whether the last level is already the schedule's smallest, or below it."""
+    return bool(sigmas[-1] <= alphas[-1] * sigma_min(schedule) * (1 + 1e-9))
 
 
 def sigma_min(schedule: Schedule) -> float:

@@ -9,7 +9,7 @@ from ..program import Program, ProgramBuilder
 from ..schedules import Array, Schedule, VariancePreserving
 from .arguments import check_choice, check_flag
 from .euler import Coordinates, Level, Terms, at_ratio
-from .grid import Grid, GridSampler, sigma_min
+from .grid import Grid, GridSampler, at_sigma_min, to_the_data
 
 # Adams-Bashforth on equal steps, by the number of past derivatives, newest first [Liu 2022, eq. 12 has the last].
 ADAMS_BASHFORTH = (
@@ -40,7 +40,8 @@ class PNDM(GridSampler):
     eps with the step's own x_t, as diffusers does. For v, score and raw that is of order 1.
 
     final: "sigma_min" by default, as in diffusers (set_alpha_to_one=False). Where the grid ends at that level already
-    (leading spacing) its last time is left out, which diffusers evaluates to no effect.
+    (leading spacing) its last time is left out, which diffusers evaluates to no effect; a grid of one time there ends
+    at the data.
 
     Order 2, or 1 as said (the weights presume equal steps in u); one evaluation a step, and nine more with
     Runge-Kutta steps, one more without; four registers beyond x (three past estimates and a step's start), three
@@ -60,12 +61,8 @@ class PNDM(GridSampler):
         check_choice("mixes", self.mixes, ("eps", "output"))
 
     def _ended(self, schedule: Schedule, times: Array, alphas: Array, sigmas: Array) -> Grid:
-        if (
-            self.final == "sigma_min"
-            and len(times) > 1
-            and sigmas[-1] <= alphas[-1] * sigma_min(schedule) * (1 + 1e-12)
-        ):
-            return Grid(times[:-1], alphas, sigmas)
+        if self.final == "sigma_min" and at_sigma_min(schedule, alphas, sigmas):
+            return Grid(times[:-1], alphas, sigmas) if len(times) > 1 else to_the_data(times, alphas, sigmas)
         return super()._ended(schedule, times, alphas, sigmas)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:

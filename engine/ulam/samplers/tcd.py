@@ -10,7 +10,7 @@ import numpy as np
 from ..program import Program, ProgramBuilder
 from ..schedules import Array, Schedule, VariancePreserving, correlation
 from .arguments import check_number, check_whole
-from .grid import Grid, GridSampler, sigma_min
+from .grid import Grid, GridSampler, at_sigma_min, to_the_data
 from .lcm import distilled_times
 
 
@@ -67,6 +67,6 @@ class TCD(GridSampler):
         return super()._times(schedule)
 
     def _ended(self, schedule: Schedule, times: Array, alphas: Array, sigmas: Array) -> Grid:
-        if self.final == "sigma_min" and sigmas[-1] <= alphas[-1] * sigma_min(schedule) * (1 + 1e-9):
-            return Grid(times, np.append(alphas, 1.0), np.append(sigmas, 0.0))
+        if self.final == "sigma_min" and at_sigma_min(schedule, alphas, sigmas):
+            return to_the_data(times, alphas, sigmas)
         return super()._ended(schedule, times, alphas, sigmas)

@@ -16,9 +16,18 @@ def gaussian_kl(
     each_b: bool,
     out: torch.Tensor,
 ) -> None:
-    addresses = (tensor.data_ptr() for tensor in (mean_a, log_var_a, mean_b, log_var_b))
-    sizes = (len(mean_a), mean_a.numel() // len(mean_a))
-    _cpu.gaussian_kl(*sizes, *addresses, each_a, each_b, out.data_ptr(), torch.get_num_threads())
+    _cpu.gaussian_kl(
+        len(mean_a),
+        mean_a.numel() // len(mean_a),
+        mean_a.data_ptr(),
+        log_var_a.data_ptr(),
+        mean_b.data_ptr(),
+        log_var_b.data_ptr(),
+        each_a,
+        each_b,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def discretised_log_likelihood(
@@ -31,7 +40,16 @@ def discretised_log_likelihood(
     tanh: bool,
     out: torch.Tensor,
 ) -> None:
-    addresses = (tensor.data_ptr() for tensor in (x, mean, log_scale))
-    sizes = (len(x), x.numel() // len(x))
-    arguments = (*sizes, *addresses, each, half, edge, tanh, out.data_ptr())
-    _cpu.discretised_log_likelihood(*arguments, torch.get_num_threads())
+    _cpu.discretised_log_likelihood(
+        len(x),
+        x.numel() // len(x),
+        x.data_ptr(),
+        mean.data_ptr(),
+        log_scale.data_ptr(),
+        each,
+        half,
+        edge,
+        tanh,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )

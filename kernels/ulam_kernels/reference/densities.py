@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,12 @@ Formula = Callable[[Density, RealArray, RealArray], tuple[Terms, RealArray]]
 def energy_and_score(density: Density, params: RealArray, x: RealArray) -> tuple[Float64Array, RealArray]:
     """Energies ``[B]`` and scores ``[B, d]`` at x ``[B, d]``; params are the density's numbers in the type of x."""
     terms, score = FORMULAS[density.kind](density, params, x)
-    return (halved_sum(terms.astype(np.float64)) if terms.ndim == 2 else terms), score
+    wide: Float64Array = terms.astype(np.float64)
+    return (halved_sum(wide) if wide.ndim == 2 else wide), score
 
 
-def halved_sum(terms: RealArray) -> RealArray:
-    """Sums ``[B]`` of ``[B, d]``: element l adds element l + w for w = the least power of two >= d, halved down to 1."""
+def halved_sum(terms: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sums ``[B]`` of ``[B, d]``: element l adds element l + w, w halved from the least power of two >= d."""
     width = 1 << (terms.shape[1] - 1).bit_length()
     lanes = np.zeros((len(terms), width), terms.dtype)
     lanes[:, : terms.shape[1]] = terms
@@ -74,9 +76,7 @@ def _mixture(density: Density, params: RealArray, x: RealArray) -> tuple[Terms, 
     count = density.components
     constant, inverse = params[:count], params[count : 2 * count]
     away = [sub(mean, x) for mean in params[2 * count :].reshape(count, -1)]
-    exponents = [
-        fma(mul(_number(x, -0.5), inverse[k]), halved_sum(mul(u, u)), constant[k]) for k, u in enumerate(away)
-    ]
+    exponents = [fma(mul(_number(x, -0.5), inverse[k]), halved_sum(mul(u, u)), constant[k]) for k, u in enumerate(away)]
     largest = exponents[0]
     for exponent in exponents[1:]:
         largest = np.where(largest < exponent, exponent, largest)

@@ -1,12 +1,13 @@
 """Per-chain sums of a variational bound's terms, exact and readable: see :mod:`ulam_kernels.likelihood`.
 
-Every formula is that of ``csrc/include/ulam/{special,likelihood}.h``, operation for operation. float64 arguments get the
-functions of NumPy and torch in place of the polynomials.
+Every formula is that of ``csrc/include/ulam/{special,likelihood}.h``, operation for operation. float64 arguments get
+the functions of NumPy and torch in place of the polynomials.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ulam_kernels.reference.arithmetic import (
@@ -17,6 +18,7 @@ from ulam_kernels.reference.arithmetic import (
     LN2_LO,
     LOG2_E,
     ROUNDER,
+    Real,
     RealArray,
     exp,
     fma,
@@ -26,6 +28,7 @@ from ulam_kernels.reference.arithmetic import (
 )
 from ulam_kernels.reference.reduce import LANES, Float64Array
 
+Mask = npt.NDArray[np.bool_]
 NARROW = {4: (0.5, 0.3), 8: (0.05, 0.05)}  # w h and h below which log_bin takes the series, by the size of a number
 
 
@@ -35,7 +38,8 @@ def floats(hexadecimal: str) -> tuple[np.float32, ...]:
 
 # Highest power first.
 LOG_POLYNOMIAL = floats(
-    "0x1.65fd98p-4 -0x1.250fd8p-3 0x1.317f18p-3 -0x1.535ac6p-3 0x1.98d330p-3 -0x1.0004aep-2 0x1.5556f2p-2 -0x1.fffffap-2"
+    "0x1.65fd98p-4 -0x1.250fd8p-3 0x1.317f18p-3 -0x1.535ac6p-3 0x1.98d330p-3 -0x1.0004aep-2 0x1.5556f2p-2"
+    " -0x1.fffffap-2"
 )
 TAIL_POLYNOMIAL = floats(
     "-0x1.9709bep-15 0x1.449caep-15 0x1.d5776ap-12 -0x1.bf45a0p-12 -0x1.9fd132p-9 0x1.a81c14p-8 0x1.1d1fd6p-6"
@@ -81,7 +85,7 @@ def discretised_log_likelihood(
     out.copy_(torch.from_numpy(sum_terms(terms)))
 
 
-def log_bin(w: RealArray, h: RealArray, outermost: np.ndarray) -> RealArray:  # type: ignore[type-arg]
+def log_bin(w: RealArray, h: RealArray, outermost: Mask) -> RealArray:
     """ln of the normal probability of [w - h, w + h], w >= 0, or of [w - h, infinity) where outermost."""
     real = w.dtype.type
     a, b = sub(w, h), _add(w, h)
@@ -108,7 +112,7 @@ def log_bin(w: RealArray, h: RealArray, outermost: np.ndarray) -> RealArray:  # 
     return _add(taken, log(np.where(narrow, density, probability)))
 
 
-def log_bin_tanh(w: RealArray, h: RealArray, outermost: np.ndarray) -> RealArray:  # type: ignore[type-arg]
+def log_bin_tanh(w: RealArray, h: RealArray, outermost: Mask) -> RealArray:
     """The same under 1 / (1 + exp(-2 sqrt(2 / pi) (y + 0.044715 y^3))), at least ln 1e-12."""
     real = w.dtype.type
     one, scale, cubic = real(1), real(2 * np.sqrt(2 / np.pi)), real(0.044715)
@@ -162,7 +166,7 @@ def exp_excess(x: RealArray) -> RealArray:
 def scaled_tail(a: RealArray) -> RealArray:
     """exp(a^2 / 2) (1 - Phi(a)) for a >= 0: a polynomial in (a - 7/2) / (a + 7/2) over a + 7/2."""
     if a.dtype == np.float64:
-        return (torch.special.erfcx(torch.from_numpy(a / np.sqrt(2))) / 2).numpy()
+        return np.asarray((torch.special.erfcx(torch.from_numpy(a / np.sqrt(2))) / 2).numpy())
     inverse = np.float32(1) / _add(a, np.float32(3.5))
     t = fma(np.float32(-7), inverse, np.float32(1))
     return mul(polynomial(TAIL_POLYNOMIAL, t), inverse)
@@ -189,8 +193,10 @@ def _parts_of_exp(x: RealArray) -> tuple[RealArray, RealArray, RealArray]:
     return s, r, mul(mul(polynomial(EXP_POLYNOMIAL[:-2], r), r), r)
 
 
-def _add(a: RealArray, b: RealArray | np.floating) -> RealArray:  # type: ignore[type-arg]
-    return np.add(a, b)
+def _add(a: Real, b: Real) -> RealArray:
+    """``a + b``, rounded once."""
+    total: RealArray = np.add(a, b)
+    return total
 
 
 def _by_chain(x: torch.Tensor) -> RealArray:

@@ -83,9 +83,7 @@ def kick_drift(
     if drift is not None:
         position = _kick(_rows(x), velocity, _column(drift), _flat(scale))
         if keep is not None and noise_scale is not None:
-            velocity = _thermostat(
-                velocity, _column(keep), _column(noise_scale), _normals(x, seed, chain, draw, noise)
-            )
+            velocity = _thermostat(velocity, _column(keep), _column(noise_scale), _normals(x, seed, chain, draw, noise))
             position = _kick(position, velocity, _column(drift), _flat(scale))
         _write(x, position)
     _write(v, velocity)
@@ -138,65 +136,101 @@ def run(
     moments: torch.Tensor | None,
     accepted: torch.Tensor | None,
 ) -> None:
-    numbers = params.cpu().numpy()
-    target = lambda position: energy_and_score(density, numbers, position)  # noqa: E731
+    chains = _Chains(density, params, x, coef, v, scale, (lo, hi), leapfrog)
+    step = (chains.ula, chains.mala, chains.baoab, chains.hmc)[sampler]
     first = _ids(seed, chain, draw)
-    c = [column[:, None] for column in coef.cpu().numpy().T]
-    position, flat = _rows(x).copy(), _flat(scale)
-    velocity = np.zeros_like(position) if v is None else _rows(v).copy()
-    energy, score = target(position)
-    count: npt.NDArray[np.int64] = np.zeros(len(x), np.int64)
     for i in range(steps):
-        ids = (first[0], first[1], first[2] + np.uint64(16 * i))
-        z = noise_v1.normals(*ids, tag=0, offset=0, count=x.shape[1]).astype(position.dtype)
-        if sampler in (0, 1):  # ula, mala
-            proposal = _langevin(position, score, c[0], c[1], flat, lo, hi, z)
-            new_energy, new_score = target(proposal)
-        elif sampler == 2:  # baoab
-            velocity = _kick(velocity, score, c[0], flat)
-            proposal = _kick(position, velocity, c[1], flat)
-            velocity = _thermostat(velocity, c[2], c[3], z)
-            proposal = _kick(proposal, velocity, c[1], flat)
-            new_energy, new_score = target(proposal)
-            velocity = _kick(velocity, new_score, c[0], flat)
-        else:
-            half = mul(position.dtype.type(0.5), c[0])
-            momentum = mul(c[3], z)
-            kinetic = sum_of_squares(momentum)
-            proposal, new_score, new_energy = position, score, energy
-            for leap in range(leapfrog):
-                momentum = _kick(momentum, new_score, c[0] if leap else half, flat)
-                proposal = _kick(proposal, momentum, c[0], flat)
-                new_energy, new_score = target(proposal)
-            momentum = _kick(momentum, new_score, half, flat)
-        keep = np.ones(len(x), bool)
-        with np.errstate(all="ignore"):
-            difference = energy - new_energy
-            if sampler == 1:
-                states = (position, proposal, score, new_score)
-                ratio = mala_log_ratio(*states, difference, c[0][:, 0], c[2][:, 0], flat)
-                keep = metropolis(ratio, ids)
-            elif sampler == 3:
-                ratio = (difference + 0.5 * (kinetic - sum_of_squares(momentum))) * c[2][:, 0].astype(np.float64)
-                keep = metropolis(ratio, ids)
-        position = np.where(keep[:, None], proposal, position)
-        score = np.where(keep[:, None], new_score, score)
-        energy = np.where(keep, new_energy, energy)
-        count += keep
+        step((first[0], first[1], first[2] + np.uint64(16 * i)))
         if (i + 1) % thin == 0:
             if draws is not None:
-                draws[:, i // thin] = torch.from_numpy(position)
+                draws[:, i // thin] = torch.from_numpy(chains.x)
             if energies is not None:
-                energies[:, i // thin] = torch.from_numpy(energy)
+                energies[:, i // thin] = torch.from_numpy(chains.energy)
             if moments is not None:
-                wide = torch.from_numpy(position.astype(np.float64)).to(moments.device)
+                wide = torch.from_numpy(chains.x.astype(np.float64)).to(moments.device)
                 moments[:, 0] += wide
                 moments[:, 1] += wide * wide
-    _write(x, position)
+    _write(x, chains.x)
     if v is not None:
-        _write(v, velocity)
+        _write(v, chains.v)
     if accepted is not None:
-        accepted += torch.from_numpy(count).to(accepted.device)
+        accepted += torch.from_numpy(chains.accepted).to(accepted.device)
+
+
+class _Chains:
+    """The state of whole chains: x, v, and the energy and score at x."""
+
+    def __init__(
+        self,
+        density: Density,
+        params: torch.Tensor,
+        x: torch.Tensor,
+        coef: torch.Tensor,
+        v: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        bounds: tuple[float, float],
+        leapfrog: int,
+    ) -> None:
+        self.density, self.params = density, params.cpu().numpy()
+        self.coef = [column[:, None] for column in coef.cpu().numpy().T]
+        self.scale, self.bounds, self.leapfrog = _flat(scale), bounds, leapfrog
+        self.x = _rows(x).copy()
+        self.v = np.zeros_like(self.x) if v is None else _rows(v).copy()
+        self.energy, self.score = self.target(self.x)
+        self.accepted: npt.NDArray[np.int64] = np.zeros(len(x), np.int64)
+
+    def target(self, x: RealArray) -> tuple[Float64Array, RealArray]:
+        return energy_and_score(self.density, self.params, x)
+
+    def normals(self, ids: Ids) -> RealArray:
+        return noise_v1.normals(*ids, tag=0, offset=0, count=self.x.shape[1]).astype(self.x.dtype)
+
+    def proposed(self, ids: Ids) -> RealArray:
+        step, noise_scale = self.coef[:2]
+        return _langevin(self.x, self.score, step, noise_scale, self.scale, *self.bounds, self.normals(ids))
+
+    def ula(self, ids: Ids) -> None:
+        self.x = self.proposed(ids)
+        self.energy, self.score = self.target(self.x)
+
+    @np.errstate(all="ignore")
+    def mala(self, ids: Ids) -> None:
+        proposal = self.proposed(ids)
+        energy, score = self.target(proposal)
+        step, beta = self.coef[0][:, 0], self.coef[2][:, 0]
+        states = (self.x, proposal, self.score, score)
+        self.select(ids, mala_log_ratio(*states, self.energy - energy, step, beta, self.scale), proposal, energy, score)
+
+    def baoab(self, ids: Ids) -> None:
+        kick, drift, keep, noise_scale = self.coef
+        v = _kick(self.v, self.score, kick, self.scale)
+        x = _kick(self.x, v, drift, self.scale)
+        v = _thermostat(v, keep, noise_scale, self.normals(ids))
+        self.x = _kick(x, v, drift, self.scale)
+        self.energy, self.score = self.target(self.x)
+        self.v = _kick(v, self.score, kick, self.scale)
+
+    @np.errstate(all="ignore")
+    def hmc(self, ids: Ids) -> None:
+        whole, beta, width = self.coef[0], self.coef[2][:, 0].astype(np.float64), self.coef[3]
+        half = mul(self.x.dtype.type(0.5), whole)
+        x, score, energy = self.x, self.score, self.energy
+        v = mul(width, self.normals(ids))
+        norm = sum_of_squares(v)
+        for leap in range(self.leapfrog):
+            v = _kick(v, score, whole if leap else half, self.scale)
+            x = _kick(x, v, whole, self.scale)
+            energy, score = self.target(x)
+        v = _kick(v, score, half, self.scale)
+        ratio = ((self.energy - energy) + 0.5 * (norm - sum_of_squares(v))) * beta
+        self.select(ids, ratio, x, energy, score)
+
+    def select(self, ids: Ids, ratio: Float64Array, x: RealArray, energy: Float64Array, score: RealArray) -> None:
+        yes = metropolis(ratio, ids)
+        self.x = np.where(yes[:, None], x, self.x)
+        self.score = np.where(yes[:, None], score, self.score)
+        self.energy = np.where(yes, energy, self.energy)
+        self.accepted += yes
 
 
 def metropolis(log_ratio: Float64Array, ids: Ids) -> BoolArray:
@@ -251,17 +285,13 @@ def _langevin(
     z: RealArray,
 ) -> RealArray:
     kind = x.dtype.type
-    moved = _thermal(_kick(x, score if scale is None else mul(scale, score), step, scale), noise_scale, scale, z)
-    return clip(moved, kind(lo), kind(hi))
+    drifted = _kick(x, score if scale is None else mul(scale, score), step, scale)
+    return clip(_kick(drifted, z, noise_scale, scale), kind(lo), kind(hi))
 
 
 def _kick(v: RealArray, force: RealArray, size: RealArray, scale: RealArray | None) -> RealArray:
     """``fma(mul(size, L), force, v)``."""
     return fma(size if scale is None else mul(size, scale), force, v)
-
-
-def _thermal(x: RealArray, size: RealArray, scale: RealArray | None, z: RealArray) -> RealArray:
-    return _kick(x, z, size, scale)
 
 
 def _thermostat(v: RealArray, keep: RealArray, noise_scale: RealArray, z: RealArray) -> RealArray:

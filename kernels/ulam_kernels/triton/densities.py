@@ -2,6 +2,7 @@
 
 A tile ``[C, W]`` holds C chains, W the least power of two of at least d and 4; columns beyond d are 0.
 """
+# ruff: noqa: SIM108 (Triton knows no conditional expression of tensors)
 # mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -54,37 +55,37 @@ def log(x):
 
 
 @triton.jit
-def gaussian(params, x, d, FULL: tl.constexpr):
+def gaussian(numbers, x, d, FULL: tl.constexpr):
     """(score, energy terms)."""
     i = tl.arange(0, x.shape[1])[None, :]
     inside = i < d
-    u = x - splat(tl.load(params + i, mask=inside, other=0.0), x)
+    u = x - splat(tl.load(numbers + i, mask=inside, other=0.0), x)
     if FULL:
-        row = params + d + i * d
+        row = numbers + d + i * d
         score = -splat(tl.load(row, mask=inside, other=0.0), x) * splat(column(u, 0), x)
         for j in range(1, d):
             entry = tl.load(row + j, mask=inside, other=0.0)
             score = tl.fma(-splat(entry, x), splat(column(u, j), x), score)
     else:
-        score = -splat(tl.load(params + d + i, mask=inside, other=0.0), x) * u
+        score = -splat(tl.load(numbers + d + i, mask=inside, other=0.0), x) * u
     return score, (-0.5 * u) * score
 
 
 @triton.jit
-def mixture(params, x, d, components, K: tl.constexpr):
+def mixture(numbers, x, d, components, K: tl.constexpr):
     """(score, energies ``[C]`` float64); K is the least power of two of at least the components and 2."""
     C: tl.constexpr = x.shape[0]
     W: tl.constexpr = x.shape[1]
     i = tl.arange(0, W)[None, :]
     component = tl.arange(0, K)[None, :]
     inside = i < d
-    means = params + 2 * components + i
+    means = numbers + 2 * components + i
     exponents = tl.full([C, K], float("-inf"), tl.float32)
     for k in range(0, components):
         u = tl.where(inside, splat(tl.load(means + k * d, mask=inside, other=0.0), x) - x, 0.0)
         squares = halved_sum(u * u, W)[:, None]
-        half = tl.full([C, 1], -0.5, tl.float32) * tl.load(params + components + k)
-        exponent = tl.fma(half, squares, splat(tl.load(params + k), squares))
+        half = tl.full([C, 1], -0.5, tl.float32) * tl.load(numbers + components + k)
+        exponent = tl.fma(half, squares, splat(tl.load(numbers + k), squares))
         exponents = tl.where(component == k, splat(exponent, exponents), exponents)
     largest = column(exponents, 0)
     for k in range(1, components):
@@ -98,19 +99,19 @@ def mixture(params, x, d, components, K: tl.constexpr):
     score = tl.zeros(x.shape, tl.float32)
     for k in range(0, components):
         u = splat(tl.load(means + k * d, mask=inside, other=0.0), x) - x
-        weight = splat((column(shares, k) * reciprocal) * tl.load(params + components + k), x)
+        weight = splat((column(shares, k) * reciprocal) * tl.load(numbers + components + k), x)
         score = tl.where(k == 0, weight * u, tl.fma(weight, u, score))
     energy = -(largest.to(tl.float64) + log(total).to(tl.float64))
     return score, tl.sum(energy, 1)
 
 
 @triton.jit
-def rosenbrock(params, x):
+def rosenbrock(numbers, x):
     """(score, energy terms)."""
     C: tl.constexpr = x.shape[0]
     W: tl.constexpr = x.shape[1]
-    a = tl.load(params)
-    b = tl.load(params + 1)
+    a = tl.load(numbers)
+    b = tl.load(numbers + 1)
     first, second = tl.split(tl.reshape(x, [C, W // 2, 2]))
     t = tl.fma(-first, first, second)
     one = 1.0 - first
@@ -120,11 +121,11 @@ def rosenbrock(params, x):
 
 
 @triton.jit
-def funnel(params, x):
+def funnel(numbers, x):
     """(score, energy terms)."""
     i = tl.arange(0, x.shape[1])[None, :]
-    precision = tl.load(params)
-    rest = tl.load(params + 1)
+    precision = tl.load(numbers)
+    rest = tl.load(numbers + 1)
     first = column(x, 0)
     inverse = exp(-first)
     half = 0.5 * inverse
@@ -137,31 +138,31 @@ def funnel(params, x):
 
 
 @triton.jit
-def evaluate_tile(params, x, d, components, KIND: tl.constexpr, K: tl.constexpr):
+def evaluate_tile(numbers, x, d, components, KIND: tl.constexpr, K: tl.constexpr):
     """Score ``[C, W]`` and energies ``[C]`` float64 of a tile of chains."""
     W: tl.constexpr = x.shape[1]
     inside = tl.arange(0, W)[None, :] < d
     if KIND == MIXTURE:
-        score, energy = mixture(params, x, d, components, K)
+        score, energy = mixture(numbers, x, d, components, K)
     elif KIND <= FUNNEL:
         if KIND == GAUSSIAN_DIAGONAL:
-            score, terms = gaussian(params, x, d, False)
+            score, terms = gaussian(numbers, x, d, False)
         elif KIND == GAUSSIAN:
-            score, terms = gaussian(params, x, d, True)
+            score, terms = gaussian(numbers, x, d, True)
         elif KIND == DOUBLE_WELL:
-            a = tl.load(params)
-            t = tl.fma(x, x, splat(-tl.load(params + 1), x))
+            a = tl.load(numbers)
+            t = tl.fma(x, x, splat(-tl.load(numbers + 1), x))
             score = ((-4.0 * a) * x) * t
             terms = (a * t) * t
         elif KIND == ROSENBROCK:
-            score, terms = rosenbrock(params, x)
+            score, terms = rosenbrock(numbers, x)
         else:
-            score, terms = funnel(params, x)
+            score, terms = funnel(numbers, x)
         energy = halved_sum(tl.where(inside, terms, 0.0).to(tl.float64), W)
     else:
         r = tl.sqrt_rn(halved_sum(x * x, W))
-        inward = tl.load(params) - r
-        pull = inward * tl.load(params + 1)
+        inward = tl.load(numbers) - r
+        pull = inward * tl.load(numbers + 1)
         energy = ((0.5 * inward) * pull).to(tl.float64)
         score = splat(tl.div_rn(pull, tl.where(r == 0, 1.0, r))[:, None], x) * x
     return tl.where(inside, score, 0.0), energy

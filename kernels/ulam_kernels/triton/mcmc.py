@@ -27,8 +27,8 @@ from ulam_kernels.triton.launch import (
     short_options,
 )
 from ulam_kernels.triton.mcmc_run import evaluate as evaluate
-from ulam_kernels.triton.mcmc_run import run as run
 from ulam_kernels.triton.mcmc_run import radius_of_test
+from ulam_kernels.triton.mcmc_run import run as run
 from ulam_kernels.triton.reduce import FEW_LANES, LANES, sum_of_lanes
 from ulam_kernels.triton.step import clip, generated_noise, splat
 
@@ -316,4 +316,3 @@ def accept(
                 select_kernel[(-(-kept.numel() // TILE),)](
                     kept, proposed, flags, kept.numel(), kept.numel() // chains, TILE=TILE, num_warps=4, **EXACT
                 )
-

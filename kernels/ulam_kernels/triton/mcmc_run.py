@@ -55,10 +55,10 @@ def squared_norms(v, W: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["chains", "d", "components", "steps", "leapfrog", "thin", "lo", "hi"],
-    do_not_specialize_on_alignment=["params", "seed", "chain", "draw", "coef", "scale"],
+    do_not_specialize_on_alignment=["numbers", "seed", "chain", "draw", "coef", "scale"],
 )
 def run_kernel(
-    params, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,  # as ulam_kernels.mcmc has them
+    numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,  # as ulam_kernels.mcmc has them
     chains, d, components, steps, leapfrog, thin, lo, hi,
     KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def run_kernel(
     now = tl.load(draw + b, mask=exists, other=0)[:, None]
     block = tl.broadcast_to(tl.arange(0, W // 4)[None, :], [C, W // 4])
     beta = tl.sum(c2.to(tl.float64), 1)
-    score, energy = evaluate_tile(params, state, d, components, KIND, K)
+    score, energy = evaluate_tile(numbers, state, d, components, KIND, K)
     count = tl.zeros([C], tl.int64)
     total = tl.zeros([C, W], tl.float64)
     total_square = tl.zeros([C, W], tl.float64)
@@ -103,13 +103,13 @@ def run_kernel(
             proposal = moved(moved(state, c0, factor, force), c1, factor, z)
             if SAMPLER == ULA:
                 proposal = tl.where(inside, clip(proposal, lo, hi), 0.0)
-            new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+            new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
         elif SAMPLER == BAOAB:
             velocity = moved(velocity, c0, factor, score)
             proposal = moved(state, c1, factor, velocity)
             velocity = tl.fma(splat(c3, z), z, splat(c2, velocity) * velocity)
             proposal = moved(proposal, c1, factor, velocity)
-            new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+            new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
             velocity = moved(velocity, c0, factor, new_score)
         else:
             half = 0.5 * c0
@@ -121,7 +121,7 @@ def run_kernel(
             for leap in range(0, leapfrog):
                 velocity = moved(velocity, tl.where(leap == 0, half, c0), factor, new_score)
                 proposal = moved(proposal, c0, factor, velocity)
-                new_score, new_energy = evaluate_tile(params, proposal, d, components, KIND, K)
+                new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
             velocity = moved(velocity, half, factor, new_score)
         if (SAMPLER == MALA) | (SAMPLER == HMC):
             if SAMPLER == MALA:
@@ -160,9 +160,9 @@ def run_kernel(
         tl.store(accepted + b, tl.load(accepted + b, mask=exists, other=0) + count, mask=exists)
 
 
-@triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["params"])
+@triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["numbers"])
 def evaluate_kernel(
-    params, x, energy, score, chains, d, components,
+    numbers, x, energy, score, chains, d, components,
     KIND: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of chains)."""
@@ -170,7 +170,7 @@ def evaluate_kernel(
     i = tl.arange(0, W)[None, :]
     inside = (b < chains)[:, None] & (i < d)
     at = b.to(tl.int64)[:, None] * d + i
-    s, e = evaluate_tile(params, tl.load(x + at, mask=inside, other=0.0), d, components, KIND, K)
+    s, e = evaluate_tile(numbers, tl.load(x + at, mask=inside, other=0.0), d, components, KIND, K)
     tl.store(score + at, s, mask=inside)
     if energy is not None:
         tl.store(energy + b, e, mask=b < chains)

@@ -9,7 +9,8 @@ D reads r0 and the output alone. Where a row uses it, the output is guided from 
 
     m_w = x + w (m - x),   w = km / (kx + km),   D = clip((kx + km) m_w),   m = (m_w - (1 - w) x) / w
 
-Roundings of m_w enter D with (kx + km) w = km, as those of the output do in place, however large w is.
+Roundings of m_w enter D with (kx + km) w = km, as those of the output do in place, however large w is. Rows of x and m
+alone are `ulam_kernels.affine`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ from ...schedules import Array
 
 @dataclass(frozen=True)
 class Apart:
-    """The rows in that form. possible: [n]; guided: [n], the rows that need `uncond=x` and `guidance=weights` [n]."""
+    """The rows in that form.
+
+    possible: [n]; guided: [n], the rows that need `uncond=x` and `guidance=weights` [n]; plain: [n], those that are
+    a x + b m with (a, b) = `pairs` [2, n].
+    """
 
     program: Program
     possible: npt.NDArray[np.bool_]
     guided: npt.NDArray[np.bool_]
+    plain: npt.NDArray[np.bool_]
     weights: Array
+    pairs: Array
 
 
 def apart(program: Program) -> Apart | None:
@@ -51,4 +58,5 @@ def apart(program: Program) -> Apart | None:
     A[:, 0] = np.stack([on_z, on_D, on_m / weights, on_x - on_m * (1 - weights) / weights], axis=1)
     A[~possible] = program.A[~possible]
     kx, km = np.where(possible, 0.0, program.kx), np.where(possible & guided, total, program.km)
-    return Apart(replace(program, A=A, kx=kx, km=km), possible, guided, weights)
+    plain = possible & ~guided & (on_z == 0)
+    return Apart(replace(program, A=A, kx=kx, km=km), possible, guided, plain, weights, np.stack([on_x, on_m]))

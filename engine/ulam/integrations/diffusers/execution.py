@@ -70,13 +70,20 @@ class Call:
         return self._apart() if self.goes_apart else self._in_place(local)
 
     def _apart(self) -> torch.Tensor:
-        sample, operands = self.sample, {}
-        previous = torch.empty_like(sample)
+        assert isinstance(self.row, int)
+        sample, plan, operands = self.sample, self.plan, {}
+        coefficients = plan.coefficients(len(sample), self.device)
+        previous = None
         if self.draws:
-            previous = drawn(previous, sample.shape, self.generator, self.device, self.noise_dtype, self.wide)
-        if self.plan.guides[self.row]:
-            operands = {"uncond": sample, "guidance": self.plan.weights(len(sample), self.device)[self.row]}
-        table = self.plan.table(self.device, self.wide, "apart")
+            previous = drawn(None, sample.shape, self.generator, self.device, self.noise_dtype, self.wide)
+        if plan.plain[self.row]:
+            a, b = coefficients[1, self.row], coefficients[2, self.row]
+            return ulam_kernels.affine(sample, self.model_output, a, b, backend=self.backend)
+        if previous is None:
+            previous = torch.empty_like(sample)
+        if plan.guides[self.row]:
+            operands = {"uncond": sample, "guidance": coefficients[0, self.row]}
+        table = plan.table(self.device, self.wide, "apart")
         ulam_kernels.step(
             previous[None], table, self.rows, model=self.model_output, noise=sample, backend=self.backend, **operands
         )

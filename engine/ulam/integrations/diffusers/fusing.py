@@ -70,8 +70,14 @@ def fuse(
     step; the generator is then not read. chains: the ids of a batch's samples, default 0, 1, ...
     backend: as in `ulam.sample`.
 
+    Samples are those of diffusers up to float32 roundings, but where diffusers gives NaN or goes to another noise level
+    than it tells the network: see the docstrings of `FusedDDPM` (two variance types), `FusedDDIM` and `FusedPNDM`
+    (spacings whose steps are not T // n), `FusedDPMMultistep` and `FusedDPMSinglestep` (order 3 of the SDE), `FusedLMS`
+    and `FusedPNDM` (loops that begin in the middle). Grids with two equal noise levels raise ValueError at the step.
+
     Several threads may use one fused scheduler, also with different numbers of steps: what `set_timesteps` and `step`
-    set is per thread. `step` takes a timestep for every sample of the batch as well as one for all.
+    set is per thread. `step` takes a timestep for every sample of the batch as well as one for all (best on the CPU:
+    it is read there); a generator then draws for the whole batch where any sample's call draws.
     The second output (`pred_original_sample`, ...) is computed when it is asked for.
 
     Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows.

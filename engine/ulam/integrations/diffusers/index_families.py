@@ -17,6 +17,7 @@ from ...samplers import DDIM, DDPM, LCM, PNDM
 from ...samplers.euler import Coordinates
 from ...samplers.grid import Grid
 from ...samplers.pndm import ADAMS_BASHFORTH, Step
+from ...schedules import posterior
 from .levels import (
     clip_of,
     estimates,
@@ -64,7 +65,8 @@ class FusedDDPM(Fused):
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
         grid = grid_of(times, vp_levels(self, times, 1.0))
         sampler = DDPM(len(grid), variance=VARIANCES[self.config.variance_type], clip=clip)
-        program = with_scaled_D(sampler.on(grid, schedule, predicts), factor)
+        program = _rounded_as_in_diffusers(sampler.on(grid, schedule, predicts), grid)
+        program = with_scaled_D(program, factor)
         if times[-1] > 0:
             program = _with_noise_at_the_end(program, float(grid.sigmas[-2]), sampler.variance)
         levels = grid.alphas[:-1], grid.sigmas[:-1]
@@ -83,6 +85,21 @@ class FusedDDPM(Fused):
         return_dict: bool = True,
     ) -> Any:
         return self._run(model_output, timestep, sample, generator, return_dict)
+
+
+def _rounded_as_in_diffusers(program: Program, grid: Grid) -> Program:
+    """The rows with 1 - abar_t / abar_s rounded as in diffusers, which takes it in float32.
+
+    It cancels near the data: there diffusers' coefficients of D and z are off by up to 1e-3, and these rows with them.
+    """
+    abar = (grid.alphas**2).astype(np.float32)
+    on_x, _, fresh = posterior(grid.alphas[:-1], grid.sigmas[:-1], grid.alphas[1:], grid.sigmas[1:])
+    ratio = (1 - abar[:-1] / abar[1:]).astype(np.float64) / grid.sigmas[:-1] ** 2 / fresh
+    A = program.A.copy()
+    A[:, 0, 0] = on_x + ratio * (A[:, 0, 0] - on_x)
+    A[:, 0, 1:3] *= ratio[:, None]
+    A[~program.learned, 0, 3] *= np.sqrt(ratio)[~program.learned]
+    return replace(program, A=A, lv_b=program.lv_b + np.where(program.learned, np.log(ratio) / 2, 0.0))
 
 
 def _with_noise_at_the_end(program: Program, std: float, variance: str) -> Program:
@@ -155,7 +172,7 @@ class FusedDDIM(Fused):
         if eta > 0 and variance_noise is not None and generator is not None:
             raise ValueError("generator and variance_noise must not both be given")
         noise = variance_noise if eta > 0 else None
-        options = (eta, use_clipped_model_output)
+        options = (eta, bool(use_clipped_model_output))  # pipelines pass None
         return self._run(model_output, timestep, sample, generator, return_dict, options=options, noise=noise)
 
 

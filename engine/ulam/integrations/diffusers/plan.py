@@ -77,6 +77,7 @@ class Plan:
         self.learns: list[bool] = []
         self.parts: list[bool] = []  # whether the row has the form of apart.py
         self.guides: list[bool] = []  # and needs guidance in it
+        self.plain: list[bool] = []  # and is of x and m alone
         self._lock = threading.Lock()
         self._calls: list[Calls] = []
         self._offsets: dict[int, int] = {}
@@ -117,6 +118,7 @@ class Plan:
                 self.learns += program.learned.tolist()
                 self.parts += none if form is None else form.possible.tolist()
                 self.guides += none if form is None else form.guided.tolist()
+                self.plain += none if form is None else form.plain.tolist()
                 self._apart += [] if form is None else [form]
                 self.registers = max(self.registers, program.registers)
                 self.second_reads_noise |= calls.second_reads_noise
@@ -150,16 +152,16 @@ class Plan:
             table = self._tables[key] = Table(coef, flags, registers)
         return table
 
-    def weights(self, chains: int, device: torch.device) -> torch.Tensor:
-        """[rows, chains] float32: the guidance of the rows apart."""
-        key = "weights", chains, device, len(self._calls)
-        weights = self._indices.get(key)
-        if weights is None:
+    def coefficients(self, chains: int, device: torch.device) -> torch.Tensor:
+        """[3, rows, chains] float32, of the rows apart: their guidance, and (a, b) of those of x and m alone."""
+        key = "coefficients", chains, device, len(self._calls)
+        coefficients = self._indices.get(key)
+        if coefficients is None:
             with self._lock:
-                values = np.concatenate([form.weights for form in self._apart])
-            weights = torch.from_numpy(values).to(device, torch.float32)[:, None].repeat(1, chains)
-            self._indices[key] = weights
-        return weights
+                values = np.concatenate([[form.weights, *form.pairs] for form in self._apart], axis=1)
+            coefficients = torch.from_numpy(values).to(device, torch.float32)[:, :, None].repeat(1, 1, chains)
+            self._indices[key] = coefficients
+        return coefficients
 
     def indices(self, chains: int, device: torch.device) -> torch.Tensor:
         """[2, rows, chains] int64: every row's number, and the number of the noise that it draws under noise-v1."""

@@ -70,8 +70,8 @@ class Fused:
     def _begin(self) -> None:
         """A new loop of this thread."""
         local = self._local
-        local._step_index = local._begin_index = local.chains = None
-        local.shift = local.level = local.corrections = 0
+        local._step_index = local._begin_index = local.chains = local.shift = None
+        local.start = local.level = local.corrections = 0
 
     # ---------------------------------------------------------------------------------- what a family provides
 
@@ -106,7 +106,7 @@ class Fused:
                 if len(self._plans) > MOST_PLANS:
                     del self._plans[next(iter(self._plans))]
         if plan is not local.plan:
-            local.shift, local.chains = 0, None
+            local.shift = local.chains = None
         local.plan, local.version = plan, version
         return plan
 
@@ -126,6 +126,8 @@ class Fused:
             return position + plan.shift(position)
         position = self._position(plan, timestep)
         local._step_index = position + 1
+        if local.shift is None:
+            local.shift = plan.shift(local.start)
         return position + local.shift
 
     def _position(self, plan: Plan, timestep: Timestep) -> int:
@@ -136,7 +138,7 @@ class Fused:
             return position
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
-        local.shift, local._step_index = plan.shift(position), position
+        local.start, local.shift, local._step_index = position, None, position
         return position
 
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:

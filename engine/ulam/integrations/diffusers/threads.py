@@ -52,7 +52,8 @@ class Local(threading.local):
     _begin_index: int | None = None
     version: int = -1  # the scheduler's when `plan` was found
     plan: Plan | None = None
-    shift: int = 0  # row of the plan's table less position in the timesteps
+    start: int = 0  # the position that the loop began at
+    shift: int | None = None  # row of the plan's table less position in the timesteps, None where not known yet
     registers: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     chains: list[tuple[int, int]] | None = None  # (position, shift) of every chain, where timesteps differ

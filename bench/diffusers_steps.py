@@ -1,0 +1,81 @@
+"""The time of fused schedulers beside diffusers' own, on the CPU: `python -m bench.diffusers_steps`.
+
+One call is what a pipeline spends on its scheduler a step: scale_model_input and step, with a generator. Prints a table
+for a batch of images and one for two elements (the cost of a call itself), and writes
+bench/results/diffusers-steps-DATE.json. The candidates of a row are timed in turn, in one process. Every call returns a
+new tensor on both sides; whether the memory allocator has it at hand, or must fault pages in, is part of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from bench.timing import Timing, interleaved, table, write
+
+from ulam.integrations.diffusers import fuse
+
+IMAGES, FLOOR = (64, 3, 64, 64), (2, 1)
+STEPS, AT = 50, 20  # steps of a loop, and the one that is timed
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {},
+    "DDIMScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "FlowMatchEulerDiscreteScheduler": {},
+}
+
+
+def call(scheduler: Any, shape: tuple[int, ...], seed: int = 0) -> Callable[[], object]:
+    """One step in the middle of a loop whose first AT steps have been taken."""
+    generator = torch.Generator().manual_seed(seed)
+    x, m = (torch.randn(shape, generator=generator) for _ in range(2))
+    named = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    scheduler.set_timesteps(STEPS)
+    scaled = hasattr(scheduler, "scale_model_input")
+
+    def step(at: int) -> object:
+        t = times[at]
+        if scaled:
+            scheduler.scale_model_input(x, t)
+        return scheduler.step(m, t, x, **named).prev_sample
+
+    times = list(scheduler.timesteps)
+    for at in range(AT):
+        step(at)
+    counted = hasattr(type(scheduler), "_init_step_index")
+
+    def repeated() -> object:
+        if counted:
+            scheduler._step_index = AT  # the step just taken, again
+        return step(AT)
+
+    return repeated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="time spent on each row")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    figures: dict[str, dict[str, Timing]] = {}
+    for shape in (IMAGES, FLOOR):
+        for name, config in SCHEDULERS.items():
+            theirs = getattr(diffusers, name)(**config)
+            candidates = {"ulam fused": call(fuse(theirs), shape), "diffusers": call(theirs, shape)}
+            timings = interleaved(candidates, arguments.seconds)
+            title = f"{name}, {' x '.join(map(str, shape))}"
+            figures[title] = timings
+            print(table(title, timings, ours="ulam fused"))
+    print(write("diffusers-steps", figures, steps=STEPS))
+
+
+if __name__ == "__main__":
+    main()
