@@ -115,7 +115,7 @@ class BuildExtension(build_ext):
 cpu = Extension(
     "ulam_kernels._cpu",
     sources=["bindings/cpu.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-    depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/include/ulam/*.h") + ["bindings/arguments.h"]),
+    depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/include/ulam/*.h") + glob("bindings/*.h")),
     include_dirs=["csrc/include", "csrc/cpu", "bindings", get_include()],
     extra_compile_args=COMPILE_FLAGS,
     extra_link_args=["-fopenmp", "-fno-fast-math"],  # at the link too: there fast-math flushes denormals
@@ -125,7 +125,7 @@ cpu = Extension(
 cuda = Extension(
     "ulam_kernels._cuda",
     sources=["bindings/cuda.cpp"],
-    depends=["csrc/cuda/kernels.h", "csrc/include/ulam/operations.h", "bindings/arguments.h"],
+    depends=sorted(glob("csrc/cuda/*.h") + glob("csrc/include/ulam/*.h") + glob("bindings/*.h")),
     include_dirs=["csrc/include", "csrc/cuda", "bindings", get_include()],
     libraries=["cudart_static", "dl", "rt", "pthread"],
     extra_compile_args=["-O2", "-g0", "-std=c++17", "-fvisibility=hidden"],

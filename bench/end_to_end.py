@@ -22,7 +22,8 @@ from bench.naive import NaiveDDPM
 from bench.timing import Timing, interleaved, table, write
 
 import ulam
-from ulam.loading import load_model
+from ulam.models import load_digits
+from ulam.models.digits import NULL_CLASS
 
 STEPS = (10, 20, 50, 100, 250)
 SCHEDULE = ulam.schedules.vp_linear(1000, 1e-4, 0.02)
@@ -49,11 +50,10 @@ class Unlabelled(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        model = load_model("digits")
-        self.net, self.null = model.denoiser.net, model.null_class
+        self.net = load_digits()
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.net(x, t, torch.full_like(t, self.null, dtype=torch.int64))
+        out: torch.Tensor = self.net(x, t, torch.full_like(t, NULL_CLASS, dtype=torch.int64))
         return out
 
 
@@ -62,11 +62,11 @@ class Cifar(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from diffusers import UNet2DModel
+        from diffusers.models.unets.unet_2d import UNet2DModel
 
         down = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
         up = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-        self.net = UNet2DModel(
+        self.net: Net = UNet2DModel(
             sample_size=32, block_out_channels=(128, 256, 256, 256), down_block_types=down, up_block_types=up
         )
 
@@ -122,8 +122,7 @@ def candidates(net: Net, shape: tuple[int, ...], steps: int, device: torch.devic
 
 def trace(chains: int, slots: int, device: torch.device, alone: int, shorten: int = 1) -> dict[str, float]:
     """The mixed trace, continuously and statically batched, and how many of some chains differ from runs alone."""
-    model = load_model("digits")
-    model.denoiser.net.to(device)
+    denoiser = ulam.Denoiser(load_digits().to(device), SCHEDULE)
     generator = torch.Generator().manual_seed(0)
     steps = [STEPS[i] // shorten for i in torch.randint(len(STEPS), (chains,), generator=generator).tolist()]
     samplers = {n: ulam.samplers.DDPM(steps=n) for n in set(steps)}
@@ -135,7 +134,7 @@ def trace(chains: int, slots: int, device: torch.device, alone: int, shorten: in
         ]
 
     def new_engine() -> ulam.Engine:
-        return ulam.Engine(model.denoiser, model.shape, slots, device)
+        return ulam.Engine(denoiser, (1, 28, 28), slots, device)
 
     engine = new_engine()
     submit(engine, range(1))

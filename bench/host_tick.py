@@ -1,8 +1,8 @@
 """Host time of a tick beside the network and the fused step: `python -m bench.host_tick`.
 
 256 slots, a network that costs next to nothing, programs of mixed lengths. Once with few large jobs, where ticks
-without an event dominate, and once with 1,024 jobs of one chain, of which two enter and leave at an average tick. What is
-counted is scheduling, refilling, the network's surroundings, the check of its output and the results' way out, in
+without an event dominate, and once with 1,024 jobs of one chain, of which two enter and leave at an average tick. What
+is counted is scheduling, refilling, the network's surroundings, the check of its output and the results' way out, in
 processor time of the one thread that does it, so that a busy machine changes little.
 """
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures under bench/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    step = ulam_kernels.step = Clocked(ulam_kernels.step)  # type: ignore[assignment]
+    step = ulam_kernels.step = Clocked(ulam_kernels.step)
     print(f"{machine()['processor']}: microseconds a tick, median (best) of {options.runs} runs")
     figures = {}
     for submit in (few_large, many_small):

@@ -176,9 +176,7 @@ def _blackjax(
 
     samplers = {
         "mala": blackjax.mala(log_density, 0.12),
-        "hmc": blackjax.hmc(
-            log_density, 0.55, inverse_mass_matrix=jnp.ones(len(variances)), num_integration_steps=5
-        ),
+        "hmc": blackjax.hmc(log_density, 0.55, inverse_mass_matrix=jnp.ones(len(variances)), num_integration_steps=5),
     }
     found = {}
     for name, sampler in samplers.items():

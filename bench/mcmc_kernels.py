@@ -1,6 +1,6 @@
 """Langevin and Metropolis kernels against plain torch and torchebm: `python -m bench.mcmc_kernels`.
 
-Whole chains: 4,096 chains of 32 dimensions, ULA on a double well, a step of each candidate timed in turn in one process.
+Whole chains: 4,096 chains of 32 dimensions, ULA on a double well, a step of each candidate in turn in one process.
 Step by step: MALA on a 100-dimensional Gaussian whose energy is torch's. Prints tables and writes
 bench/results/mcmc-kernels-DATE.json.
 """

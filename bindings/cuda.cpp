@@ -6,9 +6,9 @@
 
 #include "arguments.h"
 #include "kernels.h"
-#include "mcmc_cuda.h"
 #include "likelihood.h"
 #include "likelihood_kernels.h"
+#include "mcmc_cuda.h"
 
 namespace py = pybind11;
 using namespace ulam::cuda;

@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: the real host code over a stand-in for the CUDA runtime.
 
-The stand-in receives the launches of the host code and executes the PTX of the kernels on the interpreter, so the choice
-of kernel, the launch shapes and the arguments are tested too, and every access is checked against its buffer.
+The stand-in receives the launches of the host code and executes the PTX of the kernels on the interpreter, so the
+choice of kernel, the launch shapes and the arguments are tested too, and every access is checked against its buffer.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from chain_laws import gaussian, rowwise
+
 from ulam import Denoiser, mcmc, schedules
 from ulam.mcmc import BAOAB, HMC, MALA, SGLD, ULA
 
@@ -197,7 +198,12 @@ def test_a_chain_that_diverges_is_told_and_leaves_the_others_alone():
             {},
             "target: the energy has no gradient with respect",
         ),
-        (mcmc.Energy(lambda x: (x * float("nan")).sum(1)), MALA(0.1), {}, "energy is not finite at the start of chain 0"),
+        (
+            mcmc.Energy(lambda x: (x * float("nan")).sum(1)),
+            MALA(0.1),
+            {},
+            "energy is not finite at the start of chain 0",
+        ),
         (mcmc.Energy(lambda x: x.norm(dim=1)), ULA(0.1), {"x_init": torch.zeros(6, 2) / 0}, "x_init: has numbers"),
         (mcmc.Score(lambda x: x[:, :1]), ULA(0.1), {}, r"target: the score has shape \[6, 1\], expected \[6, 2\]"),
         (mcmc.Score(lambda x: x), MALA(0.1), {}, "target: MALA needs an energy, Score"),

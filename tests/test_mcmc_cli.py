@@ -16,7 +16,9 @@ SIZES = ["--chains", "8", "--steps", "40", "--warmup", "20", "--thin", "4", "--s
 def test_double_well_by_mala(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="plots are matplotlib's")
     out = tmp_path / "out"
-    assert main(["mcmc", "--target", "double-well", "--sampler", "mala", "--step", "0.05", *SIZES, "--out", str(out)]) == 0
+    assert (
+        main(["mcmc", "--target", "double-well", "--sampler", "mala", "--step", "0.05", *SIZES, "--out", str(out)]) == 0
+    )
     assert sorted(path.name for path in out.iterdir()) == [
         "draws.npz", "marginal.png", "rank.png", "report.json", "trace.png",
     ]  # fmt: skip

@@ -61,7 +61,9 @@ def test_exact_draws_have_the_density(name):
     assert torch.equal(draws, density.sample(20_000, seed=2))
     assert torch.equal(draws[:100], density.sample(100, seed=2))
     first = torch.linspace(-9, 9, 601, dtype=torch.float64)
-    second = torch.linspace(*{"rosenbrock": (-5, 30), "funnel": (-60, 60)}.get(name, (-9, 9)), 2001, dtype=torch.float64)
+    second = torch.linspace(
+        *{"rosenbrock": (-5, 30), "funnel": (-60, 60)}.get(name, (-9, 9)), 2001, dtype=torch.float64
+    )
     at = torch.stack(torch.meshgrid(first, second, indexing="ij"), 2)
     p = density.log_prob(at.view(-1, 2)).exp().view(len(first), len(second))
     marginal = torch.trapezoid(p, second, dim=1)

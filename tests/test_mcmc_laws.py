@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 from chain_laws import COVARIANCE, MEAN, check_law, gaussian, within
+
 from ulam import Denoiser, mcmc, schedules
 from ulam.mcmc import BAOAB, HMC, MALA, SGLD, ULA
 

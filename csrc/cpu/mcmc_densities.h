@@ -31,8 +31,11 @@ typename V::f halved_sum(Lanes<V>& rows, int64_t d) {
 template <int W>
 void halved_sum(double (*rows)[W], int64_t d, double* sum) {
   for (int w = sum_width(d); (w /= 2) > 0;)
-    for (int l = 0; l < w && l + w < d; ++l)
-      for (int k = 0; k < W; ++k) rows[l][k] += rows[l + w][k];
+    for (int l = 0; l < w && l + w < d; ++l) {
+      double* const __restrict to = rows[l];
+      const double* const __restrict from = rows[l + w];
+      for (int k = 0; k < W; ++k) to[k] += from[k];
+    }
   for (int k = 0; k < W; ++k) sum[k] = rows[0][k];
 }
 

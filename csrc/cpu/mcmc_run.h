@@ -108,15 +108,16 @@ class Chains {
   }
 
   void mala(f r) {
-    alignas(64) double proposed[W], sum[W], ratio[W];
+    alignas(64) double proposed[W], sum[W], ratio[W], half[W];
     langevin(proposal_);
     evaluate_lanes<V>(s_.target, proposal_, proposal_score_, proposed);
+    for (int l = 0; l < W; ++l) half[l] = 0.5 * static_cast<double>(coef_[0][l]);
     for (int64_t i = 0; i < d_; ++i) {
       const double scale = scale_[i];
-#pragma GCC ivdep
-      for (int l = 0; l < W; ++l)
-        wide_[i][l] = mala_term(x_[i][l], proposal_[i][l], score_[i][l], proposal_score_[i][l],
-                                (0.5 * static_cast<double>(coef_[0][l])) * scale * scale);
+      const float* const __restrict x = x_[i], * const __restrict y = proposal_[i];
+      const float* const __restrict s = score_[i], * const __restrict t = proposal_score_[i];
+      double* const __restrict term = wide_[i];
+      for (int l = 0; l < W; ++l) term[l] = mala_term(x[l], y[l], s[l], t[l], half[l] * scale * scale);
     }
     halved_sum<W>(wide_, d_, sum);
     for (int l = 0; l < W; ++l) ratio[l] = mala_log_ratio(energy_[l], proposed[l], sum[l], coef_[2][l]);
@@ -166,12 +167,14 @@ class Chains {
       accepted_[l] += yes[l];
       energy_[l] = yes[l] ? proposed[l] : energy_[l];
     }
-    for (int64_t i = 0; i < d_; ++i)
-#pragma GCC ivdep
-      for (int l = 0; l < W; ++l) {
-        x_[i][l] = yes[l] ? proposal_[i][l] : x_[i][l];
-        score_[i][l] = yes[l] ? proposal_score_[i][l] : score_[i][l];
-      }
+    for (int64_t i = 0; i < d_; ++i) {
+      choose(x_[i], proposal_[i], yes);
+      choose(score_[i], proposal_score_[i], yes);
+    }
+  }
+
+  static void choose(float* __restrict to, const float* __restrict from, const int32_t* __restrict yes) {
+    for (int l = 0; l < W; ++l) to[l] = yes[l] ? from[l] : to[l];
   }
 
   void keep(int64_t kept) {

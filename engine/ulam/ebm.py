@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 import ulam_kernels.mcmc as ops
 
 from .arguments import check_shape, resolve_device

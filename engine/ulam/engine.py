@@ -31,9 +31,10 @@ from .network import NetworkOptions, in_eval_mode
 from .noise import chain_ids, seed_int64, whole_number
 from .report import Report
 from .results import Batch, Finished, Outbox, Result, together
-from .runner import Runner, Work
+from .runner import Runner
 from .scheduler import Group, Scheduler
 from .watchdog import Watchdog
+from .work import Work
 
 __all__ = ["Engine", "Report", "Result"]
 

@@ -34,7 +34,7 @@ class Job:
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
         priority, deadline: see :class:`ulam.scheduler.Scheduler`.
         ticks: evaluations of the network a chain. traits: what its ticks need beyond one evaluation and one fused step,
-            by the names of :class:`ulam.runner.Work`. chain_ids, weights: ids and guidance as arrays.
+            by the names of :class:`ulam.work.Work`. chain_ids, weights: ids and guidance as arrays.
     """
 
     program: Program

@@ -7,7 +7,6 @@ device is one function of static buffers (``_evaluate_and_step``), so that a CUD
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -35,38 +34,7 @@ from .program import Program
 from .report import Report
 from .scheduler import Group
 from .slots import IDLE_ROW, Slots, on_device, places
-
-
-class Work:
-    """What the chains in the slots have in common until the next of them enters or leaves, known on the host."""
-
-    silent = False  # rows without an evaluation
-    noisy = False  # noise given by the caller
-    intervals = False  # guidance that depends on the time
-    guided = False
-    rescaled = False
-    reduces = False
-    blends = False
-    previews = False
-
-    def __init__(self) -> None:
-        self.groups: list[Group[Job]] = []
-        self.active = 0  # chains in them
-        self._counts: Counter[str] = Counter()
-
-    def enter(self, groups: list[Group[Job]]) -> None:
-        """Count these groups in."""
-        self._count(groups, 1)
-
-    def leave(self, groups: list[Group[Job]]) -> None:
-        """Count these groups out."""
-        self._count(groups, -1)
-
-    def _count(self, groups: list[Group[Job]], sign: int) -> None:
-        for group in groups:
-            for trait in group.job.traits:
-                self._counts[trait] += sign
-                setattr(self, trait, self._counts[trait] > 0)
+from .work import Work, due, row_of, silent_rows
 
 
 class Runner:
@@ -263,18 +231,18 @@ class Runner:
         evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
         where this one stopped.
         """
-        before, after = _silent_rows(tick, work.groups) if work.silent else ((), ())
+        before, after = silent_rows(tick, work.groups) if work.silent else ((), ())
         for moving in before[self._before :]:
             self._step_silently(moving, work)
             self._before += 1
         if not self._evaluated:
             guided = self._guided_at(tick, work)
-            explicit = [(g, _row(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
+            explicit = [(g, row_of(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
             if self.graphs is not None and not explicit and not work.previews:
                 key = (guided, work.intervals, work.rescaled, work.reduces, work.blends, self.network.batch)
                 self.graphs.run(key, lambda: self._evaluate_and_step(guided, work))
             else:
-                previews = [(g, _row(g, tick)) for g in work.groups if _due(g, tick)] if work.previews else []
+                previews = [(g, row_of(g, tick)) for g in work.groups if due(g, tick)] if work.previews else []
                 self._evaluate_and_step(guided, work, explicit, previews)
             self._evaluated = True
         for moving in after[self._after :]:
@@ -422,39 +390,6 @@ def _no_range(_: str) -> AbstractContextManager[object]:
 
 
 _NO_RANGE = nullcontext()
-Silent = list[list[tuple[Group[Job], int]]]
-
-
-def _silent_rows(tick: int, groups: list[Group[Job]]) -> tuple[Silent, Silent]:
-    """Rows without an evaluation that come before this tick's evaluation, and behind it if it is the last.
-
-    Each list holds fused steps; each step the groups that take part in it, with the row of their program.
-    """
-    before: Silent = []
-    after: Silent = []
-    for group in groups:
-        rows, evaluation = group.job.program.evaluating, tick - group.start
-        if len(rows) == len(group.job.program):
-            continue
-        previous = rows[evaluation - 1] + 1 if evaluation else 0
-        trailing = rows[-1] + 1 if evaluation == len(rows) - 1 else len(group.job.program)
-        for steps, silent in (
-            (before, range(previous, rows[evaluation])),
-            (after, range(trailing, len(group.job.program))),
-        ):
-            steps += [[] for _ in range(len(silent) - len(steps))]
-            for step, row in zip(steps, silent, strict=False):
-                step.append((group, row))
-    return before, after
-
-
-def _row(group: Group[Job], tick: int) -> int:
-    return group.job.program.evaluating[tick - group.start]
-
-
-def _due(group: Group[Job], tick: int) -> bool:
-    job = group.job
-    return job.callback is not None and (tick - group.start + 1) % job.every == 0
 
 
 def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:

@@ -1,7 +1,7 @@
 """`slots="auto"`: how many slots a network is fastest with, found by short trials and remembered.
 
 More slots cost less a chain until the device is full; from there on they only cost memory and latency. The number where
-that turns is the knee: the last doubling that was worth it.
+that turns is the knee.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def best_slots(
 ) -> int:
     """The slots at the knee of chains x evaluations a second: 1, 2, 4, ... 65,536.
 
-    Trials are runs of three ticks of the engine with that many chains; they end at the first doubling that gains less
-    than 10%, that the device's memory has no room for, or with ticks of more than five seconds. The result is kept for
-    networks of this class and parameter shapes, on this device, with these arguments, in ``ulam/slots.json`` under
-    ``$XDG_CACHE_HOME`` (default ``~/.cache``); networks that are no ``torch.nn.Module`` are tried every time.
+    Trials are runs of three ticks of the engine with that many chains. They end with two doublings in a row that gain
+    less than 10%, with the device's memory, or with ticks of more than five seconds. The result, the fewest slots
+    within 10% of the best rate, is kept for networks of this class and parameter shapes, on this device, with these
+    arguments, in ``ulam/slots.json`` under ``$XDG_CACHE_HOME`` (default ``~/.cache``); networks that are no
+    ``torch.nn.Module`` are tried every time.
 
     Args:
         denoiser, shape, device, backend, dtype, options: as of the :class:`ulam.Engine` to be.
@@ -63,18 +64,17 @@ def best_slots(
     key = _key(denoiser, shape, device, backend, dtype, given, cond or {})
     if key is not None and (known := _read().get(key)) is not None:
         return known
-    slots, before = 1, 0.0
-    while slots <= MOST:
+    rates: dict[int, float] = {}
+    slots, idle = 1, 0
+    while slots <= MOST and idle < 2:
         rate = _rate(denoiser, shape, device, backend, dtype, given, cond or {}, slots)
         log.info("slots=%d: %.1f evaluations/s", slots, rate)
-        if rate < WORTH * before:
-            break
-        before = rate
-        if slots / rate > SLOWEST or not _has_room(device):
-            slots *= 2
+        idle = idle + 1 if rate < WORTH * max(rates.values(), default=0.0) else 0
+        rates[slots] = rate
+        if rate == 0 or slots / rate > SLOWEST or not _has_room(device):
             break
         slots *= 2
-    best = max(slots // 2, 1)
+    best = min(count for count, rate in rates.items() if WORTH * rate >= max(rates.values()))
     if key is not None:
         _write(key, best)
     return best

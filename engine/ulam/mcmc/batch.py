@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+
 import ulam_kernels.mcmc as ops
 
+from ..noise import DRAWS_PER_ROW, INITIAL_STATE
 from .adaptation import DualAveraging
 from .densities import BuiltIn
 from .samplers import BAOAB, HMC, ChainSampler, ParallelTempering, of_rows
@@ -18,7 +20,7 @@ Progress = Callable[[int, "Batch"], None]  # steps done, of which batch
 
 DIVERGED = -1000.0  # log acceptance ratios below it [Carpenter 2017, Stan]
 LAUNCH_ELEMENTS = 1 << 28  # element updates a launch at most: fractions of a second, so that progress shows
-SWAP_STAGE, VELOCITY_STAGE, INITIAL = 1, 1, 1
+SWAP_STAGE = VELOCITY_STAGE = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +121,10 @@ class Batch:
         seed = torch.full_like(ids, plan.seed)
         state = State(x.contiguous(), evaluate, seed, ids, torch.zeros_like(ids), self.sampler.scale(x), plan.backend)
         if plan.x_init is None:
-            state.x.copy_(state.normals(INITIAL))
+            state.x.copy_(state.normals(INITIAL_STATE))
         if self.sampler.moves:
             wide = self.temperature.sqrt().to(plan.dtype).view(-1, *[1] * len(plan.shape))
-            state.v = state.normals(INITIAL, VELOCITY_STAGE) * wide
+            state.v = state.normals(INITIAL_STATE, VELOCITY_STAGE) * wide
         return state
 
     # -------------------------------------------------------------------------------------------- a run
@@ -275,8 +277,8 @@ class Batch:
         """Swap neighbouring replicas, the even pairs and the odd ones in turn [Geyer 1991]."""
         if not self._swap_due(self.index):
             return
-        assert self.plan.tempering is not None and self.state.energy is not None
-        state, K = self.state, self.replicas
+        state, K, energy = self.state, self.replicas, self.state.energy
+        assert self.plan.tempering is not None and energy is not None
         odd = self.index // self.plan.tempering.swap_every % 2
         self.swap_attempts[odd] += 1
         low = torch.arange(odd, K - 1, 2, device=state.x.device)
@@ -285,15 +287,15 @@ class Batch:
         grid = torch.arange(len(state.x), device=state.x.device).view(-1, K)
         first, second = grid[:, low].flatten(), grid[:, low + 1].flatten()
         beta = 1 / self.temperature
-        log_ratio = (beta[first] - beta[second]) * (state.energy[first] - state.energy[second])
+        log_ratio = (beta[first] - beta[second]) * (energy[first] - energy[second])
         # The uniform is of the lower replica, and of the step before, which was the last one.
-        draw = state.draw[first] - 16 + SWAP_STAGE
+        draw = state.draw[first] - DRAWS_PER_ROW + SWAP_STAGE
         swap = ops.accept(
             log_ratio, [], seed=state.seed[first], chain=state.chain[first], draw=draw, backend=self.plan.backend
         )
         order = grid.flatten().clone()
         order[first], order[second] = torch.where(swap, second, first), torch.where(swap, first, second)
-        state.x, state.score, state.energy = state.x[order], state.score[order], state.energy[order]
+        state.x, state.score, state.energy = state.x[order], state.score[order], energy[order]
         if state.v is not None:
             state.v = state.v[order] * self._velocity_ratio(order)
         self.swapped[:, low] += swap.view(-1, len(low))

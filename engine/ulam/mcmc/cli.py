@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .targets import Energy, Target
 EXACT_DRAWS = 50_000  # behind the marginal plot
 FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
 
-TARGETS = {
+TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
     "gaussian": (lambda d: densities.Gaussian(torch.zeros(d)), 2),
     "mixture": (lambda d: densities.GaussianMixture(torch.stack([-2 * torch.ones(d), 2 * torch.ones(d)]), 0.7), 2),
     "double-well": (densities.DoubleWell, 2),
@@ -39,9 +40,7 @@ OPTIONS = ("temperature", "friction", "leapfrog", "decay", "delay")
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `ulam mcmc`."""
     p.set_defaults(run=execute)
-    p.add_argument(
-        "--target", required=True, help=f"{', '.join(TARGETS)}, or module:factory for an energy of your own"
-    )
+    p.add_argument("--target", required=True, help=f"{', '.join(TARGETS)}, or module:factory for an energy of your own")
     p.add_argument("--dimension", type=int, metavar="D", help="of a built-in target (default 2; funnel 10)")
     p.add_argument("--shape", type=_sizes, metavar="C,H,W", help="of one state of your own energy, such as 1,8,8")
     p.add_argument("--sampler", default="mala", help=f"one of {', '.join(SAMPLERS)} (default mala)")
@@ -95,15 +94,14 @@ def _target(options: argparse.Namespace) -> Target:
         if options.shape is not None:
             raise ValueError(f"shape: {name} has its own, give --dimension")
         make, default = TARGETS[name]
-        made: Target = make(default if options.dimension is None else options.dimension)
-        return made
+        return make(default if options.dimension is None else options.dimension)
     if ":" not in name:
         raise ValueError(f"target: got {name!r}, expected one of {', '.join(TARGETS)}, or module:factory")
     if options.dimension is not None:
         raise ValueError("dimension: is for built-in targets, give --shape")
     if options.shape is None:
         raise ValueError("shape: needed with an energy of your own, such as --shape 2")
-    made = loading._call_factory(name)
+    made: Any = loading._call_factory(name)
     return made if hasattr(made, "bind") else Energy(made)
 
 
@@ -137,7 +135,7 @@ def _write(options: argparse.Namespace, target: Target, chains: Chains) -> list[
         try:
             if name == "draws.npz":
                 with partial.open("wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
             elif name == "report.json":
                 partial.write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
             else:

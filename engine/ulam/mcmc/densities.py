@@ -1,4 +1,4 @@
-"""Densities with a formula: log-density, score, and draws from the exact law. They compile into whole-chain launches."""
+"""Densities with a formula: log-density, score, exact draws. They compile into launches of whole chains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+
 import ulam_kernels.densities as kernels
 import ulam_kernels.mcmc as ops
 
@@ -111,18 +112,23 @@ class Gaussian(BuiltIn):
         return f"Gaussian(dimension={self.dimension})"
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
-        away, precision = self.mean.to(x) - x, self.precision.to(x)
-        return away.mul_(precision) if self._diagonal else away @ precision
+        return self._pulled(x - self.mean.to(x), -self.precision.to(x))
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        away, precision = x - self.mean.to(x), self.precision.to(x)
-        pulled = away * precision if self._diagonal else away @ precision
-        return -0.5 * torch.linalg.vecdot(away, pulled) - self._constant
+        away = x - self.mean.to(x)
+        return -0.5 * (away * self._pulled(away, self.precision.to(x))).sum(1) - self._constant
+
+    def _pulled(self, away: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        pulled: torch.Tensor = away * matrix if self._diagonal else away @ matrix
+        return pulled
 
     def _torch_formulas(self, at: torch.Tensor, wanted: bool) -> Evaluated:
-        away = at - self.mean.to(at)
-        score = away * -self.precision.to(at) if self._diagonal else away @ -self.precision.to(at)
-        return torch.linalg.vecdot(away, score).double().mul_(-0.5).add_(self._constant) if wanted else None, score
+        away = at - self.mean.to(at) if bool(self.mean.any()) else at
+        score = self._pulled(away, -self.precision.to(at))
+        if not wanted:
+            return None, score
+        inner = torch.bmm(away[:, None], score[:, :, None])[:, 0, 0]  # without a tensor of products
+        return inner.double().mul_(-0.5).add_(self._constant), score
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         return self.mean + self._normals(count, self.dimension, seed) @ self._root.T
@@ -280,13 +286,15 @@ class Ring(BuiltIn):
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         energy = 0.5 * ((x.norm(dim=1) - self.radius) / self.std).square()
         sphere = math.log(2) + self.dimension / 2 * math.log(math.pi) - math.lgamma(self.dimension / 2)
-        return -energy - self._law.log_normaliser - sphere
+        log_p: torch.Tensor = -energy - self._law.log_normaliser - sphere
+        return log_p
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         """A uniform direction, and the distance by its quantile function, tabulated to about 1e-6."""
         z = self._normals(count, self.dimension + 1, seed)
         r = self._law.quantile(torch.special.ndtr(z[:, -1:]))
-        return r * z[:, :-1] / z[:, :-1].norm(dim=1, keepdim=True)
+        draws: torch.Tensor = r * z[:, :-1] / z[:, :-1].norm(dim=1, keepdim=True)
+        return draws
 
     def _kernel(self) -> kernels.Density:
         return kernels.ring(self.dimension, self.radius, self.std)

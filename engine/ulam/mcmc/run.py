@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import ulam_kernels.dispatch
 from tqdm.auto import tqdm
+
+import ulam_kernels.dispatch
 
 from ..arguments import check_shape, check_x_init, fallbacks, resolve_device
 from ..denoiser import Denoiser
@@ -75,7 +76,9 @@ def run(
     """
     if slots is not None and whole_number("slots", slots) < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    plan = _plan(target, sampler, chains, steps, shape, seed, x_init, warmup, thin, adapt, launch, device, backend, dtype)
+    plan = _plan(
+        target, sampler, chains, steps, shape, seed, x_init, warmup, thin, adapt, launch, device, backend, dtype
+    )
     whole = isinstance(target, BuiltIn) and target.kernel is not None
     rows = _batches(len(plan.ids), None if whole else slots)
     begin = time.perf_counter()
@@ -129,7 +132,7 @@ def _plan(
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")
-    if len(ids.unique()) != len(ids):
+    if len(set(ids.tolist())) != len(ids):
         raise ValueError("chains: ids must be distinct")
     if tempering and int(ids.max()) >= REPLICA_IDS // len(tempering.temperatures):
         raise ValueError("chains: ids times temperatures must stay below 2^63")
@@ -173,10 +176,11 @@ def _batches(chains: int, slots: int | None) -> list[tuple[torch.Tensor, int]]:
 def _run(plan: Plan, part: tuple[torch.Tensor, int], store: bool, bar: _Bar) -> tuple[Batch, Record, int]:
     rows, count = part
     kept, size = plan.steps // plan.thin, len(rows)
-    wide = {"dtype": torch.float64, "device": plan.device}
     draws = torch.empty(size, kept, *plan.shape, dtype=plan.dtype, device=plan.device) if store else None
-    energies = torch.empty(size, kept, **wide) if store and plan.target.has_energy else None
-    moments = None if store else torch.zeros(size, 2, *plan.shape, **wide)
+    energies = None
+    if store and plan.target.has_energy:
+        energies = torch.empty(size, kept, dtype=torch.float64, device=plan.device)
+    moments = None if store else torch.zeros(size, 2, *plan.shape, dtype=torch.float64, device=plan.device)
     record = Record(draws, energies, moments)
     batch = Batch(plan, rows, bar.update)
     batch.run(record)
@@ -239,7 +243,9 @@ def _warn(result: Chains, plan: Plan) -> None:
     worst = int(bad[0])
     if plan.sampler.adjusted:
         count = int(result.divergences.sum())
-        told = f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
+        told = (
+            f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
+        )
     else:
         told = (
             f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "

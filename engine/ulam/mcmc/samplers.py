@@ -300,7 +300,7 @@ def numbers(
 ) -> torch.Tensor:
     """``value`` as float64, one number ``[]`` or one a chain. Raises TypeError or ValueError for any out of range."""
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()  # type: ignore[arg-type]
+        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: got {value!r}, expected a number, or one a chain") from None
     if tensor.dim() > 1 or isinstance(value, bool):
@@ -332,4 +332,3 @@ def check_box(clip: object) -> None:
         return
     if not isinstance(clip, (tuple, list)) or len(clip) != 2 or not clip[0] < clip[1]:
         raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")
-

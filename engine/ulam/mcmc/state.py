@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+
 import ulam_kernels
 
 from ..noise import DRAWS_PER_ROW
@@ -54,4 +55,8 @@ class State:
     def normals(self, tag: int = 0, stage: int = 0) -> torch.Tensor:
         """Standard normal noise like x."""
         out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
-        return ulam_kernels.fill_normal(out, **self.ids(stage), tag=tag, backend=self.backend).to(self.x.dtype)
+        ids = self.ids(stage)
+        ulam_kernels.fill_normal(
+            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=tag, backend=self.backend
+        )
+        return out.to(self.x.dtype)

@@ -180,9 +180,7 @@ def _checked_energy(energy: object, x: torch.Tensor) -> torch.Tensor:
     if not isinstance(energy, torch.Tensor) or not energy.is_floating_point():
         raise TypeError(f"target: the energy is {_kind(energy)}, expected a float tensor [{len(x)}]")
     if energy.shape != x.shape[:1]:
-        raise ValueError(
-            f"target: the energy has shape {list(energy.shape)}, expected [{len(x)}], one number a chain"
-        )
+        raise ValueError(f"target: the energy has shape {list(energy.shape)}, expected [{len(x)}], one number a chain")
     return energy
 
 

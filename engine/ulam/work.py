@@ -1,0 +1,77 @@
+"""What the chains in the slots need at a tick, known on the host from their programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .job import Job
+from .scheduler import Group
+
+
+class Work:
+    """What the chains in the slots have in common until the next of them enters or leaves, known on the host."""
+
+    silent = False  # rows without an evaluation
+    noisy = False  # noise given by the caller
+    intervals = False  # guidance that depends on the time
+    guided = False
+    rescaled = False
+    reduces = False
+    blends = False
+    previews = False
+
+    def __init__(self) -> None:
+        self.groups: list[Group[Job]] = []
+        self.active = 0  # chains in them
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, groups: list[Group[Job]]) -> None:
+        """Count these groups in."""
+        self._count(groups, 1)
+
+    def leave(self, groups: list[Group[Job]]) -> None:
+        """Count these groups out."""
+        self._count(groups, -1)
+
+    def _count(self, groups: list[Group[Job]], sign: int) -> None:
+        for group in groups:
+            for trait in group.job.traits:
+                self._counts[trait] += sign
+                setattr(self, trait, self._counts[trait] > 0)
+
+
+Silent = list[list[tuple[Group[Job], int]]]
+
+
+def silent_rows(tick: int, groups: list[Group[Job]]) -> tuple[Silent, Silent]:
+    """Rows without an evaluation that come before this tick's evaluation, and behind it if it is the last.
+
+    Each list holds fused steps; each step the groups that take part in it, with the row of their program.
+    """
+    before: Silent = []
+    after: Silent = []
+    for group in groups:
+        rows, evaluation = group.job.program.evaluating, tick - group.start
+        if len(rows) == len(group.job.program):
+            continue
+        previous = rows[evaluation - 1] + 1 if evaluation else 0
+        trailing = rows[-1] + 1 if evaluation == len(rows) - 1 else len(group.job.program)
+        for steps, silent in (
+            (before, range(previous, rows[evaluation])),
+            (after, range(trailing, len(group.job.program))),
+        ):
+            steps += [[] for _ in range(len(silent) - len(steps))]
+            for step, row in zip(steps, silent, strict=False):
+                step.append((group, row))
+    return before, after
+
+
+def row_of(group: Group[Job], tick: int) -> int:
+    """The row of its program that a group evaluates at this tick."""
+    return group.job.program.evaluating[tick - group.start]
+
+
+def due(group: Group[Job], tick: int) -> bool:
+    """Whether a group's job wants a preview of this tick."""
+    job = group.job
+    return job.callback is not None and (tick - group.start + 1) % job.every == 0
