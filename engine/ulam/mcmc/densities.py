@@ -116,7 +116,8 @@ class Gaussian(BuiltIn):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         away = x - self.mean.to(x)
-        return -0.5 * (away * self._pulled(away, self.precision.to(x))).sum(1) - self._constant
+        energy = 0.5 * (away * self._pulled(away, self.precision.to(x))).sum(1)
+        return -energy - self._constant
 
     def _pulled(self, away: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         pulled: torch.Tensor = away * matrix if self._diagonal else away @ matrix
@@ -131,7 +132,8 @@ class Gaussian(BuiltIn):
         return inner.double().mul_(-0.5).add_(self._constant), score
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
-        return self.mean + self._normals(count, self.dimension, seed) @ self._root.T
+        draws: torch.Tensor = self.mean + self._normals(count, self.dimension, seed) @ self._root.T
+        return draws
 
     def _kernel(self) -> kernels.Density:
         return kernels.gaussian(self.mean, self.precision)

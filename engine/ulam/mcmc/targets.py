@@ -59,21 +59,21 @@ class Energy:
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
         cond, modules = _of_rows(self.cond, rows, chains, x.device), _modules(self.fn)
-        ones: torch.Tensor | None = None
+        minus: torch.Tensor | None = None  # what the gradient is multiplied by: the score is minus the gradient
 
         def by_autograd(at: torch.Tensor, wanted: bool) -> Evaluated:
-            nonlocal ones
+            nonlocal minus
             with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(modules):
                 leaf = at.detach().requires_grad_()
                 energy = _checked_energy(self.fn(leaf, **cond), leaf)
                 if not energy.requires_grad:
                     raise TypeError(NO_GRADIENT)
-                if ones is None or ones.dtype != energy.dtype:
-                    ones = torch.ones_like(energy)
-                (gradient,) = torch.autograd.grad(energy, leaf, ones, allow_unused=True)
-            if gradient is None:
+                if minus is None or minus.dtype != energy.dtype:
+                    minus = torch.full_like(energy, -1.0, requires_grad=False)
+                (score,) = torch.autograd.grad(energy, leaf, minus, allow_unused=True)
+            if score is None:
                 raise TypeError(NO_GRADIENT)
-            return energy.detach().double() if wanted else None, gradient.neg_().contiguous()
+            return energy.detach().double() if wanted else None, score.to(at.dtype).contiguous()
 
         def as_given(at: torch.Tensor, wanted: bool) -> Evaluated:
             assert self.given_score is not None
