@@ -20,7 +20,7 @@ from bench.timing import Timing, interleaved, table, write
 
 from ulam import mcmc
 
-STEPS = {"launch": 1000, "steps": 100}  # a timed call
+STEPS = {"launch": 1000, "steps": 200}  # a timed call
 Candidates = dict[str, tuple[Callable[[], object], int]]  # a function, and the steps that it takes
 
 

@@ -56,7 +56,7 @@ def test_every_estimate_is_the_closed_form_of_a_linear_denoiser(matrix: torch.Te
         "predicted": predicted,
         "calibration": predicted / error,
         "slope": float((matrix @ COVARIANCE).trace() / power.trace()),
-        "asymmetry": float((matrix - matrix.T).norm() / (matrix + matrix.T).norm()),
+        "asymmetry": float((matrix - matrix.T).norm() / (2 * matrix.norm())),
     }
     for name, value in expected.items():
         found = getattr(level, name)
@@ -126,9 +126,11 @@ def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_sure_tracks_the_true_error_of_the_digits_denoiser() -> None:
-    x, labels = held_out(250)
-    found = list(check.measure(load_model("digits").denoiser, x, [0.05, 0.1, 0.2, 0.3, 0.5, 0.8], {"y": labels}))
+    """At levels where 320 examples tell SURE to about 2%; `docs/check/check.json` has higher ones."""
+    x, labels = held_out(320)
+    found = list(check.measure(load_model("digits").denoiser, x, [0.03, 0.05, 0.08, 0.13, 0.2, 0.3], {"y": labels}))
     for level in found:
+        assert level.gap.stderr < 0.025 * level.error.value
         assert level.sure.value == pytest.approx(level.error.value, rel=0.05), level
         assert level.passed, words(level)
         assert level.error.value < level.linear / 2
@@ -143,7 +145,7 @@ net = load_digits()
 schedule = ulam.schedules.vp_linear(1000, 1e-4, 0.02)
 def wrong_time(): return lambda x, t, y: net(x, 0.7 * t, y)
 def scaled(): return lambda x, t, y: 1.1 * net(x, t, y)
-def rough(): return lambda x, t, y: net(x, t, y) + 0.1 * torch.sin(20 * x.flip(3))
+def rough(): return lambda x, t, y: net(x, t, y) + 0.3 * torch.sin(20 * x.flip(3))
 def whole(): return net
 """
 EXPECTED = {"wrong_time": "over-confident", "scaled": "over-confident", "rough": "score is no gradient"}
@@ -151,7 +153,7 @@ EXPECTED = {"wrong_time": "over-confident", "scaled": "over-confident", "rough":
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    x, labels = held_out(40)
+    x, labels = held_out(24)
     pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "data.npz", arr_0=pixels, arr_1=labels.numpy())
     (tmp_path / "broken_digits.py").write_text(BROKEN)
@@ -165,7 +167,7 @@ OWN = ("--shape", "1,28,28", "--data", "data.npz", "--levels", "2", "--sigmas", 
 
 @pytest.mark.parametrize("factory", EXPECTED)
 def test_a_broken_denoiser_is_exposed(folder: Path, capsys: pytest.CaptureFixture[str], factory: str) -> None:
-    code = cli.main(["check", "--model", f"broken_digits:{factory}", "--no-picture", *OWN])
+    code = cli.main(["check", "--model", f"broken_digits:{factory}", "--no-plots", *OWN])
     told = capsys.readouterr()
     assert code == 1 and EXPECTED[factory] in told.out and "check failed at sigma" in told.err
     assert not json.loads((folder / "out" / "check.json").read_text())["passed"]
@@ -179,7 +181,7 @@ def test_a_whole_one_passes_and_leaves_a_report_and_a_picture(folder: Path) -> N
     assert [line[0] for line in lines[2:4]] == ["0.5", "1"] and all(line[-1] == "ok" for line in lines[2:4])
     report = json.loads((folder / "out" / "check.json").read_text())
     assert report["passed"] and [level["sigma"] for level in report["levels"]] == [0.5, 1.0]
-    x, labels = held_out(40)
+    x, labels = held_out(24)
     bound = bounds.vlb(load_model("digits").denoiser, x, {"y": labels}, sampled=check_report.STEPS, clip=(-1, 1))
     assert report["bits_per_dim"]["value"] == pytest.approx(bound.value, rel=1e-3)
     assert report["bits_per_dim"]["stderr"] == pytest.approx(bound.stderr, rel=1e-2)
@@ -195,7 +197,7 @@ def test_noisy_data_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]
     x, labels = held_out(20)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     np.savez(folder / "noisy.npz", arr_0=(x + 0.5 * noise).numpy(), arr_1=labels.numpy())
-    options = ["--data", "noisy.npz", "--noisy", "0.5", "--out", "out", "--no-picture"]
+    options = ["--data", "noisy.npz", "--noisy", "0.5", "--out", "out", "--no-plots"]
     assert cli.main(["check", "--model", "digits", *options]) == 0
     report = json.loads((folder / "out" / "check.json").read_text())
     assert report["levels"][0]["error"] is None
@@ -235,12 +237,12 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     np.savez(folder / "empty.npz", other=np.zeros(3))
     np.savez(folder / "small.npz", arr_0=np.zeros((6, 8, 8, 1), dtype=np.uint8))
     np.savez(folder / "labels.npz", arr_0=np.zeros((6, 1, 28, 28), dtype=np.float32), arr_1=np.arange(6) * 3)
-    assert cli.main(["check", *options, "--no-picture", "--out", "out"]) == 2
+    assert cli.main(["check", *options, "--no-plots", "--out", "out"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and re.search(named, told), told
 
 
 def test_a_missing_matplotlib_is_said_before_the_work(folder: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(check_report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["check", "--model", "digits", "--out", "out"]) == 2
-    assert "needs matplotlib" in capsys.readouterr().err and not (folder / "out").exists()
+    assert "plots need matplotlib" in capsys.readouterr().err and not (folder / "out").exists()

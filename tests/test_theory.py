@@ -39,7 +39,7 @@ def test_every_figure_is_there_and_the_page_names_the_command_that_made_it() -> 
             assert f'"{figure[len("theory_") : -len(".png")]}"' in drawn and "python docs/figures.py" in commands
         else:
             assert any(f"docs/{figure}" in command or "--out docs/check" in command for command in commands), figure
-    (check,) = [command for command in commands if command.startswith("ulam check")]
+    (check,) = [command for command in commands if command.startswith("ulam check --")]
     assert cli._parser().parse_args(check.split()[1:]).out == Path("docs/check")
 
 

@@ -5,12 +5,13 @@ A sampler is a table of coefficients, a chain is a row pointer, and one fused ke
 
 from ulam_kernels import __version__, backends
 
-from . import noise, objectives, ops, samplers, schedules, sure, tweedie, vae
+from . import bounds, ebm, mcmc, noise, objectives, ops, samplers, schedules, sure, tweedie, vae
 from .conditioning import shared
 from .denoiser import Denoiser
 from .engine import Engine
 from .errors import NetworkError, QueueFull
 from .job import Job
+from .mcmc import Energy
 from .network import NetworkOptions
 from .preview import Preview
 from .program import Program
@@ -20,6 +21,7 @@ from .sampling import sample
 
 __all__ = [
     "Denoiser",
+    "Energy",
     "Engine",
     "Job",
     "NetworkError",
@@ -31,6 +33,9 @@ __all__ = [
     "Result",
     "__version__",
     "backends",
+    "bounds",
+    "ebm",
+    "mcmc",
     "noise",
     "objectives",
     "ops",

@@ -51,7 +51,7 @@ class Level:
     calibration: predicted / error (without clean data predicted / sure); 1 for a posterior mean.
     slope: E[(x - c) . (D - c)] / E|D - c|^2 for the mean c of the data; 1 where x - D is orthogonal to D, below 1 where
         D goes too far.
-    asymmetry: |J - J'| / |J + J'| in Frobenius norm for J = dD/dy; 0 where D - y is a gradient.
+    asymmetry: |J - J'| / (2 |J|) in Frobenius norm for J = dD/dy; 0 where D - y is a gradient, at most 1.
     linear: the error of the best linear denoiser that treats elements one by one.
     """
 
@@ -155,7 +155,7 @@ def _level(
     n, power = x[0].numel(), sigma**2
     predicted = power * of["divergence"] / n
     sure = of["moved"] / n - power + 2 * predicted
-    odd = _ratio(of["odd"], of["even"])
+    odd = _ratio(of["odd"], of["all"])
     root = math.sqrt(odd.value)
     error = None if noisy else of["error"] / n
     variance = x.double().var(0)
@@ -189,7 +189,7 @@ def _quantities(
         "length": dot(D - centre, D - centre),
         "divergence": (dot(u, of_u) + dot(v, of_v)) / 2,
         "odd": (cross - back) ** 2,
-        "even": (cross + back) ** 2,
+        "all": 2 * (cross**2 + back**2),
     }
 
 

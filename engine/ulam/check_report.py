@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ from .check import Level
 from .denoiser import Denoiser
 from .estimate import Inputs
 from .loading import Model, load_model
+from .mcmc.plots import require_matplotlib
 from .models.train_digits import load_mnist5k, write_atomically
 
 STEPS = 20  # terms of the bound that are evaluated beside L_0
@@ -56,14 +56,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch", type=int, default=128, metavar="N", help="examples in one call (default 128)")
     p.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    p.add_argument("--no-picture", action="store_true", help="leave out check.png, which needs matplotlib")
+    p.add_argument("--no-plots", action="store_true", help="write no check.png (matplotlib is not needed then)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for check.json and check.png")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write; 1 where a test fails."""
-    if not options.no_picture and importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("out: the picture needs matplotlib (pip install matplotlib), or give --no-picture")
+    if not options.no_plots:
+        require_matplotlib()
     model = load_model(
         options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
     )
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         }
         write_atomically(options.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
         names = ["check.json"]
-        if not options.no_picture:
+        if not options.no_plots:
             write_atomically(options.out / "check.png", picture(found, model.name))
             names.append("check.png")
     failed = [f"{level.sigma:.3g}" for level in found if not level.passed]
@@ -200,7 +200,7 @@ def picture(found: list[Level], title: str) -> bytes:
     ratios.axhspan(1 - check.CALIBRATION, 1 + check.CALIBRATION, color="C0", alpha=0.12, lw=0)
     ratios.axhspan(1 - check.SLOPE, 1 + check.SLOPE, color="C3", alpha=0.2, lw=0)
     ratios.axhline(check.ASYMMETRY, color="C4", ls=":", lw=1)
-    curve(ratios, "calibration", "calibration (error / posterior variance)", color="C0", marker="o", ms=4)
+    curve(ratios, "calibration", "calibration (posterior variance / error)", color="C0", marker="o", ms=4)
     curve(ratios, "slope", "slope of x on D", color="C3", marker="s", ms=4)
     curve(ratios, "asymmetry", "asymmetry of dD/dy (limit dotted)", color="C4", marker="^", ms=4)
     ratios.set(xscale="log", xlabel="noise level $\\sigma$")

@@ -67,7 +67,7 @@ class Record:
         if self.moments is not None:
             wide = x.double()
             self.moments[:, 0] += wide
-            self.moments[:, 1] += wide.square()
+            self.moments[:, 1].addcmul_(wide, wide)
 
     def of(self, begin: int, end: int) -> Record:
         """New tensors for the draws from ``begin`` to ``end``, contiguous; the moments are these."""

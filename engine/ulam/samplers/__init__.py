@@ -1,5 +1,11 @@
 """Samplers: each one short function of float64 mathematics from a schedule to a `Program`."""
 
+from ..mcmc.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from ..mcmc.samplers import HMC as HMC
+from ..mcmc.samplers import MALA as MALA
+from ..mcmc.samplers import SGLD as SGLD
+from ..mcmc.samplers import ULA as ULA
+from ..mcmc.samplers import ParallelTempering as ParallelTempering
 from ..program import DynamicThreshold
 from .consistency import Consistency
 from .ddim import DDIM

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from ..schedules import Array
 
@@ -24,7 +24,7 @@ def sigma_grid(name: str, largest: float, smallest: float, steps: int) -> Array:
         ends = largest ** (1 / 7), smallest ** (1 / 7)
         levels = (ends[0] + ramp * (ends[1] - ends[0])) ** 7
     elif name == "beta":
-        levels = smallest + beta.ppf(1 - ramp, 0.6, 0.6) * (largest - smallest)
+        levels = smallest + betaincinv(0.6, 0.6, 1 - ramp) * (largest - smallest)
     else:
         levels = np.exp(np.log(largest) + ramp * (np.log(smallest) - np.log(largest)))
     return np.asarray(levels, dtype=np.float64)
