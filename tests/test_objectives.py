@@ -149,17 +149,23 @@ def test_implicit_and_sliced_equal_explicit_up_to_the_known_constant() -> None:
         assert abs(mean - expected) <= 4 * error, name
 
 
-def test_all_three_have_the_same_gradient_in_expectation() -> None:
-    """In W that of explicit score matching; denoising score matching has that of the noised density."""
-    x, sigma = data(), 0.5
-    noised = torch.linalg.inv(torch.linalg.inv(MATRIX) + sigma**2 * torch.eye(3, dtype=torch.float64))
-    clean = (W0 - MATRIX) @ torch.linalg.inv(MATRIX)
-    noisy = (W0 - noised) @ torch.linalg.inv(noised)
+SIGMA = 0.5
+NOISED = torch.linalg.inv(torch.linalg.inv(MATRIX) + SIGMA**2 * torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "start", [W0, MATRIX, NOISED], ids=["elsewhere", "at the minimiser", "at the noised minimiser"]
+)
+def test_all_three_have_the_same_gradient_in_expectation(start: torch.Tensor) -> None:
+    """In W that of explicit score matching, 0 at the data's precision; denoising has that of the noised density."""
+    x, sigma = data(), SIGMA
+    clean = (start - MATRIX) @ torch.linalg.inv(MATRIX)
+    noisy = (start - NOISED) @ torch.linalg.inv(NOISED)
 
     def gradient(loss) -> torch.Tensor:
         parts = []
         for part in x.split(N // 40):
-            W = W0.clone().requires_grad_()
+            W = start.clone().requires_grad_()
             (found,) = torch.autograd.grad(loss(part, W, len(parts)).mean(), W)
             parts.append(found)
         return torch.stack(parts)
