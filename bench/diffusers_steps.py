@@ -1,21 +1,23 @@
 """The time of fused schedulers beside diffusers' own, on the CPU: `python -m bench.diffusers_steps`.
 
 One call is what a pipeline spends on its scheduler a step: scale_model_input and step, with a generator. Prints a table
-for a batch of images and one for two elements (the cost of a call itself), and writes
-bench/results/diffusers-steps-DATE.json. The candidates of a row are timed in turn, in one process. Every call returns a
-new tensor on both sides; whether the memory allocator has it at hand, or must fault pages in, is part of the time.
+for a batch of images and one for two elements (the cost of a call itself), then the schedulers' share of whole loops
+with a small network between the calls, and writes bench/results/diffusers-steps-DATE.json. The candidates of a row are
+timed in turn, in one process. Every call returns a new tensor on both sides; whether the memory allocator has it at
+hand, or must fault pages in, is part of the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
-from bench.timing import Timing, interleaved, table, write
+from bench.timing import Timing, interleaved, summary, table, write
 
 from ulam.integrations.diffusers import fuse
 
@@ -59,10 +61,29 @@ def call(scheduler: Any, shape: tuple[int, ...], seed: int = 0) -> Callable[[], 
     return repeated
 
 
+def loop(scheduler: Any, steps: int = 10) -> float:
+    """Seconds that one pipeline-like loop spends in its scheduler."""
+    generator, spent = torch.Generator().manual_seed(0), 0.0
+    network = torch.nn.Conv2d(3, 3, 3, padding=1)
+    x = torch.randn(IMAGES, generator=generator)
+    scheduler.set_timesteps(steps)
+    named = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            begin = time.perf_counter()
+            net_in = scheduler.scale_model_input(x, t)
+            spent += time.perf_counter() - begin
+            m = network(net_in)
+            begin = time.perf_counter()
+            x = scheduler.step(m, t, x, **named).prev_sample
+            spent += time.perf_counter() - begin
+    return spent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="time spent on each row")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures: dict[str, dict[str, Timing]] = {}
@@ -74,6 +95,16 @@ def main() -> None:
             title = f"{name}, {' x '.join(map(str, shape))}"
             figures[title] = timings
             print(table(title, timings, ours="ulam fused"))
+    for name in list(SCHEDULERS)[:3]:
+        theirs = getattr(diffusers, name)()
+        schedulers = {"ulam fused": fuse(theirs), "diffusers": theirs}
+        seconds: dict[str, list[float]] = {row: [] for row in schedulers}
+        for _ in range(10):
+            for row, scheduler in schedulers.items():
+                seconds[row].append(loop(scheduler))
+        title = f"{name}, a loop of 10 steps"
+        figures[title] = {row: summary(values) for row, values in seconds.items()}
+        print(table(title, figures[title], ours="ulam fused"))
     print(write("diffusers-steps", figures, steps=STEPS))
 
 

@@ -41,10 +41,11 @@ def interleaved(functions: dict[str, Callable[[], object]], seconds: float = 4.0
             begin = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - begin)
-    return {name: _summary(values) for name, values in times.items()}
+    return {name: summary(values) for name, values in times.items()}
 
 
-def _summary(values: list[float]) -> Timing:
+def summary(values: list[float]) -> Timing:
+    """Of at least two runs' seconds."""
     lower, median, upper = statistics.quantiles(values, n=4)
     return Timing(median, lower, upper, min(values), len(values))
 

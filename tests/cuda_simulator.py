@@ -190,13 +190,13 @@ class Device:
             put[name] = self.put(tensor, skew if tensor is net_in or tensor is model else 0)
         name_at = lambda name: put.get(name, 0)  # noqa: E731
         packed = struct.pack(
-            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQ",
+            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQQ",
             chains, state[0, 0].numel(), registers, put["state"], NUMBERS[state.dtype], self.put(table.coef),
             self.put(table.flags), len(table), self.put(row), put["state"] if alias else name_at("model"),
             name_at("uncond"), 0 if model is None else NUMBERS[model.dtype],
             0 if model is None else model.numel() // chains,
             *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
-            0 if net_in is None else NUMBERS[net_in.dtype], name_at("scales"),
+            0 if net_in is None else NUMBERS[net_in.dtype], name_at("scales"), name_at("source") or put["state"],
         )  # fmt: skip
         return packed, put
 

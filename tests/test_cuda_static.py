@@ -68,6 +68,7 @@ def random_step(shape: tuple[int, ...], chains: int, state: torch.dtype, model: 
         "draw": ids(chains, rng, 2**40),
         "noise": normal(chains, *shape) if explicit else None,
         "net_in": torch.full((chains, *shape), 7.0, dtype=net),
+        "source": normal(chains, *shape).to(state) if explicit else None,
         "scales": (normal(chains, 4) * torch.tensor([0.5, 0.5, 1, 1])).add(torch.tensor([-2.0, 2, 0, 0])),
     }
 

@@ -17,7 +17,6 @@ from fuse_cases import ALL, SHAPE, assert_same_loops, begin, loop, make, network
 
 from ulam import schedules
 from ulam.integrations.diffusers import fuse, fused
-from ulam.integrations.diffusers.apart import apart
 from ulam.integrations.diffusers.fusing import FAMILIES
 from ulam.samplers import DDIM, DDPM
 
@@ -170,33 +169,6 @@ def test_gradients_are_refused() -> None:
         scheduler.step(x, 500, x)
     with torch.no_grad():
         assert not scheduler.step(x, 500, x).prev_sample.requires_grad
-
-
-# -------------------------------------------------------------------------------------------- rows apart
-
-
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
-@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
-@pytest.mark.parametrize("sampler", [DDPM, DDIM])
-def test_rows_apart_are_the_same_maps(sampler: Any, clip: Any, predicts: str) -> None:
-    """x' of both forms in float64, by DESIGN's row formula, on numbers where every second D is clipped."""
-    program = sampler(40, clip=clip).program(schedules.vp_linear(), predicts)
-    form = apart(program)
-    assert form is not None and form.possible.mean() > 0.9
-    x, m, z = 0.37, -0.52, 1.31
-    for row in range(len(program)):
-        c = program.A[row, 0]
-        D = program.kx[row] * x + program.km[row] * m
-        D = min(max(D, program.lo[row]), program.hi[row])
-        expected = c[0] * x + c[1] * D + c[2] * m + c[3] * z
-        if form.plain[row]:
-            a, b = form.pairs[:, row]
-            assert a * x + b * m == pytest.approx(expected, rel=1e-12)
-        if form.possible[row]:
-            a, w = form.program.A[row, 0], form.weights[row]
-            guided = x + w * (m - x) if form.guided[row] else m
-            D = min(max(form.program.kx[row] * z + form.program.km[row] * guided, program.lo[row]), program.hi[row])
-            assert a[0] * z + a[1] * D + a[2] * guided + a[3] * x == pytest.approx(expected, rel=1e-8, abs=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------- refusals

@@ -79,6 +79,8 @@ def test_every_instruction_set_equals_the_reference(registers, state_type, model
         table, inputs = random_table(rng, registers), random_inputs(rng, shape, model_type)
         start = torch.from_numpy(rng.normal(size=(registers, CHAINS, *shape))).to(state_type)
         row = torch.from_numpy(rng.integers(0, ROWS, CHAINS))
+        if rng.random() < 0.5:
+            inputs["source"] = torch.from_numpy(rng.normal(size=(CHAINS, *shape))).to(state_type)
         results = []
         for name in ("reference", *_cpu.instruction_sets()):
             if name != "reference":
@@ -91,6 +93,47 @@ def test_every_instruction_set_equals_the_reference(registers, state_type, model
         for name, state, net_in in results[1:]:
             assert same_bits(state, results[0][1]), (name, shape)
             assert same_bits(net_in, results[0][2]), (name, shape)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["generated", "given noise"])
+def test_every_form_of_the_plain_row_equals_the_reference(given):
+    """Each subset of the terms of x' = a x + d D + b m + c z, in place and from a source, noise in the output itself."""
+    names, generator = ("x", "m", "z", "kx", "km"), torch.Generator().manual_seed(0)
+    x, m, z = torch.randn(3, CHAINS, 1000, generator=generator)
+    row, ids = torch.zeros(CHAINS, dtype=torch.int64), torch.arange(CHAINS)
+    before = _cpu.instruction_set()
+    for present in itertools.product((False, True), repeat=len(names)):
+        terms = {name: 0.3 + 0.25 * k for k, name in enumerate(names) if present[k]}
+        terms |= {"D": -0.7, "lo": -0.4, "hi": 0.5} if present[3] or present[4] else {}
+        noise = {"seed": ids, "chain": ids, "draw": ids} | ({"noise": z} if given else {})
+        expected = x[None].clone()
+        ulam_kernels.step(expected, one_row(**terms), row, model=m, backend="reference", **noise)
+        for name in _cpu.instruction_sets():
+            _cpu.use_instruction_set(name)
+            state, apart = x[None].clone(), (z if given else torch.full_like(z, float("nan")))[None].clone()
+            ulam_kernels.step(state, one_row(**terms), row, model=m, **noise)
+            ulam_kernels.step(
+                apart, one_row(**terms), row, model=m, source=x, **noise | ({"noise": apart[0]} if given else {})
+            )
+            assert same_bits(state, expected) and same_bits(apart, expected), (name, terms)
+        _cpu.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_source_takes_the_place_of_the_first_register(backend):
+    """All rows as if it had been copied there first, but that what no row writes keeps what it held."""
+    rng = np.random.default_rng(8)
+    table, inputs = random_table(rng, 3), random_inputs(rng, (3, 70), torch.float32)
+    start, x = torch.randn(3, CHAINS, 3, 70), torch.randn(CHAINS, 3, 70)
+    for first in range(0, ROWS, CHAINS):
+        row = torch.arange(first, first + CHAINS) % ROWS
+        state, copied = start.clone(), torch.cat([x[None], start[1:]])
+        nets = torch.full((2, CHAINS, 3, 70), float("nan"))
+        ulam_kernels.step(state, table, row, source=x, net_in=nets[0], backend=backend, **inputs)
+        ulam_kernels.step(copied, table, row, net_in=nets[1], backend=backend, **inputs)
+        unwritten = (table.flags[row] & 1) == 0
+        copied[0, unwritten] = start[0, unwritten]
+        assert same_bits(state, copied) and same_bits(*nets)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -258,6 +301,7 @@ def bad_step(**changes):
         ({"uncond": torch.zeros(2, 3)}, "guidance"),
         ({"uncond": torch.zeros(2, 3, dtype=torch.bfloat16)}, "uncond"),
         ({"net_in": torch.zeros(2, 2)}, "net_in"),
+        ({"source": torch.zeros(2, 2)}, "source"),
         ({"table": one_row(x=1.0, z=1.0, lv_m=1.0)}, "learned"),
         ({"backend": "gpu"}, "backend"),
     ],

@@ -77,10 +77,11 @@ class Variant:
     net_in: bool = False
     noise: str = "generated"  # or "given"
     scaled: bool = False
+    source: bool = False
 
     def __str__(self) -> str:
         types = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(self.types)]
-        options = [name for name in ("guided", "learned", "net_in", "scaled") if getattr(self, name)]
+        options = [name for name in ("guided", "learned", "net_in", "scaled", "source") if getattr(self, name)]
         return "-".join([f"R{self.registers}", *types, *options, f"noise_{self.noise}"])
 
     def case(self, rng: np.random.Generator, chains: int, n: int) -> Case:
@@ -104,6 +105,7 @@ class Variant:
             "noise": normal(rng, (chains, 1, n), torch.float32) if self.noise == "given" else None,
             "net_in": torch.full((chains, 1, n), float("nan"), dtype=self.types[2]) if self.net_in else None,
             "scales": random_scales(rng, chains) if self.scaled else None,
+            "source": normal(rng, (chains, 1, n), self.types[0]) if self.source else None,
         }
 
 
@@ -119,6 +121,8 @@ VARIANTS = [
     Variant(3, SAME[torch.float16], guided=True),
     Variant(5, MIXED),
     Variant(scaled=True),
+    Variant(noise="given", source=True),
+    Variant(3, MIXED, net_in=True, source=True),
     Variant(2, MIXED, guided=True, learned=True, net_in=True, noise="given", scaled=True),
 ]
 

@@ -151,6 +151,7 @@ bool clips_like_the_standard(const Kernels& k) {
   s.chains = s.rows = s.registers = 1;
   s.elements = 66;
   s.state = state;
+  s.source = state;
   s.coef = row;
   s.flags = &flags;
   s.row = &zero;

@@ -39,7 +39,7 @@ struct StepChain {
   int64_t elements, register_stride;
   Output output;
   Scales scales;  // of rows with a reduction
-  Data state, noise, net_in;
+  Data state, source, noise, net_in;
   Stream stream;
 
   StepChain(const Step& s, int64_t b)
@@ -51,6 +51,7 @@ struct StepChain {
         output(s, b, row.flags),
         scales{},
         state(s.state, s.state_type, b * s.elements),
+        source(s.source, s.state_type, b * s.elements),
         noise(s.noise, kFloat32, b * s.elements),
         net_in(s.net_in, s.net_type, b * s.elements),
         stream{} {
@@ -74,7 +75,7 @@ struct StepChain {
     f x0 = V::set(0.0f), r[R];
     const f m = output.load<V>(i);
     ULAM_UNROLL
-    for (int j = 0; j < R; ++j) r[j] = row.reads >> j & 1 ? state.load<V>(j * register_stride + i) : V::set(0.0f);
+    for (int j = 0; j < R; ++j) r[j] = row.reads >> j & 1 ? old<V>(j, i) : V::set(0.0f);
     if (row.flags & kUsesX0)
       x0 = row.flags & kReduced ? estimate_x0<V>(row.c, scales, r[0], m) : estimate_x0<V>(row.c, r[0], m);
     if (reads_noise) {
@@ -87,48 +88,71 @@ struct StepChain {
     for (int j = 0; j < R; ++j)
       if (row.flags >> j & 1) r[j] = state.store<V>(j * register_stride + i, r[j]);
     if (net_in.address) {
-      const f x = row.flags & 1 ? r[0] : state.load<V>(i);
+      const f x = row.flags & 1 ? r[0] : old<V>(0, i);
       net_in.store<V>(i, V::mul(V::set(row.c[kNextScale]), x));
     }
   }
+
+  template <class V>
+  ULAM_HD typename V::f old(int j, int64_t i) const {
+    return j == 0 ? source.load<V>(i) : state.load<V>(j * register_stride + i);
+  }
 };
 
-// The commonest row, x' = a x + b m + c z on fp32 tensors, without the branches of the general one: the same bits in
-// a third of the instructions beside the noise.
+// The commonest rows, x' = a x + d D + b m + c z with D = clip(kx x + km m, low, high) on fp32 tensors, without the
+// branches of the general one: the same bits in a third of the instructions beside the noise.
 struct PlainChain {
-  float* x;
-  const float* m;
-  float a, b, c;
+  float* to;
+  const float *x, *m, *given;
+  float a, d, b, c, kx, km, low, high;
   Stream stream;
 
   template <int R>
   static bool fits(const StepChain<R>& s) {
-    return (s.row.flags & ~(kReadsModel | kReadsNoise)) == 1 && (s.row.reads | s.row.terms[0]) != 0 &&
+    const bool estimates = s.row.flags & kUsesX0;
+    return (s.row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && s.row.terms[0] != 0 &&
            (s.row.reads & ~1u) == 0 && s.state.type == kFloat32 && s.output.model.type == kFloat32 &&
-           !s.output.reads_uncond && s.makes_noise == s.reads_noise && !s.net_in.address;
+           !s.output.reads_uncond && !s.net_in.address &&
+           (!estimates || s.row.c[kKx] != 0.0f || s.row.c[kKm] != 0.0f);
   }
   template <int R>
   explicit PlainChain(const StepChain<R>& s)
-      : x(reinterpret_cast<float*>(s.state.address)),
+      : to(reinterpret_cast<float*>(s.state.address)),
+        x(reinterpret_cast<const float*>(s.source.address)),
         m(reinterpret_cast<const float*>(s.output.model.address)),
+        given(reinterpret_cast<const float*>(s.noise.address)),
         a(s.row.a(0, 0)),
+        d(s.row.a(0, R)),
         b(s.row.a(0, R + 1)),
         c(s.row.a(0, R + 2)),
+        kx(d != 0.0f ? s.row.c[kKx] : 0.0f),
+        km(d != 0.0f ? s.row.c[kKm] : 0.0f),
+        low(s.row.c[kLow]),
+        high(s.row.c[kHigh]),
         stream(s.stream) {}
 
   template <class V>
   ULAM_HD void operator()(int64_t i, int64_t count) const {
-    typename V::f z[V::vectors];
-    if (c != 0.0f) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
+    using f = typename V::f;
+    f z[V::vectors];
+    if (c != 0.0f && !given) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     ULAM_UNROLL
     for (int k = 0; k < V::vectors; ++k) {
       const int64_t at = i + k * V::width;
       if (k * V::width >= count) break;
-      typename V::f t = V::set(-0.0f);
-      if (a != 0.0f) t = V::fma(V::set(a), V::load(x, kFloat32, at), t);
-      if (b != 0.0f) t = V::fma(V::set(b), V::load(m, kFloat32, at), t);
-      if (c != 0.0f) t = V::fma(V::set(c), z[k], t);
-      V::store(x, kFloat32, at, t);
+      f t = V::set(-0.0f), old = t, output = t;
+      if (a != 0.0f || kx != 0.0f) old = V::load(x, kFloat32, at);
+      if (b != 0.0f || km != 0.0f) output = V::load(m, kFloat32, at);
+      if (a != 0.0f) t = V::fma(V::set(a), old, t);
+      if (d != 0.0f) {
+        f x0 = V::set(-0.0f);
+        if (kx != 0.0f) x0 = V::fma(V::set(kx), old, x0);
+        if (km != 0.0f) x0 = V::fma(V::set(km), output, x0);
+        t = V::fma(V::set(d), V::clip(x0, V::set(low), V::set(high)), t);
+      }
+      if (b != 0.0f) t = V::fma(V::set(b), output, t);
+      if (c != 0.0f) t = V::fma(V::set(c), given ? V::load(given, kFloat32, at) : z[k], t);
+      V::store(to, kFloat32, at, t);
     }
   }
 };

@@ -68,6 +68,7 @@ struct ChainStep {
   const typename Types::Noise noise;
   const int64_t b, start, register_bytes;  // `start` is the first element; the last leads from one register to the next
   char* r0;
+  const char* source;
   const char *output, *other;  // the model output that is read, and the one that guidance mixes into it
   const char* given;           // noise
   float weight;
@@ -85,6 +86,7 @@ struct ChainStep {
         start(b * s.elements),
         register_bytes(state.bytes(s.chains * s.elements)),
         r0(static_cast<char*>(s.state) + state.bytes(start)),
+        source(static_cast<const char*>(s.source) + state.bytes(start)),
         weight(s.uncond ? __ldg(s.guidance + b) : 1.0f),
         mixes(weight != 0.0f && weight != 1.0f),
         stream{} {
@@ -110,7 +112,7 @@ struct ChainStep {
     ULAM_UNROLL
     for (int j = 0; j < R; ++j) {
       old[j] = Raw<N>::unread();
-      if (row.reads >> j & 1) old[j] = state.load(r0 + j * register_bytes, i, left);
+      if (row.reads >> j & 1) old[j] = state.load(j == 0 ? source : r0 + j * register_bytes, i, left);
     }
     const f z = row.flags & kReadsNoise ? scaled_noise(i, left) : V::unread();
     f m = model.widen(m_raw), x0 = V::unread(), r[R];
@@ -126,7 +128,7 @@ struct ChainStep {
     for (int j = 0; j < R; ++j)
       if (writes(j)) state.store(r0 + j * register_bytes, i, left, old[j]);
     if (s.net_in) {
-      if (!writes(0)) old[0] = state.load(r0, i, left);
+      if (!writes(0)) old[0] = state.load(source, i, left);
       const f x = V::mul(V::set(row.c[kNextScale]), state.widen(old[0]));
       Layout::store(s.net_type, width, static_cast<char*>(s.net_in), start, i, left, x);
     }
@@ -186,9 +188,9 @@ template <int R>
 cudaError_t launch_step(const Step& s, uint32_t missing, void* stream) {
   const int64_t n = s.elements;
   const int run = s.state_type == kFloat32 ? 4 : 8;
-  const Operand state{s.state, s.state_type}, model{s.model, s.model_type, s.model_stride};
+  const Operand state{s.state, s.state_type}, source{s.source, s.state_type}, model{s.model, s.model_type, s.model_stride};
   const Operand uncond{s.uncond, s.model_type, s.model_stride}, noise{s.noise, kFloat32}, net{s.net_in, s.net_type};
-  if (vectors_fit(n, run, {state, model, uncond, noise, net})) {
+  if (vectors_fit(n, run, {state, source, model, uncond, noise, net})) {
     const Plan plan = plan_vectors(s.chains, n);
     const DType model_type = s.model ? s.model_type : s.state_type;
     const auto go = [&](auto kernel) { return launch(kernel, plan, stream, s, missing, plan.span); };
@@ -200,7 +202,7 @@ cudaError_t launch_step(const Step& s, uint32_t missing, void* stream) {
   }
   const Plan plan = plan_quads(s.chains, n);
   return launch(step_quads<R>, plan, stream, s, missing, plan.span,
-                access_width(n, {state, model, uncond, noise, net}));
+                access_width(n, {state, source, model, uncond, noise, net}));
 }
 
 cudaError_t launch_step(const Step& s, void* stream) {

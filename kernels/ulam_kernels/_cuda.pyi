@@ -22,6 +22,7 @@ def step(
     net_in: int,
     net_type: int,
     scales: int,
+    source: int,
     stream: int,
 ) -> None: ...
 def reduce(

@@ -18,7 +18,7 @@ from ulam_kernels.table import Table
 SCHEMAS = {
     "step": "(Tensor(a!) state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(b!)? net_in, "
-    "Tensor? scales=None, str? backend=None) -> ()",
+    "Tensor? scales=None, Tensor? source=None, str? backend=None) -> ()",
     "reduce": "(Tensor state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(a!) out, "
     "str? backend=None) -> ()",
@@ -50,6 +50,7 @@ def step(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """:func:`ulam_kernels.step` of a table given as its tensors."""
@@ -67,6 +68,7 @@ def step(
         noise=noise,
         net_in=net_in,
         scales=scales,
+        source=source,
         backend=backend,
     )
 

@@ -28,12 +28,14 @@ def step_arguments(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
 ) -> tuple[int, ...]:
     return (
         *_row_arguments(state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise),
         _address(net_in),
         0 if net_in is None else DTYPES[net_in.dtype],
         _address(scales),
+        _address(source),
     )
 
 

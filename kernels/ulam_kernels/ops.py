@@ -31,6 +31,7 @@ def step(
     noise: torch.Tensor | None = None,
     net_in: torch.Tensor | None = None,
     scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """Execute one row of ``table`` on every chain, in place on ``state``.
@@ -63,6 +64,8 @@ def step(
         net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous: receives the next row's network input.
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
             the others do not read it.
+        source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here, and ``state[0]`` only receives
+            what rows write to it; ``noise`` may then be ``state[0]`` itself.
         backend: see :func:`ulam_kernels.backends`.
 
     Raises:
@@ -85,6 +88,7 @@ def step(
             noise,
             net_in,
             scales,
+            source,
             backend,
         )
         return
@@ -94,8 +98,10 @@ def step(
         check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
     if scales is not None:
         check(scales, "scales", table.coef.dtype, device, (*sample[:1], 4))
+    if source is not None:
+        check(source, "source", dtype, device, sample)
     select(backend, device.type, dtype).step(
-        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales
+        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )
 
 

@@ -28,6 +28,7 @@ struct Step {
   void* net_in;        // [B, n]
   DType net_type;
   const float* scales;  // [B, 4]: lo, hi, D_scale, z_scale of chains whose row has a reduction
+  const void* source;   // [B, n] of the state's type: r_0 is read from here; `state` where it is in place
 };
 
 // What such rows' scales are made of: a step without its outputs.

@@ -43,6 +43,7 @@ def step(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
 ) -> None:
     """Execute row ``row[b]`` of the table on chain ``b``, in place on ``state``.
 
@@ -64,7 +65,7 @@ def step(
         model, uncond: ``[B, *shape]``, or ``[B, 2C, ...]`` for ``shape = [C, ...]``: m first, then v.
         guidance: ``[B]``. seed, chain, draw: ``[B]`` int64 read as uint64.
         noise: ``[B, *shape]`` that takes the place of z. net_in: ``[B, *shape]``, any float dtype.
-        scales: ``[B, 4]`` of (lo, hi, D_scale, z_scale).
+        scales: ``[B, 4]`` of (lo, hi, D_scale, z_scale). source: ``[B, *shape]``, r0's old value where given.
 
     Raises:
         ValueError: a row of the batch reads an argument that is None. IndexError: a row outside the table.
@@ -78,6 +79,8 @@ def step(
     coefficients, flag, index = rows_of(coef, flags, row)
     stored = state.cpu()  # the state itself when it is on the host
     current: RealArray = stored.to(working).numpy().reshape(registers, batch, -1)
+    if source is not None:
+        current = np.concatenate([source.cpu().to(working).numpy().reshape(1, batch, -1), current[1:]])
     bounds = to_host(scales, working, batch)
 
     updates = []
@@ -95,13 +98,13 @@ def step(
             updates.append((number, chains, values))
 
     for number, chains, values in updates:
-        where = torch.from_numpy(chains)
+        where, r0 = torch.from_numpy(chains), current[0, chains]
         for register, value in values.items():
             rounded = torch.from_numpy(value).to(state.dtype).reshape(len(chains), *state.shape[2:])
             stored[register, where] = rounded
+            r0 = rounded.to(working).numpy() if register == 0 else r0
         if net_in is not None:
-            r0 = stored[0, where].to(working).numpy()
-            scaled = torch.from_numpy(mul(coefficients[number, C_NEXT], r0))
+            scaled = torch.from_numpy(mul(coefficients[number, C_NEXT], r0)).reshape(len(chains), *state.shape[2:])
             net_in[where.to(net_in.device)] = scaled.to(net_in.dtype).to(net_in.device)
     if stored is not state:
         state.copy_(stored)

@@ -203,7 +203,7 @@ def load_row(coef, flags, row, b, exists, rows, R: tl.constexpr, MISSING: tl.con
 
 
 @triton.jit
-def load_registers(state, stride, base, i, mask, flag, kx, A, R: tl.constexpr, NET_IN: tl.constexpr):
+def load_registers(state, source, stride, base, i, mask, flag, kx, A, R: tl.constexpr, NET_IN: tl.constexpr):
     """The registers that a row reads, in their own type, so that the loads are under way while the noise is made."""
     r = ()
     for j in tl.static_range(R):
@@ -214,7 +214,11 @@ def load_registers(state, stride, base, i, mask, flag, kx, A, R: tl.constexpr, N
             reads = reads | (kx != 0)
             if NET_IN:
                 reads = reads | ((flag & 1) == 0)
-        r = r + (tl.load(state + j * stride + base + i, mask=mask & reads),)
+        at = state + j * stride
+        if j == 0:
+            if source is not None:
+                at = source
+        r = r + (tl.load(at + base + i, mask=mask & reads),)
     return r
 
 
@@ -243,7 +247,7 @@ def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG
 
 @triton.jit
 def execute(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,  # as ulam_kernels.step
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,  # as ulam_kernels.step
     rows, stride, size, b, exists, base, i, block, mask,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
@@ -265,7 +269,7 @@ def execute(
     reads_z = (flag & READS_Z) != 0
     learned = reads_z & ((flag & LEARNED) != 0)
 
-    held = load_registers(state, stride, base, i, mask, flag, kx, A, R, net_in is not None)
+    held = load_registers(state, source, stride, base, i, mask, flag, kx, A, R, net_in is not None)
     if uncond is not None:
         w = tl.load(guidance + b, mask=active, other=1.0)
         other = tl.load(uncond + HALVES * base + i, mask=mask & reads_m & (w != 1))
@@ -309,7 +313,7 @@ def execute(
 
 @triton.jit(do_not_specialize=["chains", "n", "rows"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_long(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
     chains, n, rows,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -322,7 +326,7 @@ def step_long(
     i = tile * TILE + tl.arange(0, TILE)
     size = n.to(tl.int64)
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, tile * (TILE // 4), exists & (i < n),
         R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True,
     )  # fmt: skip
@@ -330,7 +334,7 @@ def step_long(
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "shift"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_short(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
     chains, n, rows, shift,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -344,7 +348,7 @@ def step_short(
     size = n.to(tl.int64)
     exists = b < chains
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, block, exists & (i < n),
         R, HALVES, MISSING, False, False,
     )  # fmt: skip
@@ -364,6 +368,7 @@ def step(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
 ) -> None:
     """Execute one row of the table on every chain: see :func:`ulam_kernels.step`."""
     registers, chains = state.shape[:2]
@@ -379,7 +384,7 @@ def step(
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
     missing |= 0 if halves == 2 else table.LEARNED
     missing |= 0 if scales is not None else table.THRESHOLD | table.NORMALISE
-    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales)
+    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source)
     with on_device(state):
         if n > LONGEST_SHORT:
             step_long[long_grid(chains, n)](

@@ -47,79 +47,31 @@ class Call:
             self.draw = indices[1, self.rows, 0]
         self.draws = any(plan.draws[row] for row in kinds)
         self.reduces = any(plan.reduces[row] for row in kinds)
+        self.writes = all(plan.writes[row] for row in kinds)
         channels = sample.shape[1] * 2 if sample.dim() > 1 else 0
         if any(plan.learns[row] for row in kinds) and self.model_output.shape[1] != channels:
             raise ValueError(
                 f"model_output must have {channels} channels, the second half being the learned variance, "
                 f"got {self.model_output.shape[1]}"
             )
-        # Rows that read their history, and bits that are to be those of ulam.sample, are executed in place.
-        self.goes_apart = (
-            isinstance(self.row, int)
-            and plan.parts[self.row]
-            and self.streams is None
-            and self.noise is None
-            and not plan.second_reads_noise
-            and sample.dtype == self.model_output.dtype == torch.float32
-            and sample.shape == self.model_output.shape
-            and sample.is_contiguous()
-        )
 
     def previous(self, local: Local) -> torch.Tensor:
         """The next sample, in a tensor of its own."""
-        return self._apart() if self.goes_apart else self._in_place(local)
-
-    def _apart(self) -> torch.Tensor:
-        assert isinstance(self.row, int)
-        sample, plan, operands = self.sample, self.plan, {}
-        coefficients = plan.coefficients(len(sample), self.device)
-        previous = None
-        if self.draws:
-            previous = drawn(None, sample.shape, self.generator, self.device, self.noise_dtype, self.wide)
-        if plan.plain[self.row]:
-            a, b = coefficients[1, self.row], coefficients[2, self.row]
-            return ulam_kernels.affine(sample, self.model_output, a, b, backend=self.backend)
-        if previous is None:
-            previous = torch.empty_like(sample)
-        if plan.guides[self.row]:
-            operands = {"uncond": sample, "guidance": coefficients[0, self.row]}
-        table = plan.table(self.device, self.wide, "apart")
-        ulam_kernels.step(
-            previous[None], table, self.rows, model=self.model_output, noise=sample, backend=self.backend, **operands
-        )
-        return previous
-
-    def _in_place(self, local: Local) -> torch.Tensor:
-        sample = self.sample
-        operands: dict[str, Any] = {"model": self.model_output, **self._noise(local)}
-        if self.plan.registers == 1:
-            previous = sample.clone(memory_format=torch.contiguous_format)
-            self._execute(previous[None], "in place", operands)
-            return previous
-        shape, registers = (self.plan.registers, *sample.shape), local.registers
-        if (
-            registers is None
-            or registers.shape != shape
-            or (registers.dtype, registers.device)
-            != (
-                self.wide,
-                self.device,
-            )
-        ):
-            before, registers = registers, torch.zeros(shape, dtype=self.wide, device=self.device)
-            if before is not None and before.shape[1:] == sample.shape and before.device == self.device:
-                registers[: len(before)] = before  # another thread's loop needs more registers
-            local.registers = registers
-        registers[0].copy_(sample)
+        sample = self.sample.contiguous()
         previous = torch.empty(sample.shape, dtype=sample.dtype, device=self.device)
-        self._execute(registers, "in place", operands, net_in=previous)
+        if not self.writes:
+            previous.copy_(sample)
+        if self.plan.registers == 1:
+            self._execute(previous[None], sample, "first", self._noise(local, previous))
+        else:
+            self._execute(self._registers(local), sample.to(self.wide), "first", self._noise(local), net_in=previous)
         return previous
 
     def second(self, noise: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The second output; noise: what `_noise` gave, where it is read."""
-        state = self.sample.clone(memory_format=torch.contiguous_format)[None]
-        self._execute(state, "second", {"model": self.model_output, **noise})
-        return state[0]
+        """The second output; noise: what `kept_noise` gave."""
+        state = self.sample.clone(memory_format=torch.contiguous_format)
+        self._execute(state[None], state, "second", noise)
+        return state
 
     def kept_noise(self, local: Local) -> dict[str, torch.Tensor]:
         """The noise just used, where the second output reads it."""
@@ -130,25 +82,48 @@ class Call:
             return {"noise": local.noise.clone()}
         return self._noise(local)
 
-    def _noise(self, local: Local) -> dict[str, torch.Tensor]:
-        """The noise as operands of the fused step."""
+    def _noise(self, local: Local, out: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The noise as operands of the fused step; `out`: what the step is about to overwrite."""
         if self.noise is not None:
             return {"noise": self.noise.to(self.device, self.wide).contiguous()}
         if not self.draws:
             return {}
         if self.streams is not None:
             return {**self.streams.operands(len(self.sample), self.device), "draw": self.draw}
-        local.noise = drawn(local.noise, self.sample.shape, self.generator, self.device, self.noise_dtype, self.wide)
+        shape, kinds = self.sample.shape, (self.device, self.noise_dtype, self.wide)
+        overwritten = self.writes and not self.reduces and not self.plan.second_reads_noise
+        if out is not None and out.dtype == self.wide and overwritten:
+            return {"noise": drawn(out, shape, self.generator, *kinds)}
+        local.noise = drawn(local.noise, shape, self.generator, *kinds)
         return {"noise": local.noise}
 
+    def _registers(self, local: Local) -> torch.Tensor:
+        """What earlier calls of this thread's loop left."""
+        shape, before = (self.plan.registers, *self.sample.shape), local.registers
+        if before is not None and (before.shape, before.dtype, before.device) == (shape, self.wide, self.device):
+            return before
+        registers = torch.zeros(shape, dtype=self.wide, device=self.device)
+        if before is not None and before.shape[1:] == shape[1:] and before.device == self.device:
+            registers[: len(before)] = before  # another thread's loop needs more registers
+        local.registers = registers
+        return registers
+
     def _execute(
-        self, state: torch.Tensor, form: str, operands: dict[str, Any], net_in: torch.Tensor | None = None
+        self,
+        state: torch.Tensor,
+        source: torch.Tensor,
+        form: str,
+        noise: dict[str, torch.Tensor],
+        net_in: torch.Tensor | None = None,
     ) -> None:
+        """Rows of the plan's table: `source` is r_0 before them, `state[0]` after."""
         table, scales = self.plan.table(self.device, self.wide, form), None
+        operands: dict[str, Any] = {"model": self.model_output, "backend": self.backend, **noise}
         if self.reduces:
-            out = torch.empty((len(self.sample), 4), dtype=self.wide, device=self.device)
-            scales = ulam_kernels.reduce(state, table, self.rows, out=out, backend=self.backend, **operands)
-        ulam_kernels.step(state, table, self.rows, scales=scales, net_in=net_in, backend=self.backend, **operands)
+            state[0].copy_(source)  # reductions read it there
+            out = torch.empty((len(source), 4), dtype=self.wide, device=self.device)
+            scales = ulam_kernels.reduce(state, table, self.rows, out=out, **operands)
+        ulam_kernels.step(state, table, self.rows, source=source, scales=scales, net_in=net_in, **operands)
 
 
 def wide(sample: torch.Tensor) -> torch.dtype:

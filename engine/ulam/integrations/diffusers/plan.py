@@ -17,7 +17,6 @@ from ulam_kernels import Table
 from ...noise import DRAWS_PER_ROW
 from ...program import Program
 from ...schedules import Array
-from .apart import Apart, apart
 
 
 def concatenated(first: Program, then: Program) -> Program:
@@ -75,13 +74,10 @@ class Plan:
         self.draws: list[bool] = []
         self.reduces: list[bool] = []
         self.learns: list[bool] = []
-        self.parts: list[bool] = []  # whether the row has the form of apart.py
-        self.guides: list[bool] = []  # and needs guidance in it
-        self.plain: list[bool] = []  # and is of x and m alone
+        self.writes: list[bool] = []  # whether the row writes the sample
         self._lock = threading.Lock()
         self._calls: list[Calls] = []
         self._offsets: dict[int, int] = {}
-        self._apart: list[Apart] = []
         self._tables: dict[tuple[Any, ...], Table] = {}
         self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
 
@@ -109,17 +105,12 @@ class Plan:
             if start not in self._offsets:
                 calls = self.compile(start)
                 program = calls.program
-                form = None if self.history else apart(program)
-                none = [False] * len(program)
                 self._offsets[start] = len(self.draws)
                 self._calls.append(calls)
                 self.draws += calls.draws.tolist()
                 self.reduces += (program.threshold | program.normalise).tolist()
                 self.learns += program.learned.tolist()
-                self.parts += none if form is None else form.possible.tolist()
-                self.guides += none if form is None else form.guided.tolist()
-                self.plain += none if form is None else form.plain.tolist()
-                self._apart += [] if form is None else [form]
+                self.writes += program.writes[:, 0].tolist()
                 self.registers = max(self.registers, program.registers)
                 self.second_reads_noise |= calls.second_reads_noise
             return self._offsets[start]
@@ -131,8 +122,8 @@ class Plan:
             raise ValueError(f"timestep must be one of scheduler.timesteps, got {time!r}")
         return found[min(1, len(found) - 1)]
 
-    def table(self, device: torch.device, dtype: torch.dtype, form: str = "in place") -> Table:
-        """All rows, "in place", "apart" (see apart.py) or of the "second" output.
+    def table(self, device: torch.device, dtype: torch.dtype, form: str = "first") -> Table:
+        """All rows, of the "first" or the "second" output.
 
         c_next is 1, so that `net_in` receives the new sample itself.
         """
@@ -140,28 +131,15 @@ class Plan:
         table = self._tables.get(key)
         if table is None:
             with self._lock:
-                calls, forms = list(self._calls), list(self._apart)
+                calls = list(self._calls)
             programs = [call.program for call in calls]
             if form == "second":
                 programs = [call.second() for call in calls if call.second is not None]
-            elif form == "apart":
-                programs = [other.program for other in forms]
-            registers = self.registers if form == "in place" else 1
+            registers = self.registers if form == "first" else 1
             tables = [_padded(program, registers).table(dtype, device) for program in programs]
             coef, flags = torch.cat([t.coef for t in tables]), torch.cat([t.flags for t in tables])
             table = self._tables[key] = Table(coef, flags, registers)
         return table
-
-    def coefficients(self, chains: int, device: torch.device) -> torch.Tensor:
-        """[3, rows, chains] float32, of the rows apart: their guidance, and (a, b) of those of x and m alone."""
-        key = "coefficients", chains, device, len(self._calls)
-        coefficients = self._indices.get(key)
-        if coefficients is None:
-            with self._lock:
-                values = np.concatenate([[form.weights, *form.pairs] for form in self._apart], axis=1)
-            coefficients = torch.from_numpy(values).to(device, torch.float32)[:, :, None].repeat(1, 1, chains)
-            self._indices[key] = coefficients
-        return coefficients
 
     def indices(self, chains: int, device: torch.device) -> torch.Tensor:
         """[2, rows, chains] int64: every row's number, and the number of the noise that it draws under noise-v1."""
