@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import ulam
@@ -32,6 +37,44 @@ def test_the_sampler_of_contributing_is_deterministic_ddim():
                 assert np.allclose(got.A, expected.A, rtol=1e-12, atol=1e-12)
                 assert (got.time == expected.time).all() and got.nfe == steps
     assert module.Plain(4).program(ulam.schedules.flow(), "v") is module.Plain(4).program(ulam.schedules.flow(), "v")
+
+
+def test_the_sampler_of_contributing_needs_no_other_file(tmp_path: Path):
+    """In a copy of the package with that one file more it is exported, on the page, and known to the command line."""
+    example = python_blocks("CONTRIBUTING.md")[0]
+    path = re.match(r"# engine/(ulam/samplers/\w+\.py)\n", example)
+    assert path is not None
+    shutil.copytree(ulam.__path__[0], tmp_path / "ulam")
+    (tmp_path / path[1]).write_text(example)
+    code = """if True:
+        from pathlib import Path
+        import ulam
+        from ulam import catalogue, cli
+        assert Path(ulam.__file__).is_relative_to(Path.cwd())
+        assert ulam.samplers.Plain.__module__ == "ulam.samplers.plain" and "Plain" in ulam.samplers.__all__
+        Path("page.md").write_text(catalogue.page())
+        raise SystemExit(cli.main("sample --model digits --sampler plain --steps 2 --chains 2 --out out".split()))
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    (job,) = json.loads((tmp_path / "out" / "report.json").read_text())["jobs"]
+    assert job["sampler"] == "Plain(steps=2)"
+    page, sources = (tmp_path / "page.md").read_text().split("## Sources\n")
+    assert "\n- [Plain](#plain): a first look at how samplers are written.\n" in page
+    assert "\n| [Plain()](#plain) | 1 | 20 | 0 | none |\n" in page
+    assert "\n### Plain\n" in page.split("## Solvers of the probability flow\n")[1].split("\n## ")[0]
+    assert "\n- Song 2021a: " in sources
+
+
+def test_a_sampler_of_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = "from ulam.samplers.grid import GridSampler\nclass DDIM(GridSampler): pass\n"
+    (tmp_path / "taken_name.py").write_text(lines)
+    exported = list(ulam.samplers.__all__)
+    monkeypatch.setattr(ulam.samplers, "__path__", [str(tmp_path)])
+    with pytest.raises(ImportError, match=r"samplers\.taken_name: the name DDIM is taken"):
+        ulam.samplers._export_others()
+    del sys.modules["ulam.samplers.taken_name"]
+    assert ulam.samplers.__all__ == exported and ulam.samplers.DDIM.__module__ == "ulam.samplers.ddim"
 
 
 def test_the_library_examples_of_the_readme_run():

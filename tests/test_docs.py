@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from ulam import catalogue, samplers, schedules
 from ulam.samplers.grid import GridSampler
 
 PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"
+FOLDER = Path(samplers.__path__[0])
 
 
 def test_the_page_is_what_the_classes_say_now() -> None:
@@ -26,10 +30,16 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "page.md").read_text() == catalogue.page()
 
 
-def test_every_exported_sampler_is_on_the_page_and_no_other() -> None:
-    exported = {name: getattr(samplers, name) for name in samplers.__all__}
-    grids = {name for name, it in exported.items() if isinstance(it, type) and issubclass(it, GridSampler)}
-    assert grids - {GridSampler.__name__} == catalogue.catalogue().keys()
+def test_every_sampler_of_the_folder_is_exported_and_on_the_page() -> None:
+    found = set()
+    for file in FOLDER.glob("*.py"):
+        module = importlib.import_module(f"ulam.samplers.{file.stem}") if file.stem != "__init__" else samplers
+        classes = [getattr(module, name) for name in re.findall(r"^class ([A-Z]\w*)\(", file.read_text(), re.MULTILINE)]
+        found |= {cls.__name__ for cls in classes if issubclass(cls, GridSampler) and not inspect.isabstract(cls)}
+    assert found == catalogue.catalogue().keys() >= {"DDIM", "EulerAncestral", "UniPC"}
+    assert found | {"DynamicThreshold", "Grid", "GridSampler"} == {*samplers.__all__}
+    headings = re.findall(r"^### (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert all(headings.count(name) == 1 for name in found)
 
 
 def test_the_table_states_what_programs_are() -> None:
@@ -37,7 +47,7 @@ def test_the_table_states_what_programs_are() -> None:
     rows = re.findall(
         r"^\| [`[]([^`\]]*).*? \| (\d) \| (\d+) \| (\d) \| ([a-z, ]+) \|$", PAGE.read_text(), re.MULTILINE
     )
-    assert len(rows) == len(catalogue.catalogue()) + sum(map(len, catalogue.VARIANTS.values()))
+    assert len(rows) == len(catalogue.catalogue()) + sum(len(cls.variants) for cls in catalogue.catalogue().values())
     for call, order, evaluations, registers, needs in rows:
         sampler = eval(call.replace("(", f"({catalogue.STEPS}, ", 1), vars(samplers))
         program = sampler.program(schedules.vp_cosine(), "x0")
@@ -57,9 +67,9 @@ def test_every_link_of_the_page_leads_to_a_heading() -> None:
 
 def test_every_source_is_listed() -> None:
     body, sources = PAGE.read_text().split("## Sources\n")
-    listed = re.findall(r"^- ([^:]*): \S", sources, re.MULTILINE)
+    listed = re.findall(r"^- ([^:\n]*)", sources, re.MULTILINE)
     assert all(any(name.startswith(key) for name in listed) for key in catalogue.citations(body))
-    assert listed == sorted(listed, key=str.lower) and set(listed) <= catalogue.REFERENCES.keys()
+    assert listed == sorted(listed, key=str.lower)
     assert catalogue.citations(
         "a [Ho 2020, eq. 3;\n Nichol & Dhariwal 2021, table 2] b (Lu 1999) [k-diffusion, f]"
     ) == {
@@ -69,14 +79,44 @@ def test_every_source_is_listed() -> None:
     }
 
 
-def test_samplers_and_sources_that_are_not_known_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(catalogue, "REFERENCES", {})
-        with pytest.raises(KeyError, match="REFERENCES must hold every source"):
-            catalogue.page()
-    monkeypatch.setattr(catalogue, "SECTIONS", {"Some": {"DDIM": "here.", "Vanished": "never."}})
-    with pytest.raises(KeyError, match=r"SECTIONS must hold just the samplers, these differ: .*'DDPM'.*'Vanished'"):
-        catalogue.page()
+def test_samplers_that_the_package_names_are_described_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each says when to use it, in a section whose place is known, and all sources are in the bibliography."""
+    named = re.findall(r'^    "(\w+)",$', (FOLDER / "__init__.py").read_text(), re.MULTILINE)
+    monkeypatch.setattr(samplers, "__all__", named)
+    classes = catalogue.catalogue()
+    assert len(classes) >= 18
+    assert {cls.section for cls in classes.values()} == {*catalogue.SECTIONS}
+    assert all(re.fullmatch(r"\S.*\S\.", cls.use) for cls in classes.values())
+    listed = re.findall(r"^- (.*)$", catalogue.page().split("## Sources\n")[1], re.MULTILINE)
+    assert listed and {*listed} <= {f"{name}: {about}" for name, about in catalogue.REFERENCES.items()}
+
+
+def test_sections_and_sources_that_are_not_known_follow_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Bare(samplers.DDIM):
+        """As DDIM [Nobody & Else 1999, eq. 1]."""
+
+        section = GridSampler.section
+        use = GridSampler.use
+        variants = GridSampler.variants
+
+    @dataclass(frozen=True)
+    class Apart(samplers.DDIM):
+        """As DDIM [Song 2021a]."""
+
+        section = "A section of its own"
+        use = "seldom."
+
+    for cls in (Bare, Apart):
+        monkeypatch.setattr(samplers, cls.__name__, cls, raising=False)
+    monkeypatch.setattr(samplers, "__all__", [*samplers.__all__, "Bare", "Apart"])
+    page = catalogue.page()
+    titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert titles[2 : 4 + len(catalogue.SECTIONS)] == [*catalogue.SECTIONS, "A section of its own", "Others"]
+    assert "\n- [Apart](#apart): seldom.\n- [Bare](#bare)\n\n" in page
+    assert "\n| `Apart(eta=1.0)` |" in page and "\n| `Bare(" not in page
+    assert "\n## Others\n\n### Bare\n\n    Bare(steps, eta=0.0" in page
+    assert "\n- Nobody & Else 1999\n" in page.split("## Sources\n")[1]
 
 
 @pytest.mark.parametrize("schedule", [schedules.vp_linear(), schedules.ve(0.01, 50)])

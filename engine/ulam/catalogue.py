@@ -1,15 +1,14 @@
 """The page of all samplers, made from the samplers themselves: `python -m ulam.catalogue docs/samplers.md`.
 
-Formula, source and arguments are a class's docstring; order, evaluations, registers and needs are read off the programs
-that it compiles to. What stands here is advice that compares samplers, and the bibliography.
+Formula, source and arguments are a class's docstring, its section, when to use it and the variants shown are declared
+beside them (`GridSampler`); order, evaluations, registers and needs are read off the programs that it compiles to. What
+stands here is the order of the sections, and the bibliography.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -19,53 +18,15 @@ from . import samplers, schedules
 from .samplers import grid
 from .samplers.grid import GridSampler
 
-# Samplers by what they are for, with when to use each.
-SECTIONS: dict[str, dict[str, str]] = {
-    "Ancestral and marginal-preserving steps": {
-        "DDPM": "hundreds of steps, networks with learned variances, the papers' own figures.",
-        "DDIM": "the plain choice at 20 to 100 steps; eta = 0 maps noise to data smoothly, eta = 1 is DDPM.",
-    },
-    "Solvers of the probability flow": {
-        "Euler": "checkpoints tuned with it (flow matching, distilled ones); with churn, EDM networks.",
-        "Heun": "EDM networks at 15 to 40 steps; a reference solution with many.",
-        "DPM2": 'recipes that name it. Off flow schedules DPMSolver(kind="singlestep") is the same method, its steps '
-        "being counted in evaluations.",
-        "LMS": "recipes that name it.",
-        "PNDM": "Stable Diffusion recipes, with skip_prk=True (PLMS) and 30 to 50 steps.",
-        "DEIS": "10 to 20 steps without guidance.",
-        "DPMSolver": "15 to 50 steps without guidance.",
-        "DPMSolverPP": "the first choice at 10 to 30 steps, under strong guidance above all; sde=True where noise is "
-        "wanted, at 25 steps or more.",
-        "UniPC": "5 to 20 steps, where every evaluation counts; order=3 without guidance.",
-    },
-    "Stochastic": {
-        "EulerAncestral": "recipes that name it, 20 to 40 steps.",
-    },
-    "Few steps, from distilled networks": {
-        "LCM": "LCM and LCM-LoRA checkpoints, 2 to 8 steps.",
-        "TCD": "TCD checkpoints, 2 to 20 steps.",
-        "Consistency": "consistency models, distilled or trained, 1 to 4 steps.",
-    },
-    "Langevin dynamics": {
-        "AnnealedLangevin": "NCSN networks, or a large budget to spend on mixing.",
-        "PredictorCorrector": "score networks trained on VE, VP or sub-VP SDEs, hundreds of steps.",
-    },
-    "Inpainting": {
-        "RePaint": "filling in a masked part with a network that was not trained for it.",
-    },
-}
-
-# Options that change a row of the first table, beside the defaults.
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "DDIM": [{"eta": 1.0}],
-    "Euler": [{"churn": 10.0}],
-    "Heun": [{"churn": 10.0}],
-    "DPM2": [{"eta": 1.0}],
-    "PNDM": [{"skip_prk": True}],
-    "DPMSolver": [{"order": 3}, {"kind": "singlestep"}, {"kind": "singlestep", "order": 3}],
-    "DPMSolverPP": [{"order": 3}, {"kind": "singlestep"}, {"kind": "singlestep", "order": 3}, {"sde": True}],
-    "UniPC": [{"order": 3}],
-}
+# The sections in their order; others follow, sorted.
+SECTIONS = (
+    "Ancestral and marginal-preserving steps",
+    "Solvers of the probability flow",
+    "Stochastic",
+    "Few steps, from distilled networks",
+    "Langevin dynamics",
+    "Inpainting",
+)
 
 REFERENCES: dict[str, str] = {
     "Ho 2020": "Ho, Jain, Abbeel. Denoising diffusion probabilistic models. arXiv:2006.11239",
@@ -119,27 +80,23 @@ kept states beyond x, each as large as x.
 
 def catalogue() -> dict[str, type[GridSampler]]:
     """Every public sampler on a grid of noise levels, by name."""
-    for module in pkgutil.iter_modules(samplers.__path__):
-        importlib.import_module(f"{samplers.__name__}.{module.name}")
-    found: dict[str, type[GridSampler]] = {}
-    new: list[type[GridSampler]] = [GridSampler]
-    while new:
-        new = [child for parent in new for child in parent.__subclasses__()]
-        found |= {cls.__name__: cls for cls in new if cls.__module__.startswith(f"{samplers.__name__}.")}
-    return {name: cls for name, cls in sorted(found.items()) if not (name[0] == "_" or inspect.isabstract(cls))}
+    exported = {name: getattr(samplers, name) for name in sorted(samplers.__all__)}
+    return {
+        name: it
+        for name, it in exported.items()
+        if isinstance(it, type) and issubclass(it, GridSampler) and it is not GridSampler
+    }
 
 
 def page() -> str:
-    """docs/samplers.md. Raises KeyError for a sampler that is not in SECTIONS or a source that is not in REFERENCES."""
+    """docs/samplers.md."""
     classes = catalogue()
-    advice = {name: use for uses in SECTIONS.values() for name, use in uses.items()}
-    if advice.keys() != classes.keys():
-        raise KeyError(f"SECTIONS must hold just the samplers, these differ: {sorted(advice.keys() ^ classes.keys())}")
-    choice = "\n".join(f"- [{name}](#{name.lower()}): {use}" for name, use in advice.items())
-    parts = [INTRODUCTION, "## Which one\n", f"{choice}\n", "## What they cost\n", COSTS]
-    parts.append(_table([classes[name] for name in advice]))
-    for title, uses in SECTIONS.items():
-        parts += [f"## {title}\n", *(_entry(classes[name]) for name in uses)]
+    sections = _sections(classes)
+    inside = [cls for section in sections.values() for cls in section]
+    choice = [f"- [{cls.__name__}](#{cls.__name__.lower()}){cls.use and f': {cls.use}'}\n" for cls in inside]
+    parts = [INTRODUCTION, "## Which one\n", "".join(choice), "## What they cost\n", COSTS, _table(inside)]
+    for title, section in sections.items():
+        parts += [f"## {title}\n", *map(_entry, section)]
     parts.append("## What several samplers share\n")
     for cls in _shared(classes):
         parts.append(f"### {cls.__name__}\n\n{inspect.getdoc(cls)}\n")
@@ -154,10 +111,17 @@ def citations(text: str) -> set[str]:
     return {*re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)? \d{4}[a-z]?", inside), *re.findall("k-diffusion", inside)}
 
 
+def _sections(classes: dict[str, type[GridSampler]]) -> dict[str, list[type[GridSampler]]]:
+    """The samplers of each section by name, the sections in the order of SECTIONS."""
+    titles = {cls.section for cls in classes.values()}
+    ordered = [title for title in SECTIONS if title in titles] + sorted(titles - {*SECTIONS})
+    return {title: [cls for cls in classes.values() if cls.section == title] for title in ordered}
+
+
 def _table(classes: list[type[GridSampler]]) -> str:
     rows = ["| sampler | order | evaluations | registers | needs |", "|---|---|---|---|---|"]
     for cls in classes:
-        for options in ({}, *VARIANTS.get(cls.__name__, [])):
+        for options in ({}, *cls.variants):
             program = cls(STEPS, **options).program(schedules.vp_linear(), "eps")
             needs = ", ".join(need for need in program.needs if need != "registers") or "none"
             call = f"{cls.__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
@@ -193,12 +157,11 @@ def _shared(classes: dict[str, type[GridSampler]]) -> list[type]:
 
 
 def _sources(text: str) -> str:
+    """What REFERENCES says of the sources cited in `text`; those that it does not know as they are cited."""
     lines: dict[str, str] = {}
     for key in citations(text):
-        known = [name for name in REFERENCES if name.startswith(key)]
-        if not known:
-            raise KeyError(f"REFERENCES must hold every source, {key!r} is not there")
-        lines |= {name: f"- {name}: {REFERENCES[name]}" for name in known}
+        known = {name: f"- {name}: {about}" for name, about in REFERENCES.items() if name.startswith(key)}
+        lines |= known or {key: f"- {key}"}
     return "\n".join(lines[name] for name in sorted(lines, key=str.lower)) + "\n"
 
 

@@ -1,4 +1,11 @@
-"""Samplers: each one short function of float64 mathematics from a schedule to a `Program`."""
+"""Samplers: each one short function of float64 mathematics from a schedule to a `Program`.
+
+Named here are those that type checkers are to see. The samplers of any other file in this folder are exported too.
+"""
+
+import importlib
+import inspect
+import pkgutil
 
 from ..mcmc.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
 from ..mcmc.samplers import HMC as HMC
@@ -48,3 +55,23 @@ __all__ = [
     "RePaint",
     "UniPC",
 ]
+
+
+def _export_others() -> None:
+    """Export every public sampler that is defined in a file of this folder and not named above.
+
+    Raises ImportError for one whose name is taken.
+    """
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        for name, it in list(vars(module).items()):
+            ours = GridSampler in getattr(it, "__mro__", ()) and it.__module__ == module.__name__
+            if not ours or name.startswith("_") or inspect.isabstract(it):
+                continue
+            if globals().setdefault(name, it) is not it:
+                raise ImportError(f"{module.__name__}: the name {name} is taken, expected another for this sampler")
+            if name not in __all__:
+                __all__.append(name)
+
+
+_export_others()

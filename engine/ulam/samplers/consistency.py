@@ -38,6 +38,8 @@ class Consistency(GridSampler):
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "trailing"
+    section: ClassVar[str] = "Few steps, from distilled networks"
+    use: ClassVar[str] = "consistency models, distilled or trained, 1 to 4 steps."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,6 +46,8 @@ class DDPM(GridSampler):
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
     every_step: ClassVar[bool] = True
+    section: ClassVar[str] = "Ancestral and marginal-preserving steps"
+    use: ClassVar[str] = "hundreds of steps, networks with learned variances, the papers' own figures."
 
     def __post_init__(self) -> None:
         super().__post_init__()

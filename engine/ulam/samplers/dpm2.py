@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +34,13 @@ class DPM2(GridSampler):
 
     eta: float = 0.0
     s_noise: float = 1.0
+
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = (
+        'recipes that name it. Off flow schedules DPMSolver(kind="singlestep") is the same method, its steps '
+        "being counted in evaluations."
+    )
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"eta": 1.0},)
 
     def __post_init__(self) -> None:
         super().__post_init__()

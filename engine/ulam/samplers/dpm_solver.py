@@ -140,3 +140,10 @@ class DPMSolver(_DPM):
     """
 
     data: ClassVar[bool] = False
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = "15 to 50 steps without guidance."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"order": 3},
+        {"kind": "singlestep"},
+        {"kind": "singlestep", "order": 3},
+    )

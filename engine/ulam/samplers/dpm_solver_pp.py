@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .dpm_solver import _DPM
 
@@ -47,3 +47,14 @@ class DPMSolverPP(_DPM):
     """
 
     data: ClassVar[bool] = True
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = (
+        "the first choice at 10 to 30 steps, under strong guidance above all; sde=True where noise is "
+        "wanted, at 25 steps or more."
+    )
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"order": 3},
+        {"kind": "singlestep"},
+        {"kind": "singlestep", "order": 3},
+        {"sde": True},
+    )

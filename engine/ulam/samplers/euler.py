@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -166,6 +166,10 @@ class Euler(ChurnSampler):
     steps, spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
 
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = "checkpoints tuned with it (flow matching, distilled ones); with churn, EDM networks."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0},)
+
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         hat = self.raised(grid, schedule)
         level, gain = (hat.alphas, hat.sigmas), hat.gain[1:]
@@ -193,6 +197,9 @@ class EulerAncestral(GridSampler):
 
     eta: float = 1.0
     s_noise: float = 1.0
+
+    section: ClassVar[str] = "Stochastic"
+    use: ClassVar[str] = "recipes that name it, 20 to 40 steps."
 
     def __post_init__(self) -> None:
         super().__post_init__()

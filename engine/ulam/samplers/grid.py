@@ -16,7 +16,7 @@ karras; sigmas in a list, and log-snr, are told exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class GridSampler:
     convention: ClassVar[str] = "fractional"
     default_spacing: ClassVar[str] = "linspace"
     every_step: ClassVar[bool] = False  # whether steps=None means every training step
+    # On the page of all samplers: the section it stands in, when to use it, options shown beside the defaults.
+    section: ClassVar[str] = "Others"
+    use: ClassVar[str] = ""
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = GridSampler.__repr__  # type: ignore[method-assign]  # a dataclass would bring its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +28,10 @@ class Heun(ChurnSampler):
     x, w + (u_s - u_t) d / 2. churn, s_tmin, s_tmax, s_noise, clip: see `ChurnSampler`; steps, spacing, timesteps,
     sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
+
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = "EDM networks at 15 to 40 steps; a reference solution with many."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0},)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         line = Coordinates.of(grid, schedule, predicts, self.clip)

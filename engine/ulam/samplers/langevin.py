@@ -40,6 +40,8 @@ class AnnealedLangevin(GridSampler):
     denoise: bool = True
 
     convention: ClassVar[str] = "index"
+    section: ClassVar[str] = "Langevin dynamics"
+    use: ClassVar[str] = "NCSN networks, or a large budget to spend on mixing."
 
     def __post_init__(self) -> None:
         if self.levels is None and self.timesteps is None and self.sigmas is None:
@@ -109,6 +111,8 @@ class PredictorCorrector(GridSampler):
     denoise: bool = True
 
     convention: ClassVar[str] = "index"
+    section: ClassVar[str] = "Langevin dynamics"
+    use: ClassVar[str] = "score networks trained on VE, VP or sub-VP SDEs, hundreds of steps."
 
     def __post_init__(self) -> None:
         super().__post_init__()

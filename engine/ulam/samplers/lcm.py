@@ -36,6 +36,8 @@ class LCM(GridSampler):
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
+    section: ClassVar[str] = "Few steps, from distilled networks"
+    use: ClassVar[str] = "LCM and LCM-LoRA checkpoints, 2 to 8 steps."
 
     def __post_init__(self) -> None:
         super().__post_init__()

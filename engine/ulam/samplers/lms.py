@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -32,6 +32,9 @@ class LMS(GridSampler):
     """
 
     order: int = 4
+
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = "recipes that name it."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,6 +54,9 @@ class PNDM(GridSampler):
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
+    section: ClassVar[str] = "Solvers of the probability flow"
+    use: ClassVar[str] = "Stable Diffusion recipes, with skip_prk=True (PLMS) and 30 to 50 steps."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"skip_prk": True},)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,6 +43,8 @@ class RePaint(GridSampler):
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
+    section: ClassVar[str] = "Inpainting"
+    use: ClassVar[str] = "filling in a masked part with a network that was not trained for it."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,6 +38,8 @@ class TCD(GridSampler):
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
+    section: ClassVar[str] = "Few steps, from distilled networks"
+    use: ClassVar[str] = "TCD checkpoints, 2 to 20 steps."
 
     def __post_init__(self) -> None:
         super().__post_init__()
