@@ -96,7 +96,7 @@ auto run_function(Execute execute) {
   return [execute](int kind, int64_t dimension, int64_t components, uintptr_t params, int64_t chains, uintptr_t x,
                    int sampler, uintptr_t coef, int64_t steps, uintptr_t seed, uintptr_t chain, uintptr_t draw,
                    uintptr_t v, int64_t leapfrog, uintptr_t scale, float lo, float hi, int64_t thin, uintptr_t draws,
-                   uintptr_t energies, uintptr_t moments, uintptr_t accepted, Own own) {
+                   uintptr_t energies, uintptr_t moments, uintptr_t accepted, uintptr_t diverged, Own own) {
     Run s{};
     s.target = {kind, dimension, components, pointer<const float>(params)};
     s.chains = chains;
@@ -115,6 +115,7 @@ auto run_function(Execute execute) {
     s.energies = pointer<double>(energies);
     s.moments = pointer<double>(moments);
     s.accepted = pointer<int64_t>(accepted);
+    s.diverged = pointer<int64_t>(diverged);
     execute(s, own);
   };
 }

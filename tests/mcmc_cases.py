@@ -42,7 +42,8 @@ class Cases:
             densities.gaussian(self.normal(5), self.uniform(5) + 0.5), full,
             densities.mixture(self.uniform(3) + 0.1, self.normal(3, 7), stds),
             densities.mixture(torch.ones(1), self.normal(1, 2), 1.0), densities.double_well(1),
-            densities.double_well(6, 1.0, 2.0), densities.double_well(64), densities.rosenbrock(4),
+            densities.double_well(6, 1.0, 2.0), densities.double_well(64),
+            densities.gaussian(self.normal(100), self.uniform(100) + 0.5), densities.rosenbrock(4),
             densities.funnel(5), densities.ring(2), densities.ring(33),
         ]  # fmt: skip
 
@@ -65,7 +66,7 @@ class Cases:
                 "moments": moments.clone(),
             }
             if sampler in ("mala", "hmc"):
-                out["accepted"] = torch.zeros(chains, dtype=torch.int64)
+                out["accepted"], out["diverged"] = torch.zeros(2, chains, dtype=torch.int64)
             state, velocity = x.clone(), v.clone() if sampler == "baoab" else None
             lo = -1.5 if sampler == "ula" else -math.inf
             options: dict[str, Any] = {"v": velocity, "leapfrog": 3, "scale": scale, "thin": 2, "lo": lo}

@@ -15,10 +15,9 @@ import pytest
 import torch
 from fuse_cases import ALL, SHAPE, assert_same_loops, begin, loop, make, network
 
-from ulam import schedules
 from ulam.integrations.diffusers import fuse, fused
 from ulam.integrations.diffusers.fusing import FAMILIES
-from ulam.samplers import DDIM, DDPM
+from ulam.samplers import DDIM
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
 

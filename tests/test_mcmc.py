@@ -70,7 +70,6 @@ def test_chains_are_their_own_while_they_adapt():
 @pytest.mark.parametrize("name", TARGETS)
 def test_launches_have_the_bits_of_single_steps(name, sampler):
     whole, steps = (run(TARGETS[name], sampler, launch=launch) for launch in (True, False))
-    whole.divergences = steps.divergences  # a launch does not count refused proposals
     assert same(whole, steps)
     alone = sampler.sampler if isinstance(sampler, mcmc.ParallelTempering) else sampler
     assert whole.report["launch"] == (alone.kernel is not None) and not steps.report["launch"]
@@ -182,6 +181,14 @@ def test_a_chain_that_diverges_is_told_and_leaves_the_others_alone():
         result = run(energy, HMC(torch.tensor([0.1, 0.1, 60.0, 0.1]), 3), chains=4, x_init=start, steps=60)
     assert result.divergences[2] > 30 and result.acceptance[2] < 0.5
     assert torch.isfinite(result.draws).all()
+
+
+@pytest.mark.parametrize("sampler", [MALA, HMC])
+def test_launches_count_the_same_divergences(sampler):
+    wild = torch.tensor([0.1, 0.1, 60.0, 0.1])
+    with pytest.warns(RuntimeWarning, match="divergent proposals in 1 of 4 chains"):
+        whole, steps = (run(gaussian(), sampler(wild), chains=4, launch=launch) for launch in (True, False))
+    assert whole.divergences[2] > 3 and torch.equal(whole.divergences, steps.divergences)
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def test_bad_densities_and_steps_are_named() -> None:
         (lambda: densities.gaussian(x[0], -torch.eye(3)), "positive definite"),
         (lambda: densities.gaussian(x[0], torch.ones(2)), "precision: got shape"),
         (lambda: densities.mixture(torch.ones(2), x, 1.0), "means: got shape"),
-        (lambda: densities.double_well(65), "dimension: got 65, expected 1 to 64"),
+        (lambda: densities.double_well(129), "dimension: got 129, expected 1 to 128"),
         (lambda: densities.rosenbrock(3), "dimension: got 3, expected an even number"),
         (lambda: densities.ring(2, std=0.0), "expected positive"),
         (lambda: mcmc.langevin(x, x, x[:, 0].contiguous(), x[:, 0].contiguous()), "seed, chain, draw: got None"),

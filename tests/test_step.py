@@ -97,7 +97,7 @@ def test_every_instruction_set_equals_the_reference(registers, state_type, model
 
 @pytest.mark.parametrize("given", [False, True], ids=["generated", "given noise"])
 def test_every_form_of_the_plain_row_equals_the_reference(given):
-    """Each subset of the terms of x' = a x + d D + b m + c z, in place and from a source, noise in the output itself."""
+    """Each subset of the terms of x' = a x + d D + b m + c z, in place and from a source, the noise in the output."""
     names, generator = ("x", "m", "z", "kx", "km"), torch.Generator().manual_seed(0)
     x, m, z = torch.randn(3, CHAINS, 1000, generator=generator)
     row, ids = torch.zeros(CHAINS, dtype=torch.int64), torch.arange(CHAINS)

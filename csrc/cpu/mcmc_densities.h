@@ -54,7 +54,7 @@ void mixture(const Target& t, const Lanes<V>& x, Lanes<V>& score, Lanes<V>& scra
   using f = typename V::f;
   const float* const p = t.params;
   const int64_t d = t.dimension, count = t.components;
-  alignas(64) float share[kMaxDimension][V::width];
+  alignas(64) float share[kMaxComponents][V::width];
   put<V>(share[0], V::set(0.0f));
   put<V>(scratch[0], V::set(0.0f));
   const auto away = [&](int64_t k, int64_t i) { return V::sub(V::set(p[2 * count + k * d + i]), get<V>(x[i])); };
@@ -93,6 +93,23 @@ typename V::f squares(const Lanes<V>& x, int64_t begin, int64_t d, Lanes<V>& scr
   put<V>(scratch[0], V::set(0.0f));
   for (int64_t i = 0; i < d; ++i) put<V>(scratch[i], i < begin ? V::set(0.0f) : V::mul(get<V>(x[i]), get<V>(x[i])));
   return halved_sum<V>(scratch, d);
+}
+
+// Calls back with score(i, x), the score at element i, where that depends on the element alone; else returns false.
+template <class V, class Use>
+bool elementwise_score(const Target& t, const Use& use) {
+  using f = typename V::f;
+  const float* const p = t.params;
+  if (t.kind == kGaussianDiagonal) {
+    const int64_t d = t.dimension;
+    use([=](int64_t i, f x) { return V::mul(V::set(-p[d + i]), V::sub(x, V::set(p[i]))); });
+  } else if (t.kind == kDoubleWell) {
+    const DoubleWell<V> well(p);
+    use([=](int64_t, f x) { return well.score(x); });
+  } else {
+    return false;
+  }
+  return true;
 }
 
 // The score, and the energies [V::width] unless null.

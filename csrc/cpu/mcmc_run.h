@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 
 #include "mcmc_densities.h"
 
@@ -34,6 +35,8 @@ void scatter(const Lanes<V>& rows, int lanes, int64_t d, float* to, int64_t stri
   for (; i < d; ++i)
     for (int l = 0; l < lanes; ++l) to[l * stride + i] = rows[i][l];
 }
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 template <class V>
 class Chains {
@@ -70,8 +73,10 @@ class Chains {
       const f r = normals_of<V>(noise_, blocks_, tests, z_);
       switch (s_.sampler) {
         case kUla:
-          langevin(x_);
-          evaluate_lanes<V>(s_.target, x_, score_, nullptr);
+          if (!elementwise_score<V>(s_.target, [this](const auto& score) { langevin(x_, score); })) {
+            langevin(x_, kept_score());
+            evaluate_lanes<V>(s_.target, x_, score_, nullptr);
+          }
           break;
         case kMala:
           mala(r);
@@ -91,13 +96,26 @@ class Chains {
   f coef(int k) const { return get<V>(coef_[k]); }
   double* moment(int lane, int which) const { return s_.moments + (2 * (first_ + lane) + which) * d_; }
 
-  void langevin(Lanes<V>& out) {
+  auto kept_score() const {
+    return [this](int64_t i, f) { return get<V>(score_[i]); };
+  }
+
+  // One step of x_ to `out`, which may be x_; score(i, x) is that of element i.
+  template <class Score>
+  void langevin(Lanes<V>& out, const Score& score) {
     const f step = coef(0), noise = coef(1);
+    const bool bounded = s_.lo > -kInfinity || s_.hi < kInfinity;
+    if (!s_.scale && !bounded) {
+      for (int64_t i = 0; i < d_; ++i) {
+        const f x = get<V>(x_[i]);
+        put<V>(out[i], ulam::langevin<V>(x, score(i, x), step, noise, get<V>(z_[i])));
+      }
+      return;
+    }
     for (int64_t i = 0; i < d_; ++i) {
-      const f scale = V::set(scale_[i]);
-      const f x = ulam::langevin<V>(get<V>(x_[i]), V::mul(scale, get<V>(score_[i])), V::mul(step, scale),
-                                    V::mul(noise, scale), get<V>(z_[i]), s_.lo, s_.hi);
-      put<V>(out[i], x);
+      const f x = get<V>(x_[i]), scale = V::set(scale_[i]);
+      put<V>(out[i], ulam::langevin<V>(x, V::mul(scale, score(i, x)), V::mul(step, scale), V::mul(noise, scale),
+                                       get<V>(z_[i]), s_.lo, s_.hi));
     }
   }
 
@@ -109,7 +127,7 @@ class Chains {
 
   void mala(f r) {
     alignas(64) double proposed[W], sum[W], ratio[W], half[W];
-    langevin(proposal_);
+    langevin(proposal_, kept_score());
     evaluate_lanes<V>(s_.target, proposal_, proposal_score_, proposed);
     for (int l = 0; l < W; ++l) half[l] = 0.5 * static_cast<double>(coef_[0][l]);
     for (int64_t i = 0; i < d_; ++i) {
@@ -165,6 +183,7 @@ class Chains {
     for (int l = 0; l < W; ++l) yes[l] = accepts(ratio[l], root[l]);
     for (int l = 0; l < W; ++l) {
       accepted_[l] += yes[l];
+      diverged_[l] += diverges(ratio[l]);
       energy_[l] = yes[l] ? proposed[l] : energy_[l];
     }
     for (int64_t i = 0; i < d_; ++i) {
@@ -197,6 +216,7 @@ class Chains {
     if (s_.v) scatter<V>(v_, lanes_, d_, s_.v + first_ * d_, d_);
     for (int l = 0; l < lanes_; ++l) {
       if (s_.accepted) s_.accepted[first_ + l] += accepted_[l];
+      if (s_.diverged) s_.diverged[first_ + l] += diverged_[l];
       for (int64_t i = 0; i < d_ && s_.moments; ++i) {
         moment(l, 0)[i] = sum_[i][l];
         moment(l, 1)[i] = square_[i][l];
@@ -212,7 +232,7 @@ class Chains {
   alignas(64) double wide_[kMaxDimension][W], sum_[kMaxDimension][W] = {}, square_[kMaxDimension][W] = {};
   alignas(64) float coef_[4][W];
   alignas(64) double energy_[W] = {};
-  int64_t accepted_[W] = {};
+  int64_t accepted_[W] = {}, diverged_[W] = {};
   float scale_[kMaxDimension];
 };
 

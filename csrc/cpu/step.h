@@ -112,8 +112,7 @@ struct PlainChain {
     const bool estimates = s.row.flags & kUsesX0;
     return (s.row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && s.row.terms[0] != 0 &&
            (s.row.reads & ~1u) == 0 && s.state.type == kFloat32 && s.output.model.type == kFloat32 &&
-           !s.output.reads_uncond && !s.net_in.address &&
-           (!estimates || s.row.c[kKx] != 0.0f || s.row.c[kKm] != 0.0f);
+           !s.output.reads_uncond && !s.net_in.address && (!estimates || s.row.c[kKx] != 0.0f || s.row.c[kKm] != 0.0f);
   }
   template <int R>
   explicit PlainChain(const StepChain<R>& s)

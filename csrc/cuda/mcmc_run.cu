@@ -175,7 +175,7 @@ ULAM_DEVICE double squared_norm(const Place& p, const float v[4]) {
 // Blocks of kRunThreads threads. Threads beyond the last chain work on it too, without a trace: the shuffles need them.
 template <int sampler>
 __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads) {
-  __shared__ float columns[kMaxDimension * kRunThreads];
+  __shared__ float columns[kMaxComponents * kRunThreads];
   const Shares share{columns + threadIdx.x};
   const Place p(threads, s.target.dimension);
   const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / threads;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
   const bool wants = tests || s.energies;
   double energy = evaluate_chain(s.target, p, share, x, score, wants), proposed = 0.0;
   double* const moment = s.moments + 2 * b * p.d;
-  int64_t accepted = 0, kept = 0;
+  int64_t accepted = 0, diverged = 0, kept = 0;
   const int64_t count = s.steps / s.thin;
   int64_t until = s.thin;
 #pragma unroll 1
@@ -244,6 +244,7 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
       ratio = hmc_log_ratio(energy, proposed, before, squared_norm(p, v), c[2]);
     }
     const bool yes = !tests || accepts(ratio, test_radius(stream));
+    diverged += tests && diverges(ratio);
     if (yes) {
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) {
@@ -270,10 +271,11 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
   store4(p, s.x + b * p.d, x);
   if (s.v) store4(p, s.v + b * p.d, v);
   if (s.accepted && p.t == 0) s.accepted[b] += accepted;
+  if (s.diverged && p.t == 0) s.diverged[b] += diverged;
 }
 
 __global__ void __launch_bounds__(kRunThreads) mcmc_evaluate(const Evaluate s, int threads) {
-  __shared__ float columns[kMaxDimension * kRunThreads];
+  __shared__ float columns[kMaxComponents * kRunThreads];
   const Place p(threads, s.target.dimension);
   const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / threads;
   const int64_t b = mine < s.chains ? mine : s.chains - 1;

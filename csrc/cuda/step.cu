@@ -188,7 +188,8 @@ template <int R>
 cudaError_t launch_step(const Step& s, uint32_t missing, void* stream) {
   const int64_t n = s.elements;
   const int run = s.state_type == kFloat32 ? 4 : 8;
-  const Operand state{s.state, s.state_type}, source{s.source, s.state_type}, model{s.model, s.model_type, s.model_stride};
+  const Operand state{s.state, s.state_type}, source{s.source, s.state_type},
+      model{s.model, s.model_type, s.model_stride};
   const Operand uncond{s.uncond, s.model_type, s.model_stride}, noise{s.noise, kFloat32}, net{s.net_in, s.net_type};
   if (vectors_fit(n, run, {state, source, model, uncond, noise, net})) {
     const Plan plan = plan_vectors(s.chains, n);

@@ -233,6 +233,7 @@ def mcmc_run(
     energies: int,
     moments: int,
     accepted: int,
+    diverged: int,
     threads: int,
     /,
 ) -> None: ...

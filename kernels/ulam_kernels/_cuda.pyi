@@ -226,6 +226,7 @@ def mcmc_run(
     energies: int,
     moments: int,
     accepted: int,
+    diverged: int,
     stream: int,
     /,
 ) -> None: ...

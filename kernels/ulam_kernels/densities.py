@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-MAX_DIMENSION = 64
+MAX_DIMENSION = 128
 MAX_COMPONENTS = 64
 GAUSSIAN_DIAGONAL, GAUSSIAN, MIXTURE, DOUBLE_WELL, ROSENBROCK, FUNNEL, RING = range(7)
 
@@ -23,7 +23,7 @@ class Density:
     Args:
         name: of the function that made it.
         kind: which formula.
-        dimension: d, 1 to 64.
+        dimension: d, 1 to 128.
         components: of a mixture, 1 to 64; else 0.
         params: float64, one-dimensional; rounded once to float32 where the kernels read it.
     """

@@ -45,6 +45,7 @@ from ulam_kernels.dispatch import select
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
+DIVERGED = -1000.0  # log acceptance ratios below it mean that the integration failed [Carpenter 2017, Stan]
 COEFFICIENTS = 4
 MOST_PAIRS = 4
 
@@ -295,6 +296,7 @@ def run(
     energies: torch.Tensor | None = None,
     moments: torch.Tensor | None = None,
     accepted: torch.Tensor | None = None,
+    diverged: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """``steps`` steps of a whole chain in one launch, in place on x (and v): the bits of the operations above.
@@ -311,7 +313,7 @@ def run(
     The last is ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
 
     Args:
-        density: of d = 1 to 64 dimensions.
+        density: of d = 1 to 128 dimensions.
         x: ``[B, d]``. v: ``[B, d]`` whitened velocities, needed by baoab alone.
         coef: ``[B, 4]``.
         steps: how many. thin: every thin-th state is kept: those after steps thin, 2 thin, ...
@@ -322,6 +324,7 @@ def run(
         energies: ``[B, steps // thin]`` float64 receives their energies.
         moments: ``[B, 2, d]`` float64: sum and sum of squares of the kept states are added to it, in order.
         accepted: ``[B]`` int64: the number of accepted proposals is added to it (mala, hmc).
+        diverged: ``[B]`` int64: the number of proposals with a log ratio below :data:`DIVERGED`, or NaN (mala, hmc).
 
     Raises:
         TypeError, ValueError: as :func:`langevin`.
@@ -337,8 +340,8 @@ def run(
         raise ValueError("v: is for baoab, and baoab needs it")
     if (sampler != "ula" and (lo, hi) != (-math.inf, math.inf)) or not lo <= hi:
         raise ValueError(f"lo, hi: got {lo}, {hi} for {sampler}, expected bounds with lo <= hi, for ula alone")
-    if accepted is not None and sampler not in ("mala", "hmc"):
-        raise ValueError(f"accepted: {sampler} has no Metropolis test")
+    if (accepted is not None or diverged is not None) and sampler not in ("mala", "hmc"):
+        raise ValueError(f"accepted, diverged: {sampler} has no Metropolis test")
     check(coef, "coef", x.dtype, device, (chains, COEFFICIENTS))
     _check_like(x, v=v)
     _check_scale(x, scale)
@@ -348,6 +351,7 @@ def run(
         ("energies", energies, torch.float64, (chains, kept)),
         ("moments", moments, torch.float64, (chains, 2, density.dimension)),
         ("accepted", accepted, torch.int64, (chains,)),
+        ("diverged", diverged, torch.int64, (chains,)),
     ):
         if tensor is not None:
             check(tensor, label, dtype, device, shape)
@@ -355,7 +359,7 @@ def run(
         params = density.to(device, x.dtype)
         _backend(backend, x).run(
             density, params, x, SAMPLERS.index(sampler), coef, steps, seed, chain, draw,
-            v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted,
+            v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted, diverged,
         )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def run(
     thin: int,
     *outputs: torch.Tensor | None,
 ) -> Arguments:
-    """``outputs``: draws, energies, moments, accepted."""
+    """``outputs``: draws, energies, moments, accepted, diverged."""
     return (
         *_target(density, params),
         len(x),

@@ -8,7 +8,7 @@
 
 namespace ulam {
 
-constexpr int kMaxDimension = 64;
+constexpr int kMaxDimension = 128, kMaxComponents = 64;
 constexpr uint32_t kAcceptTag = 2;
 constexpr int64_t kDrawsPerStep = 16;
 
@@ -102,10 +102,10 @@ struct Run {
   const float* scale;  // [d]
   float lo, hi;
   int64_t thin;
-  float* draws;       // [B, steps / thin, d]
-  double* energies;   // [B, steps / thin]
-  double* moments;    // [B, 2, d]
-  int64_t* accepted;  // [B]
+  float* draws;                  // [B, steps / thin, d]
+  double* energies;              // [B, steps / thin]
+  double* moments;               // [B, 2, d]
+  int64_t *accepted, *diverged;  // [B]
 };
 
 // The Metropolis test u < exp(log_ratio), with r = sqrt(-2 ln u) of noise-v1. NaN rejects.
@@ -113,6 +113,9 @@ ULAM_HD bool accepts(double log_ratio, float r) {
   const double wide = r;
   return wide * wide > -2.0 * log_ratio;
 }
+
+// A proposal so far off that the integration has failed; NaN too.
+ULAM_HD bool diverges(double log_ratio) { return !(log_ratio >= -1000.0); }
 
 // An element's part in the log ratio of a Langevin proposal; half is (step / 2) P_i.
 ULAM_HD double mala_term(float x, float proposal, float score, float proposal_score, double half) {
@@ -131,8 +134,13 @@ ULAM_HD double hmc_log_ratio(double energy, double proposal_energy, double norm,
 // The updates of one element; `size` has the element's scale in it already.
 template <class V>
 ULAM_HD typename V::f langevin(typename V::f x, typename V::f scaled_score, typename V::f step, typename V::f noise,
+                               typename V::f z) {
+  return V::fma(noise, z, V::fma(step, scaled_score, x));
+}
+template <class V>
+ULAM_HD typename V::f langevin(typename V::f x, typename V::f scaled_score, typename V::f step, typename V::f noise,
                                typename V::f z, float lo, float hi) {
-  return V::clip(V::fma(noise, z, V::fma(step, scaled_score, x)), V::set(lo), V::set(hi));
+  return V::clip(langevin<V>(x, scaled_score, step, noise, z), V::set(lo), V::set(hi));
 }
 
 template <class V>

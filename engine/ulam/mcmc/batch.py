@@ -18,7 +18,6 @@ from .targets import Target
 
 Progress = Callable[[int, "Batch"], None]  # steps done, of which batch
 
-DIVERGED = -1000.0  # log acceptance ratios below it [Carpenter 2017, Stan]
 LAUNCH_ELEMENTS = 1 << 28  # element updates a launch at most: fractions of a second, so that progress shows
 SWAP_STAGE = VELOCITY_STAGE = 1
 
@@ -201,7 +200,7 @@ class Batch:
         if log_ratio is not None:
             assert state.accepted is not None
             self.accepted += state.accepted
-            self.diverged += ~(log_ratio >= DIVERGED)
+            self.diverged += ~(log_ratio >= ops.DIVERGED)
         self._progress(1, self)
         return log_ratio
 
@@ -262,7 +261,8 @@ class Batch:
             v=state.v, leapfrog=self.sampler.leaps, scale=state.scale, lo=lo, hi=hi, thin=plan.thin,
             draws=record.draws if record and keep else None, energies=record.energies if record and keep else None,
             moments=record.moments if record and keep else None,
-            accepted=self.accepted if self.sampler.adjusted else None, backend=plan.backend,
+            accepted=self.accepted if self.sampler.adjusted else None,
+            diverged=self.diverged if self.sampler.adjusted else None, backend=plan.backend,
         )  # fmt: skip
         state.advance(steps)
         self.index += steps

@@ -18,8 +18,8 @@ class Chains:
         energies: ``[chain, draw]`` float64, None for targets that give a score alone.
         acceptance: ``[chain]`` float64, the share of accepted proposals after warm-up; None without a Metropolis test.
         divergences: ``[chain]`` int64. MALA and HMC: proposals after warm-up whose log acceptance ratio was below
-            -1000 or not a number (a whole-chain launch does not count them: run with ``launch=False``). The others:
-            1 where the chain has left the finite numbers, its draws from there on are not finite; else 0.
+            -1000 or not a number. The others: 1 where the chain has left the finite numbers, its draws from there on
+            are not finite; else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, None without.
         moments: ``[chain, 2, *shape]`` float64 sums of the kept states and of their squares, where only these were

@@ -26,7 +26,7 @@ class BuiltIn:
     """What the built-in densities share; x is ``[B, d]`` everywhere, densities are normalised.
 
     ``log_prob`` and ``score`` are torch formulas in the dtype of x (``log_prob`` differentiable); a run uses the
-    kernels' formulas in their place, up to d = 64.
+    kernels' formulas in their place, up to d = 128.
     """
 
     has_energy: ClassVar[bool] = True
@@ -57,11 +57,11 @@ class BuiltIn:
 
     @cached_property
     def kernel(self) -> kernels.Density | None:
-        """The density as it compiles into a launch; None above 64 dimensions."""
+        """The density as it compiles into a launch; None above 128 dimensions."""
         return self._kernel() if self.dimension <= kernels.MAX_DIMENSION else None
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        """As :meth:`ulam.mcmc.targets.Target.bind`: the kernels' formulas, torch's above 64 dimensions."""
+        """As :meth:`ulam.mcmc.targets.Target.bind`: the kernels' formulas, torch's above 128 dimensions."""
         kernel = self.kernel
         if kernel is None:
             return self._torch_formulas

@@ -63,7 +63,7 @@ def run(
         slots: chains in one batch, the last batch padded; by default all at once. For targets other than built-in
             densities, whose memory or bits depend on the batch.
         store: keep the states; False keeps their sums and sums of squares alone, and no energies.
-        launch: False runs built-in densities by single steps too, which counts divergences.
+        launch: False runs built-in densities by single steps too.
         device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
         dtype: float32, or float64 (reference backend, for checking).
         progress: show a bar, with the acceptance, where stderr is a terminal.

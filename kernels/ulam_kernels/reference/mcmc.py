@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ulam_kernels.densities import Density
+from ulam_kernels.mcmc import DIVERGED
 from ulam_kernels.reference import noise as noise_v1
 from ulam_kernels.reference.arithmetic import RealArray, fma, mul
 from ulam_kernels.reference.densities import energy_and_score
@@ -135,6 +136,7 @@ def run(
     energies: torch.Tensor | None,
     moments: torch.Tensor | None,
     accepted: torch.Tensor | None,
+    diverged: torch.Tensor | None,
 ) -> None:
     chains = _Chains(density, params, x, coef, v, scale, (lo, hi), leapfrog)
     step = (chains.ula, chains.mala, chains.baoab, chains.hmc)[sampler]
@@ -155,6 +157,8 @@ def run(
         _write(v, chains.v)
     if accepted is not None:
         accepted += torch.from_numpy(chains.accepted).to(accepted.device)
+    if diverged is not None:
+        diverged += torch.from_numpy(chains.diverged).to(diverged.device)
 
 
 class _Chains:
@@ -177,7 +181,7 @@ class _Chains:
         self.x = _rows(x).copy()
         self.v = np.zeros_like(self.x) if v is None else _rows(v).copy()
         self.energy, self.score = self.target(self.x)
-        self.accepted: npt.NDArray[np.int64] = np.zeros(len(x), np.int64)
+        self.accepted, self.diverged = np.zeros((2, len(x)), np.int64)
 
     def target(self, x: RealArray) -> tuple[Float64Array, RealArray]:
         return energy_and_score(self.density, self.params, x)
@@ -231,6 +235,7 @@ class _Chains:
         self.score = np.where(yes[:, None], score, self.score)
         self.energy = np.where(yes, energy, self.energy)
         self.accepted += yes
+        self.diverged += ~(ratio >= DIVERGED)
 
 
 def metropolis(log_ratio: Float64Array, ids: Ids) -> BoolArray:

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ulam_kernels import mcmc
 from ulam_kernels.densities import Density
 from ulam_kernels.triton.densities import evaluate_tile, halved_sum, splat
 from ulam_kernels.triton.launch import EXACT, on_device
@@ -18,6 +19,7 @@ from ulam_kernels.triton.step import clip
 
 ELEMENTS = 512  # of a program's tile
 ULA, MALA, BAOAB, HMC = (tl.constexpr(i) for i in range(4))
+DIVERGED = tl.constexpr(mcmc.DIVERGED)
 
 
 @triton.jit
@@ -58,7 +60,7 @@ def squared_norms(v, W: tl.constexpr):
     do_not_specialize_on_alignment=["numbers", "seed", "chain", "draw", "coef", "scale"],
 )
 def run_kernel(
-    numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,  # as ulam_kernels.mcmc has them
+    numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,  # see ops.mcmc
     chains, d, components, steps, leapfrog, thin, lo, hi,
     KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -86,6 +88,7 @@ def run_kernel(
     beta = tl.sum(c2.to(tl.float64), 1)
     score, energy = evaluate_tile(numbers, state, d, components, KIND, K)
     count = tl.zeros([C], tl.int64)
+    failures = tl.zeros([C], tl.int64)
     total = tl.zeros([C, W], tl.float64)
     total_square = tl.zeros([C, W], tl.float64)
     if moments is not None:
@@ -129,11 +132,13 @@ def run_kernel(
             else:
                 ratio = (energy - new_energy) + 0.5 * (norm - squared_norms(velocity, W))
             r = tl.max(radius_of_test(seeds, ids, now), 1).to(tl.float64)
-            yes = r * r > -2.0 * (ratio * beta)
+            ratio = ratio * beta
+            yes = r * r > -2.0 * ratio
             state = tl.where(yes[:, None], proposal, state)
             score = tl.where(yes[:, None], new_score, score)
             energy = tl.where(yes, new_energy, energy)
             count += yes.to(tl.int64)
+            failures += 1 - (ratio >= DIVERGED).to(tl.int64)
         else:
             state = proposal
             score = new_score
@@ -158,6 +163,8 @@ def run_kernel(
         tl.store(moment + d, total_square, mask=inside)
     if accepted is not None:
         tl.store(accepted + b, tl.load(accepted + b, mask=exists, other=0) + count, mask=exists)
+    if diverged is not None:
+        tl.store(diverged + b, tl.load(diverged + b, mask=exists, other=0) + failures, mask=exists)
 
 
 @triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["numbers"])
@@ -204,11 +211,12 @@ def run(
     energies: torch.Tensor | None,
     moments: torch.Tensor | None,
     accepted: torch.Tensor | None,
+    diverged: torch.Tensor | None,
 ) -> None:
     grid, options = _launch(density, len(x))
     with on_device(x):
         run_kernel[grid](
-            params, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted,
+            params, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,
             len(x), density.dimension, density.components, steps, leapfrog, thin, float(lo), float(hi),
             SAMPLER=sampler, **options,
         )  # fmt: skip

@@ -247,13 +247,13 @@ def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG
 
 @triton.jit
 def execute(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,  # as ulam_kernels.step
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
     rows, stride, size, b, exists, base, i, block, mask,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Execute one row of each chain on one tile.
 
-    Args:
+    Args, beside those of :func:`ulam_kernels.step`:
         rows: of the table. stride: B n, from one register to the next. size: n, from m to v.
         b: the tile's chain (LONG) or its chains ``[P, 1]``; exists: which of them there are.
         base: where each of them begins in ``[B, n]``; i: the tile's elements from there, so that ``base + i`` has the
