@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ulam import Program, schedules
-from ulam.program import ProgramBuilder
+from ulam.builder import ProgramBuilder
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
 from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, told

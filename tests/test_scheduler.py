@@ -405,7 +405,7 @@ def test_nothing_is_kept_of_jobs_that_are_over(policy):
 
 
 def test_torch_is_not_imported():
-    """Its sources import nothing but the standard library and `ulam.errors`, which does not import torch."""
+    """It imports nothing but the standard library, `ulam.shares` and `ulam.errors`, which do not import torch."""
     code = (
         "import sys, types, pathlib\n"
         "package = types.ModuleType('ulam'); package.__path__ = [sys.argv[1]]\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
@@ -24,17 +23,16 @@ from .arguments import (
 )
 from .conditioning import Cond, Shared, check_cond, check_guidance
 from .denoiser import Denoiser, Sampler
-from .errors import NetworkError
 from .job import Callback, Finish, Job, Noise
 from .known import check_known
-from .network import NetworkOptions, in_eval_mode
+from .loop import Loop
+from .network import NetworkOptions
 from .noise import chain_ids, seed_int64, whole_number
 from .report import Report
 from .results import Batch, Finished, Outbox, Result, together
 from .runner import Runner
-from .scheduler import Group, Scheduler
+from .scheduler import Scheduler
 from .watchdog import Watchdog
-from .work import Work
 
 __all__ = ["Engine", "Report", "Result"]
 
@@ -133,14 +131,10 @@ class Engine:
         self._outbox = Outbox(self._runner, results == "host")
         self._ready: deque[tuple[Result, int]] = deque()  # results on their way out, with their place in the job
         self._results: dict[Job, list[Finished]] = {}
-        self._work = Work()
-        self._entering: list[Group[Job]] = []  # in the scheduler's slots, not yet in the runner's
-        self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
-        self._changed = False  # something was submitted, cancelled or closed since the slots were last filled
-        self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
         self._turn = threading.RLock()  # whose turn it is to run the chains
         self._lock = threading.RLock()  # over the scheduler and the results; nothing waits for the device under it
         self._room = threading.Condition(self._lock)
+        self._loop = Loop(self._scheduler, self._runner, self._outbox, self._room)
         self._closed = False  # no more jobs
         self._stopped = False  # no more ticks
         self._watchdog = Watchdog(self._runner.network, watchdog, self.report.add_fallback) if watchdog else None
@@ -220,7 +214,7 @@ class Engine:
                 buffers.check(values)  # a job that came while this one waited may have been the first
                 buffers.declare(values)
             self._scheduler.submit(job, len(ids), job.ticks, job.priority, weight, deadline)
-            self._changed = True
+            self._loop.changed = True
         return job
 
     def _wait_for_room(self, chains: int, block: bool) -> None:
@@ -237,15 +231,12 @@ class Engine:
         """Drop a job's chains that have not been delivered; how many. Other jobs keep their bits."""
         with self._lock:
             dropped, running = self._scheduler.cancel(job)
-            self._cancelled += running
-            self._entering = [group for group in self._entering if group.job is not job]
-            self._changed = True
+            self._loop.cancel(job, running)
             dropped += self._outbox.cancel(job)
             before = len(self._ready)
             self._ready = deque(entry for entry in self._ready if entry[0].job is not job)
             dropped += before - len(self._ready)
             dropped += sum(f.chains.stop - f.chains.start for f in self._results.pop(job, []))
-            self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
             self.report.cancelled += dropped
             self._room.notify_all()
         return int(dropped)
@@ -256,7 +247,7 @@ class Engine:
             dropped = self.waiting
             self._scheduler.drop_waiting()
             self.report.cancelled += dropped
-            self._changed = True
+            self._loop.changed = True
             self._room.notify_all()
         return dropped
 
@@ -348,13 +339,13 @@ class Engine:
         """Run until something is out; None once no chain is left."""
         while not self._stopped:
             if self._runner.previews:
-                self._call_back()
+                self._loop.call_back()
             with self._lock:
                 batch = self._outbox.next()
             if batch is not None:
                 return batch
             if self._scheduler.busy:
-                self._run_to_next_event(progress)
+                self._loop.run_to_next_event(progress)
             elif not self._outbox.wait():
                 return None
         return None
@@ -371,71 +362,6 @@ class Engine:
         with self._lock:
             return self._outbox.done(batch, part, states)
 
-    def _run_to_next_event(self, progress: Callable[[int], object] | None) -> None:
-        """Fill the free slots and tick until a group is done, or something else is to be done."""
-        scheduler, runner, report = self._scheduler, self._runner, self.report
-        begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
-        try:
-            with in_eval_mode(self._modules), torch.inference_mode():
-                with self._lock:
-                    ticks = self._fill()
-                for _ in range(ticks):
-                    self._tick(progress)
-                    if runner.previews or self._changed:
-                        break
-                with self._lock:
-                    if left := scheduler.retire():
-                        self._outbox.put(left)
-                        runner.leave(left)
-                        self._work.leave(left)
-        finally:
-            report.seconds += time.perf_counter() - begin
-            report.network_seconds += runner.network.seconds - network
-            report.step_seconds += runner.step_seconds - step
-
-    def _fill(self) -> int:
-        """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
-        scheduler, runner, work = self._scheduler, self._runner, self._work
-        self._changed = False
-        if self._cancelled:
-            runner.leave(self._cancelled)
-            work.leave(self._cancelled)
-            self._cancelled = []
-        if runner.between_ticks:
-            if entered := scheduler.admit():
-                work.enter(entered)
-                self._entering += entered
-                self._room.notify_all()
-            if self._entering:
-                runner.enter(self._entering)
-                self._entering = []
-        work.groups, work.active = scheduler.groups, scheduler.active
-        return scheduler.ticks_until_event
-
-    def _tick(self, progress: Callable[[int], object] | None) -> None:
-        work = self._work
-        try:
-            self._runner.tick(self._scheduler.tick, work)
-        except NetworkError as error:
-            ids: dict[Job, list[int]] = {}
-            for group in work.groups:
-                ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
-            raise NetworkError(error.__cause__ or error, ids) from error.__cause__
-        self._scheduler.tick += 1
-        self.report.ticks += 1
-        self.report.evaluations += work.active
-        if progress is not None:
-            progress(work.active)
-
-    def _call_back(self) -> None:
-        previews = self._runner.previews
-        while previews:
-            with self._lock:
-                preview = previews.pop(0)
-            if preview.job.callback is not None:
-                preview.job.callback(preview)
-            previews = self._runner.previews  # a callback may cancel
-
     def close(self, drain: bool = False) -> list[Result]:
         """End: new jobs are refused, waiting and running chains are dropped, a stream ends.
 
@@ -448,7 +374,7 @@ class Engine:
         if drain:
             drained = list(self.stream())
         with self._lock:
-            self._stopped = self._changed = True
+            self._stopped = self._loop.changed = True
         if self._watchdog is not None:
             self._watchdog.close()
         return drained

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from . import samplers
+from .builder import DynamicThreshold
 from .conditioning import Shared, shared
 from .denoiser import Sampler
 from .loading import Model
-from .program import DynamicThreshold
 
 if sys.version_info >= (3, 11):
     import tomllib

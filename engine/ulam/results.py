@@ -136,7 +136,7 @@ class Outbox:
         failed: dict[int, int] = {}
         if batch.rows is not None:
             rows = batch.rows[begin : begin + group.size].tolist()
-            base = self._runner.base(group.job.program)
+            base = self._runner.rows.begin(group.job.program)
             failed = {place: row - base for place, row in enumerate(rows, group.chains.start) if row}
         self._runner.report.chains += group.size
         self._runner.report.failed += len(failed)

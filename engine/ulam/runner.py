@@ -12,12 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.profiler import record_function
 
 import ulam_kernels
-from ulam_kernels import Table
 from ulam_kernels.table import C_NEXT
 
 from .conditioning import ConditioningBuffers
@@ -32,6 +30,7 @@ from .noise import DRAWS_PER_ROW, INITIAL_STATE
 from .preview import Preview
 from .program import Program
 from .report import Report
+from .rows import Rows
 from .scheduler import Group
 from .slots import IDLE_ROW, Slots, on_device, places
 from .work import Work, due, row_of, silent_rows
@@ -71,11 +70,7 @@ class Runner:
         self.known: KnownImages | None = None  # where a program blends with known images
         self.check_finite = check_finite
         self.graphs = TickGraphs(device, report) if graphs and device.type == "cuda" else None
-        self._base: dict[Program, int] = {}
-        self._tables: list[Table] = []
-        self._blends: list[torch.Tensor] = []
-        self._times: list[torch.Tensor] = []
-        self._told: dict[Program, list[float]] = {}  # the times that the network is told, as it is told them
+        self.rows = Rows(device, torch.float64 if dtype == torch.float64 else torch.float32, self.time_dtype)
         self.previews: list[Preview] = []  # taken, not yet given to their callbacks
         self._before = self._after = 0  # silent rows done in this tick, before the evaluation and after it
         self._evaluated = False
@@ -90,61 +85,41 @@ class Runner:
     # ------------------------------------------------------------------------------------------ programs
 
     def load(self, program: Program) -> None:
-        """Make a program's rows part of the table (its coefficients are rounded once, here)."""
-        if program not in self._base:
+        """Make a program's rows part of the table, and the buffers what they need."""
+        if program not in self.rows:
             with torch.inference_mode(False):  # buffers stay, and their versions are watched
-                self._load(program)
+                self.rows.add(program)
+                self._provide(program)
 
-    def _load(self, program: Program) -> None:
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        table = program.table(dtype=wide, device=self.device)
-        if not self._tables:
-            # Idle slots are told the first program's first time, which the network can surely take.
-            idle = Table(torch.zeros_like(table.coef[:1]), torch.zeros_like(table.flags[:1]), table.registers)
-            self._append(idle, program.time[program.evaluates][:1], torch.zeros(1, 2))
-        self._base[program] = sum(map(len, self._tables))
-        known = torch.from_numpy(np.stack([program.known_a, program.known_b], axis=1)).to(torch.float32)
-        self._append(table, program.time, known)
-        registers = max(table.registers for table in self._tables)
-        self.table = Table.cat([table.widen(registers) for table in self._tables])
-        self.time = torch.cat(self._times)
-        if (more := registers - len(self.state)) > 0:
+    def _provide(self, program: Program) -> None:
+        """Make or widen the buffers that a program's rows read and write."""
+        wide = self.rows.table.coef.dtype
+        if (more := self.rows.table.registers - len(self.state)) > 0:
             self.state = torch.cat([self.state, self.state.new_zeros(more, *self.state.shape[1:])])
         if program.needs_reductions and self.scales is None:
             self.scales = torch.ones(self.size, 4, dtype=wide, device=self.device)
         if program.blends.any() and self.known is None:
             self.known = KnownImages(self.size, self.shape, self.device)
         if self.known is not None:
-            self.known.load(self._blends)
+            self.known.load(self.rows.blends)
         if self.net_in is None and (self.net_dtype != self.dtype or bool((program.c_in != 1).any())):
             # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
             dtype = self.net_dtype if self.net_dtype != torch.float64 or wide == torch.float64 else torch.float32
             self.net_in = torch.zeros(self.size, *self.shape, dtype=dtype, device=self.device)
             self.net_in.copy_(self.state[0])
-        self._told[program] = self._times[-1].to("cpu", torch.float64)[program.evaluating].tolist()
         if self.graphs is not None:
             self.graphs.forget()  # they hold the tables that were
-
-    def base(self, program: Program) -> int:
-        """Where a program's rows begin in the table."""
-        return self._base[program]
-
-    def _append(self, table: Table, time: npt.NDArray[np.float64], known: torch.Tensor) -> None:
-        self._tables.append(table)
-        self._blends.append(known)
-        self._times.append(torch.from_numpy(np.nan_to_num(time)).to(self.device, self.time_dtype))
 
     # ---------------------------------------------------------------------------------- entering and leaving
 
     def enter(self, groups: list[Group[Job]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
         at, sizes = places([group.slots for group in groups])
-        base, rows, seeds, chains = self._base, [], [], []
+        rows, seeds, chains = [], [], []
         for group in groups:
             job = group.job
-            if job.program not in base:
-                self.load(job.program)
-            rows.append(base[job.program])
+            self.load(job.program)
+            rows.append(self.rows.begin(job.program))
             seeds.append(job.seed)
             chains.append(job.chain_ids[group.chains])
         self.slots.put(
@@ -201,7 +176,7 @@ class Runner:
         if self.net_in is not None:
             programs = [group.job.program for group in groups]
             c_in = np.array([program.c_in[program.evaluating[0]] for program in programs])
-            scale_in = torch.from_numpy(c_in.repeat(sizes)).to(self.device, self.table.coef.dtype)
+            scale_in = torch.from_numpy(c_in.repeat(sizes)).to(self.device, self.rows.table.coef.dtype)
             scaled = torch.empty(len(at), *self.shape, dtype=self.net_in.dtype, device=self.device)
             x = self.state[0].index_select(0, at)
             ulam_kernels.affine(x, x, scale_in, torch.zeros_like(scale_in), out=scaled, backend=self.backend)
@@ -258,7 +233,7 @@ class Runner:
         for group in work.groups:
             job = group.job
             if job.guidance is not None:
-                t = self._told[job.program][tick - group.start]
+                t = self.rows.told(job.program)[tick - group.start]
                 if job.interval is None or job.interval[0] <= t <= job.interval[1]:
                     return True
         return False
@@ -321,7 +296,7 @@ class Runner:
         Unless asked for in one, these are two calls, so that the network sees the same batch shape, and a chain gets
         the same bits, whether or not there are guided chains in the batch.
         """
-        torch.index_select(self.time, 0, self.slots.row, out=self.t)
+        torch.index_select(self.rows.time, 0, self.slots.row, out=self.t)
         buffer = self.state[0] if self.net_in is None else self.net_in
         x = buffer.double() if self.net_dtype == torch.float64 != buffer.dtype else buffer
         with self._range("ulam.network"):
@@ -361,16 +336,16 @@ class Runner:
         }
         with self._range("ulam.step"):
             if work.reduces and self.scales is not None:
-                ulam_kernels.reduce(self.state, self.table, row, **inputs, out=self.scales)
-            ulam_kernels.step(self.state, self.table, row, **inputs, net_in=self.net_in, scales=self.scales)
+                ulam_kernels.reduce(self.state, self.rows.table, row, **inputs, out=self.scales)
+            ulam_kernels.step(self.state, self.rows.table, row, **inputs, net_in=self.net_in, scales=self.scales)
             if work.blends and self.known is not None:
-                c_next = self.table.coef[row, C_NEXT]
+                c_next = self.rows.table.coef[row, C_NEXT]
                 self.known.blend(self.state, row, live.seed, live.chain, live.draw, self.net_in, c_next, backend)
         self.step_seconds += time.perf_counter() - begin
 
     def _explicit_noise(self, explicit: list[tuple[Group[Job], int]]) -> torch.Tensor:
         """The noise of all slots, where some jobs bring their own for the row given; the others keep noise-v1."""
-        noise = torch.empty(self.size, *self.shape, dtype=self.table.coef.dtype, device=self.device)
+        noise = torch.empty(self.size, *self.shape, dtype=self.rows.table.coef.dtype, device=self.device)
         live = self.slots
         ulam_kernels.fill_normal(noise, seed=live.seed, chain=live.chain, draw=live.draw, backend=self.backend)
         for group, row in explicit:

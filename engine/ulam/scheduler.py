@@ -10,13 +10,11 @@ from __future__ import annotations
 import copy
 import heapq
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic
 
 from .errors import QueueFull
-
-Job = TypeVar("Job", bound=Hashable)
+from .shares import Job, Record, shares
 
 POLICIES = ("fifo", "shortest", "fair", "deadline")
 
@@ -39,23 +37,6 @@ class Group(Generic[Job]):
     def chains(self) -> slice:
         """Where the group's chains stand in their job."""
         return slice(self.first, self.first + self.size)
-
-
-@dataclass
-class _Record(Generic[Job]):
-    """A job with chains in the queue or in slots. ``held``: its slots. ``stamp``: of its valid entry in the queue."""
-
-    job: Job
-    number: int
-    ticks: int
-    waiting: int
-    priority: int
-    weight: float
-    latest: float  # the tick by which it must have all slots to meet its deadline
-    entered: int = 0
-    held: int = 0
-    stamp: int = 0
-    pressing: bool = False
 
 
 class Scheduler(Generic[Job]):
@@ -92,7 +73,7 @@ class Scheduler(Generic[Job]):
         self._groups: dict[Group[Job], None] = {}
         self._listed: list[Group[Job]] | None = []
         self._free = [(0, slots)]
-        self._records: dict[Job, _Record[Job]] = {}
+        self._records: dict[Job, Record[Job]] = {}
         self._jobs: dict[int, Job] = {}  # by their numbers
         self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
         self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
@@ -164,7 +145,7 @@ class Scheduler(Generic[Job]):
         latest = math.inf
         if deadline is not None:
             latest = self.tick + deadline - math.ceil(chains / self.slots) * ticks
-        record = _Record(job, self._numbers, ticks, chains, priority, weight, latest)
+        record = Record(job, self._numbers, ticks, chains, priority, weight, latest)
         self._records[job], self._jobs[record.number] = record, job
         self.waiting += chains
         if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
@@ -212,7 +193,7 @@ class Scheduler(Generic[Job]):
                 self._enqueue(record)
         entered: list[Group[Job]] = []
         while self._free and (records := self._next()):
-            for record, count in _shares(records, self.free):
+            for record, count in shares(records, self.free):
                 entered += self._enter(record, count)
                 self._enqueue(record)
         return entered
@@ -283,7 +264,7 @@ class Scheduler(Generic[Job]):
     def _has_room(self, chains: int) -> bool:
         return self.capacity is None or self.waiting + chains <= self.capacity
 
-    def _enqueue(self, record: _Record[Job]) -> None:
+    def _enqueue(self, record: Record[Job]) -> None:
         """Put a job where it now belongs in the queue; its entry before is out of date."""
         self._numbers += 1
         record.stamp = self._numbers
@@ -306,18 +287,18 @@ class Scheduler(Generic[Job]):
         record = self._numbered(entry[3])
         return record is not None and record.stamp == entry[4]
 
-    def _numbered(self, number: int) -> _Record[Job] | None:
+    def _numbered(self, number: int) -> Record[Job] | None:
         return self._records[self._jobs[number]] if number in self._jobs else None
 
-    def _forget(self, record: _Record[Job]) -> None:
+    def _forget(self, record: Record[Job]) -> None:
         """Keep nothing of a job that is over: it may hold large tensors."""
         del self._records[record.job], self._jobs[record.number]
         if self._plan is not None:
             self._plan.pop(record.job, None)
 
-    def _next(self) -> list[_Record[Job]]:
+    def _next(self) -> list[Record[Job]]:
         """The jobs that the free slots go to: one, or under "fair" all between which they might be shared."""
-        chosen: list[_Record[Job]] = []
+        chosen: list[Record[Job]] = []
         first = None
         while self._queue and len(chosen) < self.free:
             if self._valid(self._queue[0]):
@@ -331,7 +312,7 @@ class Scheduler(Generic[Job]):
                 break
         return chosen
 
-    def _enter(self, record: _Record[Job], count: int) -> list[Group[Job]]:
+    def _enter(self, record: Record[Job], count: int) -> list[Group[Job]]:
         """Put the next ``count`` chains of a job into free slots."""
         entered: list[Group[Job]] = []
         while count:
@@ -361,36 +342,6 @@ class Scheduler(Generic[Job]):
         if groups:
             self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
             self._listed = None
-
-
-def _shares(records: list[_Record[Job]], vacant: int) -> list[tuple[_Record[Job], int]]:
-    """How many of the vacant slots each job gets, one after another by (slots held + 1) / weight, then by submission.
-
-    First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the
-    slots that keep it below the level.
-    """
-    counts = [0] * len(records)
-    live = list(range(len(records)))
-    while vacant > 2 * len(live) > 0:
-        under, before = live, None
-        while under != before:
-            level = (vacant + sum(records[i].held + counts[i] for i in under)) / sum(records[i].weight for i in under)
-            before, under = under, [i for i in under if records[i].held + counts[i] < level * records[i].weight]
-        for i in under:
-            more = math.floor(level * records[i].weight) - records[i].held - counts[i] - 1
-            more = min(max(more, 0), records[i].waiting - counts[i])
-            counts[i] += more
-            vacant -= more
-        live = [i for i in live if counts[i] < records[i].waiting]
-    turns = [((records[i].held + counts[i] + 1) / records[i].weight, records[i].number, i) for i in live]
-    heapq.heapify(turns)
-    while vacant and turns:
-        _, number, i = heapq.heappop(turns)
-        counts[i] += 1
-        vacant -= 1
-        if counts[i] < records[i].waiting:
-            heapq.heappush(turns, ((records[i].held + counts[i] + 1) / records[i].weight, number, i))
-    return [(record, counts[i]) for i, record in enumerate(records)]
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

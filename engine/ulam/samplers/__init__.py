@@ -7,13 +7,13 @@ import importlib
 import inspect
 import pkgutil
 
+from ..builder import DynamicThreshold
 from ..mcmc.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
 from ..mcmc.samplers import HMC as HMC
 from ..mcmc.samplers import MALA as MALA
 from ..mcmc.samplers import SGLD as SGLD
 from ..mcmc.samplers import ULA as ULA
 from ..mcmc.samplers import ParallelTempering as ParallelTempering
-from ..program import DynamicThreshold
 from .consistency import Consistency
 from .ddim import DDIM
 from .ddpm import DDPM

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..program import DynamicThreshold
+from ..builder import DynamicThreshold
 from .sigmas import SIGMAS
 
 SPACINGS = ("leading", "linspace", "trailing", "log-snr")

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..program import Clip, Program, ProgramBuilder
+from ..builder import Clip, ProgramBuilder
+from ..program import Program
 from ..schedules import Schedule, correlation
 from .arguments import check_clip, check_flag, check_number
 from .grid import Grid, GridSampler

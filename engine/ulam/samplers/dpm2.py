@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..program import Program, ProgramBuilder
+from ..builder import ProgramBuilder
+from ..program import Program
 from ..schedules import Array, Schedule, VariancePreserving
 from .arguments import check_number
 from .euler import Coordinates, ancestral, at_ratio

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from ..builder import Clip, ProgramBuilder
 from ..denoiser import combine, sigma_data_of
-from ..program import Clip, Program, ProgramBuilder
+from ..program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number
 from .grid import Grid, GridSampler, levels_at, told

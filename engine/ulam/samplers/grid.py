@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..program import Program, compiled
+from ..builder import compiled
+from ..program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
 from .arguments import SPACINGS, check_final, check_sigmas, check_steps, check_timesteps
 from .sigmas import sigma_grid

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..program import Program, ProgramBuilder
+from ..builder import ProgramBuilder
+from ..program import Program
 from ..schedules import Array, Schedule, VariancePreserving, posterior
 from .arguments import check_choice, check_flag, check_number, check_whole
 from .grid import Grid, GridSampler

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from ..program import Program, ProgramBuilder
+from ..builder import ProgramBuilder
+from ..program import Program
 from ..schedules import Array, Schedule
 from .arguments import check_whole
 from .euler import Coordinates, Terms

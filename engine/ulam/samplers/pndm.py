@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..program import Program, ProgramBuilder
+from ..builder import ProgramBuilder
+from ..program import Program
 from ..schedules import Array, Schedule, VariancePreserving
 from .arguments import check_choice, check_flag
 from .euler import Coordinates, Level, Terms, at_ratio

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..program import Clip, Program, ProgramBuilder
+from ..builder import Clip, ProgramBuilder
+from ..program import Program
 from ..schedules import Schedule, posterior
 from .arguments import check_clip, check_number, check_whole
 from .grid import Grid, GridSampler

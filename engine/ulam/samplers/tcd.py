@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..program import Program, ProgramBuilder
+from ..builder import ProgramBuilder
+from ..program import Program
 from ..schedules import Array, Schedule, VariancePreserving, correlation
 from .arguments import check_number, check_whole
 from .grid import Grid, GridSampler, at_sigma_min, to_the_data

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..program import Clip, Flags, Program, ProgramBuilder
+from ..builder import Clip, ProgramBuilder
+from ..program import Flags, Program
 from ..schedules import Array, Schedule
 from .arguments import check_choice, check_clip, check_flag, check_whole
 from .exponential import Form, Integers, Steps, Terms, append, combined, moments, weights

@@ -12,7 +12,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...program import Program, ProgramBuilder
+from ...builder import ProgramBuilder
+from ...program import Program
 from ...samplers import DDIM, DDPM, LCM, PNDM
 from ...samplers.euler import Coordinates
 from ...samplers.grid import Grid

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...program import Clip, DynamicThreshold, Program, ProgramBuilder
+from ...builder import Clip, DynamicThreshold, ProgramBuilder
+from ...program import Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
 from .loading import PREDICTS

@@ -12,8 +12,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 import ulam_kernels
 from ulam_kernels import Table
 
+from ...builder import ProgramBuilder
 from ...noise import DRAWS_PER_ROW
-from ...program import Program, ProgramBuilder
+from ...program import Program
 from ...schedules import Array, ve
 from .execution import wide
 from .levels import numbers

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...program import Clip, Program
+from ...builder import Clip
+from ...program import Program
 from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ...samplers.grid import Grid, GridSampler
 from ...schedules import Array, Schedule, VariancePreserving, flow

@@ -1,0 +1,110 @@
+"""The engine's loop: from what the scheduler decides to ticks of the runner, event by event."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from .errors import NetworkError
+from .job import Job
+from .network import in_eval_mode
+from .results import Outbox
+from .runner import Runner
+from .scheduler import Group, Scheduler
+from .work import Work
+
+Progress: TypeAlias = Callable[[int], object]
+
+
+class Loop:
+    """Runs the chains of a scheduler's slots on a runner; one thread at a time.
+
+    ``room`` is held over the scheduler and the outbox, never while ticks run, and notified when the queue gets shorter.
+    Whoever changes the scheduler meanwhile says so by ``changed``: the slots are then filled anew at the next tick.
+    """
+
+    def __init__(self, scheduler: Scheduler[Job], runner: Runner, outbox: Outbox, room: threading.Condition) -> None:
+        self._scheduler, self._runner, self._outbox, self._room = scheduler, runner, outbox, room
+        self.changed = False  # something was submitted, cancelled or closed since the slots were last filled
+        self._work = Work()
+        self._entering: list[Group[Job]] = []  # in the scheduler's slots, not yet in the runner's
+        self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
+        net = runner.denoiser.net
+        self._modules = list(net.modules()) if isinstance(net, torch.nn.Module) else []
+
+    def cancel(self, job: Job, groups: list[Group[Job]]) -> None:
+        """Take a cancelled job's groups, which have left the scheduler's slots, out of the runner's; under ``room``."""
+        self._cancelled += groups
+        self._entering = [group for group in self._entering if group.job is not job]
+        self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
+        self.changed = True
+
+    def run_to_next_event(self, progress: Progress | None) -> None:
+        """Fill the free slots and tick until a group is done, or something else is to be done."""
+        scheduler, runner, report = self._scheduler, self._runner, self._runner.report
+        begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
+        try:
+            with in_eval_mode(self._modules), torch.inference_mode():
+                with self._room:
+                    ticks = self._fill()
+                for _ in range(ticks):
+                    self._tick(progress)
+                    if runner.previews or self.changed:
+                        break
+                with self._room:
+                    if left := scheduler.retire():
+                        self._outbox.put(left)
+                        runner.leave(left)
+                        self._work.leave(left)
+        finally:
+            report.seconds += time.perf_counter() - begin
+            report.network_seconds += runner.network.seconds - network
+            report.step_seconds += runner.step_seconds - step
+
+    def _fill(self) -> int:
+        """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
+        scheduler, runner, work = self._scheduler, self._runner, self._work
+        self.changed = False
+        if self._cancelled:
+            runner.leave(self._cancelled)
+            work.leave(self._cancelled)
+            self._cancelled = []
+        if runner.between_ticks:
+            if entered := scheduler.admit():
+                work.enter(entered)
+                self._entering += entered
+                self._room.notify_all()
+            if self._entering:
+                runner.enter(self._entering)
+                self._entering = []
+        work.groups, work.active = scheduler.groups, scheduler.active
+        return scheduler.ticks_until_event
+
+    def _tick(self, progress: Progress | None) -> None:
+        work, report = self._work, self._runner.report
+        try:
+            self._runner.tick(self._scheduler.tick, work)
+        except NetworkError as error:
+            ids: dict[Job, list[int]] = {}
+            for group in work.groups:
+                ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
+            raise NetworkError(error.__cause__ or error, ids) from error.__cause__
+        self._scheduler.tick += 1
+        report.ticks += 1
+        report.evaluations += work.active
+        if progress is not None:
+            progress(work.active)
+
+    def call_back(self) -> None:
+        """Give the previews that were taken to their jobs' callbacks."""
+        previews = self._runner.previews
+        while previews:
+            with self._room:
+                preview = previews.pop(0)
+            if preview.job.callback is not None:
+                preview.job.callback(preview)
+            previews = self._runner.previews  # a callback may cancel

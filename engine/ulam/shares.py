@@ -1,0 +1,58 @@
+"""Jobs with chains in a scheduler's queue or slots, and how free slots are shared among them. Plain Python."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job", bound=Hashable)
+
+
+@dataclass
+class Record(Generic[Job]):
+    """A job with chains in the queue or in slots. ``held``: its slots. ``stamp``: of its valid entry in the queue."""
+
+    job: Job
+    number: int
+    ticks: int
+    waiting: int
+    priority: int
+    weight: float
+    latest: float  # the tick by which it must have all slots to meet its deadline
+    entered: int = 0
+    held: int = 0
+    stamp: int = 0
+    pressing: bool = False
+
+
+def shares(records: list[Record[Job]], vacant: int) -> list[tuple[Record[Job], int]]:
+    """How many of the vacant slots each job gets, one after another by (slots held + 1) / weight, then by submission.
+
+    First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the
+    slots that keep it below the level.
+    """
+    counts = [0] * len(records)
+    live = list(range(len(records)))
+    while vacant > 2 * len(live) > 0:
+        under, before = live, None
+        while under != before:
+            level = (vacant + sum(records[i].held + counts[i] for i in under)) / sum(records[i].weight for i in under)
+            before, under = under, [i for i in under if records[i].held + counts[i] < level * records[i].weight]
+        for i in under:
+            more = math.floor(level * records[i].weight) - records[i].held - counts[i] - 1
+            more = min(max(more, 0), records[i].waiting - counts[i])
+            counts[i] += more
+            vacant -= more
+        live = [i for i in live if counts[i] < records[i].waiting]
+    turns = [((records[i].held + counts[i] + 1) / records[i].weight, records[i].number, i) for i in live]
+    heapq.heapify(turns)
+    while vacant and turns:
+        _, number, i = heapq.heappop(turns)
+        counts[i] += 1
+        vacant -= 1
+        if counts[i] < records[i].waiting:
+            heapq.heappush(turns, ((records[i].held + counts[i] + 1) / records[i].weight, number, i))
+    return [(record, counts[i]) for i, record in enumerate(records)]
