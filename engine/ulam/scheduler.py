@@ -19,7 +19,7 @@ from .shares import Job, Record, shares
 POLICIES = ("fifo", "shortest", "fair", "deadline")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Group(Generic[Job]):
     """Chains ``first .. first + len(slots) - 1`` of a job, in neighbouring slots from tick ``start`` until ``end``."""
 
@@ -194,7 +194,7 @@ class Scheduler(Generic[Job]):
         entered: list[Group[Job]] = []
         while self._free and (records := self._next()):
             for record, count in shares(records, self.free):
-                entered += self._enter(record, count)
+                self._enter(record, count, entered)
                 self._enqueue(record)
         return entered
 
@@ -312,9 +312,8 @@ class Scheduler(Generic[Job]):
                 break
         return chosen
 
-    def _enter(self, record: Record[Job], count: int) -> list[Group[Job]]:
-        """Put the next ``count`` chains of a job into free slots."""
-        entered: list[Group[Job]] = []
+    def _enter(self, record: Record[Job], count: int, entered: list[Group[Job]]) -> None:
+        """Put the next ``count`` chains of a job into free slots, the groups behind those that entered."""
         while count:
             begin, end = self._free[0]
             size = min(count, end - begin)
@@ -332,7 +331,6 @@ class Scheduler(Generic[Job]):
             self.waiting -= size
             self.active += size
         self._listed = None
-        return entered
 
     def _leave(self, groups: list[Group[Job]]) -> None:
         """Free the slots of these groups."""

@@ -34,6 +34,8 @@ def shares(records: list[Record[Job]], vacant: int) -> list[tuple[Record[Job], i
     First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the
     slots that keep it below the level.
     """
+    if len(records) == 1:
+        return [(records[0], min(records[0].waiting, vacant))]
     counts = [0] * len(records)
     live = list(range(len(records)))
     while vacant > 2 * len(live) > 0:
