@@ -1,10 +1,10 @@
 """The time of fused schedulers beside diffusers' own, on the CPU: `python -m bench.diffusers_steps`.
 
 One call is what a pipeline spends on its scheduler a step: scale_model_input and step, with a generator. Prints a table
-for a batch of images and one for two elements (the cost of a call itself), then the schedulers' share of whole loops
-with a small network between the calls, and writes bench/results/diffusers-steps-DATE.json. The candidates of a row are
-timed in turn, in one process. Every call returns a new tensor on both sides; whether the memory allocator has it at
-hand, or must fault pages in, is part of the time.
+for a batch of images and one for two elements (the cost of a call itself), then the schedulers' share of whole loops,
+with the network's output ready and with a convolution between the calls, which leaves cold caches, and writes
+bench/results/diffusers-steps-DATE.json. The candidates of a row are timed in turn, in one process. Every call returns a
+new tensor on both sides; whether the memory allocator has it at hand, or must fault pages in, is part of the time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import inspect
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -61,10 +62,9 @@ def call(scheduler: Any, shape: tuple[int, ...], seed: int = 0) -> Callable[[], 
     return repeated
 
 
-def loop(scheduler: Any, steps: int = 10) -> float:
-    """Seconds that one pipeline-like loop spends in its scheduler."""
+def loop(scheduler: Any, network: Callable[[torch.Tensor], torch.Tensor], steps: int = 20) -> float:
+    """Seconds a step that a loop spends in its scheduler."""
     generator, spent = torch.Generator().manual_seed(0), 0.0
-    network = torch.nn.Conv2d(3, 3, 3, padding=1)
     x = torch.randn(IMAGES, generator=generator)
     scheduler.set_timesteps(steps)
     named = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -77,7 +77,7 @@ def loop(scheduler: Any, steps: int = 10) -> float:
             begin = time.perf_counter()
             x = scheduler.step(m, t, x, **named).prev_sample
             spent += time.perf_counter() - begin
-    return spent
+    return spent / steps
 
 
 def main() -> None:
@@ -95,16 +95,21 @@ def main() -> None:
             title = f"{name}, {' x '.join(map(str, shape))}"
             figures[title] = timings
             print(table(title, timings, ours="ulam fused"))
+    networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "ready": partial(lambda ready, _: ready, torch.randn(IMAGES)),
+        "convolved": torch.nn.Conv2d(3, 3, 3, padding=1),
+    }
     for name in list(SCHEDULERS)[:3]:
         theirs = getattr(diffusers, name)()
         schedulers = {"ulam fused": fuse(theirs), "diffusers": theirs}
-        seconds: dict[str, list[float]] = {row: [] for row in schedulers}
-        for _ in range(10):
-            for row, scheduler in schedulers.items():
-                seconds[row].append(loop(scheduler))
-        title = f"{name}, a loop of 10 steps"
-        figures[title] = {row: summary(values) for row, values in seconds.items()}
-        print(table(title, figures[title], ours="ulam fused"))
+        for between, network in networks.items():
+            seconds: dict[str, list[float]] = {row: [] for row in schedulers}
+            for _ in range(10):
+                for row, scheduler in schedulers.items():
+                    seconds[row].append(loop(scheduler, network))
+            title = f"{name}, a step of a loop, output {between}"
+            figures[title] = {row: summary(values) for row, values in seconds.items()}
+            print(table(title, figures[title], ours="ulam fused"))
     print(write("diffusers-steps", figures, steps=STEPS))
 
 

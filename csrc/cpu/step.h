@@ -156,13 +156,58 @@ struct PlainChain {
   }
 };
 
+// The same where x and m are read by all of its terms, and no coefficient is looked at in the loop.
+template <bool estimates, bool noisy>
+struct FullChain {
+  PlainChain p;
+
+  static bool fits(const PlainChain& p) {
+    const bool on_both = estimates ? p.b == 0.0f && p.d != 0.0f && p.kx != 0.0f && p.km != 0.0f : p.b != 0.0f;
+    return p.a != 0.0f && on_both && (p.d != 0.0f) == estimates && (p.c != 0.0f) == noisy && (!noisy || p.given);
+  }
+
+  template <class V>
+  ULAM_HD void operator()(int64_t i, int64_t count) const {
+    if (count >= kGroup<V>) {
+      ULAM_UNROLL
+      for (int k = 0; k < V::vectors; ++k) element<V>(i + k * V::width);
+    } else {
+      for (int k = 0; k * V::width < count; ++k) element<V>(i + k * V::width);
+    }
+  }
+
+  template <class V>
+  ULAM_HD void element(int64_t at) const {
+    using f = typename V::f;
+    const f x = V::load(p.x, kFloat32, at), m = V::load(p.m, kFloat32, at);
+    f t = V::mul(V::set(p.a), x);
+    if (estimates) {
+      const f x0 = V::fma(V::set(p.km), m, V::mul(V::set(p.kx), x));
+      t = V::fma(V::set(p.d), V::clip(x0, V::set(p.low), V::set(p.high)), t);
+    } else {
+      t = V::fma(V::set(p.b), m, t);
+    }
+    if (noisy) t = V::fma(V::set(p.c), V::load(p.given, kFloat32, at), t);
+    V::store(p.to, kFloat32, at, t);
+  }
+};
+
+template <class V>
+void plain_units(const PlainChain& plain, int64_t begin, int64_t end) {
+  if (FullChain<false, false>::fits(plain)) return for_groups<V>(begin, end, FullChain<false, false>{plain});
+  if (FullChain<false, true>::fits(plain)) return for_groups<V>(begin, end, FullChain<false, true>{plain});
+  if (FullChain<true, false>::fits(plain)) return for_groups<V>(begin, end, FullChain<true, false>{plain});
+  if (FullChain<true, true>::fits(plain)) return for_groups<V>(begin, end, FullChain<true, true>{plain});
+  for_groups<V>(begin, end, plain);
+}
+
 template <class V, int R>
 void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
     if (PlainChain::fits(chain))
-      for_groups<V>(span.begin, span.end, PlainChain(chain));
+      plain_units<V>(PlainChain(chain), span.begin, span.end);
     else if (chain.row.flags & kWrites)
       for_groups<V>(span.begin, span.end, chain);
   }

@@ -10,7 +10,7 @@ import torch
 import ulam_kernels
 
 from .noise import Generators, Streams, drawn
-from .plan import Plan
+from .plan import Kind, Plan
 from .threads import Local
 
 
@@ -37,19 +37,16 @@ class Call:
         self.device, self.wide = sample.device, wide(sample)
         if self.wide == torch.float64:
             self.backend = None
-        indices = plan.indices(chains, self.device)
         if isinstance(self.row, int):
-            kinds = [self.row]
-            self.rows, self.draw = indices[0, self.row], indices[1, self.row]
+            kind = plan.kinds[self.row]
+            self.rows = plan.numbers(chains, self.device)[self.row]
         else:
-            kinds = self.row.tolist()
+            draws, reduces, learns, writes = zip(*(plan.kinds[row] for row in self.row.tolist()), strict=True)
+            kind = Kind(any(draws), any(reduces), any(learns), all(writes))
             self.rows = self.row.to(self.device)
-            self.draw = indices[1, self.rows, 0]
-        self.draws = any(plan.draws[row] for row in kinds)
-        self.reduces = any(plan.reduces[row] for row in kinds)
-        self.writes = all(plan.writes[row] for row in kinds)
+        self.draws, self.reduces, self.writes = kind.draws, kind.reduces, kind.writes
         channels = sample.shape[1] * 2 if sample.dim() > 1 else 0
-        if any(plan.learns[row] for row in kinds) and self.model_output.shape[1] != channels:
+        if kind.learns and self.model_output.shape[1] != channels:
             raise ValueError(
                 f"model_output must have {channels} channels, the second half being the learned variance, "
                 f"got {self.model_output.shape[1]}"
@@ -89,7 +86,10 @@ class Call:
         if not self.draws:
             return {}
         if self.streams is not None:
-            return {**self.streams.operands(len(self.sample), self.device), "draw": self.draw}
+            chains = len(self.sample)
+            draws = self.plan.draw_numbers(chains, self.device)
+            draw = draws[self.row] if isinstance(self.row, int) else torch.stack(draws)[self.rows, 0]
+            return {**self.streams.operands(chains, self.device), "draw": draw}
         shape, kinds = self.sample.shape, (self.device, self.noise_dtype, self.wide)
         overwritten = self.writes and not self.reduces and not self.plan.second_reads_noise
         if out is not None and out.dtype == self.wide and overwritten:

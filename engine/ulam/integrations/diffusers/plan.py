@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,15 @@ class Calls:
             raise ValueError(f"program must have one evaluating row a call of step, got {self.program!r}")
 
 
+class Kind(NamedTuple):
+    """What a call does: draws noise, has a reduction, has a learned variance, writes the sample."""
+
+    draws: bool
+    reduces: bool
+    learns: bool
+    writes: bool
+
+
 class Plan:
     """The calls of one grid of timesteps, packed per device; shared by threads.
 
@@ -71,15 +80,12 @@ class Plan:
         self.first = float(times[0]) if len(self.positions[float(times[0])]) == 1 else math.nan
         self.registers = 1
         self.second_reads_noise = False
-        self.draws: list[bool] = []
-        self.reduces: list[bool] = []
-        self.learns: list[bool] = []
-        self.writes: list[bool] = []  # whether the row writes the sample
+        self.kinds: list[Kind] = []
         self._lock = threading.Lock()
         self._calls: list[Calls] = []
         self._offsets: dict[int, int] = {}
         self._tables: dict[tuple[Any, ...], Table] = {}
-        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._indices: dict[tuple[Any, ...], list[torch.Tensor]] = {}
 
     def shift(self, position: int) -> int:
         """What leads from positions to the table's rows in a loop that begins at `position`.
@@ -105,12 +111,11 @@ class Plan:
             if start not in self._offsets:
                 calls = self.compile(start)
                 program = calls.program
-                self._offsets[start] = len(self.draws)
+                self._offsets[start] = len(self.kinds)
                 self._calls.append(calls)
-                self.draws += calls.draws.tolist()
-                self.reduces += (program.threshold | program.normalise).tolist()
-                self.learns += program.learned.tolist()
-                self.writes += program.writes[:, 0].tolist()
+                reduces = program.threshold | program.normalise
+                columns = (calls.draws, reduces, program.learned, program.writes[:, 0])
+                self.kinds += [Kind(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
                 self.registers = max(self.registers, program.registers)
                 self.second_reads_noise |= calls.second_reads_noise
             return self._offsets[start]
@@ -141,18 +146,26 @@ class Plan:
             table = self._tables[key] = Table(coef, flags, registers)
         return table
 
-    def indices(self, chains: int, device: torch.device) -> torch.Tensor:
-        """[2, rows, chains] int64: every row's number, and the number of the noise that it draws under noise-v1."""
-        key = "rows", chains, device, len(self._calls)
-        indices = self._indices.get(key)
-        if indices is None:
+    def numbers(self, chains: int, device: torch.device) -> list[torch.Tensor]:
+        """Of every row its number in the table, [chains] int64."""
+        return self._repeated("numbers", chains, device, lambda starts: np.arange(sum(map(len, starts))))
+
+    def draw_numbers(self, chains: int, device: torch.device) -> list[torch.Tensor]:
+        """Of every row the number of the noise that it draws under noise-v1, [chains] int64."""
+        return self._repeated("draws", chains, device, lambda starts: np.concatenate(starts) * DRAWS_PER_ROW)
+
+    def _repeated(self, name: str, chains: int, device: torch.device, of: Callable[..., Any]) -> list[torch.Tensor]:
+        key = name, chains, device, len(self._calls)
+        rows = self._indices.get(key)
+        if rows is None:
             with self._lock:
-                spans = [(start, len(calls.program)) for start, calls in zip(self._offsets, self._calls, strict=True)]
-            positions = np.concatenate([np.arange(start, start + rows) for start, rows in spans])
-            numbers = np.stack([np.arange(len(positions)), positions * DRAWS_PER_ROW])
-            indices = torch.from_numpy(numbers).to(device)[:, :, None].repeat(1, 1, chains)
-            self._indices[key] = indices
-        return indices
+                starts = [np.arange(start, start + len(calls.program)) for start, calls in self._starts()]
+            numbers = torch.from_numpy(of(starts)).to(device)
+            rows = self._indices[key] = list(numbers[:, None].repeat(1, chains))
+        return rows
+
+    def _starts(self) -> list[tuple[int, Calls]]:
+        return list(zip(self._offsets, self._calls, strict=True))
 
 
 def _padded(program: Program, registers: int) -> Program:

@@ -97,9 +97,10 @@ class FusedScoreSdeVe(Fused):
     ) -> torch.Tensor:
         """One row of one of the three tables."""
         backend = None if wide(sample) == torch.float64 else self._backend
-        previous = sample.clone(memory_format=torch.contiguous_format)
+        previous = torch.empty(sample.shape, dtype=sample.dtype, device=sample.device)
         table = self._table(kind, sample.device, wide(sample))
-        ulam_kernels.step(previous[None], table, rows, model=model_output, backend=backend, **operands)
+        source = sample.contiguous()
+        ulam_kernels.step(previous[None], table, rows, source=source, model=model_output, backend=backend, **operands)
         return previous
 
     def _table(self, kind: int, device: torch.device, dtype: torch.dtype) -> Table:
