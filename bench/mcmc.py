@@ -1,8 +1,8 @@
 """Langevin and Metropolis chains against torchebm, plain torch loops and blackjax: `python -m bench.mcmc`.
 
 Prints tables and writes bench/results/mcmc-DATE.json. Times are per step of all chains, measured in one process with
-the candidates in turn; steps a call are few enough for every candidate to be timed often. Needs torchebm, blackjax and
-jax (`pip install -c constraints.txt 'ulam[rivals]'`) for their rows; a missing package leaves its row out, and says so.
+the candidates in turn; steps a call are few enough for every candidate to be timed often. The others' rows need
+`pip install -c constraints.txt 'ulam[mcmc,rivals]'`; a missing package leaves its row out, and says so.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Cases:
             densities.gaussian(self.normal(5), self.uniform(5) + 0.5), full,
             densities.mixture(self.uniform(3) + 0.1, self.normal(3, 7), stds),
             densities.mixture(torch.ones(1), self.normal(1, 2), 1.0), densities.double_well(1),
-            densities.double_well(6, 1.0, 2.0), densities.double_well(64),
+            densities.double_well(6, 1.0, 2.0), densities.double_well(128),
             densities.gaussian(self.normal(100), self.uniform(100) + 0.5), densities.rosenbrock(4),
             densities.funnel(5), densities.ring(2), densities.ring(33),
         ]  # fmt: skip

@@ -97,8 +97,6 @@ def test_sections_and_sources_that_are_not_known_follow_as_they_are_named(monkey
         """As DDIM [Nobody & Else 1999, eq. 1]."""
 
         section = GridSampler.section
-        use = GridSampler.use
-        variants = GridSampler.variants
 
     @dataclass(frozen=True)
     class Apart(samplers.DDIM):
@@ -106,6 +104,7 @@ def test_sections_and_sources_that_are_not_known_follow_as_they_are_named(monkey
 
         section = "A section of its own"
         use = "seldom."
+        variants = ({"eta": 1.0},)
 
     for cls in (Bare, Apart):
         monkeypatch.setattr(samplers, cls.__name__, cls, raising=False)

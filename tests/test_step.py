@@ -136,6 +136,21 @@ def test_a_source_takes_the_place_of_the_first_register(backend):
         assert same_bits(state, copied) and same_bits(*nets)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_source_that_overlaps_the_state_is_read_before_anything_is_written(backend):
+    table, row = one_row(x=1.0), torch.zeros(3, dtype=torch.int64)
+    numbers = torch.arange(91.0)
+    expected = numbers[:-1].clone()
+    ulam_kernels.step(numbers[1:].view(1, 3, 30), table, row, source=numbers[:-1].view(3, 30), backend=backend)
+    assert torch.equal(numbers[1:], expected)
+    zero, one = np.zeros(1), np.ones(1)
+    two = Table.pack(zero, zero, one, one, one, one, one, np.eye(2, 5)[None], np.array([[False, True]]), zero > 0)
+    state, nets = torch.arange(40.0).view(2, 2, 10), torch.empty(2, 2, 10)
+    ulam_kernels.step(state.clone(), two, row[:2], source=state[1].clone(), net_in=nets[0], backend=backend)
+    ulam_kernels.step(state, two, row[:2], source=state[1], net_in=nets[1], backend=backend)
+    assert torch.equal(*nets)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(3, 77, 91), (1, 40_001)])
 def test_threads_and_chunks_change_no_bit(threads, shape):
@@ -244,6 +259,9 @@ def test_empty_batch_and_sizes():
     none = torch.zeros(0, dtype=torch.int64)
     ulam_kernels.step(torch.empty(1, 0, 3), one_row(x=1.0), none)
     ulam_kernels.step(torch.empty(1, 2, 0), one_row(x=1.0), torch.zeros(2, dtype=torch.int64))
+    ulam_kernels.step(
+        torch.empty(1, 2, 0), one_row(x=1.0, m=1.0), torch.zeros(2, dtype=torch.int64), model=torch.empty(2, 0)
+    )
     assert ulam_kernels.fill_normal(torch.empty(0, 3), seed=none, chain=none, draw=none).shape == (0, 3)
 
 

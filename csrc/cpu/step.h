@@ -156,7 +156,7 @@ struct PlainChain {
   }
 };
 
-// The same where x and m are read by all of its terms, and no coefficient is looked at in the loop.
+// The same without looking at coefficients in the loop: x' = a x + b m, or a x + d D with D of x and m; and given noise.
 template <bool estimates, bool noisy>
 struct FullChain {
   PlainChain p;

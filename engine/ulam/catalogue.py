@@ -93,7 +93,8 @@ def page() -> str:
     classes = catalogue()
     sections = _sections(classes)
     inside = [cls for section in sections.values() for cls in section]
-    choice = [f"- [{cls.__name__}](#{cls.__name__.lower()}){cls.use and f': {cls.use}'}\n" for cls in inside]
+    uses = [(cls.__name__, _own(cls, "use", "")) for cls in inside]
+    choice = [f"- [{name}](#{name.lower()}){use and f': {use}'}\n" for name, use in uses]
     parts = [INTRODUCTION, "## Which one\n", "".join(choice), "## What they cost\n", COSTS, _table(inside)]
     for title, section in sections.items():
         parts += [f"## {title}\n", *map(_entry, section)]
@@ -121,13 +122,18 @@ def _sections(classes: dict[str, type[GridSampler]]) -> dict[str, list[type[Grid
 def _table(classes: list[type[GridSampler]]) -> str:
     rows = ["| sampler | order | evaluations | registers | needs |", "|---|---|---|---|---|"]
     for cls in classes:
-        for options in ({}, *cls.variants):
+        for options in ({}, *_own(cls, "variants", ())):
             program = cls(STEPS, **options).program(schedules.vp_linear(), "eps")
             needs = ", ".join(need for need in program.needs if need != "registers") or "none"
             call = f"{cls.__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
             name = f"[{call}](#{cls.__name__.lower()})" if not options else f"`{call}`"
             rows.append(f"| {name} | {program.order} | {program.nfe} | {program.registers - 1} | {needs} |")
     return "\n".join(rows) + "\n"
+
+
+def _own(cls: type, name: str, default: Any) -> Any:
+    """What a class says of itself, and not what a sampler that it builds on says."""
+    return vars(cls).get(name, default)
 
 
 def _entry(cls: type[GridSampler]) -> str:

@@ -18,7 +18,7 @@ from ulam_kernels.table import Table
 SCHEMAS = {
     "step": "(Tensor(a!) state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(b!)? net_in, "
-    "Tensor? scales=None, Tensor? source=None, str? backend=None) -> ()",
+    "Tensor? scales=None, str? backend=None, Tensor? source=None) -> ()",
     "reduce": "(Tensor state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(a!) out, "
     "str? backend=None) -> ()",
@@ -50,8 +50,8 @@ def step(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
-    source: torch.Tensor | None = None,
     backend: str | None = None,
+    source: torch.Tensor | None = None,
 ) -> None:
     """:func:`ulam_kernels.step` of a table given as its tensors."""
     table = Table(coef, flags, state.shape[0])

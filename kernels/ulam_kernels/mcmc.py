@@ -45,7 +45,7 @@ from ulam_kernels.dispatch import select
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
-DIVERGED = -1000.0  # log acceptance ratios below it mean that the integration failed [Carpenter 2017, Stan]
+DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
 COEFFICIENTS = 4
 MOST_PAIRS = 4
 
@@ -324,7 +324,8 @@ def run(
         energies: ``[B, steps // thin]`` float64 receives their energies.
         moments: ``[B, 2, d]`` float64: sum and sum of squares of the kept states are added to it, in order.
         accepted: ``[B]`` int64: the number of accepted proposals is added to it (mala, hmc).
-        diverged: ``[B]`` int64: the number of proposals with a log ratio below :data:`DIVERGED`, or NaN (mala, hmc).
+        diverged: ``[B]`` int64: the number of proposals with a log ratio below :data:`DIVERGED`, or NaN, is added to
+            it (mala, hmc).
 
     Raises:
         TypeError, ValueError: as :func:`langevin`.

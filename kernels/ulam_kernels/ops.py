@@ -65,7 +65,8 @@ def step(
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
             the others do not read it.
         source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here, and ``state[0]`` only receives
-            what rows write to it; ``noise`` may then be ``state[0]`` itself.
+            what rows write to it; ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0
+            to ``state[0]`` before it.
         backend: see :func:`ulam_kernels.backends`.
 
     Raises:
@@ -88,8 +89,8 @@ def step(
             noise,
             net_in,
             scales,
-            source,
             backend,
+            source,
         )
         return
     sample, device, dtype = state.shape[1:], state.device, state.dtype
@@ -100,6 +101,11 @@ def step(
         check(scales, "scales", table.coef.dtype, device, (*sample[:1], 4))
     if source is not None:
         check(source, "source", dtype, device, sample)
+        begin, end = state.data_ptr(), state.data_ptr() + state.nbytes
+        if begin < source.data_ptr() < end or source.data_ptr() < begin < source.data_ptr() + source.nbytes:
+            source = source.clone()  # only state[0] itself is read before it is written
+    if state.numel() == 0:
+        return
     select(backend, device.type, dtype).step(
         state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )

@@ -63,10 +63,12 @@ def _export_others() -> None:
     Raises ImportError for one whose name is taken.
     """
     for found in pkgutil.iter_modules(__path__):
+        if not found.name.isidentifier():  # a copy that an editor left
+            continue
         module = importlib.import_module(f"{__name__}.{found.name}")
         for name, it in list(vars(module).items()):
             ours = GridSampler in getattr(it, "__mro__", ()) and it.__module__ == module.__name__
-            if not ours or name.startswith("_") or inspect.isabstract(it):
+            if not ours or name != it.__name__ or name.startswith("_") or inspect.isabstract(it):
                 continue
             if globals().setdefault(name, it) is not it:
                 raise ImportError(f"{module.__name__}: the name {name} is taken, expected another for this sampler")

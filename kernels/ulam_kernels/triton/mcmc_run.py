@@ -60,11 +60,11 @@ def squared_norms(v, W: tl.constexpr):
     do_not_specialize_on_alignment=["numbers", "seed", "chain", "draw", "coef", "scale"],
 )
 def run_kernel(
-    numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,  # see ops.mcmc
+    numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,
     chains, d, components, steps, leapfrog, thin, lo, hi,
     KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of chains)."""
+    """As :func:`ulam_kernels.mcmc.run`. Grid (tiles of chains)."""
     b = tl.program_id(0) * C + tl.arange(0, C)
     exists = b < chains
     i = tl.arange(0, W)[None, :]

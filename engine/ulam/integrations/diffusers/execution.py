@@ -39,10 +39,18 @@ class Call:
             self.backend = None
         if isinstance(self.row, int):
             kind = plan.kinds[self.row]
-            self.rows = plan.numbers(chains, self.device)[self.row]
+            self.rows = plan.index(self.row, chains, self.device)
+            self.draw = [kind.draw]
         else:
-            draws, reduces, learns, writes = zip(*(plan.kinds[row] for row in self.row.tolist()), strict=True)
-            kind = Kind(any(draws), any(reduces), any(learns), all(writes))
+            kinds = [plan.kinds[row] for row in self.row.tolist()]
+            self.draw = [kind.draw for kind in kinds]
+            kind = Kind(
+                draws=any(kind.draws for kind in kinds),
+                draw=0,
+                reduces=any(kind.reduces for kind in kinds),
+                learns=any(kind.learns for kind in kinds),
+                writes=all(kind.writes for kind in kinds),
+            )
             self.rows = self.row.to(self.device)
         self.draws, self.reduces, self.writes = kind.draws, kind.reduces, kind.writes
         channels = sample.shape[1] * 2 if sample.dim() > 1 else 0
@@ -87,8 +95,7 @@ class Call:
             return {}
         if self.streams is not None:
             chains = len(self.sample)
-            draws = self.plan.draw_numbers(chains, self.device)
-            draw = draws[self.row] if isinstance(self.row, int) else torch.stack(draws)[self.rows, 0]
+            draw = torch.tensor(self.draw, device=self.device).expand(chains).contiguous()
             return {**self.streams.operands(chains, self.device), "draw": draw}
         shape, kinds = self.sample.shape, (self.device, self.noise_dtype, self.wide)
         overwritten = self.writes and not self.reduces and not self.plan.second_reads_noise

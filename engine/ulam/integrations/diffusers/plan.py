@@ -50,10 +50,14 @@ class Calls:
             raise ValueError(f"program must have one evaluating row a call of step, got {self.program!r}")
 
 
+MOST_INDICES = 4096
+
+
 class Kind(NamedTuple):
-    """What a call does: draws noise, has a reduction, has a learned variance, writes the sample."""
+    """What a call does: draws noise (under noise-v1 this number), has a reduction, a learned variance, writes x."""
 
     draws: bool
+    draw: int
     reduces: bool
     learns: bool
     writes: bool
@@ -85,7 +89,7 @@ class Plan:
         self._calls: list[Calls] = []
         self._offsets: dict[int, int] = {}
         self._tables: dict[tuple[Any, ...], Table] = {}
-        self._indices: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+        self._indices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
 
     def shift(self, position: int) -> int:
         """What leads from positions to the table's rows in a loop that begins at `position`.
@@ -113,8 +117,8 @@ class Plan:
                 program = calls.program
                 self._offsets[start] = len(self.kinds)
                 self._calls.append(calls)
-                reduces = program.threshold | program.normalise
-                columns = (calls.draws, reduces, program.learned, program.writes[:, 0])
+                draw, reduces = (start + np.arange(len(program))) * DRAWS_PER_ROW, program.threshold | program.normalise
+                columns = (calls.draws, draw, reduces, program.learned, program.writes[:, 0])
                 self.kinds += [Kind(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
                 self.registers = max(self.registers, program.registers)
                 self.second_reads_noise |= calls.second_reads_noise
@@ -146,26 +150,15 @@ class Plan:
             table = self._tables[key] = Table(coef, flags, registers)
         return table
 
-    def numbers(self, chains: int, device: torch.device) -> list[torch.Tensor]:
-        """Of every row its number in the table, [chains] int64."""
-        return self._repeated("numbers", chains, device, lambda starts: np.arange(sum(map(len, starts))))
-
-    def draw_numbers(self, chains: int, device: torch.device) -> list[torch.Tensor]:
-        """Of every row the number of the noise that it draws under noise-v1, [chains] int64."""
-        return self._repeated("draws", chains, device, lambda starts: np.concatenate(starts) * DRAWS_PER_ROW)
-
-    def _repeated(self, name: str, chains: int, device: torch.device, of: Callable[..., Any]) -> list[torch.Tensor]:
-        key = name, chains, device, len(self._calls)
-        rows = self._indices.get(key)
-        if rows is None:
-            with self._lock:
-                starts = [np.arange(start, start + len(calls.program)) for start, calls in self._starts()]
-            numbers = torch.from_numpy(of(starts)).to(device)
-            rows = self._indices[key] = list(numbers[:, None].repeat(1, chains))
-        return rows
-
-    def _starts(self) -> list[tuple[int, Calls]]:
-        return list(zip(self._offsets, self._calls, strict=True))
+    def index(self, row: int, chains: int, device: torch.device) -> torch.Tensor:
+        """A row's number for all chains, [chains] int64."""
+        key = row, chains, device
+        index = self._indices.get(key)
+        if index is None:
+            if len(self._indices) >= MOST_INDICES:
+                self._indices = {}
+            index = self._indices[key] = torch.full((chains,), row, device=device)
+        return index
 
 
 def _padded(program: Program, registers: int) -> Program:
