@@ -56,7 +56,9 @@ def stubbed_extension(folder: Path) -> ModuleType:
     include.append(f"-I{sysconfig.get_path('include')}")
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "bindings/cuda.cpp", folder / "runtime.cpp"]
     target = ["-gencode=arch=compute_100,code=compute_100", "--fmad=false"]
-    command = ["nvcc", "-O3", "-std=c++17", *target, "-Xcompiler=-fPIC,-O2", "-shared", "-cudart=none", *include]
+    # -Bsymbolic: the stand-in is kept to, also where torch has brought the real runtime.
+    shared = ["-Xcompiler=-fPIC,-O2", "-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
+    command = ["nvcc", "-O3", "-std=c++17", *target, *shared, *include]
     subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
     spec = importlib.util.spec_from_file_location("ulam_kernels._cuda", library)
     assert spec is not None and spec.loader is not None

@@ -30,6 +30,8 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 NUMBERS = {FP32: 0, BF16: 1, FP16: 2}
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
+# A library that keeps to its own stand-in, also where torch has brought the real runtime.
+SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
 SOURCES = [ROOT / "csrc/cuda" / name for name in ("step.cu", "reduce.cu", "blend.cu", "fill.cu", "affine.cu")]
 
 
@@ -107,7 +109,7 @@ def build() -> Path:
     (folder / "machine.so").symlink_to(extension or folder / "host.so")
     targets = [] if extension else [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
     command = [NVCC, *FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100", "--threads=2", "-Xcompiler=-fPIC"]
-    command += ["-shared", "-cudart=none", *map(str, SOURCES), "runtime.cpp", "-o", "host.so"]
+    command += [*SHARED, *map(str, SOURCES), "runtime.cpp", "-o", "host.so"]
     subprocess.run(command, cwd=folder, check=True)
     return folder
 

@@ -345,7 +345,7 @@ def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runtime.cpp").write_text(cuda_simulator.RUNTIME)
     targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in cuda_simulator.ARCHITECTURES]
     command = [cuda_simulator.NVCC, *cuda_simulator.FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100"]
-    command += ["-Xcompiler=-fPIC", "-shared", "-cudart=none", str(cuda_simulator.ROOT / "csrc/cuda/likelihood.cu")]
+    command += ["-Xcompiler=-fPIC", *cuda_simulator.SHARED, str(cuda_simulator.ROOT / "csrc/cuda/likelihood.cu")]
     subprocess.run([*command, "runtime.cpp", "-o", "host.so"], cwd=folder, check=True)
     return folder
 
