@@ -99,21 +99,17 @@ struct StepChain {
   }
 };
 
-// The commonest rows, x' = a x + d D + b m + c z with D = clip(kx x + km m, low, high) on fp32 tensors, without the
-// branches of the general one: the same bits in a third of the instructions beside the noise.
+enum class Noise { none, made, given };
+
+// The commonest rows, x' = a x + b m + c z or x' = a x + b D + c z with D = clip(kx x + km m, low, high), on fp32
+// tensors: the same bits as above, without branches.
+template <bool estimates, Noise noise>
 struct PlainChain {
   float* to;
   const float *x, *m, *given;
-  float a, d, b, c, kx, km, low, high;
+  float a, b, c, kx, km, low, high;
   Stream stream;
 
-  template <int R>
-  static bool fits(const StepChain<R>& s) {
-    const bool estimates = s.row.flags & kUsesX0;
-    return (s.row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && s.row.terms[0] != 0 &&
-           (s.row.reads & ~1u) == 0 && s.state.type == kFloat32 && s.output.model.type == kFloat32 &&
-           !s.output.reads_uncond && !s.net_in.address && (!estimates || s.row.c[kKx] != 0.0f || s.row.c[kKm] != 0.0f);
-  }
   template <int R>
   explicit PlainChain(const StepChain<R>& s)
       : to(reinterpret_cast<float*>(s.state.address)),
@@ -121,84 +117,60 @@ struct PlainChain {
         m(reinterpret_cast<const float*>(s.output.model.address)),
         given(reinterpret_cast<const float*>(s.noise.address)),
         a(s.row.a(0, 0)),
-        d(s.row.a(0, R)),
-        b(s.row.a(0, R + 1)),
+        b(s.row.a(0, estimates ? R : R + 1)),
         c(s.row.a(0, R + 2)),
-        kx(d != 0.0f ? s.row.c[kKx] : 0.0f),
-        km(d != 0.0f ? s.row.c[kKm] : 0.0f),
+        kx(s.row.c[kKx]),
+        km(s.row.c[kKm]),
         low(s.row.c[kLow]),
         high(s.row.c[kHigh]),
         stream(s.stream) {}
 
   template <class V>
   ULAM_HD void operator()(int64_t i, int64_t count) const {
-    using f = typename V::f;
-    f z[V::vectors];
-    if (c != 0.0f && !given) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
-    ULAM_UNROLL
-    for (int k = 0; k < V::vectors; ++k) {
-      const int64_t at = i + k * V::width;
-      if (k * V::width >= count) break;
-      f t = V::set(-0.0f), old = t, output = t;
-      if (a != 0.0f || kx != 0.0f) old = V::load(x, kFloat32, at);
-      if (b != 0.0f || km != 0.0f) output = V::load(m, kFloat32, at);
-      if (a != 0.0f) t = V::fma(V::set(a), old, t);
-      if (d != 0.0f) {
-        f x0 = V::set(-0.0f);
-        if (kx != 0.0f) x0 = V::fma(V::set(kx), old, x0);
-        if (km != 0.0f) x0 = V::fma(V::set(km), output, x0);
-        t = V::fma(V::set(d), V::clip(x0, V::set(low), V::set(high)), t);
-      }
-      if (b != 0.0f) t = V::fma(V::set(b), output, t);
-      if (c != 0.0f) t = V::fma(V::set(c), given ? V::load(given, kFloat32, at) : z[k], t);
-      V::store(to, kFloat32, at, t);
-    }
-  }
-};
-
-// The same without looking at coefficients in the loop: x' = a x + b m, or a x + d D with D of x and m; and given noise.
-template <bool estimates, bool noisy>
-struct FullChain {
-  PlainChain p;
-
-  static bool fits(const PlainChain& p) {
-    const bool on_both = estimates ? p.b == 0.0f && p.d != 0.0f && p.kx != 0.0f && p.km != 0.0f : p.b != 0.0f;
-    return p.a != 0.0f && on_both && (p.d != 0.0f) == estimates && (p.c != 0.0f) == noisy && (!noisy || p.given);
-  }
-
-  template <class V>
-  ULAM_HD void operator()(int64_t i, int64_t count) const {
+    typename V::f z[V::vectors];
+    for (auto& zero : z) zero = V::set(0.0f);
+    if (noise == Noise::made) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     if (count >= kGroup<V>) {
       ULAM_UNROLL
-      for (int k = 0; k < V::vectors; ++k) element<V>(i + k * V::width);
+      for (int k = 0; k < V::vectors; ++k) element<V>(i + k * V::width, z[k]);
     } else {
-      for (int k = 0; k * V::width < count; ++k) element<V>(i + k * V::width);
+      for (int k = 0; k * V::width < count; ++k) element<V>(i + k * V::width, z[k]);
     }
   }
 
   template <class V>
-  ULAM_HD void element(int64_t at) const {
+  ULAM_HD void element(int64_t at, typename V::f z) const {
     using f = typename V::f;
-    const f x = V::load(p.x, kFloat32, at), m = V::load(p.m, kFloat32, at);
-    f t = V::mul(V::set(p.a), x);
+    const f old = V::load(x, kFloat32, at), output = V::load(m, kFloat32, at);
+    f t = V::mul(V::set(a), old);
     if (estimates) {
-      const f x0 = V::fma(V::set(p.km), m, V::mul(V::set(p.kx), x));
-      t = V::fma(V::set(p.d), V::clip(x0, V::set(p.low), V::set(p.high)), t);
+      const f x0 = V::fma(V::set(km), output, V::mul(V::set(kx), old));
+      t = V::fma(V::set(b), V::clip(x0, V::set(low), V::set(high)), t);
     } else {
-      t = V::fma(V::set(p.b), m, t);
+      t = V::fma(V::set(b), output, t);
     }
-    if (noisy) t = V::fma(V::set(p.c), V::load(p.given, kFloat32, at), t);
-    V::store(p.to, kFloat32, at, t);
+    if (noise == Noise::given) z = V::load(given, kFloat32, at);
+    if (noise != Noise::none) t = V::fma(V::set(c), z, t);
+    V::store(to, kFloat32, at, t);
   }
 };
 
-template <class V>
-void plain_units(const PlainChain& plain, int64_t begin, int64_t end) {
-  if (FullChain<false, false>::fits(plain)) return for_groups<V>(begin, end, FullChain<false, false>{plain});
-  if (FullChain<false, true>::fits(plain)) return for_groups<V>(begin, end, FullChain<false, true>{plain});
-  if (FullChain<true, false>::fits(plain)) return for_groups<V>(begin, end, FullChain<true, false>{plain});
-  if (FullChain<true, true>::fits(plain)) return for_groups<V>(begin, end, FullChain<true, true>{plain});
-  for_groups<V>(begin, end, plain);
+// Whether a row is one of these.
+template <int R>
+bool is_plain(const StepChain<R>& s) {
+  const Row<R>& row = s.row;
+  const bool estimates = row.flags & kUsesX0;
+  const bool on_both = estimates ? row.c[kKx] != 0.0f && row.c[kKm] != 0.0f : row.a(0, R + 1) != 0.0f;
+  const uint32_t terms = 1u | (estimates ? 1u : 2u) << R | (s.reads_noise ? 4u : 0u) << R;
+  return (row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && row.terms[0] == terms && on_both &&
+         s.state.type == kFloat32 && s.output.model.type == kFloat32 && !s.output.reads_uncond && !s.net_in.address;
+}
+
+template <class V, bool estimates, int R>
+void plain_units(const StepChain<R>& s, int64_t begin, int64_t end) {
+  if (!s.reads_noise) return for_groups<V>(begin, end, PlainChain<estimates, Noise::none>(s));
+  if (s.makes_noise) return for_groups<V>(begin, end, PlainChain<estimates, Noise::made>(s));
+  for_groups<V>(begin, end, PlainChain<estimates, Noise::given>(s));
 }
 
 template <class V, int R>
@@ -206,10 +178,13 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
-    if (PlainChain::fits(chain))
-      plain_units<V>(PlainChain(chain), span.begin, span.end);
-    else if (chain.row.flags & kWrites)
+    if (!(chain.row.flags & kWrites)) continue;
+    if (!is_plain(chain))
       for_groups<V>(span.begin, span.end, chain);
+    else if (chain.row.flags & kUsesX0)
+      plain_units<V, true>(chain, span.begin, span.end);
+    else
+      plain_units<V, false>(chain, span.begin, span.end);
   }
 }
 

@@ -1,7 +1,7 @@
 // Whole chains in one launch: see kernels/ulam_kernels/mcmc.py.
 //
-// A few threads of a warp, at most all 32, hold a chain, each of them four neighbouring elements: one block of the noise. All state is
-// in registers; sums over a chain go by shuffles, in the order of the contract.
+// A few threads of a warp, at most all 32, hold a chain, each of them four neighbouring elements: one block of the
+// noise. All state is in registers; sums over a chain go by shuffles, in the order of the contract.
 #include "launch.h"
 #include "mcmc_kernels.h"
 #include "mcmc_noise.h"
