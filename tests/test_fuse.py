@@ -15,7 +15,7 @@ import pytest
 import torch
 from fuse_cases import ALL, SHAPE, assert_same_loops, begin, loop, make, network
 
-from ulam.integrations.diffusers import fuse, fused
+from ulam.integrations.diffusers import buffers, fuse, fused
 from ulam.integrations.diffusers.fusing import FAMILIES
 from ulam.samplers import DDIM
 
@@ -158,6 +158,28 @@ def test_strides_do_not_matter() -> None:
     expected = scheduler.step(torch.tanh(x), t, x).prev_sample
     y = x.to(memory_format=torch.channels_last)
     torch.testing.assert_close(scheduler.step(torch.tanh(y), t, y).prev_sample, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_memory_is_used_again_only_where_nobody_holds_it() -> None:
+    """Of a loop whose results are kept whole, as a view or not at all; the memory of the last kind comes back."""
+    shape = (2, 3, 128, 128)
+    assert torch.Size(shape).numel() * 4 >= buffers.LARGE
+    scheduler = fuse(diffusers.EulerAncestralDiscreteScheduler())
+    scheduler.set_timesteps(12)
+    generator, m = torch.Generator().manual_seed(0), torch.randn(shape)
+    x, held, seen = torch.randn(shape, generator=generator), [], set()
+    for i, t in enumerate(scheduler.timesteps):
+        net_in = scheduler.scale_model_input(x, t)
+        kept = net_in if i % 3 == 0 else net_in[0, 1] if i % 3 == 1 else None
+        if kept is not None:
+            held.append((kept, kept.clone()))
+        x = scheduler.step(m, t, x, generator=generator).prev_sample
+        seen.add(x.data_ptr())
+        if i % 4 == 0:
+            held.append((x.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).clone()))
+    assert all(torch.equal(now, then) for now, then in held)
+    assert 3 < len(seen) < 12
+    assert all(pointer % buffers.ALIGNMENT == 0 for pointer in seen)
 
 
 def test_gradients_are_refused() -> None:

@@ -63,7 +63,7 @@ class Call:
     def previous(self, local: Local) -> torch.Tensor:
         """The next sample, in a tensor of its own."""
         sample = self.sample.contiguous()
-        previous = torch.empty(sample.shape, dtype=sample.dtype, device=self.device)
+        previous = local.empty_like(sample)
         if not self.writes:
             previous.copy_(sample)
         if self.plan.registers == 1:

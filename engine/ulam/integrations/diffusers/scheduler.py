@@ -196,7 +196,7 @@ class Fused:
         previous = call.previous(local)
         keeps = call.kept_noise(local)
         if local._step_index == plan.length:  # the loop is over
-            local.registers = local.noise = None
+            local.registers = local.noise = local.buffers = None
         kind, second = self.output
         if second is None:
             return kind(previous) if return_dict else (previous,)
@@ -224,7 +224,10 @@ class ScaledInput(Fused):
             now, self._local.chains = self._local.chains, before
             scales = torch.tensor([plan.input_scales[position] for position, _ in now or ()], device=sample.device)
             return sample * scales.to(sample.dtype).reshape(-1, *(1,) * (sample.dim() - 1))
-        return sample * plan.input_scales[self._position(plan, timestep)]
+        scale = plan.input_scales[self._position(plan, timestep)]
+        if sample.requires_grad or not sample.is_contiguous():
+            return sample * scale
+        return torch.mul(sample, scale, out=self._local.empty_like(sample))
 
     def _default_options(self) -> tuple[Any, ...]:
         return ()

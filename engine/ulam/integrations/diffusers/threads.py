@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .buffers import Buffers
+
 if TYPE_CHECKING:
     from .plan import Plan
 
@@ -55,12 +57,19 @@ class Local(threading.local):
     start: int = 0  # the position that the loop began at
     shift: int | None = None  # row of the plan's table less position in the timesteps, None where not known yet
     registers: torch.Tensor | None = None
+    buffers: Buffers | None = None
     noise: torch.Tensor | None = None
     chains: list[tuple[int, int]] | None = None  # (position, shift) of every chain, where timesteps differ
     level: int = 0  # predictor steps of a score SDE so far
     corrections: int = 0  # its corrector steps since
     score_tables: tuple[Any, dict[Any, Any]] | None = None
     programs: tuple[Any, ...] = ()
+
+    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Memory for a result of this thread's loop."""
+        if self.buffers is None:
+            self.buffers = Buffers()
+        return self.buffers.empty_like(tensor)
 
 
 class PerThread:
