@@ -100,14 +100,15 @@ struct StepChain {
 };
 
 enum class Noise { none, made, given };
+enum class Form { affine, state_and_estimate, estimate_and_output };
 
-// The commonest rows, x' = a x + b m + c z or x' = a x + b D + c z with D = clip(kx x + km m, low, high), on fp32
+// The commonest rows, x' = a x + b m, a x + d D or d D + b m with D = clip(kx x + km m, low, high), and + c z, on fp32
 // tensors: the same bits as above, without branches.
-template <bool estimates, Noise noise>
+template <Form form, Noise noise>
 struct PlainChain {
   float* to;
   const float *x, *m, *given;
-  float a, b, c, kx, km, low, high;
+  float a, d, b, c, kx, km, low, high;
   Stream stream;
 
   template <int R>
@@ -117,7 +118,8 @@ struct PlainChain {
         m(reinterpret_cast<const float*>(s.output.model.address)),
         given(reinterpret_cast<const float*>(s.noise.address)),
         a(s.row.a(0, 0)),
-        b(s.row.a(0, estimates ? R : R + 1)),
+        d(s.row.a(0, R)),
+        b(s.row.a(0, R + 1)),
         c(s.row.a(0, R + 2)),
         kx(s.row.c[kKx]),
         km(s.row.c[kKm]),
@@ -142,35 +144,39 @@ struct PlainChain {
   ULAM_HD void element(int64_t at, typename V::f z) const {
     using f = typename V::f;
     const f old = V::load(x, kFloat32, at), output = V::load(m, kFloat32, at);
-    f t = V::mul(V::set(a), old);
-    if (estimates) {
+    f t = V::set(-0.0f);
+    if (form != Form::estimate_and_output) t = V::mul(V::set(a), old);
+    if (form != Form::affine) {
       const f x0 = V::fma(V::set(km), output, V::mul(V::set(kx), old));
-      t = V::fma(V::set(b), V::clip(x0, V::set(low), V::set(high)), t);
-    } else {
-      t = V::fma(V::set(b), output, t);
+      t = V::fma(V::set(d), V::clip(x0, V::set(low), V::set(high)), t);
     }
+    if (form != Form::state_and_estimate) t = V::fma(V::set(b), output, t);
     if (noise == Noise::given) z = V::load(given, kFloat32, at);
     if (noise != Noise::none) t = V::fma(V::set(c), z, t);
     V::store(to, kFloat32, at, t);
   }
 };
 
-// Whether a row is one of these.
-template <int R>
-bool is_plain(const StepChain<R>& s) {
-  const Row<R>& row = s.row;
-  const bool estimates = row.flags & kUsesX0;
-  const bool on_both = estimates ? row.c[kKx] != 0.0f && row.c[kKm] != 0.0f : row.a(0, R + 1) != 0.0f;
-  const uint32_t terms = 1u | (estimates ? 1u : 2u) << R | (s.reads_noise ? 4u : 0u) << R;
-  return (row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && row.terms[0] == terms && on_both &&
-         s.state.type == kFloat32 && s.output.model.type == kFloat32 && !s.output.reads_uncond && !s.net_in.address;
+// The terms of a form, as in Row.
+template <Form form, int R>
+constexpr uint32_t terms_of() {
+  const uint32_t x = 1u, estimate = 1u << R, output = 2u << R;
+  return form == Form::affine ? x | output : form == Form::state_and_estimate ? x | estimate : estimate | output;
 }
 
-template <class V, bool estimates, int R>
-void plain_units(const StepChain<R>& s, int64_t begin, int64_t end) {
-  if (!s.reads_noise) return for_groups<V>(begin, end, PlainChain<estimates, Noise::none>(s));
-  if (s.makes_noise) return for_groups<V>(begin, end, PlainChain<estimates, Noise::made>(s));
-  for_groups<V>(begin, end, PlainChain<estimates, Noise::given>(s));
+// Runs a row of this form; returns false for another.
+template <class V, Form form, int R>
+bool plain_units(const StepChain<R>& s, int64_t begin, int64_t end) {
+  const Row<R>& row = s.row;
+  if (row.terms[0] != (terms_of<form, R>() | (s.reads_noise ? 4u << R : 0u))) return false;
+  if (form != Form::affine && (row.c[kKx] == 0.0f || row.c[kKm] == 0.0f)) return false;
+  if (!s.reads_noise)
+    for_groups<V>(begin, end, PlainChain<form, Noise::none>(s));
+  else if (s.makes_noise)
+    for_groups<V>(begin, end, PlainChain<form, Noise::made>(s));
+  else
+    for_groups<V>(begin, end, PlainChain<form, Noise::given>(s));
+  return true;
 }
 
 template <class V, int R>
@@ -178,13 +184,15 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
-    if (!(chain.row.flags & kWrites)) continue;
-    if (!is_plain(chain))
-      for_groups<V>(span.begin, span.end, chain);
-    else if (chain.row.flags & kUsesX0)
-      plain_units<V, true>(chain, span.begin, span.end);
-    else
-      plain_units<V, false>(chain, span.begin, span.end);
+    const uint32_t flags = chain.row.flags;
+    if (!(flags & kWrites)) continue;
+    const bool plain = (flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && chain.state.type == kFloat32 &&
+                       chain.output.model.type == kFloat32 && !chain.output.reads_uncond && !chain.net_in.address;
+    if (plain && (plain_units<V, Form::affine>(chain, span.begin, span.end) ||
+                  plain_units<V, Form::state_and_estimate>(chain, span.begin, span.end) ||
+                  plain_units<V, Form::estimate_and_output>(chain, span.begin, span.end)))
+      continue;
+    for_groups<V>(span.begin, span.end, chain);
   }
 }
 
