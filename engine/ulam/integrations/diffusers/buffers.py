@@ -14,7 +14,7 @@ OURS = 3  # references to an array that has no tensor: the list's, the loop's an
 
 
 class Buffers:
-    """One thread's arrays. New pages cost more to fault in than a step takes to fill them.
+    """One thread's arrays, kept for its next loop. New pages cost more to fault in than a step takes to fill them.
 
     A tensor's storage holds a reference to its array for as long as any tensor, view or not, holds the storage.
     """

@@ -196,7 +196,7 @@ class Fused:
         previous = call.previous(local)
         keeps = call.kept_noise(local)
         if local._step_index == plan.length:  # the loop is over
-            local.registers = local.noise = local.buffers = None
+            local.registers = local.noise = None
         kind, second = self.output
         if second is None:
             return kind(previous) if return_dict else (previous,)
