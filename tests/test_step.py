@@ -10,6 +10,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table, _cpu
+from ulam_kernels.cpu.bound import BoundStep
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = list(itertools.product(FLOATS, repeat=3))
@@ -117,6 +118,24 @@ def test_every_form_of_the_plain_row_equals_the_reference(given):
             )
             assert same_bits(state, expected) and same_bits(apart, expected), (name, terms)
         _cpu.use_instruction_set(before)
+
+
+def test_a_bound_step_is_the_step():
+    generator = torch.Generator().manual_seed(0)
+    x, m, z = torch.randn(3, CHAINS, 3, 70, generator=generator)
+    row = torch.zeros(CHAINS, dtype=torch.int64)
+    for terms in ({"x": 0.9, "m": 0.1}, {"D": 0.9, "m": -0.3, "z": 0.2, "kx": 1.1, "km": -0.4, "lo": -1.0, "hi": 1.0}):
+        expected = x[None].clone()
+        ulam_kernels.step(expected, one_row(**terms), row, model=m, noise=z)
+        step = BoundStep(one_row(**terms), row, x.shape)
+        apart, together = torch.empty_like(x), z.clone()
+        step(apart, x, m, z)
+        step(together, x, m, together)
+        assert torch.equal(apart, expected[0]) and torch.equal(together, expected[0])
+    with pytest.raises(ValueError, match="reads noise"):
+        step(apart, x, m, None)
+    with pytest.raises(IndexError, match="row 3"):
+        BoundStep(one_row(x=1.0), row + 3, x.shape)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -8,10 +8,39 @@ from typing import Any
 import torch
 
 import ulam_kernels
+from ulam_kernels import torch_normal
 
 from .noise import Generators, Streams, drawn
 from .plan import Kind, Plan
 from .threads import Local
+
+
+def short_way(
+    plan: Plan,
+    row: int | torch.Tensor,
+    model_output: torch.Tensor,
+    sample: torch.Tensor,
+    generator: Generators,
+    local: Local,
+    backend: str | None,
+) -> torch.Tensor | None:
+    """The next sample as :meth:`Call.previous` has it, with the same bits, from float32 tensors on the CPU.
+
+    None where only that will do: more than one register, rows of each chain, reductions, other layouts, generators.
+    """
+    f32, shape = torch.float32, sample.shape
+    if not isinstance(row, int) or isinstance(generator, list) or plan.registers > 1:
+        return None
+    if sample.dtype is not f32 or model_output.dtype is not f32 or model_output.shape != shape:
+        return None
+    if not (sample.is_cpu and model_output.is_cpu and sample.is_contiguous() and model_output.is_contiguous()):
+        return None
+    step = plan.bound(row, shape, backend)
+    if step is None:
+        return None
+    previous = local.empty_like(sample)
+    step(previous, sample, model_output, torch_normal(previous, generator) if plan.kinds[row].draws else None)
+    return previous
 
 
 @dataclass

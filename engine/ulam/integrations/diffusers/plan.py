@@ -6,17 +6,21 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ulam_kernels import Table
+from ulam_kernels.dispatch import name_of, select
 
 from ...noise import DRAWS_PER_ROW
 from ...program import Program
 from ...schedules import Array
+
+if TYPE_CHECKING:
+    from ulam_kernels.cpu.bound import BoundStep
 
 
 def concatenated(first: Program, then: Program) -> Program:
@@ -90,6 +94,7 @@ class Plan:
         self._offsets: dict[int, int] = {}
         self._tables: dict[tuple[Any, ...], Table] = {}
         self._indices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
+        self._bound: dict[tuple[int, torch.Size, str | None], BoundStep | None] = {}
 
     def shift(self, position: int) -> int:
         """What leads from positions to the table's rows in a loop that begins at `position`.
@@ -159,6 +164,26 @@ class Plan:
                 self._indices = {}
             index = self._indices[key] = torch.full((chains,), row, device=device)
         return index
+
+    def bound(self, row: int, shape: torch.Size, backend: str | None) -> BoundStep | None:
+        """A row's step for float32 samples of this shape on the CPU, None where it needs more than one step."""
+        key = row, shape, backend
+        try:
+            return self._bound[key]
+        except KeyError:
+            pass
+        kind, cpu = self.kinds[row], torch.device("cpu")
+        simple = kind.writes and not (kind.reduces or kind.learns or self.second_reads_noise) and shape.numel() > 0
+        native = name_of(select(backend, "cpu", torch.float32)) == "cpu"
+        bound = None
+        if simple and native and self.registers == 1:
+            from ulam_kernels.cpu.bound import BoundStep
+
+            bound = BoundStep(self.table(cpu, torch.float32), self.index(row, shape[0], cpu), shape)
+        if len(self._bound) >= MOST_INDICES:
+            self._bound = {}
+        self._bound[key] = bound
+        return bound
 
 
 def _padded(program: Program, registers: int) -> Program:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from .execution import Call
+from .execution import Call, short_way
 from .levels import numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
@@ -192,15 +191,19 @@ class Fused:
         local, plan = self._local, self._plan(options)
         row = self._row(plan, timestep, len(sample))
         dtype = noise_dtype or model_output.dtype
-        call = Call(plan, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
-        previous = call.previous(local)
-        keeps = call.kept_noise(local)
+        arguments = (plan, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
+        previous, keeps = None, {}
+        if noise is None and self._streams is None and dtype == torch.float32:
+            previous = short_way(plan, row, model_output, sample, generator, local, self._backend)
+        if previous is None:
+            call = Call(*arguments)
+            previous, keeps = call.previous(local), call.kept_noise(local)
         if local._step_index == plan.length:  # the loop is over
             local.registers = local.noise = None
         kind, second = self.output
         if second is None:
             return kind(previous) if return_dict else (previous,)
-        later = Later(second, partial(call.second, keeps), (model_output, sample))
+        later = Later(second, lambda: Call(*arguments).second(keeps), (model_output, sample))
         return later_class(kind, second)(previous, later) if return_dict else Pair(previous, later)
 
 
