@@ -38,7 +38,7 @@ def short_way(
     step = plan.bound(row, shape, backend)
     if step is None:
         return None
-    previous = local.empty_like(sample)
+    previous = local.buffers.empty_like(sample)
     step(previous, sample, model_output, torch_normal(previous, generator) if plan.kinds[row].draws else None)
     return previous
 
@@ -92,7 +92,7 @@ class Call:
     def previous(self, local: Local) -> torch.Tensor:
         """The next sample, in a tensor of its own."""
         sample = self.sample.contiguous()
-        previous = local.empty_like(sample)
+        previous = local.buffers.empty_like(sample)
         if not self.writes:
             previous.copy_(sample)
         if self.plan.registers == 1:

@@ -230,7 +230,7 @@ class ScaledInput(Fused):
         scale = plan.input_scales[self._position(plan, timestep)]
         if sample.requires_grad or not sample.is_contiguous():
             return sample * scale
-        return torch.mul(sample, scale, out=self._local.empty_like(sample))
+        return torch.mul(sample, scale, out=self._local.buffers.empty_like(sample))
 
     def _default_options(self) -> tuple[Any, ...]:
         return ()

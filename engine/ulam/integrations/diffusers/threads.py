@@ -57,7 +57,6 @@ class Local(threading.local):
     start: int = 0  # the position that the loop began at
     shift: int | None = None  # row of the plan's table less position in the timesteps, None where not known yet
     registers: torch.Tensor | None = None
-    buffers: Buffers | None = None
     noise: torch.Tensor | None = None
     chains: list[tuple[int, int]] | None = None  # (position, shift) of every chain, where timesteps differ
     level: int = 0  # predictor steps of a score SDE so far
@@ -65,11 +64,8 @@ class Local(threading.local):
     score_tables: tuple[Any, dict[Any, Any]] | None = None
     programs: tuple[Any, ...] = ()
 
-    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Memory for a result of this thread's loop."""
-        if self.buffers is None:
-            self.buffers = Buffers()
-        return self.buffers.empty_like(tensor)
+    def __init__(self) -> None:
+        self.buffers = Buffers()  # for each thread anew
 
 
 class PerThread:
