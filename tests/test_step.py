@@ -127,15 +127,19 @@ def test_a_bound_step_is_the_step():
     for terms in ({"x": 0.9, "m": 0.1}, {"D": 0.9, "m": -0.3, "z": 0.2, "kx": 1.1, "km": -0.4, "lo": -1.0, "hi": 1.0}):
         expected = x[None].clone()
         ulam_kernels.step(expected, one_row(**terms), row, model=m, noise=z)
-        step = BoundStep(one_row(**terms), row, x.shape)
+        step = BoundStep(one_row(**terms), x.shape)
         apart, together = torch.empty_like(x), z.clone()
-        step(apart, x, m, z)
-        step(together, x, m, together)
+        step(row, apart, x, m, z)
+        step(row, together, x, m, together)
         assert torch.equal(apart, expected[0]) and torch.equal(together, expected[0])
     with pytest.raises(ValueError, match="reads noise"):
-        step(apart, x, m, None)
+        step(row, apart, x, m, None)
     with pytest.raises(IndexError, match="row 3"):
-        BoundStep(one_row(x=1.0), row + 3, x.shape)
+        step(row + 3, apart, x, m, z)
+    with pytest.raises(ValueError, match="at least one element"):
+        BoundStep(one_row(x=1.0), (3, 0))
+    with pytest.raises(ValueError, match="one register"):
+        BoundStep(random_table(np.random.default_rng(0), 2), x.shape)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

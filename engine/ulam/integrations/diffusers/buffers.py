@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 
-LARGE = 1 << 18  # bytes: the memory allocator has smaller pieces at hand
+LARGE = 1 << 16  # elements: the memory allocator has smaller pieces at hand
 MOST = 4  # a loop holds the sample, the next one and the network's input
 ALIGNMENT = 64
 OURS = 3  # references to an array that has no tensor: the list's, the loop's and the counting call's
@@ -20,18 +21,24 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
+        self._arrays: list[np.ndarray[Any, np.dtype[np.float32]]] = []
 
     def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Contiguous, of a tensor's shape, dtype and device."""
-        if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if tensor.dtype is torch.float32 and tensor.is_cpu:
+            return self.empty(tensor.shape)
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    def empty(self, shape: torch.Size) -> torch.Tensor:
+        """Contiguous, float32, on the CPU."""
         for array in self._arrays:
-            if array.nbytes == tensor.nbytes and sys.getrefcount(array) == OURS:
-                break
-        else:
-            whole = np.empty(tensor.nbytes + ALIGNMENT, dtype=np.uint8)
-            first = -whole.ctypes.data % ALIGNMENT
-            array = whole[first : first + tensor.nbytes]
-            self._arrays = [array, *self._arrays[: MOST - 1]]
-        return torch.from_numpy(array).view(tensor.dtype).view(tensor.shape)
+            if array.shape == shape and sys.getrefcount(array) == OURS:
+                return torch.from_numpy(array)
+        size = shape.numel()
+        if size < LARGE:
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
+        whole = np.empty(size + ALIGNMENT // 4, dtype=np.float32)
+        first = -whole.ctypes.data % ALIGNMENT // 4
+        array = whole[first : first + size].reshape(shape)
+        self._arrays = [array, *self._arrays[: MOST - 1]]
+        return torch.from_numpy(array)

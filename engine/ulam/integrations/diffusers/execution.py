@@ -35,11 +35,13 @@ def short_way(
         return None
     if not (sample.is_cpu and model_output.is_cpu and sample.is_contiguous() and model_output.is_contiguous()):
         return None
-    step = plan.bound(row, shape, backend)
-    if step is None:
+    bound = plan.bound(row, shape, backend)
+    if bound is None:
         return None
-    previous = local.buffers.empty_like(sample)
-    step(previous, sample, model_output, torch_normal(previous, generator) if plan.kinds[row].draws else None)
+    step, index = bound
+    previous = local.buffers.empty(shape)
+    noise = torch_normal(previous, generator) if plan.kinds[row].draws else None
+    step(index, previous, sample, model_output, noise)
     return previous
 
 

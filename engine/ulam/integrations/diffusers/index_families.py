@@ -125,8 +125,8 @@ class FusedDDIM(Fused):
     """
 
     counted = False
+    needs_steps = True
     output = DDIMSchedulerOutput, "pred_original_sample"
-    num_inference_steps: int | None
     final_alpha_cumprod: Any
 
     def _check(self) -> None:
@@ -168,8 +168,6 @@ class FusedDDIM(Fused):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        if self.num_inference_steps is None:
-            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
         if eta > 0 and variance_noise is not None and generator is not None:
             raise ValueError("generator and variance_noise must not both be given")
         noise = variance_noise if eta > 0 else None
@@ -180,8 +178,8 @@ class FusedDDIM(Fused):
 class FusedLCM(Fused):
     """LCMScheduler on `ulam.samplers.LCM`."""
 
+    needs_steps = True
     output = LCMSchedulerOutput, "denoised"
-    num_inference_steps: int | None
 
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
@@ -209,8 +207,6 @@ class FusedLCM(Fused):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        if self.num_inference_steps is None:
-            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
         return self._run(model_output, timestep, sample, generator, return_dict)
 
 
@@ -222,9 +218,8 @@ class FusedPNDM(Fused):
     image) begins with Adams-Bashforth of order 1, each timestep being used once.
     """
 
-    has_history = True
+    has_history = needs_steps = True
     output = SchedulerOutput, None
-    num_inference_steps: int | None
     final_alpha_cumprod: Any
     _timesteps: Any
     ets: list[torch.Tensor]
@@ -250,8 +245,6 @@ class FusedPNDM(Fused):
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
-        if self.num_inference_steps is None:
-            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
         return self._run(model_output, timestep, sample, None, return_dict)
 
     def step_prk(

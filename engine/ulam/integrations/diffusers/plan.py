@@ -81,11 +81,12 @@ class Plan:
     ) -> None:
         self.compile, self.options, self.history = compile, options, history
         self.input_scales: list[float] | None = None
+        self.times: list[float] = times.tolist()
         self.positions: dict[float, list[int]] = {}
-        for position, time in enumerate(times.tolist()):
+        for position, time in enumerate(self.times):
             self.positions.setdefault(time, []).append(position)
-        self.length = len(times)
-        self.first = float(times[0]) if len(self.positions[float(times[0])]) == 1 else math.nan
+        self.length, first = len(self.times), self.times[0]
+        self.first = first if len(self.positions[first]) == 1 else math.nan
         self.registers = 1
         self.second_reads_noise = False
         self.kinds: list[Kind] = []
@@ -94,7 +95,8 @@ class Plan:
         self._offsets: dict[int, int] = {}
         self._tables: dict[tuple[Any, ...], Table] = {}
         self._indices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
-        self._bound: dict[tuple[int, torch.Size, str | None], BoundStep | None] = {}
+        self._step: BoundStep | None = None  # the last one made
+        self._bound: dict[tuple[int, torch.Size, str | None], tuple[BoundStep, torch.Tensor] | None] = {}
 
     def shift(self, position: int) -> int:
         """What leads from positions to the table's rows in a loop that begins at `position`.
@@ -165,8 +167,8 @@ class Plan:
             index = self._indices[key] = torch.full((chains,), row, device=device)
         return index
 
-    def bound(self, row: int, shape: torch.Size, backend: str | None) -> BoundStep | None:
-        """A row's step for float32 samples of this shape on the CPU, None where it needs more than one step."""
+    def bound(self, row: int, shape: torch.Size, backend: str | None) -> tuple[BoundStep, torch.Tensor] | None:
+        """The step of float32 samples of this shape on the CPU and a row's index, None where it takes more."""
         key = row, shape, backend
         try:
             return self._bound[key]
@@ -179,7 +181,10 @@ class Plan:
         if simple and native and self.registers == 1:
             from ulam_kernels.cpu.bound import BoundStep
 
-            bound = BoundStep(self.table(cpu, torch.float32), self.index(row, shape[0], cpu), shape)
+            table = self.table(cpu, torch.float32)
+            if self._step is None or self._step.table is not table or self._step.shape != shape:
+                self._step = BoundStep(table, shape)
+            bound = self._step, self.index(row, shape[0], cpu)
         if len(self._bound) >= MOST_INDICES:
             self._bound = {}
         self._bound[key] = bound

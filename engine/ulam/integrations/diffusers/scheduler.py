@@ -13,7 +13,7 @@ from .levels import numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
 from .plan import Calls, Plan
-from .threads import Local
+from .threads import Addresses, Local
 
 Timestep = float | torch.Tensor
 MOST_PLANS = 32
@@ -29,11 +29,13 @@ class Fused:
 
     counted: ClassVar[bool] = True  # calls are counted from the first on, as diffusers counts them
     has_history: ClassVar[bool] = False  # a call reads what earlier calls left
+    needs_steps: ClassVar[bool] = False  # there is no step before set_timesteps
     output: ClassVar[tuple[Any, str | None]]  # the class that step returns, its second member
 
     config: Any
     timesteps: Any
     sigmas: Any
+    num_inference_steps: int | None
     _local: Local
     _shared: dict[str, Any]
     _version: int
@@ -90,7 +92,7 @@ class Fused:
         plan = local.plan
         if plan is not None and local.version == self._version and plan.options == options:
             return plan
-        if self.timesteps is None:
+        if self.timesteps is None or (self.needs_steps and self.num_inference_steps is None):
             raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
         version, schedule = self._version, [getattr(self, name, None) for name in ("timesteps", "sigmas")]
         levels = [None if values is None else numbers(values) for values in (*schedule, self._levels())]
@@ -107,6 +109,7 @@ class Fused:
         if plan is not local.plan:
             local.shift = local.chains = None
         local.plan, local.version = plan, version
+        local.times = Addresses(schedule[0])
         return plan
 
     def _levels(self) -> Any:
@@ -133,7 +136,7 @@ class Fused:
         """The position of this call in the timesteps: counted on, but for a loop that begins (anew)."""
         local = self._local
         position = local._step_index
-        if position is not None and position < plan.length and (position == 0 or _host(timestep) != plan.first):
+        if position is not None and position < plan.length and (position == 0 or self._value(plan, timestep) != plan.first):
             return position
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
@@ -142,12 +145,17 @@ class Fused:
 
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:
         """The position of a timestep that is one of `self.timesteps`."""
-        if isinstance(timestep, torch.Tensor):
-            of = self.timesteps
-            if timestep.device.type != "cpu" and _same_memory(timestep, of):
-                return int((timestep.storage_offset() - of.storage_offset()) // max(of.stride(0), 1))
-            timestep = timestep.item()
-        return self._at(plan, float(timestep))
+        value = self._value(plan, timestep)
+        return self._at(plan, float(timestep if value is None else value))
+
+    def _value(self, plan: Plan, timestep: Timestep) -> float | None:
+        """A timestep as a number; None where that would have to wait for a device."""
+        if not isinstance(timestep, torch.Tensor):
+            return timestep
+        position = self._local.times.position(timestep)
+        if position is not None:
+            return plan.times[position]
+        return timestep.item() if timestep.device.type == "cpu" else None
 
     def _at(self, plan: Plan, time: float) -> int:
         """The position of a timestep's value. Raises ValueError where there is none."""
@@ -189,7 +197,7 @@ class Fused:
         """One call of `step`: prev_sample in diffusers' output class, or in a tuple."""
         check_no_gradient(model_output, sample)
         local, plan = self._local, self._plan(options)
-        row = self._row(plan, timestep, len(sample))
+        row = self._row(plan, timestep, sample.shape[0])
         dtype = noise_dtype or model_output.dtype
         arguments = (plan, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
         previous, keeps = None, {}
@@ -248,18 +256,3 @@ def _rebuilt(original: Any, attributes: dict[str, Any]) -> Any:
     scheduler = fused(original).__new__(fused(original))
     scheduler._restore(attributes)
     return scheduler
-
-
-def _host(timestep: Timestep) -> float | None:
-    """The timestep's value, where it can be had without waiting for a device."""
-    if isinstance(timestep, torch.Tensor):
-        return timestep.item() if timestep.device.type == "cpu" else None
-    return timestep
-
-
-def _same_memory(view: torch.Tensor, of: torch.Tensor) -> bool:
-    return (
-        view.device == of.device
-        and view.dtype == of.dtype
-        and view.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
-    )

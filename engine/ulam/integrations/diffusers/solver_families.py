@@ -79,11 +79,6 @@ class Solver(Fused):
         """The position of a timestep's value; of one that is not there the last, as in diffusers."""
         return super()._at(plan, time) if time in plan.positions else plan.length - 1
 
-    def _checked_run(self, *arguments: Any, **named: Any) -> Any:
-        if self.num_inference_steps is None:
-            raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
-        return self._run(*arguments, **named)
-
 
 class FusedDPMMultistep(Solver):
     """DPMSolverMultistepScheduler on `ulam.samplers.DPMSolverPP` and `DPMSolver`.
@@ -115,7 +110,7 @@ class FusedDPMMultistep(Solver):
         return_dict: bool = True,
     ) -> Any:
         noise = variance_noise if self._sde() else None
-        return self._checked_run(
+        return self._run(
             model_output, timestep, sample, generator, return_dict, noise=noise, noise_dtype=torch.float32
         )
 
@@ -160,7 +155,7 @@ class FusedDPMSinglestep(Solver):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        return self._checked_run(model_output, timestep, sample, generator, return_dict)
+        return self._run(model_output, timestep, sample, generator, return_dict)
 
 
 class FusedUniPC(Solver):
@@ -186,7 +181,7 @@ class FusedUniPC(Solver):
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
-        return self._checked_run(model_output, timestep, sample, None, return_dict)
+        return self._run(model_output, timestep, sample, None, return_dict)
 
 
 class FusedDEIS(Solver):
@@ -199,7 +194,7 @@ class FusedDEIS(Solver):
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
-        return self._checked_run(model_output, timestep, sample, None, return_dict)
+        return self._run(model_output, timestep, sample, None, return_dict)
 
 
 class FusedEDMDPM(ScaledInput, FusedDPMMultistep):
@@ -225,4 +220,4 @@ class FusedEDMDPM(ScaledInput, FusedDPMMultistep):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        return self._checked_run(model_output, timestep, sample, generator, return_dict)
+        return self._run(model_output, timestep, sample, generator, return_dict)
