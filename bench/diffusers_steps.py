@@ -2,9 +2,10 @@
 
 One call is what a pipeline spends on its scheduler a step: scale_model_input and step, with a generator. Prints a table
 for a batch of images and one for two elements (the cost of a call itself), then the schedulers' share of whole loops,
-with the network's output ready and with a convolution between the calls, which leaves cold caches, and writes
-bench/results/diffusers-steps-DATE.json. The candidates of a row are timed in turn, in one process. Every call returns a
-new tensor on both sides; whether the memory allocator has it at hand, or must fault pages in, is part of the time.
+with the network's output ready and with a convolution between the calls, which leaves cold caches, and of diffusers'
+own pipelines with a small UNet, and writes bench/results/diffusers-steps-DATE.json. The candidates of a row are timed
+in turn, in one process. Every call returns a new tensor on both sides; whether the memory allocator has it at hand, or
+must fault pages in, is part of the time.
 """
 
 from __future__ import annotations
@@ -80,6 +81,38 @@ def loop(scheduler: Any, network: Callable[[torch.Tensor], torch.Tensor], steps:
     return spent / steps
 
 
+def pipeline(scheduler: Any, unet: diffusers.UNet2DModel, steps: int = 10) -> float:
+    """Seconds a step that a pipeline of diffusers spends in its scheduler's `step`."""
+    kind = diffusers.DDIMPipeline if "DDIM" in type(scheduler).__name__ else diffusers.DDPMPipeline
+    pipe, real, spent = kind(unet, diffusers.DDPMScheduler()), scheduler.step, 0.0
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal spent
+        begin = time.perf_counter()
+        result = real(*args, **kwargs)
+        spent += time.perf_counter() - begin
+        return result
+
+    pipe.scheduler = scheduler  # a DDIMPipeline makes itself another from the one it is constructed with
+    pipe.set_progress_bar_config(disable=True)
+    scheduler.step = step
+    try:
+        generator = torch.Generator().manual_seed(0)
+        pipe(batch_size=IMAGES[0], generator=generator, num_inference_steps=steps, output_type="np")
+    finally:
+        del scheduler.step
+    return spent / steps
+
+
+def small_unet() -> diffusers.UNet2DModel:
+    """Of eight channels: a step takes long enough for cold caches."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return diffusers.UNet2DModel(
+        sample_size=IMAGES[-1], block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks
+    ).eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="time spent on each row")
@@ -95,6 +128,7 @@ def main() -> None:
             title = f"{name}, {' x '.join(map(str, shape))}"
             figures[title] = timings
             print(table(title, timings, ours="ulam fused"))
+    unet = small_unet()
     networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "ready": partial(lambda ready, _: ready, torch.randn(IMAGES)),
         "convolved": torch.nn.Conv2d(3, 3, 3, padding=1),
@@ -102,12 +136,18 @@ def main() -> None:
     for name in list(SCHEDULERS)[:3]:
         theirs = getattr(diffusers, name)()
         schedulers = {"ulam fused": fuse(theirs), "diffusers": theirs}
-        for between, network in networks.items():
+        loops: dict[str, tuple[Callable[[Any], float], int]] = {
+            f"a loop, output {between}": (partial(loop, network=network), 10) for between, network in networks.items()
+        }
+        loops["a pipeline"] = partial(pipeline, unet=unet), 4
+        for what, (run, times) in loops.items():
+            for scheduler in schedulers.values():
+                run(scheduler)
             seconds: dict[str, list[float]] = {row: [] for row in schedulers}
-            for _ in range(10):
+            for _ in range(times):
                 for row, scheduler in schedulers.items():
-                    seconds[row].append(loop(scheduler, network))
-            title = f"{name}, a step of a loop, output {between}"
+                    seconds[row].append(run(scheduler))
+            title = f"{name}, a step of {what}"
             figures[title] = {row: summary(values) for row, values in seconds.items()}
             print(table(title, figures[title], ours="ulam fused"))
     print(write("diffusers-steps", figures, steps=STEPS))

@@ -18,23 +18,30 @@ class Later:
     Raises RuntimeError where one of the arguments was changed in place meanwhile.
     """
 
+    __slots__ = ("arguments", "compute", "name", "value", "versions")
+    one_at_a_time = threading.RLock()
+
     def __init__(self, name: str, compute: Callable[[], torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
-        self.name, self.compute, self.lock = name, compute, threading.Lock()
-        self.arguments, self.versions = arguments, [_version(argument) for argument in arguments]
+        self.name, self.compute = name, compute
+        self.arguments, self.versions = arguments, _versions(arguments)
         self.value: torch.Tensor | None = None
 
     def __call__(self) -> torch.Tensor:
-        with self.lock:
+        with self.one_at_a_time:
             if self.value is None:
-                if [_version(argument) for argument in self.arguments] != self.versions:
+                if _versions(self.arguments) != self.versions:
                     raise RuntimeError(f"{self.name} must be read before model_output or sample are changed in place")
                 self.value = self.compute()
                 del self.compute, self.arguments
         return self.value
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _versions(tensors: tuple[torch.Tensor, ...]) -> list[int]:
+    """How often each was changed in place; tensors of inference mode do not count that."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class Pair(tuple[Any, ...]):

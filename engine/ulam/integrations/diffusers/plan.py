@@ -85,6 +85,7 @@ class Plan:
         self.positions: dict[float, list[int]] = {}
         for position, time in enumerate(self.times):
             self.positions.setdefault(time, []).append(position)
+        self.rows: dict[float | None, int] = {}  # of timesteps that were looked up
         self.length, first = len(self.times), self.times[0]
         self.first = first if len(self.positions[first]) == 1 else math.nan
         self.registers = 1

@@ -124,20 +124,30 @@ class Fused:
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             return self._rows_of_chains(plan, timestep, chains)
         if not self.counted:
-            position = self._lookup(plan, timestep)
-            return position + plan.shift(position)
+            value = self._value(plan, timestep)
+            row = plan.rows.get(value)
+            return self._looked_up(plan, timestep) if row is None else row
         position = self._position(plan, timestep)
         local._step_index = position + 1
         if local.shift is None:
             local.shift = plan.shift(local.start)
         return position + local.shift
 
+    def _looked_up(self, plan: Plan, timestep: Timestep) -> int:
+        """The row of a timestep of a scheduler that does not count calls."""
+        position = self._lookup(plan, timestep)
+        row = position + plan.shift(position)
+        if position >= 0:
+            plan.rows[plan.times[position]] = row
+        return row
+
     def _position(self, plan: Plan, timestep: Timestep) -> int:
         """The position of this call in the timesteps: counted on, but for a loop that begins (anew)."""
         local = self._local
         position = local._step_index
-        if position is not None and position < plan.length and (position == 0 or self._value(plan, timestep) != plan.first):
-            return position
+        if position is not None and position < plan.length:
+            if position == 0 or self._value(plan, timestep) != plan.first:
+                return position
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
         local.start, local.shift, local._step_index = position, None, position

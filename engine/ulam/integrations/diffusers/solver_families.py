@@ -110,9 +110,7 @@ class FusedDPMMultistep(Solver):
         return_dict: bool = True,
     ) -> Any:
         noise = variance_noise if self._sde() else None
-        return self._run(
-            model_output, timestep, sample, generator, return_dict, noise=noise, noise_dtype=torch.float32
-        )
+        return self._run(model_output, timestep, sample, generator, return_dict, noise=noise, noise_dtype=torch.float32)
 
 
 class FusedDPMSinglestep(Solver):
