@@ -10,7 +10,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table, _cpu
-from ulam_kernels.cpu.bound import BoundStep
+from ulam_kernels.cpu import BoundStep
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = list(itertools.product(FLOATS, repeat=3))

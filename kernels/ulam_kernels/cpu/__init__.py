@@ -15,6 +15,8 @@ from ulam_kernels.native import (
     step_arguments,
 )
 
+from .bound import BoundStep as BoundStep
+
 
 def _run(operation: Callable[..., None], arguments: tuple[float, ...]) -> None:
     operation(*arguments, torch.get_num_threads())

@@ -14,6 +14,9 @@ try:
 except ImportError as error:
     raise ImportError("ulam.integrations.diffusers.fuse needs diffusers: pip install 'ulam[diffusers]'") from error
 
+from ulam_kernels import torch_normal
+from ulam_kernels.dispatch import load
+
 from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
 from .noise import KINDS, Streams
 from .scheduler import Fused
@@ -91,6 +94,8 @@ def fuse(
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
     new._check()
+    load("cpu")  # what the first step would wait for
+    torch_normal(torch.empty(0), torch.Generator())
     return new
 
 

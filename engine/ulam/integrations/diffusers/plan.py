@@ -177,14 +177,12 @@ class Plan:
             pass
         kind, cpu = self.kinds[row], torch.device("cpu")
         simple = kind.writes and not (kind.reduces or kind.learns or self.second_reads_noise) and shape.numel() > 0
-        native = name_of(select(backend, "cpu", torch.float32)) == "cpu"
+        module = select(backend, "cpu", torch.float32)
         bound = None
-        if simple and native and self.registers == 1:
-            from ulam_kernels.cpu.bound import BoundStep
-
+        if simple and name_of(module) == "cpu" and self.registers == 1:
             table = self.table(cpu, torch.float32)
             if self._step is None or self._step.table is not table or self._step.shape != shape:
-                self._step = BoundStep(table, shape)
+                self._step = module.BoundStep(table, shape)
             bound = self._step, self.index(row, shape[0], cpu)
         if len(self._bound) >= MOST_INDICES:
             self._bound = {}

@@ -145,9 +145,9 @@ class Fused:
         """The position of this call in the timesteps: counted on, but for a loop that begins (anew)."""
         local = self._local
         position = local._step_index
-        if position is not None and position < plan.length:
-            if position == 0 or self._value(plan, timestep) != plan.first:
-                return position
+        counts = position is not None and position < plan.length
+        if counts and (position == 0 or self._value(plan, timestep) != plan.first):
+            return position  # type: ignore[return-value]
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
         local.start, local.shift, local._step_index = position, None, position
