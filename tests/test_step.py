@@ -129,13 +129,13 @@ def test_a_bound_step_is_the_step():
         ulam_kernels.step(expected, one_row(**terms), row, model=m, noise=z)
         step = BoundStep(one_row(**terms), x.shape)
         apart, together = torch.empty_like(x), z.clone()
-        step(row, apart, x, m, z)
-        step(row, together, x, m, together)
+        step(0, apart, x, m, z)
+        step(0, together, x, m, together)
         assert torch.equal(apart, expected[0]) and torch.equal(together, expected[0])
     with pytest.raises(ValueError, match="reads noise"):
-        step(row, apart, x, m, None)
-    with pytest.raises(IndexError, match="row 3"):
-        step(row + 3, apart, x, m, z)
+        step(0, apart, x, m, None)
+    with pytest.raises(IndexError, match="row: got 3"):
+        step(3, apart, x, m, z)
     with pytest.raises(ValueError, match="at least one element"):
         BoundStep(one_row(x=1.0), (3, 0))
     with pytest.raises(ValueError, match="one register"):

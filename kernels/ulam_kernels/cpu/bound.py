@@ -10,11 +10,14 @@ from ulam_kernels import _cpu
 from ulam_kernels.native import step_arguments
 from ulam_kernels.table import Table
 
-STATE, ROW, MODEL, NOISE, SOURCE = 3, 8, 9, 17, 21  # where step_arguments has the addresses of what changes
+STATE, COEF, MODEL, NOISE, SOURCE = 3, 5, 9, 17, 21  # where step_arguments has the addresses of what changes
+FLAG_BYTES = 4
 
 
 class BoundStep:
-    """:func:`ulam_kernels.step` of one register in float32, of which five tensors change from call to call.
+    """:func:`ulam_kernels.step` of one register in float32, of which the row and four tensors change from call to call.
+
+    All chains are at the same row.
 
     Args:
         table: of one register, float32 on the CPU.
@@ -29,19 +32,19 @@ class BoundStep:
         if table.registers != 1 or coef.dtype != torch.float32 or coef.device.type != "cpu":
             what = f"{table.registers} registers, {coef.dtype} on {coef.device.type}"
             raise ValueError(f"table: got {what}, expected one register, torch.float32 on cpu")
-        x, row = torch.empty(*shape), torch.empty(shape[0], dtype=torch.int64)
+        x, row = torch.empty(*shape), torch.zeros(shape[0], dtype=torch.int64)
         if not x.numel():
             raise ValueError(f"shape: got {list(shape)}, expected at least one element")
         arguments = step_arguments(x[None], coef, table.flags, row, x, None, None, None, None, None, x, None, None, x)
-        self.table, self.shape = table, torch.Size(shape)
-        self._before = arguments[:STATE]
-        self._state_row = arguments[STATE + 1 : ROW]
+        self._table, self._row, self._rows, self._row_bytes = table, row, len(coef), coef.shape[1] * coef.element_size()
+        self._before, self._state_type = arguments[:STATE], arguments[STATE + 1]
+        self._coef, self._flags = arguments[COEF : COEF + 2]
         self._model_noise = arguments[MODEL + 1 : NOISE]
         self._noise_source = arguments[NOISE + 1 : SOURCE]
 
     def __call__(
         self,
-        row: torch.Tensor,
+        row: int,
         out: torch.Tensor,
         source: torch.Tensor,
         model: torch.Tensor,
@@ -49,18 +52,22 @@ class BoundStep:
     ) -> None:
         """Step from ``source`` to ``out``. Of these, only ``noise`` may be ``out``.
 
-        The caller answers for dtypes and shapes: ``row`` int64 ``[B]``, the others float32 ``[B, *shape]``, all
-        contiguous and on the CPU.
+        The caller answers for the tensors: float32 ``[B, *shape]``, contiguous and on the CPU.
 
         Raises:
             IndexError: for a row that the table has not.
             ValueError: for a row that reads noise where there is none, has a reduction or a learned variance.
         """
+        if not 0 <= row < self._rows:
+            raise IndexError(f"row: got {row}, expected 0 to {self._rows - 1}")
         _cpu.step(  # type: ignore[call-arg]
             *self._before,
             out.data_ptr(),
-            *self._state_row,
-            row.data_ptr(),
+            self._state_type,
+            self._coef + row * self._row_bytes,
+            self._flags + row * FLAG_BYTES,
+            1,
+            self._row.data_ptr(),
             model.data_ptr(),
             *self._model_noise,
             0 if noise is None else noise.data_ptr(),

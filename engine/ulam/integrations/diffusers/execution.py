@@ -35,13 +35,12 @@ def short_way(
         return None
     if not (sample.is_cpu and model_output.is_cpu and sample.is_contiguous() and model_output.is_contiguous()):
         return None
-    bound = plan.bound(row, shape, backend)
-    if bound is None:
+    kind, step = plan.kinds[row], plan.bound(shape, backend)
+    if step is None or not kind.simple:
         return None
-    step, index = bound
     previous = local.buffers.empty(shape)
-    noise = torch_normal(previous, generator) if plan.kinds[row].draws else None
-    step(index, previous, sample, model_output, noise)
+    noise = torch_normal(previous, generator) if kind.draws else None
+    step(row, previous, sample, model_output, noise)
     return previous
 
 

@@ -137,5 +137,6 @@ def _beginning_anew(set_timesteps: Any) -> Any:
     def begin(self: Any, *args: Any, **kwargs: Any) -> None:
         self._begin()
         set_timesteps(self, *args, **kwargs)
+        self._prepare()
 
     return begin

@@ -126,6 +126,7 @@ class FusedDDIM(Fused):
 
     counted = False
     needs_steps = True
+    usual_options = (0.0, False)
     output = DDIMSchedulerOutput, "pred_original_sample"
     final_alpha_cumprod: Any
 

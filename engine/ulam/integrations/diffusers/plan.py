@@ -66,6 +66,11 @@ class Kind(NamedTuple):
     learns: bool
     writes: bool
 
+    @property
+    def simple(self) -> bool:
+        """Whether the step alone does it."""
+        return self.writes and not (self.reduces or self.learns)
+
 
 class Plan:
     """The calls of one grid of timesteps, packed per device; shared by threads.
@@ -96,8 +101,7 @@ class Plan:
         self._offsets: dict[int, int] = {}
         self._tables: dict[tuple[Any, ...], Table] = {}
         self._indices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
-        self._step: BoundStep | None = None  # the last one made
-        self._bound: dict[tuple[int, torch.Size, str | None], tuple[BoundStep, torch.Tensor] | None] = {}
+        self._bound: dict[tuple[torch.Size, str | None, int], BoundStep | None] = {}
 
     def shift(self, position: int) -> int:
         """What leads from positions to the table's rows in a loop that begins at `position`.
@@ -168,22 +172,17 @@ class Plan:
             index = self._indices[key] = torch.full((chains,), row, device=device)
         return index
 
-    def bound(self, row: int, shape: torch.Size, backend: str | None) -> tuple[BoundStep, torch.Tensor] | None:
-        """The step of float32 samples of this shape on the CPU and a row's index, None where it takes more."""
-        key = row, shape, backend
+    def bound(self, shape: torch.Size, backend: str | None) -> BoundStep | None:
+        """The step of float32 samples of this shape on the CPU, for simple rows; None where it takes more."""
+        key = shape, backend, len(self._calls)
         try:
             return self._bound[key]
         except KeyError:
             pass
-        kind, cpu = self.kinds[row], torch.device("cpu")
-        simple = kind.writes and not (kind.reduces or kind.learns or self.second_reads_noise) and shape.numel() > 0
         module = select(backend, "cpu", torch.float32)
         bound = None
-        if simple and name_of(module) == "cpu" and self.registers == 1:
-            table = self.table(cpu, torch.float32)
-            if self._step is None or self._step.table is not table or self._step.shape != shape:
-                self._step = module.BoundStep(table, shape)
-            bound = self._step, self.index(row, shape[0], cpu)
+        if name_of(module) == "cpu" and self.registers == 1 and not self.second_reads_noise and shape.numel() > 0:
+            bound = module.BoundStep(self.table(torch.device("cpu"), torch.float32), shape)
         if len(self._bound) >= MOST_INDICES:
             self._bound = {}
         self._bound[key] = bound

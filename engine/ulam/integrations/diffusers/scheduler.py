@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ class Fused:
     counted: ClassVar[bool] = True  # calls are counted from the first on, as diffusers counts them
     has_history: ClassVar[bool] = False  # a call reads what earlier calls left
     needs_steps: ClassVar[bool] = False  # there is no step before set_timesteps
+    usual_options: ClassVar[tuple[Any, ...]] = ()  # the arguments of step that its rows depend on
     output: ClassVar[tuple[Any, str | None]]  # the class that step returns, its second member
 
     config: Any
@@ -111,6 +113,11 @@ class Fused:
         local.plan, local.version = plan, version
         local.times = Addresses(schedule[0])
         return plan
+
+    def _prepare(self) -> None:
+        """Compile the usual rows, which the first call of step would otherwise wait for."""
+        with suppress(ValueError):  # raised by the step that needs what there are no rows for
+            self._plan(self.usual_options).offset(0)
 
     def _levels(self) -> Any:
         """What the rows depend on beside timesteps, sigmas and the configuration."""
@@ -235,7 +242,7 @@ class ScaledInput(Fused):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Timestep) -> torch.Tensor:
         """The network's input at `timestep`, a number or one a sample [B]: sample / sqrt(sigma^2 + 1)."""
-        plan = self._plan(self._local.plan.options if self._local.plan is not None else self._default_options())
+        plan = self._plan(self._local.plan.options if self._local.plan is not None else self.usual_options)
         if plan.input_scales is None:
             plan.input_scales = self._input_scales().tolist()
         self._local.is_scale_input_called = True
@@ -249,9 +256,6 @@ class ScaledInput(Fused):
         if sample.requires_grad or not sample.is_contiguous():
             return sample * scale
         return torch.mul(sample, scale, out=self._local.buffers.empty_like(sample))
-
-    def _default_options(self) -> tuple[Any, ...]:
-        return ()
 
 
 def check_no_gradient(model_output: torch.Tensor, sample: torch.Tensor) -> None:

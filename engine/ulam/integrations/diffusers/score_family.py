@@ -38,6 +38,9 @@ class FusedScoreSdeVe(Fused):
     def _check(self) -> None:
         pass
 
+    def _prepare(self) -> None:
+        pass
+
     def step_pred(
         self,
         model_output: torch.Tensor,

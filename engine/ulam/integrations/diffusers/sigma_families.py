@@ -81,6 +81,7 @@ class FusedEuler(OnSigmas):
 
     predictions = ("epsilon", "sample", "original_sample", "v_prediction")
     output = EulerDiscreteSchedulerOutput, "pred_original_sample"
+    usual_options = CHURN_OFF
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Euler(steps)
@@ -96,9 +97,6 @@ class FusedEuler(OnSigmas):
         alphas, levels = at_sigmas(vp_schedule(self), at)
         kx, km, _ = x0_coefficients(predicts, alphas, levels)
         return _churned(calls, sigmas[1:] / hat, kx * alphas, km, std)
-
-    def _default_options(self) -> tuple[Any, ...]:
-        return CHURN_OFF
 
     def step(
         self,
@@ -207,12 +205,10 @@ class FusedLMS(OnSigmas):
 
     has_history = True
     output = LMSDiscreteSchedulerOutput, "pred_original_sample"
+    usual_options = (4,)
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return LMS(steps, order=options[0])
-
-    def _default_options(self) -> tuple[Any, ...]:
-        return (4,)
 
     def step(
         self,
@@ -229,6 +225,7 @@ class FusedEDMEuler(ScaledInput):
     """EDMEulerScheduler on `ulam.samplers.Euler` and EDM's preconditioning; churn as in `FusedEuler`."""
 
     output = EDMEulerSchedulerOutput, "pred_original_sample"
+    usual_options = (*CHURN_OFF, False)
 
     def _check(self) -> None:
         edm_options(self.config)
@@ -258,9 +255,6 @@ class FusedEDMEuler(ScaledInput):
 
     def _input_scales(self) -> Array:
         return np.asarray(1 / np.hypot(self.config.sigma_data, numbers(self.sigmas)[: len(self.timesteps)]))
-
-    def _default_options(self) -> tuple[Any, ...]:
-        return (*CHURN_OFF, False)
 
     def step(
         self,
