@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from diffusers.utils.outputs import BaseOutput
 
+Arguments = tuple[torch.Tensor, torch.Tensor]
+
 
 class Later:
     """A tensor that is computed from a step's arguments when it is asked for, once.
@@ -21,7 +23,7 @@ class Later:
     __slots__ = ("arguments", "compute", "name", "value", "versions")
     one_at_a_time = threading.RLock()
 
-    def __init__(self, name: str, compute: Callable[[], torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
+    def __init__(self, name: str, compute: Callable[[], torch.Tensor], arguments: Arguments) -> None:
         self.name, self.compute = name, compute
         self.arguments, self.versions = arguments, _versions(arguments)
         self.value: torch.Tensor | None = None
@@ -36,12 +38,13 @@ class Later:
         return self.value
 
 
-def _versions(tensors: tuple[torch.Tensor, ...]) -> list[int]:
-    """How often each was changed in place; tensors of inference mode do not count that."""
+def _versions(arguments: Arguments) -> tuple[int, int]:
+    """How often each was changed in place; (-1, -1) where one, of inference mode, does not count that."""
+    first, second = arguments
     try:
-        return [tensor._version for tensor in tensors]
+        return first._version, second._version
     except RuntimeError:
-        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return -1, -1
 
 
 class Pair(tuple[Any, ...]):

@@ -14,7 +14,7 @@ from .levels import numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
 from .plan import Calls, Plan
-from .threads import Addresses, Local
+from .threads import Local, Times
 
 Timestep = float | torch.Tensor
 MOST_PLANS = 32
@@ -111,7 +111,7 @@ class Fused:
         if plan is not local.plan:
             local.shift = local.chains = None
         local.plan, local.version = plan, version
-        local.times = Addresses(schedule[0])
+        local.times = Times(schedule[0], plan.times)
         return plan
 
     def _prepare(self) -> None:
@@ -131,8 +131,7 @@ class Fused:
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             return self._rows_of_chains(plan, timestep, chains)
         if not self.counted:
-            value = self._value(plan, timestep)
-            row = plan.rows.get(value)
+            row = plan.rows.get(local.times.value(timestep))
             return self._looked_up(plan, timestep) if row is None else row
         position = self._position(plan, timestep)
         local._step_index = position + 1
@@ -153,7 +152,7 @@ class Fused:
         local = self._local
         position = local._step_index
         counts = position is not None and position < plan.length
-        if counts and (position == 0 or self._value(plan, timestep) != plan.first):
+        if counts and (position == 0 or local.times.value(timestep) != plan.first):
             return position  # type: ignore[return-value]
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else begin
@@ -162,17 +161,8 @@ class Fused:
 
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:
         """The position of a timestep that is one of `self.timesteps`."""
-        value = self._value(plan, timestep)
+        value = self._local.times.value(timestep)
         return self._at(plan, float(timestep if value is None else value))
-
-    def _value(self, plan: Plan, timestep: Timestep) -> float | None:
-        """A timestep as a number; None where that would have to wait for a device."""
-        if not isinstance(timestep, torch.Tensor):
-            return timestep
-        position = self._local.times.position(timestep)
-        if position is not None:
-            return plan.times[position]
-        return timestep.item() if timestep.device.type == "cpu" else None
 
     def _at(self, plan: Plan, time: float) -> int:
         """The position of a timestep's value. Raises ValueError where there is none."""

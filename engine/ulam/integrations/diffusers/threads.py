@@ -47,20 +47,24 @@ PROGRESS = (
 )
 
 
-class Addresses:
-    """Where a thread's timesteps lie: one of them is known without reading it, or waiting for its device."""
+class Times:
+    """A thread's timesteps as numbers: one of them is known by its address, without reading it from its device."""
 
-    def __init__(self, timesteps: Any) -> None:
+    def __init__(self, timesteps: Any, values: list[float]) -> None:
         self._kept = timesteps  # else something else could come to lie there
-        self._first = self._end = self._each = 0
+        self._values, self._first, self._end, self._each = values, 0, 0, 0
         if isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1 and timesteps.is_contiguous():
             self._first, self._each = timesteps.data_ptr(), timesteps.element_size()
             self._end = self._first + self._each * len(timesteps)
 
-    def position(self, timestep: torch.Tensor) -> int | None:
-        """Which of the timesteps a view of one element is, None where it is none."""
+    def value(self, timestep: float | torch.Tensor) -> float | None:
+        """A timestep as a number; None where that would have to wait for a device."""
+        if not isinstance(timestep, torch.Tensor):
+            return timestep
         address = timestep.data_ptr()
-        return (address - self._first) // self._each if self._first <= address < self._end else None
+        if self._first <= address < self._end:
+            return self._values[(address - self._first) // self._each]
+        return timestep.item() if timestep.is_cpu else None
 
 
 class Local(threading.local):
@@ -70,7 +74,7 @@ class Local(threading.local):
     _begin_index: int | None = None
     version: int = -1  # the scheduler's when `plan` was found
     plan: Plan | None = None
-    times: Addresses  # of the plan's timesteps
+    times: Times  # those of the plan
     start: int = 0  # the position that the loop began at
     shift: int | None = None  # row of the plan's table less position in the timesteps, None where not known yet
     registers: torch.Tensor | None = None
