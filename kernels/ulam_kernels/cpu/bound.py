@@ -32,7 +32,8 @@ class BoundStep:
         if table.registers != 1 or coef.dtype != torch.float32 or coef.device.type != "cpu":
             what = f"{table.registers} registers, {coef.dtype} on {coef.device.type}"
             raise ValueError(f"table: got {what}, expected one register, torch.float32 on cpu")
-        x, row = torch.empty(*shape), torch.zeros(shape[0], dtype=torch.int64)
+        x = torch.empty(*shape, dtype=torch.float32, device="cpu")
+        row = torch.zeros(shape[0], dtype=torch.int64, device="cpu")
         if not x.numel():
             raise ValueError(f"shape: got {list(shape)}, expected at least one element")
         arguments = step_arguments(x[None], coef, table.flags, row, x, None, None, None, None, None, x, None, None, x)

@@ -11,7 +11,17 @@ import torch
 LARGE = 1 << 16  # elements: the memory allocator has smaller pieces at hand
 MOST = 4  # a loop holds the sample, the next one and the network's input
 ALIGNMENT = 64
-OURS = 3  # references to an array that has no tensor: the list's, the loop's and the counting call's
+
+
+def _unheld() -> int:
+    """The references that `Buffers.empty` counts of an array which no tensor has: they differ between Pythons."""
+    arrays = [np.empty(1)]
+    for array in arrays:
+        count = sys.getrefcount(array)
+    return count
+
+
+UNHELD = _unheld()
 
 
 class Buffers:
@@ -32,7 +42,7 @@ class Buffers:
     def empty(self, shape: torch.Size) -> torch.Tensor:
         """Contiguous, float32, on the CPU."""
         for array in self._arrays:
-            if array.shape == shape and sys.getrefcount(array) == OURS:
+            if array.shape == shape and sys.getrefcount(array) == UNHELD:
                 return torch.from_numpy(array)
         size = shape.numel()
         if size < LARGE:

@@ -95,7 +95,7 @@ def fuse(
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
     new._check()
     load("cpu")  # what the first step would wait for
-    torch_normal(torch.empty(0), torch.Generator())
+    torch_normal(torch.empty(0, dtype=torch.float32, device="cpu"), torch.Generator("cpu"))
     return new
 
 

@@ -17,7 +17,9 @@ from .loading import PREDICTS
 
 def numbers(values: Any) -> Array:
     """A tensor or an array as float64."""
-    return torch.as_tensor(values).detach().cpu().double().numpy()
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
 
 
 def vp_schedule(scheduler: Any) -> VariancePreserving:
@@ -33,7 +35,10 @@ def vp_schedule(scheduler: Any) -> VariancePreserving:
 
 def vp_levels(scheduler: Any, times: Array, final: float) -> tuple[Array, Array]:
     """(alphas, sigmas) [n + 1] at training indices, the last where alphas_cumprod is `final`."""
-    abar = np.append(numbers(scheduler.alphas_cumprod)[times.astype(np.int64)], final)
+    known, at = numbers(scheduler.alphas_cumprod), times.astype(np.int64)
+    if not (at < len(known)).all():
+        raise ValueError(f"timesteps must be below num_train_timesteps={len(known)}, got {at.max()}")
+    abar = np.append(known[at], final)
     if not ((abar >= 0) & (abar <= 1)).all():
         raise ValueError(f"alphas_cumprod must lie in [0, 1], got {abar.min():g} to {abar.max():g}: use smaller betas")
     return np.sqrt(abar), np.sqrt(1 - abar)

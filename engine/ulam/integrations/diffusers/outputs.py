@@ -39,12 +39,16 @@ class Later:
 
 
 def _versions(arguments: Arguments) -> tuple[int, int]:
-    """How often each was changed in place; (-1, -1) where one, of inference mode, does not count that."""
+    """How often each was changed in place; tensors of inference mode do not count that."""
     first, second = arguments
     try:
         return first._version, second._version
     except RuntimeError:
-        return -1, -1
+        return _version(first), _version(second)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class Pair(tuple[Any, ...]):

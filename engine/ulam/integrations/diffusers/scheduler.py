@@ -118,6 +118,7 @@ class Fused:
         """Compile the usual rows, which the first call of step would otherwise wait for."""
         with suppress(ValueError):  # raised by the step that needs what there are no rows for
             self._plan(self.usual_options).offset(0)
+        self._local.version = -1  # timesteps, sigmas and configuration may change before the first step
 
     def _levels(self) -> Any:
         """What the rows depend on beside timesteps, sigmas and the configuration."""

@@ -36,9 +36,8 @@ FEW = 15  # rows, below which lower_order_final lowers orders
 class Solver(Fused):
     """A scheduler on sigmas, on VP or (use_flow_sigmas) flow levels. A loop begins with order 1 wherever it begins."""
 
-    has_history = True
+    has_history = needs_steps = True
     output = SchedulerOutput, None
-    num_inference_steps: int | None
 
     def _check(self) -> None:
         self._schedule()

@@ -53,16 +53,17 @@ class Times:
     def __init__(self, timesteps: Any, values: list[float]) -> None:
         self._kept = timesteps  # else something else could come to lie there
         self._values, self._first, self._end, self._each = values, 0, 0, 0
-        if isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1 and timesteps.is_contiguous():
+        tensor = isinstance(timesteps, torch.Tensor) and not timesteps.is_inference()
+        if tensor and timesteps.dim() == 1 and timesteps.is_contiguous():
             self._first, self._each = timesteps.data_ptr(), timesteps.element_size()
-            self._end = self._first + self._each * len(timesteps)
+            self._end, self._version = self._first + self._each * len(timesteps), timesteps._version
 
     def value(self, timestep: float | torch.Tensor) -> float | None:
         """A timestep as a number; None where that would have to wait for a device."""
         if not isinstance(timestep, torch.Tensor):
-            return timestep
+            return float(timestep)
         address = timestep.data_ptr()
-        if self._first <= address < self._end:
+        if self._first <= address < self._end and self._kept._version == self._version:
             return self._values[(address - self._first) // self._each]
         return timestep.item() if timestep.is_cpu else None
 

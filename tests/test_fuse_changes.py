@@ -1,0 +1,129 @@
+"""Fused schedulers see what changes around them: timesteps, configuration, defaults of torch, inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from ulam.integrations.diffusers import buffers, fuse
+
+X, M = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def stepped(scheduler: Any, steps: int = 4) -> torch.Tensor:
+    """The sample after all timesteps of a scheduler."""
+    x = X
+    for t in scheduler.timesteps[:steps]:
+        x = scheduler.step(M, t, x).prev_sample
+    return x
+
+
+def last_sigma_again(scheduler: Any) -> None:
+    """As the pipelines of Cosmos 2 have it."""
+    scheduler.sigmas[-1] = scheduler.sigmas[-2]
+
+
+def v_prediction(scheduler: Any) -> None:
+    scheduler.register_to_config(prediction_type="v_prediction")
+
+
+def earlier_after_a_step(scheduler: Any) -> None:
+    scheduler.step(M, scheduler.timesteps[0], X)
+    scheduler.timesteps -= 100
+    scheduler.timesteps.clamp_(min=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", last_sigma_again),
+        ("DDIMScheduler", v_prediction),
+        ("DDIMScheduler", earlier_after_a_step),
+    ],
+)
+def test_changes_after_set_timesteps_count(name: str, change: Callable[[Any], None]) -> None:
+    theirs = getattr(diffusers, name)(**({"clip_sample": False} if name == "DDIMScheduler" else {}))
+    results = []
+    for scheduler in (fuse(theirs), theirs):
+        scheduler.set_timesteps(4)
+        change(scheduler)
+        results.append(stepped(scheduler, 3))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def torch_defaults() -> Iterator[None]:
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")])
+@pytest.mark.usefixtures("torch_defaults")
+def test_defaults_of_torch_do_not_matter(default: Any) -> None:
+    scheduler = fuse(diffusers.DDPMScheduler())
+    scheduler.set_timesteps(4)
+    timestep = scheduler.timesteps[1]
+
+    def step() -> torch.Tensor:
+        return scheduler.step(M, timestep, X, generator=torch.Generator("cpu").manual_seed(1)).prev_sample
+
+    expected = step()
+    scheduler._plans.clear()
+    scheduler._local.plan = None
+    (torch.set_default_device if isinstance(default, torch.device) else torch.set_default_dtype)(default)
+    assert torch.equal(step(), expected)
+
+
+SOLVERS = ("DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
+
+
+@pytest.mark.parametrize("name", ["DDIM", "LCM", "PNDM", *SOLVERS])
+def test_a_step_before_set_timesteps_is_refused(name: str) -> None:
+    scheduler = fuse(getattr(diffusers, f"{name}Scheduler")())
+    with pytest.raises(ValueError, match="run 'set_timesteps' first"):
+        scheduler.step(M, 500, X)
+
+
+def test_timesteps_may_be_numbers_of_any_kind() -> None:
+    scheduler = fuse(diffusers.DDIMScheduler())
+    scheduler.set_timesteps(4)
+    kinds = (scheduler.timesteps[1], scheduler.timesteps[1].clone(), 500, np.int64(500), np.array(500))
+    results = [scheduler.step(M, timestep, X).prev_sample for timestep in kinds]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_timesteps_outside_of_the_training_are_named_by_the_step_that_needs_them() -> None:
+    scheduler = fuse(diffusers.DDIMScheduler(steps_offset=1, timestep_spacing="leading"))
+    scheduler.set_timesteps(1000)
+    with pytest.raises(ValueError, match="timesteps must be below num_train_timesteps=1000, got 1000"):
+        scheduler.step(M, scheduler.timesteps[0], X)
+
+
+def test_a_changed_sample_is_noticed_beside_outputs_of_inference_mode() -> None:
+    scheduler = fuse(diffusers.DDPMScheduler())
+    scheduler.set_timesteps(4)
+    with torch.inference_mode():
+        output = M * 1
+    x = X.clone()
+    result = scheduler.step(output, scheduler.timesteps[0], x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="pred_original_sample must be read before"):
+        _ = result.pred_original_sample
+
+
+def test_references_are_counted_as_this_python_counts_them() -> None:
+    """An array that a tensor holds is not given out, one that none holds any more is."""
+    mine = buffers.Buffers()
+    first = mine.empty(torch.Size((buffers.LARGE,)))
+    second = mine.empty(first.shape)
+    assert first.data_ptr() != second.data_ptr()
+    address = first.data_ptr()
+    del first
+    assert mine.empty(second.shape).data_ptr() == address
