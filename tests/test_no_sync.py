@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import tracemalloc
 import weakref
 from collections import Counter
@@ -83,8 +84,11 @@ def watched(device, jobs=long_jobs, network=net, **options):
     memory = []
 
     def progress(chains):
+        measured = len(watch.ticks) + 1 in (50, TICKS - 10)
+        if measured:
+            gc.collect()  # what only waits to be collected is no growth
         watch.tick(chains)
-        if len(watch.ticks) in (50, TICKS - 10):
+        if measured:
             memory.append((watch.lasting, tracemalloc.get_traced_memory()[0]))
         if len(watch.ticks) == 3 and device == "cuda":
             torch.cuda.set_sync_debug_mode("error")
