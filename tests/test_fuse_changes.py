@@ -58,10 +58,10 @@ def test_changes_after_set_timesteps_count(name: str, change: Callable[[Any], No
 
 @pytest.fixture
 def torch_defaults() -> Iterator[None]:
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
-    torch.set_default_device(device)
+    torch.set_default_device(None)  # with any other every call of torch goes through Python
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")])
