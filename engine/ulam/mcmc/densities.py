@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar, TypeAlias
@@ -22,7 +23,7 @@ SAMPLE_STAGE = 15  # of the initial state's noise: exact draws share none with a
 QUADRATURE = 40_001  # points of a one-dimensional law's table
 
 
-class BuiltIn:
+class BuiltIn(ABC):
     """What the built-in densities share; x is ``[B, d]`` everywhere, densities are normalised.
 
     ``log_prob`` and ``score`` are torch formulas in the dtype of x (``log_prob`` differentiable); a run uses the
@@ -32,9 +33,9 @@ class BuiltIn:
     has_energy: ClassVar[bool] = True
     dimension: int
 
+    @abstractmethod
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) ``[B]``."""
-        raise NotImplementedError
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """grad log p(x) ``[B, d]``."""
@@ -43,12 +44,13 @@ class BuiltIn:
             (gradient,) = torch.autograd.grad(self.log_prob(leaf).sum(), leaf)
         return gradient
 
+    @abstractmethod
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         """``count`` independent draws from p, ``[count, d]`` float64: noise-v1 numbers, so the same for a seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kernel(self) -> kernels.Density:
-        raise NotImplementedError
+        """The density as the kernels know it."""
 
     @property
     def shape(self) -> tuple[int, ...]:

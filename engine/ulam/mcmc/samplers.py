@@ -7,6 +7,7 @@ are its tag 2: a chain's bits depend on its id, the seed and its own numbers alo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -21,7 +22,7 @@ from .state import Columns, State
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
 
 
-class ChainSampler:
+class ChainSampler(ABC):
     """What the samplers share: their numbers, which may be one a chain, and the checks of them."""
 
     step: PerChain
@@ -62,13 +63,13 @@ class ChainSampler:
         """Evaluations of the score a step."""
         return 1
 
+    @abstractmethod
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         """The numbers of step ``index`` for ``ops.run``, float64 ``[B]`` each; ``rows`` of the run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transition(self, state: State, c: Columns) -> torch.Tensor | None:
         """One step in place; the log acceptance ratio ``[B]`` float64, None where there is no test."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,12 +152,11 @@ class Fused:
         """The position of this call in the timesteps: counted on, but for a loop that begins (anew)."""
         local = self._local
         position = local._step_index
-        counts = position is not None and position < plan.length
-        if counts and (position == 0 or local.times.value(timestep) != plan.first):
-            return position  # type: ignore[return-value]
-        begin = local._begin_index
-        position = self._lookup(plan, timestep) if begin is None else begin
-        local.start, local.shift, local._step_index = position, None, position
+        again = bool(position) and local.times.value(timestep) == plan.first
+        if position is None or position >= plan.length or again:
+            begin = local._begin_index
+            position = self._lookup(plan, timestep) if begin is None else begin
+            local.start, local.shift, local._step_index = position, None, position
         return position
 
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:
