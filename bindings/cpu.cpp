@@ -2,10 +2,12 @@
 // kernels/ulam_kernels/ops.py; only what lives in the arrays themselves (rows, what a row reads) is checked
 // here.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
 #include "arguments.h"
+#include "bound_step.h"
 #include "kernels.h"
 #include "likelihood.h"
 #include "likelihood_kernels.h"
@@ -53,10 +55,16 @@ auto unlocked(void (*operation)(const Kernels&, const Arguments&, int)) {
   };
 }
 
-void run_step(const Step& s, int threads) {
+void check_step(const Step& s) {
   check_rows(s, "step", [](uint32_t flags, const float*) { return flags; });
+}
+
+void run_step(const Step& s, int threads) {
+  check_step(s);
   unlocked<Step> (&step)(s, threads);
 }
+
+void run_checked_step(const Step& s, int threads) { step(*g_kernels, s, threads); }
 
 void run_reduce(const Reduce& s, int threads) {
   check_rows(s.step, "reduce", ulam::reduction_reads);
@@ -110,6 +118,7 @@ PYBIND11_MODULE(_cpu, m) {
                              "; rebuild it without fast-math options");
   g_kernels = *usable_kernels();
   m.def("step", ulam::step_function<int>(&run_step));
+  ulam::register_bound_step<&check_step, &run_checked_step>(m);
   m.def("reduce", ulam::reduce_function<int>(&run_reduce));
   m.def("blend", ulam::blend_function<int>(unlocked<Blend>(&blend)));
   m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ulam.integrations.diffusers import buffers, fuse
+from ulam.integrations.diffusers import buffers, fuse, threads
+from ulam_kernels.cpu import address
 
 X, M = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -94,9 +95,21 @@ def test_a_step_before_set_timesteps_is_refused(name: str) -> None:
 def test_timesteps_may_be_numbers_of_any_kind() -> None:
     scheduler = fuse(diffusers.DDIMScheduler())
     scheduler.set_timesteps(4)
-    kinds = (scheduler.timesteps[1], scheduler.timesteps[1].clone(), 500, np.int64(500), np.array(500))
+    own = scheduler.timesteps[1]
+    kinds = (own, own.clone(), own.int(), own.float(), own.half(), own[None], 500, np.int64(500), np.array(500))
     results = [scheduler.step(M, timestep, X).prev_sample for timestep in kinds]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_a_timestep_that_cannot_be_read_is_known_by_its_address() -> None:
+    """As on another device: here int32, which the native code does not read."""
+    times, values = torch.tensor([900, 500, 100], dtype=torch.int32), [900.0, 500.0, 100.0]
+    known = threads.Times(times, values)
+    values[1] = 501.0  # what is told of the address is this, not what lies there
+    assert [known.value(t) for t in (times[0], times[1], times[1].clone())] == [900.0, 501.0, 500.0]
+    times[2] = 300
+    assert [known.value(t) for t in (times[1], times[2])] == [500.0, 300.0], "an address tells nothing any more"
+    assert known.value(times[1:]) is None, "several"
 
 
 def test_timesteps_outside_of_the_training_are_named_by_the_step_that_needs_them() -> None:
@@ -116,6 +129,29 @@ def test_a_changed_sample_is_noticed_beside_outputs_of_inference_mode() -> None:
     x.zero_()
     with pytest.raises(RuntimeError, match="pred_original_sample must be read before"):
         _ = result.pred_original_sample
+
+
+def test_tensors_that_a_mode_of_torch_made_are_not_kept() -> None:
+    mine, shape = buffers.Buffers(), torch.Size((buffers.LARGE,))
+    addresses: list[int | None] = []
+
+    def inside(y: torch.Tensor) -> torch.Tensor:
+        addresses.append(address(mine.empty(shape)))
+        return y * 2
+
+    torch.func.functionalize(inside)(torch.ones(1))
+    assert not addresses[0], "a functional tensor has no memory"
+    assert all(address(mine.empty(shape)) for _ in range(3))
+
+
+def test_float64_samples_need_no_named_backend() -> None:
+    """They are for checking, and the reference backend's alone: also beside float32 outputs."""
+    results = []
+    for backend in (None, "cuda"):
+        scheduler = fuse(diffusers.DDIMScheduler(), backend=backend)
+        scheduler.set_timesteps(4)
+        results.append(scheduler.step(M, scheduler.timesteps[0], X.double()).prev_sample)
+    assert results[0].dtype == torch.float64 and torch.equal(*results)
 
 
 def test_references_are_counted_as_this_python_counts_them() -> None:

@@ -10,7 +10,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table, _cpu
-from ulam_kernels.cpu import BoundStep
+from ulam_kernels.cpu import BoundStep, scalar
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = list(itertools.product(FLOATS, repeat=3))
@@ -136,10 +136,29 @@ def test_a_bound_step_is_the_step():
         step(0, apart, x, m, None)
     with pytest.raises(IndexError, match="row: got 3"):
         step(3, apart, x, m, z)
-    with pytest.raises(ValueError, match="at least one element"):
-        BoundStep(one_row(x=1.0), (3, 0))
+    with pytest.raises(ValueError, match="model: expected a contiguous float32 tensor of the bound shape"):
+        step(0, apart, x, m.half(), z)
+    for shape in ((3, 0), ()):
+        with pytest.raises(ValueError, match="at least one element"):
+            BoundStep(one_row(x=1.0), shape)
     with pytest.raises(ValueError, match="one register"):
         BoundStep(random_table(np.random.default_rng(0), 2), x.shape)
+
+
+def test_a_bound_step_takes_plain_tensors_only():
+    takes, x = BoundStep(one_row(x=1.0), (3, 2, 4)).takes, torch.zeros(3, 2, 4)
+    assert takes(x) and takes(torch.zeros(5, 2, 4)[1:4]) and takes(torch.zeros(3, 2, 4, requires_grad=True))
+    others = [x[:2], x.mT.contiguous().mT, x[:, :1].expand(3, 2, 4), torch.zeros(24), torch.zeros(3, 2, 4, 1)]
+    others += [x.half(), x.double(), x.int(), x.to("meta"), x.to_sparse(), torch.nn.Parameter(x), x.numpy(), None]
+    assert not any(takes(other) for other in others)
+
+
+def test_a_scalar_is_read_without_a_call_of_torch():
+    for dtype in (torch.int64, torch.float32, torch.float64):
+        assert [scalar(t) for t in torch.tensor([7, -3, 0], dtype=dtype)] == [7.0, -3.0, 0.0]
+        assert scalar(torch.tensor([[5]], dtype=dtype)) == 5.0
+    others = [torch.zeros(2), torch.zeros(0), torch.tensor(1.0).half(), torch.tensor(1.0, device="meta"), 1.0, None]
+    assert [scalar(other) for other in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

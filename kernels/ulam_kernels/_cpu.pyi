@@ -1,5 +1,9 @@
 """Native CPU operations of ulam_kernels, on raw pointers: see csrc/cpu/kernels.h."""
 
+from collections.abc import Callable, Sequence
+
+import torch
+
 def step(
     chains: int,
     elements: int,
@@ -26,6 +30,14 @@ def step(
     threads: int,
     /,
 ) -> None: ...
+def bound_step(
+    shape: Sequence[int], coef: int, flags: int, rows: int, /
+) -> tuple[
+    Callable[[torch.Tensor], bool],
+    Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, int], None],
+]: ...
+def scalar(tensor: torch.Tensor, /) -> float | None: ...
+def address(tensor: torch.Tensor, /) -> int | None: ...
 def reduce(
     chains: int,
     elements: int,

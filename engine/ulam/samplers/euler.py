@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -96,7 +96,7 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class ChurnSampler(GridSampler):
+class ChurnSampler(GridSampler, ABC):
     """A sampler with the stochastic churn of Karras 2022, algorithm 2, in units of sigma / alpha (flow: of sigma).
 
     churn: S_churn; where s_tmin <= sigma <= s_tmax each step first raises sigma to (1 + gamma) sigma with gamma =

@@ -17,6 +17,8 @@ from ulam_kernels.native import (
 
 from .bound import BoundStep as BoundStep
 
+scalar, address = _cpu.scalar, _cpu.address
+
 
 def _run(operation: Callable[..., None], arguments: tuple[float, ...]) -> None:
     operation(*arguments, torch.get_num_threads())

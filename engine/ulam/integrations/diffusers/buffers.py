@@ -8,30 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulam_kernels.dispatch import load
+
 LARGE = 1 << 16  # elements: the memory allocator has smaller pieces at hand
 MOST = 4  # a loop holds the sample, the next one and the network's input
 ALIGNMENT = 64
-
-
-def _unheld() -> int:
-    """The references that `Buffers.empty` counts of an array which no tensor has: they differ between Pythons."""
-    arrays = [np.empty(1)]
-    for array in arrays:
-        count = sys.getrefcount(array)
-    return count
-
-
-UNHELD = _unheld()
+AHEAD = 16  # tensors made of an array at once: with cold caches the first costs as much as all others
 
 
 class Buffers:
     """One thread's arrays, kept for its next loop. New pages cost more to fault in than a step takes to fill them.
 
-    A tensor's storage holds a reference to its array for as long as any tensor, view or not, holds the storage.
+    A tensor's storage holds a reference to its array for as long as any tensor, view or not, holds the storage: an
+    array is free when it has no references but ours and those of the tensors made ahead.
     """
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        self._kept: list[tuple[torch.Size, np.ndarray[Any, np.dtype[np.float32]], list[torch.Tensor]]] = []
 
     def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Contiguous, of a tensor's shape, dtype and device."""
@@ -41,14 +34,35 @@ class Buffers:
 
     def empty(self, shape: torch.Size) -> torch.Tensor:
         """Contiguous, float32, on the CPU."""
-        for array in self._arrays:
-            if array.shape == shape and sys.getrefcount(array) == UNHELD:
-                return torch.from_numpy(array)
+        for kept, array, ready in self._kept:
+            if kept == shape and sys.getrefcount(array) == UNHELD + len(ready):
+                return ready.pop() if ready else self._made(array, ready)
         size = shape.numel()
         if size < LARGE:
             return torch.empty(shape, dtype=torch.float32, device="cpu")
         whole = np.empty(size + ALIGNMENT // 4, dtype=np.float32)
-        first = -whole.ctypes.data % ALIGNMENT // 4
-        array = whole[first : first + size].reshape(shape)
-        self._arrays = [array, *self._arrays[: MOST - 1]]
-        return torch.from_numpy(array)
+        first = -whole.__array_interface__["data"][0] % ALIGNMENT // 4
+        array, ready = whole[first : first + size].reshape(shape), []
+        self._kept = [(shape, array, ready), *self._kept[: MOST - 1]]
+        return self._made(array, ready)
+
+    @staticmethod
+    def _made(array: np.ndarray[Any, np.dtype[np.float32]], ready: list[torch.Tensor]) -> torch.Tensor:
+        """A tensor of an array; more are made ready, unless a mode of torch makes something else of them."""
+        with torch.inference_mode(False):
+            made = [torch.from_numpy(array) for _ in range(AHEAD)]
+        address = getattr(load("cpu"), "address", None)
+        if address is not None and address(made[0]) == array.__array_interface__["data"][0]:
+            ready += made[1:]
+        return made[0]
+
+
+def _unheld() -> int:
+    """The references that `Buffers.empty` counts of an array which no tensor has: they differ between Pythons."""
+    kept = [(None, np.empty(1), None)]
+    for _, array, _ in kept:
+        count = sys.getrefcount(array)
+    return count
+
+
+UNHELD = _unheld()

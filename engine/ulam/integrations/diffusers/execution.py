@@ -28,15 +28,13 @@ def short_way(
 
     None where only that will do: more than one register, rows of each chain, reductions, other layouts, generators.
     """
-    f32, shape = torch.float32, sample.shape
     if not isinstance(row, int) or isinstance(generator, list) or plan.registers > 1:
         return None
-    if sample.dtype is not f32 or model_output.dtype is not f32 or model_output.shape != shape:
+    if sample.dtype is not torch.float32 or not sample.is_cpu:
         return None
-    if not (sample.is_cpu and model_output.is_cpu and sample.is_contiguous() and model_output.is_contiguous()):
-        return None
-    kind, step = plan.kinds[row], plan.bound(shape, backend)
-    if step is None or not kind.simple:
+    shape, kind = sample.shape, plan.kinds[row]
+    step = plan.bound(shape, backend)
+    if step is None or not kind.simple or not (step.takes(sample) and step.takes(model_output)):
         return None
     previous = local.buffers.empty(shape)
     noise = torch_normal(previous, generator) if kind.draws else None

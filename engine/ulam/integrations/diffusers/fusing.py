@@ -19,6 +19,7 @@ from ulam_kernels.dispatch import load
 
 from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
 from .noise import KINDS, Streams
+from .outputs import later_class
 from .scheduler import Fused
 from .score_family import FusedScoreSdeVe
 from .sigma_families import (
@@ -94,7 +95,10 @@ def fuse(
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
     new._check()
-    load("cpu")  # what the first step would wait for
+    load("cpu")  # this and what follows: what the first step would wait for
+    kind, second = new.output
+    if second is not None:
+        later_class(kind, second)
     torch_normal(torch.empty(0, dtype=torch.float32, device="cpu"), torch.Generator("cpu"))
     return new
 

@@ -115,9 +115,11 @@ class Fused:
         return plan
 
     def _prepare(self) -> None:
-        """Compile the usual rows, which the first call of step would otherwise wait for."""
+        """Compile the usual rows, in float32, which the first call of step would otherwise wait for."""
         with suppress(ValueError):  # raised by the step that needs what there are no rows for
-            self._plan(self.usual_options).offset(0)
+            plan = self._plan(self.usual_options)
+            plan.offset(0)
+            plan.table(self.timesteps.device, torch.float32)
         self._local.version = -1  # timesteps, sigmas and configuration may change before the first step
 
     def _levels(self) -> Any:
@@ -129,10 +131,11 @@ class Fused:
     def _row(self, plan: Plan, timestep: Timestep, chains: int) -> int | torch.Tensor:
         """The table's row of this call, or the row of every chain [B]; counts on."""
         local = self._local
-        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+        value = None if self.counted else local.times.value(timestep)
+        if value is None and isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             return self._rows_of_chains(plan, timestep, chains)
         if not self.counted:
-            row = plan.rows.get(local.times.value(timestep))
+            row = plan.rows.get(value)
             return self._looked_up(plan, timestep) if row is None else row
         position = self._position(plan, timestep)
         local._step_index = position + 1
@@ -250,7 +253,7 @@ class ScaledInput(Fused):
 
 def check_no_gradient(model_output: torch.Tensor, sample: torch.Tensor) -> None:
     """Raises RuntimeError where autograd expects a gradient of the step, which has none."""
-    if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
+    if (sample.requires_grad or model_output.requires_grad) and torch.is_grad_enabled():
         raise RuntimeError("step has no gradient: call it under torch.no_grad(), or detach model_output and sample")
 
 

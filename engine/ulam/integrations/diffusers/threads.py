@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ulam_kernels.dispatch import load
+
 from .buffers import Buffers
 
 if TYPE_CHECKING:
@@ -48,24 +50,35 @@ PROGRESS = (
 
 
 class Times:
-    """A thread's timesteps as numbers: one of them is known by its address, without reading it from its device."""
+    """A thread's timesteps as numbers: one on another device is known by its address, without waiting for it."""
 
     def __init__(self, timesteps: Any, values: list[float]) -> None:
         self._kept = timesteps  # else something else could come to lie there
         self._values, self._first, self._end, self._each = values, 0, 0, 0
+        self._read = getattr(load("cpu"), "scalar", _item)
         tensor = isinstance(timesteps, torch.Tensor) and not timesteps.is_inference()
         if tensor and timesteps.dim() == 1 and timesteps.is_contiguous():
             self._first, self._each = timesteps.data_ptr(), timesteps.element_size()
             self._end, self._version = self._first + self._each * len(timesteps), timesteps._version
 
     def value(self, timestep: float | torch.Tensor) -> float | None:
-        """A timestep as a number; None where that would have to wait for a device."""
+        """A timestep as a number; None for several, and where that would have to wait for a device."""
+        value: float | None = self._read(timestep)
+        if value is not None:
+            return value
         if not isinstance(timestep, torch.Tensor):
             return float(timestep)
+        if timestep.numel() != 1:
+            return None
         address = timestep.data_ptr()
         if self._first <= address < self._end and self._kept._version == self._version:
             return self._values[(address - self._first) // self._each]
-        return timestep.item() if timestep.is_cpu else None
+        return _item(timestep)
+
+
+def _item(tensor: float | torch.Tensor) -> float | None:
+    """The one element of a tensor on the CPU; None for others."""
+    return float(tensor.item()) if isinstance(tensor, torch.Tensor) and tensor.is_cpu and tensor.numel() == 1 else None
 
 
 class Local(threading.local):

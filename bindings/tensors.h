@@ -1,0 +1,86 @@
+// torch's tensors as DLPack's table of C functions shows them: where their elements lie, without a call through Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace ulam {
+
+// DLTensor of DLPack 1.
+struct View {
+  void* data;
+  int32_t device_type, device;
+  int32_t dimensions;
+  uint8_t kind, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+
+  template <class T>
+  T* address() const {
+    return reinterpret_cast<T*>(static_cast<char*>(data) + byte_offset);
+  }
+
+  bool on_cpu() const { return device_type == 1; }
+  bool is(int wanted_kind, int wanted_bits) const { return kind == wanted_kind && bits == wanted_bits && lanes == 1; }
+
+  int64_t elements() const {
+    int64_t count = 1;
+    for (int i = 0; i < dimensions; ++i) count *= shape[i];
+    return count;
+  }
+
+  bool contiguous() const {
+    int64_t stride = 1;
+    for (int i = dimensions - 1; strides && i >= 0; --i) {
+      if (shape[i] != 1 && strides[i] != stride) return false;
+      stride *= shape[i];
+    }
+    return true;
+  }
+};
+
+constexpr int kInteger = 0, kFloat = 2;  // kinds
+
+// DLPackExchangeAPI of DLPack 1.
+struct ExchangeTable {
+  uint32_t major, minor;
+  ExchangeTable* older;
+  void *allocate, *owned_from, *owned_to;
+  int (*view)(void* tensor, View* out);
+  void* stream;
+};
+
+// torch's own table, and the type whose objects it knows; null where there is no torch, or none that has one.
+struct Torch {
+  PyTypeObject* type = nullptr;
+  const ExchangeTable* table = nullptr;
+};
+inline Torch g_torch;
+
+// To be called before view_of, while the module is imported.
+inline void find_torch() {
+  try {
+    const pybind11::object tensor = pybind11::module_::import("torch").attr("Tensor");
+    const pybind11::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    auto* table = static_cast<ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (!table) throw pybind11::error_already_set();
+    while (table && table->major != 1) table = table->older;
+    if (table && table->view) g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()), table};
+  } catch (const pybind11::error_already_set&) {
+  }
+}
+
+// What lies behind a torch.Tensor; nothing for other objects, tensors of derived classes, and those that have no such
+// view. A tensor's negative bit is not in it.
+inline std::optional<View> view_of(PyObject* object) {
+  View view;
+  if (!g_torch.table || Py_TYPE(object) != g_torch.type) return std::nullopt;
+  if (g_torch.table->view(object, &view) == 0) return view;
+  PyErr_Clear();
+  return std::nullopt;
+}
+
+}  // namespace ulam
