@@ -3,8 +3,9 @@
 One call is what a pipeline spends on its scheduler a step: scale_model_input and step, with a generator. Prints a table
 for a batch of images and one for two elements (the cost of a call itself), then the schedulers' share of whole loops,
 with the network's output ready and with a convolution between the calls, which leaves cold caches, and of diffusers'
-own pipelines with a small UNet, and writes bench/results/diffusers-steps-DATE.json. The candidates of a row are timed
-in turn, in one process. Every call returns a new tensor on both sides; whether the memory allocator has it at hand, or
+own pipelines with a small UNet, and writes bench/results/diffusers-steps-DATE.json. There one addition of torch's shows
+what a pass over the memory costs, which no step can do without. The candidates of a row are timed in turn, in one
+process. Every call returns a new tensor on both sides; whether the memory allocator has it at hand, or
 must fault pages in, is part of the time.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import diffusers
 import torch
 from bench.timing import Timing, interleaved, summary, table, write
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from ulam.integrations.diffusers import fuse
 
@@ -81,6 +83,20 @@ def loop(scheduler: Any, network: Callable[[torch.Tensor], torch.Tensor], steps:
     return spent / steps
 
 
+class OnePass:
+    """In a scheduler's place: a step is one `torch.add` into memory at hand, and gives an output of diffusers'."""
+
+    def __init__(self) -> None:
+        self.timesteps, self._memory = torch.arange(0), [torch.zeros(IMAGES) for _ in range(2)]
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = torch.arange(steps).flip(0)
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **_: Any) -> DDIMSchedulerOutput:
+        self._memory.reverse()
+        return DDIMSchedulerOutput(prev_sample=torch.add(sample, model_output, alpha=0.01, out=self._memory[0]))
+
+
 def pipeline(scheduler: Any, unet: diffusers.UNet2DModel, steps: int = 10) -> float:
     """Seconds a step that a pipeline of diffusers spends in its scheduler's `step`."""
     kind = diffusers.DDIMPipeline if "DDIM" in type(scheduler).__name__ else diffusers.DDPMPipeline
@@ -139,13 +155,14 @@ def main() -> None:
         loops: dict[str, tuple[Callable[[Any], float], int]] = {
             f"a loop, output {between}": (partial(loop, network=network), 10) for between, network in networks.items()
         }
-        loops["a pipeline"] = partial(pipeline, unet=unet), 4
+        loops["a pipeline"] = partial(pipeline, unet=unet), 10
         for what, (run, times) in loops.items():
-            for scheduler in schedulers.values():
+            rows = schedulers | ({"one torch.add": OnePass()} if what == "a pipeline" else {})
+            for scheduler in rows.values():
                 run(scheduler)
-            seconds: dict[str, list[float]] = {row: [] for row in schedulers}
+            seconds: dict[str, list[float]] = {row: [] for row in rows}
             for _ in range(times):
-                for row, scheduler in schedulers.items():
+                for row, scheduler in rows.items():
                     seconds[row].append(run(scheduler))
             title = f"{name}, a step of {what}"
             figures[title] = {row: summary(values) for row, values in seconds.items()}
