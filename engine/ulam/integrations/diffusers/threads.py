@@ -55,7 +55,7 @@ class Times:
     def __init__(self, timesteps: Any, values: list[float]) -> None:
         self._kept = timesteps  # else something else could come to lie there
         self._values, self._first, self._end, self._each = values, 0, 0, 0
-        self._read = getattr(load("cpu"), "scalar", _item)
+        self._read = getattr(load("cpu"), "scalar", lambda tensor: None)
         tensor = isinstance(timesteps, torch.Tensor) and not timesteps.is_inference()
         if tensor and timesteps.dim() == 1 and timesteps.is_contiguous():
             self._first, self._each = timesteps.data_ptr(), timesteps.element_size()
@@ -73,12 +73,7 @@ class Times:
         address = timestep.data_ptr()
         if self._first <= address < self._end and self._kept._version == self._version:
             return self._values[(address - self._first) // self._each]
-        return _item(timestep)
-
-
-def _item(tensor: float | torch.Tensor) -> float | None:
-    """The one element of a tensor on the CPU; None for others."""
-    return float(tensor.item()) if isinstance(tensor, torch.Tensor) and tensor.is_cpu and tensor.numel() == 1 else None
+        return float(timestep) if timestep.is_cpu else None
 
 
 class Local(threading.local):
