@@ -73,7 +73,7 @@ template <class Own, class Run>
 auto blend_function(Run run) {
   return [run](int64_t chains, int64_t elements, uintptr_t state, int state_type, uintptr_t known, uintptr_t mask,
                uintptr_t a, uintptr_t b, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
-               uintptr_t net_in, int net_type, uintptr_t c_next, Own own) {
+               uintptr_t net_in, int net_type, uintptr_t c_next, uintptr_t row, int64_t rows, int64_t stage, Own own) {
     Blend s;
     s.chains = chains;
     s.elements = elements;
@@ -90,6 +90,9 @@ auto blend_function(Run run) {
     s.net_in = pointer<void>(net_in);
     s.net_type = static_cast<DType>(net_type);
     s.c_next = pointer<const float>(c_next);
+    s.row = pointer<const int64_t>(row);
+    s.rows = rows;
+    s.stage = stage;
     run(s, own);
   };
 }
@@ -128,6 +131,43 @@ auto affine_function(Run run) {
     s.out_type = static_cast<DType>(out_type);
     s.a = pointer<const float>(a);
     s.b = pointer<const float>(b);
+    run(s, own);
+  };
+}
+
+template <class Own, class Run>
+auto look_up_function(Run run) {
+  return [run](int64_t chains, int64_t rows, uintptr_t times, bool whole, uintptr_t row, uintptr_t out,
+               uintptr_t guidance, uintptr_t interval, uintptr_t weight, Own own) {
+    LookUp s;
+    s.chains = chains;
+    s.rows = rows;
+    s.times = pointer<const void>(times);
+    s.whole = whole;
+    s.row = pointer<const int64_t>(row);
+    s.out = pointer<void>(out);
+    s.guidance = pointer<const float>(guidance);
+    s.interval = pointer<const float>(interval);
+    s.weight = pointer<float>(weight);
+    run(s, own);
+  };
+}
+
+template <class Own, class Run>
+auto advance_function(Run run) {
+  return [run](int64_t chains, int64_t elements, uintptr_t cursor, uintptr_t now, uintptr_t model, uintptr_t uncond,
+               int type, int64_t model_stride, int64_t uncond_stride, uintptr_t guidance, Own own) {
+    Advance s;
+    s.chains = chains;
+    s.elements = elements;
+    s.cursor = pointer<int64_t>(cursor);
+    s.now = pointer<int64_t>(now);
+    s.model = pointer<const void>(model);
+    s.uncond = pointer<const void>(uncond);
+    s.type = static_cast<DType>(type);
+    s.model_stride = model_stride;
+    s.uncond_stride = uncond_stride;
+    s.guidance = pointer<const float>(guidance);
     run(s, own);
   };
 }

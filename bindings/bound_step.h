@@ -54,12 +54,6 @@ class BoundStep {
   }
 
  private:
-  // As pybind11's gil_scoped_release, without its look-ups.
-  struct Unlocked {
-    PyThreadState* const released = PyEval_SaveThread();
-    ~Unlocked() { PyEval_RestoreThread(released); }
-  };
-
   float* address(PyObject* tensor) const {
     const auto view = view_of(tensor);
     const bool plain = view && view->on_cpu() && view->is(kFloat, 32) && view->contiguous() &&

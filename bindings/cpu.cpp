@@ -12,12 +12,13 @@
 #include "likelihood.h"
 #include "likelihood_kernels.h"
 #include "mcmc_cpu.h"
+#include "tick.h"
 #include "torch_normal.h"
 #include "ulam/row.h"
 
 namespace py = pybind11;
 using namespace ulam::cpu;
-using ulam::Affine, ulam::Blend, ulam::Fill, ulam::Reduce, ulam::Step;
+using ulam::Advance, ulam::Affine, ulam::Blend, ulam::Fill, ulam::LookUp, ulam::Reduce, ulam::Step;
 
 namespace {
 
@@ -71,6 +72,31 @@ void run_reduce(const Reduce& s, int threads) {
   unlocked<Reduce> (&reduce)(s, threads);
 }
 
+// Whether each chain's row is in a table of so many rows.
+void check_rows_inside(const int64_t* row, int64_t chains, int64_t rows, int threads) {
+  const int64_t b = first_outside(*g_kernels, row, chains, rows, threads);
+  if (b < chains)
+    throw py::index_error("row: got " + std::to_string(row[b]) + " for chain " + std::to_string(b) +
+                          ", expected a row of the table of " + std::to_string(rows));
+}
+
+void run_blend(const Blend& s, int threads) {
+  if (s.row) check_rows_inside(s.row, s.chains, s.rows, threads);
+  unlocked<Blend> (&blend)(s, threads);
+}
+
+void run_checked_look_up(const LookUp& s, int threads) {
+  check_rows_inside(s.row, s.chains, s.rows, threads);
+  look_up(*g_kernels, s, threads);
+}
+
+void run_look_up(const LookUp& s, int threads) {
+  py::gil_scoped_release release;
+  run_checked_look_up(s, threads);
+}
+
+void run_advance(const Advance& s, int threads) { advance(*g_kernels, s, threads); }
+
 bool fill_torch_normal(uintptr_t out, int64_t count, uintptr_t state, int64_t state_bytes, int threads) {
   const Kernels& kernels = *g_kernels;
   py::gil_scoped_release unlocked;
@@ -120,9 +146,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("step", ulam::step_function<int>(&run_step));
   ulam::register_bound_step<&check_step, &run_checked_step>(m);
   m.def("reduce", ulam::reduce_function<int>(&run_reduce));
-  m.def("blend", ulam::blend_function<int>(unlocked<Blend>(&blend)));
+  m.def("blend", ulam::blend_function<int>(&run_blend));
   m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));
   m.def("affine", ulam::affine_function<int>(unlocked<Affine>(&affine)));
+  m.def("look_up", ulam::look_up_function<int>(&run_look_up));
+  m.def("advance", ulam::advance_function<int>(unlocked<Advance>(&advance)));
+  ulam::quick::register_quick(m, {run_checked_look_up, is_small}, {run_advance, is_small});
   ulam::register_mcmc(m, g_kernels);
   ulam::register_likelihood<int>(m, unlocked<ulam::GaussianKl>(&gaussian_kl),
                                  unlocked<ulam::DiscretisedLikelihood>(&discretised));

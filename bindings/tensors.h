@@ -42,7 +42,7 @@ struct View {
   }
 };
 
-constexpr int kInteger = 0, kFloat = 2;  // kinds
+constexpr int kInteger = 0, kFloat = 2, kBrain = 4;  // kinds
 
 // DLPackExchangeAPI of DLPack 1.
 struct ExchangeTable {
@@ -82,5 +82,11 @@ inline std::optional<View> view_of(PyObject* object) {
   PyErr_Clear();
   return std::nullopt;
 }
+
+// As pybind11's gil_scoped_release, without its look-ups.
+struct Unlocked {
+  PyThreadState* const released = PyEval_SaveThread();
+  ~Unlocked() { PyEval_RestoreThread(released); }
+};
 
 }  // namespace ulam

@@ -12,10 +12,11 @@ struct BlendChain {
   Data state, known, mask, noise, net_in;
   Stream stream;
 
-  BlendChain(const Blend& s, int64_t i)
-      : a(s.a[i]),
-        b(s.b[i]),
-        next(s.net_in ? s.c_next[i] : 0.0f),
+  // `at` is where the chain's coefficients are.
+  BlendChain(const Blend& s, int64_t i, int64_t at)
+      : a(s.a[at]),
+        b(s.b[at]),
+        next(s.net_in ? s.c_next[at] : 0.0f),
         makes_noise(b != 0.0f && !s.noise),
         state(s.state, s.state_type, i * s.elements),
         known(s.known, kFloat32, i * s.elements),
@@ -23,7 +24,7 @@ struct BlendChain {
         noise(s.noise, kFloat32, i * s.elements),
         net_in(s.net_in, s.net_type, i * s.elements),
         stream{} {
-    if (makes_noise) stream = stream_of(s, i);
+    if (makes_noise) stream = stream_of(s, i, 0, static_cast<uint64_t>(s.stage));
   }
 
   template <class V>
@@ -47,8 +48,8 @@ template <class V>
 void blend_units(const Blend& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
-    if (s.a[span.chain] != 0.0f || s.b[span.chain] != 0.0f)
-      for_groups<V>(span.begin, span.end, BlendChain(s, span.chain));
+    const int64_t at = s.row ? s.row[span.chain] : span.chain;
+    if (s.a[at] != 0.0f || s.b[at] != 0.0f) for_groups<V>(span.begin, span.end, BlendChain(s, span.chain, at));
   }
 }
 

@@ -65,11 +65,11 @@ struct Data {
   }
 };
 
-// The noise stream of one chain of a Step, a Fill or a Blend.
+// The noise stream of one chain of a Step, a Fill or a Blend; `stage` is added to its draw.
 template <class S>
-inline Stream stream_of(const S& s, int64_t b, uint32_t tag = 0) {
+inline Stream stream_of(const S& s, int64_t b, uint32_t tag = 0, uint64_t stage = 0) {
   return make_stream(static_cast<uint64_t>(s.seed[b]), static_cast<uint64_t>(s.chain[b]),
-                     static_cast<uint64_t>(s.draw[b]), tag);
+                     static_cast<uint64_t>(s.draw[b]) + stage, tag);
 }
 
 }  // namespace

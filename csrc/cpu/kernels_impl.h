@@ -6,6 +6,7 @@
 #include "groups.h"
 #include "reduce.h"
 #include "step.h"
+#include "tick.h"
 
 namespace ulam::cpu {
 namespace {
@@ -90,7 +91,8 @@ void hash_noise_words(uint64_t first, uint64_t count, uint64_t sums[3]) {
 
 template <class V>
 constexpr Kernels kernels_of(const char* name) {
-  return {name, step_any<V>, reduce_chains<V>, blend_units<V>, fill_units<V>, affine_units<V>, hash_noise_words<V>};
+  return {name,           step_any<V>,     reduce_chains<V>, blend_units<V>, fill_units<V>,      affine_units<V>,
+          find_bad_units, count_on_chains, look_up_chains,   first_outside,  hash_noise_words<V>};
 }
 
 }  // namespace

@@ -10,7 +10,20 @@ from ulam_kernels import library as library  # registers torch.ops.ulam
 from ulam_kernels.dispatch import backends
 from ulam_kernels.ops import affine, blend, fill_normal, reduce, step
 from ulam_kernels.table import Table
+from ulam_kernels.tick import advance, look_up
 from ulam_kernels.torch_normal import torch_normal
 from ulam_kernels.version import __version__
 
-__all__ = ["Table", "__version__", "affine", "backends", "blend", "fill_normal", "reduce", "step", "torch_normal"]
+__all__ = [
+    "Table",
+    "__version__",
+    "advance",
+    "affine",
+    "backends",
+    "blend",
+    "fill_normal",
+    "look_up",
+    "reduce",
+    "step",
+    "torch_normal",
+]

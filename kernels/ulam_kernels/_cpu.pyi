@@ -77,6 +77,9 @@ def blend(
     net_in: int,
     net_type: int,
     c_next: int,
+    row: int,
+    rows: int,
+    stage: int,
     threads: int,
     /,
 ) -> None: ...
@@ -108,6 +111,58 @@ def affine(
     threads: int,
     /,
 ) -> None: ...
+def look_up(
+    chains: int,
+    rows: int,
+    times: int,
+    whole: bool,
+    row: int,
+    out: int,
+    guidance: int,
+    interval: int,
+    weight: int,
+    threads: int,
+    /,
+) -> None: ...
+def advance(
+    chains: int,
+    elements: int,
+    cursor: int,
+    now: int,
+    model: int,
+    uncond: int,
+    type: int,
+    model_stride: int,
+    uncond_stride: int,
+    guidance: int,
+    threads: int,
+    /,
+) -> None: ...
+def quick_look_up(
+    times: torch.Tensor,
+    row: torch.Tensor,
+    out: torch.Tensor,
+    guidance: torch.Tensor | None,
+    interval: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    backend: str | None,
+    threads: int,
+    /,
+) -> bool:
+    """Whether this was done: all tensors are plain and the CPU backend is wanted. Else nothing was."""
+
+def quick_advance(
+    cursor: torch.Tensor,
+    now: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    backend: str | None,
+    threads: int,
+    /,
+) -> bool:
+    """As quick_look_up."""
+
 def gaussian_kl(
     chains: int,
     elements: int,

@@ -63,6 +63,9 @@ def blend(
     net_in: int,
     net_type: int,
     c_next: int,
+    row: int,
+    rows: int,
+    stage: int,
     stream: int,
 ) -> None: ...
 def fill_normal(
@@ -89,6 +92,31 @@ def affine(
     out_type: int,
     a: int,
     b: int,
+    stream: int,
+) -> None: ...
+def look_up(
+    chains: int,
+    rows: int,
+    times: int,
+    whole: bool,
+    row: int,
+    out: int,
+    guidance: int,
+    interval: int,
+    weight: int,
+    stream: int,
+) -> None: ...
+def advance(
+    chains: int,
+    elements: int,
+    cursor: int,
+    now: int,
+    model: int,
+    uncond: int,
+    type: int,
+    model_stride: int,
+    uncond_stride: int,
+    guidance: int,
     stream: int,
 ) -> None: ...
 def gaussian_kl(

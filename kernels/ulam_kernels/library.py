@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from ulam_kernels import ops
+from ulam_kernels import ops, tick
 from ulam_kernels.table import Table
 
 SCHEMAS = {
@@ -23,11 +23,16 @@ SCHEMAS = {
     "Tensor? guidance, Tensor? seed, Tensor? chain, Tensor? draw, Tensor? noise, Tensor(a!) out, "
     "str? backend=None) -> ()",
     "blend": "(Tensor(a!) state, Tensor known, Tensor mask, Tensor a, Tensor b, Tensor? seed, Tensor? chain, "
-    "Tensor? draw, Tensor? noise=None, Tensor(b!)? net_in=None, Tensor? c_next=None, str? backend=None) -> ()",
+    "Tensor? draw, Tensor? noise=None, Tensor(b!)? net_in=None, Tensor? c_next=None, str? backend=None, "
+    "Tensor? row=None, SymInt stage=0) -> ()",
     "fill_normal": "(Tensor(a!) out, Tensor seed, Tensor chain, Tensor draw, SymInt tag=0, float scale=1.0, "
     "SymInt offset=0, str? backend=None) -> ()",
     "affine": "(Tensor x, Tensor m, Tensor a, Tensor b, str? backend=None) -> Tensor",
     "affine_out": "(Tensor x, Tensor m, Tensor a, Tensor b, Tensor(a!) out, str? backend=None) -> ()",
+    "look_up": "(Tensor times, Tensor row, Tensor(a!) out, Tensor? guidance=None, Tensor? interval=None, "
+    "Tensor(b!)? weight=None, str? backend=None) -> ()",
+    "advance": "(Tensor(a!) cursor, Tensor(b!) now, Tensor? model=None, Tensor? uncond=None, Tensor? guidance=None, "
+    "str? backend=None) -> ()",
 }
 
 _library = torch.library.Library("ulam", "DEF")  # the registrations live as long as this object
@@ -118,10 +123,26 @@ def blend(
     net_in: torch.Tensor | None = None,
     c_next: torch.Tensor | None = None,
     backend: str | None = None,
+    row: torch.Tensor | None = None,
+    stage: int = 0,
 ) -> None:
     """:func:`ulam_kernels.blend`."""
-    ids = {"seed": seed, "chain": chain, "draw": draw}
-    ops.blend(state, known, mask, a, b, **ids, noise=noise, net_in=net_in, c_next=c_next, backend=backend)
+    ops.blend(
+        state,
+        known,
+        mask,
+        a,
+        b,
+        seed=seed,
+        chain=chain,
+        draw=draw,
+        noise=noise,
+        net_in=net_in,
+        c_next=c_next,
+        row=row,
+        stage=stage,
+        backend=backend,
+    )
 
 
 def fill_normal(
@@ -157,6 +178,31 @@ def affine_out(
     ops.affine(x, m, a, b, out, backend=backend)
 
 
+def look_up(
+    times: torch.Tensor,
+    row: torch.Tensor,
+    out: torch.Tensor,
+    guidance: torch.Tensor | None = None,
+    interval: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """:func:`ulam_kernels.look_up`."""
+    tick.look_up(times, row, out, guidance=guidance, interval=interval, weight=weight, backend=backend)
+
+
+def advance(
+    cursor: torch.Tensor,
+    now: torch.Tensor,
+    model: torch.Tensor | None = None,
+    uncond: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """:func:`ulam_kernels.advance`."""
+    tick.advance(cursor, now, model=model, uncond=uncond, guidance=guidance, backend=backend)
+
+
 def _fake_affine(
     x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, backend: str | None = None
 ) -> torch.Tensor:
@@ -167,7 +213,7 @@ def _fake_nothing(*arguments: object, **options: object) -> None:
     """What the operators that write in place return."""
 
 
-for _function in (step, reduce, blend, fill_normal, affine, affine_out):
+for _function in (step, reduce, blend, fill_normal, affine, affine_out, look_up, advance):
     _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
     _fake = _fake_affine if _function is affine else _fake_nothing
     torch.library.register_fake(f"ulam::{_function.__name__}", _fake, lib=_library)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+OUTPUT_DTYPES = DTYPES | {torch.float64: 3}  # of what is only looked at
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -108,6 +109,8 @@ def blend_arguments(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     c_next: torch.Tensor | None,
+    row: torch.Tensor | None,
+    stage: int,
 ) -> tuple[int, ...]:
     chains = x.size(0)
     return (
@@ -126,6 +129,9 @@ def blend_arguments(
         _address(net_in),
         0 if net_in is None else DTYPES[net_in.dtype],
         _address(c_next),
+        _address(row),
+        a.size(0),
+        stage,
     )
 
 
@@ -168,4 +174,48 @@ def affine_arguments(
         DTYPES[out.dtype],
         a.data_ptr(),
         b.data_ptr(),
+    )
+
+
+def look_up_arguments(
+    times: torch.Tensor,
+    row: torch.Tensor,
+    out: torch.Tensor,
+    guidance: torch.Tensor | None,
+    interval: torch.Tensor | None,
+    weight: torch.Tensor | None,
+) -> tuple[int, ...]:
+    return (
+        row.size(0),
+        times.size(0),
+        times.data_ptr(),
+        times.dtype == torch.int64,
+        row.data_ptr(),
+        out.data_ptr(),
+        _address(guidance),
+        _address(interval),
+        _address(weight),
+    )
+
+
+def advance_arguments(
+    cursor: torch.Tensor,
+    now: torch.Tensor,
+    model: torch.Tensor | None,
+    uncond: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+) -> tuple[int, ...]:
+    chains = cursor.size(1)
+    elements = 0 if model is None or not chains else model.numel() // chains
+    return (
+        chains,
+        elements,
+        cursor.data_ptr(),
+        now.data_ptr(),
+        _address(model),
+        _address(uncond),
+        0 if model is None else OUTPUT_DTYPES[model.dtype],
+        elements if model is None or chains < 2 else model.stride(0),
+        elements if uncond is None or chains < 2 else uncond.stride(0),
+        _address(guidance),
     )

@@ -14,7 +14,7 @@ from ulam_kernels.dispatch import select
 from ulam_kernels.table import Table
 from ulam_kernels.validation import FLOATS as FLOATS
 from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
-from ulam_kernels.validation import check, check_ids, check_state, operands
+from ulam_kernels.validation import MAX_STAGE, check, check_ids, check_state, operands
 
 
 def step(
@@ -183,6 +183,8 @@ def blend(
     noise: torch.Tensor | None = None,
     net_in: torch.Tensor | None = None,
     c_next: torch.Tensor | None = None,
+    row: torch.Tensor | None = None,
+    stage: int = 0,
     backend: str | None = None,
 ) -> None:
     """Put a known image, noised, where a mask says so: inpainting, in place on ``state[0]``.
@@ -193,7 +195,7 @@ def blend(
         r_0    = mask == 1 ? k : mask == 0 ? r_0 : fma(mask, sub(k, r_0), r_0)
         net_in = mul(c_next, r_0)                          of the r_0 just stored
 
-    A chain with a = b = 0 is left alone wholly. z is noise-v1 normal number e of (seed, chain, draw), tag 0.
+    A chain with a = b = 0 is left alone wholly. z is noise-v1 normal number e of (seed, chain, draw + stage), tag 0.
     Lugmayr et al. 2022 (RePaint), equation 8.
 
     Args:
@@ -203,23 +205,31 @@ def blend(
         seed, chain, draw: ``[B]`` int64, read as unsigned; None only where ``noise`` is given.
         noise: ``[B, *shape]`` float32, used in place of the generated z.
         net_in: ``[B, *shape]``, as :func:`step`; needs ``c_next``, ``[B]`` float32.
+        row: ``[B]`` int64: ``a``, ``b`` and ``c_next`` are then tables ``[rows]``, and those of chain b are in row[b].
+        stage: 0 to 15, of the noise in its row.
 
         float32 is float64 with a float64 state (reference backend).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one.
+        IndexError: a row outside the tables, before anything is written (checked on the CPU). On a GPU such rows make
+            their chain and its ``net_in`` NaN.
     """
     if torch.compiler.is_compiling():
-        torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend)
+        torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend, row, stage)
         return
     check_state(state)
     sample, device, dtype = state.shape[1:], state.device, state.dtype
     per_chain, wanted = sample[:1], torch.float64 if dtype == torch.float64 else torch.float32
+    factors: tuple[int, ...] = per_chain
+    if row is not None:
+        check(row, "row", torch.int64, device, per_chain)
+        factors = tuple(a.shape[:1]) or (1,)
     for name, tensor, shape in (
         ("known", known, sample),
         ("mask", mask, sample),
-        ("a", a, per_chain),
-        ("b", b, per_chain),
+        ("a", a, factors),
+        ("b", b, factors),
     ):
         check(tensor, name, wanted, device, shape)
     if noise is not None:
@@ -227,12 +237,16 @@ def blend(
     elif seed is None or chain is None or draw is None:
         raise ValueError("seed, chain, draw: got None, expected int64 tensors [B] (or noise)")
     check_ids(seed, chain, draw, device, per_chain)
+    if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage <= MAX_STAGE:
+        raise ValueError(f"stage: got {stage!r}, expected 0 to {MAX_STAGE}")
     if net_in is not None:
         check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
         if c_next is None:
             raise ValueError("c_next: got None, expected float32 scales [B] beside net_in")
-        check(c_next, "c_next", wanted, device, per_chain)
-    select(backend, device.type, dtype).blend(state[0], known, mask, a, b, seed, chain, draw, noise, net_in, c_next)
+        check(c_next, "c_next", wanted, device, factors)
+    select(backend, device.type, dtype).blend(
+        state[0], known, mask, a, b, seed, chain, draw, noise, net_in, c_next, row, stage
+    )
 
 
 def fill_normal(

@@ -5,7 +5,7 @@
 
 namespace ulam {
 
-enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };  // kFloat64: of an Advance alone
 
 // B chains of n elements, n <= 2^30. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
 // null.
@@ -43,12 +43,15 @@ struct Blend {
   void* state;  // [B, n]
   DType state_type;
   const float *known, *mask;  // [B, n]
-  const float *a, *b;         // [B]
+  const float *a, *b;         // [B], or tables [rows] where there is a `row`
   const int64_t *seed, *chain, *draw;
   const float* noise;
   void* net_in;
   DType net_type;
-  const float* c_next;  // [B]
+  const float* c_next;  // as a and b
+  const int64_t* row;   // [B]
+  int64_t rows;
+  int64_t stage;  // is added to draw
 };
 
 struct Fill {
@@ -66,6 +69,28 @@ struct Affine {
   void* out;
   DType x_type, m_type, out_type;
   const float *a, *b;  // [B]
+};
+
+// out[b] = times[row[b]]. With a `weight`, it is guidance where interval[0] <= out <= interval[1], and 1 elsewhere.
+struct LookUp {
+  int64_t chains, rows;
+  const void* times;                 // [rows]
+  bool whole;                        // times are int64, else float32
+  const int64_t* row;                // [B]
+  void* out;                         // [B]
+  const float *guidance, *interval;  // [B], [2, B]
+  float* weight;                     // [B]
+};
+
+// Every chain goes on to its next row, unless something in its `elements` is not finite: see ulam/tick.h.
+struct Advance {
+  int64_t chains, elements;
+  int64_t* cursor;  // [6, B]: row, draw, row_advance, draw_advance, failed, parts
+  int64_t* now;     // [2, B]: row, draw
+  const void *model, *uncond;
+  DType type;
+  int64_t model_stride, uncond_stride;  // from chain to chain, in elements; a chain's own lie together
+  const float* guidance;                // [B]
 };
 
 }  // namespace ulam

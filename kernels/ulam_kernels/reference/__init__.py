@@ -4,5 +4,6 @@ from ulam_kernels.reference.blend import blend
 from ulam_kernels.reference.fill import affine, fill_normal
 from ulam_kernels.reference.reduce import reduce
 from ulam_kernels.reference.step import step
+from ulam_kernels.reference.tick import advance, look_up
 
-__all__ = ["affine", "blend", "fill_normal", "reduce", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "look_up", "reduce", "step"]

@@ -115,6 +115,20 @@ def rows_of(coef: torch.Tensor, flags: torch.Tensor, row: torch.Tensor) -> tuple
     return coef.cpu().numpy(), flag, index
 
 
+def rows_inside(row: torch.Tensor, rows: int) -> Any:
+    """``row`` ``[B]`` on the host.
+
+    Raises:
+        IndexError: one outside a table of so many rows.
+    """
+    index = row.cpu().numpy()
+    outside = np.flatnonzero((index < 0) | (index >= rows))
+    if outside.size:
+        b = outside[0]
+        raise IndexError(f"row: got {index[b]} for chain {b}, expected a row of the table of {rows}")
+    return index
+
+
 def working_dtype(tensor: torch.Tensor) -> torch.dtype:
     """float64 is computed in float64, every other type in float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
