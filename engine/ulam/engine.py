@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 
@@ -22,6 +23,7 @@ from .arguments import (
     resolve_device,
 )
 from .conditioning import Cond, Shared, check_cond, check_guidance
+from .delivery import Delivery
 from .denoiser import Denoiser, Sampler
 from .job import Callback, Finish, Job, Noise
 from .known import check_known
@@ -29,7 +31,7 @@ from .loop import Loop
 from .network import NetworkOptions
 from .noise import chain_ids, seed_int64, whole_number
 from .report import Report
-from .results import Batch, Finished, Outbox, Result, together
+from .results import Batch, Finished, Outbox, Result
 from .runner import Runner
 from .scheduler import Scheduler
 from .watchdog import Watchdog
@@ -62,7 +64,8 @@ class Engine:
         queue: the most chains that may wait; :meth:`submit` then blocks or raises.
         options: how the network is called.
         check_finite: stop chains whose network output is not finite, see :class:`Result`.
-        graphs: capture whole ticks as CUDA graphs on a GPU.
+        graphs: capture whole ticks as CUDA graphs on a GPU. States are then reserved for samplers of up to five
+            registers, so that no program moves them.
         results: "device", or "host": through pinned memory beside the work on the GPU.
         watchdog: seconds after which a network call that has not come back is reported.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
@@ -129,8 +132,7 @@ class Engine:
                 trace,
             )
         self._outbox = Outbox(self._runner, results == "host")
-        self._ready: deque[tuple[Result, int]] = deque()  # results on their way out, with their place in the job
-        self._results: dict[Job, list[Finished]] = {}
+        self._delivery = Delivery(self._outbox)
         self._turn = threading.RLock()  # whose turn it is to run the chains
         self._lock = threading.RLock()  # over the scheduler and the results; nothing waits for the device under it
         self._room = threading.Condition(self._lock)
@@ -203,9 +205,9 @@ class Engine:
         )  # fmt: skip
         with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
             self._check_open()
-            inputs = [(self._runner.cond, conditional)]
+            inputs = [(self._runner.buffers.cond, conditional)]
             if weights is not None:
-                inputs.append((self._runner.uncond, unconditional))
+                inputs.append((self._runner.buffers.uncond, unconditional))
             for buffers, values in inputs:
                 buffers.check(values)
             self._wait_for_room(len(ids), block)
@@ -232,11 +234,7 @@ class Engine:
         with self._lock:
             dropped, running = self._scheduler.cancel(job)
             self._loop.cancel(job, running)
-            dropped += self._outbox.cancel(job)
-            before = len(self._ready)
-            self._ready = deque(entry for entry in self._ready if entry[0].job is not job)
-            dropped += before - len(self._ready)
-            dropped += sum(f.chains.stop - f.chains.start for f in self._results.pop(job, []))
+            dropped += self._outbox.cancel(job) + self._delivery.cancel(job)
             self.report.cancelled += dropped
             self._room.notify_all()
         return int(dropped)
@@ -270,35 +268,13 @@ class Engine:
         evaluation. A stream that is left early loses nothing: the next one, or :meth:`run`, delivers what this one did
         not.
         """
-        while self._advance():
-            with self._lock:
-                result = self._ready.popleft()[0] if self._ready else None
-            if result is not None:
-                yield result
+        return filter(None, chain.from_iterable(iter(self._next_chains, None)))
 
     async def astream(self) -> AsyncIterator[Result]:
         """:meth:`stream` for asyncio: the work runs in a thread, results arrive with ``async for``."""
-        while await asyncio.to_thread(self._advance):
-            while self._ready:
-                with self._lock:
-                    result = self._ready.popleft()[0] if self._ready else None
-                if result is not None:
-                    yield result
-
-    def _advance(self) -> bool:
-        """Run until results are ready; False once no chain is left."""
-        with self._turn:
-            while not self._ready:
-                if (batch := self._next_batch()) is None:
-                    return False
-                with self._lock:
-                    if all(group.job.finish is None for group, _ in batch.groups):
-                        self._ready.extend(self._outbox.all_done(batch))
-                        continue
-                if (group := self._take(batch)) is not None:
-                    with self._lock:
-                        self._ready.extend(group.apart())
-        return True
+        while (results := await asyncio.to_thread(self._next_chains)) is not None:
+            for result in filter(None, results):
+                yield result
 
     def run(self) -> dict[Job, torch.Tensor]:
         """Run until no chain is left; each unfinished job's results ``[chains, ...]``, in the order of its chains.
@@ -307,36 +283,42 @@ class Engine:
         cancelled or that :meth:`stream` has delivered already are NaN.
         """
         with self._turn:
-            while (group := self._next()) is not None:
-                with self._lock:
-                    self._results.setdefault(group.job, []).append(group)
+            while (batch := self._next_batch()) is not None:
+                self._take(batch, apart=False)
             with self._lock:
-                for result, place in self._ready:
-                    failed = {} if result.failed is None else {place: result.failed}
-                    part = Finished(result.job, slice(place, place + 1), result.x[None], failed)
-                    self._results.setdefault(result.job, []).append(part)
-                self._ready.clear()
-                results, self._results = self._results, {}
-        return {job: together(parts, len(job.chains)) for job, parts in results.items()}
+                return self._delivery.joined()
 
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
         """As :meth:`stream`, by groups of chains that end together.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
-        while (group := self._next(progress)) is not None:
-            yield group
+        return filter(None, chain.from_iterable(iter(partial(self._next_groups, progress), None)))
 
-    def _next(self, progress: Callable[[int], object] | None = None) -> Finished | None:
-        """Run until a group is out; None once no chain is left."""
+    def _next_chains(self) -> Iterator[Result | None] | None:
+        """Run until chains are out; None once there is none left."""
+        return self._delivery.chains() if self._advance(True, None) else None
+
+    def _next_groups(self, progress: Callable[[int], object] | None) -> Iterator[Finished | None] | None:
+        """Run until groups are out; None once there is none left."""
+        return self._delivery.groups() if self._advance(False, progress) else None
+
+    def _advance(self, apart: bool, progress: Callable[[int], object] | None) -> bool:
+        """Run until something can be handed out, chain by chain or in groups; False once no chain is left."""
         with self._turn:
-            while (batch := self._next_batch(progress)) is not None:
-                if (group := self._take(batch)) is not None:
-                    return group
-        return None
+            while True:
+                with self._lock:
+                    if self._delivery.ready(apart):
+                        return True
+                if (batch := self._next_batch(progress)) is None:
+                    return False
+                self._take(batch, apart)
 
     def _next_batch(self, progress: Callable[[int], object] | None = None) -> Batch | None:
         """Run until something is out; None once no chain is left."""
+        with self._lock:
+            self._delivery.settle()
+            self._loop.settle()
         while not self._stopped:
             if self._runner.previews:
                 self._loop.call_back()
@@ -350,17 +332,18 @@ class Engine:
                 return None
         return None
 
-    def _take(self, batch: Batch) -> Finished | None:
-        """A batch's first group; None if it was cancelled. An exception of its ``finish`` leaves it where it is."""
-        with self._lock:
-            part = batch.groups[0] if batch.groups else None
-        if part is None:
-            return None
-        states, finish = self._outbox.states(batch, part), part[0].job.finish
-        if finish is not None:
-            states = finish(states)
-        with self._lock:
-            return self._outbox.done(batch, part, states)
+    def _take(self, batch: Batch, apart: bool) -> None:
+        """Take out a batch's groups; an exception of a ``finish`` leaves its group where it is."""
+        while True:
+            with self._lock:
+                part = batch.parts[0] if batch.parts else None
+            if part is None:
+                return
+            states, finish = self._outbox.states(batch, part), part.group.job.finish
+            if finish is not None:
+                states = finish(states)
+            with self._lock:
+                self._delivery.take(batch, part, states, apart)
 
     def close(self, drain: bool = False) -> list[Result]:
         """End: new jobs are refused, waiting and running chains are dropped, a stream ends.

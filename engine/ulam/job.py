@@ -68,6 +68,7 @@ class Job:
             "rescaled": self.rescale > 0,
             "reduces": self.program.needs_reductions,
             "blends": self.known is not None,
+            "scaled": self.program.scales_input,
             "previews": self.callback is not None,
         }
         object.__setattr__(self, "traits", tuple(name for name, there in has.items() if there))

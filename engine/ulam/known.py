@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ import ulam_kernels
 
 from .conditioning import Shared
 from .program import Program
+from .transfers import on_device
 
 STAGE = 1  # of the noise on the known image; the row's own noise is stage 0
 
@@ -59,44 +61,17 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
 
 
 class KnownImages:
-    """The known images and masks of all slots, and the rows' coefficients of image and noise."""
+    """The known images and masks of all slots."""
 
-    def __init__(self, slots: int, shape: tuple[int, ...], device: torch.device) -> None:
-        self._image, self._mask = torch.zeros(2, slots, *shape, dtype=torch.float32, device=device)
-        self._coefficients = torch.zeros(0, 2, device=device)
-
-    def load(self, rows: list[torch.Tensor]) -> None:
-        """Take the ``[rows, 2]`` coefficients of all programs, in the order of the table."""
-        self._coefficients = torch.cat(rows).to(self._coefficients.device)
+    def __init__(self, slots: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+        self._image, self._mask = torch.zeros(2, slots, *shape, dtype=dtype, device=device)
 
     def enter(self, slots: slice, chains: slice, known: Known) -> None:
         """Copy the images and masks of these chains of a job to these slots."""
         for buffer, value in ((self._image, known.image), (self._mask, known.mask)):
-            buffer[slots].copy_(value.tensor if isinstance(value, Shared) else value[chains])
+            given = value.tensor if isinstance(value, Shared) else value[chains]
+            buffer[slots].copy_(on_device(given, buffer.device))
 
-    def blend(
-        self,
-        state: torch.Tensor,
-        row: torch.Tensor,
-        seed: torch.Tensor,
-        chain: torch.Tensor,
-        draw: torch.Tensor,
-        net_in: torch.Tensor | None,
-        c_next: torch.Tensor,
-        backend: str | None,
-    ) -> None:
-        """Blend after the update of ``row``; chains whose row does not blend stay as they are."""
-        a, b = self._coefficients[row].T.contiguous()
-        ulam_kernels.blend(
-            state,
-            self._image,
-            self._mask,
-            a,
-            b,
-            seed=seed,
-            chain=chain,
-            draw=draw + STAGE,
-            net_in=net_in,
-            c_next=None if net_in is None else c_next,
-            backend=backend,
-        )
+    def blend(self, state: torch.Tensor, **of_rows: Any) -> None:
+        """Blend after an update; chains whose row does not blend stay as they are."""
+        ulam_kernels.blend(state, self._image, self._mask, **of_rows, stage=STAGE)

@@ -12,6 +12,7 @@ import torch
 from .errors import NetworkError
 from .job import Job
 from .network import in_eval_mode
+from .program import Program
 from .results import Outbox
 from .runner import Runner
 from .scheduler import Group, Scheduler
@@ -31,7 +32,7 @@ class Loop:
         self._scheduler, self._runner, self._outbox, self._room = scheduler, runner, outbox, room
         self.changed = False  # something was submitted, cancelled or closed since the slots were last filled
         self._work = Work()
-        self._entering: list[Group[Job]] = []  # in the scheduler's slots, not yet in the runner's
+        self._disturbed = False  # an exception came since the last event
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
         net = runner.denoiser.net
         self._modules = list(net.modules()) if isinstance(net, torch.nn.Module) else []
@@ -39,7 +40,6 @@ class Loop:
     def cancel(self, job: Job, groups: list[Group[Job]]) -> None:
         """Take a cancelled job's groups, which have left the scheduler's slots, out of the runner's; under ``room``."""
         self._cancelled += groups
-        self._entering = [group for group in self._entering if group.job is not job]
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
 
@@ -47,42 +47,75 @@ class Loop:
         """Fill the free slots and tick until a group is done, or something else is to be done."""
         scheduler, runner, report = self._scheduler, self._runner, self._runner.report
         begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
+        self._disturbed = True
         try:
             with in_eval_mode(self._modules), torch.inference_mode():
+                runner.join_stream()
                 with self._room:
                     ticks = self._fill()
+                runner.begin_run()
                 for _ in range(ticks):
                     self._tick(progress)
                     if runner.previews or self.changed:
                         break
                 with self._room:
-                    if left := scheduler.retire():
+                    if left := scheduler.ending():
                         self._outbox.put(left)
-                        runner.leave(left)
+                        scheduler.retire()
+                        runner.buffers.leave(left)
                         self._work.leave(left)
+            self._disturbed = False
         finally:
             report.seconds += time.perf_counter() - begin
             report.network_seconds += runner.network.seconds - network
             report.step_seconds += runner.step_seconds - step
+
+    def settle(self) -> None:
+        """Complete, after an exception, what it may have come in the midst of; under ``room``.
+
+        What the scheduler says of the slots holds. States of which only a part was written are lost: all chains in
+        the slots then begin anew, which gives them the same bits.
+
+        Raises:
+            RuntimeError: the scheduler itself was being changed.
+        """
+        scheduler, runner = self._scheduler, self._runner
+        if scheduler.changing:
+            raise RuntimeError("engine: got an interrupt while chains changed places, expected a new engine for them")
+        if not self._disturbed:
+            return
+        scheduler.tick = runner.next_tick
+        if runner.torn:
+            scheduler.begin_anew()
+            runner.begin_anew()
+        if any(self._outbox.holds(group) for group in scheduler.ending()):
+            scheduler.retire()
+        runner.buffers.idle_but(scheduler.groups)
+        self._cancelled = []
+        self._work = Work(scheduler.groups)
+        self._disturbed = False
 
     def _fill(self) -> int:
         """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
         scheduler, runner, work = self._scheduler, self._runner, self._work
         self.changed = False
         if self._cancelled:
-            runner.leave(self._cancelled)
+            runner.buffers.leave(self._cancelled)
             work.leave(self._cancelled)
             self._cancelled = []
         if runner.between_ticks:
             if entered := scheduler.admit():
                 work.enter(entered)
-                self._entering += entered
                 self._room.notify_all()
-            if self._entering:
-                runner.enter(self._entering)
-                self._entering = []
+            if scheduler.newest:
+                runner.buffers.enter(scheduler.newest, self._running)
+                scheduler.newest = []
         work.groups, work.active = scheduler.groups, scheduler.active
         return scheduler.ticks_until_event
+
+    def _running(self) -> set[Program]:
+        """The programs of the chains in the slots."""
+        return {group.job.program for group in self._scheduler.groups}
 
     def _tick(self, progress: Progress | None) -> None:
         work, report = self._work, self._runner.report

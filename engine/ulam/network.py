@@ -73,7 +73,7 @@ class Network:
                 try:
                     return self._branches(x, t, cond, uncond, shared)
                 except torch.OutOfMemoryError as error:
-                    if self.batch == 1:
+                    if self.batch == 1 or self._capturing():  # what is under capture cannot give memory back
                         raise NetworkError(error, {}) from error
                     reason = str(error).split("\n")[0]
                 self.batch = (self.batch + 1) // 2
@@ -153,9 +153,16 @@ class Network:
             return self._eager(x, t, **inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._options.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._options.autocast)
+        """Autocast as asked for; what the caller's own has cached of the weights must not enter a graph."""
+        dtype = self._options.autocast
+        if self._capturing():
+            outer, outer_dtype = autocast_state(self._device)
+            if outer:
+                return torch.autocast(self._device.type, dtype or outer_dtype, cache_enabled=False)
+        return torch.autocast(self._device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+    def _capturing(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @contextlib.contextmanager
@@ -169,6 +176,11 @@ def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
+    """Whether the caller runs under autocast, and to which dtype."""
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
 def _computing_dtype(net: Any) -> torch.dtype | None:

@@ -144,6 +144,11 @@ class Program:
         return bool((self.threshold | self.normalise).any())
 
     @cached_property
+    def scales_input(self) -> bool:
+        """Whether the network reads anything but the state itself."""
+        return bool((self.c_in != 1).any())
+
+    @cached_property
     def blends(self) -> Flags:
         """[n] bool: the rows that blend with a known image through a mask."""
         return np.asarray((self.known_a != 0) | (self.known_b != 0))

@@ -14,8 +14,9 @@ class Report:
 
     evaluations: chains times evaluations, idle slots not included. seconds: inside ticks and between them, of which
     network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
-    batch: what the network sees at once; below ``slots`` after it ran out of memory. energy_joules: of the whole
-    device by NVML since the engine was made, None without it.
+    batch: what the network sees at once; below ``slots`` after it ran out of memory. captures: CUDA graphs of a tick
+    that were made, in capture_seconds. energy_joules: of the whole device by NVML since the engine was made, None
+    without it.
     """
 
     backend: str
@@ -30,6 +31,8 @@ class Report:
     seconds: float = 0.0
     network_seconds: float = 0.0
     step_seconds: float = 0.0
+    captures: int = 0
+    capture_seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
     _energy: _Energy | None = field(default=None, repr=False, compare=False)
 

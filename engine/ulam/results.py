@@ -1,4 +1,4 @@
-"""Chains on their way out."""
+"""Chains on their way out of the slots."""
 
 from __future__ import annotations
 
@@ -49,24 +49,23 @@ class Finished:
         ]
 
 
-def together(parts: list[Finished], chains: int) -> torch.Tensor:
-    """All parts of a job in one tensor; what is missing or failed is NaN."""
-    like = parts[0].states
-    out = torch.full((chains, *like.shape[1:]), float("nan"), dtype=like.dtype, device=like.device)
-    for part in parts:
-        out[part.chains] = part.states
-        for place in part.failed:
-            out[place] = float("nan")
-    return out
+@dataclass(eq=False)
+class Part:
+    """A group in a batch: its number, where in ``states`` it begins, and its program's first row in the table."""
+
+    number: int
+    group: Group[Job]
+    begin: int
+    first_row: int
 
 
 @dataclass(eq=False)
 class Batch:
-    """What left the slots at one tick: groups, and where in ``states`` each begins. On a GPU there once ``copied``."""
+    """What left the slots at one tick: groups and their states. On a GPU these are there once ``copied``."""
 
-    groups: list[tuple[Group[Job], int]]
+    parts: list[Part]
     states: torch.Tensor
-    rows: torch.Tensor | None  # at which chains failed, of the runner's table; 0 while well
+    rows: torch.Tensor | None  # at which chains failed, of the table; 0 while well
     copied: torch.cuda.Event | None = None
 
 
@@ -83,23 +82,31 @@ class Outbox:
         self._to_host = to_host and self._cuda
         self._stream = torch.cuda.Stream(runner.device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._batches: deque[Batch] = deque()
+        self._numbers = itertools.count()
 
     def put(self, groups: list[Group[Job]]) -> None:
         """Take these groups' states, before their slots are refilled."""
-        begins = itertools.accumulate((group.slots.stop - group.slots.start for group in groups[:-1]), initial=0)
-        parts = list(zip(groups, begins, strict=True))
+        begins = itertools.accumulate((group.size for group in groups[:-1]), initial=0)
+        rows = self._runner.buffers.rows
+        parts = [
+            Part(next(self._numbers), group, begin, rows[group.job.program].begin)
+            for group, begin in zip(groups, begins, strict=True)
+        ]
         if self._cuda:
             self._batches.append(self._copied(groups, parts))
         else:
-            states, rows = self._runner.taken(groups)
-            self._batches.append(Batch(parts, states, rows if rows is not None and rows.numpy().any() else None))
+            states, failed = self._taken(groups)
+            self._batches.append(Batch(parts, states, failed if failed is not None and failed.numpy().any() else None))
 
-    def _copied(self, groups: list[Group[Job]], parts: list[tuple[Group[Job], int]]) -> Batch:
+    def _taken(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._runner.buffers.taken(groups, self._runner.check_finite)
+
+    def _copied(self, groups: list[Group[Job]], parts: list[Part]) -> Batch:
         assert self._stream is not None
         main = torch.cuda.current_stream(self._runner.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            states, rows = self._runner.taken(groups)
+            states, rows = self._taken(groups)
             if self._to_host:
                 states = torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)
             else:
@@ -113,51 +120,42 @@ class Outbox:
 
     def next(self) -> Batch | None:
         """The oldest batch, if it is out; it stays until its last group is :meth:`done`."""
-        while self._batches and not self._batches[0].groups:
+        while self._batches and not self._batches[0].parts:
             self._batches.popleft()
         if not self._batches:
             return None
         first = self._batches[0]
-        if first.copied is not None and not first.copied.query():  # type: ignore[no-untyped-call]
-            return None
+        if first.copied is not None:
+            if not first.copied.query():  # type: ignore[no-untyped-call]
+                return None
+            if self._to_host:
+                first.states = first.states.clone()  # whoever keeps it keeps no page-locked memory
+            first.copied = None
         return first
 
-    def states(self, batch: Batch, part: tuple[Group[Job], int]) -> torch.Tensor:
+    def states(self, batch: Batch, part: Part) -> torch.Tensor:
         """The final states of one group of a batch."""
-        group, begin = part
-        return batch.states[begin : begin + group.size]
+        return batch.states[part.begin : part.begin + part.group.size]
 
-    def done(self, batch: Batch, part: tuple[Group[Job], int], states: torch.Tensor) -> Finished | None:
-        """Hand out a batch's first group, as these states; None if its job has been cancelled."""
-        if not batch.groups or batch.groups[0] is not part:
-            return None
-        del batch.groups[0]
-        group, begin = part
+    def finished(self, batch: Batch, part: Part, states: torch.Tensor) -> Finished:
+        """One group of a batch with these states, which its job's ``finish`` may have made."""
+        group = part.group
         failed: dict[int, int] = {}
         if batch.rows is not None:
-            rows = batch.rows[begin : begin + group.size].tolist()
-            base = self._runner.rows.begin(group.job.program)
-            failed = {place: row - base for place, row in enumerate(rows, group.chains.start) if row}
-        self._runner.report.chains += group.size
-        self._runner.report.failed += len(failed)
+            rows = batch.rows[part.begin : part.begin + group.size].tolist()
+            failed = {place: row - part.first_row for place, row in enumerate(rows, group.chains.start) if row}
         return Finished(group.job, group.chains, states, failed)
 
-    def all_done(self, batch: Batch) -> list[tuple[Result, int]]:
-        """Hand out a whole batch at once, chain by chain, each with its place in the job."""
-        results: list[tuple[Result, int]] = []
-        if batch.rows is None and all(group.size == 1 for group, _ in batch.groups):
-            states = batch.states.unbind()
-            for group, begin in batch.groups:
-                results.append((Result(group.job, int(group.job.chain_ids[group.first]), states[begin]), group.first))
-            batch.groups = []
-            self._runner.report.chains += len(results)
-            return results
-        while batch.groups:
-            part = batch.groups[0]
-            finished = self.done(batch, part, self.states(batch, part))
-            assert finished is not None
-            results += finished.apart()
-        return results
+    def drop(self, batch: Batch, part: Part, failed: int) -> None:
+        """Let go of a group that has been handed on."""
+        if batch.parts and batch.parts[0] is part:
+            del batch.parts[0]
+            self._runner.report.chains += part.group.size
+            self._runner.report.failed += failed
+
+    def holds(self, group: Group[Job]) -> bool:
+        """Whether a group's states have been taken and are not handed on yet."""
+        return any(part.group is group for batch in self._batches for part in batch.parts)
 
     def wait(self) -> bool:
         """Wait for the oldest copy under way; False if there is none."""
@@ -173,6 +171,6 @@ class Outbox:
         """Let go of a job's groups; how many chains."""
         gone = 0
         for batch in self._batches:
-            gone += sum(group.size for group, _ in batch.groups if group.job is job)
-            batch.groups = [part for part in batch.groups if part[0].job is not job]
+            gone += sum(part.group.size for part in batch.parts if part.group.job is job)
+            batch.parts = [part for part in batch.parts if part.group.job is not job]
         return gone

@@ -1,4 +1,4 @@
-"""The tensors behind the slots, and one tick of all of them: network, then one fused step.
+"""One tick of all slots: look up the times, evaluate the network, check its output, execute one fused step.
 
 Nothing here waits for the device: what happens at a tick is known in advance from the programs. What a tick does on the
 device is one function of static buffers (``_evaluate_and_step``), so that a CUDA graph can hold all of it.
@@ -9,35 +9,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.profiler import record_function
 
 import ulam_kernels
-from ulam_kernels.table import C_NEXT
 
-from .conditioning import ConditioningBuffers
+from .buffers import Buffers
 from .denoiser import Denoiser
-from .graphs import TickGraphs
-from .guard import freeze
 from .guidance import rescaled
 from .job import Job
-from .known import KnownImages
-from .network import Network, NetworkOptions
-from .noise import DRAWS_PER_ROW, INITIAL_STATE
+from .network import Network, NetworkOptions, autocast_state
 from .preview import Preview
-from .program import Program
 from .report import Report
-from .rows import Rows
 from .scheduler import Group
-from .slots import IDLE_ROW, Slots, on_device, places
+from .slots import IDLE_ROW
+from .tick_graphs import TickGraphs, addresses
 from .work import Work, due, row_of, silent_rows
 
 
+class Begun(NamedTuple):
+    """The tick under way, or the next one: silent rows done before the evaluation and behind it, and whether it is."""
+
+    tick: int
+    before: int = 0
+    evaluated: bool = False
+    after: int = 0
+
+
 class Runner:
-    """State, row pointers and conditioning of a fixed number of slots. Idle slots point at an idle row."""
+    """Ticks of a fixed number of slots, whose tensors are in ``buffers``."""
 
     def __init__(
         self,
@@ -53,149 +55,50 @@ class Runner:
         graphs: bool = True,
         trace: bool = False,
     ) -> None:
-        self.denoiser, self.shape, self.size = denoiser, shape, slots
-        self.device, self.backend, self.dtype, self.report = device, backend, dtype, report
+        self.denoiser, self.device, self.report = denoiser, device, report
         self.network = Network(denoiser, slots, device, options, report)
-        self.net_dtype = self.network.dtype or dtype
-        self.time_dtype = denoiser.time_dtype
-        if dtype == self.net_dtype == torch.float64 and denoiser.time != "index":
-            self.time_dtype = torch.float64  # for checking: float32 would limit the accuracy
-        self.slots = Slots(slots, device)
-        self.state = torch.zeros(1, slots, *shape, dtype=dtype, device=device)
-        self.net_in: torch.Tensor | None = None
-        self.t = torch.zeros(slots, dtype=self.time_dtype, device=device)
-        self.cond = ConditioningBuffers("cond", slots, device)
-        self.uncond = ConditioningBuffers("uncond", slots, device)
-        self.scales: torch.Tensor | None = None  # of the rows with reductions, where a program has any
-        self.known: KnownImages | None = None  # where a program blends with known images
+        net_dtype = self.network.dtype or dtype
+        time_dtype = denoiser.time_dtype
+        if dtype == net_dtype == torch.float64 and denoiser.time != "index":
+            time_dtype = torch.float64  # for checking: float32 would limit the accuracy
+        self.graphs: TickGraphs | None = None
+        if graphs and device.type == "cuda":
+            if report.backend == "reference":
+                report.add_fallback("no CUDA graph, ticks run eagerly: the reference backend computes on the host")
+            else:
+                self.graphs = TickGraphs(device, report)
+        self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, self.graphs is not None)
+        self._net_dtype = net_dtype
+        self._stream: torch.cuda.Stream | None = None
+        self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, inside its interval
         self.check_finite = check_finite
-        self.graphs = TickGraphs(device, report) if graphs and device.type == "cuda" else None
-        self.rows = Rows(device, torch.float64 if dtype == torch.float64 else torch.float32, self.time_dtype)
         self.previews: list[Preview] = []  # taken, not yet given to their callbacks
-        self._before = self._after = 0  # silent rows done in this tick, before the evaluation and after it
-        self._evaluated = False
+        self._begun = Begun(0)
+        self.torn = False  # an interrupt came while states were written, which cannot be done twice
         self.step_seconds = 0.0
         self._range: Callable[[str], AbstractContextManager[object]] = record_function if trace else _no_range
 
     @property
     def between_ticks(self) -> bool:
         """False after an exception inside a tick that has begun, until :meth:`tick` has completed it."""
-        return not (self._before or self._evaluated)
+        return not (self._begun.before or self._begun.evaluated)
 
-    # ------------------------------------------------------------------------------------------ programs
+    @property
+    def next_tick(self) -> int:
+        """The tick under way, or the next one."""
+        return self._begun.tick
 
-    def load(self, program: Program) -> None:
-        """Make a program's rows part of the table, and the buffers what they need."""
-        if program not in self.rows:
-            with torch.inference_mode(False):  # buffers stay, and their versions are watched
-                self.rows.add(program)
-                self._provide(program)
+    def join_stream(self) -> None:
+        """Have the caller's current stream go on behind the one that the last caller used."""
+        if self.device.type == "cuda" and (stream := torch.cuda.current_stream(self.device)) != self._stream:
+            if self._stream is not None:
+                stream.wait_stream(self._stream)
+            self._stream = stream
 
-    def _provide(self, program: Program) -> None:
-        """Make or widen the buffers that a program's rows read and write."""
-        wide = self.rows.table.coef.dtype
-        if (more := self.rows.table.registers - len(self.state)) > 0:
-            self.state = torch.cat([self.state, self.state.new_zeros(more, *self.state.shape[1:])])
-        if program.needs_reductions and self.scales is None:
-            self.scales = torch.ones(self.size, 4, dtype=wide, device=self.device)
-        if program.blends.any() and self.known is None:
-            self.known = KnownImages(self.size, self.shape, self.device)
-        if self.known is not None:
-            self.known.load(self.rows.blends)
-        if self.net_in is None and (self.net_dtype != self.dtype or bool((program.c_in != 1).any())):
-            # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
-            dtype = self.net_dtype if self.net_dtype != torch.float64 or wide == torch.float64 else torch.float32
-            self.net_in = torch.zeros(self.size, *self.shape, dtype=dtype, device=self.device)
-            self.net_in.copy_(self.state[0])
+    def begin_run(self) -> None:
+        """What ticks rely on until the next event is looked at: where the tables and the network's weights are."""
         if self.graphs is not None:
-            self.graphs.forget()  # they hold the tables that were
-
-    # ---------------------------------------------------------------------------------- entering and leaving
-
-    def enter(self, groups: list[Group[Job]]) -> None:
-        """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
-        at, sizes = places([group.slots for group in groups])
-        rows, seeds, chains = [], [], []
-        for group in groups:
-            job = group.job
-            self.load(job.program)
-            rows.append(self.rows.begin(job.program))
-            seeds.append(job.seed)
-            chains.append(job.chain_ids[group.chains])
-        self.slots.put(
-            at,
-            row=np.array(rows).repeat(sizes),
-            draw=0,
-            row_advance=1,
-            draw_advance=DRAWS_PER_ROW,
-            seed=np.array(seeds).repeat(sizes),
-            chain=np.concatenate(chains),
-            failed=0,
-            weight=1.0,
-            guided_from=-np.inf,
-            guided_to=np.inf,
-            rescale=0.0,
-        )
-        for group in groups:
-            job = group.job
-            if job.cond:
-                self.cond.enter(group.slots, group.chains, job.cond)
-            if job.weights is not None:
-                lo, hi = job.interval or (-np.inf, np.inf)
-                weight = job.weights[group.chains]
-                self.slots.put(group.slots, weight=weight, guided_from=lo, guided_to=hi, rescale=job.rescale)
-                self.uncond.enter(group.slots, group.chains, job.uncond)
-            if job.known is not None and self.known is not None:
-                self.known.enter(group.slots, group.chains, job.known)
-        self.slots.commit()
-        self._first_states(groups, sizes, on_device(at, self.device))
-
-    def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
-        x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
-        seed, chain = self.slots.seed[at], self.slots.chain[at]
-        draw = torch.zeros_like(seed)
-        begin = 0
-        for scale, count in _runs(groups, sizes):  # neighbours with one scale are one launch
-            part = slice(begin, begin + count)
-            ulam_kernels.fill_normal(
-                x[part],
-                seed=seed[part],
-                chain=chain[part],
-                draw=draw[part],
-                tag=INITIAL_STATE,
-                scale=scale,
-                backend=self.backend,
-            )
-            begin += count
-        self.state[0].index_copy_(0, at, x)
-        for group in groups:
-            if group.job.x_init is not None:
-                self.state[0, group.slots].copy_(group.job.x_init[group.chains])
-        if len(self.state) > 1:
-            self.state[1:].index_fill_(1, at, 0)
-        if self.net_in is not None:
-            programs = [group.job.program for group in groups]
-            c_in = np.array([program.c_in[program.evaluating[0]] for program in programs])
-            scale_in = torch.from_numpy(c_in.repeat(sizes)).to(self.device, self.rows.table.coef.dtype)
-            scaled = torch.empty(len(at), *self.shape, dtype=self.net_in.dtype, device=self.device)
-            x = self.state[0].index_select(0, at)
-            ulam_kernels.affine(x, x, scale_in, torch.zeros_like(scale_in), out=scaled, backend=self.backend)
-            self.net_in.index_copy_(0, at, scaled)
-
-    def leave(self, groups: list[Group[Job]]) -> None:
-        """Idle these groups' slots."""
-        self.slots.idle(places([group.slots for group in groups])[0])
-        self.slots.commit()
-
-    def taken(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""
-        if len(groups) == 1:
-            at: slice | torch.Tensor = groups[0].slots
-            states = self.state[0, at].clone()
-        else:
-            at = on_device(places([group.slots for group in groups])[0], self.device)
-            states = self.state[0].index_select(0, at)
-        return states, self.slots.failed[at].clone() if self.check_finite else None
+            self.graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
 
     # ---------------------------------------------------------------------------------------------- a tick
 
@@ -204,27 +107,47 @@ class Runner:
 
         Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
         evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
-        where this one stopped.
+        where this one stopped, unless states were being written: ``torn`` is then True, and all chains must enter their
+        slots again (:meth:`begin_anew`).
         """
+        begun = self._begun
+        if tick < begun.tick:
+            return  # an interrupt came between its end and the caller's count
         before, after = silent_rows(tick, work.groups) if work.silent else ((), ())
-        for moving in before[self._before :]:
+        for moving in before[begun.before :]:
             self._step_silently(moving, work)
-            self._before += 1
-        if not self._evaluated:
-            guided = self._guided_at(tick, work)
-            explicit = [(g, row_of(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
-            if self.graphs is not None and not explicit and not work.previews:
-                key = (guided, work.intervals, work.rescaled, work.reduces, work.blends, self.network.batch)
-                self.graphs.run(key, lambda: self._evaluate_and_step(guided, work))
-            else:
-                previews = [(g, row_of(g, tick)) for g in work.groups if due(g, tick)] if work.previews else []
-                self._evaluate_and_step(guided, work, explicit, previews)
-            self._evaluated = True
-        for moving in after[self._after :]:
+            begun = self._so_far(begun._replace(before=begun.before + 1))
+        if not begun.evaluated:
+            self._evaluate_and_step(tick, work)
+            begun = self._so_far(begun._replace(evaluated=True)) if after else begun
+        for moving in after[begun.after :]:
             self._step_silently(moving, work)
-            self._after += 1
-        self._before = self._after = 0
-        self._evaluated = False
+            begun = self._so_far(begun._replace(after=begun.after + 1))
+        self._so_far(Begun(tick + 1))
+
+    def _so_far(self, begun: Begun) -> Begun:
+        """Note in one assignment what is done."""
+        self._begun = begun
+        self.torn = False
+        return begun
+
+    def begin_anew(self) -> None:
+        """Forget a tick that has begun: all chains enter their slots again."""
+        self._begun = Begun(self._begun.tick)
+        self.torn = False
+
+    def _evaluate_and_step(self, tick: int, work: Work) -> None:
+        guided = self._guided_at(tick, work)
+        explicit = [(g, row_of(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
+        previews = [(g, row_of(g, tick)) for g in work.groups if due(g, tick)] if work.previews else []
+        if self.graphs is None or explicit or work.previews:
+            self._run_tick(guided, work, explicit, previews)
+            return
+        key = (guided, self.network.batch, autocast_state(self.device), *work.kind)
+        graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, work))
+        if graph is not None:
+            self.torn = True
+            graph.replay()
 
     def _guided_at(self, tick: int, work: Work) -> bool:
         """Whether a chain needs the unconditional branch at this tick."""
@@ -233,41 +156,61 @@ class Runner:
         for group in work.groups:
             job = group.job
             if job.guidance is not None:
-                t = self.rows.told(job.program)[tick - group.start]
+                t = self.buffers.rows[job.program].told[tick - group.start]
                 if job.interval is None or job.interval[0] <= t <= job.interval[1]:
                     return True
         return False
 
-    def _evaluate_and_step(
+    def _run_tick(
         self,
         guided: bool,
         work: Work,
         explicit: list[tuple[Group[Job], int]] | None = None,
         previews: list[tuple[Group[Job], int]] | None = None,
     ) -> None:
-        m, uncond = self._evaluate(guided)
-        weight = self.slots.weight
-        if uncond is not None and work.intervals:
-            inside = (self.t >= self.slots.guided_from) & (self.t <= self.slots.guided_to)
-            weight = torch.where(inside, weight, 1.0)
-        if self.check_finite:
-            freeze(m, uncond, weight, self.slots)
-        if uncond is not None and work.rescaled:
-            m, uncond, weight = self._rescaled(m, uncond, weight)
+        """All that a tick with an evaluation does on the device."""
+        buffers, slots = self.buffers, self.buffers.slots
+        net_in = buffers.inputs_are(work.scaled)
+        weight = self._look_up(guided and work.intervals)
+        m, uncond = self._evaluate(guided, net_in)
         noise = self._explicit_noise(explicit) if explicit else None
-        taken = [(group, row, self._x0(group, row, m, uncond, weight)) for group, row in previews or ()]
-        self._step(self.slots.row, m, uncond, weight, noise, work)
-        self.slots.cursor += self.slots.advance
+        mixed = m, uncond, weight
+        if uncond is not None and work.rescaled:
+            mixed = self._rescaled(m, uncond, weight)
+        taken = [(group, row, self._x0(group, row, *mixed)) for group, row in previews or ()]
+        self.torn = True
+        looked_at = {"model": m, "uncond": uncond, "guidance": None if uncond is None else weight}
+        ulam_kernels.advance(
+            slots.cursor, slots.now, **(looked_at if self.check_finite else {}), backend=buffers.backend
+        )
+        self._step(slots.now_row, slots.now_draw, *mixed, noise, net_in, work)
         self.previews += [
-            Preview(g.job, g.job.ids[g.chains], row, self.state[0, g.slots].clone(), x0) for g, row, x0 in taken
+            Preview(g.job, g.job.ids[g.chains], row, buffers.state[0, g.slots].clone(), x0) for g, row, x0 in taken
         ]
+
+    def _look_up(self, intervals: bool) -> torch.Tensor:
+        """Tell the network its times; the weights of guidance, which hold in their intervals."""
+        slots, backend, times = self.buffers.slots, self.buffers.backend, self.buffers.rows.columns.times
+        if not intervals:
+            ulam_kernels.look_up(times, slots.row, self.buffers.t, backend=backend)
+            return slots.weight
+        ulam_kernels.look_up(
+            times,
+            slots.row,
+            self.buffers.t,
+            guidance=slots.weight,
+            interval=slots.interval,
+            weight=self._weight,
+            backend=backend,
+        )
+        return self._weight
 
     def _rescaled(
         self, m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Outputs and weights with the rescaled chains' guidance done; the others' is left to the fused step."""
         wide = torch.promote_types(m.dtype, torch.float32)
-        m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.slots.rescale
+        m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.buffers.slots.rescale
         own, other = self._without_variances(m), self._without_variances(uncond)
         chosen = (phi > 0).view(-1, *[1] * (m.dim() - 1))
         own.copy_(torch.where(chosen, rescaled(own, other, weight, phi), own))
@@ -275,7 +218,7 @@ class Runner:
 
     def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
         """The network's output without the learned variances that may stand behind it."""
-        return m[:, : self.shape[0]] if self.shape else m
+        return m[:, : self.buffers.shape[0]] if self.buffers.shape else m
 
     def _x0(
         self, group: Group[Job], row: int, m: torch.Tensor, uncond: torch.Tensor | None, weight: torch.Tensor
@@ -284,75 +227,93 @@ class Runner:
         program, at = group.job.program, group.slots
         if program.normalise[row]:
             return None
-        x, m = self.state[0, at], self._without_variances(m)[at]
+        x, m = self.buffers.state[0, at], self._without_variances(m)[at]
         if uncond is not None:
             w, other = weight[at].view(-1, *[1] * (x.dim() - 1)), self._without_variances(uncond)[at]
             m = torch.where(w == 1, m, other + w * (m - other))
         return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
 
-    def _evaluate(self, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _evaluate(self, guided: bool, net_in: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
 
         Unless asked for in one, these are two calls, so that the network sees the same batch shape, and a chain gets
         the same bits, whether or not there are guided chains in the batch.
         """
-        torch.index_select(self.rows.time, 0, self.slots.row, out=self.t)
-        buffer = self.state[0] if self.net_in is None else self.net_in
-        x = buffer.double() if self.net_dtype == torch.float64 != buffer.dtype else buffer
+        buffers = self.buffers
+        x = buffers.state[0] if net_in is None else net_in
+        if self._net_dtype == torch.float64 != x.dtype:
+            x = x.double()
         with self._range("ulam.network"):
-            uncond = self.uncond.inputs if guided else None
-            return self.network(x, self.t, self.cond.inputs, uncond, self.cond.shared)
+            inputs = buffers.uncond.inputs if guided else None
+            m, uncond = self.network(x, buffers.t, buffers.cond.inputs, inputs, buffers.cond.shared)
+        if m.dtype == torch.float64 != buffers.dtype:  # once for the check and the step
+            m, uncond = m.float(), None if uncond is None else uncond.float()
+        return m, uncond
 
     def _step_silently(self, moving: list[tuple[Group[Job], int]], work: Work) -> None:
         """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
-        live, row, advance = self.slots, torch.full_like(self.slots.row, IDLE_ROW), torch.zeros_like(self.slots.advance)
+        slots = self.buffers.slots
+        row, advance = torch.full_like(slots.row, IDLE_ROW), torch.zeros_like(slots.cursor[2:4])
         for group, _ in moving:
-            row[group.slots] = live.row[group.slots]
-            advance[:, group.slots] = live.advance[:, group.slots]
+            row[group.slots] = slots.row[group.slots]
+            advance[:, group.slots] = slots.cursor[2:4, group.slots]
         explicit = [(group, row) for group, row in moving if group.job.noise]
-        self._step(row, None, None, None, self._explicit_noise(explicit) if explicit else None, work)
-        live.cursor += advance
+        noise = self._explicit_noise(explicit) if explicit else None
+        self.torn = True
+        self._step(row, slots.draw, None, None, None, noise, self.buffers.inputs_are(work.scaled), work)
+        slots.cursor[:2] += advance
 
     def _step(
         self,
         row: torch.Tensor,
+        draw: torch.Tensor,
         m: torch.Tensor | None,
         uncond: torch.Tensor | None,
         weight: torch.Tensor | None,
         noise: torch.Tensor | None,
+        net_in: torch.Tensor | None,
         work: Work,
     ) -> None:
         begin = time.perf_counter()
-        live, backend = self.slots, self.backend
+        buffers, slots, columns = self.buffers, self.buffers.slots, self.buffers.rows.columns
+        state, table = buffers.registers(work.registers)
+        noise_of = {"seed": slots.seed, "chain": slots.chain, "draw": draw}
         inputs: dict[str, Any] = {
             "model": m,
             "uncond": uncond,
             "guidance": None if uncond is None else weight,
-            "seed": live.seed,
-            "chain": live.chain,
-            "draw": live.draw,
             "noise": noise,
-            "backend": backend,
+            "backend": buffers.backend,
+            **noise_of,
         }
         with self._range("ulam.step"):
-            if work.reduces and self.scales is not None:
-                ulam_kernels.reduce(self.state, self.rows.table, row, **inputs, out=self.scales)
-            ulam_kernels.step(self.state, self.rows.table, row, **inputs, net_in=self.net_in, scales=self.scales)
-            if work.blends and self.known is not None:
-                c_next = self.rows.table.coef[row, C_NEXT]
-                self.known.blend(self.state, row, live.seed, live.chain, live.draw, self.net_in, c_next, backend)
+            scales = buffers.scales if work.reduces else None
+            if scales is not None:
+                ulam_kernels.reduce(state, table, row, **inputs, out=scales)
+            ulam_kernels.step(state, table, row, **inputs, net_in=net_in, scales=scales)
+            if work.blends and buffers.known is not None:
+                buffers.known.blend(
+                    state,
+                    a=columns.known_a,
+                    b=columns.known_b,
+                    c_next=None if net_in is None else columns.c_next,
+                    row=row,
+                    net_in=net_in,
+                    backend=buffers.backend,
+                    **noise_of,
+                )
         self.step_seconds += time.perf_counter() - begin
 
     def _explicit_noise(self, explicit: list[tuple[Group[Job], int]]) -> torch.Tensor:
         """The noise of all slots, where some jobs bring their own for the row given; the others keep noise-v1."""
-        noise = torch.empty(self.size, *self.shape, dtype=self.rows.table.coef.dtype, device=self.device)
-        live = self.slots
-        ulam_kernels.fill_normal(noise, seed=live.seed, chain=live.chain, draw=live.draw, backend=self.backend)
+        buffers, slots = self.buffers, self.buffers.slots
+        noise = torch.empty(len(slots.row), *buffers.shape, dtype=buffers.rows.columns.c_next.dtype, device=self.device)
+        ulam_kernels.fill_normal(noise, seed=slots.seed, chain=slots.chain, draw=slots.draw, backend=buffers.backend)
         for group, row in explicit:
             if not (group.job.program.A[row, :, -1] != 0).any() or group.job.noise is None:
                 continue
             z = group.job.noise(row, group.job.chains[group.chains])
-            expected = [group.size, *self.shape]
+            expected = [group.size, *buffers.shape]
             if not isinstance(z, torch.Tensor) or list(z.shape) != expected or not z.is_floating_point():
                 came = f"{z.dtype} {list(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
                 raise ValueError(f"noise: returned {came} for row {row}, expected a float tensor {expected}")
@@ -365,15 +326,3 @@ def _no_range(_: str) -> AbstractContextManager[object]:
 
 
 _NO_RANGE = nullcontext()
-
-
-def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:
-    """(scale of the first state, chains) of neighbours in the list with the same scale."""
-    runs: list[tuple[float, int]] = []
-    for group, size in zip(groups, sizes, strict=True):
-        scale = group.job.program.init_scale
-        if runs and runs[-1][0] == scale:
-            runs[-1] = scale, runs[-1][1] + size
-        else:
-            runs.append((scale, size))
-    return runs

@@ -8,15 +8,37 @@ together: the work follows events, not chains.
 from __future__ import annotations
 
 import copy
+import functools
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Any, Generic, TypeVar, cast
 
 from .errors import QueueFull
 from .shares import Job, Record, shares
 
 POLICIES = ("fifo", "shortest", "fair", "deadline")
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _changes(method: Method) -> Method:
+    """A method that changes the scheduler: an interrupt inside is seen afterwards. Errors of its own change nothing."""
+
+    @functools.wraps(method)
+    def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
+        self.changing = True
+        try:
+            result = method(self, *arguments, **named)
+        except (ValueError, QueueFull):
+            self.changing = False
+            raise
+        self.changing = False
+        return result
+
+    return cast(Method, change)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +78,9 @@ class Scheduler(Generic[Job]):
     far could make the job miss its latest start. It is never a promise; :meth:`plan` says whether it is met.
 
     capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
-    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. Raises ValueError for what cannot be.
+    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
+    caller empties it. ``changing`` stays True where an interrupt came inside a method that changes the scheduler: it
+    cannot be used any more. Raises ValueError for an invalid argument.
     """
 
     def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
@@ -81,6 +105,8 @@ class Scheduler(Generic[Job]):
         self._longest = 0
         self._numbers = 0
         self._plan: dict[Job, int] | None = {}
+        self.newest: list[Group[Job]] = []
+        self.changing = False
 
     # ------------------------------------------------------------------------------------------------ the queue
 
@@ -124,6 +150,7 @@ class Scheduler(Generic[Job]):
             came = f"{self.waiting} chains wait, {chains} more do not fit a queue of {self.capacity}"
             raise QueueFull(f"submit: {came} for another {self.room_in(chains)} ticks")
 
+    @_changes
     def submit(
         self,
         job: Job,
@@ -156,6 +183,7 @@ class Scheduler(Generic[Job]):
         self._enqueue(record)
         self._plan = None
 
+    @_changes
     def cancel(self, job: Job) -> tuple[int, list[Group[Job]]]:
         """Drop a job: how many chains, in the queue and in slots, and the groups that left their slots.
 
@@ -172,6 +200,7 @@ class Scheduler(Generic[Job]):
         self._plan = None
         return record.waiting + record.held, left
 
+    @_changes
     def drop_waiting(self) -> None:
         """Drop the chains in the queue, and leave those in slots."""
         self.waiting = 0
@@ -184,6 +213,7 @@ class Scheduler(Generic[Job]):
 
     # ------------------------------------------------------------------------------------------------ the slots
 
+    @_changes
     def admit(self) -> list[Group[Job]]:
         """Fill the free slots from the queue; the groups that entered."""
         while self._due and self._due[0][0] <= self.tick:
@@ -196,6 +226,7 @@ class Scheduler(Generic[Job]):
             for record, count in shares(records, self.free):
                 self._enter(record, count, entered)
                 self._enqueue(record)
+        self.newest += entered
         return entered
 
     @property
@@ -203,6 +234,17 @@ class Scheduler(Generic[Job]):
         """Ticks until the next group leaves; nothing enters before."""
         return self._ends[0][0] - self.tick if self._ends else 0
 
+    def ending(self) -> list[Group[Job]]:
+        """The groups that end at this tick, as :meth:`retire` will free their slots."""
+        due, at = [], [0]  # in a heap nothing below an entry that is not due is due
+        while at:
+            place = at.pop()
+            if place < len(self._ends) and self._ends[place][0] <= self.tick:
+                due.append(self._ends[place])
+                at += [2 * place + 1, 2 * place + 2]
+        return [group for _, _, group in sorted(due)]
+
+    @_changes
     def retire(self) -> list[Group[Job]]:
         """Free the slots of the groups that end at this tick; those groups."""
         left = []
@@ -218,6 +260,14 @@ class Scheduler(Generic[Job]):
             elif self.policy == "fair":
                 self._enqueue(record)  # its turn may come sooner now
         return left
+
+    def begin_anew(self) -> None:
+        """Have all chains in the slots enter once more, at this tick."""
+        for group in self._groups:
+            group.start, group.end = self.tick, self.tick + self._records[group.job].ticks
+        self._ends = sorted((group.end, number, group) for _, number, group in self._ends)
+        self.newest = list(self._groups)
+        self._plan = None
 
     # ------------------------------------------------------------------------------------------------- the plan
 
@@ -337,6 +387,8 @@ class Scheduler(Generic[Job]):
         for group in groups:
             del self._groups[group]
             self.active -= group.size
+        if self.newest:
+            self.newest = [group for group in self.newest if group in self._groups]
         if groups:
             self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
             self._listed = None

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 IDLE_ROW = 0
-INTEGERS = ("row", "draw", "row_advance", "draw_advance", "seed", "chain", "failed")
+CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # as ulam_kernels.advance counts on
+INTEGERS = (*CURSOR, "seed", "chain")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale")
 Places: TypeAlias = "slice | npt.NDArray[np.int64]"
 PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
@@ -25,8 +26,9 @@ class Slots:
     """``[slots]`` tensors on the device, by name; ``put`` and ``commit`` change them.
 
     row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
-    the network's output was not finite, 0 while all is well. weight: of guidance, used where guided_from <= t <=
-    guided_to; rescale: Lin et al. 2024, section 3.4.
+    the network's output was not finite, 0 while all is well. parts: the operation's own. cursor: these six lines.
+    now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, used where
+    guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4.
     """
 
     row: torch.Tensor
@@ -44,20 +46,16 @@ class Slots:
             torch.zeros(len(INTEGERS), slots, dtype=torch.int64, device=device),
             torch.zeros(len(FLOATS), slots, dtype=torch.float32, device=device),
         )
-        self.cursor, self.advance = self._live[0][:2], self._live[0][2:4]
+        self.cursor, self.interval = self._live[0][: len(CURSOR)], self._live[1][1:3]
+        self.now = torch.zeros(2, slots, dtype=torch.int64, device=device)
+        self.now_row, self.now_draw = self.now
         for names, table in zip((INTEGERS, FLOATS), self._live, strict=True):
             for name, values in zip(names, table, strict=True):
                 setattr(self, name, values)
         self.weight.fill_(1.0)
         self._direct = device.type == "cpu"
-        self._stagings: deque[_Staging] = deque()
-        self._host = (
-            tuple(table.numpy() for table in self._live) if self._direct else self._staging(slots, device).arrays
-        )
-
-    def _staging(self, slots: int, device: torch.device) -> _Staging:
-        self._stagings.extend(_Staging(slots, device) for _ in range(STAGINGS))
-        return self._stagings[0]
+        self._stagings = deque([] if self._direct else [_Staging(slots, device) for _ in range(STAGINGS)])
+        self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
 
     def put(self, at: Places, **values: int | float | npt.NDArray[Any]) -> None:
         """Set named values of these slots, from ``commit`` on."""
@@ -95,6 +93,7 @@ class _Staging:
 
         self._tables = pair(len(INTEGERS), torch.int64), pair(len(FLOATS), torch.float32)
         self._changed = pair(1, torch.bool)
+        self._device = device
         self.arrays = tuple(host.numpy() for host, _ in self._tables)
         self.changed = self._changed[0].numpy()[0]
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -104,7 +103,7 @@ class _Staging:
             device.copy_(host, non_blocking=True)
         for (_, fresh), table in zip(self._tables, live, strict=True):
             torch.where(self._changed[1], fresh, table, out=table)
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(self._device))  # of this device, whichever is the current one
 
     def wait(self) -> None:
         """Until the copies of the last upload are done: STAGINGS - 1 events ago, so in practice at once."""
@@ -120,9 +119,3 @@ def places(ranges: list[slice]) -> tuple[npt.NDArray[np.int64], list[int]]:
         return starts, sizes
     ends = np.cumsum(sizes)
     return np.arange(ends[-1]) + (starts - ends + sizes).repeat(sizes), sizes
-
-
-def on_device(at: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """An index for tensors there, without a wait."""
-    host = torch.from_numpy(at)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

@@ -18,12 +18,21 @@ class Work:
     rescaled = False
     reduces = False
     blends = False
+    scaled = False  # network inputs that are not the states
     previews = False
 
-    def __init__(self) -> None:
+    def __init__(self, groups: list[Group[Job]] | None = None) -> None:
         self.groups: list[Group[Job]] = []
         self.active = 0  # chains in them
         self._counts: Counter[str] = Counter()
+        self._registers: Counter[int] = Counter()
+        self.registers = 1  # the most that a program has
+        self.enter(groups or [])
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which operations a tick is, beside the network's calls."""
+        return self.registers, self.intervals, self.rescaled, self.reduces, self.blends, self.scaled
 
     def enter(self, groups: list[Group[Job]]) -> None:
         """Count these groups in."""
@@ -38,6 +47,8 @@ class Work:
             for trait in group.job.traits:
                 self._counts[trait] += sign
                 setattr(self, trait, self._counts[trait] > 0)
+            self._registers[group.job.program.registers] += sign
+        self.registers = max((count for count, groups in self._registers.items() if groups), default=1)
 
 
 Silent = list[list[tuple[Group[Job], int]]]

@@ -1,0 +1,146 @@
+"""A whole tick as one CUDA graph: time look-up, network, check, reductions, fused step."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from .report import Report
+
+log = logging.getLogger("ulam")
+SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in its debug mode
+
+
+class TickGraphs:
+    """Graphs of a tick by what it contains (guided or not, reductions, batch of the network), captured when first met.
+
+    The first tick of each kind runs eagerly: it warms up the libraries and the allocator, and shows whether anything
+    in it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A kind that
+    waits, or whose capture fails, runs eagerly, and that is reported once. All graphs share one memory pool and are
+    captured on one stream of their own, so that engines on several devices, or two on one, do not meet. Buffers that a
+    graph reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
+    """
+
+    def __init__(self, device: torch.device, report: Report) -> None:
+        self._device, self._report = device, report
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._warm: set[Hashable] = set()
+        self._addresses: list[int] | None = None
+
+    def forget(self) -> None:
+        """Drop all graphs: a buffer has moved."""
+        self._graphs = {key: None for key, graph in self._graphs.items() if graph is None}
+
+    def reads(self, addresses: list[int]) -> None:
+        """Say where what the network reads lies: graphs that were captured with other addresses are dropped."""
+        if addresses != self._addresses:
+            self.forget()
+            self._addresses = addresses
+
+    def of_tick(self, key: Hashable, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """The graph of ticks of this kind, to be replayed; None if the tick has been run eagerly instead."""
+        if key not in self._warm:
+            self._warm_up(key, tick)
+            return None
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(tick)
+        graph = self._graphs[key]
+        if graph is None:
+            tick()
+        return graph
+
+    def _warm_up(self, key: Hashable, tick: Callable[[], None]) -> None:
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                tick()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        waits = [w for w in said if SYNCHRONISES in str(w.message)]
+        for warning in said:
+            if warning not in waits:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if waits:
+            self._graphs[key] = None
+            self._say(f"the network waits for the device ({waits[0].filename}:{waits[0].lineno})")
+        self._warm.add(key)
+
+    def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        begin = time.perf_counter()
+        graph, pool = torch.cuda.CUDAGraph(), self._pool()
+        generator = torch.cuda.default_generators[self._device.index]
+        stream, random = torch.cuda.current_stream(self._device), generator.clone_state()
+        with torch.cuda.device(self._device):
+            try:
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                    tick()
+            except BaseException as error:  # the network allocates on the host, ...: nothing has run: go on eagerly
+                # A capture that ends badly leaves its stream current, the generator and the allocator under capture.
+                torch.cuda.set_stream(stream)
+                generator.graphsafe_set_state(random)
+                with suppress(RuntimeError):  # it has ended already
+                    torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                if not isinstance(error, Exception):
+                    raise
+                cause = error.__cause__ or error
+                self._say(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
+                return None
+        self._report.captures += 1
+        self._report.capture_seconds += time.perf_counter() - begin
+        return graph
+
+    def _pool(self) -> Any:
+        """The pool of the graphs there are; a new one without any, since torch cannot reopen a pool that was left."""
+        graphs = [graph for graph in self._graphs.values() if graph is not None]
+        return graphs[0].pool() if graphs else torch.cuda.graph_pool_handle()
+
+    def _say(self, why: str) -> None:
+        reason = f"no CUDA graph, ticks run eagerly: {why}"
+        self._report.add_fallback(reason)
+        log.warning(reason)
+
+
+def addresses(net: object) -> list[int]:
+    """Where the parameters and buffers of a network lie, those of modules that a function refers to included."""
+    tensors = (
+        tensor
+        for module in _modules(net, set())
+        for kept in (module._parameters, module._buffers)
+        for tensor in kept.values()
+        if tensor is not None
+    )
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
+    """A module with those inside it; of a function, a method or another callable those that it refers to itself."""
+    if isinstance(value, torch.nn.Module):
+        yield from value.modules()
+        return
+    if id(value) in seen or isinstance(value, type) or not callable(value):
+        return
+    seen.add(id(value))
+    reached: list[object] = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, partial):
+        reached += [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        reached += [value.__self__, value.__func__]
+    elif isinstance(value, FunctionType):
+        named = (value.__globals__.get(name) for name in value.__code__.co_names)
+        reached += [global_ for global_ in named if isinstance(global_, torch.nn.Module)]
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # not assigned yet
+                reached.append(cell.cell_contents)
+    for other in reached:
+        yield from _modules(other, seen)
