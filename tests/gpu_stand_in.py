@@ -1,9 +1,10 @@
 """A CUDA device for machines without one: torch and the engine as they are, over CPU memory and torch's own rules.
 
-``gpu`` is the fixture. Under it ``torch.cuda`` sees two devices, tensors may live on ``cuda:0`` and ``cuda:1``, and the
-engine runs on them as on real ones: streams are asynchronous, captures record and replay, what a capture forbids
-raises, what would wait for the device is written down in ``gpu.waits``. ``torch.cuda.graph``, ``torch.cuda.stream`` and
-``torch.cuda.device`` are torch's own code. The fused operations are those of the CPU backend, one launch each.
+``gpu`` is the fixture, for modules with ``pytest_plugins = "gpu_stand_in"``. Under it ``torch.cuda`` sees two devices,
+tensors may live on ``cuda:0`` and ``cuda:1``, and the engine runs on them as on real ones: streams are asynchronous,
+captures record and replay, what a capture forbids raises, what would wait for the device is written down in
+``gpu.waits``. ``torch.cuda.graph``, ``torch.cuda.stream`` and ``torch.cuda.device`` are torch's own code. The fused
+operations are those of the CPU backend, one launch each. Gradients are not computed there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo  # some shape functions import it: not while torch is patched
 from gpu_stand_in_device import Gpu, index_of
 from gpu_stand_in_graphs import CUDAGraph, begin_allocate, end_allocate, pool_handle, release_pool
 from gpu_stand_in_streams import Event, Stream
@@ -52,19 +54,6 @@ def gpu(request, monkeypatch):
     library._destroy()
     dispatch._automatic.cache_clear()
     dispatch._named.cache_clear()
-
-
-def network(gpu, net):
-    """``net``, its launches marked as the network's."""
-
-    def call(*arguments, **named):
-        gpu.network = True
-        try:
-            return net(*arguments, **named)
-        finally:
-            gpu.network = False
-
-    return call
 
 
 def _device_guards():
@@ -177,6 +166,12 @@ def _patch_torch(monkeypatch, gpu):
         "_cuda_releasePool": release_pool,
     }.items():
         monkeypatch.setattr(torch._C, name, value, raising=False)
+    same = torch._has_compatible_shallow_copy_type  # a module that moves gets new parameters, on a device the same ones
+    monkeypatch.setattr(
+        torch,
+        "_has_compatible_shallow_copy_type",
+        lambda a, b: isinstance(a, CudaTensor) == isinstance(b, CudaTensor) and same(a, b),
+    )
     _patch_pinning(monkeypatch)
 
 
@@ -198,6 +193,11 @@ def _patch_pinning(monkeypatch):
 
     for name in ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like", "rand", "randn"):
         monkeypatch.setattr(torch, name, pinning(getattr(torch, name)))
+
+    def cuda(x, device=None, non_blocking=False, memory_format=torch.preserve_format):
+        return x.to(torch.device("cuda", index_of(device)), non_blocking=non_blocking, memory_format=memory_format)
+
+    monkeypatch.setattr(torch.Tensor, "cuda", cuda)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "is_pinned", is_pinned)
 

@@ -8,6 +8,7 @@ CUDAGeneratorImpl.cpp and Copy.cu of torch 2.11 do.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -160,6 +161,19 @@ class Gpu:
         """As ``torch.cuda.set_stream``: also makes the stream's device the current one."""
         setattr(self._own, f"queue{queue.device}", queue)
         self.device = queue.device
+
+    def inside(self, net):
+        """``net``, its launches marked as the network's."""
+
+        @functools.wraps(net, updated=())
+        def call(*arguments, **named):
+            self.network = True
+            try:
+                return net(*arguments, **named)
+            finally:
+                self.network = False
+
+        return call
 
     # ------------------------------------------------------------------------------- launching and waiting
 

@@ -75,7 +75,9 @@ class CudaTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = func._schema.name.removeprefix("aten::")
-        if func._can_decompose() and name not in SYNCHRONIZING and name != "item":
+        if name == "item":
+            return aten._local_scalar_dense.default(args[0])
+        if func._can_decompose() and name not in SYNCHRONIZING:
             return func.decompose(*args, **kwargs)
         if name == "copy_":
             return copy(*args, **kwargs)
@@ -88,11 +90,23 @@ class CudaTensor(torch.Tensor):
         device = device_of(args, kwargs, func)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]) != torch.device("cuda", device):
             return elsewhere(func, args, kwargs)
+        if name == "index_put_" and fills(*args, **kwargs):  # masked_fill_, as torch has it
+            args, func = (args[0], args[1][0], args[2].item()), aten.masked_fill_.Scalar
+            return launched(func, "masked_fill_", device, args, {})
         if name in SYNCHRONIZING or (name in MOVES_SCALARS and has_mask(args[1])):
             return synchronous(func, name, device, args, kwargs)
         if name in MOVES_SCALARS:
             args, kwargs = tree_map(lambda x: brought(x, device), (args, kwargs))
         return launched(func, name, device, args, kwargs)
+
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, new):
+        torch._C.TensorBase.data.__set__(self, new)
+        self.inner, self.allocation = new.inner, new.allocation
 
     def data_ptr(self):
         return self.inner.data_ptr()
@@ -134,7 +148,7 @@ class CudaTensor(torch.Tensor):
         return format(self.item(), spec) if self.dim() == 0 else repr(self)
 
     def __repr__(self):
-        return f"CudaTensor({self.inner}, device='{self.device}')"
+        return f"CudaTensor({list(self.shape)}, {self.dtype}, device='{self.device}')"  # without looking, which waits
 
 
 def unwrapped(tree):
@@ -169,10 +183,9 @@ def device_of(args, kwargs, func):
     name = func._schema.name.removeprefix("aten::")
     host = [x for x in tensors if not isinstance(x, CudaTensor)]
     if len(devices) > 1 or (any(x.dim() > 0 for x in host) and name not in MOVES_SCALARS):
-        found = sorted({str(x.device) for x in tensors}, reverse=True)[:2]
+        found = " and ".join(sorted({str(x.device) for x in tensors}, reverse=True)[:2])
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, "
-            f"{found[0]} and {found[1]}! ({func})"
+            f"Expected all tensors to be on the same device, but found at least two devices, {found}! ({func})"
         )
     return devices.pop().index
 
@@ -181,6 +194,11 @@ def has_mask(indices):
     return isinstance(indices, (list, tuple)) and any(
         isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices
     )
+
+
+def fills(x, indices, value, accumulate=False):
+    """Whether indexing by one mask in front puts one number of the host there."""
+    return has_mask(indices[:1]) and len(indices) == 1 and value.numel() == 1 and not value.is_cuda and not accumulate
 
 
 def brought(value, device):
@@ -198,45 +216,70 @@ def elsewhere(func, args, kwargs):
     return made if target.type == "cpu" else made.to(target)
 
 
-def shapes(func, args, kwargs):
-    """What the operation gives, without values; raises what it would raise at once."""
+SHAPES: dict = {}  # what operations gave before, by operation and arguments without values
 
+
+def shapes(func, args, kwargs):
+    """What the operation gives, without values: for each result (None, size, stride, dtype), or (i,) where it is the
+    i-th argument itself, or (None, what) for what is no tensor; and how they are arranged. Raises what it raises."""
+    flat, arrangement = tree_flatten((args, kwargs))
+    kinds = [
+        (x.size(), x.stride(), x.dtype, type(x) is CudaTensor) if isinstance(x, torch.Tensor) else (type(x), x)
+        for x in flat
+    ]
+    key = func, tuple(kinds), arrangement
+    if key not in SHAPES:
+        SHAPES[key] = _shapes(func, flat, arrangement)
+    return SHAPES[key]
+
+
+def _shapes(func, flat, arrangement):
     def meta(x):
         if not isinstance(x, CudaTensor):
             return x
         return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="meta")
 
-    margs, mkwargs = tree_map(meta, (args, kwargs))
-    if "device" in mkwargs:
-        mkwargs["device"] = "meta"
-    mkwargs.pop("pin_memory", None)
-    mkwargs.pop("generator", None)
+    def call(leaves):
+        args, kwargs = tree_unflatten(leaves, arrangement)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "generator")}
+        return func(*args, **kwargs)
+
+    leaves = [meta(x) for x in flat]
     try:
-        return margs, mkwargs, func(*margs, **mkwargs)
+        told = call(leaves)
     except NotImplementedError:  # no shape function: tried on copies
-        margs, mkwargs = tree_map(lambda x: x.inner.clone() if isinstance(x, CudaTensor) else x, (args, kwargs))
-        mkwargs.pop("device", None)
-        return margs, mkwargs, func(*margs, **mkwargs)
+        leaves = [x.inner.clone() if isinstance(x, CudaTensor) else x for x in flat]
+        told = call(leaves)
+    given = {id(leaf): place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    results, out = tree_flatten(told)
+    for result in results:
+        if id(result) in given and flat[given[id(result)]].shape != result.shape:
+            raise NotImplementedError(f"{func}: an out= of another shape")
+    described = [
+        (None, x)
+        if not isinstance(x, torch.Tensor)
+        else (given[id(x)],)
+        if id(x) in given
+        else (None, x.size(), x.stride(), x.dtype)
+        for x in results
+    ]
+    return described, out
 
 
 def launched(func, name, device, args, kwargs):
     """Queue an operation; its results are memory of now and values of when it runs."""
-    margs, mkwargs, told = shapes(func, args, kwargs)
-    sources = {id(m): x for m, x in zip(tree_leaves((margs, mkwargs)), tree_leaves((args, kwargs)), strict=False)}
-    flat, spec = tree_flatten(told)
+    described, arrangement = shapes(func, args, kwargs)
+    given = tree_leaves((args, kwargs))
     results, fresh = [], []
-    for place, out in enumerate(flat):
-        own = sources.get(id(out)) if isinstance(out, torch.Tensor) else None
-        if isinstance(own, CudaTensor):
-            if own.shape != out.shape:
-                raise NotImplementedError(f"{func}: an out= of another shape")
-            results.append(own)
-        elif isinstance(out, torch.Tensor):
-            made = bare(out.size(), out.stride(), out.dtype)
+    for place, (own, *what) in enumerate(described):
+        if own is not None:
+            results.append(given[own])
+        elif len(what) == 1:
+            results.append(what[0])
+        else:
+            made = bare(*what)
             fresh.append((place, made))
             results.append(wrapped(made, device))
-        else:
-            results.append(out)
     if not name.startswith(("empty", "new_empty")):
         inner_args, inner_kwargs = unwrapped((args, kwargs))
         inner_kwargs = {k: v for k, v in inner_kwargs.items() if k not in ("device", "pin_memory", "generator")}
@@ -245,12 +288,14 @@ def launched(func, name, device, args, kwargs):
         def run(base):
             done = tree_leaves(quietly(drawn, func, inner_args, inner_kwargs, seeded, base))
             for place, made in fresh:
+                if not done[place].numel():
+                    continue  # something for the backward pass that the CPU does not make
                 if done[place].shape != made.shape:
                     raise AssertionError(f"{func}: gave {list(done[place].shape)}, expected {list(made.shape)}")
                 quietly(made.copy_, done[place])
 
         Gpu.current.launch(func._schema.name, device, run)
-    return tree_unflatten(results, spec)
+    return tree_unflatten(results, arrangement)
 
 
 def drawn(func, args, kwargs, seeded, base):
