@@ -300,7 +300,7 @@ def caller():
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if f"{os.sep}torch{os.sep}" not in name and "gpu_stand_in" not in os.path.basename(name).replace("test_", "-"):
+        if f"{os.sep}torch{os.sep}" not in name and not os.path.basename(name).startswith("gpu_stand_in"):
             return f"{os.path.basename(name)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

@@ -44,11 +44,10 @@ class Allocation:
     for good). What a capture allocated stays its graph's."""
 
     def __init__(self, inner, device):
-        self._gpu, self._device, self._inner = Gpu.current, device, inner
-        self._size = inner.untyped_storage().nbytes()
-        self._gpu.allocate(device, self._size)
+        self._gpu, self._device, self._inner, self._size, self.kept = Gpu.current, device, inner, 0, True
+        self._gpu.allocate(device, size := inner.untyped_storage().nbytes())
         self.queue = self._gpu.queue(device)
-        self.kept = self.queue.capture is not None
+        self._size, self.kept = size, self.queue.capture is not None
 
     def __del__(self):
         self._gpu.devices[self._device].live -= self._size
