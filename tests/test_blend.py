@@ -93,6 +93,43 @@ def test_noise_is_noise_v1_and_not_made_in_vain(backend: str) -> None:
     assert torch.equal(state[0], z)
 
 
+@pytest.mark.parametrize("name", ["reference", *_cpu.instruction_sets()])
+@pytest.mark.parametrize("stage", [0, 1, 15])
+def test_tables_with_rows_give_the_bits_of_coefficients_a_chain(name: str, stage: int) -> None:
+    """And a stage those of a draw that is so much further, which may wrap."""
+    rng, before = np.random.default_rng([stage]), _cpu.instruction_set()
+    for shape in ((2,), (3, 40), (1, 1000)):
+        inputs: dict[str, Any] = random_inputs(rng, shape)
+        inputs["draw"][0] = 2**63 - 1
+        start = torch.from_numpy(rng.normal(size=(1, CHAINS, *shape))).float()
+        row = torch.from_numpy(rng.integers(0, 9, CHAINS))
+        tables = {name: torch.from_numpy(rng.normal(size=9)).float() for name in ("a", "b", "c_next")}
+        tables["a"][1::3], tables["b"][1::2] = 0, 0
+        plain = inputs | {key: table[row] for key, table in tables.items()} | {"draw": inputs["draw"] + stage}
+        states, nets = [start.clone(), start.clone()], torch.full((2, CHAINS, *shape), math.nan)
+        ulam_kernels.blend(states[0], **plain, net_in=nets[0], backend="reference")
+        if name != "reference":
+            _cpu.use_instruction_set(name)
+        backend = "reference" if name == "reference" else "cpu"
+        inputs |= tables
+        ulam_kernels.blend(states[1], **inputs, net_in=nets[1], row=row, stage=stage, backend=backend)
+        _cpu.use_instruction_set(before)
+        assert same_bits(*states) and same_bits(*nets)
+        assert not same_bits(states[0], start)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("row", [-1, 4, 2**40])
+def test_a_row_outside_the_tables_raises_before_anything_is_written(backend: str, row: int) -> None:
+    inputs: dict[str, Any] = random_inputs(np.random.default_rng(3), (5,))
+    state, net_in, table = torch.ones(1, CHAINS, 5), torch.ones(CHAINS, 5), torch.ones(4)
+    rows = torch.tensor([0, 1, 2, 3, row, 0])
+    inputs |= {"a": table, "b": table, "c_next": table, "net_in": net_in, "row": rows}
+    with pytest.raises(IndexError, match=f"^row: got {row} for chain 4, expected a row of the table of 4"):
+        ulam_kernels.blend(state, **inputs, backend=backend)
+    assert torch.equal(state, torch.ones_like(state)) and torch.equal(net_in, torch.ones_like(net_in))
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(threads: int) -> None:
     rng, before = np.random.default_rng(2), torch.get_num_threads()
@@ -139,6 +176,16 @@ def test_empty_and_float64() -> None:
     ({"net_in": torch.zeros(2, 3)}, "c_next: got None"),
     ({"net_in": torch.zeros(2, 2), "c_next": torch.ones(2)}, "net_in"),
     ({"net_in": torch.zeros(2, 3), "c_next": torch.ones(3)}, "c_next"),
+    ({"row": torch.zeros(3, dtype=torch.int64)}, "row: got shape"),
+    ({"row": torch.zeros(2)}, "row: got dtype"),
+    ({"row": torch.zeros(2, dtype=torch.int64), "a": torch.ones(3)}, "b: got shape"),
+    ({"row": torch.zeros(2, dtype=torch.int64), "a": torch.tensor(1.0)}, "a: got shape"),
+    ({"row": torch.zeros(2, dtype=torch.int64), "net_in": torch.zeros(2, 3), "c_next": torch.ones(3)}, "c_next: got"),
+    ({"a": torch.ones(3), "b": torch.ones(3)}, "a: got shape"),
+    ({"stage": 16}, "stage: got 16, expected 0 to 15"),
+    ({"stage": -1}, "stage: got -1"),
+    ({"stage": 0.5}, "stage: got 0.5"),
+    ({"stage": True}, "stage: got True"),
 ])  # fmt: skip
 def test_bad_input_is_named(backend: str, changes: dict[str, Any], named: str) -> None:
     zero = torch.zeros(2, dtype=torch.int64)

@@ -77,6 +77,25 @@ def test_opcheck_of_reduce() -> None:
 def test_opcheck_of_blend(with_input: bool) -> None:
     rest = (None, torch.zeros(CHAINS, *SHAPE), torch.ones(CHAINS)) if with_input else ()
     torch.library.opcheck(torch.ops.ulam.blend.default, (*blend_arguments(), *rest))
+    options = {"row": torch.tensor([2, 0, 1]), "stage": 3}
+    torch.library.opcheck(torch.ops.ulam.blend.default, (*blend_arguments(), *rest), options)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_opcheck_of_look_up(limited: bool) -> None:
+    three = torch.ones(CHAINS)
+    rest = (three * 2, torch.stack([three - 1, three]), torch.zeros(CHAINS)) if limited else ()
+    arguments = (torch.arange(5.0), torch.tensor([4, 0, 1]), torch.zeros(CHAINS), *rest)
+    torch.library.opcheck(torch.ops.ulam.look_up.default, arguments)
+
+
+@pytest.mark.parametrize("outputs", [0, 1, 2])
+def test_opcheck_of_advance(outputs: int) -> None:
+    model = torch.ones(CHAINS, *SHAPE)
+    model[1, 0, 2] = float("nan")
+    rest = (model, model, torch.tensor([0.0, 1.0, 2.0]))[: outputs + (outputs > 1)]
+    cursor, now = torch.ones(6, CHAINS, dtype=torch.int64), torch.zeros(2, CHAINS, dtype=torch.int64)
+    torch.library.opcheck(torch.ops.ulam.advance.default, (cursor, now, *rest))
 
 
 def test_opcheck_of_fill_normal() -> None:
@@ -98,6 +117,11 @@ def sample(state: torch.Tensor, table: Table, bounded: Table, row: torch.Tensor,
     stream = {"seed": ids + 5, "chain": ids, "draw": 16 * ids}
     ulam_kernels.fill_normal(state[0], **stream, tag=1, scale=2.0)
     before = state[0] * 1.0
+    cursor, now = torch.ones(6, CHAINS, dtype=torch.int64), torch.zeros(2, CHAINS, dtype=torch.int64)
+    ulam_kernels.advance(cursor, now, model=before / ids.view(-1, 1, 1))  # the first chain's is not finite
+    times = torch.empty(CHAINS)
+    ulam_kernels.look_up(before[0, 0] + 1, cursor[0] + now[0], times)
+    state[0, :, 0, 0] = times
     net_in = torch.empty_like(before)
     for _ in range(2):
         model = state[0] * 0.5  # exact, so inductor's code for it rounds alike
@@ -105,7 +129,7 @@ def sample(state: torch.Tensor, table: Table, bounded: Table, row: torch.Tensor,
     scales = ulam_kernels.reduce(state, bounded, row, model=net_in, out=torch.empty(CHAINS, 4)) * 1.0
     ulam_kernels.step(state, bounded, row, model=net_in, **stream, scales=scales)
     weights = ids.float()
-    ulam_kernels.blend(state, before, net_in, weights, weights, **stream)
+    ulam_kernels.blend(state, before, net_in, weights, weights, **stream, row=row, stage=1)
     out = torch.empty_like(before)
     ulam_kernels.affine(before, net_in, weights, 1 - weights, out)
     return ulam_kernels.affine(out, state[0] + 1, weights, weights)
@@ -134,7 +158,18 @@ def test_the_graph_holds_the_operators() -> None:
     torch.compile(sample, backend=record, fullgraph=True)(
         state, ddpm_table(), threshold_table(), torch.tensor([0, 1, 0]), torch.arange(CHAINS)
     )
-    operations = ["fill_normal", "step", "step", "reduce", "step", "blend", "affine_out", "affine"]
+    operations = [
+        "fill_normal",
+        "advance",
+        "look_up",
+        "step",
+        "step",
+        "reduce",
+        "step",
+        "blend",
+        "affine_out",
+        "affine",
+    ]
     assert seen == [f"ulam.{name}" for name in operations]
 
 
@@ -155,3 +190,6 @@ def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Non
     ops.reduce(state, ddpm_table(), row, **given, out=torch.empty(CHAINS, 4))
     *arguments, seed, chain, draw = blend_arguments()
     ops.blend(*arguments, seed=seed, chain=chain, draw=draw)
+    cursor, now = torch.ones(6, CHAINS, dtype=torch.int64), torch.zeros(2, CHAINS, dtype=torch.int64)
+    ulam_kernels.advance(cursor, now, model=state[0])
+    ulam_kernels.look_up(torch.ones(3), row, torch.empty(CHAINS))

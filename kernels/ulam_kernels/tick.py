@@ -148,7 +148,7 @@ def advance(
 def _output(output: torch.Tensor, name: str, device: torch.device, chains: torch.Size) -> torch.Tensor:
     """A network's output with the elements of each chain together in memory."""
     if output.shape[:1] != chains:
-        raise ValueError(f"{name}: got shape {list(output.shape)}, expected {list(chains)} and the sample's")
+        raise ValueError(f"{name}: got shape {list(output.shape)}, expected [{chains[0]}, *shape]")
     if output.dtype not in FLOATS and output.dtype != torch.float64:
         raise TypeError(f"{name}: got dtype {output.dtype}, expected float32, bfloat16, float16 or float64")
     check(output, name, output.dtype, device, output.shape, contiguous=False)

@@ -1,0 +1,128 @@
+"""Random ticks: cursors, network outputs with a few numbers that are not finite, and what must become of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+OUTPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LIMITS = {dtype: torch.finfo(dtype) for dtype in OUTPUTS}
+LINES = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")
+INTEGERS = {
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float64: torch.int64,
+}
+
+
+def random_cursor(rng: np.random.Generator, chains: int) -> torch.Tensor:
+    """``[6, chains]``: some chains are idle, some have failed before; draws wrap, and parts are 0."""
+    lines = rng.integers(1, 1000, (6, chains))
+    lines[1] = rng.integers(-(2**63), 2**63 - 1, chains)
+    lines[2:4] = rng.integers(1, 17, (2, chains))
+    lines[4] *= rng.random(chains) < 0.2
+    idle = rng.random(chains) < 0.2
+    lines[0, idle] = lines[2, idle] = lines[3, idle] = lines[5] = 0
+    lines[1, ::7] = 2**63 - 1
+    return torch.from_numpy(lines)
+
+
+def random_output(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, bad: float = 0.3
+) -> torch.Tensor:
+    """Finite numbers of every size; a share ``bad`` of the chains has one, somewhere, that is not."""
+    limits = LIMITS[dtype]
+    edges = torch.tensor([0.0, -0.0, limits.max, -limits.max, limits.tiny, limits.smallest_normal / 2], dtype=dtype)
+    values = torch.from_numpy(rng.normal(size=shape)).to(dtype)
+    flat = values.view(shape[0], -1)
+    at = torch.from_numpy(rng.random(flat.shape) < 0.2)
+    flat[at] = edges[torch.from_numpy(rng.integers(0, len(edges), int(at.sum())))]
+    for chain in np.flatnonzero(rng.random(shape[0]) < bad) if flat.shape[1] else ():
+        ends = (0, flat.shape[1] - 1, int(rng.integers(flat.shape[1])))
+        flat[chain, ends[rng.integers(3)]] = not_finite(rng, dtype)
+    return values
+
+
+def not_finite(rng: np.random.Generator, dtype: torch.dtype) -> torch.Tensor:
+    """An infinity, or a NaN of any sign and payload."""
+    kind = INTEGERS[dtype]
+    infinity = torch.tensor(float("inf"), dtype=dtype).view(kind)
+    payload = int(rng.integers(-int(infinity), int(infinity))) & ~int(infinity) if rng.random() < 0.6 else 0
+    sign = torch.iinfo(kind).min if rng.random() < 0.5 else 0
+    return ((infinity | payload & torch.iinfo(kind).max) | sign).view(dtype)
+
+
+def random_tick(rng: np.random.Generator, chains: int, shape: tuple[int, ...], dtype: torch.dtype, guided: bool,
+                bad: float = 0.3) -> dict[str, Any]:  # fmt: skip
+    """The arguments of an advance."""
+    given: dict[str, Any] = {
+        "cursor": random_cursor(rng, chains),
+        "now": torch.full((2, chains), -7),
+        "model": random_output(rng, (chains, *shape), dtype, bad),
+    }
+    if guided:
+        given["uncond"] = random_output(rng, (chains, *shape), dtype, bad)
+        given["guidance"] = torch.from_numpy(rng.choice([0.0, 1.0, 2.5, -1.0, np.nan], size=chains)).float()
+    return given
+
+
+def expected_of(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cursor, now) after the tick, as the rules say."""
+    cursor = given["cursor"].numpy().copy()
+    row, draw, row_advance, draw_advance, failed, _ = cursor
+    well = np.ones(len(row), bool)
+    if given.get("model") is not None:
+        well = finite(given["model"])
+        if given.get("uncond") is not None:
+            w = given["guidance"].numpy()
+            well = (well | (w == 0)) & (finite(given["uncond"]) | (w == 1))
+        well |= row == 0
+    failed[~well] = row[~well]
+    row[~well] = row_advance[~well] = draw_advance[~well] = 0
+    now = cursor[:2].copy()
+    row += row_advance
+    draw += draw_advance
+    return torch.from_numpy(cursor), torch.from_numpy(now)
+
+
+def finite(output: torch.Tensor) -> Any:
+    """Whether all of each chain's numbers are finite."""
+    return np.isfinite(output.detach().double().numpy()).reshape(len(output), -1).all(axis=1)
+
+
+def clone_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with a cursor and a now of their own."""
+    return given | {"cursor": given["cursor"].clone(), "now": given["now"].clone()}
+
+
+def random_look_up(
+    rng: np.random.Generator, chains: int, rows: int, dtype: torch.dtype, limited: bool
+) -> dict[str, Any]:
+    """The arguments of a look_up: times on a few levels, so that they meet the ends of their intervals."""
+    times = rng.integers(-4, 5, rows) / 4
+    if dtype == torch.int64:
+        times = rng.integers(2**24 - 3, 2**24 + 4, rows) * rng.choice([-1, 1], rows)
+    elif rows > 4:
+        times[1:5] = np.nan, np.inf, -np.inf, 1e-40
+    table = torch.from_numpy(times).to(dtype)
+    given: dict[str, Any] = {"times": table, "row": torch.from_numpy(rng.integers(0, rows, chains))}
+    given["out"] = torch.full((chains,), -9, dtype=dtype)
+    if limited:
+        ends = table.float()[torch.from_numpy(rng.integers(0, rows, (2, chains)))]
+        ends[0, ::5], ends[1, ::4] = -np.inf, np.inf
+        given["interval"] = ends
+        given["guidance"] = torch.from_numpy(rng.normal(size=chains)).float()
+        given["weight"] = torch.full((chains,), np.nan)
+    return given
+
+
+def looked_up(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(out, weight) as they must become."""
+    out = given["times"][given["row"]]
+    if "weight" not in given:
+        return out, None
+    lo, hi = given["interval"]
+    return out, torch.where((out >= lo) & (out <= hi), given["guidance"], 1.0)
