@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -69,22 +70,33 @@ def test_five_programs_one_after_another_keep_replaying(gpu):
     assert sum(record.replays for record in gpu.records) == engine.report.ticks - 2
 
 
-def test_programs_that_need_more_buffers_are_captured_anew(gpu):
-    """Registers, reductions, silent rows, known images: what was captured before is lost, and nothing else is."""
+def test_programs_that_need_more_buffers_leave_the_graphs_that_there_are(gpu):
+    """Registers, reductions, silent rows, known images, scaled inputs: each kind of tick is captured once for good."""
     engine = make(gpu)
     image = {"known": torch.rand(6, *SHAPE), "mask": torch.ones(6, *SHAPE)}
+    captures = []
     for sampler, given in (
         (DDIM(steps=5), {}),
         (Heun(steps=5), {}),
         (PredictorCorrector(steps=4), {}),
         (Silent(), {}),
         (RePaint(6, 2, 2), image),
-        (DDIM(steps=9), {}),
-    ):
+        (HalfInput(), {}),
+    ) * 2:
         check(engine, submission(sampler, **given))
-    replays = gpu.records[-1].replays
+        captures.append(engine.report.captures)
+    assert not engine.report.fallbacks and captures[6:] == [captures[5]] * 6 and len(gpu.records) == captures[5]
+    replays = gpu.records[0].replays
     check(engine, submission(DDIM(steps=9), 4))
-    assert not engine.report.fallbacks and gpu.records[-1].replays == replays + 9
+    assert gpu.records[0].replays == replays + 9
+
+
+class HalfInput:
+    """DDIM whose network reads half of the state, as under EDM's preconditioning."""
+
+    def program(self, schedule, predicts="eps"):
+        program = DDIM(steps=6).program(schedule, predicts)
+        return replace(program, c_in=program.c_in / 2)
 
 
 @pytest.mark.parametrize("options", [{"guidance_interval": (200.0, 600.0)}, {"guidance_rescale": 0.7}], ids=str)

@@ -35,10 +35,12 @@ class TickGraphs:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._warm: set[Hashable] = set()
         self._addresses: list[int] | None = None
+        self._pool: Any = None
 
     def forget(self) -> None:
         """Drop all graphs: a buffer has moved."""
         self._graphs = {key: None for key, graph in self._graphs.items() if graph is None}
+        self._pool = None  # a pool whose graphs are gone cannot be opened again
 
     def reads(self, addresses: list[int]) -> None:
         """Say where what the network reads lies: graphs that were captured with other addresses are dropped."""
@@ -78,32 +80,36 @@ class TickGraphs:
 
     def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         begin = time.perf_counter()
-        graph, pool = torch.cuda.CUDAGraph(), self._pool()
-        generator = torch.cuda.default_generators[self._device.index]
-        stream, random = torch.cuda.current_stream(self._device), generator.clone_state()
+        graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.current_stream(self._device)
         with torch.cuda.device(self._device):
             try:
                 with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     tick()
             except BaseException as error:  # the network allocates on the host, ...: nothing has run: go on eagerly
-                # A capture that ends badly leaves its stream current, the generator and the allocator under capture.
                 torch.cuda.set_stream(stream)
-                generator.graphsafe_set_state(random)
-                with suppress(RuntimeError):  # it has ended already
-                    torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                self._repair(pool)
                 if not isinstance(error, Exception):
                     raise
                 cause = error.__cause__ or error
                 self._say(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
                 return None
+        self._pool = pool
         self._report.captures += 1
         self._report.capture_seconds += time.perf_counter() - begin
         return graph
 
-    def _pool(self) -> Any:
-        """The pool of the graphs there are; a new one without any, since torch cannot reopen a pool that was left."""
-        graphs = [graph for graph in self._graphs.values() if graph is not None]
-        return graphs[0].pool() if graphs else torch.cuda.graph_pool_handle()
+    def _repair(self, pool: Any) -> None:
+        """Undo what a capture that ended badly leaves behind: an allocator and a generator that are still in it.
+
+        The pool stays open for page-locked memory, so no further capture may use it. The generator's state, which the
+        graphs of others share, is released by the end of another capture.
+        """
+        self._pool = None
+        with suppress(RuntimeError):  # it has ended already
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"):
+            torch.zeros(1, device=self._device)
 
     def _say(self, why: str) -> None:
         reason = f"no CUDA graph, ticks run eagerly: {why}"
