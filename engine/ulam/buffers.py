@@ -67,6 +67,8 @@ class Buffers:
 
     def load(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
         """A program's rows in the table, with the buffers that they need; those that are ``running`` stay."""
+        if (place := self.rows.find(program)) is not None:
+            return place
         with torch.inference_mode(False):  # buffers stay, and their versions are watched
             if program.registers > len(self.state):
                 more = self.state.new_zeros(program.registers - len(self.state), *self.state.shape[1:])

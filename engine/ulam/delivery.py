@@ -36,6 +36,11 @@ class Delivery:
             group = self._outbox.finished(batch, part, states)
             self._take(part.number, group, apart, partial(self._outbox.drop, batch, part, len(group.failed)))
 
+    def take_all(self, batch: Batch) -> None:
+        """Take a batch as it is, chain by chain."""
+        if entries := self._outbox.apart(batch):
+            self._move(self._chains, entries, partial(self._outbox.drop_all, batch))
+
     def ready(self, apart: bool) -> bool:
         """Whether there is anything to be handed out; what waits in the other form is brought into this one."""
         self.settle()

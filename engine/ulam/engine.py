@@ -334,6 +334,9 @@ class Engine:
 
     def _take(self, batch: Batch, apart: bool) -> None:
         """Take out a batch's groups; an exception of a ``finish`` leaves its group where it is."""
+        with self._lock:
+            if apart and all(part.group.job.finish is None for part in batch.parts):
+                self._delivery.take_all(batch)
         while True:
             with self._lock:
                 part = batch.parts[0] if batch.parts else None

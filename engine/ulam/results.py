@@ -146,6 +146,27 @@ class Outbox:
             failed = {place: row - part.first_row for place, row in enumerate(rows, group.chains.start) if row}
         return Finished(group.job, group.chains, states, failed)
 
+    def apart(self, batch: Batch) -> dict[tuple[int, int], Result]:
+        """All chains of a batch, by the numbers of their groups and their places in their jobs."""
+        entries: dict[tuple[int, int], Result] = {}
+        states = batch.states.unbind()
+        for part in batch.parts:
+            group = part.group
+            if group.size == 1 and batch.rows is None:  # the usual case of small jobs
+                job, place = group.job, group.first
+                entries[part.number, place] = Result(job, int(job.chain_ids[place]), states[part.begin])
+            else:
+                chains = self.finished(batch, part, self.states(batch, part)).apart()
+                entries.update(((part.number, place), result) for result, place in chains)
+        return entries
+
+    def drop_all(self, batch: Batch) -> None:
+        """Let go of a batch that has been handed on."""
+        while batch.parts:
+            part = batch.parts[0]
+            failed = batch.rows[part.begin : part.begin + part.group.size] if batch.rows is not None else None
+            self.drop(batch, part, 0 if failed is None else int((failed != 0).sum()))
+
     def drop(self, batch: Batch, part: Part, failed: int) -> None:
         """Let go of a group that has been handed on."""
         if batch.parts and batch.parts[0] is part:

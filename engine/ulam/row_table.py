@@ -65,13 +65,20 @@ class RowTable:
     def __getitem__(self, program: Program) -> Place:
         return self._places[program]
 
+    def find(self, program: Program) -> Place | None:
+        """A program's place, if it has one; it counts as used."""
+        place = self._places.get(program)
+        if place is not None:
+            self._loads += 1
+            self._used[program] = self._loads
+        return place
+
     def load(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
         """A program's place, made now if it has none; those that are ``running`` keep theirs."""
-        self._loads += 1
-        self._used[program] = self._loads
-        place = self._places.get(program)
-        if place is None:
-            place = self._places[program] = self._write(program, self._room(len(program), running))
+        if (place := self.find(program)) is None:
+            place = self._write(program, self._room(len(program), running))
+            self._used[program] = self._loads = self._loads + 1
+            self._places[program] = place
         return place
 
     def table(self, registers: int) -> Table:

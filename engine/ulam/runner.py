@@ -179,14 +179,17 @@ class Runner:
             mixed = self._rescaled(m, uncond, weight)
         taken = [(group, row, self._x0(group, row, *mixed)) for group, row in previews or ()]
         self.torn = True
-        looked_at = {"model": m, "uncond": uncond, "guidance": None if uncond is None else weight}
-        ulam_kernels.advance(
-            slots.cursor, slots.now, **(looked_at if self.check_finite else {}), backend=buffers.backend
-        )
+        if self.check_finite:
+            guidance = None if uncond is None else weight
+            ulam_kernels.advance(
+                slots.cursor, slots.now, model=m, uncond=uncond, guidance=guidance, backend=buffers.backend
+            )
+        else:
+            ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
         self._step(slots.now_row, slots.now_draw, *mixed, noise, net_in, work)
-        self.previews += [
-            Preview(g.job, g.job.ids[g.chains], row, buffers.state[0, g.slots].clone(), x0) for g, row, x0 in taken
-        ]
+        for group, row, x0 in taken:
+            job, x = group.job, buffers.state[0, group.slots].clone()
+            self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
 
     def _look_up(self, intervals: bool) -> torch.Tensor:
         """Tell the network its times; the weights of guidance, which hold in their intervals."""
@@ -277,14 +280,15 @@ class Runner:
         begin = time.perf_counter()
         buffers, slots, columns = self.buffers, self.buffers.slots, self.buffers.rows.columns
         state, table = buffers.registers(work.registers)
-        noise_of = {"seed": slots.seed, "chain": slots.chain, "draw": draw}
         inputs: dict[str, Any] = {
             "model": m,
             "uncond": uncond,
             "guidance": None if uncond is None else weight,
+            "seed": slots.seed,
+            "chain": slots.chain,
+            "draw": draw,
             "noise": noise,
             "backend": buffers.backend,
-            **noise_of,
         }
         with self._range("ulam.step"):
             scales = buffers.scales if work.reduces else None
@@ -299,8 +303,10 @@ class Runner:
                     c_next=None if net_in is None else columns.c_next,
                     row=row,
                     net_in=net_in,
+                    seed=slots.seed,
+                    chain=slots.chain,
+                    draw=draw,
                     backend=buffers.backend,
-                    **noise_of,
                 )
         self.step_seconds += time.perf_counter() - begin
 
