@@ -36,6 +36,7 @@ def gpu(request, monkeypatch):
     """Two devices. late: streams run when something waits for them; rush: the others run first."""
     if torch.version.cuda is not None:
         pytest.skip("this torch has devices of its own")
+    found = {name: dispatch.load(name) for name in dispatch.NAMES}  # while torch says what there is
     made = Gpu(devices=2, rush=request.param == "rush")
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
@@ -45,7 +46,7 @@ def gpu(request, monkeypatch):
     registry[CUDA] = registry[0]  # the CPU's, which does nothing
     monkeypatch.setattr(Gpu, "current", made)
     _patch_torch(monkeypatch, made)
-    _patch_backends(monkeypatch)
+    _patch_backends(monkeypatch, found)
     yield made
     made.sync_debug = 0
     for capture in made.captures:
@@ -191,7 +192,19 @@ def _patch_pinning(monkeypatch):
     def pin_memory(x, device=None):
         return x if is_pinned(x) else pinned_like(x.size(), x.dtype).copy_(x)
 
-    for name in ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like", "rand", "randn"):
+    for name in (
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "tensor",
+        "arange",
+        "empty_strided",
+        "empty_like",
+        "zeros_like",
+        "rand",
+        "randn",
+    ):
         monkeypatch.setattr(torch, name, pinning(getattr(torch, name)))
 
     def cuda(x, device=None, non_blocking=False, memory_format=torch.preserve_format):
@@ -218,9 +231,8 @@ class Backend(types.ModuleType):
         return launch
 
 
-def _patch_backends(monkeypatch):
-    load, backend = dispatch.load, Backend("ulam_kernels.cuda")
-    found = {name: load(name) for name in dispatch.NAMES}
-    monkeypatch.setattr(dispatch, "load", lambda name: backend if name == "cuda" else found[name])
+def _patch_backends(monkeypatch, found):
+    usable = {**found, "cuda": Backend("ulam_kernels.cuda")}
+    monkeypatch.setattr(dispatch, "load", lambda name: usable[name])
     dispatch._automatic.cache_clear()
     dispatch._named.cache_clear()

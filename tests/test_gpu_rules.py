@@ -1,5 +1,5 @@
-"""The engine on a GPU, as far as a stand-in with torch's own rules can tell (see gpu_stand_in): the CPU's bits, replays
-where it can, and no wait where it need not."""
+"""The engine on a GPU, as far as a stand-in with torch's own rules can tell (see gpu_stand_in): it has the CPU's bits,
+replays what it can, and leaves torch as it was where it cannot."""
 
 from __future__ import annotations
 
@@ -11,41 +11,12 @@ from functools import partial
 import pytest
 import torch
 from engine_cases import SCHEDULE, SHAPE, WHOLE, Silent, net
+from gpu_cases import GUIDED, Y, check, ended, expected, make, submission
 
 import ulam
 from ulam.samplers import DDIM, DDPM, Heun, PredictorCorrector, RePaint
 
 pytest_plugins = "gpu_stand_in"
-
-EDM = ulam.schedules.edm(0.01, 10.0)
-Y, NULL = torch.arange(6.0), torch.full((6,), 10.0)
-GUIDED = {"cond": {"y": Y}, "uncond": {"y": NULL}, "guidance": 2.0}
-
-
-def make(gpu, network=net, slots=4, device="cuda:0", denoiser=None, **options):
-    denoiser = denoiser or ulam.Denoiser(gpu.inside(network), SCHEDULE)
-    return ulam.Engine(denoiser, SHAPE, slots, device, **options)
-
-
-def expected(submit, network=net, slots=4, denoiser=None, **options):
-    """The bits of an engine on the CPU."""
-    engine = ulam.Engine(denoiser or ulam.Denoiser(network, SCHEDULE), SHAPE, slots, **options)
-    job = submit(engine)
-    return engine.run()[job]
-
-
-def check(engine, submit, **options):
-    """Submit, run, hold the bits against the CPU's."""
-    job = submit(engine)
-    assert torch.equal(engine.run()[job].cpu(), expected(submit, **options))
-
-
-def submission(sampler, chains=6, seed=5, **given):
-    return lambda engine: engine.submit(sampler, chains, seed, **given)
-
-
-def ended(gpu):
-    return [record for record in gpu.records if record.ended]
 
 
 # ------------------------------------------------------------------------------------------------ captures
@@ -133,6 +104,7 @@ SYNCS = {
 }
 
 
+@pytest.mark.parametrize("gpu", ["late"], indirect=True)
 @pytest.mark.parametrize("first", [1, 2], ids=["always", "from the second call on"])
 @pytest.mark.parametrize("kind", SYNCS)
 def test_a_network_that_waits_runs_eagerly_and_leaves_nothing_behind(gpu, kind, first):
@@ -164,6 +136,26 @@ def test_a_network_that_waits_runs_eagerly_and_leaves_nothing_behind(gpu, kind, 
     third = make(gpu)
     check(third, submission(DDPM(steps=11), 4))
     assert not third.report.fallbacks and gpu.records[-1].replays == 10
+
+
+def test_one_kind_of_tick_that_cannot_be_captured_leaves_the_others_to_be(gpu):
+    """A network that waits when a guided tick is captured: the pool of a failed capture is of no use to the next."""
+    waits = []
+
+    def network(x, t, y):
+        if waits and torch.cuda.is_current_stream_capturing():
+            x.sum().item()
+        return net(x, t, y)
+
+    engine = make(gpu, network)
+    check(engine, submission(DDIM(steps=5), cond={"y": Y}))
+    waits.append(True)
+    check(engine, submission(DDIM(steps=5), **GUIDED), network=net)
+    waits.clear()
+    check(engine, submission(DDIM(steps=5), **GUIDED, guidance_rescale=0.5), network=net)
+    check(engine, submission(DDIM(steps=5), cond={"y": Y}))
+    assert len(engine.report.fallbacks) == 1 and len(ended(gpu)) == 2
+    assert sum(record.replays for record in gpu.records) == 4 * 10 - 10 - 2
 
 
 @pytest.mark.parametrize("current", [0, 1])
@@ -222,6 +214,55 @@ def test_what_computes_on_the_host_is_not_captured_and_says_so(gpu, options):
     assert line.startswith("no CUDA graph, ticks run eagerly: ")
 
 
+OPTIONS = {
+    "plain": {},
+    "doubled": {"doubled": True},
+    "channels last": {"channels_last": True},
+}
+
+
+@pytest.mark.parametrize("how", OPTIONS)
+@pytest.mark.parametrize("graphs", [True, False])
+def test_options_of_the_network_keep_the_bits(gpu, how, graphs):
+    options = ulam.NetworkOptions(**OPTIONS[how])
+    engine = make(gpu, options=options, graphs=graphs)
+    check(engine, submission(DDIM(steps=6), **GUIDED), options=options)
+    assert not engine.report.fallbacks and bool(gpu.records) == graphs
+
+
+def test_previews_and_noise_of_the_caller_run_eagerly(gpu):
+    seen = {}
+
+    def noise(row, chains):
+        return ulam.noise.normal(SHAPE, seed=5, chains=chains, row=row)
+
+    def submit(engine):
+        previews = seen.setdefault(engine.report.device, [])
+        engine.submit(
+            DDPM(steps=5), 6, 5, callback=lambda preview: previews.append((preview.x.cpu(), preview.x0.cpu()))
+        )
+        return engine.submit(DDPM(steps=5), 6, 5, noise=noise)
+
+    check(make(gpu), submit)
+    assert len(seen["cpu"]) == len(seen["cuda:0"]) > 5 and not gpu.records
+    for there, here in zip(seen["cuda:0"], seen["cpu"], strict=True):
+        assert all(map(torch.equal, there, here))
+
+
+def test_chains_that_fail_are_told_and_stopped(gpu):
+    time = float(DDPM(steps=11).program(SCHEDULE, "eps").time[6])
+
+    def network(x, t, y):
+        return net(x, t).masked_fill(((y == 1) & (t == time)).view(-1, 1, 1, 1), float("nan"))
+
+    engine = make(gpu, network)
+    engine.submit(DDPM(steps=11), 4, seed=5, cond={"y": torch.arange(4)})
+    results = {result.chain: result for result in engine.stream()}
+    assert [results[chain].failed for chain in range(4)] == [None, 6, None, None]
+    assert all(torch.equal(results[chain].x.cpu(), WHOLE[chain]) for chain in (0, 2, 3))
+    assert gpu.records[0].replays == 10
+
+
 # ------------------------------------------------------------------------------------------------ networks
 
 
@@ -249,6 +290,7 @@ def by_load(module, name, new):
     module.load_state_dict({**module.state_dict(), name: new}, assign=True)
 
 
+@pytest.mark.parametrize("gpu", ["late"], indirect=True)
 @pytest.mark.parametrize("name", ["weight", "shift"])
 @pytest.mark.parametrize("replace", [by_data, by_attribute, by_load])
 def test_weights_replaced_after_the_capture_are_those_used(gpu, replace, name):
@@ -295,115 +337,3 @@ def test_the_weight_cache_of_an_outer_autocast_is_not_captured(gpu):
         assert torch.equal(*results)
     assert not captured.report.fallbacks and gpu.records[-1].replays > 11
     assert cached and not any(cached)
-
-
-# ------------------------------------------------------------------------------------------------ waits
-
-
-@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-@pytest.mark.parametrize("graphs", [True, False])
-def test_staging_is_not_written_again_before_it_is_read(gpu, device, graphs):
-    """Chains that enter and leave at every tick, on a device that is not the current one either."""
-    engine = make(gpu, device=device, slots=8, graphs=graphs)
-    jobs = [engine.submit(DDPM(steps=steps), 3, seed) for seed, steps in enumerate((3, 5, 7, 11, 4, 6, 8) * 4)]
-    results = engine.run()
-    plain = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 8)
-    again = [plain.submit(DDPM(steps=steps), 3, seed) for seed, steps in enumerate((3, 5, 7, 11, 4, 6, 8) * 4)]
-    wanted = plain.run()
-    assert all(torch.equal(results[job].cpu(), wanted[other]) for job, other in zip(jobs, again, strict=True))
-
-
-def host(*size):
-    return torch.rand(*size, generator=torch.Generator().manual_seed(1))
-
-
-NARROW = torch.nn.Linear(1, 1).to(torch.bfloat16)  # only its dtype matters
-
-
-class Narrow(torch.nn.Module):
-    """A network in bfloat16, which reads an input of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.bfloat16))
-
-    def forward(self, x, t):
-        return torch.tanh(x) * self.weight
-
-
-ADMITTED = {
-    "nothing": ({}, {}),
-    "cond": ({"cond": {"y": host(6)}}, {}),
-    "cond on the device": ({"cond": {"y": host(6)}}, {"on_device": True}),
-    "shared cond": ({"cond": {"y": ulam.shared(host(1))}}, {}),
-    "guidance": ({"cond": {"y": host(6)}, "uncond": {"y": host(6)}, "guidance": 2.0}, {}),
-    "x_init": ({"x_init": host(6, *SHAPE)}, {}),
-    "x_init in float64": ({"x_init": host(6, *SHAPE).double()}, {}),
-    "known": ({"sampler": RePaint(6, 2, 2), "known": host(6, *SHAPE), "mask": host(6, *SHAPE)}, {}),
-    "shared known": (
-        {"sampler": RePaint(6, 2, 2), "known": ulam.shared(host(*SHAPE)), "mask": ulam.shared(host(*SHAPE))},
-        {},
-    ),
-    "EDM": ({}, {"schedule": EDM, "predicts": "raw"}),
-    "bfloat16": ({}, {"module": True}),
-}
-
-
-@pytest.mark.parametrize("case", ADMITTED)
-@pytest.mark.parametrize("graphs", [True, False])
-def test_admission_and_ticks_wait_for_nothing(gpu, case, graphs):
-    """Only events are waited for: that a staging buffer is free again, that results are out."""
-    given, how = ADMITTED[case]
-    given = {"sampler": DDIM(steps=5), **given}
-    schedule, predicts = how.get("schedule", SCHEDULE), how.get("predicts", "eps")
-    networks = (Narrow(), Narrow().to("cuda:0")) if "module" in how else (net, gpu.inside(net))
-    on_cpu, on_gpu = (ulam.Denoiser(network, schedule, predicts=predicts) for network in networks)
-    engine = make(gpu, denoiser=on_gpu, graphs=graphs)
-
-    def submit(engine):
-        ready = given
-        if "on_device" in how and engine.report.device != "cpu":
-            ready = {**given, "cond": {"y": given["cond"]["y"].to("cuda:0")}}
-        gpu.forget()
-        return engine.submit(chains=6, seed=5, **ready)
-
-    check(engine, submit, denoiser=on_cpu)
-    job = submit(engine)
-    results = engine.run()[job]
-    found = gpu.waited(but=("event.synchronize",))
-    assert not found, f"{case}: {found}"
-    assert torch.equal(results.cpu(), expected(submit, denoiser=on_cpu))
-    assert not engine.report.fallbacks
-
-
-def test_another_program_enters_without_a_wait(gpu):
-    engine = make(gpu)
-    check(engine, submission(DDIM(steps=5)))
-    gpu.forget()
-    job = engine.submit(DDIM(steps=7), 6, seed=5)
-    results = engine.run()[job]
-    assert not gpu.waited(but=("event.synchronize",)), gpu.waited(but=("event.synchronize",))
-    assert torch.equal(results.cpu(), expected(submission(DDIM(steps=7))))
-
-
-def test_results_on_the_host_do_not_keep_memory_page_locked(gpu):
-    engine = make(gpu, results="host")
-    before = gpu.pinned_bytes
-    engine.submit(DDPM(steps=3), 64, seed=5)
-    kept = list(engine.stream())
-    engine.submit(DDPM(steps=3), 64, seed=6)
-    kept_too = list(engine.stream())
-    batch = 4 * WHOLE[0].nbytes
-    assert gpu.pinned_bytes - before <= 8 * batch < 16 * batch
-    for seed, results in ((5, kept), (6, kept_too)):
-        wanted = expected(submission(DDPM(steps=3), 64, seed))
-        assert len(results) == 64 and all(torch.equal(result.x, wanted[result.chain]) for result in results)
-
-
-@pytest.mark.parametrize("results", ["device", "host"])
-def test_results_are_whole_when_they_are_handed_out(gpu, results):
-    """Each is read the moment it comes, while later chains run."""
-    engine = make(gpu, results=results)
-    engine.submit(DDPM(steps=11), 24, seed=5)
-    for result in engine.stream():
-        assert torch.equal(result.x if results == "host" else result.x.cpu(), WHOLE[result.chain])
