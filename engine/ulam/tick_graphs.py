@@ -36,6 +36,7 @@ class TickGraphs:
         self._warm: set[Hashable] = set()
         self._addresses: list[int] | None = None
         self._pool: Any = None
+        self._generator = torch.cuda.default_generators[device.index]
 
     def forget(self) -> None:
         """Drop all graphs: a buffer has moved."""
@@ -54,14 +55,18 @@ class TickGraphs:
             self._warm_up(key, tick)
             return None
         if key not in self._graphs:
-            self._graphs[key] = self._capture(tick)
+            made = self._capture(tick)
+            if isinstance(made, str):
+                self._refuse(key, made)
+            else:
+                self._graphs[key] = made
         graph = self._graphs[key]
         if graph is None:
             tick()
         return graph
 
     def _warm_up(self, key: Hashable, tick: Callable[[], None]) -> None:
-        before = torch.cuda.get_sync_debug_mode()
+        before, drawn = torch.cuda.get_sync_debug_mode(), self._generator.get_offset()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
@@ -74,44 +79,41 @@ class TickGraphs:
             if warning not in waits:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if waits:
-            self._graphs[key] = None
-            self._say(f"the network waits for the device ({waits[0].filename}:{waits[0].lineno})")
+            self._refuse(key, f"the network waits for the device ({waits[0].filename}:{waits[0].lineno})")
+        elif self._generator.get_offset() != drawn:
+            self._refuse(key, "the network draws random numbers")
         self._warm.add(key)
 
-    def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | str:
+        """The graph of a tick, which has not run; or why there is none."""
         begin = time.perf_counter()
         graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.current_stream(self._device)
+        stream, random = torch.cuda.current_stream(self._device), self._generator.graphsafe_get_state()
         with torch.cuda.device(self._device):
             try:
+                # A capture that ends badly leaves its stream current and allocator and generator in it. The generator
+                # has a copy of its state meanwhile: other graphs hold the state itself.
+                self._generator.graphsafe_set_state(self._generator.clone_state())
                 with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     tick()
-            except BaseException as error:  # the network allocates on the host, ...: nothing has run: go on eagerly
+            except BaseException as error:
                 torch.cuda.set_stream(stream)
-                self._repair(pool)
+                with suppress(RuntimeError):  # it has ended already
+                    torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                self._pool = None  # open for page-locked memory for good: no further capture may use it
                 if not isinstance(error, Exception):
                     raise
                 cause = error.__cause__ or error
-                self._say(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
-                return None
+                return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+            finally:
+                self._generator.graphsafe_set_state(random)
         self._pool = pool
         self._report.captures += 1
         self._report.capture_seconds += time.perf_counter() - begin
         return graph
 
-    def _repair(self, pool: Any) -> None:
-        """Undo what a capture that ended badly leaves behind: an allocator and a generator that are still in it.
-
-        The pool stays open for page-locked memory, so no further capture may use it. The generator's state, which the
-        graphs of others share, is released by the end of another capture.
-        """
-        self._pool = None
-        with suppress(RuntimeError):  # it has ended already
-            torch._C._cuda_endAllocateToPool(self._device.index, pool)
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"):
-            torch.zeros(1, device=self._device)
-
-    def _say(self, why: str) -> None:
+    def _refuse(self, key: Hashable, why: str) -> None:
+        self._graphs[key] = None
         reason = f"no CUDA graph, ticks run eagerly: {why}"
         self._report.add_fallback(reason)
         log.warning(reason)
