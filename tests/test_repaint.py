@@ -238,3 +238,29 @@ BAD: dict[str, Callable[[], object]] = {
 def test_bad_input(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def test_masks_and_images_broadcast_to_the_chains():
+    """A mask of rows or columns alone, one for all or one a chain, is what it is when written out."""
+    torch.manual_seed(0)
+    image, row, column = torch.rand(3, 5, 7), torch.tensor([1.0, 0, 1, 0, 1, 0, 1]), torch.arange(5.0)[:, None] % 2
+    per_chain = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    full = (2, 3, 5, 7)
+
+    def draw(known, mask):
+        sampler = RePaint(3, jump_length=1, jump_n_sample=2)
+        denoiser = ulam.Denoiser(lambda x, t: torch.tanh(x), ulam.schedules.vp_linear(1000))
+        return ulam.sample(denoiser, sampler, full[1:], 2, known=known, mask=mask, progress=False)
+
+    for mask in (row, column, row.view(1, 1, 7), per_chain):
+        written_out = draw(image.expand(full), mask.expand(full))
+        assert torch.equal(draw(image, mask), written_out)
+        if mask is not per_chain:
+            assert torch.equal(draw(ulam.shared(image), ulam.shared(mask)), written_out)
+    for name, known, mask in (
+        ("known", image[:2], row),
+        ("mask", image, row[:6]),
+        ("mask", image, torch.ones(3, 1, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: got shape .* or what broadcasts to it"):
+            draw(known, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +12,11 @@ import torch
 import ulam_kernels.dispatch
 from ulam_kernels.ops import MAX_ELEMENTS
 
+from .conditioning import Shared
 from .denoiser import Denoiser
-from .noise import whole_number
+from .noise import seed_int64, whole_number
+
+LAST_ROW = 1 << 59  # so that no row of a program goes beyond the 2^60 of noise-v1
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -58,6 +62,33 @@ def check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
         raise TypeError(f"x_init: got {type(x_init).__name__}, expected a float tensor {list(shape)} or None")
     if tuple(x_init.shape) != shape:
         raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(shape)} (chains first)")
+
+
+def check_first_states(x_init: torch.Tensor | Shared | None, chains: int, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless these are ``[chains, *shape]``, or ``[*shape]`` under :class:`Shared`."""
+    if isinstance(x_init, Shared):
+        check_x_init(x_init.tensor, shape)
+    elif x_init is not None:
+        check_x_init(x_init, (chains, *shape))
+
+
+def check_first_row(first_row: object) -> int:
+    """The noise row at which a run begins. Raises TypeError or ValueError unless it is a row that noise-v1 has."""
+    row = whole_number("first_row", first_row)
+    if not 0 <= row < LAST_ROW:
+        raise ValueError(f"first_row: got {row}, expected 0 to 2^59 - 1")
+    return row
+
+
+def check_seed(seed: int | None, anew: bool) -> int:
+    """The seed as an int64, 0 for None; ``anew``: say that it gives a state that goes on the noise it had before."""
+    if seed is None and anew:
+        warnings.warn(
+            "x_init: got states without a seed, the noise begins anew at row 0 of seed 0, expected first_row= (rows "
+            "that they have run so far) or another seed= where they go on from an earlier run",
+            stacklevel=3,
+        )
+    return seed_int64(0 if seed is None else seed)
 
 
 def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:

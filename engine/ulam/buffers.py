@@ -16,7 +16,7 @@ import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.table import MAX_REGISTERS
 
-from .conditioning import ConditioningBuffers
+from .conditioning import ConditioningBuffers, Shared
 from .job import Job
 from .known import KnownImages
 from .noise import DRAWS_PER_ROW, INITIAL_STATE
@@ -107,16 +107,17 @@ class Buffers:
     def enter(self, groups: list[Group[Job]], running: Callable[[], Collection[Program]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
         at, sizes = places([group.slots for group in groups])
-        rows, seeds, chains = [], [], []
+        rows, draws, seeds, chains = [], [], [], []
         for group in groups:
             job = group.job
             rows.append(self.load(job.program, running).begin)
+            draws.append(DRAWS_PER_ROW * job.first_row)
             seeds.append(job.seed)
             chains.append(job.chain_ids[group.chains])
         self.slots.put(
             at,
             row=np.array(rows).repeat(sizes),
-            draw=0,
+            draw=np.array(draws).repeat(sizes),
             row_advance=1,
             draw_advance=DRAWS_PER_ROW,
             failed=0,
@@ -163,9 +164,9 @@ class Buffers:
             self._current_inputs()
         self.state[0].index_copy_(0, at, x)
         for group in groups:
-            if group.job.x_init is not None:
-                first = group.job.x_init[group.chains].to(self.dtype)
-                self.state[0, group.slots].copy_(on_device(first, self.device))
+            if (given := group.job.x_init) is not None:
+                first = given.tensor if isinstance(given, Shared) else given[group.chains]
+                self.state[0, group.slots].copy_(on_device(first.to(self.dtype), self.device))
         registers = max(group.job.program.registers for group in groups)
         if registers > 1:
             self.state[1:registers].index_fill_(1, at, 0)

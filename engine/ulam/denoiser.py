@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
-
-if TYPE_CHECKING:
-    from .program import Program
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "raw")
 
@@ -176,9 +174,18 @@ class Denoiser:
         """The dtype of the t that the network is told."""
         return torch.int64 if self.time == "index" else torch.float32
 
-    def program(self, sampler: Sampler) -> Program:
-        """`sampler` compiled for this denoiser. Raises ValueError for fractional times under time="index"."""
-        program = sampler.program(self.schedule, self.predicts)
+    def program(self, sampler: Sampler | Program) -> Program:
+        """`sampler` compiled for this denoiser, or a program that was.
+
+        Raises ValueError for fractional times under time="index", and for a program of another schedule or prediction.
+        """
+        if isinstance(sampler, Program):
+            came, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
+            if came != own:
+                raise ValueError(f"sampler: got a program for {came}, expected one for the denoiser's {own}")
+            program = sampler
+        else:
+            program = sampler.program(self.schedule, self.predicts)
         fractional = program.time[program.time % 1 > 0]
         if self.time == "index" and len(fractional):
             raise ValueError(f"timesteps must be whole numbers under time='index', got {fractional[0]!s}")

@@ -15,10 +15,12 @@ from ulam_kernels.ops import FLOATS
 
 from .arguments import (
     check_callback,
+    check_first_row,
+    check_first_states,
     check_guidance_options,
     check_network_device,
+    check_seed,
     check_shape,
-    check_x_init,
     fallbacks,
     resolve_device,
 )
@@ -29,7 +31,8 @@ from .job import Callback, Finish, Job, Noise
 from .known import check_known
 from .loop import Loop
 from .network import NetworkOptions
-from .noise import chain_ids, seed_int64, whole_number
+from .noise import chain_ids, whole_number
+from .program import Program
 from .report import Report
 from .results import Batch, Finished, Outbox, Result
 from .runner import Runner
@@ -143,17 +146,18 @@ class Engine:
 
     def submit(
         self,
-        sampler: Sampler,
+        sampler: Sampler | Program,
         chains: int | range | Sequence[int] | torch.Tensor,
-        seed: int = 0,
+        seed: int | None = None,
         cond: Cond | None = None,
         guidance: float | Sequence[float] | torch.Tensor | None = None,
         uncond: Cond | None = None,
-        x_init: torch.Tensor | None = None,
+        x_init: torch.Tensor | Shared | None = None,
         noise: Noise | None = None,
         known: torch.Tensor | Shared | None = None,
         mask: torch.Tensor | Shared | None = None,
         *,
+        first_row: int = 0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         callback: Callback | None = None,
@@ -166,8 +170,6 @@ class Engine:
     ) -> Job:
         """Queue chains; nothing runs before :meth:`stream`. Arguments as in :func:`ulam.sample`, and:
 
-        guidance_interval: (lo, hi), the times t the network is told at which guidance holds, with weight 1 elsewhere
-            [Kynkaanniemi 2024]. guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         callback: called with a :class:`ulam.Preview` every ``every`` evaluations of each chain.
         finish: maps final states ``[n, *shape]`` to results ``[n, ...]``, as a latent decoder does.
         priority, weight, deadline: who enters first, see :class:`ulam.scheduler.Scheduler`; deadline in ticks from now.
@@ -177,7 +179,7 @@ class Engine:
             TypeError, ValueError: an argument that cannot be, named in the message; the engine is as before.
             QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed.
         """
-        if not hasattr(sampler, "program"):
+        if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
             came = type(sampler).__name__
             raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
         ids = chain_ids(chains)
@@ -188,8 +190,9 @@ class Engine:
         program = self.denoiser.program(sampler)
         if program.nfe == 0:
             raise ValueError(f"sampler: {sampler!r} never evaluates the network")
-        if x_init is not None:
-            check_x_init(x_init, (len(ids), *self.shape))
+        first_row = check_first_row(first_row)
+        check_first_states(x_init, len(ids), self.shape)
+        seed = check_seed(seed, x_init is not None and not first_row and program.needs_noise)
         if noise is not None and not callable(noise):
             raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
         interval, rescale = check_guidance_options(guidance, guidance_interval, guidance_rescale)
@@ -200,8 +203,8 @@ class Engine:
         conditional = check_cond("cond", cond, len(ids))
         weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
         job = Job(
-            program, ids, seed_int64(seed), conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
-            callback, every, finish, whole_number("priority", priority), deadline,
+            program, ids, seed, conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
+            callback, every, finish, whole_number("priority", priority), deadline, first_row,
         )  # fmt: skip
         with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
             self._check_open()

@@ -29,7 +29,8 @@ class Job:
         program: the compiled sampler. chains: ``[n]`` int64 ids. seed: as an int64.
         cond, uncond: the network's further arguments; uncond is empty where ``guidance`` is None.
         guidance: ``[n]`` float32 weights. interval: (lo, hi), the times at which they hold. rescale: phi.
-        x_init: ``[n, *shape]`` first states, or None for noise. known: image and mask, for inpainting.
+        x_init: ``[n, *shape]`` first states (``[*shape]`` if shared), or None for noise. first_row: of the noise.
+        known: image and mask, for inpainting.
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
         priority, deadline: see :class:`ulam.scheduler.Scheduler`.
@@ -43,7 +44,7 @@ class Job:
     cond: dict[str, torch.Tensor | Shared]
     uncond: dict[str, torch.Tensor | Shared]
     guidance: torch.Tensor | None
-    x_init: torch.Tensor | None
+    x_init: torch.Tensor | Shared | None
     noise: Noise | None
     known: Known | None = None
     interval: tuple[float, float] | None = None
@@ -53,6 +54,7 @@ class Job:
     finish: Finish | None = None
     priority: int = 0
     deadline: float | None = None
+    first_row: int = 0
     ticks: int = field(init=False, repr=False)
     traits: tuple[str, ...] = field(init=False, repr=False)
     chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)

@@ -52,9 +52,12 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor [chains, *shape] or a shared one")
     expected = shape if isinstance(value, Shared) else (chains, *shape)
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(expected)}")
-    tensor = tensor.detach().to("cpu", torch.float32)
+    try:
+        tensor = tensor.detach().expand(expected)
+    except RuntimeError:
+        came = list(tensor.shape)
+        raise ValueError(f"{name}: got shape {came}, expected {list(expected)}, or what broadcasts to it") from None
+    tensor = tensor.to("cpu", torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: got values that are not finite")
     return Shared(tensor) if isinstance(value, Shared) else tensor

@@ -164,6 +164,33 @@ class Program:
         }
         return tuple(name for name, wanted in wants.items() if wanted)
 
+    def __getitem__(self, rows: slice) -> Program:
+        """Consecutive rows as a program of their own: a run of ``program[:k]`` can be gone on with by ``program[k:]``.
+
+        The second run is given the first's result as ``x_init``, and ``first_row=k`` for the noise.
+
+        Raises:
+            TypeError: an index that is not a slice of step 1.
+            ValueError: no rows; rows that read registers which earlier rows wrote, as only the state goes on.
+        """
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"rows: got {rows!r}, expected a slice of consecutive rows, such as program[:10]")
+        begin, end, _ = rows.indices(len(self))
+        if begin >= end:
+            raise ValueError(f"rows: got {begin} to {end}, expected at least one of {len(self)} rows")
+        written = np.zeros(self.registers, dtype=np.bool_)
+        written[0] = True
+        for row in range(begin, end if begin else begin):
+            reads = (self.A[row, :, : self.registers] != 0)[self.writes[row]].any(axis=0)
+            if (missing := np.flatnonzero(reads & ~written)).size:
+                raise ValueError(
+                    f"rows: got a beginning at row {begin}, but row {row} reads r{missing[0]} from before it: only the "
+                    "state goes on, expected a beginning at 0 or a sampler without history"
+                )
+            written |= self.writes[row]
+        per_row = (*COLUMNS, *FLAGS, "A", "writes")
+        return replace(self, **{name: getattr(self, name)[begin:end] for name in per_row})
+
     def rescaled(self, scale: Array) -> Program:
         """The same sampler on the state x / scale: row i reads x / scale[i] and leaves x / scale[i + 1], [n + 1].
 

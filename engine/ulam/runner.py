@@ -318,6 +318,7 @@ class Runner:
         for group, row in explicit:
             if not (group.job.program.A[row, :, -1] != 0).any() or group.job.noise is None:
                 continue
+            row += group.job.first_row
             z = group.job.noise(row, group.job.chains[group.chains])
             expected = [group.size, *buffers.shape]
             if not isinstance(z, torch.Tensor) or list(z.shape) != expected or not z.is_floating_point():

@@ -13,16 +13,17 @@ from .denoiser import Denoiser, Sampler
 from .engine import Engine
 from .job import Noise
 from .noise import chain_ids
+from .program import Program
 
 DEFAULT_SLOTS = 256
 
 
 def sample(
     denoiser: Denoiser,
-    sampler: Sampler,
+    sampler: Sampler | Program,
     shape: Sequence[int],
     chains: int | range | Sequence[int] | torch.Tensor,
-    seed: int = 0,
+    seed: int | None = None,
     *,
     cond: Cond | None = None,
     guidance: float | Sequence[float] | torch.Tensor | None = None,
@@ -31,10 +32,13 @@ def sample(
     device: torch.device | str = "cpu",
     backend: str | None = None,
     dtype: torch.dtype = torch.float32,
-    x_init: torch.Tensor | None = None,
+    x_init: torch.Tensor | Shared | None = None,
     noise: Noise | None = None,
     known: torch.Tensor | Shared | None = None,
     mask: torch.Tensor | Shared | None = None,
+    first_row: int = 0,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -44,20 +48,27 @@ def sample(
 
     Args:
         denoiser: the trained network, its schedule and what it predicts.
-        sampler: one of :mod:`ulam.samplers`.
+        sampler: one of :mod:`ulam.samplers`, or a program that it compiled to for this schedule and prediction.
         shape: of one sample, without the batch.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
-        seed: any integer in [-2^63, 2^64).
+        seed: any integer in [-2^63, 2^64); 0 by default.
         cond: further arguments of the network, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one a chain; with ``uncond``, the arguments of the unconditional evaluation.
         slots: chains in one batch; min(chains, 256) by default.
         device, backend, dtype: see :class:`ulam.Engine`.
-        x_init: ``[chains, *shape]``, the states at the first row's noise level, in place of noise.
+        x_init: ``[chains, *shape]``, or ``[*shape]`` for all by :func:`ulam.shared`: the states at the first row's
+            noise level, in place of noise. Where the sampler adds noise, states that an earlier run returned need
+            ``first_row`` or another ``seed``, or they get the noise that they had before; a warning says so.
+        first_row: the noise row at which the run begins: rows 0 to n - 1 of its program draw the noise of rows
+            first_row to first_row + n - 1. A chain run in two pieces, ``program[:k]`` and then ``program[k:]`` with
+            the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
         noise: ``noise(row, chains) -> z``, standard normal noise ``[len(chains), *shape]`` in place of noise-v1, asked
             for the rows that add noise.
+        guidance_interval: (lo, hi), the times t the network is told at which guidance holds, with weight 1 elsewhere
+            [Kynkaanniemi 2024]. guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is to be kept, 0 where it
-            is to be sampled, each ``[chains, *shape]`` or one for all by :func:`ulam.shared`.
+            is to be sampled, each ``[chains, *shape]`` or what broadcasts to it, or one for all by :func:`ulam.shared`.
         progress: show a bar where stderr is a terminal.
 
     Raises:
@@ -67,7 +78,21 @@ def sample(
     if slots is None:
         slots = min(max(len(ids), 1), DEFAULT_SLOTS)
     with Engine(denoiser, shape, slots, device, backend, dtype) as engine:
-        job = engine.submit(sampler, ids, seed, cond, guidance, uncond, x_init, noise, known, mask)
+        job = engine.submit(
+            sampler,
+            ids,
+            seed,
+            cond,
+            guidance,
+            uncond,
+            x_init,
+            noise,
+            known,
+            mask,
+            first_row=first_row,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+        )
         out = torch.empty(len(ids), *engine.shape, dtype=dtype, device=engine.report.device)
         total = len(ids) * job.program.nfe
         failed: dict[int, int] = {}
