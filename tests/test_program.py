@@ -216,16 +216,38 @@ def test_bad_coefficient_names_register_term_and_row() -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text[:40], "does not parse"),
+        (lambda text: text[:40], "expected JSON"),
         (lambda text: "[1, 2]", "format 'ulam-program-2'"),
         (lambda text: text.replace("ulam-program-2", "other"), "format 'ulam-program-2'"),
-        (lambda text: text.replace('"order"', '"ordre"'), "these differ: .*order"),
-        (lambda text: text.replace('"registers": 1', '"registers": "1"'), "in their types"),
+        (lambda text: text.replace('"order"', '"ordre"'), "other fields .*order"),
+        (lambda text: text.replace('"registers": 1', '"registers": "1"'), "registers = '1', expected int"),
+        (lambda text: text.replace('"registers": 1', '"registers": true'), "registers = True, expected int"),
+        (lambda text: text.replace('"order": 1', '"order": 1.0'), "order = 1.0, expected int"),
+        (lambda text: text.replace('"order": 1', '"order": 1, "order": 2'), "the key 'order' twice"),
+        (
+            lambda text: text.replace('"evaluates": [true', '"evaluates": ["False"'),
+            "'False' in evaluates, expected true",
+        ),
+        (lambda text: text.replace('"evaluates": [true', '"evaluates": [1'), "1 in evaluates, expected true"),
+        (lambda text: text.replace('"init_scale": 1.0', '"init_scale": true'), "True in init_scale, expected numbers"),
+        (lambda text: text.replace('"init_scale": 1.0', '"init_scale": "1"'), "'1' in init_scale, expected numbers"),
+        (lambda text: text.replace('"init_scale": 1.0', '"init_scale": NaN'), "the number NaN"),
+        (lambda text: text.replace('"init_scale": 1.0', f'"init_scale": 1{"0" * 400}'), "a number of 401 digits"),
+        (lambda text: text.replace('"init_scale": 1.0', f'"init_scale": {"[" * 10000}'), "nested too deep"),
+        (lambda text: text.replace('"kx": [', '"kx": [[1], '), "lists of different lengths in kx"),
     ],
 )
 def test_from_json_refuses_what_to_json_never_wrote(edit: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"text must .*{message}"):
-        Program.from_json(edit(PROGRAMS["ddpm"].to_json()))
+    text = PROGRAMS["ddpm"].to_json()
+    assert edit(text) != text
+    with pytest.raises(ValueError, match=f"text: got .*{message}") as caught:
+        Program.from_json(edit(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_from_json_refuses_an_order_below_zero() -> None:
+    with pytest.raises(ValueError, match="order: got -5, expected at least 0"):
+        Program.from_json(PROGRAMS["ddpm"].to_json().replace('"order": 1', '"order": -5'))
 
 
 # --------------------------------------------------------------------------------------------- predictions

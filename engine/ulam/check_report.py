@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import bounds, check, info, output
+from . import bounds, check, info
 from .arguments import resolve_device
 from .check import Level
 from .denoiser import Denoiser
 from .estimate import Inputs
+from .files import whole, writable_folder
 from .loading import Model, load_model
 from .mcmc.plots import require_matplotlib
-from .models.train_digits import load_mnist5k, write_atomically
+from .models.train_digits import load_mnist5k
 
 STEPS = 20  # terms of the bound that are evaluated beside L_0
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
@@ -46,6 +47,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="npz with arr_0: uint8 [N, H, W, C] or float [N, *shape], not trained on; arr_1: labels, handed over as y "
         "(digits: its own held-out digits)",
+    )
+    p.add_argument(
+        "--pixels",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="what 0 and 255 of uint8 data were to the network in training, such as -1 1 (digits: that)",
     )
     p.add_argument("--noisy", type=float, metavar="SIGMA", help="the data are observations with this noise on them")
     p.add_argument("--levels", type=int, default=8, metavar="N", help="noise levels (default 8)")
@@ -74,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         model.denoiser.net.to(device)
     x, cond = data.x.to(device), _cond(data, model, device)
     found: list[Level] = []
-    with output.writable_folder(options.out):
+    with writable_folder(options.out, ("check.json", "check.png")):
         print(f"ulam: {model.name} on {len(x)} examples of {data.source}")
         print(_line(COLUMNS) + "  verdict")
         measured = check.measure(
@@ -98,11 +106,11 @@ def run(options: argparse.Namespace) -> int:
             "seed": options.seed,
             "versions": info.versions(),
         }
-        write_atomically(options.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
-        names = ["check.json"]
-        if not options.no_plots:
-            write_atomically(options.out / "check.png", picture(found, model.name))
-            names.append("check.png")
+        names = ["check.json"] if options.no_plots else ["check.json", "check.png"]
+        with whole(*(options.out / name for name in names)) as paths:
+            paths[0].write_text(json.dumps(report, indent=1) + "\n")
+            if not options.no_plots:
+                paths[1].write_bytes(picture(found, model.name))
     failed = [f"{level.sigma:.3g}" for level in found if not level.passed]
     print(f"ulam: wrote {', '.join(str(options.out / name) for name in names)}")
     if failed:
@@ -240,34 +248,45 @@ def _data(options: argparse.Namespace, model: Model) -> Data:
         if model.name != "digits":
             raise ValueError("data: needed with a model of your own, such as --data held_out.npz")
         _, held_out = load_mnist5k()
-        whole = Data(held_out.images, held_out.labels, "the held-out digits")
+        there = Data(held_out.images, held_out.labels, "the held-out digits")
     else:
-        whole = load_data(options.data, model.shape)
-    count = min(options.chains, len(whole.x)) // 2 * 2
+        pixels = options.pixels if options.pixels is not None or model.name != "digits" else (-1.0, 1.0)
+        if pixels is not None and not (math.isfinite(sum(pixels)) and pixels[0] != pixels[1]):
+            raise ValueError(f"pixels: got {pixels[0]} {pixels[1]}, expected two finite numbers that differ")
+        there = load_data(options.data, model.shape, pixels)
+    count = min(options.chains, len(there.x)) // 2 * 2
     if count < 4:
-        raise ValueError(f"data: {options.data} has {len(whole.x)} examples, expected at least 4")
-    chosen = torch.arange(count) * len(whole.x) // count
-    return Data(whole.x[chosen], None if whole.labels is None else whole.labels[chosen], whole.source)
+        raise ValueError(f"data: {options.data} has {len(there.x)} examples, expected at least 4")
+    chosen = torch.arange(count) * len(there.x) // count
+    return Data(there.x[chosen], None if there.labels is None else there.labels[chosen], there.source)
 
 
-def load_data(path: Path, shape: tuple[int, ...]) -> Data:
-    """Examples from an npz as `ulam sample` writes it; uint8 pictures are scaled to [-1, 1].
+def load_data(path: Path, shape: tuple[int, ...], pixels: tuple[float, float] | None = None) -> Data:
+    """Examples from an npz as `ulam sample` writes it; uint8 pictures are scaled to ``pixels``, the numbers that black
+    and white were to the network in training.
 
     Raises:
-        OSError, ValueError: no such file, or not examples of this shape.
+        OSError, ValueError: no such file, not examples of this shape, or uint8 pictures without ``pixels``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"data: no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
-    except (ValueError, OSError, AttributeError, TypeError) as error:
-        raise ValueError(f"data: {path} is not an npz of plain arrays ({error})") from None
+    except Exception as error:  # a damaged archive raises what its reader happens to meet
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"data: {path} is not an npz of plain arrays ({why})") from None
     if "arr_0" not in arrays:
         raise ValueError(f"data: {path} has no arr_0, the examples")
     given = arrays["arr_0"]
     if given.dtype == np.uint8 and given.ndim == 4:
-        given = given.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        if pixels is None:
+            raise ValueError(
+                "pixels: got none for uint8 data, expected what black and white were to the network in training, "
+                "such as --pixels -1 1 or --pixels 0 1"
+            )
+        black, white = pixels
+        given = given.transpose(0, 3, 1, 2).astype(np.float32) / (255 / (white - black)) + black
     if given.dtype.kind != "f" or given.shape[1:] != shape:
         raise ValueError(
             f"data: arr_0 is {given.dtype} {list(given.shape)}, expected float [N, {', '.join(map(str, shape))}] "

@@ -12,18 +12,27 @@ from typing import NoReturn
 
 from . import check_report, info, sample_command
 from .mcmc import cli as mcmc_command
+from .streams import TERMINATED, Terminated, lenient_streams, termination
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C."""
+    """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C, 143 after
+    SIGTERM. A reader of its output that goes away changes nothing.
+    """
+    with lenient_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
-    except KeyboardInterrupt:
+        with termination():
+            return int(options.run(options))
+    except KeyboardInterrupt as error:
         print("ulam: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Exception as error:
         if options.traceback:
             raise

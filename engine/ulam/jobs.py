@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
@@ -17,12 +17,8 @@ from . import samplers
 from .builder import DynamicThreshold
 from .conditioning import Shared, shared
 from .denoiser import Sampler
+from .files import parse_toml
 from .loading import Model
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
 MOST_CHAINS, MOST_LABELS = 10**9, 100_000
@@ -31,6 +27,11 @@ KEYS = (
     "sampler", "chains", "first", "labels", "guidance", "guidance_interval", "guidance_rescale", "seed", "priority",
     "weight", "deadline", "known", "mask",
 )  # fmt: skip
+PICTURES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none that runs another program
+EIGHT_BITS, SIXTEEN_BITS = (
+    ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"),
+    ("I;16", "I;16B", "I;16L", "I"),
+)
 SUBMITTED = ("guidance_interval", "guidance_rescale", "priority", "weight", "deadline")
 
 
@@ -59,9 +60,9 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
     if not path.is_file():
         raise FileNotFoundError(f"jobs: no file {path}")
     try:
-        data = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"jobs: {path} is not TOML: {error}") from None
+        data = parse_toml(f"jobs: {path}", path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"jobs: {path}: got {error}, expected TOML") from None
     if unknown := data.keys() - {"job"}:
         raise ValueError(f"jobs: {path} has {sorted(unknown)[0]!r}, expected [[job]] tables only")
     tables = data.get("job")
@@ -70,7 +71,10 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
     specs = []
     for number, table in enumerate(tables, 1):
         try:
-            specs.append(make_job({**defaults, **table}, model, device))
+            named = {key.replace("-", "_"): value for key, value in table.items()}
+            if len(named) < len(table):
+                raise ValueError("keys: got one spelled with - and with _, expected one of them")
+            specs.append(make_job({**defaults, **named}, model, device))
         except (ValueError, TypeError) as error:
             raise type(error)(f"job {number}: {error}") from None
     return specs
@@ -89,6 +93,9 @@ def make_job(table: Mapping[str, Any], model: Model, device: torch.device) -> Jo
         raise ValueError(f"first: got {first}, expected a chain's number, at least 0")
     labels = _chain_labels(table.get("labels"), model, count)
     submit = {name: table[name] for name in SUBMITTED if table.get(name) is not None}
+    for name in ("weight", "deadline"):
+        if name in submit:
+            submit[name] = _number(name, submit[name])
     submit |= {"seed": _integer(table, "seed", 0), **_conditioning(table.get("guidance"), model, labels, count, device)}
     for name in ("known", "mask"):
         if table.get(name) is not None:
@@ -103,6 +110,12 @@ def _integer(table: Mapping[str, Any], name: str, default: int) -> int:
     value = table.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: got {value!r}, expected a whole number")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**1000:
+        raise TypeError(f"{name}: got {value!r:.60}, expected a finite number")
     return value
 
 
@@ -136,7 +149,8 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     taken = {option.name: option for option in fields(make)}
     if strange := given.keys() - taken.keys():
         raise ValueError(f"{sorted(strange)[0]}: the sampler {name} does not take it")
-    says_how_many = any(isinstance(given.get(key), (int, tuple)) for key in ("steps", "timesteps", "sigmas", "levels"))
+    lists = any(isinstance(given.get(key), tuple) for key in ("timesteps", "sigmas", "levels"))
+    says_how_many = lists or "steps" in given or "levels" in given
     if "steps" in taken and "levels" not in taken and not says_how_many and not getattr(make, "every_step", False):
         given["steps"] = DEFAULT_STEPS
     if missing := [n for n, o in taken.items() if o.default is o.default_factory is MISSING and n not in given]:
@@ -190,8 +204,8 @@ def _chain_labels(given: object, model: Model, chains: int) -> list[int] | None:
     if given is None:
         return None
     labels: list[Any] = parse_labels(given) if isinstance(given, str) else given if isinstance(given, list) else [given]
-    if not labels or not all(type(label) is int for label in labels):
-        raise TypeError(f"labels: got {given!r}, expected whole numbers, or text such as 0-9")
+    if not labels or not all(type(label) is int and -(1 << 63) <= label < 1 << 63 for label in labels):
+        raise TypeError(f"labels: got {given!r:.60}, expected whole numbers of 64 bits, or text such as 0-9")
     if model.classes is not None and (unknown := [y for y in labels if not 0 <= y < model.classes]):
         raise ValueError(f"labels: {unknown[0]} is unknown to {model.name}, which knows 0 to {model.classes - 1}")
     return [labels[i % len(labels)] for i in range(chains)]
@@ -216,6 +230,22 @@ def _conditioning(
     return {"cond": cond, "guidance": guidance, "uncond": {"y": torch.full_like(cond["y"], null)}}
 
 
+def _pixels(name: str, path: Path, shape: tuple[int, ...], grey: bool) -> npt.NDArray[np.float32]:
+    """[H, W] or [H, W, 3] in [0, 1]. The size is looked at before anything is decoded."""
+    with Image.open(path, formats=PICTURES) as picture:
+        if picture.size != (shape[2], shape[1]):
+            came, expected = f"{picture.width}x{picture.height}", f"{shape[2]}x{shape[1]}"
+            raise ValueError(f"{name}: got {path} of {came} pixels, expected {expected} like the samples")
+        if picture.mode in SIXTEEN_BITS:
+            wide = np.asarray(picture, dtype=np.float64) / 65535
+            if not ((wide >= 0) & (wide <= 1)).all():
+                raise ValueError(f"{name}: got {path} with values beyond 16 bits, expected 8 or 16 bits a pixel")
+            return (wide if grey else np.repeat(wide[:, :, None], 3, axis=2)).astype(np.float32)
+        if picture.mode not in EIGHT_BITS:
+            raise ValueError(f"{name}: got {path} of mode {picture.mode}, expected 8 or 16 bits a pixel")
+        return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.float32) / np.float32(255)
+
+
 def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
     """A picture file for all chains: known in [-1, 1]; a mask in [0, 1], white where the image is known."""
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
@@ -223,13 +253,10 @@ def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{name}: samples of shape {shape} are no pictures")
     try:
-        with Image.open(path) as picture:
-            grey = name == "mask" or shape[0] == 1
-            pixels = np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.float32) / 255
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{name}: {path} is no picture: {error}") from None
-    if pixels.shape[:2] != shape[1:]:
-        came, expected = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{shape[2]}x{shape[1]}"
-        raise ValueError(f"{name}: {path} has {came} pixels, expected {expected} like the samples")
+        pixels = _pixels(name, Path(path), shape, grey=name == "mask" or shape[0] == 1)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(f"{name}: got {path}, which is no picture ({' '.join(str(error).split())})") from None
     tensor = torch.from_numpy(pixels).reshape(*shape[1:], -1).permute(2, 0, 1).expand(shape).contiguous()
     return shared(tensor if name == "mask" else tensor * 2 - 1)

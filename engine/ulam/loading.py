@@ -132,6 +132,8 @@ def parse_schedule(text: str) -> Schedule:
         except ValueError:
             raise ValueError(f"schedule: got {argument!r} in {text!r}, expected a number") from None
         if equals:
+            if key.strip() in named:
+                raise ValueError(f"schedule: got {key.strip()} twice in {text!r}, expected it once")
             named[key.strip()] = number
         else:
             positional.append(number)

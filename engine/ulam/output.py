@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from .files import whole
 from .job import Job
 from .preview import Preview
 
@@ -78,33 +76,8 @@ class Previews:
         shown[first : first + count] = preview.x0[:count]
         self._folder.mkdir(exist_ok=True)
         name = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
-        partial = name.with_suffix(".partial")
-        grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
-        os.replace(partial, name)
-
-
-@contextmanager
-def writable_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and prove that it can be written to before anything is computed. Raises OSError.
-
-    At the end, the folders made here go again if nothing was written into them.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for target in (folder / name for name in FILES):
-        if target.exists() and not target.is_file():
-            raise OSError(f"out: {target} is in the way: not a file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"out: cannot write to {folder}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        for path in missing:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+        with whole(name) as (partial,):
+            grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
 
 
 def write_run(
@@ -121,28 +94,17 @@ def write_run(
     if labels is not None:
         arrays["arr_1"] = np.array(labels, dtype=np.int64)
     names = [name for name in FILES if picture or name != "grid.png"]
-    with _whole(folder, names) as paths:
-        with paths["samples.npz"].open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        if picture:
-            shown = samples[:GRID_LIMIT]
-            grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
-        paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
-    return names
-
-
-@contextmanager
-def _whole(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
-    """Paths to write to, that take their names in ``folder`` once all are written; else nothing is left of them."""
-    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in names}
     try:
-        yield partial
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-        for name in set(FILES) - partial.keys():
+        with whole(*(folder / name for name in names)) as partial:
+            paths = dict(zip(names, partial, strict=True))
+            with paths["samples.npz"].open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            if picture:
+                shown = samples[:GRID_LIMIT]
+                grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
+            paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+        for name in set(FILES) - set(names):
             (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
     except OSError as error:
         raise OSError(f"out: cannot write to {folder}: {error.strerror or error}") from None
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    return names

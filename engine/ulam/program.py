@@ -15,6 +15,7 @@ s and |.| are over the elements of one chain.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ import torch
 
 from ulam_kernels.table import MAX_REGISTERS, Table
 
+from .files import parse_json
 from .schedules import Array
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -82,6 +84,8 @@ class Program:
                 array = np.where(np.isnan(array), np.nan, array + 0.0)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        if self.order < 0:
+            raise ValueError(f"order: got {self.order}, expected at least 0")
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
             raise ValueError(f"init_scale must be finite and above 0, got {self.init_scale!r}")
         self._check_values()
@@ -278,24 +282,21 @@ class Program:
     @classmethod
     def from_json(cls, text: str) -> Program:
         """The program that `to_json` wrote. Raises ValueError for anything else."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"text must be a program's JSON, it does not parse: {error}") from None
+        data = parse_json("text", text)
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise ValueError(f"text must be a program's JSON (format {FORMAT!r})")
+            raise ValueError(f"text: got no program, expected the JSON of one (format {FORMAT!r})")
         expected = {f.name for f in fields(cls)}
         if data.keys() != expected:
-            raise ValueError(f"text must hold just a program's fields, these differ: {data.keys() ^ expected}")
+            differing = ", ".join(sorted(data.keys() ^ expected))
+            raise ValueError(f"text: got a program with other fields ({differing}), expected those of {FORMAT}")
         for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
-            if not isinstance(data[name], kind):
-                raise ValueError(f"text must hold a program's fields in their types: {name} is {data[name]!r}")
-        try:
-            for name in (*COLUMNS, "A"):  # "inf" and "nan" are strings, JSON has no such numbers
-                data[name] = np.array(data[name], dtype=np.float64)
-            return cls(**data)
-        except TypeError as error:
-            raise ValueError(f"text must hold a program's fields in their types: {error}") from None
+            if type(data[name]) is not kind:
+                raise ValueError(f"text: got {name} = {data[name]!r:.60}, expected {kind.__name__}")
+        for name in (*COLUMNS, "A", "init_scale"):  # "inf" and "nan" are strings, JSON has no such numbers
+            data[name] = _numbers(name, data[name])
+        for name in ("writes", *FLAGS):
+            data[name] = _flags(name, data[name])
+        return cls(**{**data, "init_scale": float(data["init_scale"])})
 
     def table(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Table:
         """The rows packed for the kernels: c_next[i] is c_in of the next evaluating row, 1 after the last."""
@@ -332,6 +333,36 @@ def _terms(coefficients: npt.ArrayLike, names: list[str] | tuple[str, ...]) -> s
 
 def _rule(name: str) -> str:
     return {"lo": "a number", "hi": "a number", "time": "finite just where the row evaluates"}.get(name, "finite")
+
+
+def _numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """Numbers, nested in lists or alone. Raises ValueError for anything else."""
+    for value in _leaves(values):
+        if type(value) not in (int, float) and value not in ("inf", "-inf", "nan"):
+            raise ValueError(f"text: got {value!r:.60} in {name}, expected numbers")
+    return _array(name, values, np.float64)
+
+
+def _flags(name: str, values: Any) -> npt.NDArray[np.bool_]:
+    for value in _leaves(values):
+        if type(value) is not bool:
+            raise ValueError(f"text: got {value!r:.60} in {name}, expected true and false")
+    return _array(name, values, np.bool_)
+
+
+def _array(name: str, values: Any, dtype: Any) -> npt.NDArray[Any]:
+    try:
+        return np.array(values, dtype=dtype)
+    except ValueError:
+        raise ValueError(f"text: got lists of different lengths in {name}, expected a regular array") from None
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    if isinstance(values, list):
+        for value in values:
+            yield from _leaves(value)
+    else:
+        yield values
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from tqdm import tqdm
 from . import info, output
 from .arguments import resolve_device
 from .engine import Engine
+from .files import writable_folder
 from .job import Job
 from .jobs import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, sampler_names
 from .loading import Model, load_model
 from .network import NetworkOptions
 from .sampling import DEFAULT_SLOTS
 from .scheduler import POLICIES
+from .streams import TERMINATED, Terminated
 from .tuning import best_slots
 
 FAILED, INTERRUPTED = 1, 130
@@ -108,13 +111,13 @@ def run(options: argparse.Namespace) -> int:
     sampling = _Sampling(_engine(options, model, specs, device), model, specs, options)
     rows, described = len(sampling.x), specs[0].sampler if len(specs) == 1 else f"{len(specs)} jobs"
     print(f"ulam: {rows} chains of {model.name}, {described}, backend {sampling.engine.report.backend}")
-    with output.writable_folder(options.out):
+    with writable_folder(options.out, output.FILES):
         sampling.go()
         if sampling.done:
             sampling.write()
     if sampling.interrupted:
         print(f"ulam: interrupted, {len(sampling.done)} of {rows} samples written", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if sampling.terminated else INTERRUPTED
     return FAILED if sampling.failed else 0
 
 
@@ -152,6 +155,7 @@ class _Sampling:
     done: list[int] = field(default_factory=list)
     failed: list[tuple[int, Job, int, int]] = field(default_factory=list)  # row of x, job, chain, row of its program
     interrupted: bool = False
+    terminated: bool = False  # by SIGTERM
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -192,8 +196,8 @@ class _Sampling:
                         self.failed.append((at + place, group.job, group.job.ids[place], row))
                     if on_gpu:
                         bar.update(len(rows) * group.job.ticks)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            except KeyboardInterrupt as error:
+                self.interrupted, self.terminated = True, isinstance(error, Terminated)
         self.seconds = time.perf_counter() - begin
         self._find_overflows()
 
@@ -235,9 +239,19 @@ class _Sampling:
             labels = [every[row] for row in done]
         given = self.options.labels
         columns = len(given) if given and len(given) <= 20 else None
-        names = output.write_run(self.options.out, x, labels, columns, report)
+        folder, lost = self.options.out, None
+        try:
+            names = output.write_run(folder, x, labels, columns, report)
+        except OSError as error:  # the folder was writable before: what was computed must not go with it
+            folder, lost = Path(tempfile.mkdtemp(prefix="ulam-")), error
+            try:
+                names = output.write_run(folder, x, labels, columns, report)
+            except OSError as second:
+                raise OSError(f"{lost}; nor there: {second}") from None
         rate = f"{report['seconds']:.2f} s, {report['samples_per_second']:.1f} samples/s"
-        print(f"ulam: {rate}; wrote {', '.join(str(self.options.out / name) for name in names)}")
+        print(f"ulam: {rate}; wrote {', '.join(str(folder / name) for name in names)}")
+        if lost is not None:
+            raise OSError(f"{lost}; everything is in {folder}")
 
     def _tell_failed(self, report: dict[str, Any]) -> None:
         for reason in report["fallbacks"]:

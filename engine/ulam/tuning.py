@@ -11,10 +11,8 @@ import json
 import logging
 import os
 import resource
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from ulam_kernels import __version__
 from .conditioning import Cond, Shared
 from .denoiser import Denoiser
 from .errors import NetworkError
+from .files import parse_json, whole
 from .network import NetworkOptions
 
 log = logging.getLogger("ulam")
@@ -172,7 +171,7 @@ def _read() -> dict[str, int]:
     """All that is remembered; nothing, with a warning, where the file is not ours to read."""
     path = cache_file()
     try:
-        data = json.loads(path.read_text())
+        data = parse_json("slots", path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -187,15 +186,9 @@ def _read() -> dict[str, int]:
 def _write(key: str, slots: int) -> None:
     """Remember a result: the file is replaced whole. What cannot be written is told and not remembered."""
     path = cache_file()
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".slots", delete=False) as file:
-            temporary = file.name
-            json.dump({**_read(), key: slots}, file, indent=1)
-        os.replace(temporary, path)
+        with whole(path) as (partial,):
+            partial.write_text(json.dumps({**_read(), key: slots}, indent=1))
     except OSError as error:
         log.warning("the best number of slots cannot be kept in %s: %s", path, error)
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import info, loading, output
+from .. import info, loading
+from ..files import whole, writable_folder
 from . import densities, plots
 from .chains import Chains
 from .densities import BuiltIn
@@ -69,7 +69,7 @@ def execute(options: argparse.Namespace) -> int:
         plots.require_matplotlib()
     target, sampler = _target(options), _sampler(options)
     print(f"ulam: {options.chains} chains of {target!r}, {sampler}")
-    with output.writable_folder(options.out):
+    with writable_folder(options.out, FILES):
         chains = run(
             target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
             warmup=options.warmup, thin=options.thin, adapt=options.adapt, slots=options.slots, device=options.device,
@@ -130,21 +130,17 @@ def _write(options: argparse.Namespace, target: Target, chains: Chains) -> list[
         if (values := getattr(chains, name)) is not None:
             arrays[name] = values.cpu().numpy()
     names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]
-    for name in names:
-        partial = options.out / f".{name}.{os.getpid()}.partial"
-        try:
+    with whole(*(options.out / name for name in names)) as paths:
+        for name, path in zip(names, paths, strict=True):
             if name == "draws.npz":
-                with partial.open("wb") as file:
+                with path.open("wb") as file:
                     np.savez(file, **arrays)  # type: ignore[arg-type]
             elif name == "report.json":
-                partial.write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+                path.write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
             else:
                 plot = name.removesuffix(".png")
                 more = {"exact": exact} if plot == "marginal" else {}
-                plots.PLOTS[plot](chains, **more).savefig(partial, dpi=150, format="png")
-            os.replace(partial, options.out / name)
-        finally:
-            partial.unlink(missing_ok=True)
+                plots.PLOTS[plot](chains, **more).savefig(path, dpi=150, format="png")
     return names
 
 

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import whole
 from .digits import CLASSES, NULL_CLASS, TRAIN_STEPS, DigitsUNet, alpha_sigma
 
 HELD_OUT = 50  # images of every class kept from training
@@ -162,13 +162,6 @@ def update_ema(ema: DigitsUNet, net: DigitsUNet, step: int) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file holds either its old bytes or all of the new ones, whatever interrupts."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 @dataclass
 class State:
     """What training changes: the network, its average, the optimizer, the random numbers, the curve."""
@@ -241,8 +234,9 @@ def save(out: Path, ema: DigitsUNet, report: dict[str, Any], splits: tuple[Digit
     report["training_eps_loss"] = eps_loss(stored, some_training)
     report["held_out_eps_loss"] = eps_loss(stored, splits[1])
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "digits.safetensors", safetensors.torch.save(weights))
-    write_atomically(out / "digits.json", (json.dumps(report, indent=1) + "\n").encode())
+    with whole(out / "digits.safetensors", out / "digits.json") as (network, record):
+        network.write_bytes(safetensors.torch.save(weights))
+        record.write_text(json.dumps(report, indent=1) + "\n")
     loss = report["held_out_eps_loss"]["mean"]
     print(f"saved at step {report['steps']}: held-out eps loss {loss:.5f}", flush=True)
 

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from .. import mcmc, noise, output
 from ..ebm import PersistentChains
+from ..files import whole
 from ..mcmc import ULA, Energy
 from ..objectives import contrastive_divergence, denoising_score_matching
 from .energies import DIGITS_SHAPE, DIGITS_SIGMA, DIGITS_WIDTH, TiltedGaussian
-from .train_digits import write_atomically
 
 FIT_BATCH, BATCH, BUFFER, RESTART = 256, 128, 4096, 0.02
 EMA_DECAY, MAX_NORM, WARMUP = 0.999, 1.0, 100
@@ -193,8 +193,9 @@ def save(out: Path, task: Task, energy: TiltedGaussian, data: Tensor, report: di
     energy.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     samples = draw(task, energy, SHOWN if task.name == "digits" else len(data), seed=1)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / f"{task.name}_ebm.safetensors", safetensors.torch.save(weights))
-    write_atomically(out / f"{task.name}_ebm.json", (json.dumps(report, indent=1) + "\n").encode())
+    with whole(out / f"{task.name}_ebm.safetensors", out / f"{task.name}_ebm.json") as (network, record):
+        network.write_bytes(safetensors.torch.save(weights))
+        record.write_text(json.dumps(report, indent=1) + "\n")
     picture(task, energy, data, samples).save(out / f"{task.name}_ebm.png")
 
 

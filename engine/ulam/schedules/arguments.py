@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+MOST_STEPS = 10**7  # of a table of noise levels: 80 MB a column
+
 Array: TypeAlias = npt.NDArray[np.float64]
 Numbers: TypeAlias = float | Sequence[float] | npt.NDArray[Any] | torch.Tensor
 
@@ -32,8 +34,8 @@ def positive(name: str, value: object) -> float:
 def training_steps(steps: object) -> int:
     if isinstance(steps, (bool, np.bool_)) or not isinstance(steps, (int, np.integer)):
         raise TypeError(f"steps must be an integer, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps!r}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps: got {steps!r}, expected 1 to 10^7 training steps")
     return int(steps)
 
 

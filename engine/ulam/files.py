@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, folders that one process writes to at a time, JSON and TOML read strictly."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+Checked = TypeVar("Checked")
+
+
+@contextmanager
+def whole(*targets: Path) -> Iterator[list[Path]]:
+    """Paths to write to, which take their targets' names once all are written; else nothing is left of them.
+
+    A target that is a link stays one: what it points to is replaced.
+    """
+    targets = tuple(Path(os.path.realpath(target)) for target in targets)
+    partial = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
+    try:
+        yield partial
+        for path in partial:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for path, target in zip(partial, targets, strict=True):
+            os.replace(path, target)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]:
+    """Make the folder and prove that it can be written to before anything is computed; hold it for this process.
+
+    At the end, the folders made here go again if nothing was written into them. What a process that was killed has
+    left half-written is removed. ``names``: files to be written, which must not be in the way as something else.
+
+    Raises:
+        OSError: what cannot be written to, or what another process writes to.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for target in (folder / name for name in names):
+        if target.exists() and not target.is_file():
+            raise OSError(f"out: {target} is in the way: not a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(f"out: cannot write to {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"out: got {folder}, to which another process writes, expected another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        _remove_orphans(folder)
+        yield
+    finally:
+        os.close(held)
+        for path in missing:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove partial files whose process is gone."""
+    for path in folder.iterdir():
+        match = PARTIAL.fullmatch(path.name)
+        if match is not None and not Path(f"/proc/{match[1]}").exists():
+            path.unlink(missing_ok=True)
+
+
+def parse_json(name: str, text: str) -> Any:
+    """JSON as it is defined: each key once, no NaN or Infinity, numbers that a float can hold, no endless nesting.
+
+    Raises:
+        ValueError: in one line that begins with ``name``.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: got {_why(error)}, expected JSON") from None
+
+
+def parse_toml(name: str, text: str) -> dict[str, Any]:
+    """TOML. Raises ValueError in one line that begins with ``name``."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: got {_why(error)}, expected TOML") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"the number {text}")
+
+
+def _whole(text: str) -> int:
+    if len(text) > 300:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _why(error: BaseException) -> str:
+    return "values nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
