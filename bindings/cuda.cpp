@@ -32,6 +32,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("reduce", ulam::reduce_function<uintptr_t>(launched<ulam::Reduce>(&reduce)));
   m.def("blend", ulam::blend_function<uintptr_t>(launched<ulam::Blend>(&blend)));
   m.def("fill_normal", ulam::fill_function<uintptr_t>(launched<ulam::Fill>(&fill_normal)));
+  m.def("look_up", ulam::look_up_function<uintptr_t>(launched<ulam::LookUp>(&look_up)));
+  m.def("advance", ulam::advance_function<uintptr_t>(launched<ulam::Advance>(&advance)));
   m.def("affine", ulam::affine_function<uintptr_t>(launched<ulam::Affine>(&affine)));
   ulam::register_likelihood<uintptr_t>(m, launched<ulam::GaussianKl>(&gaussian_kl),
                                        launched<ulam::DiscretisedLikelihood>(&discretised));

@@ -27,12 +27,13 @@ from ulam_kernels import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-NUMBERS = {FP32: 0, BF16: 1, FP16: 2}
+NUMBERS = {FP32: 0, BF16: 1, FP16: 2, torch.float64: 3}
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
 # A library that keeps to its own stand-in, also where torch has brought the real runtime.
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
-SOURCES = [ROOT / "csrc/cuda" / name for name in ("step.cu", "reduce.cu", "blend.cu", "fill.cu", "affine.cu")]
+OPERATIONS = ("step", "reduce", "blend", "fill", "affine", "tick")
+SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
 
 
 def find_tool(name: str) -> str | None:
@@ -87,6 +88,8 @@ SYMBOLS = {
     "blend": "_ZN4ulam4cuda5blendERKNS_5BlendEPv",
     "fill_normal": "_ZN4ulam4cuda11fill_normalERKNS_4FillEPv",
     "affine": "_ZN4ulam4cuda6affineERKNS_6AffineEPv",
+    "look_up": "_ZN4ulam4cuda7look_upERKNS_6LookUpEPv",
+    "advance": "_ZN4ulam4cuda7advanceERKNS_7AdvanceEPv",
 }
 
 
@@ -133,6 +136,8 @@ class Device:
         self.kernels = kernels
         self.host = ctypes.CDLL(str(library))
         self.rsqrt: Callable[[Any], Any] | None = None
+        self.waves: Callable[[int], Any] | None = None  # of so many blocks: see Machine.run
+        self.turns: Callable[[int], Any] = range
         self.used = ""  # the kernel of the last launch
         self.executed = np.zeros(0, np.int64)  # by the last launch, threads for each instruction
         self.failure: Exception | None = None
@@ -144,8 +149,10 @@ class Device:
             kernel = self.kernels[name.decode()]
             self.used = kernel.name
             values = [ctypes.string_at(arguments[k], size) for k, (_, size) in enumerate(kernel.parameters)]
-            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt).run()
-            self.executed = machine.executed
+            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt)
+            machine.turns = self.turns
+            self.grid, self.block = tuple(shape[0:3]), tuple(shape[3:6])
+            self.executed = machine.run(self.waves and self.waves(machine.blocks)).executed
         except Exception as error:  # C code is between here and the test
             self.failure = error
 
@@ -209,16 +216,17 @@ class Device:
         self.call("reduce", packed + struct.pack("<Q", at))
         self.take(at, out)
 
-    def blend(self, state: torch.Tensor, skew: int = 0, **given: torch.Tensor | None) -> None:
+    def blend(self, state: torch.Tensor, skew: int = 0, stage: int = 0, **given: torch.Tensor | None) -> None:
         """As :func:`ulam_kernels.blend`."""
         self.reset()
         at, net_in = self.put(state, skew), given.get("net_in")
         put = {name: self.put(tensor) for name, tensor in given.items()}
         names = ("known", "mask", "a", "b", "seed", "chain", "draw", "noise", "net_in")
         packed = struct.pack(
-            "<qqQi4xQQQQQQQQQi4xQ",
+            "<qqQi4xQQQQQQQQQi4xQQqq",
             state.shape[1], state[0, 0].numel(), at, NUMBERS[state.dtype], *(put.get(name, 0) for name in names),
-            0 if net_in is None else NUMBERS[net_in.dtype], put.get("c_next", 0),
+            0 if net_in is None else NUMBERS[net_in.dtype], put.get("c_next", 0), put.get("row", 0),
+            0 if given["a"] is None else len(given["a"]), stage,
         )  # fmt: skip
         self.call("blend", packed)
         self.take(at, state)
@@ -241,6 +249,42 @@ class Device:
         shape = (len(x), x.numel() // len(x))
         self.call("affine", struct.pack("<qqQQQiii4xQQ", *shape, *at, *types, self.put(a), self.put(b)))
         self.take(at[2], out)
+
+    def put_strided(self, tensor: torch.Tensor | None) -> int:
+        """The whole of what the tensor is a view of goes in; the address is the tensor's."""
+        if tensor is None:
+            return 0
+        storage = tensor.untyped_storage()
+        raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        offset = tensor.data_ptr() - storage.data_ptr()
+        return self.memory.put(raw[offset:], skew=tensor.data_ptr() % 16)
+
+    def advance(self, cursor: torch.Tensor, now: torch.Tensor, model: torch.Tensor | None = None,
+                uncond: torch.Tensor | None = None, guidance: torch.Tensor | None = None) -> None:  # fmt: skip
+        """As :func:`ulam_kernels.advance`, of outputs whose chains lie together; ``reads`` are counted."""
+        self.reset()
+        self.memory.reads = np.zeros(len(self.memory.bytes), np.uint8)
+        chains, (at, now_at) = cursor.shape[1], (self.put(cursor), self.put(now))
+        self.outputs = [self.put_strided(output) for output in (model, uncond)]
+        elements = 0 if model is None else model[0].numel()
+        strides = (elements if output is None else output.stride(0) for output in (model, uncond))
+        packed = struct.pack("<qqQQQQi4xqqQ", chains, elements, at, now_at, *self.outputs,
+                             0 if model is None else NUMBERS[model.dtype], *strides, self.put(guidance))  # fmt: skip
+        self.call("advance", packed)
+        self.take(at, cursor)
+        self.take(now_at, now)
+
+    def look_up(self, times: torch.Tensor, row: torch.Tensor, out: torch.Tensor, guidance: torch.Tensor | None = None,
+                interval: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:  # fmt: skip
+        self.reset()
+        at = {name: self.put(tensor) for name, tensor in (("out", out), ("weight", weight))}
+        whole = times.dtype == torch.int64
+        packed = struct.pack("<qqQ?7xQQQQQ", len(row), len(times), self.put(times), whole, self.put(row), at["out"],
+                             self.put(guidance), self.put(interval), at["weight"])  # fmt: skip
+        self.call("look_up", packed)
+        self.take(at["out"], out)
+        if weight is not None:
+            self.take(at["weight"], weight)
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> int:

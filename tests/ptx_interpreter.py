@@ -34,7 +34,9 @@ COMPARE = {
     "lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge,
 }  # fmt: skip
 ATOMIC = {"add": np.add, "min": np.minimum}
-CONVERSIONS = (("f32", "f16"), ("f16", "f32"), ("f64", "f32"), ("f32", "f64"), ("f64", "s32"), ("f64", "s64"))
+CONVERSIONS = (
+    ("f32", "f16"), ("f16", "f32"), ("f64", "f32"), ("f32", "f64"), ("f64", "s32"), ("f64", "s64"), ("f32", "s64"),
+)  # fmt: skip
 LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 
 
@@ -47,6 +49,7 @@ class Memory:
         self.bytes = np.full(size, 0xFF, dtype=np.uint8)
         self.owned = np.zeros(size, dtype=bool)
         self.end = 0
+        self.reads: Array | None = None  # where it is an array: how often each byte was read
 
     def put(self, data: Array | bytes, skew: int = 0) -> int:
         """Copy a buffer in; its address is ``skew`` bytes past a multiple of GUARD."""
@@ -117,6 +120,16 @@ def _instruction(text: str) -> Instruction:
     )
 
 
+def _closing(ptx: str, start: int) -> int:
+    """Where the brace stands that closes one before ``start``."""
+    depth = 1
+    for brace in re.compile(r"[{}]").finditer(ptx, start):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    raise ValueError("a brace is not closed")
+
+
 def parse(ptx: str) -> dict[str, Kernel]:
     """The kernels of a PTX text."""
     ptx = re.sub(r"//[^\n]*", "", ptx)
@@ -126,7 +139,7 @@ def parse(ptx: str) -> dict[str, Kernel]:
     }
     kernels = {}
     for match in re.finditer(r"\.entry (\w+)\((.*?)\)[^{]*\{", ptx, re.S):
-        body = ptx[match.end() : ptx.find("\n}", match.end())]
+        body = ptx[match.end() : _closing(ptx, match.end())]
         parameters = [
             (name, int(size) if size else TYPES[kind].itemsize)
             for kind, name, size in re.findall(
@@ -138,11 +151,13 @@ def parse(ptx: str) -> dict[str, Kernel]:
         labels: dict[str, int] = {}
         # Operands in braces stay; a scope's braces go, and the names in it are told apart by where it stands.
         for number, scope in enumerate(re.split(r"(?<=[;\s])\{(?=\s*\.reg)", body)):
+            inner, end, rest = (*re.split(r"(?<=;)(\s*\})", scope, maxsplit=1), "", "")[:3]
             for name, kind in [
-                (n.strip(), k) for k, names in re.findall(r"\.reg \.(\w+) ([^%<;]+);", scope) for n in names.split(",")
+                (n.strip(), k) for k, names in re.findall(r"\.reg \.(\w+)\s+([^<;]+);", inner) for n in names.split(",")
             ]:
-                widths[f"%{name}_{number}"] = TYPES[kind].itemsize
-                scope = re.sub(rf"(?<![\w%.]){name}(?![\w:])", f"%{name}_{number}", scope)
+                widths[f"%{name.lstrip('%')}_{number}"] = TYPES[kind].itemsize
+                inner = re.sub(rf"(?<![\w%.]){name}(?![\w:])", f"%{name.lstrip('%')}_{number}", inner)
+            scope = inner + end + rest
             for piece in scope.split(";"):
                 text = piece.strip().removeprefix("}").strip()
                 while label := re.match(r"(\$?\w+):\s*", text):
@@ -180,16 +195,24 @@ class Machine:
         for name, needed in kernel.shared.items():
             self.symbols[name] = size
             size += -(-needed // 16) * 16
-        blocks = self.threads // int(np.prod(block))
-        self.block = np.arange(self.threads) // int(np.prod(block))
-        self.shared = np.full((blocks, size), 0xFF, np.uint8)
+        self.block_size = int(np.prod(block))
+        self.blocks = self.threads // self.block_size
+        self.block = np.arange(self.threads) // self.block_size
+        self.shared = np.full((self.blocks, size), 0xFF, np.uint8)
+        self.turns: Callable[[int], Any] = range  # the order in which so many threads get to a place in global memory
         self.registers: dict[str, Array] = {}
         self.executed = np.zeros(len(kernel.code), np.int64)  # how many threads executed each instruction
 
-    def run(self) -> Machine:
+    def run(self, waves: Sequence[Any] | None = None) -> Machine:
+        """All blocks at once, or so many waves of blocks one after another, given by their numbers."""
+        for wave in [np.arange(self.blocks)] if waves is None else waves:
+            self._run(np.isin(self.block, wave))
+        return self
+
+    def _run(self, takes_part: Array) -> None:
         """Threads at the lowest instruction go first, so those that took different branches meet again."""
         code, leaders = self.kernel.code, set(self.kernel.labels.values())
-        at = np.zeros(self.threads, np.int64)
+        at = np.where(takes_part, 0, len(code))
         with np.errstate(all="ignore"):
             while (place := int(at.min())) < len(code):
                 waiting = at == place
@@ -208,7 +231,6 @@ class Machine:
                     if place in leaders or place == len(code):
                         at[self.lanes] = place
                         break
-        return self
 
     def _guard(self, instruction: Instruction) -> Array | None:
         if instruction.guard is None:
@@ -460,6 +482,21 @@ class Machine:
 
     def _bar(self, i: Instruction) -> None:
         """Threads at the lowest instruction go first, so all of them have arrived."""
+        if "red" in i.modifiers:
+            if "or" not in i.modifiers:
+                raise NotImplementedError(i.text)
+            block, given = self.block[self.lanes], self.read(i.operands[2], TYPES["pred"])
+            if (np.bincount(block) % self.block_size).any():
+                raise ValueError(f"only a part of a block arrived at {i.text}")
+            self.write(i.operands[0], np.isin(block, block[np.broadcast_to(given, block.shape)]))
+
+    def _vote(self, i: Instruction) -> None:
+        if "ballot" not in i.modifiers or self.block_size % 32:
+            raise NotImplementedError(i.text)
+        lane, given = np.arange(self.threads)[self.lanes], self.read(i.operands[1], TYPES["pred"])
+        ballots = np.zeros(self.threads // 32, np.uint32)
+        np.bitwise_or.at(ballots, lane // 32, np.where(given, np.uint32(1) << (lane % 32).astype(np.uint32), 0))
+        self.write(i.operands[0], ballots[lane // 32])
 
     def _items(self, address: str, kind: Any, count: int) -> list[tuple[Any, Any]]:
         """Where in ``shared`` the items of an access lie: (block, index) of each."""
@@ -471,14 +508,25 @@ class Machine:
 
     def _atom(self, i: Instruction) -> None:
         """On shared memory, and its result dropped or not used: the order of threads is not specified."""
-        if "shared" not in i.modifiers:
-            raise NotImplementedError(i.text)
-        (item,) = self._items(i.operands[-2], i.types[0], 1)
         (operation,) = (ATOMIC[name] for name in i.modifiers if name in ATOMIC)
+        if "shared" not in i.modifiers:
+            return self._in_turn(i, operation)
+        (item,) = self._items(i.operands[-2], i.types[0], 1)
         value = np.broadcast_to(self.read(i.operands[-1], i.types[0]), item[0].shape)
         operation.at(self.shared.view(i.types[0]), item, value)
 
     _red = _atom
+
+    def _in_turn(self, i: Instruction, operation: Any) -> None:
+        """On global memory: one thread after another."""
+        target, address, given = i.operands
+        place = self.memory.index(self._address(address), i.types[0].itemsize, 1)
+        value = np.broadcast_to(self.read(given, i.types[0]), place.shape)
+        whole, before = self.memory.bytes.view(i.types[0]), np.zeros(len(place), i.types[0])
+        for k in self.turns(len(place)):
+            before[k] = whole[place[k]]
+            whole[place[k]] = operation(before[k], value[k])
+        self.write(target, before)
 
     def _ld(self, i: Instruction) -> None:
         names, kind = [name.strip() for name in i.operands[0].strip("{}").split(",")], i.types[0]
@@ -488,6 +536,9 @@ class Machine:
                 self.write(name, value)
             return
         start = self.memory.index(self._address(i.operands[1]), kind.itemsize, len(names))
+        if self.memory.reads is not None:
+            every = start[:, None] * np.uint64(kind.itemsize) + np.arange(len(names) * kind.itemsize, dtype=np.uint64)
+            np.add.at(self.memory.reads, every, 1)
         whole = self.memory.bytes.view(kind)
         for k, name in enumerate(names):
             self.write(name, whole[start + np.uint64(k)])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CPU = ("dispatch", "kernels_portable", "likelihood", "likelihood_portable", "mcmc", "mcmc_portable", "select",
+CPU = ("dispatch", "kernels_portable", "likelihood", "likelihood_portable", "mcmc", "mcmc_portable", "select", "tick",
        "torch_normal")  # fmt: skip
 SOURCES = ["bindings/cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 

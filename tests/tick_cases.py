@@ -17,6 +17,16 @@ INTEGERS = {
     torch.float64: torch.int64,
 }
 
+# Waves of blocks that run one after another, and whose turn it is at the counter within one.
+ORDERS = {
+    "all at once": (None, range),
+    "all at once, the last first": (None, lambda count: range(count - 1, -1, -1)),
+    "one by one": (lambda blocks: np.arange(blocks), range),
+    "one by one, the last first": (lambda blocks: np.arange(blocks)[::-1], range),
+    "shuffled": (lambda blocks: np.random.default_rng(blocks).permutation(blocks), range),
+    "in three waves": (lambda blocks: [np.arange(k, blocks, 3) for k in (1, 2, 0)], lambda count: range(count)[::-1]),
+}
+
 
 def random_cursor(rng: np.random.Generator, chains: int) -> torch.Tensor:
     """``[6, chains]``: some chains are idle, some have failed before; draws wrap, and parts are 0."""

@@ -1,5 +1,7 @@
-// Mask blending with a known image: r_0 becomes a known + b z where the mask is 1.
+// Mask blending with a known image: r_0 becomes a known + b z where the mask is 1. A row outside the tables makes its
+// chain NaN.
 #include "launch.h"
+#include "ulam/reduce.h"
 #include "ulam/row.h"
 
 namespace ulam::cuda {
@@ -8,7 +10,9 @@ __global__ void __launch_bounds__(kThreads) blend_quads(const Blend s, uint32_t 
   using V = Lanes<4>;
   const int64_t chain = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (chain >= s.chains) return;
-  const float a = __ldg(s.a + chain), b = __ldg(s.b + chain);
+  const int64_t at = s.row ? __ldg(s.row + chain) : chain;
+  const bool is_outside = s.row && static_cast<uint64_t>(at) >= static_cast<uint64_t>(s.rows);
+  const float a = is_outside ? not_a_number() : __ldg(s.a + at), b = is_outside ? 0.0f : __ldg(s.b + at);
   if (a == 0.0f && b == 0.0f) return;
   const Quads::Any state(s.state_type, width), fp32(kFloat32, width);
   const int64_t start = chain * s.elements;
@@ -18,7 +22,7 @@ __global__ void __launch_bounds__(kThreads) blend_quads(const Blend s, uint32_t 
   Stream stream{};
   if (generates)
     stream = make_stream(static_cast<uint64_t>(__ldg(s.seed + chain)), static_cast<uint64_t>(__ldg(s.chain + chain)),
-                         static_cast<uint64_t>(__ldg(s.draw + chain)), 0);
+                         static_cast<uint64_t>(__ldg(s.draw + chain)) + static_cast<uint64_t>(s.stage), 0);
   const uint32_t elements = static_cast<uint32_t>(s.elements);
   const uint32_t first = blockIdx.y * span, end = first + min(span, elements - first);
 #pragma unroll 1
@@ -31,11 +35,11 @@ __global__ void __launch_bounds__(kThreads) blend_quads(const Blend s, uint32_t 
       const V::f z = generates ? normals<Quads>(stream, i) : fp32.widen(fp32.load(of_chain(s.noise), i, left));
       y = V::fma(V::set(b), z, y);
     }
-    const Raw<4> x = state.narrow(blended<V>(fp32.widen(mask), y, state.widen(old)));
+    const Raw<4> x = state.narrow(is_outside ? y : blended<V>(fp32.widen(mask), y, state.widen(old)));
     state.store(r0, i, left, x);
     if (s.net_in)
       Quads::store(s.net_type, width, static_cast<char*>(s.net_in), start, i, left,
-                   V::mul(V::set(__ldg(s.c_next + chain)), state.widen(x)));
+                   V::mul(V::set(is_outside ? a : __ldg(s.c_next + at)), state.widen(x)));
   }
 }
 

@@ -5,14 +5,16 @@
 
 namespace ulam::cuda {
 
-// A row that is outside the table, or reads what is not given, writes NaN: nobody on the host can see it to raise, and
-// silence would be worse.
-// Each launches on `stream` of the current device, allocates nothing, and returns null or what went wrong.
+// A row that is outside the table, or reads what is not given, writes NaN (-1 where times are whole): nobody on the
+// host can see it to raise, and silence would be worse. Each launches on `stream` of the current device, allocates
+// nothing, and returns null or what went wrong.
 const char* step(const Step&, void* stream);
 const char* reduce(const Reduce&, void* stream);
 const char* blend(const Blend&, void* stream);
 const char* fill_normal(const Fill&, void* stream);
 const char* affine(const Affine&, void* stream);
+const char* look_up(const LookUp&, void* stream);
+const char* advance(const Advance&, void* stream);
 
 // How many devices these kernels can run on, and why there is none (null if there is one).
 int device_count();

@@ -109,8 +109,8 @@ def blend_arguments(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     c_next: torch.Tensor | None,
-    row: torch.Tensor | None,
-    stage: int,
+    row: torch.Tensor | None = None,
+    stage: int = 0,
 ) -> tuple[int, ...]:
     chains = x.size(0)
     return (

@@ -16,9 +16,11 @@ if find_spec("ulam_kernels._cuda") is None:
 
 from ulam_kernels import _cuda
 from ulam_kernels.native import (
+    advance_arguments,
     affine_arguments,
     blend_arguments,
     fill_arguments,
+    look_up_arguments,
     reduce_arguments,
     step_arguments,
 )
@@ -44,7 +46,7 @@ def reduce(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Te
     _launch(_cuda.reduce, state.device, reduce_arguments(state, *tensors, **named))  # type: ignore[arg-type]
 
 
-def blend(x: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+def blend(x: torch.Tensor, *tensors: torch.Tensor | int | None, **named: torch.Tensor | int | None) -> None:
     _launch(_cuda.blend, x.device, blend_arguments(x, *tensors, **named))  # type: ignore[arg-type]
 
 
@@ -54,3 +56,11 @@ def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch
 
 def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     _launch(_cuda.affine, x.device, affine_arguments(x, m, a, b, out))
+
+
+def look_up(times: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _launch(_cuda.look_up, times.device, look_up_arguments(times, *tensors, **named))  # type: ignore[arg-type]
+
+
+def advance(cursor: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
+    _launch(_cuda.advance, cursor.device, advance_arguments(cursor, *tensors, **named))  # type: ignore[arg-type]

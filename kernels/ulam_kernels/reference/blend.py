@@ -22,8 +22,8 @@ def blend(
     noise: torch.Tensor | None,
     net_in: torch.Tensor | None,
     c_next: torch.Tensor | None,
-    row: torch.Tensor | None,
-    stage: int,
+    row: torch.Tensor | None = None,
+    stage: int = 0,
 ) -> None:
     """``x[b]`` becomes the noised known image where the mask is 1: see :func:`ulam_kernels.blend`.
 
