@@ -26,9 +26,10 @@ from ulam_kernels.triton.blend import blend_long, blend_short
 from ulam_kernels.triton.fill import fill_long, fill_short
 from ulam_kernels.triton.reduce import reduce_chain
 from ulam_kernels.triton.step import step_long, step_short
+from ulam_kernels.triton.tick import advance_long, advance_short, look_up_times
 
 KERNELS = (step_long, step_short, reduce_chain, blend_long, blend_short, fill_long, fill_short, affine_long,
-           affine_short)  # fmt: skip
+           affine_short, advance_long, advance_short, look_up_times)  # fmt: skip
 MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 
 
@@ -92,6 +93,8 @@ class Gpu:
     target: GPUTarget
     execute: bool = False
     alter: Callable[[str], str] = lambda ptx: ptx
+    waves: Callable[[int], Any] | None = None  # of so many programs: see Machine.run
+    turns: Callable[[int], Any] = range
     compiled: list[Any] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
@@ -108,10 +111,11 @@ class Gpu:
         self.compiled.append(compiled)
         if self.execute:
             ptx = re.sub(r"(?m)^\s*\.loc\b[^\n]*", "", compiled.asm["ptx"])  # has no semicolon to end it
-            run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments)
+            run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments, self.waves, self.turns)
 
 
-def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
+def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...],
+            waves: Callable[[int], Any] | None = None, turns: Callable[[int], Any] = range) -> None:  # fmt: skip
     """Execute a kernel's PTX on host tensors, in place. Tensors that share storage share it there too."""
     (kernel,) = ptx_interpreter.parse(ptx).values()
     memory, storages = Memory(), {}
@@ -126,7 +130,9 @@ def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any,
         elif argument is not None:
             values.append(struct.pack("<f", argument) if isinstance(argument, float) else argument)
     values += [0] * (len(kernel.parameters) - len(values))  # scratch that these kernels do not use
-    Warps(kernel, memory, grid, (threads,), values).run()
+    machine = Warps(kernel, memory, grid, (threads,), values)
+    machine.turns = turns
+    machine.run(waves and waves(machine.blocks))
     for raw, address in storages.values():
         raw[:] = memory.get(address, np.uint8, len(raw))
 

@@ -13,8 +13,9 @@ from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.fill import fill_normal
 from ulam_kernels.triton.reduce import reduce
 from ulam_kernels.triton.step import step
+from ulam_kernels.triton.tick import advance, look_up
 
-__all__ = ["affine", "blend", "fill_normal", "reduce", "require_device", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "look_up", "reduce", "require_device", "step"]
 
 
 def require_device() -> None:

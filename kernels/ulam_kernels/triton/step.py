@@ -170,9 +170,9 @@ def scaled_noise(z, c, learned, v):
 
 
 @triton.jit
-def generated_noise(seed, chain, draw, b, reads, block, like, PAIRS: tl.constexpr):
+def generated_noise(seed, chain, draw, b, reads, block, like, PAIRS: tl.constexpr, stage=0):
     """noise-v1 in the shape of ``like``. block: ``[P, 1]``, or the first of a long tile's blocks."""
-    d = tl.load(draw + b, mask=reads, other=0)
+    d = tl.load(draw + b, mask=reads, other=0) + stage
     k0, k1 = key_of(tl.load(seed + b, mask=reads, other=0), d)
     ids = tl.load(chain + b, mask=reads, other=0)
     if len(block.shape) == 0:
