@@ -56,6 +56,23 @@ def diffusers_step(x: torch.Tensor, eps: torch.Tensor, t: int) -> Callable[[], o
     return lambda: scheduler.step(eps, t, x).prev_sample
 
 
+def tick_candidates(chains: int = 256) -> dict[str, Callable[[], object]]:
+    """What a tick does around the network and the step: look up times, see that the output is finite, count on."""
+    cursor, now = torch.zeros(6, chains, dtype=torch.int64), torch.zeros(2, chains, dtype=torch.int64)
+    m, times, t = torch.zeros(chains, 2), torch.arange(1000.0), torch.empty(chains)
+
+    def ours() -> None:
+        ulam_kernels.look_up(times, cursor[0], t)
+        ulam_kernels.advance(cursor, now, model=m)
+
+    def eager() -> None:
+        torch.index_select(times, 0, cursor[0], out=t)
+        bool(torch.isfinite(m.sum()))
+        cursor[:2].add_(cursor[2:4])
+
+    return {"ulam look_up and advance": ours, "eager, the fewest operations": eager}
+
+
 def noise_per_core() -> dict[str, Timing]:
     """2^22 normals on one thread."""
     threads = torch.get_num_threads()
@@ -136,6 +153,7 @@ def main() -> None:
 
     for shape in SIZES:
         show(f"DDPM step, {_size(shape)} fp32", interleaved(step_candidates(shape)))
+    show("around the step of a tick, 256 chains of 2", interleaved(tick_candidates()))
     show(f"eps to posterior mean, {_size(SIZES[-1])} fp32", interleaved(conversion_candidates(SIZES[-1])))
     show("noise, 2^22 normals, one thread", noise_per_core())
     for shape in SIZES:

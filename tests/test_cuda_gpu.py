@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_blend
+import tick_cases
 import torch
 from test_reduce import MIXED, mixed_table, random_inputs
 
@@ -151,6 +152,44 @@ def test_blend_has_the_bits_of_the_cpu(state: torch.dtype) -> None:
         ulam_kernels.blend(moved, backend="cuda", **there)
         assert differences(values, moved) == 0, n
         assert differences(given["net_in"], there["net_in"]) == 0, n
+
+
+def test_blend_by_row_has_the_bits_of_the_cpu() -> None:
+    rng = np.random.default_rng(5)
+    for chains, n in ((5000, 34), (64, 12_288)):
+        given = test_blend.random_inputs(rng, (n,), chains)
+        given |= {name: torch.from_numpy(rng.normal(size=9)).float() for name in ("a", "b", "c_next")}
+        given |= {"net_in": torch.full((chains, n), 7.0), "row": torch.from_numpy(rng.integers(0, 9, chains))}
+        values = torch.from_numpy(rng.normal(size=(1, chains, n))).float()
+        moved, there = values.cuda(), to("cuda", given)
+        ulam_kernels.blend(values, backend="cpu", **given, stage=1)
+        ulam_kernels.blend(moved, backend="cuda", **there, stage=1)
+        assert differences(values, moved) == 0, n
+        assert differences(given["net_in"], there["net_in"]) == 0, n
+        there["row"][1], there["row"][2] = 9, -1
+        ulam_kernels.blend(moved, backend="cuda", **there)
+        assert moved[0, 1:3].isnan().all() and there["net_in"][1:3].isnan().all() and not moved[0, 3:].isnan().any()
+
+
+def test_what_stands_around_the_step_follows_its_rules() -> None:
+    tick_cases.check_on_gpu("cuda")
+
+
+def test_blocks_that_share_a_chain_agree() -> None:
+    tick_cases.check_races_on_gpu("cuda")
+
+
+def test_an_output_beyond_four_gigabytes() -> None:
+    """Its last element stops its chain, and no other."""
+    chains, elements = 5, 1 << 30
+    if torch.cuda.mem_get_info()[0] < 5 * chains * elements:
+        pytest.skip("not enough memory on the device")
+    model = torch.zeros(chains, elements, device="cuda")
+    model[-1, -1] = float("nan")
+    cursor, now = torch.full((6, chains), 3, device="cuda"), torch.zeros(2, chains, dtype=torch.int64, device="cuda")
+    cursor[5] = 0
+    ulam_kernels.advance(cursor, now, model=model, backend="cuda")
+    assert now[0].tolist() == [3, 3, 3, 3, 0] and cursor[4].tolist() == [3] * 5 and not cursor[5].any()
 
 
 def test_step_runs_on_the_current_stream() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tick_cases
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from test_triton_reduce import blending, reduction
 from test_triton_static import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal, same_bits
+from test_triton_tick import by_row
 
 import ulam_kernels
 from ulam_kernels import cpu
@@ -93,6 +95,26 @@ def test_blend_gives_the_bits_of_the_cpu(state: torch.dtype, chains: int, n: int
     triton.blend(**device)
     assert same_bits(device["x"].cpu(), case["x"])
     assert same_bits(device["net_in"].cpu(), case["net_in"])
+
+
+@pytest.mark.parametrize("chains, n", [(3001, 34), (64, 12_288)])
+def test_blend_by_row_gives_the_bits_of_the_cpu(chains: int, n: int) -> None:
+    from ulam_kernels import triton
+
+    case = by_row(np.random.default_rng(n), (chains, n, torch.float32, torch.float32, False))
+    device = on_gpu(case)
+    cpu.blend(**case)
+    triton.blend(**device)
+    assert same_bits(device["x"].cpu(), case["x"])
+    assert same_bits(device["net_in"].cpu(), case["net_in"])
+
+
+def test_what_stands_around_the_step_follows_its_rules() -> None:
+    tick_cases.check_on_gpu("triton")
+
+
+def test_programs_that_share_a_chain_agree() -> None:
+    tick_cases.check_races_on_gpu("triton")
 
 
 def test_model_output_may_be_the_state_itself() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import ulam_kernels
+
 OUTPUTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LIMITS = {dtype: torch.finfo(dtype) for dtype in OUTPUTS}
 LINES = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")
@@ -136,3 +138,77 @@ def looked_up(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]
         return out, None
     lo, hi = given["interval"]
     return out, torch.where((out >= lo) & (out <= hi), given["guidance"], 1.0)
+
+
+# (chains, elements): short and long, many and few, with parts and without.
+GPU_SIZES = [(1, 1), (100_003, 2), (3000, 33), (700, 1024), (64, 3072), (9, 11_121), (8, 196_608), (1, 3_000_001)]
+
+
+def on_gpu(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.cuda() if torch.is_tensor(value) else value for name, value in given.items()}
+
+
+def check_on_gpu(backend: str) -> None:
+    """advance, alone and in a graph that is replayed, and look_up: nothing waits for the device."""
+    rng = np.random.default_rng(12)
+    for k, (chains, n) in enumerate(GPU_SIZES):
+        for dtype in OUTPUTS:
+            bad = 0.4 if chains < 1000 else 0.01
+            given = random_tick(rng, chains, (n,), dtype, guided=k % 2 == 0, bad=bad)
+            _check_replays(given, backend, skewed=k % 3 == 0)
+    for dtype in (torch.float32, torch.int64):
+        given = random_look_up(rng, 100_003, 1000, dtype, limited=True)
+        (out, weight), there = looked_up(given), on_gpu(given)
+        ulam_kernels.look_up(**there, backend=backend)
+        assert torch.equal(there["out"].cpu().nan_to_num(8), out.nan_to_num(8))
+        assert weight is not None and torch.equal(there["weight"].cpu(), weight)
+
+
+def _check_replays(given: dict[str, Any], backend: str, skewed: bool) -> None:
+    """Three ticks, the second and the third replayed; the last after the model has become finite."""
+    there, expected = on_gpu(given), clone_of(given)
+    if skewed:  # chains apart, at odd addresses
+        chains, n = there["model"].shape
+        there["model"] = there["model"].new_zeros(chains, n + 1)[:, 1:].copy_(there["model"])
+    cursor, now = there.pop("cursor"), there.pop("now")
+    tick = lambda: ulam_kernels.advance(cursor, now, **there, backend=backend)  # noqa: E731
+    before = torch.cuda.get_sync_debug_mode()
+    tick()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cursor.copy_(expected["cursor"].pin_memory(), non_blocking=True)
+        tick()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    expected["cursor"], expected["now"] = expected_of(expected)
+    assert torch.equal(cursor.cpu(), expected["cursor"]) and torch.equal(now.cpu(), expected["now"])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tick()
+    for _ in range(2):
+        graph.replay()
+        expected["cursor"], expected["now"] = expected_of(expected)
+        assert torch.equal(cursor.cpu(), expected["cursor"]) and torch.equal(now.cpu(), expected["now"])
+        there["model"].zero_()
+        expected["model"] = torch.zeros_like(expected["model"])
+
+
+def check_races_on_gpu(backend: str) -> None:
+    """A thousand ticks of chains in many parts: the one that fails, in some part of it, is seen, and it alone."""
+    chains, n = 16, 300_000
+    model = torch.zeros(chains, n, device="cuda")
+    rng = np.random.default_rng(13)
+    cursor, now = torch.zeros(6, chains, dtype=torch.int64).cuda(), torch.zeros(2, chains, dtype=torch.int64).cuda()
+    well = torch.zeros(1000, chains, dtype=torch.bool, device="cuda")
+    failing = rng.integers(0, chains, 1000)
+    for k, chain in enumerate(failing):
+        place = int(rng.integers(n))
+        model[chain, place] = float("inf")
+        cursor[0], cursor[2] = 7, 1
+        ulam_kernels.advance(cursor, now, model=model, backend=backend)
+        model[chain, place] = 0.0
+        well[k] = (now[0] == 7) & (cursor[0] == 8) & (cursor[5] == 0)
+    expected = torch.ones(1000, chains, dtype=torch.bool)
+    expected[torch.arange(1000), torch.from_numpy(failing)] = False
+    assert torch.equal(well.cpu(), expected)
