@@ -1,4 +1,4 @@
-"""What happens to a command from outside: readers that go away, signals, full disks, others in its folder, odd files."""
+"""What happens to a command from outside: readers that go away, signals, full disks, company; odd values in files."""
 
 from __future__ import annotations
 
