@@ -48,7 +48,14 @@ def find_tool(name: str) -> str | None:
 NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
 MISSING = None if NVCC and CUOBJDUMP else "nvcc or cuobjdump is missing: the CUDA kernels cannot be compiled and read"
 
-# Stands in for the CUDA runtime: kernels register themselves when the library is loaded, a launch is handed on.
+# What a block may have of shared memory, in bytes, and whether blocks form clusters: CUDA C++ programming guide, table
+# "Technical specifications per compute capability".
+SHARED_MEMORY = {
+    "sm_80": (163 << 10, False), "sm_86": (99 << 10, False), "sm_90": (227 << 10, True), "sm_100": (227 << 10, True),
+}  # fmt: skip
+
+# Stands in for the CUDA runtime: kernels register themselves when the library is loaded, a launch is handed on. It
+# refuses what a device would: more shared memory than was asked for, or than there is; clusters that do not fit.
 RUNTIME = r"""
 #include <cuda_runtime.h>
 #include <map>
@@ -56,8 +63,49 @@ RUNTIME = r"""
 using OnLaunch = void (*)(const char*, const unsigned*, void**);
 static OnLaunch on_launch;
 static std::map<const void*, std::string>& names() { static std::map<const void*, std::string> m; return m; }
+static std::map<std::string, size_t> own_shared;
+static std::map<const void*, size_t> opened;
+static size_t most_shared;
+static int clusters;  // that fit at once
+static unsigned cluster_of(const cudaLaunchConfig_t* c) {
+  for (unsigned k = 0; k < c->numAttrs; ++k)
+    if (c->attrs[k].id == cudaLaunchAttributeClusterDimension) return c->attrs[k].val.clusterDim.x;
+  return 1;
+}
+static bool fits(const cudaLaunchConfig_t* c, const void* host) {
+  const size_t own = own_shared[names()[host]], usual = 48 << 10;
+  if (c->dynamicSmemBytes > (opened.count(host) ? opened[host] : usual - own)) return false;
+  if (c->blockDim.x * c->blockDim.y * c->blockDim.z > 1024) return false;
+  return cluster_of(c) == 1 || (clusters && cluster_of(c) <= 8 && c->gridDim.x % cluster_of(c) == 0);
+}
 extern "C" {
 void set_on_launch(OnLaunch f) { on_launch = f; }
+void set_device(size_t shared, int fitting) { most_shared = shared, clusters = fitting, opened.clear(); }
+void set_own_shared(const char* kernel, size_t bytes) { own_shared[kernel] = bytes; }
+cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value = most_shared;
+  else if (attribute == cudaDevAttrClusterLaunch) *value = clusters >= 0;
+  else return cudaErrorInvalidValue;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* host) {
+  *a = {};
+  a->sharedSizeBytes = own_shared[names()[host]];
+  a->ptxVersion = clusters >= 0 ? 90 : 80;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
+  if (value + own_shared[names()[host]] > most_shared) return cudaErrorInvalidValue;
+  opened[host] = value;
+  return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int* active, const void* host, const cudaLaunchConfig_t* c) {
+  if (clusters < 0) return cudaErrorInvalidValue;
+  *active = fits(c, host) ? clusters : 0;
+  return cudaSuccess;
+}
 void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
@@ -73,9 +121,10 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
 cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorUnknown; }
 const char* cudaGetErrorString(cudaError_t) { return "the stand-in refuses"; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
-  if (c->stream != (cudaStream_t)0x57 || c->dynamicSmemBytes) return cudaErrorInvalidValue;
+  if (c->stream != (cudaStream_t)0x57 || !fits(c, host)) return cudaErrorInvalidValue;
   if (c->gridDim.x >> 31 || c->gridDim.y > 65535) return cudaErrorInvalidValue;
-  const unsigned shape[] = {c->gridDim.x, c->gridDim.y, c->gridDim.z, c->blockDim.x, c->blockDim.y, c->blockDim.z};
+  const unsigned shape[] = {c->gridDim.x,  c->gridDim.y,  c->gridDim.z, c->blockDim.x,
+                            c->blockDim.y, c->blockDim.z, (unsigned)c->dynamicSmemBytes, cluster_of(c)};
   on_launch(names()[host].c_str(), shape, arguments);
   return cudaSuccess;
 }
@@ -141,18 +190,39 @@ class Device:
         self.used = ""  # the kernel of the last launch
         self.executed = np.zeros(0, np.int64)  # by the last launch, threads for each instruction
         self.failure: Exception | None = None
+        self.shape: tuple[int, ...] = ()  # of the last launch: grid, block, dynamic shared memory, cluster
+        self.alone: Callable[[Machine], Any] | None = None  # which threads run alone, see Machine.run
+        self.counts = False  # whether the loads of a launch are counted in memory.reads
+        self.at: dict[str, int] = {}  # where the tensors of the last reduction lay
+        for kernel in kernels.values():
+            sizes = (-(-size // 16) * 16 for size in kernel.shared.values())
+            self.host.set_own_shared(kernel.name.encode(), ctypes.c_size_t(sum(sizes)))
+        self.be("sm_100")
         words, pointers = ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_void_p)
         self.on_launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, words, pointers)(self._on_launch)
+
+    def be(self, architecture: str, clusters: int = 16) -> None:
+        """Tell the host code of a device of this architecture, on which ``clusters`` fit at once."""
+        bytes_, has_clusters = SHARED_MEMORY[architecture]
+        self.host.set_device(ctypes.c_size_t(bytes_), clusters if has_clusters else -1)
 
     def _on_launch(self, name: bytes, shape: Any, arguments: Any) -> None:
         try:
             kernel = self.kernels[name.decode()]
             self.used = kernel.name
             values = [ctypes.string_at(arguments[k], size) for k, (_, size) in enumerate(kernel.parameters)]
-            machine = Machine(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt)
+            self.shape = tuple(shape[0:8])
+            if self.counts:
+                self.memory.reads = np.zeros(len(self.memory.bytes), np.uint8)
+            machine = Machine(
+                kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt, dynamic=shape[6], cluster=shape[7]
+            )
             machine.turns = self.turns
             self.grid, self.block = tuple(shape[0:3]), tuple(shape[3:6])
-            self.executed = machine.run(self.waves and self.waves(machine.blocks)).executed
+            alone = self.alone(machine) if self.alone else None
+            if self.waves:
+                alone = machine.by_waves(self.waves(machine.blocks))
+            self.executed = machine.run(alone).executed
         except Exception as error:  # C code is between here and the test
             self.failure = error
 
@@ -211,7 +281,7 @@ class Device:
 
     def reduce(self, state: torch.Tensor, table: Table, row: torch.Tensor, out: torch.Tensor, skew: int = 0,
                **given: torch.Tensor | None) -> None:  # fmt: skip
-        packed, _ = self.pack_step(state, table, row, skew, False, given)
+        packed, self.at = self.pack_step(state, table, row, skew, False, given)
         at = self.put(out)
         self.call("reduce", packed + struct.pack("<Q", at))
         self.take(at, out)

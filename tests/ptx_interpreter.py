@@ -1,8 +1,8 @@
 """Executes the PTX of a kernel on NumPy arrays, all threads of a launch at once, with IEEE rounding.
 
 What a GPU would compute can so be compared bit for bit with the CPU backend on a machine without a GPU. It knows the
-instructions that nvcc and Triton emit for these kernels and raises on any other, on a misaligned access and on an
-access outside every buffer. Registers that were never written hold NaN.
+instructions that nvcc and Triton emit for these kernels and raises on any other, on a misaligned access, on an access
+outside every buffer and on a barrier that some threads never reach. Registers that were never written hold NaN.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ ATOMIC = {"add": np.add, "min": np.minimum}
 CONVERSIONS = (
     ("f32", "f16"), ("f16", "f32"), ("f64", "f32"), ("f32", "f64"), ("f64", "s32"), ("f64", "s64"), ("f32", "s64"),
 )  # fmt: skip
+REDUCTIONS = {"add": np.add.reduce, "min": np.min, "max": np.max}
 LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 
 
@@ -48,8 +49,8 @@ class Memory:
     def __init__(self, size: int = 1 << 26) -> None:
         self.bytes = np.full(size, 0xFF, dtype=np.uint8)
         self.owned = np.zeros(size, dtype=bool)
+        self.reads: Array | None = None  # how often each byte was loaded, where a test has asked: an array of zeros
         self.end = 0
-        self.reads: Array | None = None  # where it is an array: how often each byte was read
 
     def put(self, data: Array | bytes, skew: int = 0) -> int:
         """Copy a buffer in; its address is ``skew`` bytes past a multiple of GUARD."""
@@ -101,6 +102,7 @@ class Kernel:
     labels: dict[str, int]
     constants: dict[str, bytes]
     shared: dict[str, int]  # name and size of a block's variables
+    dynamic: list[str]  # names of what lies behind them: as much as a launch says
 
 
 def _instruction(text: str) -> Instruction:
@@ -137,6 +139,7 @@ def parse(ptx: str) -> dict[str, Kernel]:
         name: bytes(int(value) for value in values.split(","))
         for name, values in re.findall(r"\.global[^;=]*?\.b8 (\w+)\[\d+\] = \{([^}]*)\}", ptx)
     }
+    dynamic = re.findall(r"\.extern \.shared \.align 16 \.b8 (\w+)\[\]", ptx)
     kernels = {}
     for match in re.finditer(r"\.entry (\w+)\((.*?)\)[^{]*\{", ptx, re.S):
         body = ptx[match.end() : _closing(ptx, match.end())]
@@ -166,15 +169,21 @@ def parse(ptx: str) -> dict[str, Kernel]:
                 if text and not text.startswith((".reg", ".loc", ".pragma", ".shared")):
                     code.append(_instruction(text))
         shared = {name: int(size) for name, size in re.findall(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]", body)}
-        kernels[match[1]] = Kernel(match[1], parameters, widths, code, labels, constants, shared)
+        kernels[match[1]] = Kernel(match[1], parameters, widths, code, labels, constants, shared, dynamic)
     return kernels
 
 
 class Machine:
-    """One launch of a kernel: every register is an array over its threads."""
+    """One launch of a kernel: every register is an array over its threads.
+
+    ``dynamic``: bytes of a block's dynamic shared memory. ``cluster``: blocks along x that read each other's.
+    """
+
+    REMOTE = 1 << 24  # what is added to an address of shared memory for each block of a cluster
 
     def __init__(self, kernel: Kernel, memory: Memory, grid: Sequence[int], block: Sequence[int],
-                 arguments: Sequence[int | bytes], rsqrt: Callable[[Array], Array] | None = None) -> None:  # fmt: skip
+                 arguments: Sequence[int | bytes], rsqrt: Callable[[Array], Array] | None = None,
+                 dynamic: int = 0, cluster: int = 1) -> None:  # fmt: skip
         self.kernel, self.memory = kernel, memory
         self.rsqrt = rsqrt or (lambda y: y)
         grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
@@ -195,29 +204,36 @@ class Machine:
         for name, needed in kernel.shared.items():
             self.symbols[name] = size
             size += -(-needed // 16) * 16
+        self.symbols |= dict.fromkeys(kernel.dynamic, size)
         self.block_size = int(np.prod(block))
         self.blocks = self.threads // self.block_size
         self.block = np.arange(self.threads) // self.block_size
-        self.shared = np.full((self.blocks, size), 0xFF, np.uint8)
         self.turns: Callable[[int], Any] = range  # the order in which so many threads get to a place in global memory
+        self.shared = np.full((self.blocks, size + -(-dynamic // 16) * 16), 0xFF, np.uint8)
+        self.cluster = cluster
+        self.place = np.zeros(self.threads, np.int64)  # of each thread's next instruction
+        self.awaits = np.zeros(self.threads, np.int64)  # 1 at a barrier of the block, 2 at one of the cluster
         self.registers: dict[str, Array] = {}
         self.executed = np.zeros(len(kernel.code), np.int64)  # how many threads executed each instruction
 
-    def run(self, waves: Sequence[Any] | None = None) -> Machine:
-        """All blocks at once, or so many waves of blocks one after another, given by their numbers."""
-        for wave in [np.arange(self.blocks)] if waves is None else waves:
-            self._run(np.isin(self.block, wave))
-        return self
+    def run(self, alone: Array | None = None) -> Machine:
+        """Threads at the lowest instruction go first, so those that took different branches meet again.
 
-    def _run(self, takes_part: Array) -> None:
-        """Threads at the lowest instruction go first, so those that took different branches meet again."""
-        code, leaders = self.kernel.code, set(self.kernel.labels.values())
-        at = np.where(takes_part, 0, len(code))
+        ``alone``, a number for each thread: only threads with the lowest go on, until they wait or have ended. What is
+        not ordered by a barrier happens in another order so.
+        """
+        code, leaders, at = self.kernel.code, set(self.kernel.labels.values()), self.place
         with np.errstate(all="ignore"):
-            while (place := int(at.min())) < len(code):
-                waiting = at == place
-                self.lanes: Any = slice(None) if waiting.all() else np.flatnonzero(waiting)
-                count = self.threads if waiting.all() else len(self.lanes)
+            while (at < len(code)).any():
+                ready = (self.awaits == 0) & (at < len(code))
+                if not ready.any():
+                    raise ValueError("threads wait at a barrier that others of theirs do not reach")
+                if alone is not None:
+                    ready &= alone == alone[ready].min()
+                place = int(at[ready].min())
+                ready &= at == place
+                self.lanes: Any = slice(None) if ready.all() else np.flatnonzero(ready)
+                count = int(ready.sum())
                 while True:
                     instruction = code[place]
                     self.executed[place] += count
@@ -228,9 +244,25 @@ class Machine:
                         at[self.lanes] = target if taken is None else np.where(taken, target, place)
                         break
                     self._execute(instruction)
-                    if place in leaders or place == len(code):
-                        at[self.lanes] = place
+                    at[self.lanes] = place
+                    if place in leaders or place == len(code) or self.awaits[self.lanes].any():
                         break
+                self._open_barriers()
+        return self
+
+    def by_waves(self, waves: Sequence[Any]) -> Array:
+        """For :meth:`run`: waves of blocks one after another, given by the blocks' numbers."""
+        order = np.zeros(self.blocks, np.int64)
+        for number, wave in enumerate(waves):
+            order[wave] = number
+        return order[self.block]
+
+    def _open_barriers(self) -> None:
+        """A barrier opens when all wait at it but those that have ended."""
+        for kind, group in ((1, self.block), (2, self.block // self.cluster)):
+            if (waits := self.awaits == kind).any():
+                missing = np.bincount(group, weights=~waits & (self.place < len(self.kernel.code))) > 0
+                self.awaits[waits & ~missing[group]] = 0
 
     def _guard(self, instruction: Instruction) -> Array | None:
         if instruction.guard is None:
@@ -481,14 +513,37 @@ class Machine:
         )
 
     def _bar(self, i: Instruction) -> None:
-        """Threads at the lowest instruction go first, so all of them have arrived."""
         if "red" in i.modifiers:
-            if "or" not in i.modifiers:
-                raise NotImplementedError(i.text)
-            block, given = self.block[self.lanes], self.read(i.operands[2], TYPES["pred"])
-            if (np.bincount(block) % self.block_size).any():
-                raise ValueError(f"only a part of a block arrived at {i.text}")
-            self.write(i.operands[0], np.isin(block, block[np.broadcast_to(given, block.shape)]))
+            self._reduce_over_block(i)
+        elif "warp" not in i.modifiers:  # a warp's threads meet as it is
+            self._wait(i, 1)
+
+    def _barrier(self, i: Instruction) -> None:
+        """Of a cluster: a thread arrives where it waits, as nothing stands between the two."""
+        if "cluster" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        if "wait" in i.modifiers:
+            self._wait(i, 2)
+
+    def _wait(self, i: Instruction, kind: int) -> None:
+        if i.guard is not None:
+            raise NotImplementedError(i.text)
+        self.awaits[self.lanes] = kind
+
+    def _mapa(self, i: Instruction) -> None:
+        here, rank = (np.asarray(x, np.int64) for x in self._inputs(i))
+        if (rank >= self.cluster).any():
+            raise ValueError("shared memory of a block outside the cluster")
+        self.write(i.operands[0], (here + (rank + 1) * self.REMOTE).astype(np.uint32))
+
+    def _reduce_over_block(self, i: Instruction) -> None:
+        """Threads at the lowest instruction go first, so all of them have arrived."""
+        if "or" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        block, given = self.block[self.lanes], self.read(i.operands[2], TYPES["pred"])
+        if (np.bincount(block) % self.block_size).any():
+            raise ValueError(f"only a part of a block arrived at {i.text}")
+        self.write(i.operands[0], np.isin(block, block[np.broadcast_to(given, block.shape)]))
 
     def _vote(self, i: Instruction) -> None:
         if "ballot" not in i.modifiers or self.block_size % 32:
@@ -502,9 +557,38 @@ class Machine:
         """Where in ``shared`` the items of an access lie: (block, index) of each."""
         base, _, offset = address.strip("[] ").partition("+")
         at = np.asarray(self.read(base.strip(), TYPES["u32"]), np.int64) + int(offset or 0)
+        block, remote = self.block[self.lanes], at // self.REMOTE
+        if remote.any():
+            block, at = block // self.cluster * self.cluster + remote - 1, at % self.REMOTE
+            running = np.bincount(self.block, weights=self.place < len(self.kernel.code)) > 0
+            if not running[block].all():
+                raise ValueError("shared memory of a block that has ended")
         if (at % (count * kind.itemsize)).any():
             raise ValueError(f"misaligned access of {count} x {kind.itemsize} bytes of shared memory")
-        return [(self.block[self.lanes], at // kind.itemsize + k) for k in range(count)]
+        return [(block, at // kind.itemsize + k) for k in range(count)]
+
+    def _of_warps(self, i: Instruction, operand: str, kind: Any) -> Array:
+        """``[warps, 32]``: an operand in the threads of whole warps."""
+        threads = np.arange(self.threads)[self.lanes]
+        if len(threads) % 32 or (threads.reshape(-1, 32) % 32 != np.arange(32)).any():
+            raise NotImplementedError(f"{i.text} by a part of a warp")
+        return np.broadcast_to(self.read(operand, kind), len(threads)).reshape(-1, 32)
+
+    def _shfl(self, i: Instruction) -> None:
+        values = self._of_warps(i, i.operands[1], i.types[0])
+        which, lane = self._of_warps(i, i.operands[2], TYPES["u32"]).astype(np.int64), np.arange(32)
+        if "bfly" in i.modifiers:
+            which = lane ^ which
+        elif "up" in i.modifiers:
+            which = np.where(lane < which, lane, lane - which)
+        elif "idx" not in i.modifiers:
+            raise NotImplementedError(i.text)
+        self.write(i.operands[0].split("|")[0], np.take_along_axis(values, which, 1).reshape(-1), i.types[0])
+
+    def _redux(self, i: Instruction) -> None:
+        values = self._of_warps(i, i.operands[1], i.types[0])
+        (combined,) = (REDUCTIONS[name](values, axis=1) for name in i.modifiers if name in REDUCTIONS)
+        self.write(i.operands[0], np.repeat(combined, 32), i.types[0])
 
     def _atom(self, i: Instruction) -> None:
         """On shared memory, and its result dropped or not used: the order of threads is not specified."""

@@ -262,6 +262,7 @@ def test_empty_batches_and_wrong_arguments() -> None:
 # ---------------------------------------------------------------------------------------------------- GPU code
 
 GPU_SIZES = [(3, 1), (2, 100), (2, 128), (3, 129), (2, 2048), (2, 3007)]
+LONG = [("sm_90", (2, 16_384)), ("sm_100", (2, 40_001)), ("sm_80", (2, 16_384)), ("sm_90", (65, 16_384))]
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +318,8 @@ def test_triton_compiles_for_amd_and_not_again_for_other_sizes(triton_backend: A
 class Sums(cuda_simulator.Device):
     """csrc/cuda/likelihood.cu over the stand-in for the CUDA runtime, with the functions of a backend."""
 
+    each: list[int]  # where the tensors of one number an element lay in the last run
+
     def _put(self, case: Case, names: tuple[str, ...], skew: int) -> list[int]:
         self.reset()
         return [self.put(case[name], skew) for name in names]
@@ -326,10 +329,12 @@ class Sums(cuda_simulator.Device):
         sizes = len(first), first.numel() // len(first)
         if "mean_a" in case:
             at = self._put(case, ("mean_a", "log_var_a", "mean_b", "log_var_b"), skew)
+            self.each = [at[0], at[2]] + at[1:2] * case["each_a"] + at[3:4] * case["each_b"]
             target = self.put(out)
             self.call("gaussian_kl", struct.pack("<qqQQQQiiQ", *sizes, *at, case["each_a"], case["each_b"], target))
         else:
             at = self._put(case, ("x", "mean", "log_scale"), skew)
+            self.each = at[:2] + at[2:] * case["each"]
             target = self.put(out)
             rest = case["each"], case["half"], case["edge"], int(case["tanh"]), target
             self.call("discretised", struct.pack("<qqQQQiffiQ", *sizes, *at, *rest))
@@ -355,25 +360,54 @@ def dump(folder: Path, *options: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def test_cuda_ptx_gives_the_bits_of_the_cpu(cuda_build: Path) -> None:
+@pytest.fixture(scope="module")
+def cuda_device(cuda_build: Path) -> Sums:
     from ptx_interpreter import parse
 
     cuda_simulator.SYMBOLS["gaussian_kl"] = "_ZN4ulam4cuda11gaussian_klERKNS_10GaussianKlEPv"
     cuda_simulator.SYMBOLS["discretised"] = "_ZN4ulam4cuda11discretisedERKNS_21DiscretisedLikelihoodEPv"
-    device = Sums(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
+    return Sums(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
+
+
+def test_cuda_ptx_gives_the_bits_of_the_cpu(cuda_device: Sums) -> None:
     for shape in GPU_SIZES:
         for skew in (0, 4, 8) if shape[1] in (128, 3007) else (0,):
             for case in cases(shape):
-                assert torch.equal(device.run(case, skew), result(cpu, case)), (shape, skew)
+                assert torch.equal(cuda_device.run(case, skew), result(cpu, case)), (shape, skew)
+
+
+@pytest.mark.parametrize("architecture, shape", LONG)
+def test_cuda_sums_of_long_chains_have_the_bits_of_the_cpu(
+    cuda_device: Sums, architecture: str, shape: tuple[int, int]
+) -> None:
+    """Few of them are shared by eight blocks each, where there are clusters; an element is read once either way."""
+    cuda_device.be(architecture)
+    cuda_device.counts = True
+    for case in cases(shape) if shape[0] < 3 else [bin_case(shape, False, True)]:
+        assert torch.equal(cuda_device.run(case), result(cpu, case)), (architecture, shape)
+        assert cuda_device.shape[7] == (8 if architecture != "sm_80" and shape[0] <= 64 else 1)
+        assert cuda_device.memory.reads is not None
+        for at in cuda_device.each:
+            start = at - cuda_device.memory.BASE
+            assert (cuda_device.memory.reads[start : start + 4 * math.prod(shape)] == 1).all()
 
 
 @pytest.mark.parametrize("architecture", cuda_simulator.ARCHITECTURES)
 def test_cuda_machine_code(cuda_build: Path, architecture: str) -> None:
     """No local memory; of the approximate instructions only those of a correctly rounded division and its NaN."""
+    from test_cuda_reduce import loads_in_flight
+
     text = dump(cuda_build, "-sass", "-arch", architecture)
     kernels = text.split("Function : ")[1:]
-    assert len(kernels) == 2
+    assert len(kernels) == 8
     for code in kernels:
+        name = code.split("\n", 1)[0]
         assert "LDL" not in code and "STL" not in code
         assert {word.split()[0] for word in code.split() if word.startswith("MUFU")} <= {"MUFU.RCP", "MUFU.RSQ"}
-        assert "LDG.E.128" in code and "DADD" in code
+        if architecture == "sm_80" and "ILi8E" in name:
+            assert "LDG" not in code  # sm_80 has no clusters
+            continue
+        assert "DADD" in code
+        if "Lb1E" in name:
+            groups = loads_in_flight(code)
+            assert sum(groups) >= 4 * (4 if "gaussian" in name else 3) and min(groups) >= 4, (name, groups)

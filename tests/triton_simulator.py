@@ -33,31 +33,13 @@ KERNELS = (step_long, step_short, reduce_chain, blend_long, blend_short, fill_lo
 MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 
 
-REDUCTIONS = {"add": np.add.reduce, "min": np.min, "max": np.max}
-
-
 class Warps(Machine):
-    """Adds what one thread gets from another in its warp: shuffles, reductions, matrices."""
+    """Adds what Triton alone emits: matrices, and shared memory of a size that a launch says."""
 
     def __init__(self, kernel: Kernel, *arguments: Any) -> None:
         super().__init__(kernel, *arguments)
         self.symbols["global_smem"] = 0
         self.shared = np.zeros((self.shared.shape[0], 1 << 14), np.uint8)
-
-    def _redux(self, i: Instruction) -> None:
-        values = np.asarray(self.read(i.operands[1], i.types[0])).reshape(-1, 32)
-        (combined,) = (REDUCTIONS[name](values, axis=1) for name in i.modifiers if name in REDUCTIONS)
-        self.write(i.operands[0], np.repeat(combined, 32), i.types[0])
-
-    def _shfl(self, i: Instruction) -> None:
-        values = np.asarray(self.read(i.operands[1], i.types[0])).reshape(-1, 32)
-        which = np.asarray(self.read(i.operands[2], np.dtype(np.uint32)), np.int64)
-        lane = np.broadcast_to(which, values.size).reshape(-1, 32)
-        if "bfly" in i.modifiers:
-            lane = np.arange(32) ^ lane
-        elif "idx" not in i.modifiers:
-            raise NotImplementedError(i.text)
-        self.write(i.operands[0].split("|")[0], np.take_along_axis(values, lane, 1).reshape(-1), i.types[0])
 
     def _bfe(self, i: Instruction) -> None:
         value = np.asarray(self.read(i.operands[1], i.types[0]), np.int64)
@@ -132,7 +114,7 @@ def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any,
     values += [0] * (len(kernel.parameters) - len(values))  # scratch that these kernels do not use
     machine = Warps(kernel, memory, grid, (threads,), values)
     machine.turns = turns
-    machine.run(waves and waves(machine.blocks))
+    machine.run(None if waves is None else machine.by_waves(waves(machine.blocks)))
     for raw, address in storages.values():
         raw[:] = memory.get(address, np.uint8, len(raw))
 

@@ -98,4 +98,87 @@ cudaError_t launch(void (*kernel)(Parameters...), const Plan& plan, void* stream
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+// How blocks that reduce a chain are launched: one a chain, or a cluster of `blocks`.
+struct ChainPlan {
+  dim3 grid, threads;
+  unsigned blocks;
+  size_t bytes;  // of dynamic shared memory
+};
+
+// Chains for which a cluster each fills more of the device than a block each, and long enough to pay for its barriers.
+inline bool few_and_long(int64_t chains, int64_t elements) { return chains <= 64 && elements >= 16384; }
+
+inline ChainPlan plan_chains(int64_t chains, unsigned blocks, unsigned threads, size_t bytes = 0) {
+  const int64_t all = std::min<int64_t>(chains, UINT32_MAX) * blocks;  // more than a grid can have are refused
+  return {dim3(static_cast<unsigned>(std::min<int64_t>(all, UINT32_MAX))), dim3(threads), blocks, bytes};
+}
+
+// Threads of a block that has a chain to itself, four elements each at a time.
+inline unsigned threads_alone(int64_t elements, unsigned most) {
+  unsigned threads = 32;
+  while (threads < most && 4 * threads < elements) threads *= 2;
+  return threads;
+}
+
+// Lets a kernel use all the dynamic shared memory that a block can have beside its own on the current device: `bytes`.
+// Always all of it, so that threads that launch at the same time do not undo what another has set.
+template <class... Parameters>
+cudaError_t open_shared_memory(void (*kernel)(Parameters...), size_t* bytes) {
+  int device = 0, most = 0;
+  cudaFuncAttributes own = {};
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&own, kernel);
+  if (error != cudaSuccess) return error;
+  *bytes = static_cast<size_t>(most) - own.sharedSizeBytes;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(*bytes));
+}
+
+// A launch's configuration; it points to `cluster`.
+inline cudaLaunchConfig_t configuration(const ChainPlan& plan, void* stream, cudaLaunchAttribute* cluster) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = plan.grid;
+  config.blockDim = plan.threads;
+  config.dynamicSmemBytes = plan.bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  if (plan.blocks > 1) {
+    *cluster = {};
+    cluster->id = cudaLaunchAttributeClusterDimension;
+    cluster->val.clusterDim = {plan.blocks, 1, 1};
+    config.attrs = cluster;
+    config.numAttrs = 1;
+  }
+  return config;
+}
+
+// Whether the current device can run clusters at all, and this kernel was compiled for one that can.
+template <class... Parameters>
+cudaError_t has_clusters(void (*kernel)(Parameters...), bool* has) {
+  int device = 0, clusters = 0;
+  cudaFuncAttributes own = {};
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&own, kernel);
+  *has = error == cudaSuccess && clusters && own.ptxVersion >= 90;
+  return error;
+}
+
+// Whether a cluster of this plan fits the device, or the part of it that there is.
+template <class... Parameters>
+cudaError_t cluster_fits(void (*kernel)(Parameters...), const ChainPlan& plan, bool* fits) {
+  cudaLaunchAttribute cluster;
+  const cudaLaunchConfig_t config = configuration(plan, nullptr, &cluster);
+  int active = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&active, kernel, &config);
+  *fits = error == cudaSuccess && active > 0;
+  return error;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const ChainPlan& plan, void* stream, Arguments... arguments) {
+  cudaLaunchAttribute cluster;
+  const cudaLaunchConfig_t config = configuration(plan, stream, &cluster);
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 }  // namespace ulam::cuda

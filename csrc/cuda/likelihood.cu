@@ -1,8 +1,9 @@
-// Per-chain sums of a variational bound's terms, one block a chain: the lanes of ulam/reduce.h, four a thread.
+// Per-chain sums of a variational bound's terms, in the lanes of ulam/reduce.h: one block a chain, or a cluster where
+// chains are few and long.
 #include "likelihood_kernels.h"
 
 #include "launch.h"
-#include "ulam/reduce.h"
+#include "team.h"
 
 namespace ulam::cuda {
 namespace {
@@ -16,84 +17,134 @@ struct One : Scalar {
   static ULAM_DEVICE f div(f a, f b) { return __fdiv_rn(a, b); }
 };
 
-// Four elements of a tensor of one chain, from element i on; `each` tells whether it has one number an element.
+// A tensor of one chain; `each` tells whether it has one number an element.
+template <bool aligned>
 struct Numbers {
   const char* chain;
   bool each;
   Quads::Any quads;
+  using Raws = Raw<4>[kInFlight<aligned>];
 
   ULAM_DEVICE Numbers(const float* base, bool each, int64_t b, int64_t elements, uint32_t width)
       : chain(reinterpret_cast<const char*>(base + (each ? b * elements : b))), each(each), quads(kFloat32, width) {}
-  ULAM_DEVICE Lanes<4>::f load(uint32_t i, uint32_t left) const {
-    if (!each) return Lanes<4>::set(__ldg(reinterpret_cast<const float*>(chain)));
-    return quads.widen(quads.load(chain, i, left));
+  ULAM_DEVICE void load(const Places& at, Raws& raw) const {
+    if (each) return load_quads<aligned>(quads, chain, at, raw);
+    const uint32_t number = __ldg(reinterpret_cast<const uint32_t*>(chain));
+    ULAM_UNROLL
+    for (int k = 0; k < kInFlight<aligned>; ++k) raw[k] = {number, number, number, number};
   }
 };
 
-// The sum over the chain of term(i, left, four): what elements i to i + 3 add. The first thread has it.
-template <class Term>
-ULAM_DEVICE double sum_terms(uint32_t elements, const Term& term) {
-  __shared__ double lanes[kLanes];
-  double sums[4] = {};
-#pragma unroll 1
-  for (uint32_t i = Quads::first(); i < elements; i += Quads::step()) {
-    float terms[4];
-    term(i, elements - i, terms);
+// What a chain's terms have in common: see Terms of team.h.
+template <bool is_aligned, int operands>
+struct Bound {
+  static constexpr bool aligned = is_aligned;
+  static constexpr int sums = 1;
+  Numbers<aligned> numbers[operands];
+
+  struct Loaded {
+    typename Numbers<aligned>::Raws of[operands];
+  };
+  ULAM_DEVICE void load(const Places& at, Loaded& loaded) const {
     ULAM_UNROLL
-    for (int k = 0; k < 4; ++k)
-      if (k < elements - i) sums[k] += terms[k];
+    for (int k = 0; k < operands; ++k) numbers[k].load(at, loaded.of[k]);
   }
-  ULAM_UNROLL
-  for (int k = 0; k < 4; ++k) lanes[4 * threadIdx.x + k] = sums[k];
-  for (uint32_t width = 2 * blockDim.x; width > 0; width /= 2) {
-    __syncthreads();
-    for (uint32_t l = threadIdx.x; l < width; l += blockDim.x) lanes[l] += lanes[l + width];
+  static ULAM_DEVICE float element(const Loaded& loaded, int operand, int k, int j) {
+    return Scalar::as_float(loaded.of[operand][k].w[j]);
   }
-  __syncthreads();
-  return lanes[0];
+  static ULAM_DEVICE double add(double sum, float term) { return sum + static_cast<double>(term); }
+};
+
+template <bool aligned>
+struct Kl : Bound<aligned, 4> {
+  using Base = Bound<aligned, 4>;
+  ULAM_DEVICE Kl(const GaussianKl& s, int64_t b, uint32_t width)
+      : Base{{{s.mean_a, true, b, s.elements, width},
+              {s.mean_b, true, b, s.elements, width},
+              {s.log_var_a, s.each_a != 0, b, s.elements, width},
+              {s.log_var_b, s.each_b != 0, b, s.elements, width}}} {}
+  ULAM_DEVICE void terms(const typename Base::Loaded& loaded, const Places&, int k, float (*t)[4]) const {
+    ULAM_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const float mean_a = Base::element(loaded, 0, k, j), mean_b = Base::element(loaded, 1, k, j);
+      const float log_var_a = Base::element(loaded, 2, k, j), log_var_b = Base::element(loaded, 3, k, j);
+      t[0][j] = twice_kl<One>(mean_a, mean_b, kl_excess<One>(log_var_a, log_var_b), reciprocal_exp<One>(log_var_b));
+    }
+  }
+  static ULAM_DEVICE double result(double sum) { return 0.5 * sum; }
+};
+
+template <bool aligned>
+struct LogBins : Bound<aligned, 3> {
+  using Base = Bound<aligned, 3>;
+  const float half, edge;
+  const Cdf cdf;
+  ULAM_DEVICE LogBins(const DiscretisedLikelihood& s, int64_t b, uint32_t width)
+      : Base{{{s.x, true, b, s.elements, width},
+              {s.mean, true, b, s.elements, width},
+              {s.log_scale, s.each != 0, b, s.elements, width}}},
+        half(s.half),
+        edge(s.edge),
+        cdf(s.cdf) {}
+  ULAM_DEVICE void terms(const typename Base::Loaded& loaded, const Places&, int k, float (*t)[4]) const {
+    ULAM_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const float x = Base::element(loaded, 0, k, j), mean = Base::element(loaded, 1, k, j);
+      const Bin<One> bin(x, mean, reciprocal_exp<One>(Base::element(loaded, 2, k, j)), half, edge);
+      t[0][j] = cdf == kExact ? log_bin<One>(bin) : log_bin_tanh<One>(bin);
+    }
+  }
+  static ULAM_DEVICE double result(double sum) { return sum; }
+};
+
+template <int size, class Terms, class Arguments>
+ULAM_DEVICE void sum_chain(const Arguments& s, uint32_t width) {
+  if constexpr (size == 1 || kHasTeams) {
+    __shared__ double lanes[1][Team<size>::lanes];
+    const Terms terms(s, Team<size>::chain(), width);
+    double sum = 0.0;
+    if constexpr (size == 1) {
+      sum_alone(terms, static_cast<uint32_t>(s.elements), lanes, &sum);
+    } else {
+      __shared__ TeamRows::Terms<1> waiting;
+      sum_together(terms, static_cast<uint32_t>(s.elements), waiting, lanes, &sum);
+    }
+    if (Team<size>::rank() == 0 && threadIdx.x == 0) s.out[Team<size>::chain()] = Terms::result(sum);
+  }
 }
+
+constexpr int threads_of(int size) { return size == 1 ? kSumThreads : kTeamThreads; }
 
 }  // namespace
 
-__global__ void __launch_bounds__(kSumThreads) gaussian_kl_chain(const GaussianKl s, uint32_t width) {
-  const int64_t b = blockIdx.x, n = s.elements;
-  const Numbers mean_a(s.mean_a, true, b, n, width), mean_b(s.mean_b, true, b, n, width);
-  const Numbers log_var_a(s.log_var_a, s.each_a, b, n, width), log_var_b(s.log_var_b, s.each_b, b, n, width);
-  const double sum = sum_terms(static_cast<uint32_t>(n), [&](uint32_t i, uint32_t left, float* terms) {
-    const Lanes<4>::f ma = mean_a.load(i, left), mb = mean_b.load(i, left);
-    const Lanes<4>::f va = log_var_a.load(i, left), vb = log_var_b.load(i, left);
-    ULAM_UNROLL
-    for (int k = 0; k < 4; ++k)
-      terms[k] = twice_kl<One>(ma.x[k], mb.x[k], kl_excess<One>(va.x[k], vb.x[k]), reciprocal_exp<One>(vb.x[k]));
-  });
-  if (threadIdx.x == 0) s.out[b] = 0.5 * sum;
+template <int size, bool aligned>
+__global__ void __launch_bounds__(threads_of(size), 1) gaussian_kl_chain(const GaussianKl s, uint32_t width) {
+  sum_chain<size, Kl<aligned>>(s, width);
 }
 
-__global__ void __launch_bounds__(kSumThreads) discretised_chain(const DiscretisedLikelihood s, uint32_t width) {
-  const int64_t b = blockIdx.x, n = s.elements;
-  const Numbers x(s.x, true, b, n, width), mean(s.mean, true, b, n, width);
-  const Numbers log_scale(s.log_scale, s.each, b, n, width);
-  const double sum = sum_terms(static_cast<uint32_t>(n), [&](uint32_t i, uint32_t left, float* terms) {
-    const Lanes<4>::f at = x.load(i, left), center = mean.load(i, left), scale = log_scale.load(i, left);
-    ULAM_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const Bin<One> bin(at.x[k], center.x[k], reciprocal_exp<One>(scale.x[k]), s.half, s.edge);
-      terms[k] = s.cdf == kExact ? log_bin<One>(bin) : log_bin_tanh<One>(bin);
-    }
-  });
-  if (threadIdx.x == 0) s.out[b] = sum;
+template <int size, bool aligned>
+__global__ void __launch_bounds__(threads_of(size), 1)
+    discretised_chain(const DiscretisedLikelihood s, uint32_t width) {
+  sum_chain<size, LogBins<aligned>>(s, width);
 }
 
 namespace {
 
+template <class Kernel, class Arguments>
+cudaError_t launch_sums(Kernel alone, Kernel together, const Arguments& s, uint32_t width, void* stream) {
+  bool clusters = few_and_long(s.chains, s.elements);
+  if (clusters) {
+    const ChainPlan plan = plan_chains(s.chains, kTeam, kTeamThreads);
+    cudaError_t error = has_clusters(together, &clusters);
+    if (error == cudaSuccess && clusters) error = cluster_fits(together, plan, &clusters);
+    if (error != cudaSuccess) return error;
+    if (clusters) return launch(together, plan, stream, s, width);
+  }
+  return launch(alone, plan_chains(s.chains, 1, threads_alone(s.elements, kSumThreads)), stream, s, width);
+}
+
 template <class Arguments>
-const char* launched(void (*kernel)(Arguments, uint32_t), const char* name, const Arguments& s, uint32_t width,
-                     void* stream) {
-  if (s.chains == 0) return nullptr;
-  unsigned threads = 32;
-  while (threads < kSumThreads && 4 * threads < s.elements) threads *= 2;
-  const Plan plan{dim3(static_cast<unsigned>(std::min<int64_t>(s.chains, UINT32_MAX))), dim3(threads), 0};
-  const cudaError_t error = launch(kernel, plan, stream, s, width);
+const char* told(cudaError_t error, const char* name, const Arguments& s) {
   if (error == cudaSuccess) return nullptr;
   return failure(error, "%s: could not launch on %lld chains of %lld elements", name, static_cast<long long>(s.chains),
                  static_cast<long long>(s.elements));
@@ -104,16 +155,24 @@ Operand element_wise(const float* address, bool each) { return {each ? address :
 }  // namespace
 
 const char* gaussian_kl(const GaussianKl& s, void* stream) {
+  if (s.chains == 0) return nullptr;
   const uint32_t width =
       access_width(s.elements, {element_wise(s.mean_a, true), element_wise(s.mean_b, true),
                                 element_wise(s.log_var_a, s.each_a), element_wise(s.log_var_b, s.each_b)});
-  return launched<GaussianKl>(gaussian_kl_chain, "gaussian_kl", s, width, stream);
+  const cudaError_t error =
+      width == 4 ? launch_sums(gaussian_kl_chain<1, true>, gaussian_kl_chain<kTeam, true>, s, width, stream)
+                 : launch_sums(gaussian_kl_chain<1, false>, gaussian_kl_chain<kTeam, false>, s, width, stream);
+  return told(error, "gaussian_kl", s);
 }
 
 const char* discretised(const DiscretisedLikelihood& s, void* stream) {
+  if (s.chains == 0) return nullptr;
   const uint32_t width = access_width(
       s.elements, {element_wise(s.x, true), element_wise(s.mean, true), element_wise(s.log_scale, s.each)});
-  return launched<DiscretisedLikelihood>(discretised_chain, "discretised_log_likelihood", s, width, stream);
+  const cudaError_t error =
+      width == 4 ? launch_sums(discretised_chain<1, true>, discretised_chain<kTeam, true>, s, width, stream)
+                 : launch_sums(discretised_chain<1, false>, discretised_chain<kTeam, false>, s, width, stream);
+  return told(error, "discretised_log_likelihood", s);
 }
 
 }  // namespace ulam::cuda
