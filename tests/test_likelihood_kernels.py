@@ -312,7 +312,7 @@ def test_triton_compiles_for_amd_and_not_again_for_other_sizes(triton_backend: A
         for shape in ((1, 200), (5, 136), (17, 2048), (3, 8 * 1001)):
             result(triton_backend, kl_case(shape, True, True))
             result(triton_backend, bin_case(shape, False, False))
-    assert len({id(kernel) for kernel in gpu.compiled}) == 2
+    assert len({id(kernel) for kernel in gpu.compiled}) == 4  # up to 1,024 elements, or longer
 
 
 class Sums(cuda_simulator.Device):

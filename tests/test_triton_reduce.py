@@ -32,6 +32,7 @@ Case = dict[str, Any]
 REDUCTIONS = [
     (24, 1, FP32, FP32, False, False), (24, 100, BF16, FP32, True, False), (24, 128, FP32, FP16, True, True),
     (24, 129, FP16, FP16, False, False), (24, 2048, FP32, BF16, True, False), (12, 3007, FP32, FP32, True, True),
+    (6, 12_288, FP32, FP32, True, True), (4, 16_381, BF16, BF16, False, False), (3, 17_000, FP32, BF16, True, False),
 ]  # fmt: skip
 # chains, elements, state, network input, noise given
 BLENDS = [
@@ -43,13 +44,13 @@ BLENDS = [
 def reduction(rng: np.random.Generator, chains: int, n: int, state: torch.dtype, model: torch.dtype, guided: bool,
               explicit: bool) -> Case:  # fmt: skip
     """Random arguments of a backend's ``reduce``, every kind of row among them."""
-    table = mixed_table(2)
+    table, some = mixed_table(2), torch.tensor([4, 8, 3, 9, 10, 6])
     inputs = random_inputs(rng, (1, n), model, chains, guided, explicit)
     names = ("model", "uncond", "guidance", "seed", "chain", "draw", "noise")
     values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)
     return {
         "state": values, "coef": table.coef, "flags": table.flags,
-        "row": torch.from_numpy(rng.permutation(np.arange(chains) % len(table))),
+        "row": torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains >= 12 else some[:chains],
         **{name: inputs.get(name) for name in names}, "out": torch.full((chains, 4), math.nan),
     }  # fmt: skip
 
@@ -80,25 +81,53 @@ def test_ptx_of_the_reduction_gives_the_bits_of_the_cpu(case: tuple[Any, ...]) -
         assert agrees(reduce, cpu.reduce, reduction(np.random.default_rng(case[1]), *case), "out")
 
 
+@pytest.mark.parametrize("n", [1, 100, 1000, 4096, 16_384, 16_381])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_elements_are_read_once(n: int, explicit: bool) -> None:
+    """From global memory, in what Triton compiles, where a row asks for them; other rows read nothing."""
+    case = reduction(np.random.default_rng(n), 6, n, BF16, FP32, True, explicit)
+    case["row"] = torch.tensor([4, 8, 0, 3, 9, 1])  # two quantiles, two pairs of norms, the second of D = kx x alone
+    case["guidance"] = torch.tensor([2.5, 1.0, 2.0, 0.0, 3.0, 2.0])
+    with simulated(cuda(90), execute=True, reads={}) as gpu:
+        reduce(**case)
+    once = lambda tensor: [(int(c.min()), int(c.max())) for c in gpu.loads(tensor)]  # noqa: E731
+    state = gpu.loads(case["state"]).reshape(2, 6, -1)
+    assert [(int(c.min()), int(c.max())) for c in state[0]] == [(k, k) for k in (1, 1, 0, 1, 0, 0)]
+    assert not state[1].any()
+    assert once(case["model"]) == [(k, k) for k in (1, 1, 0, 0, 1, 0)]
+    assert once(case["uncond"]) == [(k, k) for k in (1, 0, 0, 1, 1, 0)]
+    if explicit:
+        assert once(case["noise"]) == [(k, k) for k in (0, 1, 0, 0, 1, 0)]
+
+
+def test_longer_chains_are_read_in_twelve_passes() -> None:
+    case = reduction(np.random.default_rng(0), 2, 16_400, FP32, FP32, False, False)
+    with simulated(cuda(90), execute=True, reads={}) as gpu:
+        reduce(**case)
+    state = gpu.loads(case["state"]).reshape(2, 2, -1)
+    assert (state[0, 0] == 12).all() and (state[0, 1] == 1).all()  # the quantile, the norms
+
+
 @pytest.mark.parametrize("case", BLENDS, ids=str)
 def test_ptx_of_blend_gives_the_bits_of_the_cpu(case: tuple[Any, ...]) -> None:
     with simulated(cuda(90), execute=True):
         assert agrees(blend, cpu.blend, blending(np.random.default_rng(case[1]), *case), "x", "net_in")
 
 
-def test_quantiles_of_difficult_numbers() -> None:
+@pytest.mark.parametrize("n", [200, 9000])
+def test_quantiles_of_difficult_numbers(n: int) -> None:
     """Ties, subnormal numbers, infinities, NaN, at every level: one chain for each."""
-    n = 200
     kinds = [
         torch.full((n,), -2.5),
         torch.arange(n) % 3 * 1.0,
         torch.linspace(1, 2, n) * 2**-140,
         torch.arange(n) * 1.0,
     ]
+    levels = LEVELS if n == 200 else LEVELS[1:3]
     kinds += [torch.where(torch.arange(n) < 20, math.inf, 3.0), torch.where(torch.arange(n) == 7, math.nan, 1.0)]
-    values = torch.stack(kinds).repeat(len(LEVELS), 1)
-    table = table_of(["threshold"] * len(LEVELS), p=LEVELS, cap=64.0, kx=1.0, km=0.0)
-    row = torch.arange(len(LEVELS)).repeat_interleave(len(kinds))
+    values = torch.stack(kinds).repeat(len(levels), 1)
+    table = table_of(["threshold"] * len(levels), p=levels, cap=64.0, kx=1.0, km=0.0)
+    row = torch.arange(len(levels)).repeat_interleave(len(kinds))
     case = {"state": values[None], "coef": table.coef, "flags": table.flags, "row": row, "model": values}
     case |= dict.fromkeys(("uncond", "guidance", "seed", "chain", "draw", "noise"))
     with simulated(cuda(90), execute=True):
@@ -119,8 +148,8 @@ def test_rows_that_cannot_be_reduced_get_nan() -> None:
 
 
 def test_an_altered_kernel_is_caught() -> None:
-    """The checks above can fail: one bit less of the order statistics, or a lane left out, shows."""
-    for before, after in (("max.s32", "min.s32"), ("sqrt.rn.f64", "mov.b64")):
+    """The checks above can fail: another number above the order statistic, or a root left out, shows."""
+    for before, after in (("min.s32", "max.s32"), ("sqrt.rn.f64", "mov.b64")):
         case = reduction(np.random.default_rng(0), *REDUCTIONS[1])
 
         def alter(ptx: str, before: str = before, after: str = after) -> str:
@@ -190,7 +219,7 @@ def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
 def check_interpreted() -> None:
     """Called there."""
     rng = np.random.default_rng(3)
-    for case in REDUCTIONS[:4]:
+    for case in (*REDUCTIONS[:4], (2, 5000, FP32, FP32, False, False), (1, 17_000, FP32, FP32, False, False)):
         assert agrees(reduce, cpu.reduce, reduction(rng, *case), "out"), case
     for case in BLENDS:
         assert agrees(blend, cpu.blend, blending(rng, *case), "x", "net_in"), case

@@ -18,7 +18,7 @@ import numpy as np
 import ptx_interpreter
 import torch
 import triton
-from ptx_interpreter import Instruction, Kernel, Machine, Memory
+from ptx_interpreter import Array, Instruction, Kernel, Machine, Memory
 from triton.backends.compiler import GPUTarget
 
 from ulam_kernels.triton.affine import affine_long, affine_short
@@ -40,6 +40,11 @@ class Warps(Machine):
         super().__init__(kernel, *arguments)
         self.symbols["global_smem"] = 0
         self.shared = np.zeros((self.shared.shape[0], 1 << 14), np.uint8)
+
+    def _popc(self, i: Instruction) -> None:
+        value = np.asarray(self._inputs(i)[0], np.uint64)
+        ones = (value >> np.uint64(bit) & np.uint64(1) for bit in range(8 * i.types[0].itemsize))
+        self.write(i.operands[0], sum(ones, np.uint64(0)).astype(np.uint32))
 
     def _bfe(self, i: Instruction) -> None:
         value = np.asarray(self.read(i.operands[1], i.types[0]), np.int64)
@@ -77,6 +82,7 @@ class Gpu:
     alter: Callable[[str], str] = lambda ptx: ptx
     waves: Callable[[int], Any] | None = None  # of so many programs: see Machine.run
     turns: Callable[[int], Any] = range
+    reads: dict[int, Array] | None = None  # how often the last launch loaded each byte of a storage, where asked for
     compiled: list[Any] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
@@ -93,14 +99,23 @@ class Gpu:
         self.compiled.append(compiled)
         if self.execute:
             ptx = re.sub(r"(?m)^\s*\.loc\b[^\n]*", "", compiled.asm["ptx"])  # has no semicolon to end it
-            run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments, self.waves, self.turns)
+            ordered = self.waves, self.turns
+            run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments, *ordered, reads=self.reads)
+
+    def loads(self, tensor: torch.Tensor) -> Array:
+        """``[chains, bytes]``: how often the last launch loaded each byte of a tensor that is alone in its storage."""
+        assert self.reads is not None
+        return self.reads[tensor.untyped_storage().data_ptr()].reshape(len(tensor), -1)
 
 
 def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...],
-            waves: Callable[[int], Any] | None = None, turns: Callable[[int], Any] = range) -> None:  # fmt: skip
+            waves: Callable[[int], Any] | None = None, turns: Callable[[int], Any] = range,
+            reads: dict[int, Array] | None = None) -> None:  # fmt: skip
     """Execute a kernel's PTX on host tensors, in place. Tensors that share storage share it there too."""
     (kernel,) = ptx_interpreter.parse(ptx).values()
     memory, storages = Memory(), {}
+    if reads is not None:
+        memory.reads = np.zeros(len(memory.bytes), np.uint8)
     values: list[int | bytes] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -115,8 +130,10 @@ def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any,
     machine = Warps(kernel, memory, grid, (threads,), values)
     machine.turns = turns
     machine.run(None if waves is None else machine.by_waves(waves(machine.blocks)))
-    for raw, address in storages.values():
+    for storage, (raw, address) in storages.items():
         raw[:] = memory.get(address, np.uint8, len(raw))
+        if reads is not None and memory.reads is not None:
+            reads[storage] = memory.reads[address - memory.BASE :][: len(raw)]
 
 
 @contextmanager

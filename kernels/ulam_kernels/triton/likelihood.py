@@ -2,9 +2,12 @@
 
 The formulas are those of ``csrc/include/ulam/{special,likelihood}.h``, operation for operation, and the sums keep the
 lanes of the contract: the bits are those of every other backend.
+
+Elements are read once, four tiles of them before the first is used. Triton's programs cannot share a chain's sum in the
+fixed order, so few long chains use few multiprocessors; the CUDA backend gives such a chain a cluster of blocks.
 """
-# ruff: noqa: SIM108 (Triton knows no conditional expression of tensors)
-# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+# ruff: noqa: RUF005, SIM108 (Triton knows neither unpacking nor conditional expressions of tensors)
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator, var-annotated"
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ulam_kernels.triton.launch import EXACT, elements_per_chain, on_device
+from ulam_kernels.triton.launch import elements_per_chain, on_device
 from ulam_kernels.triton.noise import floats, polynomial
-from ulam_kernels.triton.reduce import FEW_LANES, LANES, sum_of_lanes
+from ulam_kernels.triton.reduce import shape_of, sum_of_lanes
 from ulam_kernels.triton.step import EXP, EXP_HIGH, EXP_LOW, EXP_SCALE, EXP_SHIFT, clip, exp
 
 LOG = floats(
@@ -148,6 +151,7 @@ def elements_of(tensor, b, base, i, n, EACH: tl.constexpr):
 def gaussian_kl_chain(
     mean_a, log_var_a, mean_b, log_var_b, out, n,
     EACH_A: tl.constexpr, EACH_B: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chains)."""
     if ALIGNED:
@@ -155,13 +159,18 @@ def gaussian_kl_chain(
     b = tl.program_id(0).to(tl.int64)
     base = b * n
     total = tl.zeros([TILE], tl.float64)
-    for first in range(0, n, TILE):
-        i = first + tl.arange(0, TILE)
-        off = elements_of(mean_a, b, base, i, n, True) - elements_of(mean_b, b, base, i, n, True)
-        va = elements_of(log_var_a, b, base, i, n, EACH_A)
-        vb = elements_of(log_var_b, b, base, i, n, EACH_B)
-        term = tl.fma(off * off, exp(0.0 - vb), exp_excess(va - vb))
-        total += tl.where(i < n, term, 0.0).to(tl.float64)
+    for first in range(0, n, UNROLL * TILE):
+        loaded = ()
+        for u in tl.static_range(UNROLL):
+            i = first + u * TILE + tl.arange(0, TILE)
+            off = elements_of(mean_a, b, base, i, n, True) - elements_of(mean_b, b, base, i, n, True)
+            va = elements_of(log_var_a, b, base, i, n, EACH_A)
+            loaded = loaded + (off, va, elements_of(log_var_b, b, base, i, n, EACH_B))
+        for u in tl.static_range(UNROLL):
+            off = loaded[3 * u]
+            vb = loaded[3 * u + 2]
+            term = tl.fma(off * off, exp(0.0 - vb), exp_excess(loaded[3 * u + 1] - vb))
+            total += tl.where(first + u * TILE + tl.arange(0, TILE) < n, term, 0.0).to(tl.float64)
     tl.store(out + b, 0.5 * sum_of_lanes(total, TILE))
 
 
@@ -169,6 +178,7 @@ def gaussian_kl_chain(
 def discretised_chain(
     x, mean, log_scale, out, n, half, edge,
     EACH: tl.constexpr, TANH: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chains)."""
     if ALIGNED:
@@ -176,25 +186,26 @@ def discretised_chain(
     b = tl.program_id(0).to(tl.int64)
     base = b * n
     total = tl.zeros([TILE], tl.float64)
-    for first in range(0, n, TILE):
-        i = first + tl.arange(0, TILE)
-        at = elements_of(x, b, base, i, n, True)
-        inverse = exp(0.0 - elements_of(log_scale, b, base, i, n, EACH))
-        z = inverse * (at - elements_of(mean, b, base, i, n, True))
-        h = inverse * half
-        w = tl.where(at > edge, z, tl.where(at < -edge, -z, tl.where(z < 0, -z, z)))
-        outermost = (at > edge) | (at < -edge)
-        if TANH:
-            term = log_bin_tanh(w, h, outermost)
-        else:
-            term = log_bin(w, h, outermost)
-        total += tl.where(i < n, term, 0.0).to(tl.float64)
+    for first in range(0, n, UNROLL * TILE):
+        loaded = ()
+        for u in tl.static_range(UNROLL):
+            i = first + u * TILE + tl.arange(0, TILE)
+            at = elements_of(x, b, base, i, n, True)
+            off = at - elements_of(mean, b, base, i, n, True)
+            loaded = loaded + (at, off, elements_of(log_scale, b, base, i, n, EACH))
+        for u in tl.static_range(UNROLL):
+            at = loaded[3 * u]
+            inverse = exp(0.0 - loaded[3 * u + 2])
+            z = inverse * loaded[3 * u + 1]
+            h = inverse * half
+            w = tl.where(at > edge, z, tl.where(at < -edge, -z, tl.where(z < 0, -z, z)))
+            outermost = (at > edge) | (at < -edge)
+            if TANH:
+                term = log_bin_tanh(w, h, outermost)
+            else:
+                term = log_bin(w, h, outermost)
+            total += tl.where(first + u * TILE + tl.arange(0, TILE) < n, term, 0.0).to(tl.float64)
     tl.store(out + b, sum_of_lanes(total, TILE))
-
-
-def _shape(n: int) -> dict[str, object]:
-    tile, warps = (FEW_LANES, 1) if n <= FEW_LANES else (LANES, 8)
-    return {"ALIGNED": n % 8 == 0, "TILE": tile, "num_warps": warps, **EXACT}
 
 
 def gaussian_kl(
@@ -210,7 +221,7 @@ def gaussian_kl(
     n = elements_per_chain(mean_a)
     with on_device(mean_a):
         gaussian_kl_chain[(len(mean_a),)](
-            mean_a, log_var_a, mean_b, log_var_b, out, n, EACH_A=each_a, EACH_B=each_b, **_shape(n)
+            mean_a, log_var_a, mean_b, log_var_b, out, n, EACH_A=each_a, EACH_B=each_b, **shape_of(n)
         )
 
 
@@ -227,4 +238,4 @@ def discretised_log_likelihood(
     """ln P of every chain: see :func:`ulam_kernels.likelihood.discretised_log_likelihood`."""
     n = elements_per_chain(x)
     with on_device(x):
-        discretised_chain[(len(x),)](x, mean, log_scale, out, n, half, edge, EACH=each, TANH=tanh, **_shape(n))
+        discretised_chain[(len(x),)](x, mean, log_scale, out, n, half, edge, EACH=each, TANH=tanh, **shape_of(n))

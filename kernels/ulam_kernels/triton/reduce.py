@@ -1,10 +1,15 @@
 """Per-chain reductions in Triton: the quantile of |D|, and the norms of D and z. One program a chain.
 
-The order statistics are found from the top bit down: a pass over the chain counts the numbers below eight candidates,
-which settles three bits. Nothing is stored between passes, D is made again in each. Sums of squares keep the lanes of
-the contract, and halve them in its order. The bits are those of ``csrc/include/ulam/reduce.h``.
+The order statistics are found from the top bit down. A chain of up to 16,384 elements is read once: its program holds
+the bits of |D| in registers, 64 a thread at most, and settles a bit by counting the numbers below one candidate.
+Triton has neither shared memory of its own nor several programs that meet, so a longer chain is made again from
+global memory in each of twelve passes, by one program: a pass counts the numbers below eight candidates, which settles
+three bits. The CUDA backend holds and shares such chains. Sums of squares keep the lanes of the contract, and halve
+them in its order; their elements are read once at any length. The bits are those of
+``csrc/include/ulam/reduce.h``.
 """
-# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+# ruff: noqa: RUF005 (Triton knows no unpacking)
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator, var-annotated"
 
 from __future__ import annotations
 
@@ -31,6 +36,8 @@ from ulam_kernels.triton.step import (
 THRESHOLD = tl.constexpr(table.THRESHOLD)
 LANES = 1024  # of a sum of squares; a chain of fewer elements leaves the others at 0
 FEW_LANES = 128
+HELD_TILES = (1, 4, 16)  # of LANES elements, which a program can have in registers
+UNROLL = 4  # tiles that are loaded before the first is used
 PASSES = tl.constexpr(11)  # three bits each, and the last of 31 alone
 LARGEST = tl.constexpr(0x7FFFFFFF)
 INFINITY_BITS = tl.constexpr(0x7F800000)
@@ -57,41 +64,77 @@ def tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, mask, HALVES: 
 def tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES: tl.constexpr):
     """The bits of |D|, which order like the numbers; beyond the chain the largest there are."""
     d = tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, i < n, HALVES)
-    return tl.where(i < n, d.to(tl.uint32, bitcast=True) & 0x7FFFFFFF, 0xFFFFFFFF)
+    return tl.where(i < n, d.to(tl.int32, bitcast=True) & LARGEST, LARGEST)
+
+
+@triton.jit
+def counts_of_tiles(
+    state, model, uncond, kx, km, w, reads_m, v, shift, base, n, HALVES: tl.constexpr, TILE: tl.constexpr
+):
+    """How many numbers are below v + (0, 1, ... 7) << shift, in one pass over a chain."""
+    limits = v + (tl.arange(0, 8) << shift)
+    below = tl.zeros([TILE, 8], tl.int32)
+    for first in range(0, n, 2 * TILE):
+        tiles = ()
+        for u in tl.static_range(2):
+            i = first + u * TILE + tl.arange(0, TILE)
+            tiles = tiles + (tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES),)
+        for u in tl.static_range(2):
+            below += (tiles[u][:, None] < limits[None, :]).to(tl.int32)
+    return tl.sum(below, 0)
+
+
+@triton.jit
+def neighbours(bits, v, inside):
+    """Of a tile of magnitudes: which are up to v, those above it (others LARGEST), those of the chain (others 0)."""
+    return (bits <= v).to(tl.int32), tl.where(bits > v, bits, LARGEST), tl.where(inside, bits, 0)
 
 
 @triton.jit
 def threshold_of(
-    state, model, uncond, kx, km, w, reads_m, level, cap, base, n, HALVES: tl.constexpr, TILE: tl.constexpr
-):
+    state, model, uncond, kx, km, w, reads_m, level, cap, base, n,
+    HALVES: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
     """s of dynamic thresholding: Saharia et al. 2022, section 2.3."""
     position = level.to(tl.float64) * (n - 1).to(tl.float64)
     k = position.to(tl.int32)
     t = (position - k.to(tl.float64)).to(tl.float32)
 
     # The order statistic k is the largest v with at most k numbers below it.
-    v = k.to(tl.uint32) ^ k.to(tl.uint32)
-    candidate = tl.arange(0, 8).to(tl.uint32)
-    for step in range(PASSES):
-        shift = tl.maximum(28 - 3 * step, 0)
-        below = tl.zeros([TILE, 8], tl.int32)
-        for first in range(0, n, TILE):
-            i = first + tl.arange(0, TILE)
-            bits = tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES)
-            below += (bits[:, None] < (v + (candidate << shift))[None, :]).to(tl.int32)
-        settled = tl.sum((tl.sum(below, 0) <= k).to(tl.int32), 0) - 1
-        v += settled.to(tl.uint32) << shift
-
+    v = k ^ k
     reached = tl.zeros([TILE], tl.int32)
     above = tl.full([TILE], LARGEST, tl.int32)
     largest = tl.zeros([TILE], tl.int32)
-    for first in range(0, n, TILE):
-        i = first + tl.arange(0, TILE)
-        bits = tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES)
-        reached += (bits <= v).to(tl.int32)
-        number = tl.where(i < n, bits, 0).to(tl.int32, bitcast=True)
-        largest = tl.maximum(largest, number)
-        above = tl.minimum(above, tl.where((i < n) & (bits > v), number, LARGEST))
+    if HELD > 0:
+        tiles = ()
+        for u in tl.static_range(HELD):
+            i = u * TILE + tl.arange(0, TILE)
+            tiles = tiles + (tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES),)
+        for step in range(31):
+            candidate = v | ((v ^ v) + 1 << (30 - step))
+            below = tl.zeros([TILE], tl.uint32)
+            for u in tl.static_range(HELD):
+                # the sign of the difference: of a comparison the compiler makes a word of bits, at twice the cost
+                below += (tiles[u] - candidate).to(tl.uint32, bitcast=True) >> 31
+            v = tl.where(tl.sum(below.to(tl.int32, bitcast=True), 0) <= k, candidate, v)
+        for u in tl.static_range(HELD):
+            to, over, number = neighbours(tiles[u], v, u * TILE + tl.arange(0, TILE) < n)
+            reached += to
+            above = tl.minimum(above, over)
+            largest = tl.maximum(largest, number)
+    else:
+        for step in range(PASSES):
+            shift = tl.maximum(28 - 3 * step, 0)
+            below = counts_of_tiles(state, model, uncond, kx, km, w, reads_m, v, shift, base, n, HALVES, TILE)
+            settled = tl.sum((below <= k).to(tl.int32), 0) - 1
+            v += settled << shift
+        for first in range(0, n, TILE):
+            i = first + tl.arange(0, TILE)
+            bits = tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES)
+            to, over, number = neighbours(bits, v, i < n)
+            reached += to
+            above = tl.minimum(above, over)
+            largest = tl.maximum(largest, number)
     a = v.to(tl.float32, bitcast=True)
     b = a
     if (k + 1 < n) & (k + 1 >= tl.sum(reached, 0)):
@@ -119,9 +162,10 @@ def sum_of_lanes(x, LANES: tl.constexpr):
 def reduce_chain(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out,
     n, rows, width,
-    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chains)."""
+    """Grid (chains). HELD: tiles that hold any chain, 0 where none do."""
     if ALIGNED:
         n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
     b = tl.program_id(0)
@@ -146,24 +190,33 @@ def reduce_chain(
     z_scale = 1.0
     if reduced & ((flag & THRESHOLD) != 0):
         bound = threshold_of(
-            state, model, uncond, kx, km, w, reads_m, tl.load(c + LO), tl.load(c + HI), base, n, HALVES, TILE
+            state, model, uncond, kx, km, w, reads_m, tl.load(c + LO), tl.load(c + HI), base, n, HALVES, TILE, HELD
         )
         x0_scale = tl.div_rn(1.0, bound)
     elif reduced:
         squares = tl.zeros([TILE], tl.float64)
         squares_z = tl.zeros([TILE], tl.float64)
-        for first in range(0, n, TILE):
-            i = first + tl.arange(0, TILE)
-            d = tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, i < n, HALVES)
-            z = tl.zeros([TILE], tl.float32)
-            if noise is not None:
-                z = tl.load(noise + base + i, mask=i < n, other=0.0)
-            elif seed is not None:
-                z = generated_noise(seed, chain, draw, b, reduced, tl.full([], first // 4, tl.int32), z, False)
-            wide = tl.where(i < n, d, 0.0).to(tl.float64)
-            wide_z = tl.where(i < n, z, 0.0).to(tl.float64)
-            squares += wide * wide
-            squares_z += wide_z * wide_z
+        for first in range(0, n, UNROLL * TILE):
+            ds = ()
+            zs = ()
+            for u in tl.static_range(UNROLL):
+                i = first + u * TILE + tl.arange(0, TILE)
+                d = tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, i < n, HALVES)
+                z = tl.zeros([TILE], tl.float32)
+                if noise is not None:
+                    z = tl.load(noise + base + i, mask=i < n, other=0.0)
+                ds = ds + (tl.where(i < n, d, 0.0),)
+                zs = zs + (z,)
+            for u in tl.static_range(UNROLL):
+                z = zs[u]
+                if noise is None and seed is not None:
+                    i = first + u * TILE + tl.arange(0, TILE)
+                    quad = tl.full([], (first + u * TILE) // 4, tl.int32)
+                    z = tl.where(i < n, generated_noise(seed, chain, draw, b, reduced, quad, z, False), 0.0)
+                wide = ds[u].to(tl.float64)
+                wide_z = z.to(tl.float64)
+                squares += wide * wide
+                squares_z += wide_z * wide_z
         divisor = sum_of_lanes(squares, TILE)
         g = sum_of_lanes(squares_z, TILE) / tl.where(divisor == 0, 1.0, divisor)
         g = tl.where(divisor == 0, 0.0, g)
@@ -174,6 +227,17 @@ def reduce_chain(
     tl.store(own + 1, tl.where(usable, bound, float("nan")))
     tl.store(own + 2, tl.where(usable, x0_scale, float("nan")))
     tl.store(own + 3, tl.where(usable, z_scale, float("nan")))
+
+
+def shape_of(n: int) -> dict[str, object]:
+    """How a program sums over a chain: compile options that depend on its length in few ways."""
+    tile, warps = (FEW_LANES, 1) if n <= FEW_LANES else (LANES, 8)
+    return {"ALIGNED": n % 8 == 0, "TILE": tile, "UNROLL": UNROLL if n > tile else 1, "num_warps": warps, **EXACT}
+
+
+def held_tiles(n: int) -> int:
+    """The tiles that hold a chain, 0 where it is longer."""
+    return next((tiles for tiles in HELD_TILES if n <= LANES * tiles), 0)
 
 
 def reduce(
@@ -203,9 +267,8 @@ def reduce(
     missing = 0 if model is not None else table.READS_M
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
     tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out)
-    tile, warps = (FEW_LANES, 1) if n <= FEW_LANES else (LANES, 8)
     with on_device(state):
         reduce_chain[(chains,)](
             *tensors, n, flags.shape[0], coef.shape[1],
-            HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, TILE=tile, num_warps=warps, **EXACT,
+            HALVES=halves, MISSING=missing, HELD=held_tiles(n), **shape_of(n),
         )  # fmt: skip
