@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from pybind11 import get_include
@@ -35,37 +36,45 @@ INSTRUCTION_SETS = {
 
 CUDA_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_FLAGS += ["-Xfatbin=-compress-all", "-Icsrc/include"]
-CUDA_ARCHITECTURES = (80, 90, 100)  # as far as nvcc knows them; PTX of the newest is for what comes after
+CUDA_ARCHITECTURES = "80 90 100"  # as far as nvcc knows them; PTX of the newest is for what comes after
+CUDA_FOLDER = "/usr/local/cuda"  # where NVIDIA's installer and images put it, often without a place on the path
 
 
 def find_nvcc() -> str | None:
-    """nvcc under CUDA_HOME or CUDA_PATH, else on the path."""
+    """nvcc under CUDA_HOME or CUDA_PATH, else on the path, else in /usr/local/cuda."""
     homes = [f"{home}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
-    return shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", "")]))
+    return shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), f"{CUDA_FOLDER}/bin"]))
 
 
 def cuda_targets(nvcc: str) -> list[str]:
-    """One binary for each architecture, and PTX of the newest."""
+    """One binary for each architecture (of ULAM_CUDA_ARCHITECTURES, where it is set), and PTX of the newest."""
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    found = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in known]
+    wanted = (os.environ.get("ULAM_CUDA_ARCHITECTURES") or CUDA_ARCHITECTURES).split()
+    found = [a for a in wanted if f"compute_{a}" in known]
+    if not found:
+        raise OSError(f"ULAM_CUDA_ARCHITECTURES: got {' '.join(wanted)}, expected some of {' '.join(known)}")
     codes = [(a, f"sm_{a}") for a in found] + [(found[-1], f"compute_{found[-1]}")]
     return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
 
 def cuda_objects(nvcc: str, folder: str, jobs: int) -> list[str]:
-    """Compile csrc/cuda/*.cu where they are newer than their objects; an nvcc works on `jobs` targets at once."""
+    """Compile csrc/cuda/*.cu where they are newer than their objects: `jobs` at once, files and targets together."""
     os.makedirs(folder, exist_ok=True)
     headers = ["setup.py", *glob("csrc/cuda/*.h"), *glob("csrc/include/ulam/*.h")]
-    targets, objects = cuda_targets(nvcc), []
-    for source in sorted(glob("csrc/cuda/*.cu")):
-        objects.append(os.path.join(folder, f"{os.path.basename(source)}.o"))
+    sources, targets = sorted(glob("csrc/cuda/*.cu"), key=os.path.getsize, reverse=True), cuda_targets(nvcc)
+
+    def compiled(source: str) -> str:
+        target = os.path.join(folder, f"{os.path.basename(source)}.o")
         newest = max(map(os.path.getmtime, [source, *headers]))
-        if os.path.exists(objects[-1]) and os.path.getmtime(objects[-1]) > newest:
-            continue
-        command = [nvcc, *CUDA_FLAGS, *targets, f"--threads={jobs}", "-c", source, "-o", objects[-1]]
-        print(" ".join(command), flush=True)
-        subprocess.run(command, check=True)
-    return objects
+        if not os.path.exists(target) or os.path.getmtime(target) <= newest:
+            threads = f"--threads={max(1, jobs // len(sources))}"
+            command = [nvcc, *CUDA_FLAGS, *targets, threads, "-c", source, "-o", target]
+            print(" ".join(command), flush=True)
+            subprocess.run(command, check=True)
+        return target
+
+    with ThreadPoolExecutor(max(1, min(jobs, len(sources)))) as pool:
+        return sorted(pool.map(compiled, sources))
 
 
 def cuda_libraries(nvcc: str) -> list[str]:
@@ -102,7 +111,8 @@ class BuildExtension(build_ext):
         nvcc = find_nvcc()
         assert nvcc is not None, "the extension is declared only where there is one"
         try:
-            cuda.extra_objects = cuda_objects(nvcc, os.path.join(self.build_temp, "cuda"), JOBS)
+            chosen = os.environ.get("ULAM_CUDA_ARCHITECTURES", "").split()
+            cuda.extra_objects = cuda_objects(nvcc, os.path.join(self.build_temp, "-".join(["cuda", *chosen])), JOBS)
             cuda.library_dirs = cuda_libraries(nvcc)
         except (OSError, IndexError, StopIteration, subprocess.CalledProcessError) as error:
             print(

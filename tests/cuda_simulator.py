@@ -143,12 +143,15 @@ SYMBOLS = {
 
 
 def built_extension() -> Path | None:
-    """ulam_kernels._cuda as it is installed, unless a source is newer."""
+    """ulam_kernels._cuda as it is installed, unless a source is newer or it was built for fewer architectures."""
     spec = importlib.util.find_spec("ulam_kernels._cuda")
     if spec is None or spec.origin is None:
         return None
     newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/cuda/*"), *ROOT.glob("csrc/include/ulam/*")])
-    return Path(spec.origin) if Path(spec.origin).stat().st_mtime > newest else None
+    if Path(spec.origin).stat().st_mtime <= newest:
+        return None
+    held = subprocess.run([str(CUOBJDUMP), "--list-elf", spec.origin], check=True, capture_output=True, text=True)
+    return Path(spec.origin) if all(f".{name}." in held.stdout for name in ARCHITECTURES) else None
 
 
 @cache

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +55,51 @@ def test_fast_math_build_refuses_to_load(tmp_path: Path):
 def test_build_with_other_noise_refuses_to_load(tmp_path: Path):
     ran = built(tmp_path, altered=("0x1.ffffd6p-1f", "0x1.ffffd8p-1f"))
     assert ran.returncode != 0 and "ImportError" in ran.stderr and "noise-v1" in ran.stderr
+
+
+@pytest.fixture
+def setup_py(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of setup.py, which builds nothing here; no CUDA folder is named by the environment."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    for name in ("CUDA_HOME", "CUDA_PATH", "ULAM_CUDA_ARCHITECTURES"):
+        monkeypatch.delenv(name, raising=False)
+    return runpy.run_path("setup.py")
+
+
+def nvcc_in(folder: Path) -> str:
+    """A program that knows three architectures."""
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\necho compute_80 compute_90 compute_100\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_nvcc_is_found_in_its_usual_folder_too(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CUDA_HOME, then the path, then /usr/local/cuda, which is often on no path."""
+    find = setup_py["find_nvcc"]
+    assert find.__globals__["CUDA_FOLDER"] == "/usr/local/cuda"
+    usual, on_path, home = (nvcc_in(tmp_path / name) for name in ("usual", "path", "home"))
+    find.__globals__["CUDA_FOLDER"] = str(tmp_path / "usual")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert find() == usual
+    monkeypatch.setenv("PATH", str(Path(on_path).parent))
+    assert find() == on_path
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert find() == home
+
+
+def test_one_architecture_may_be_asked_for(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    targets, nvcc = setup_py["cuda_targets"], nvcc_in(tmp_path)
+    every = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90, 100)]
+    assert targets(nvcc) == [*every, "-gencode=arch=compute_100,code=compute_100"]
+    monkeypatch.setenv("ULAM_CUDA_ARCHITECTURES", "90")
+    assert targets(nvcc) == [every[1], "-gencode=arch=compute_90,code=compute_90"]
+    monkeypatch.setenv("ULAM_CUDA_ARCHITECTURES", "75")
+    with pytest.raises(OSError, match="ULAM_CUDA_ARCHITECTURES: got 75, expected some of compute_80"):
+        targets(nvcc)
