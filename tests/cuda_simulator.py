@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib.util
-import os
 import shutil
 import struct
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.sass import find_tool
 from ptx_interpreter import Kernel, Machine, Memory, parse
 
 from ulam_kernels import Table
@@ -34,15 +34,6 @@ FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROO
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
 OPERATIONS = ("step", "reduce", "blend", "fill", "affine", "tick")
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
-
-
-def find_tool(name: str) -> str | None:
-    """A CUDA tool on the path, under CUDA_HOME, or in Triton's package."""
-    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return next((found for folder in folders if (found := shutil.which(name, path=folder))), None)
 
 
 NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")

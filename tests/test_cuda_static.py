@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import re
 import struct
-import subprocess
 from typing import Any
 
 import cuda_simulator
 import numpy as np
 import pytest
 import torch
+from bench.sass import Sass, cheapest_pass, disassembled, instructions_an_element
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
 from ptx_interpreter import Instruction, parse
 from test_reduce import table_of
@@ -278,87 +277,12 @@ def test_an_altered_rounding_is_noticed(device: Device, ptx: str) -> None:
 
 # --- Machine code ---------------------------------------------------------------------------------------------------
 
-Sass = tuple[int, str, str, str]  # address, guard, operation, operands
-SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*?)\s*;")
-
 
 @pytest.fixture(scope="module")
 def sass() -> dict[str, dict[str, list[Sass]]]:
     """The instructions of every kernel, by architecture."""
-    found: dict[str, dict[str, list[Sass]]] = {}
-    for architecture in ARCHITECTURES:
-        command = [CUOBJDUMP, "-sass", "-arch", architecture, "machine.so"]
-        dump = subprocess.run(command, cwd=cuda_simulator.build(), check=True, capture_output=True, text=True).stdout
-        found[architecture] = {
-            part.split("\n", 1)[0].strip(): [(int(a, 16), g, op, rest) for a, g, op, rest in SASS_LINE.findall(part)]
-            for part in dump.split("Function : ")[1:]
-        }
-    return found
-
-
-def features(block: list[Sass]) -> tuple[int, ...]:
-    """How many of each: fp32 operations, roots, wide products, stores, loads of 16 and of 8 bytes; and fp32 sums."""
-    heads = [op.split(".")[0] for _, _, op, _ in block]
-    count = lambda *starts: sum(op.startswith(starts) for _, _, op, _ in block)  # noqa: E731
-    sums = heads.count("FADD") + 2 * heads.count("FADD2")
-    fp32 = heads.count("FFMA") + heads.count("FMUL") + 2 * (heads.count("FFMA2") + heads.count("FMUL2")) + sums
-    wide = count("IMAD.WIDE", "IMAD.HI")
-    return fp32, count("MUFU.RSQ"), wide, count("STG"), count("LDG.E.128"), count("LDG.E.64"), sums
-
-
-def main_loop(code: list[Sass]) -> int:
-    """Where the loop over a chain's elements begins: the widest backward branch around roots and stores."""
-    best = (0, -1)
-    for at, _, op, rest in code:
-        if op.startswith("BRA") and (target := int(rest.split("0x")[-1], 16)) < at:
-            inside = features([i for i in code if target <= i[0] <= at])
-            if inside[1] and inside[3]:
-                best = max(best, (at - target, target))
-    return best[1]
-
-
-def cheapest_pass(code: list[Sass], lanes: int, stores: int, loads16: int, loads8: int) -> list[Sass]:
-    """The shortest way round the main loop that does all a plain row needs, for one thread's elements.
-
-    That is: generate the noise (33 fp32 operations and a root for two normals, 17 wide products for four), load the
-    state and the model's output, three fp32 operations an element, and store; without guidance, which is told by its
-    sums. Instructions whose guard is false are counted, as they take an issue slot.
-    """
-    start = main_loop(code)
-    need = (lanes // 2 * 33 + 3 * lanes, lanes // 2, lanes // 4 * 17, stores, loads16, loads8)
-    position = {i[0]: k for k, i in enumerate(code)}
-    width = code[1][0] - code[0][0]
-    leaders = {start}
-    for at, _, op, rest in code:
-        if op.startswith(("BRA", "EXIT")):
-            leaders |= {at + width} | ({int(rest.split("0x")[-1], 16)} if op.startswith("BRA") else set())
-    heap: list[tuple[int, int, tuple[int, ...], list[Sass]]] = [(0, start, (0,) * 7, [])]
-    seen = set()
-    while heap:
-        cost, at, have, path = heapq.heappop(heap)
-        if at == start and path:
-            if all(h >= n for h, n in zip(have, need, strict=False)):
-                return path
-            continue
-        if (at, have) in seen or have[6] > lanes // 2:
-            continue
-        seen.add((at, have))
-        k = position[at]
-        block = [code[k]]
-        while not block[-1][2].startswith(("BRA", "EXIT")) and code[k + 1][0] not in leaders:
-            k += 1
-            block.append(code[k])
-        total = [a + b for a, b in zip(have, features(block), strict=True)]
-        capped = (*(min(t, n) for t, n in zip(total, need, strict=False)), total[6])
-        end, guard, op, rest = block[-1]
-        conditional = bool(guard) or re.match(r"(DIV|CONV)?,?\s*!?U?P\d", rest)
-        following = [end + width] if not op.startswith(("BRA", "EXIT")) or conditional else []
-        if op.startswith("BRA") and ((target := int(rest.split("0x")[-1], 16)) > end or target == start):
-            following.append(target)
-        for place in following:
-            if place in position:
-                heapq.heappush(heap, (cost + len(block), place, capped, path + block))
-    raise AssertionError("no path round the main loop does what a plain row needs")
+    library = cuda_simulator.build() / "machine.so"
+    return {architecture: disassembled(library, architecture, str(CUOBJDUMP)) for architecture in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -402,3 +326,11 @@ def test_cost_of_a_plain_row(
     print(f"{architecture} {types}: {len(path) / 8:.1f} instructions an element")
     assert len(path) / 8 <= budget
     assert {op for _, _, op, _ in path if op.startswith(("LDG", "STG"))} == set(accesses)
+
+
+def test_counted_instructions_are_those_of_the_kernels() -> None:
+    """What `bench.gpu` makes limits of: more for a row than for the noise alone, and for halves, which are unpacked."""
+    counted = instructions_an_element(cuda_simulator.build() / "machine.so", "sm_90", str(CUOBJDUMP))
+    plain, half = counted["step float32 float32"], counted["step bfloat16 bfloat16"]
+    assert 30 < counted["fill float32"] < plain <= counted["step float32 bfloat16"] < half <= 54
+    assert 30 < counted["fill bfloat16"] < half
