@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.gpu_timing import why_no_gpu
+from bench.gpu_stage import Stage, write_whole
 
 import ulam_kernels
 from ulam_kernels import Table
@@ -152,15 +152,16 @@ def compare_operations(devices: dict[str, str], variants: dict[str, list[tuple[i
     return found
 
 
-def noise_part(devices: dict[str, str], out: Path | None, seconds: float) -> bool:
+def noise_part(stage: Stage, devices: dict[str, str], out: Path | None, seconds: float) -> bool:
     """Compare fills; ok with enough normals on all GPU backends and none different."""
-    states = ulam_kernels.backends()
-    found = compare_fills(devices, fills(), NORMALS, seconds)
-    missing = {name: states[name] for name in ("cuda", "triton") if name not in devices}
-    ok = found["normals"] >= LEAST_NORMALS and not missing and not any(found["different"].values())
-    print(json.dumps({"ok": ok, **found, "not_usable": missing}))
+    least, total = (1 << 14, 1 << 14) if stage.rehearsal else (LEAST_NORMALS, FILL)
+    found = compare_fills(devices, fills(total), 4 * least if stage.rehearsal else NORMALS, seconds)
+    missing = {name: state for name, state in stage.absent().items() if name in ("cuda", "triton")}
+    ok = found["normals"] >= least and not missing and not any(found["different"].values())
+    told = {"ok": ok, **found, "not_usable": missing}
+    print(json.dumps(told))
     if out is not None:
-        out.write_text(json.dumps({"ok": ok, **found, "not_usable": missing}))
+        write_whole(out, told)
     return ok
 
 
@@ -169,15 +170,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("part", choices=("noise", "operations"))
     parser.add_argument("--out", type=Path, help="write what noise finds there, as JSON")
     parser.add_argument("--seconds", type=float, default=60.0, help="for noise (default 60)")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU in the GPU's place: its reference backend")
     options = parser.parse_args(arguments)
-    if (reason := why_no_gpu()) is not None:
+    stage = Stage(options.rehearse)
+    if (reason := stage.why_not()) is not None:
         print(f"bench.gpu_bits: nothing compared: {reason}")
         return 2
-    usable = {name: "cuda" for name in ("cuda", "triton") if ulam_kernels.backends()[name] == "usable"}
+    usable = {name: stage.device for name in ("cuda", "triton") if name not in stage.absent()}
+    if stage.rehearsal:
+        usable = {"reference": stage.device}
     if options.part == "noise":
-        return 0 if noise_part(usable, options.out, options.seconds) else 1
+        return 0 if noise_part(stage, usable, options.out, options.seconds) else 1
     every = [(registers, dtype) for registers in (1, 3, 5) for dtype in (FP32, BF16, FP16)]
-    found = compare_operations(usable, {"cuda": every, "triton": [(1, FP32), (2, BF16)]})  # Triton compiles each anew
+    few = [(1, FP32), (2, BF16)]  # Triton compiles each anew
+    variants = {"cuda": every, "triton": few, "reference": few}
+    found = compare_operations(usable, {name: variants[name] for name in usable})
     print(f"elements that differ from the CPU's: {found}")
     return 1 if any(found.values()) or not found else 0
 

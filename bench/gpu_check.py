@@ -1,9 +1,14 @@
 """All that needs a GPU, checked in under eight minutes, offline: `make gpu-check`, `python -m bench.gpu_check`.
 
-Builds the extensions where they lie, runs the GPU tests and some of the others, compute-sanitizer where it is present,
-compares fills of hundreds of millions of normals by bits, and measures (bench.gpu). Each part is a process of its own
-with a time limit. One JSON holds what all of them found, and is kept after each. Exit code 0 is all well, 1 is not,
-2 there is no GPU.
+In this order: builds the extensions where they lie, for the GPU that is present; runs the GPU tests of the kernels, and
+beside them some of the others; runs the engine's tests on the GPU; times kernels (bench.gpu) and whole loops
+(bench.gpu_loops); compares fills of hundreds of millions of normals by bits; compute-sanitizer where it is present.
+
+Each part is a process of its own with a time limit, and writes a JSON of its own as it goes, into the folder OUT
+(bench/results): gpu-check-DEVICE-DATE-PART.json. So one that dies or is cut short loses itself only. `--parts
+engine,bench` (make: PARTS=) runs those alone. After each part a table of all that is in the folder is written to
+gpu-check-DEVICE.md there.
+`--rehearse` runs all of it without a GPU. Exit code 0 is all well, 1 is not, 2 there is no GPU.
 """
 
 from __future__ import annotations
@@ -12,25 +17,32 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_timing import Nvml, default_out, device_facts, why_no_gpu
+import torch
+from bench import gpu_build, gpu_report
+from bench.gpu_stage import Stage, write_whole
+from bench.gpu_timing import slug
+from bench.sass import find_tool
 
 ROOT = Path(__file__).parents[1]
-GPU_TESTS = ("tests/test_cuda_gpu.py", "tests/test_triton_gpu.py")
-SMOKE_TESTS = ("tests/test_step.py", "tests/test_engine.py", "tests/test_engine_robust.py")
+# Each file is a process of its own, all at once; those behind the first four need no GPU.
+KERNEL_TESTS = ("tests/test_cuda_gpu.py", "tests/test_triton_gpu.py", "tests/test_mcmc_gpu.py",
+                "tests/test_likelihood_gpu.py", "tests/test_step.py", "tests/test_engine.py",
+                "tests/test_engine_robust.py")  # fmt: skip
+ENGINE_TESTS = ("tests/test_engine_gpu.py", "tests/test_no_sync.py")
 SECONDS = 465.0  # for all parts together
 BITS = (sys.executable, "-m", "bench.gpu_bits")
 Result = dict[str, Any]
@@ -38,12 +50,15 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One check: gets at most ``seconds``, and ``least`` are kept for it when those before it are slow."""
+    """One check: gets at most ``seconds``, and ``least`` are kept for it when those before it are slow.
+
+    ``run`` is given its seconds and the path of its JSON, into which it may write what it has so far.
+    """
 
     name: str
     seconds: float
     least: float
-    run: Callable[[float], Result]
+    run: Callable[[float, Path], Result]
 
 
 def allowance(parts: list[Part], index: int, left: float) -> float:
@@ -51,32 +66,54 @@ def allowance(parts: list[Part], index: int, left: float) -> float:
     return max(0.0, min(parts[index].seconds, left - sum(part.least for part in parts[index + 1 :])))
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where the parts of one check of one machine are kept."""
+
+    folder: Path
+    machine: Result
+
+    def path(self, part: str) -> Path:
+        day = datetime.now(timezone.utc).date().isoformat()
+        return self.folder / f"{gpu_report.PREFIX}{slug(self.machine['device'])}-{day}-{part}.json"
+
+    def keep(self, part: str, path: Path, result: Result) -> Result:
+        """Write a part's result over what its process has written so far, and the table of all parts."""
+        written: Result = {}
+        if path.exists():
+            written = json.loads(path.read_text())
+        head = {"part": part, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "ok": False}
+        whole = {**head, **written, **result, "machine": {**self.machine, **written.get("machine", {})}}
+        write_whole(path, whole)
+        gpu_report.write(self.folder)
+        return whole
+
+
 def run_parts(
-    parts: list[Part], seconds: float, keep: Callable[[Result], None], clock: Callable[[], float] = time.monotonic
-) -> Result:
-    """``{part: {"ok", "seconds", ...}}``, given to ``keep`` after each; one that raises or has no time is not ok."""
-    results: Result = {}
+    parts: list[Part], seconds: float, files: Files, clock: Callable[[], float] = time.monotonic
+) -> dict[str, Result]:
+    """Run the parts in turn, each into its file; one that raises or has no time is not ok. What they found, by name."""
+    results: dict[str, Result] = {}
     end = clock() + seconds
     for index, part in enumerate(parts):
-        begin = clock()
+        begin, path = clock(), files.path(part.name)
+        path.unlink(missing_ok=True)
+        files.keep(part.name, path, {"error": "begun, and not heard of since"})
         allowed = allowance(parts, index, end - begin)
-        if allowed <= 0:
-            result: Result = {"ok": False, "error": "no time was left for it"}
-        else:
-            try:
-                result = part.run(allowed)
-            except Exception as error:
-                result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        results[part.name] = {"ok": False, **result, "seconds": round(clock() - begin, 1)}
-        state = "ok" if results[part.name]["ok"] else "FAILED"
-        print(f"{part.name:<12} {state:<7}{results[part.name]['seconds']:>7.1f} s  {summary(result)}", flush=True)
-        keep(results)
+        try:
+            result = part.run(allowed, path) if allowed > 0 else {"error": "no time was left for it"}
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+        told = {"ok": False, "error": "", **result, "seconds": round(clock() - begin, 1)}
+        results[part.name] = files.keep(part.name, path, told)
+        state = "ok" if told["ok"] else "FAILED"
+        print(f"{part.name:<12} {state:<7}{told['seconds']:>7.1f} s  {summary(told)}", flush=True)
     return results
 
 
 def summary(result: Result) -> str:
     """What there is to say of a part in one line: its numbers and short texts."""
-    brief = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    brief = {key: value for key, value in result.items() if isinstance(value, int | float | str) and value != ""}
     return ", ".join(f"{key} {value}" for key, value in brief.items() if key not in ("ok", "output", "seconds"))
 
 
@@ -102,12 +139,14 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 
-def child(command: list[str], seconds: float, extra: dict[str, str] | None = None, show: bool = False) -> Child:
+def child(
+    command: list[str], seconds: float, extra: dict[str, str] | None = None, show: bool = False, cwd: Path = ROOT
+) -> Child:
     """Run a command in the checkout; at its time limit it ends with all that it started."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             env=environment() | (extra or {}),
             stdin=subprocess.DEVNULL,
             stdout=None if show else output,
@@ -126,20 +165,29 @@ def child(command: list[str], seconds: float, extra: dict[str, str] | None = Non
         return Child(code, output.read())
 
 
-def build(seconds: float) -> Result:
-    """Both extensions, beside their package."""
-    ran = child([sys.executable, "setup.py", "build_ext", "--inplace"], seconds)
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    sizes = {n: ROOT / "kernels/ulam_kernels" / f"{n}{suffix}" for n in ("_cpu", "_cuda")}
-    built = {name: path.stat().st_size for name, path in sizes.items() if path.exists()}
-    missing = [name for name in sizes if name not in built]
+def build(architecture: str, seconds: float, _: Path) -> Result:
+    """Both extensions, beside their package, for one architecture."""
+    if gpu_build.current(ROOT, architecture):
+        return {"ok": True, "built": "before, from the same sources", "architecture": architecture}
+    folder = gpu_build.folder(ROOT, architecture)
+    for path in gpu_build.built(ROOT).values():
+        path.unlink()  # of other sources or architectures
+    ran = child(gpu_build.COMMAND, seconds, {"ULAM_CUDA_ARCHITECTURES": architecture}, cwd=folder)
+    built = {name: path.stat().st_size for name, path in gpu_build.built(ROOT).items()}
+    missing = [name for name in gpu_build.MODULES if name not in built]
     without = {"error": f"not built: {', '.join(missing)}", "output": ran.output[-4000:]} if missing else {}
-    return {"ok": ran.code == 0 and not missing, "bytes": built, **without, **ran.failure()}
+    if ran.code == 0 and not missing:
+        gpu_build.remember(ROOT, architecture)
+    return {"ok": ran.code == 0 and not missing, "bytes": built, "architecture": architecture, **without,
+            **ran.failure()}  # fmt: skip
 
 
 VERDICT = re.compile(
     r"^(tests/\S+?\.py\S*::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)(?: \((.*)\))?(?:\s+\[ *\d+%\])?$"
 )
+
+
+WITHOUT_GPU = re.compile(r"\bno GPU|needs a GPU")  # how tests say why they were skipped
 
 
 def verdicts(output: str) -> Result:
@@ -158,21 +206,33 @@ def verdicts(output: str) -> Result:
     }
 
 
-def tests(files: tuple[str, ...], seconds: float) -> Result:
-    """Run the files with pytest; every one of them must have passed something."""
+def tests(files: tuple[str, ...], idle_ok: bool, seconds: float, _: Path) -> Result:
+    """Run the files with pytest, side by side; each must pass something and find a GPU (unless ``idle_ok``)."""
     options = ["-v", "-ra", "--tb=short", "--color=no", "-o", "addopts=", "-p", "no:cacheprovider"]
-    ran = child([sys.executable, "-m", "pytest", *options, *files], seconds, {"COLUMNS": "1000"})
-    counts = verdicts(ran.output)
-    idle = [file for file in files if not counts["passed_by_file"].get(file)]
-    nothing = {"error": f"nothing passed in {', '.join(idle)}", "output": ran.output[-4000:]} if idle else {}
-    return {"ok": ran.code == 0 and not idle, **counts, **nothing, **ran.failure()}
+    extra = {"COLUMNS": "1000", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1" if idle_ok else "4"}
+
+    def run(file: str) -> Child:
+        return child([sys.executable, "-m", "pytest", *options, file], seconds, extra)
+
+    with ThreadPoolExecutor(1 if idle_ok else len(files)) as pool:
+        ran = dict(zip(files, pool.map(run, files), strict=True))
+    counts = verdicts("\n".join(each.output for each in ran.values()))
+    idle = [file for file in files if not counts["passed_by_file"].get(file) and not idle_ok]
+    bad = {file: each for file, each in ran.items() if each.code not in ((0, 5) if idle_ok else (0,))}
+    told = [f"nothing passed in {', '.join(idle)}"] if idle else []
+    unseen = {reason: count for reason, count in counts["skip_reasons"].items() if WITHOUT_GPU.search(reason)}
+    if unseen and not idle_ok:  # cases for the CPU may have passed beside them
+        told.append(f"skipped for want of a GPU: {sum(unseen.values())} ({'; '.join(unseen)})")
+    told += [f"{file}: {each.failure()['error']}" for file, each in bad.items()]
+    output = "\n".join(ran[file].output[-3000:] for file in {*bad, *idle})
+    return {"ok": not told, **counts, **({"error": "; ".join(told), "output": output} if told else {})}
 
 
-def sanitizer(seconds: float) -> Result:
+def sanitizer(seconds: float, _: Path) -> Result:
     """Memory errors of the operations on small and odd shapes, every tensor in an allocation of its own."""
-    tool = shutil.which("compute-sanitizer")
+    tool = find_tool("compute-sanitizer")
     if tool is None:
-        return {"ok": True, "skipped": "compute-sanitizer is not present"}
+        return {"ok": True, "not_run": "compute-sanitizer is not present"}
     # Failed queries that a library makes to find out what there is are no errors of ours.
     options = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "77"]
     command = [tool, *options, *BITS, "operations"]
@@ -182,70 +242,89 @@ def sanitizer(seconds: float) -> Result:
 def sanitized(ran: Child) -> Result:
     """What compute-sanitizer found."""
     if "Device not supported" in ran.output:
-        return {"ok": True, "skipped": "compute-sanitizer does not support this device"}
+        return {"ok": True, "not_run": "compute-sanitizer does not support this device"}
     totals = re.findall(r"ERROR SUMMARY: (\d+) errors?", ran.output)
     errors = sum(map(int, totals)) if totals else None
     return {"ok": ran.code == 0 and errors == 0, "errors": errors, **ran.failure()}
 
 
-def from_file(command: list[str], seconds: float, show: bool = False) -> tuple[Child, Result]:
-    """Run a command that writes a JSON to ``--out``, and read it, if only a part was written."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.json"
-        ran = child([*command, "--out", str(path)], seconds, show=show)
-        return ran, json.loads(path.read_text()) if path.exists() else {}
+def written(path: Path) -> Result:
+    """What a process has written into its JSON, if only a part of it."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def noise(seconds: float) -> Result:
+def noise(rehearse: list[str], seconds: float, path: Path) -> Result:
     """Fills against the CPU's bits."""
-    ran, found = from_file([*BITS, "noise", "--seconds", str(max(5.0, seconds - 15))], seconds)
-    return {**found, "ok": ran.code == 0 and bool(found.get("ok")), **ran.failure()}
+    ran = child([*BITS, "noise", "--out", str(path), "--seconds", str(max(5.0, seconds - 15)), *rehearse], seconds)
+    return {"ok": ran.code == 0 and bool(written(path).get("ok")), **ran.failure()}
 
 
-def benchmark(seconds: float) -> Result:
-    """bench.gpu; its failed candidates are in its JSON."""
-    command = [sys.executable, "-m", "bench.gpu", "--seconds-limit", str(max(10.0, seconds - 20))]
-    ran, found = from_file(command, seconds, show=True)
-    return {"ok": ran.code == 0 and bool(found.get("finished")), "figures": found, **ran.failure()}
+def benchmark(module: str, rehearse: list[str], seconds: float, path: Path) -> Result:
+    """A benchmark, which writes its figures as they come; its failed candidates are in its JSON."""
+    command = [sys.executable, "-m", module, "--out", str(path), "--seconds", str(max(10.0, seconds - 20)), *rehearse]
+    ran = child(command, seconds, show=True)
+    return {"ok": ran.code == 0 and bool(written(path).get("finished")), **ran.failure()}
 
 
-PARTS = [
-    Part("build", 170, 60, build),
-    Part("gpu_tests", 150, 60, partial(tests, GPU_TESTS)),
-    Part("smoke_tests", 60, 20, partial(tests, SMOKE_TESTS)),
-    Part("sanitizer", 60, 40, sanitizer),
-    Part("noise", 45, 25, noise),
-    Part("benchmark", 200, 60, benchmark),
-]
+def parts_for(stage: Stage) -> list[Part]:
+    """All parts, in their order. A rehearsal builds nothing and has tests that find no GPU."""
+    rehearse = ["--rehearse"] if stage.rehearsal else []
+    major, minor = (9, 0) if stage.rehearsal else torch.cuda.get_device_capability()
+
+    def rehearsed_build(_: float, __: Path) -> Result:
+        return {"ok": len(gpu_build.built(ROOT)) > 0, "not_run": "a rehearsal takes what is there"}
+
+    return [
+        Part("build", 150, 60, rehearsed_build if stage.rehearsal else partial(build, f"{major}{minor}")),
+        Part("kernels", 120, 50, partial(tests, KERNEL_TESTS[: 4 if stage.rehearsal else None], stage.rehearsal)),
+        Part("engine", 80, 30, partial(tests, ENGINE_TESTS[: 1 if stage.rehearsal else None], stage.rehearsal)),
+        Part("bench", 150, 50, partial(benchmark, "bench.gpu", rehearse)),
+        Part("loops", 150, 50, partial(benchmark, "bench.gpu_loops", rehearse)),
+        Part("noise", 45, 25, partial(noise, rehearse)),
+        Part("sanitizer", 60, 30, sanitizer),
+    ]
 
 
-def check(parts: list[Part], facts: Result, out: Path, seconds: float = SECONDS) -> int:
-    """Run the parts and write the JSON; 0 if all are ok, else 1."""
-    begin = time.monotonic()
+def chosen(parts: list[Part], names: str, architecture: str | None) -> list[Part]:
+    """The parts named, in their order; the build before them if what is built is not of these sources.
 
-    def keep(results: Result) -> None:
-        ok = len(results) == len(parts) and all(result["ok"] for result in results.values())
-        whole = {"ok": ok, "seconds": round(time.monotonic() - begin, 1), "machine": facts, "parts": results}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(whole, indent=1) + "\n")
-
-    keep({})
-    results = run_parts(parts, seconds, keep)
-    bad = [name for name, result in results.items() if not result["ok"]]
-    print(f"wrote {out}: " + (f"FAILED: {', '.join(bad)}" if bad else "all well"))
-    return 1 if bad else 0
+    Raises:
+        ValueError: a name that no part has.
+    """
+    wanted = [name for name in names.split(",") if name] or [part.name for part in parts]
+    known = [part.name for part in parts]
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"parts: got {', '.join(unknown)}, expected some of {', '.join(known)}")
+    if architecture is not None and not gpu_build.current(ROOT, architecture):
+        wanted.append("build")
+    return [part for part in parts if part.name in wanted]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="the JSON (default bench/results/gpu-DEVICE-DATE.json)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="the folder (default bench/results)")
+    parser.add_argument("--parts", default="", help="names with commas (default all)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default {SECONDS:.0f})")
+    parser.add_argument("--rehearse", action="store_true", help="on a machine without a GPU: all but the times")
     options = parser.parse_args(arguments)
-    if (reason := why_no_gpu()) is not None:
+    stage = Stage(options.rehearse)
+    if (reason := stage.why_not()) is not None:
         print(f"bench.gpu_check: nothing checked: {reason}")
         return 2
+    architecture = None if stage.rehearsal else "{}{}".format(*torch.cuda.get_device_capability())
+    try:
+        parts = chosen(parts_for(stage), options.parts, architecture)
+    except ValueError as error:
+        parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # raised where a child is waited for, which ends it too
-    return check(PARTS, device_facts(Nvml()), options.out or default_out("gpu"), options.seconds)
+    files = Files(options.out.absolute(), stage.facts(stage.nvml()))
+    results = run_parts(parts, options.seconds, files)
+    bad = [name for name, result in results.items() if not result["ok"]]
+    for path in gpu_report.write(files.folder):
+        if slug(files.machine["device"]) in path.name:
+            print(path.read_text())
+    print(f"wrote {files.folder}: " + (f"FAILED: {', '.join(bad)}" if bad else "all well"))
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

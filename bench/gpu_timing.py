@@ -7,15 +7,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 AHEAD_CYCLES = 1_500_000  # the GPU idles so long (about 0.8 ms) while the host enqueues what is timed
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "numpy", "diffusers", "nvidia-ml-py")
 
 
@@ -31,10 +29,9 @@ def why_no_gpu() -> str | None:
     return None
 
 
-def default_out(prefix: str) -> Path:
-    """bench/results/PREFIX-DEVICE-DATE.json"""
-    device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    return RESULTS / f"{prefix}-{device}-{date.today().isoformat()}.json"
+def slug(device: str) -> str:
+    """A device's name as files have it."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -51,18 +48,6 @@ class Spread:
     def of(cls, values: list[float]) -> Spread:
         lower, median, upper = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         return cls(median, lower, upper, min(values), len(values))
-
-
-def table(title: str, figures: dict[str, Any]) -> str:
-    """The figures of one case as text."""
-    lines = [title, f"  {'':<32}{'median us':>12}{'quartiles':>22}{'GB/s':>9}{'of copy':>9}"]
-    for name, entry in figures["candidates"].items():
-        t = entry["microseconds"]
-        quartiles = f"{t['lower_quartile']:.1f} - {t['upper_quartile']:.1f}"
-        lines.append(
-            f"  {name:<32}{t['median']:>12.1f}{quartiles:>22}{entry['gb_per_s']:>9.0f}{entry['share_of_copy']:>9.1%}"
-        )
-    return "\n".join(lines)
 
 
 class ColdTimer:
@@ -122,8 +107,18 @@ def host_cost(
     return Spread.of(costs)
 
 
-def graph_cost(function: Callable[[], object], steps: int = 100, replays: int = 30) -> dict[str, Spread]:
-    """Microseconds a step of a CUDA graph of so many steps: on the GPU (caches warm), and of the host's replay call."""
+def gpu_microseconds(function: Callable[[], object]) -> float:
+    """Microseconds of GPU work that a call enqueues, by CUDA events, the caches as they are."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e3
+
+
+def captured(function: Callable[[], object], times: int = 1) -> Callable[[], None]:
+    """A CUDA graph of so many calls, as a function that replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -132,21 +127,15 @@ def graph_cost(function: Callable[[], object], steps: int = 100, replays: int = 
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(steps):
+        for _ in range(times):
             function()
     graph.replay()
     torch.cuda.synchronize()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    device, host = [], []
-    for _ in range(replays):
-        begin.record()
-        before = time.perf_counter()
+
+    def replay(kept: Callable[[], object] = function) -> None:  # a graph keeps no tensor alive that it works on
         graph.replay()
-        host.append((time.perf_counter() - before) / steps * 1e6)
-        end.record()
-        end.synchronize()
-        device.append(begin.elapsed_time(end) / steps * 1e3)
-    return {"gpu": Spread.of(device), "host": Spread.of(host)}
+
+    return replay
 
 
 def energy_per_call(

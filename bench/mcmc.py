@@ -55,7 +55,7 @@ def plain_mala(
         new_energy, new_score = evaluate(proposal)
         forward = (proposal - x - step * score).square().sum(1) / (4 * step)
         backward = (x - proposal - step * new_score).square().sum(1) / (4 * step)
-        accept = torch.rand(len(x)).log() < energy - new_energy + forward - backward
+        accept = torch.rand(len(x), device=x.device).log() < energy - new_energy + forward - backward
         x = torch.where(accept[:, None], proposal, x)
         score = torch.where(accept[:, None], new_score, score)
         energy = torch.where(accept, new_energy, energy)

@@ -1,296 +1,22 @@
-"""What bench.gpu and bench.gpu_check do around their launches: bytes, candidates, budgets, the JSON, no GPU."""
+"""The check of a GPU as a whole, without one: time limits, files, the build, and a rehearsal of all of it."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import shutil
 import sys
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
-from bench import gpu, gpu_bits, gpu_check, gpu_timing
-from bench.gpu import BF16, FP32, Case, Data
-from bench.gpu_check import Child, Part, allowance, child, run_parts, verdicts
-from bench.gpu_timing import Spread
-
-import ulam_kernels
+from bench import gpu_build, gpu_check, gpu_report
+from bench.gpu_check import Child, Files, Part, allowance, child, run_parts, verdicts
+from bench.gpu_stage import Stage
 
 NO_GPU = not torch.cuda.is_available()
-TINY = (3, 2, 4, 4)
-
-
-@pytest.mark.skipif(not NO_GPU, reason="here is a GPU")
-@pytest.mark.parametrize("module", [gpu, gpu_check, gpu_bits], ids=lambda module: module.__name__)
-def test_without_a_gpu_one_line_says_so(module, capsys, tmp_path):
-    arguments = ["noise"] if module is gpu_bits else []
-    assert module.main([*arguments, "--out", str(tmp_path / "out.json")]) == 2
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "torch sees no CUDA device" in said
-    assert not list(tmp_path.iterdir())
-
-
-# What is measured.
-
-
-@pytest.mark.parametrize(
-    "operation, fp32, bf16, mixed",
-    [("ddpm", 12, 6, 10), ("guided", 16, 8, 12), ("clip", 12, 6, 10), ("fill", 4, 2, 4), ("affine", 12, 6, 10)],
-)
-def test_bytes_an_element(operation, fp32, bf16, mixed):
-    """x and m read, x written; and the names of each chain, which count where chains are short."""
-    size, elements = (2, 1, 1024, 1024), 2 << 20
-    for (state, model), expected in zip(gpu.DTYPES, (fp32, bf16, mixed), strict=True):
-        chain = {"ddpm": 32, "guided": 36, "clip": 32, "fill": 24, "affine": 8}[operation]
-        assert gpu.moved_bytes(operation, size, state, model) == expected * elements + 2 * chain
-
-
-def test_every_operation_meets_every_size_and_dtype_once():
-    todo = gpu.cases(gpu.SIZES, gpu.OPERATIONS)
-    assert len(todo) == len(set(todo)) == len(set(map(str, todo))) == (4 * 3 + 2) * 6
-    assert todo[0] == Case("ddpm", (4096, 3, 64, 64), FP32, FP32)
-
-
-@pytest.mark.parametrize("operation", gpu.OPERATIONS)
-@pytest.mark.parametrize("dtypes", gpu.DTYPES, ids=str)
-def test_candidates_do_the_same_work(operation, dtypes, monkeypatch):
-    """With no noise the fused row and what people write give the same mean, so that equal work is compared."""
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
-    data = Data(Case(operation, TINY, *dtypes), "cpu")
-    made = gpu.builders(data, {}, compile_it=False)
-    assert {"ulam cuda", "ulam triton", "naive eager"} <= set(made)
-    results = {name: made[name]() for name in made if not name.startswith("ulam")}
-    if operation == "fill":
-        assert results["naive eager"]().dtype == dtypes[0]
-        out = gpu.ours(data, "cpu")()
-        assert out.dtype == dtypes[0] and 0.5 < out.float().std() < 1.5
-        return
-    if operation == "affine":
-        expected = gpu.ours(data, "cpu")()
-    else:
-        state, m = data.x[None].clone(), data.m
-        rows = gpu.program(operation == "clip").table()
-        guidance = {} if data.uncond is None else {"uncond": data.uncond, "guidance": data.weight}
-        zero = torch.zeros(TINY)
-        ulam_kernels.step(state, rows, data.row, model=m, noise=zero, backend="cpu", **guidance)
-        expected = state[0]
-        repeated = gpu.ours(data, "cpu")
-        for _ in range(3):
-            repeated()
-    for name, function in results.items():
-        if "diffusers" in name:
-            continue  # draws its own noise
-        tolerance = 1e-5 if dtypes[0] == dtypes[1] == FP32 else 0.05
-        got = function()
-        assert got.dtype == dtypes[0], name
-        assert torch.allclose(got.float(), expected.float(), rtol=tolerance, atol=tolerance), name
-
-
-@pytest.mark.parametrize("operation", gpu.OPERATIONS)
-def test_what_is_compiled_is_one_graph(operation, monkeypatch):
-    seen = []
-    monkeypatch.setattr(torch, "compile", lambda f, **options: seen.append(options) or f)
-    assert torch.isfinite(gpu.compiled(Data(Case(operation, TINY), "cpu"))()).all()
-    assert seen == [{"fullgraph": True, "dynamic": False}]
-
-
-def test_the_row_that_is_repeated_has_noise_and_stays_finite():
-    data = Data(Case("ddpm", TINY, BF16, BF16), "cpu")
-    rows = gpu.program(False).table()
-    assert rows.flags[data.row[0]] & ulam_kernels.table.READS_Z
-    growth = rows.coef[data.row[0], ulam_kernels.table.MATRIX].item()
-    assert growth**50_000 < 1e3  # more calls than a run makes on one state
-
-
-# How it is measured.
-
-
-def test_interleaved_takes_turns():
-    order = []
-
-    def timer(function):
-        order.append(function())
-        return float(len(order))
-
-    spreads = gpu_timing.interleaved({"a": lambda: "a", "b": lambda: "b"}, timer, seconds=0, least=4)
-    assert order == ["a", "b"] * 4
-    assert spreads["a"] == Spread.of([1.0, 3.0, 5.0, 7.0]) and spreads["a"].median == 4 and spreads["a"].runs == 4
-
-
-def test_host_cost_never_waits_within_a_batch():
-    order = []
-    spread = gpu_timing.host_cost(lambda: order.append("call"), lambda: order.append("wait"), calls=3, batches=2)
-    assert order == ["wait", *["call"] * 3, "wait", *["call"] * 3, "wait"]
-    assert spread.runs == 2
-
-
-def test_energy_is_counted_between_ticks():
-    """A device of 100 W whose counter moves every 100 ms, and calls of 1 ms: 100 mJ each."""
-    now = itertools.count()
-    at = SimpleNamespace(ms=0)
-
-    def call():
-        at.ms += 1
-
-    found = gpu_timing.energy_per_call(
-        call, lambda: at.ms // 100 * 10_000, lambda: next(now), batch=10, clock=lambda: at.ms / 1e3
-    )
-    assert found["millijoules_per_call"] == pytest.approx(100, rel=0.02)
-    assert found["watts"] == pytest.approx(100, rel=0.02) and found["calls"] >= 1000
-
-
-def test_an_energy_counter_that_stands_is_an_error():
-    clock = itertools.count()
-    with pytest.raises(RuntimeError, match="does not move"):
-        gpu_timing.energy_per_call(lambda: None, lambda: 7, lambda: None, batch=1, clock=lambda: next(clock) / 10)
-
-
-def test_figures_of_a_case():
-    """12 bytes an element in the time that a copy at 2 TB/s takes for as many are 100% of it."""
-    case = Case("ddpm", (4096, 3, 64, 64))
-    copy = 2 * gpu.COPY_BYTES / 2e12 * 1e6
-    times = {"ulam cuda": Spread.of([case.bytes / 2e12 * 1e6] * 5), "large copy": Spread.of([copy] * 5)}
-    figures = gpu.cell(case, times)
-    assert figures["copy_gb_per_s"] == pytest.approx(2000)
-    assert figures["candidates"]["ulam cuda"]["gb_per_s"] == pytest.approx(2000)
-    assert figures["candidates"]["ulam cuda"]["share_of_copy"] == pytest.approx(1)
-    assert "100.0%" in gpu_timing.table(str(case), figures)
-
-
-def test_a_candidate_that_fails_is_recorded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    run = gpu.Run(tmp_path / "new" / "out.json", {"finished": False})
-
-    def broken():
-        raise ValueError("the kernel is broken")
-
-    made = run.prepare("a case", {"bad": broken, "bad when called": lambda: broken, "good": lambda: lambda: 1})
-    assert list(made) == ["good"]
-    run.keep(cells=[1])
-    kept = json.loads(run.out.read_text())
-    assert kept["cells"] == [1] and not kept["finished"]
-    assert [(f["candidate"], f["error"]) for f in kept["failures"]] == [
-        ("bad", "ValueError: the kernel is broken"),
-        ("bad when called", "ValueError: the kernel is broken"),
-    ]
-    assert capsys.readouterr().out.count("FAILED a case") == 2
-
-
-class CpuTimer:
-    """Stands for the timer, on a machine where it cannot be."""
-
-    bytes = 0
-
-    def __call__(self, function):
-        begin = time.perf_counter()
-        function()
-        return (time.perf_counter() - begin) * 1e6
-
-
-class FakeNvml:
-    """100 W, whatever happens."""
-
-    def clocks(self):
-        return {"sm_mhz": 1980}
-
-    def millijoules(self):
-        return int(time.perf_counter() * 100_000)
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    """The whole of bench.gpu with the CPU in the GPU's place: all but launches, graphs and compiling."""
-    ours = gpu.ours
-    monkeypatch.setattr(gpu, "ours", lambda data, backend: ours(data, "cpu"))
-    monkeypatch.setattr(ulam_kernels, "backends", lambda: {"cpu": "usable", "cuda": "usable", "triton": "no triton"})
-    monkeypatch.setattr(gpu, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(gpu, "without_diffusers", lambda: "not importable: absent")
-    monkeypatch.setattr(gpu, "device_facts", lambda nvml: {"device": "a CPU"})
-    monkeypatch.setattr(gpu, "energy_per_call", partial(gpu_timing.energy_per_call, seconds=0.01))
-    monkeypatch.setattr(gpu, "graph_cost", lambda function: {"gpu": Spread.of([1.0]), "host": Spread.of([0.1])})
-    monkeypatch.setattr(gpu, "compiled", gpu.eager)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    constants = {"DEVICE": "cpu", "COPY_BYTES": 1 << 16, "LARGE": TINY, "SMALL": TINY, "QUICK_SIZES": (TINY,)}
-    for name, value in {**constants, "ColdTimer": CpuTimer, "Nvml": FakeNvml}.items():
-        monkeypatch.setattr(gpu, name, value)
-
-
-def test_a_whole_run(on_cpu, tmp_path, capsys):
-    out = tmp_path / "out.json"
-    assert gpu.main(["--quick", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["finished"] and not found["failures"] and not found["skipped"] and found["copy_gb_per_s"] > 0
-    assert found["absent"] == {"triton": "no triton", "diffusers": "not importable: absent"}
-    assert [cell["operation"] for cell in found["cells"]] == [c.operation for c in gpu.cases((TINY,), gpu.OPERATIONS)]
-    first = found["cells"][0]
-    expected = {"ulam cuda", "naive eager", "eager, fewest operations", "torch.compile of naive"}
-    assert set(first["candidates"]) == expected | {"copy of as many bytes", "large copy"}
-    assert first["bytes"] == 12 * 96 + 32 * 3 and first["clocks"] == {"sm_mhz": 1980}
-    assert set(found["host_microseconds"]) == set(found["graph_of_100_steps_microseconds"]) == expected
-    assert all(entry["watts"] > 0 for e in found["energy"].values() for entry in e.values())
-    said = capsys.readouterr().out
-    assert "not measured: triton: no triton" in said and "of copy" in said and said.endswith(f"wrote {out}\n")
-
-
-def test_a_run_without_time_lists_what_it_skipped(on_cpu, tmp_path):
-    out = tmp_path / "out.json"
-    assert gpu.main(["--quick", "--seconds-limit", "0", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["finished"] and not found["cells"] and found["copy_gb_per_s"] is None
-    assert len(found["skipped"]) == 14 + 2
-
-
-def test_a_run_with_a_broken_candidate_fails(on_cpu, tmp_path, monkeypatch, capsys):
-    def broken(data, backend):
-        raise RuntimeError("step: could not launch")
-
-    monkeypatch.setattr(gpu, "ours", broken)
-    out = tmp_path / "out.json"
-    assert gpu.main(["--quick", "--out", str(out)]) == 1
-    found = json.loads(out.read_text())
-    assert found["finished"] and {f["candidate"] for f in found["failures"]} == {"ulam cuda"}
-    assert all("naive eager" in cell["candidates"] for cell in found["cells"])
-    assert "FAILED launch cost: ulam cuda: RuntimeError: step: could not launch" in capsys.readouterr().out
-
-
-# Bits.
-
-
-def test_fills_reach_all_tags_and_the_last_offset_and_are_compared():
-    shown = list(itertools.islice(gpu_bits.fills(total=1 << 14), 60))
-    assert {case["tag"] for case in shown} == set(range(15))
-    assert {case["dtype"] for case in shown} == {FP32, BF16, torch.float16}
-    assert max(case["offset"] + case["shape"][1] for case in shown) == 2**30
-    assert any(bool((case["names"]["draw"] >= 2**32).any()) for case in shown)
-    found = gpu_bits.compare_fills({"reference": "cpu"}, iter(shown), normals=100_000, seconds=60)
-    assert found["different"] == {"reference": 0} and found["normals"] >= 100_000 and not found["first_different"]
-
-
-def test_a_fill_that_differs_is_counted(monkeypatch):
-    fill = ulam_kernels.fill_normal
-
-    def altered(out, *, backend, **options):
-        fill(out, backend="cpu", **options)
-        if backend == "reference":
-            out.view(-1)[5] *= 1.0001
-
-    monkeypatch.setattr(ulam_kernels, "fill_normal", altered)
-    found = gpu_bits.compare_fills({"reference": "cpu"}, gpu_bits.fills(total=1 << 14), normals=1, seconds=60)
-    assert found["different"] == {"reference": 1} and "1 differ" in found["first_different"]["reference"]
-
-
-def test_operations_are_compared(monkeypatch):
-    monkeypatch.setattr(gpu_bits, "SHAPES", ((1, 1), (5, 7), (2, 130)))
-    variants = {"reference": [(1, FP32), (3, BF16)]}
-    assert gpu_bits.compare_operations({"reference": "cpu"}, variants) == {"reference": 0}
-    ones, nans = torch.ones(4), torch.full((4,), float("nan"))
-    assert gpu_bits.different(ones, nans) == gpu_bits.different(nans, nans) == 4
-    assert gpu_bits.different(ones * 0, -ones * 0) == 4
-
-
-# The check as a whole.
+REHEARSAL = Stage(rehearsal=True)
+MACHINE = {"device": "A GPU 80GB", "multiprocessors": 132}
 
 
 class Clock:
@@ -303,51 +29,212 @@ class Clock:
     def part(self, name, seconds, least, takes, result=None):
         """A part that takes so long, or as long as it may; ``given`` is what it was allowed."""
 
-        def run(allowed):
+        def run(allowed, path):
             self.now += min(takes, allowed)
             return {"ok": takes <= allowed, "given": allowed, **(result or {})}
 
         return Part(name, seconds, least, run)
 
 
-def test_a_slow_part_leaves_the_later_ones_their_least():
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path / "results", MACHINE)
+
+
+def saved(files, part):
+    return json.loads(files.path(part).read_text())
+
+
+def test_a_slow_part_leaves_the_later_ones_their_least(files):
     clock = Clock()
     parts = [clock.part("a", 80, 10, 1000), clock.part("b", 80, 10, 5), clock.part("c", 80, 20, 1000)]
-    results = run_parts(parts, 100, lambda _: None, clock)
+    results = run_parts(parts, 100, files, clock)
     assert [results[name]["given"] for name in "abc"] == [70, 10, 25]
     assert [results[name]["ok"] for name in "abc"] == [False, True, False]
     assert clock.now == 100
     assert allowance(parts, 0, 20) == 0
 
 
-def test_the_budgets_of_the_parts_fit():
-    assert sum(part.least for part in gpu_check.PARTS) < gpu_check.SECONDS < 480
-    assert all(part.least <= part.seconds for part in gpu_check.PARTS)
+@pytest.mark.parametrize("stage", [REHEARSAL] if NO_GPU else [REHEARSAL, Stage()], ids=str)
+def test_the_parts_have_their_order_and_their_budgets_fit(stage):
+    parts = gpu_check.parts_for(stage)
+    assert [part.name for part in parts] == ["build", "kernels", "engine", "bench", "loops", "noise", "sanitizer"]
+    assert len(parts) + 1 <= 8, "files that come back from a lent machine, the table among them"
+    assert sum(part.least for part in parts) < gpu_check.SECONDS < 480
+    assert all(part.least <= part.seconds for part in parts)
+    for test in (*gpu_check.KERNEL_TESTS, *gpu_check.ENGINE_TESTS):
+        assert (gpu_check.ROOT / test).exists()
 
 
-def test_every_part_reports_even_when_others_raise(tmp_path, capsys):
+def test_every_part_leaves_its_file_even_when_others_raise(files, capsys):
     clock = Clock()
 
-    def broken(allowed):
+    def broken(allowed, path):
         raise OSError("nvcc is gone")
 
-    out = tmp_path / "results" / "gpu.json"
     seen = []
 
-    def watch(allowed):
-        seen.append(json.loads(out.read_text()))  # what is there if nothing more comes
+    def watch(allowed, path):
+        seen.extend((saved(files, "build"), saved(files, "kernels")))  # what is there if nothing more comes
         return {"ok": True, "passed": 3}
 
-    parts = [Part("build", 10, 1, broken), Part("tests", 10, 1, watch), clock.part("noise", 10, 1, 1)]
-    assert gpu_check.check(parts, {"device": "a GPU"}, out) == 1
-    whole = json.loads(out.read_text())
-    assert whole["machine"] == {"device": "a GPU"} and list(whole["parts"]) == ["build", "tests", "noise"]
-    assert whole["parts"]["build"]["error"] == "OSError: nvcc is gone" and not whole["ok"]
-    assert whole["parts"]["tests"]["passed"] == 3
-    assert list(seen[0]["parts"]) == ["build"] and not seen[0]["ok"]
-    assert "FAILED: build" in capsys.readouterr().out
-    assert gpu_check.check(parts[1:], {}, out) == 0 and json.loads(out.read_text())["ok"]
-    assert gpu_check.check(parts[1:], {}, out, seconds=0) == 1
+    parts = [Part("build", 10, 1, broken), Part("kernels", 10, 1, watch), clock.part("noise", 10, 1, 1)]
+    results = run_parts(parts, 60, files)
+    assert [results[part.name]["ok"] for part in parts] == [False, True, True]
+    assert seen[0]["error"] == "OSError: nvcc is gone" and not seen[0]["ok"]
+    assert seen[1]["error"] == "begun, and not heard of since" and not seen[1]["ok"]
+    for part in ("build", "kernels", "noise"):
+        whole = saved(files, part)
+        assert whole["machine"] == MACHINE and whole["part"] == part and whole == results[part]
+    table = (files.folder / "gpu-check-a-gpu-80gb.md").read_text()
+    assert "| build | FAILED |" in table and "nvcc is gone" in table and "| kernels | ok |" in table
+    assert "3 passed" in table and "not heard of" not in table
+    assert "build        FAILED" in capsys.readouterr().out
+    assert run_parts(parts[1:2], 0, files)["kernels"]["error"] == "no time was left for it"
+
+
+HALF = """
+import json, os, pathlib, sys, time
+path = pathlib.Path(sys.argv[1])
+found = json.loads(path.read_text())
+figure = {"name": "a row", "unit": "us", "candidates": {"ulam cuda": {"median": 2.0}, "naive eager": {"median": 8.0}}}
+path.write_text(json.dumps({**found, "finished": False, "figures": [figure]}))
+"""
+
+
+@pytest.mark.parametrize(
+    "end, reason",
+    [
+        ("time.sleep(60)", "ended at its time limit"),
+        ("os.kill(os.getpid(), 9)", "exit code -9"),
+        ("raise MemoryError", "exit code 1"),
+    ],
+    ids=["time-out", "killed", "raises"],
+)
+def test_a_part_that_dies_loses_only_itself(files, end, reason):
+    """Its figures so far are kept, the others are whole, and a second run of it alone makes the check whole."""
+    begun = time.monotonic()
+
+    def run(code, seconds, path):
+        ran = child([sys.executable, "-c", HALF + code, str(path)], min(seconds, 3.0))
+        return {"ok": ran.code == 0, **ran.failure()}
+
+    parts = [
+        Part("bench", 20, 1, partial(run, end)),
+        Part("noise", 20, 1, lambda seconds, path: {"ok": True, "normals": 5}),
+    ]
+    results = run_parts(parts, 60, files)
+    assert time.monotonic() - begun < 30
+    assert not results["bench"]["ok"] and results["bench"]["error"] == reason and results["noise"]["ok"]
+    assert saved(files, "bench")["figures"][0]["name"] == "a row" and saved(files, "noise")["normals"] == 5
+    table = (files.folder / "gpu-check-a-gpu-80gb.md").read_text()
+    assert f"| bench | FAILED | {results['bench']['seconds']} s | 1 figures; {reason} |" in table
+    assert "| a row | ulam cuda | 2 us | - | - | 8 | - | 4.00 |" in table
+    run_parts([Part("bench", 20, 1, partial(run, ""))], 60, files)
+    table = (files.folder / "gpu-check-a-gpu-80gb.md").read_text()
+    assert "| bench | ok |" in table and "| noise | ok |" in table and "FAILED" not in table
+
+
+def test_a_check_that_is_killed_leaves_what_was_there(files):
+    """The file of the part under way says so, with the figures that its process had written."""
+    path = files.path("bench")
+    files.keep("bench", path, {"error": "begun, and not heard of since"})
+    assert child([sys.executable, "-c", HALF, str(path)], 60).code == 0
+    (device,) = gpu_report.parts(files.folder).values()
+    assert device["bench"]["figures"] and device["bench"]["error"] == "begun, and not heard of since"
+    (page,) = gpu_report.write(files.folder)
+    assert "| bench | FAILED |" in page.read_text() and "| a row |" in page.read_text()
+
+
+def test_a_file_that_is_not_whole_does_not_hide_the_others(files, capsys):
+    files.keep("noise", files.path("noise"), {"ok": True})
+    files.path("bench").write_text('{"part": "bench", "mach')
+    assert list(gpu_report.parts(files.folder)["A GPU 80GB"]) == ["noise"]
+    assert "bench.json: not read: JSONDecodeError" in capsys.readouterr().out
+    assert gpu_report.main([str(files.folder)]) == 0 and gpu_report.main([str(files.folder / "none")]) == 1
+
+
+def test_the_newest_file_of_a_part_counts(files):
+    for day, passed in (("2026-11-27", 1), ("2026-11-28", 2)):
+        name = f"gpu-check-a-gpu-80gb-{day}-kernels.json"
+        files.folder.mkdir(exist_ok=True)
+        content = {"part": "kernels", "date": f"{day}T10:00:00+00:00", "machine": MACHINE, "ok": True, "passed": passed}
+        (files.folder / name).write_text(json.dumps(content))
+    assert gpu_report.parts(files.folder)["A GPU 80GB"]["kernels"]["passed"] == 2
+
+
+def test_parts_are_chosen_by_name_and_built_when_they_must_be(monkeypatch):
+    parts = gpu_check.parts_for(REHEARSAL)
+    names = lambda *given: [part.name for part in gpu_check.chosen(parts, *given)]  # noqa: E731
+    assert names("bench,engine", None) == ["engine", "bench"]
+    assert names("", None) == [part.name for part in parts]
+    with pytest.raises(ValueError, match="parts: got tests, gpu, expected some of build, kernels, engine"):
+        gpu_check.chosen(parts, "tests,engine,gpu", None)
+    monkeypatch.setattr(gpu_build, "current", lambda root, architecture: architecture == "90")
+    assert names("engine", "90") == ["engine"]
+    assert names("engine", "80") == ["build", "engine"]
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--rehearse", "--parts", "engines"])
+
+
+# The build.
+
+SETUP = """
+from setuptools import Extension, setup
+extensions = [Extension(f"ulam_kernels.{name}", [f"bindings/{name}.c"]) for name in ("_cpu", "_cuda")]
+setup(ext_modules=extensions)
+"""
+SOURCE = """
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "NAME", "ARCHITECTURES", -1, 0};
+PyMODINIT_FUNC PyInit_NAME(void) { return PyModule_Create(&module); }
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a compiler")
+def test_the_build_reads_no_pyproject_and_is_done_once(tmp_path, monkeypatch):
+    """A small project of this one's shape, whose pyproject.toml no setuptools can read."""
+    for folder in ("csrc", "bindings", "kernels/ulam_kernels"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ulam"\nlicense = 7\n')
+    (tmp_path / "setup.py").write_text(SETUP)
+    for name in gpu_build.MODULES:
+        (tmp_path / f"bindings/{name}.c").write_text(SOURCE.replace("NAME", name))
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    direct = child([sys.executable, "setup.py", "build_ext", "--inplace"], 60, cwd=tmp_path)
+    assert direct.code != 0, "the file cannot be read"
+    assert not gpu_build.current(tmp_path, "90")
+    found = gpu_check.build("90", 60, tmp_path / "none")
+    assert found["ok"], found
+    assert set(found["bytes"]) == {"_cpu", "_cuda"} and gpu_build.current(tmp_path, "90")
+    assert not gpu_build.current(tmp_path, "100"), "what is there is for one architecture"
+    assert gpu_check.build("90", 60, tmp_path / "none")["built"] == "before, from the same sources"
+    for source in (tmp_path / "bindings/_cpu.c", tmp_path / "setup.py"):
+        source.write_text(source.read_text() + "\n")
+        assert not gpu_build.current(tmp_path, "90")
+        assert gpu_check.build("90", 60, tmp_path / "none")["ok"] and gpu_build.current(tmp_path, "90")
+    next(iter(gpu_build.built(tmp_path).values())).write_bytes(b"another build")
+    assert not gpu_build.current(tmp_path, "90")
+    (tmp_path / "bindings/_cuda.c").write_text("no C")
+    failed = gpu_check.build("90", 60, tmp_path / "none")
+    assert not failed["ok"] and "_cuda" in failed["error"] + failed["output"]
+
+
+def test_the_folder_of_the_build_has_all_that_setup_py_reads():
+    """Its relative paths, under links, and no pyproject.toml."""
+    folder = gpu_build.folder(gpu_check.ROOT, "rehearsal")
+    try:
+        assert not (folder / "pyproject.toml").exists()
+        for name in ("setup.py", "csrc/cuda/step.cu", "csrc/include/ulam/row.h", "bindings/cuda.cpp"):
+            assert (folder / name).samefile(gpu_check.ROOT / name)
+        assert (folder / "ulam_kernels").samefile(gpu_check.ROOT / "kernels/ulam_kernels")
+        relative = {part.split("/")[0] for part in ("csrc/cuda", "bindings", "csrc/include", "csrc/cpu")}
+        assert relative <= {path.name for path in folder.iterdir()}
+    finally:
+        shutil.rmtree(folder)
+
+
+# Processes.
 
 
 def test_a_child_ends_at_its_limit_with_what_it_started(tmp_path):
@@ -393,13 +280,28 @@ def test_verdicts_of_pytest():
     assert (cut["passed"], cut["failed"]) == (1, 1)
 
 
-def test_pytest_is_run_and_read():
+def test_pytest_is_run_and_read(tmp_path):
     """As the check runs it. Files of which nothing passed are a failure: on a GPU their tests must not be skipped."""
-    found = gpu_check.tests(("tests/test_scheduler.py", "tests/test_cuda_gpu.py"), 60)
+    files = ("tests/test_scheduler.py", "tests/test_cuda_gpu.py")
+    found = gpu_check.tests(files, False, 120, tmp_path)
     assert found["passed_by_file"]["tests/test_scheduler.py"] >= 1 and found["failing"] == []
     if NO_GPU:
-        assert not found["ok"] and found["error"] == "nothing passed in tests/test_cuda_gpu.py"
+        assert not found["ok"] and found["error"].startswith(
+            "nothing passed in tests/test_cuda_gpu.py; skipped for want"
+        )
         assert found["skipped"] and any("needs a GPU" in reason for reason in found["skip_reasons"])
+        beside = gpu_check.tests(("tests/test_likelihood_gpu.py",), False, 120, tmp_path)
+        assert not beside["ok"] and beside["passed"] >= 5 and "skipped for want of a GPU: " in beside["error"]
+        assert gpu_check.tests(("tests/test_likelihood_gpu.py",), True, 120, tmp_path)["ok"]
+
+
+def test_a_file_of_tests_that_hangs_loses_only_itself(tmp_path):
+    hangs, quick = tmp_path / "test_hangs.py", tmp_path / "test_quick.py"
+    hangs.write_text("import time\ndef test_hangs(): time.sleep(300)\n")
+    quick.write_text("def test_fails(): assert 1 == 2\n")
+    found = gpu_check.tests((str(hangs), str(quick)), False, 8, tmp_path)
+    assert not found["ok"]
+    assert f"{hangs}: ended at its time limit" in found["error"] and f"{quick}: exit code 1" in found["error"]
 
 
 @pytest.mark.parametrize(
@@ -419,10 +321,38 @@ def test_what_compute_sanitizer_says(code, output, ok, errors):
 
 def test_a_device_without_sanitizer_support_is_no_failure():
     found = gpu_check.sanitized(Child(1, "========= Error: Device not supported. Please refer to ..."))
-    assert found == {"ok": True, "skipped": "compute-sanitizer does not support this device"}
+    assert found == {"ok": True, "not_run": "compute-sanitizer does not support this device"}
 
 
-def test_half_a_benchmark_is_kept(tmp_path):
-    code = "import sys, pathlib, time; pathlib.Path(sys.argv[-1]).write_text('{\"cells\": [1]}'); time.sleep(30)"
-    ran, found = gpu_check.from_file([sys.executable, "-c", code], 2.0)
-    assert ran.code is None and found == {"cells": [1]}
+def test_a_rehearsal_of_everything(tmp_path, capfd):
+    """All parts as on a GPU, each in its processes: every figure is measured and every file written."""
+    out = tmp_path / "out"
+    rehearsed = gpu_check.main(["--rehearse", "--out", str(out), "--seconds", "900"])
+    said = capfd.readouterr().out
+    found = gpu_report.parts(out)["rehearsal"]
+    assert list(found) == sorted(part.name for part in gpu_check.parts_for(REHEARSAL))
+    for name, result in found.items():
+        assert result["ok"] and not result.get("failures") and result["error"] == "", (name, result)
+    assert rehearsed == 0 and "FAILED" not in said
+    bench, loops = found["bench"], found["loops"]
+    assert not bench["skipped"] and not loops["skipped"] and bench["finished"] and loops["finished"]
+    groups = {figure["group"] for figure in bench["figures"]}
+    assert groups >= {"ddpm", "2m", "unipc", "fill", "mcmc", "likelihood", "launch", "energy", "compile", "norms"}
+    for figure in (*bench["figures"], *loops["figures"]):
+        assert figure["candidates"], figure["name"]
+        assert all(entry["median"] is not None for entry in figure["candidates"].values())
+    plain = next(figure for figure in bench["figures"] if figure["group"] == "ddpm")
+    wanted = {"ulam cuda", "ulam triton", "naive eager", "torch.compile of naive", "copy of as many bytes"}
+    assert wanted <= set(plain["candidates"])
+    names = [figure["name"] for figure in loops["figures"]]
+    for net in ("MLP", "digits U-Net", "CIFAR-size U-Net"):
+        for dtype in ("fp32", "bf16 channels-last"):
+            assert sum(name.startswith(net) and dtype in name for name in names) == 2
+    first = next(figure for figure in loops["figures"] if figure["name"].startswith("MLP"))
+    assert set(first["candidates"]) == {"ulam", "ulam, no CUDA graphs", "ulam, outputs not checked", "naive eager",
+                                        "naive, CUDA graph"}  # fmt: skip
+    assert {"host time of a tick, 256 slots", "host time of a chain's admission, 256 slots"} <= set(names)
+    assert found["engine"]["passed"] >= 13 and found["noise"]["normals"] >= 1 << 14
+    assert len(list(out.iterdir())) == len(found) + 1 <= 8
+    table = (out / "gpu-check-rehearsal.md").read_text()
+    assert table.count("\n") > 100 and table in said
