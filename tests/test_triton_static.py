@@ -397,11 +397,13 @@ def test_compiles_for_amd(variant: Variant) -> None:
 
 EXACT_INTERPRETER = """
 import numpy as np, torch, triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder as Builder, TensorHandle
 from ulam_kernels.reference.arithmetic import fma
 
 # Where the interpreter departs from what is compiled: a fused multiply-add that rounds twice (some releases), bf16
-# rounded towards zero, and comparisons of floats that keep the floats' type when they are broadcast.
+# rounded towards zero, and comparisons of floats that keep the floats' type when they are broadcast. And where releases
+# before 3.7 fail under NumPy 2.4 and later, which makes no number of an array of one element: the bounds of a loop.
 def exact_fma(self, x, y, z):
     x, y, z = (np.ascontiguousarray(a) for a in np.broadcast_arrays(x.data, y.data, z.data))
     return TensorHandle(fma(x, y, z).reshape(x.shape), tl.float32)
@@ -412,7 +414,11 @@ def truncate(self, x, kind, plain=Builder.create_fp_trunc):
     return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 def splat(self, kind, x):
     return TensorHandle(np.full(kind.shape, x.data.reshape(-1)[0], x.data.dtype), x.dtype.scalar)
+def patch_tensor(tensor, scope, plain=interpreter._patch_lang_tensor):
+    plain(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 Builder.create_fma, Builder.create_fp_trunc, Builder.create_splat = exact_fma, truncate, splat
+interpreter._patch_lang_tensor = patch_tensor
 """
 
 INTERPRETED = """
