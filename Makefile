@@ -16,13 +16,14 @@ WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
 PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/test_*.py)
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest lint bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    sample a grid of digits into demo/"
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
 	@echo "make lint    ruff, mypy on both packages, clang-format"
+	@echo "make interrupts  interrupt the engine at every bytecode of a run (two hours)"
 	@echo "make bench   measure the CPU step and the noise"
 	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes;"
 	@echo "             PARTS=engine,bench does those parts alone, OUT=FOLDER says where the results go"
@@ -45,6 +46,10 @@ test-triton-step:
 
 test-triton-rest:
 	$(PROVE) $(filter-out tests/test_triton_static.py,$(PROOFS))
+
+# An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: two hours.
+interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
+	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/test_engine_interrupts.py
 
 lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .
