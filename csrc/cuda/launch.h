@@ -108,7 +108,7 @@ struct ChainPlan {
 // Chains for which a cluster each fills more of the device than a block each, and long enough to pay for its barriers.
 inline bool few_and_long(int64_t chains, int64_t elements) { return chains <= 64 && elements >= 16384; }
 
-inline ChainPlan plan_chains(int64_t chains, unsigned blocks, unsigned threads, size_t bytes = 0) {
+inline ChainPlan plan_blocks(int64_t chains, unsigned blocks, unsigned threads, size_t bytes = 0) {
   const int64_t all = std::min<int64_t>(chains, UINT32_MAX) * blocks;  // more than a grid can have are refused
   return {dim3(static_cast<unsigned>(std::min<int64_t>(all, UINT32_MAX))), dim3(threads), blocks, bytes};
 }

@@ -134,13 +134,13 @@ template <class Kernel, class Arguments>
 cudaError_t launch_sums(Kernel alone, Kernel together, const Arguments& s, uint32_t width, void* stream) {
   bool clusters = few_and_long(s.chains, s.elements);
   if (clusters) {
-    const ChainPlan plan = plan_chains(s.chains, kTeam, kTeamThreads);
+    const ChainPlan plan = plan_blocks(s.chains, kTeam, kTeamThreads);
     cudaError_t error = has_clusters(together, &clusters);
     if (error == cudaSuccess && clusters) error = cluster_fits(together, plan, &clusters);
     if (error != cudaSuccess) return error;
     if (clusters) return launch(together, plan, stream, s, width);
   }
-  return launch(alone, plan_chains(s.chains, 1, threads_alone(s.elements, kSumThreads)), stream, s, width);
+  return launch(alone, plan_blocks(s.chains, 1, threads_alone(s.elements, kSumThreads)), stream, s, width);
 }
 
 template <class Arguments>

@@ -381,7 +381,7 @@ cudaError_t launch_reduce(const Reduce& r, uint32_t missing, uint32_t width, voi
   bool clusters = n > kLongChain || few_and_long(chains, n);
   size_t room = 0;
   if (clusters) {
-    ChainPlan plan = plan_chains(chains, kTeam, kTeamThreads);
+    ChainPlan plan = plan_blocks(chains, kTeam, kTeamThreads);
     cudaError_t error = has_clusters(together, &clusters);
     if (error == cudaSuccess && clusters) error = open_shared_memory(together, &room);
     const uint32_t kept = kept_rounds(n, plan, room);
@@ -390,7 +390,7 @@ cudaError_t launch_reduce(const Reduce& r, uint32_t missing, uint32_t width, voi
     if (error != cudaSuccess) return error;
     if (clusters) return launch(together, plan, stream, r, missing, width, kept);
   }
-  ChainPlan plan = plan_chains(chains, 1, threads_alone(n, kReduceThreads));
+  ChainPlan plan = plan_blocks(chains, 1, threads_alone(n, kReduceThreads));
   if (const cudaError_t error = open_shared_memory(alone, &room); error != cudaSuccess) return error;
   const uint32_t kept = kept_rounds(n, plan, room);
   plan.bytes = kept * plan.threads.x * sizeof(uint4);
