@@ -73,7 +73,7 @@ def _parser() -> _Parser:
 
 def _add_model(p: argparse.ArgumentParser) -> None:
     """The options that choose a model."""
-    p.add_argument("--model", required=True, help="digits, or module:factory for a network of your own")
+    p.add_argument("--model", required=True, help="digits, a diffusers pipeline's folder, or your own module:factory")
     p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
     p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")

@@ -158,16 +158,22 @@ class Denoiser:
 
     @classmethod
     def from_diffusers(
-        cls, source: object, *, variant: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        source: object,
+        *,
+        scheduler: object = None,
+        variant: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Denoiser:
-        """The denoiser in a saved diffusers pipeline (a folder) or in one in memory.
+        """The denoiser in a saved diffusers pipeline (a folder), in one in memory, or of a model beside a scheduler.
 
-        UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, with its scheduler's schedule and prediction; see
+        UNet2DModel, UNet2DConditionModel, or the transformer of DiT, Stable Diffusion 3 or Flux, with its scheduler's
+        schedule and prediction; see
         :func:`ulam.integrations.diffusers.loading.denoiser_from_diffusers` for arguments and errors.
         """
         from .integrations.diffusers.loading import denoiser_from_diffusers
 
-        return denoiser_from_diffusers(source, variant=variant, dtype=dtype)
+        return denoiser_from_diffusers(source, scheduler=scheduler, variant=variant, dtype=dtype)
 
     @property
     def time_dtype(self) -> torch.dtype:

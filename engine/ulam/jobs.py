@@ -222,12 +222,12 @@ def _conditioning(
         if null is None:
             return {}
         labels = [null] * chains
-    cond = {"y": torch.tensor(labels, device=device)}
+    cond = {model.label: torch.tensor(labels, device=device)}
     if guidance is None:
         return {"cond": cond}
     if null is None:
         raise ValueError("guidance: needs null-class, the label that means no class")
-    return {"cond": cond, "guidance": guidance, "uncond": {"y": torch.full_like(cond["y"], null)}}
+    return {"cond": cond, "guidance": guidance, "uncond": {name: torch.full_like(y, null) for name, y in cond.items()}}
 
 
 def _pixels(name: str, path: Path, shape: tuple[int, ...], grey: bool) -> npt.NDArray[np.float32]:

@@ -22,13 +22,14 @@ from .schedules import Schedule
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser ready to sample. ``classes`` and ``null_class`` are None where it takes no label ``y``."""
+    """A denoiser ready to sample. ``classes`` and ``null_class`` are None where it takes no label ``label``."""
 
     name: str
     denoiser: Denoiser
     shape: tuple[int, ...]
     classes: int | None = None
     null_class: int | None = None
+    label: str = "y"
 
 
 def digits() -> Model:
@@ -48,8 +49,9 @@ def load_model(
     predicts: str | None = None,
     null_class: int | None = None,
 ) -> Model:
-    """A built-in model, or the one that ``module:factory`` makes.
+    """A built-in model, that in the folder of a saved diffusers pipeline, or the one that ``module:factory`` makes.
 
+    A folder brings schedule and prediction along, and the shape where its configuration has one.
     The factory takes no arguments and returns a network ``net(x, t, **cond)``, or a :class:`ulam.Denoiser`, which
     brings its schedule and prediction along. A network gets those from ``schedule`` (a call such as
     ``"vp_linear(1000)"``, the default) and ``predicts`` (default eps). ``weights`` are loaded strictly.
@@ -63,8 +65,16 @@ def load_model(
             if value is not None:
                 raise ValueError(f"{option}: model {name!r} brings its own")
         return BUILT_IN[name]()
+    if Path(name).is_dir():
+        for option, value in {"weights": weights, "schedule": schedule, "predicts": predicts}.items():
+            if value is not None:
+                raise ValueError(f"{option}: the pipeline in {name} brings its own")
+        from .integrations.diffusers.saved import saved_model
+
+        return saved_model(name, shape, null_class)
     if ":" not in name:
-        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)} or module:factory")
+        there = "a folder of diffusers" if "/" not in name else "a folder that is there"
+        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or module:factory")
     made = _call_factory(name)
     denoiser = made if isinstance(made, Denoiser) else None
     net = made if denoiser is None else denoiser.net

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import ulam_kernels
 from ulam_kernels import torch_normal
@@ -28,7 +29,9 @@ def short_way(
 
     None where only that will do: more than one register, rows of each chain, reductions, other layouts, generators.
     """
-    if not isinstance(row, int) or isinstance(generator, list) or plan.registers > 1:
+    if not isinstance(row, int) or plan.registers > 1:
+        return None
+    if generator is not None and type(generator) is not torch.Generator:
         return None
     if sample.dtype is not torch.float32 or not sample.is_cpu:
         return None
@@ -62,6 +65,11 @@ class Call:
 
     def __post_init__(self) -> None:
         plan, sample, chains = self.plan, self.sample, len(self.sample)
+        for name, tensor in (("sample", sample), ("model_output", self.model_output)):
+            if tensor.is_meta or isinstance(tensor, FakeTensor):
+                raise RuntimeError(
+                    f"{name}: got a {type(tensor).__name__} without memory, expected one that has numbers"
+                )
         self.device, self.wide = sample.device, wide(sample)
         if self.wide == torch.float64:
             self.backend = None

@@ -17,10 +17,11 @@ except ImportError as error:
 from ulam_kernels import torch_normal
 from ulam_kernels.dispatch import load
 
+from .configuration import check_config
 from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
 from .noise import KINDS, Streams
 from .outputs import later_class
-from .scheduler import Fused
+from .scheduler import Fused, index_for_timestep
 from .score_family import FusedScoreSdeVe
 from .sigma_families import (
     FusedEDMEuler,
@@ -33,6 +34,7 @@ from .sigma_families import (
 )
 from .solver_families import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedEDMDPM, FusedUniPC
 from .threads import PROGRESS, SCHEDULE, PerThread
+from .tracing import check_not_recorded, outside_graphs
 
 FAMILIES: dict[str, type[Fused]] = {
     "DDPMScheduler": FusedDDPM,
@@ -94,6 +96,7 @@ def fuse(
     new._restore(scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
+    check_config(new.config)
     new._check()
     load("cpu")  # this and what follows: what the first step would wait for
     kind, second = new.output
@@ -123,6 +126,8 @@ def fused(scheduler_class: type) -> Any:
     namespace: dict[str, Any] = {name: PerThread(name, progress=False) for name in SCHEDULE}
     namespace |= {name: PerThread(name, progress=True) for name in PROGRESS}
     namespace["set_timesteps"] = _beginning_anew(scheduler_class.set_timesteps)  # type: ignore[attr-defined]
+    if hasattr(scheduler_class, "index_for_timestep"):
+        namespace["index_for_timestep"] = index_for_timestep
     namespace["__module__"] = scheduler_class.__module__
     namespace["__qualname__"] = f"fused({scheduler_class.__qualname__})"
     namespace["__doc__"] = scheduler_class.__doc__
@@ -137,8 +142,10 @@ def _is_own(scheduler_class: type) -> bool:
 
 
 def _beginning_anew(set_timesteps: Any) -> Any:
+    @outside_graphs
     @functools.wraps(set_timesteps)
     def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_not_recorded("set_timesteps")
         self._begin()
         set_timesteps(self, *args, **kwargs)
         self._prepare()

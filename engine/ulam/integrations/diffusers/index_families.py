@@ -20,8 +20,10 @@ from ...samplers.grid import Grid
 from ...samplers.pndm import ADAMS_BASHFORTH, Step
 from ...schedules import posterior
 from .levels import (
+    Steps,
     clip_of,
     estimates,
+    falling,
     grid_of,
     numbers,
     predicts_of,
@@ -33,6 +35,7 @@ from .levels import (
 from .noise import Generators
 from .plan import Calls, Plan
 from .scheduler import Fused, Timestep
+from .tracing import outside_graphs
 
 VARIANCES = {
     "fixed_small": "posterior",
@@ -64,13 +67,18 @@ class FusedDDPM(Fused):
         self._check()
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
-        grid = grid_of(times, vp_levels(self, times, 1.0))
-        sampler = DDPM(len(grid), variance=VARIANCES[self.config.variance_type], clip=clip)
-        program = _rounded_as_in_diffusers(sampler.on(grid, schedule, predicts), grid)
+        alphas, sigmas = vp_levels(self, times, 1.0)
+        variance = VARIANCES[self.config.variance_type]
+
+        def compiled(grid: Grid) -> Program:
+            sampler = DDPM(len(grid), variance=variance, clip=clip)
+            return _rounded_as_in_diffusers(sampler.on(grid, schedule, predicts), grid)
+
+        program = Steps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
         program = with_scaled_D(program, factor)
         if times[-1] > 0:
-            program = _with_noise_at_the_end(program, float(grid.sigmas[-2]), sampler.variance)
-        levels = grid.alphas[:-1], grid.sigmas[:-1]
+            program = _with_noise_at_the_end(program, float(sigmas[-2]), variance)
+        levels = alphas[:-1], sigmas[:-1]
         return Calls(
             program,
             times > 0,
@@ -145,11 +153,14 @@ class FusedDDIM(Fused):
             after = times - self.config.num_train_timesteps // self.num_inference_steps
             if after >= 0:
                 (alphas[1:], _), (sigmas[1:], _) = vp_levels(self, after, 1.0)
-        grid = grid_of(times, (alphas, sigmas))
-        program = DDIM(len(grid), eta=eta, clip=clip, rederive_eps=rederive).on(grid, schedule, predicts)
+
+        def compiled(grid: Grid) -> Program:
+            return DDIM(len(grid), eta=eta, clip=clip, rederive_eps=rederive).on(grid, schedule, predicts)
+
+        program = Steps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
         return Calls(
             with_scaled_D(program, factor),
-            np.full(len(grid), eta > 0),
+            np.full(len(times), eta > 0),
             lambda: with_scaled_D(estimates(schedule, predicts, times, (alphas[:-1], sigmas[:-1]), clip), factor),
         )
 
@@ -189,7 +200,7 @@ class FusedLCM(Fused):
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction")
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
-        grid = grid_of(times, vp_levels(self, times, 1.0))
+        grid = falling(times, vp_levels(self, times, 1.0))
         sampler = LCM(len(grid), timestep_scaling=self.config.timestep_scaling, clip=clip)
         program = with_scaled_D(sampler.on(grid, vp_schedule(self), predicts), factor)
 
@@ -234,11 +245,11 @@ class FusedPNDM(Fused):
         skip = self.config.skip_prk_steps
         if start and not skip:
             raise unsupported("skip_prk_steps", skip, "a loop that does not begin at the first timestep needs True")
-        first = max(start - 1, 0)
+        first = max(start - 1, min(start, 1))  # the second timestep is told twice, at positions 1 and 2
         alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
         grid = grid_of(times[first:], (alphas[first:], sigmas[first:]))
         if start:
-            program = _adams_bashforth(grid, schedule, predicts)
+            program = _adams_bashforth(grid, schedule, predicts, told_twice=start == 1)
         else:
             program = PNDM(len(grid), skip_prk=skip, mixes="output").on(grid, schedule, predicts)
         return Calls(program, np.zeros(len(program), dtype=np.bool_))
@@ -248,6 +259,7 @@ class FusedPNDM(Fused):
     ) -> Any:
         return self._run(model_output, timestep, sample, None, return_dict)
 
+    @outside_graphs
     def step_prk(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
@@ -255,6 +267,7 @@ class FusedPNDM(Fused):
         step = super().step_prk if self.ets else self.step  # type: ignore[misc]
         return step(model_output, timestep, sample, return_dict=return_dict)
 
+    @outside_graphs
     def step_plms(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
@@ -266,10 +279,12 @@ class FusedPNDM(Fused):
         return step(model_output, timestep, sample, return_dict=return_dict)
 
 
-def _adams_bashforth(grid: Grid, schedule: Any, predicts: str) -> Program:
-    """PNDM's multistep rows with no start-up of their own."""
+def _adams_bashforth(grid: Grid, schedule: Any, predicts: str, told_twice: bool) -> Program:
+    """PNDM's multistep rows with no start-up of their own; where the first time is told twice, once to no effect."""
     line = Coordinates.of(grid, schedule, predicts)
     builder = ProgramBuilder(schedule, predicts, registers=4)
+    if told_twice:
+        builder.rows(grid.times[0], levels=(grid.alphas[0], grid.sigmas[0]))
     for i, time in enumerate(grid.times):
         level, after = ((grid.alphas[j], grid.sigmas[j]) for j in (i, i + 1))
         keeps = min(i + 1, 3) if i + 1 < len(grid) else 0

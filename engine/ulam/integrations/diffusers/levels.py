@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...builder import Clip, DynamicThreshold, ProgramBuilder
-from ...program import Program
+from ...program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
 from .loading import PREDICTS
+from .plan import padded
 
 
 def numbers(values: Any) -> Array:
@@ -38,6 +41,8 @@ def vp_levels(scheduler: Any, times: Array, final: float) -> tuple[Array, Array]
     known, at = numbers(scheduler.alphas_cumprod), times.astype(np.int64)
     if not (at < len(known)).all():
         raise ValueError(f"timesteps must be below num_train_timesteps={len(known)}, got {at.max()}")
+    if not (at >= 0).all():
+        raise ValueError(f"timesteps must be at least 0, got {at.min()}")
     abar = np.append(known[at], final)
     if not ((abar >= 0) & (abar <= 1)).all():
         raise ValueError(f"alphas_cumprod must lie in [0, 1], got {abar.min():g} to {abar.max():g}: use smaller betas")
@@ -65,6 +70,67 @@ def grid_of(times: Array, levels: tuple[Array, Array]) -> Grid:
     if abs(last - before) < 1e-6 * before:
         alphas[-1], sigmas[-1] = alphas[-2], sigmas[-2] * (1 - 1e-9)
     return Grid(times, alphas, sigmas)
+
+
+def falling(times: Array, levels: tuple[Array, Array]) -> Grid:
+    """The grid for steps with fresh noise only: levels that repeat fall by a relative 1e-9 there."""
+    alphas, sigmas = (np.array(level) for level in levels)
+    for i in np.flatnonzero(_repeats(levels)):
+        alphas[i + 1], sigmas[i + 1] = alphas[i], sigmas[i] * (1 - 1e-9)
+    return grid_of(times, (alphas, sigmas))
+
+
+def _repeats(levels: tuple[Array, Array]) -> Flags:
+    """[n] whether the next level is the same, up to rounding."""
+    alphas, sigmas = levels
+    now, then = sigmas[:-1] * alphas[1:], sigmas[1:] * alphas[:-1]
+    same: Flags = (then >= now * (1 - 1e-12)) & (then <= now * (1 + 1e-6))
+    return same
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of levels of which some repeat, compiled without those that go nowhere.
+
+    times, levels: as of a grid, [n] and ([n + 1], [n + 1]), not rising. moves: [n] whether a step goes anywhere.
+    Where the network sees the same sample at the same level again it says the same, so that a solver's history, and
+    its result, are those of the grid without the repetition: the limit of a step that vanishes.
+    """
+
+    times: Array
+    levels: tuple[Array, Array]
+
+    @cached_property
+    def moves(self) -> Flags:
+        moves = ~_repeats(self.levels)
+        moves[-1] |= self.levels[1][-1] > 0  # made a small step by `grid_of`
+        return moves
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the steps that move."""
+        alphas, sigmas = (np.append(level[:-1][self.moves], level[-1]) for level in self.levels)
+        return grid_of(self.times[self.moves], (alphas, sigmas))
+
+    def program(self, compile: Callable[[Grid], Program], told: Array, schedule: Schedule, predicts: str) -> Program:
+        """The calls, one or two a step, at the timesteps `told`: those of steps that go nowhere leave all as it is."""
+        calls = np.repeat(self.moves, -(-len(told) // len(self.moves)))[: len(told)]
+        if calls.all():
+            return compile(self.grid)
+        builder = ProgramBuilder(schedule, predicts)
+        builder.rows(told, levels=(1.0, 1.0))
+        nothing = builder.program(sampler="nothing", init_scale=1.0)
+        return _rows_among(compile(self.grid), nothing, calls) if calls.any() else nothing
+
+
+def _rows_among(program: Program, others: Program, at: Flags) -> Program:
+    """`others` with the rows of `program`, in order, in the places `at`."""
+    others = padded(others, program.registers)
+    arrays: dict[str, Any] = {}
+    for name in (f.name for f in fields(Program) if isinstance(getattr(program, f.name), np.ndarray)):
+        arrays[name] = np.array(getattr(others, name))
+        arrays[name][at] = getattr(program, name)
+    return replace(program, **arrays)
 
 
 def predicts_of(config: Any, *names: str) -> str:

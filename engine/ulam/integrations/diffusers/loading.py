@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,9 @@ import torch
 from ... import schedules
 from ...denoiser import Denoiser
 from ...schedules import Schedule
+from .configuration import check_config, short
+from .networks import MODELS, Clock, DiffusersNetwork, FluxNetwork, known
 
-MODELS = {
-    "UNet2DModel": ("class_labels",),
-    "UNet2DConditionModel": (
-        "encoder_hidden_states",
-        "class_labels",
-        "timestep_cond",
-        "attention_mask",
-        "encoder_attention_mask",
-        "mid_block_additional_residual",
-    ),
-    "DiTTransformer2DModel": ("class_labels",),
-}
-ADDED = ("text_embeds", "time_ids", "image_embeds", "hint")
 VP = (
     "DDPMScheduler",
     "DDPMParallelScheduler",
@@ -60,42 +48,15 @@ PREDICTS = {
     "flow_prediction": "flow",
 }
 
-Clock = Callable[[torch.Tensor], torch.Tensor]
-
-
-class DiffusersNetwork(torch.nn.Module):
-    """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
-
-    cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
-    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). clock: from t to what the model is told.
-    negated: whether the output changes sign. Raises TypeError for other names in cond.
-    """
-
-    def __init__(self, model: torch.nn.Module, takes: tuple[str, ...], clock: Clock, negated: bool) -> None:
-        super().__init__()
-        self.model, self.takes, self.clock, self.negated = model, takes, clock, negated
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
-        given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
-        if "encoder_hidden_states" in self.takes:
-            added = {name: cond.pop(name) for name in ADDED if name in cond}
-            if "image_embeds" in added:
-                given.setdefault("encoder_hidden_states", None)  # models told by an image alone
-            given["added_cond_kwargs"] = added or None
-        if cond:
-            takes = ", ".join(self.takes + (ADDED if "encoder_hidden_states" in self.takes else ()))
-            raise TypeError(f"cond: got {sorted(cond)}, but {type(self.model).__name__} takes {takes}")
-        m: torch.Tensor = self.model(x, self.clock(t), return_dict=False, **given)[0]
-        return -m if self.negated else m
-
 
 def denoiser_from_diffusers(
-    source: object, *, variant: str | None = None, dtype: torch.dtype | None = None
+    source: object, *, scheduler: object = None, variant: str | None = None, dtype: torch.dtype | None = None
 ) -> Denoiser:
-    """The denoiser in `source`: UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, with its schedule.
+    """The denoiser in `source`: a model of `networks.MODELS` with the schedule that it was trained on.
 
     source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``), the
-    folder of a saved model beside a folder ``scheduler/``, or a pipeline in memory, whose model is then shared.
+    folder of a saved model beside a folder ``scheduler/``, a pipeline in memory, whose model is then shared, or a model
+    in memory. scheduler: a scheduler of diffusers to read in place of the source's own; a model in memory has none.
     variant, dtype: which of a folder's weights (``"fp16"``), and the dtype to load them in; default float32.
 
     Nothing is fetched, and weights are read from safetensors only. The schedule is computed in float64 from the
@@ -106,23 +67,27 @@ def denoiser_from_diffusers(
     |---|---|---|
     | DDPM, DDIM, Euler, DPM-Solver, ... | vp_linear, vp_scaled_linear, vp_cosine, vp_sigmoid or from_betas | index |
     | the same with ``rescale_betas_zero_snr`` | zero_terminal_snr(...) | index |
-    | flow matching, and ``use_flow_sigmas`` | flow(shift) | num_train_timesteps t |
+    | flow matching, and ``use_flow_sigmas`` | flow(shift) | num_train_timesteps t (Flux: t) |
     | EDM [Karras 2022, table 1] | edm(...), predicts="raw" | log(sigma) / 4 |
     | ScoreSdeVe [Song 2021b] | ve(...), predicts="score" | sigma |
 
-    Sampling is `ulam.sample(denoiser, ..., cond={"encoder_hidden_states": ...})`: see `DiffusersNetwork` for the names.
+    Sampling is `ulam.sample(denoiser, ..., cond={"encoder_hidden_states": ...})`, on latents [C, H, W]: see
+    `networks.MODELS` for the names, `networks.FluxNetwork` for Flux. The text encoder and the VAE stay outside.
     A learned variance (2C output channels) is read by `samplers.DDPM(variance=...)` and ignored by the others.
 
     Raises TypeError, ValueError, OSError or ImportError, in one line: no such folder, a model or scheduler that is not
-    in this list, weights that are missing, incomplete or pickled, no diffusers.
+    in this list, weights that are missing, incomplete or pickled, a configuration with a value that is none (the key is
+    named), no diffusers.
     """
+    if scheduler is not None and not isinstance(scheduler, _diffusers().SchedulerMixin):
+        raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
     if isinstance(source, (str, os.PathLike)):
-        model, scheduler = _from_folder(Path(source), variant, dtype)
+        model, scheduler = _from_folder(Path(source), scheduler, variant, dtype)
     else:
         if variant is not None or dtype is not None:
             raise ValueError("variant, dtype: only for folders; a pipeline in memory brings its weights")
-        model, scheduler = _from_pipeline(source)
-    name = _known(model, MODELS)
+        model, scheduler = _from_memory(source, scheduler)
+    name = known(model, MODELS)
     if name is None:
         raise ValueError(f"source: the model is a {type(model).__name__}, expected one of {', '.join(MODELS)}")
     channels, out = model.config["in_channels"], model.config["out_channels"] or model.config["in_channels"]
@@ -131,6 +96,10 @@ def denoiser_from_diffusers(
             f"source: the {name} reads {channels} channels and returns {out}, expected as many or twice as many"
         )
     schedule, predicts, clock, negated = _read_scheduler(scheduler)
+    if name == "FluxTransformer2DModel":
+        if schedule.kind != "flow":
+            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected one of flow matching for {name}")
+        return Denoiser(FluxNetwork(model, MODELS[name], _same, negated), schedule, predicts)
     return Denoiser(DiffusersNetwork(model, MODELS[name], clock, negated), schedule, predicts)
 
 
@@ -145,19 +114,27 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _from_pipeline(pipeline: object) -> tuple[Any, Any]:
-    if not isinstance(pipeline, _diffusers().DiffusionPipeline):
-        raise TypeError(f"source: got {type(pipeline).__name__}, expected a folder or a diffusers pipeline")
-    parts = (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
+    """(model, scheduler) of a pipeline, or of a model beside a scheduler."""
+    if isinstance(source, _diffusers().ModelMixin):
+        if scheduler is None:
+            came = type(source).__name__
+            raise TypeError(
+                f"source: got {came} alone, expected a pipeline, or also scheduler=, the one that it was trained with"
+            )
+        return source, scheduler
+    if not isinstance(source, _diffusers().DiffusionPipeline):
+        raise TypeError(f"source: got {type(source).__name__}, expected a folder or a pipeline or model of diffusers")
+    parts = (getattr(source, name, None) for name in ("unet", "transformer"))
     model = next((part for part in parts if part is not None), None)
-    scheduler = getattr(pipeline, "scheduler", None)
+    scheduler = getattr(source, "scheduler", None) if scheduler is None else scheduler
     if model is None or scheduler is None:
-        came = type(pipeline).__name__
+        came = type(source).__name__
         raise ValueError(f"source: {came} lacks a {'unet or transformer' if model is None else 'scheduler'}")
     return model, scheduler
 
 
-def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
     if not folder.is_dir():
         raise NotADirectoryError(f"source: {folder} is not a folder (nothing is fetched from the network)")
     if (folder / "model_index.json").is_file():
@@ -165,13 +142,26 @@ def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype | None) -
         present = [name for name in ("unet", "transformer") if index.get(name) not in (None, [None, None])]
         if not present:
             raise ValueError(f"source: {folder / 'model_index.json'} lists neither unet nor transformer")
-        model, scheduler = folder / present[0], folder / "scheduler"
+        model, beside = folder / present[0], folder / "scheduler"
     elif (folder / "config.json").is_file():
-        model, scheduler = folder, folder.resolve().parent / "scheduler"
+        model, beside = folder, folder.resolve().parent / "scheduler"
     else:
         raise FileNotFoundError(f"source: {folder} holds no model_index.json (a pipeline) and no config.json (a model)")
-    made = _class(scheduler / "scheduler_config.json", (*VP, *FLOW, *EDM, *VE))
-    return _load_model(model, variant, dtype), made.from_pretrained(scheduler, local_files_only=True)
+    if scheduler is None:
+        scheduler = _load_scheduler(beside)
+    return _load_model(model, variant, dtype), scheduler
+
+
+def _load_scheduler(folder: Path) -> Any:
+    path = folder / "scheduler_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"source: no file {path}, expected one, or scheduler= beside the folder of a model")
+    made = _class(path, (*VP, *FLOW, *EDM, *VE))
+    check_config(_json(path), f"source: {path}: ")
+    try:
+        return made.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever the configuration provokes
+        raise ValueError(f"source: cannot make a {made.__name__} of {path}: {_one_line(error)}") from error
 
 
 def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
@@ -187,7 +177,7 @@ def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) ->
             output_loading_info=True,
         )
     except Exception as error:  # whatever the files provoke
-        raise ValueError(f"source: cannot load {folder}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"source: cannot load {folder}: {_one_line(error)}") from error
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"source: the weights in {folder} lack {len(lost)} of the model's, such as {lost[0]}")
     return model
@@ -199,8 +189,11 @@ def _check_weights(folder: Path, variant: str | None) -> None:
     whole = folder / f"diffusion_pytorch_model{infix}.safetensors"
     index = folder / f"diffusion_pytorch_model.safetensors.index{infix}.json"
     if index.is_file():
-        shards = _json(index).get("weight_map", {}).values()
-        if pickled := sorted({shard for shard in shards if not str(shard).endswith(".safetensors")}):
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise ValueError(f"source: {index}: weight_map: got {short(shards)}, expected names of files by weight")
+        shards = shards.values()
+        if pickled := sorted({shard for shard in shards if not shard.endswith(".safetensors")}):
             raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
     elif not whole.is_file():
         if pickled := sorted(path.name for path in folder.glob("*.bin")):
@@ -221,18 +214,25 @@ def _class(path: Path, allowed: Any) -> Any:
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         name = "DiTTransformer2DModel"  # as DiT was saved before it had a class of its own
     if name not in allowed:
-        raise ValueError(f"source: {path} is of class {name}, expected one of {', '.join(allowed)}")
+        name = name if name.isidentifier() and len(name) < 100 else short(name)
+        raise ValueError(f"source: {path} is of class {name}, expected one of {', '.join(allowed)} (_class_name)")
     return getattr(_diffusers(), name)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"source: cannot read {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"source: cannot read {path}: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"source: {path} is not a JSON object")
     return content
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, on one line that is not too long."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) < 400 else f"{said[:400]}..."
 
 
 # ---------------------------------------------------------------------------------------------- the scheduler
@@ -240,7 +240,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
     """(schedule, predicts, clock, negated) of a scheduler of diffusers."""
-    name, config = _known(scheduler, (*VP, *FLOW, *EDM, *VE)), scheduler.config
+    name, config = known(scheduler, (*VP, *FLOW, *EDM, *VE)), scheduler.config
+    check_config(config, "source: scheduler: ")
     if name is None:
         expected = ", ".join((*VP, *FLOW, *EDM, *VE))
         raise ValueError(f"source: the scheduler is a {type(scheduler).__name__}, expected one of {expected}")
@@ -252,7 +253,10 @@ def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
         return schedules.ve(config["sigma_min"], config["sigma_max"]), "score", _same, False
     if name in FLOW or config.get("use_flow_sigmas"):
         if config.get("use_dynamic_shifting"):
-            raise ValueError(f"source: {name} has use_dynamic_shifting=True, expected one shift for all shapes")
+            rather = "pass scheduler=FlowMatchEulerDiscreteScheduler(shift=...), exp(mu) for the size that you sample"
+            raise ValueError(
+                f"source: {name} has use_dynamic_shifting=True, expected one shift for all sizes: {rather}"
+            )
         shift = config["shift"] if name in FLOW else config["flow_shift"]
         predicts = "flow" if name in FLOW else _predicts(config)
         return schedules.flow(shift), predicts, _Scaled(config["num_train_timesteps"]), False
@@ -302,8 +306,3 @@ class _Scaled:
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         return t * self.steps
-
-
-def _known(part: object, names: Any) -> str | None:
-    """The first of a part's classes that has one of these names."""
-    return next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in names), None)

@@ -25,12 +25,22 @@ def drawn(
     wide: torch.dtype,
 ) -> torch.Tensor:
     """Standard normal numbers as diffusers draws them in `dtype`, then in `wide`; in `out` where it serves."""
+    check_generators(generator, shape[0])
     cpu = device.type == "cpu" and not isinstance(generator, list)
     if cpu and dtype == wide == torch.float32:
         if out is None or out.shape != shape or out.device != device:
             out = torch.empty(shape)
         return ulam_kernels.torch_normal(out, generator)  # type: ignore[arg-type]
     return randn_tensor(shape, generator=generator, device=device, dtype=dtype).to(wide)  # type: ignore[no-any-return]
+
+
+def check_generators(generator: Any, chains: int) -> None:
+    """Raises TypeError for what is no generator, ValueError for a list with too few: one, or one a sample."""
+    each = generator if isinstance(generator, list) else [generator]
+    if wrong := [one for one in each if not (one is None or isinstance(one, torch.Generator))]:
+        raise TypeError(f"generator: got a {type(wrong[0]).__name__}, expected a torch.Generator or a list of them")
+    if isinstance(generator, list) and len(generator) != 1 and len(generator) < chains:
+        raise ValueError(f"generator: got {len(generator)} generators, expected one, or {chains}, one a sample")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def concatenated(first: Program, then: Program) -> Program:
     """The rows of both, on as many registers as the one with more has."""
     registers = max(first.registers, then.registers)
-    parts = [_padded(program, registers) for program in (first, then)]
+    parts = [padded(program, registers) for program in (first, then)]
     arrays: dict[str, Any] = {
         f.name: np.concatenate([getattr(part, f.name) for part in parts])
         for f in fields(Program)
@@ -91,8 +91,7 @@ class Plan:
         for position, time in enumerate(self.times):
             self.positions.setdefault(time, []).append(position)
         self.rows: dict[float | None, int] = {}  # of timesteps that were looked up
-        self.length, first = len(self.times), self.times[0]
-        self.first = first if len(self.positions[first]) == 1 else math.nan
+        self.length, self.first = len(self.times), self.times[0]
         self.registers = 1
         self.second_reads_noise = False
         self.kinds: list[Kind] = []
@@ -136,12 +135,21 @@ class Plan:
                 self.second_reads_noise |= calls.second_reads_noise
             return self._offsets[start]
 
+    def has_rows_later(self) -> bool:
+        """Whether a loop that leaves out the first timesteps has rows, though one that does not has none."""
+        for start in sorted({2, self.length // 4 * 2, (self.length - 1) // 2 * 2} - {0}):
+            with suppress(ValueError):
+                if start < self.length:
+                    self.offset(start)
+                    return True
+        return False
+
     def at(self, time: float) -> int:
-        """The position of a timestep; of two equal ones the second, as in diffusers. Raises ValueError."""
+        """The position of a timestep that is there once. Raises ValueError where there is none."""
         found = self.positions.get(time)
         if found is None:
             raise ValueError(f"timestep must be one of scheduler.timesteps, got {time!r}")
-        return found[min(1, len(found) - 1)]
+        return found[0]
 
     def table(self, device: torch.device, dtype: torch.dtype, form: str = "first") -> Table:
         """All rows, of the "first" or the "second" output.
@@ -157,7 +165,7 @@ class Plan:
             if form == "second":
                 programs = [call.second() for call in calls if call.second is not None]
             registers = self.registers if form == "first" else 1
-            tables = [_padded(program, registers).table(dtype, device) for program in programs]
+            tables = [padded(program, registers).table(dtype, device) for program in programs]
             coef, flags = torch.cat([t.coef for t in tables]), torch.cat([t.flags for t in tables])
             table = self._tables[key] = Table(coef, flags, registers)
         return table
@@ -189,7 +197,7 @@ class Plan:
         return bound
 
 
-def _padded(program: Program, registers: int) -> Program:
+def padded(program: Program, registers: int) -> Program:
     """The same rows with more registers, and with the sample itself as the next input."""
     missing = registers - program.registers
     rows, at = len(program), program.registers

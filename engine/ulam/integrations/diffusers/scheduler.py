@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.compiler import is_dynamo_compiling
 
+from ...schedules import Array
+from .configuration import check_config, short
 from .execution import Call, short_way
 from .levels import numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
 from .plan import Calls, Plan
 from .threads import Local, Times
+from .tracing import apart, check_not_recorded, modes, traced, transformed
 
 Timestep = float | torch.Tensor
 MOST_PLANS = 32
@@ -103,6 +107,8 @@ class Fused:
             plan = self._plans.get(key)
         if plan is None:
             assert levels[0] is not None
+            check_config(self.config)
+            self._check_times(levels[0])
             plan = Plan(levels[0], lambda start: self._calls(start, options), options, self.has_history)
             with self._lock:
                 self._plans[key] = plan
@@ -115,12 +121,50 @@ class Fused:
         return plan
 
     def _prepare(self) -> None:
-        """Compile the usual rows, in float32, which the first call of step would otherwise wait for."""
-        with suppress(ValueError):  # raised by the step that needs what there are no rows for
+        """Compile the usual rows, in float32, which the first call of step would otherwise wait for.
+
+        Raises ValueError for sigmas that have no rows, and where there are none from any timestep on. Where only later
+        timesteps have rows, the step that needs others raises it: a loop may leave those out.
+        """
+        try:
             plan = self._plan(self.usual_options)
-            plan.offset(0)
-            plan.table(self.timesteps.device, torch.float32)
-        self._local.version = -1  # timesteps, sigmas and configuration may change before the first step
+            self._check_sigmas()
+            try:
+                plan.offset(0)
+            except ValueError:
+                if not plan.has_rows_later():
+                    raise
+            else:
+                plan.table(self.timesteps.device, torch.float32)
+        finally:
+            self._local.version = -1  # timesteps, sigmas and configuration may change before the first step
+
+    def _check_times(self, times: Array) -> None:
+        """Raise ValueError for timesteps that tell no position."""
+        if not len(times) or not np.isfinite(times).all():
+            raise ValueError(f"timesteps: got {short(times.tolist())}, expected at least one, all finite")
+        if not self.counted and len(set(times.tolist())) < len(times):
+            twice = next(time for time in times if (times == time).sum() > 1)
+            who = type(self).__name__
+            raise ValueError(f"timesteps: got {twice:g} twice, expected each once: {who} knows a step by its timestep")
+
+    def _check_sigmas(self) -> None:
+        """Raise ValueError for noise levels that rise, lie below 0 or are not finite."""
+        if getattr(self, "sigmas", None) is None:
+            return
+        levels = numbers(self.sigmas)[: len(self.timesteps) + 1]
+        most = 1.0 if self._on_flow() else np.inf
+        if not (np.isfinite(levels) & (levels >= 0) & (levels <= most)).all():
+            limits = "from 0 to 1" if self._on_flow() else "of at least 0"
+            raise ValueError(f"sigmas: got {short(levels.tolist())}, expected finite levels {limits}")
+        falls = levels[1:] <= levels[:-1] * (1 + 1e-6)
+        if not falls.all() and not self.config.get("invert_sigmas"):
+            at = int(np.argmin(falls))
+            raise ValueError(f"sigmas: got {levels[at]:g} before {levels[at + 1]:g}, expected levels that do not rise")
+
+    def _on_flow(self) -> bool:
+        """Whether sigmas are flow matching's, from 1 to 0."""
+        return bool(self.config.get("use_flow_sigmas"))
 
     def _levels(self) -> Any:
         """What the rows depend on beside timesteps, sigmas and the configuration."""
@@ -156,20 +200,38 @@ class Fused:
         local = self._local
         position = local._step_index
         again = bool(position) and local.times.value(timestep) == plan.first
-        if position is None or position >= plan.length or again:
+        if position is None or position >= plan.length or (again and self._begins_anew(plan, position, timestep)):
             begin = local._begin_index
-            position = self._lookup(plan, timestep) if begin is None else begin
+            position = self._lookup(plan, timestep) if begin is None else _checked_begin(plan, begin)
             local.start, local.shift, local._step_index = position, None, position
         return position
 
+    def _begins_anew(self, plan: Plan, position: int, timestep: Timestep) -> bool:
+        """Whether the first timestep's value, told after it, begins a new loop: not where it is due once more."""
+        return plan.times[position] != plan.first or self._local.times.position(timestep) == 0
+
     def _lookup(self, plan: Plan, timestep: Timestep) -> int:
-        """The position of a timestep that is one of `self.timesteps`."""
-        value = self._local.times.value(timestep)
-        return self._at(plan, float(timestep if value is None else value))
+        """The position of a timestep that is one of `self.timesteps`; of equal ones the very one where it is a part.
+
+        Else a loop that begins at the first timestep begins at the first row, and one that begins at another, of
+        several equal ones, at the second of them, as in diffusers.
+        """
+        times = self._local.times
+        value = times.value(timestep)
+        time = float(timestep if value is None else value)
+        equal = plan.positions.get(time, ())
+        if len(equal) > 1:
+            position = times.position(timestep)
+            return position if position in equal else self._among(equal)
+        return self._at(plan, time)
 
     def _at(self, plan: Plan, time: float) -> int:
-        """The position of a timestep's value. Raises ValueError where there is none."""
+        """The position of a timestep's value, which is there once at most. Raises ValueError where there is none."""
         return plan.at(time)
+
+    def _among(self, equal: Sequence[int]) -> int:
+        """Of the positions of equal timesteps the one that a loop begins at."""
+        return equal[0] if equal[0] == 0 else equal[1]
 
     def _rows_of_chains(self, plan: Plan, timestep: torch.Tensor, chains: int) -> torch.Tensor:
         """[B] rows; a chain goes on where it was, if its timestep is the next there, and starts at it otherwise."""
@@ -182,13 +244,20 @@ class Fused:
         for time, (before, shift) in zip(times, known, strict=True):
             position = before + 1
             if before < 0 or position not in plan.positions.get(time, ()):
-                position = self._at(plan, time)
+                position = self._first_of_chain(plan, time)
                 shift = plan.shift(position)
             now.append((position, shift))
         if self.counted:
             local.chains = now
         rows = [position + shift for position, shift in now]
         return torch.tensor(rows, device=timestep.device)
+
+    def _first_of_chain(self, plan: Plan, time: float) -> int:
+        """The position that a chain begins at: that of `set_begin_index`, if its timestep is the one there."""
+        equal, begin = plan.positions.get(time, ()), self._local._begin_index
+        if begin in equal:
+            return begin  # type: ignore[return-value]
+        return self._among(equal) if len(equal) > 1 else self._at(plan, time)
 
     # ------------------------------------------------------------------------------------------------------ step
 
@@ -205,8 +274,26 @@ class Fused:
         noise_dtype: torch.dtype | None = None,
     ) -> Any:
         """One call of `step`: prev_sample in diffusers' output class, or in a tuple."""
-        check_no_gradient(model_output, sample)
-        local, plan = self._local, self._plan(options)
+        if is_dynamo_compiling():
+            return _run_apart(
+                self,
+                model_output,
+                timestep,
+                sample,
+                generator,
+                return_dict,
+                options=options,
+                noise=noise,
+                noise_dtype=noise_dtype,
+            )
+        if modes() or traced() is not None or transformed() is not None:
+            check_not_recorded("step")
+        if sample.requires_grad or model_output.requires_grad:
+            check_no_gradient(model_output, sample)
+        local = self._local
+        plan = local.plan
+        if plan is None or local.version != self._version or plan.options != options:
+            plan = self._plan(options)
         row = self._row(plan, timestep, sample.shape[0])
         dtype = noise_dtype or model_output.dtype
         arguments = (plan, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
@@ -225,16 +312,23 @@ class Fused:
         return later_class(kind, second)(previous, later) if return_dict else Pair(previous, later)
 
 
+_run_apart = apart(Fused._run)
+
+
 class ScaledInput(Fused):
     """A fused scheduler whose samples are x / alpha: the network reads them scaled."""
 
-    def _input_scales(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _input_scales(self) -> Array:
         """[n] what the network's input is scaled by, at every position."""
         sigmas = numbers(self.sigmas)[: len(self.timesteps)]
         return np.asarray(1 / np.hypot(1, sigmas))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Timestep) -> torch.Tensor:
         """The network's input at `timestep`, a number or one a sample [B]: sample / sqrt(sigma^2 + 1)."""
+        if is_dynamo_compiling():
+            return _scaled_apart(self, sample, timestep)
+        if modes() or traced() is not None or transformed() is not None:
+            check_not_recorded("scale_model_input")
         plan = self._plan(self._local.plan.options if self._local.plan is not None else self.usual_options)
         if plan.input_scales is None:
             plan.input_scales = self._input_scales().tolist()
@@ -251,10 +345,31 @@ class ScaledInput(Fused):
         return torch.mul(sample, scale, out=self._local.buffers.empty_like(sample))
 
 
+_scaled_apart = apart(ScaledInput.scale_model_input)
+
+
 def check_no_gradient(model_output: torch.Tensor, sample: torch.Tensor) -> None:
     """Raises RuntimeError where autograd expects a gradient of the step, which has none."""
     if (sample.requires_grad or model_output.requires_grad) and torch.is_grad_enabled():
         raise RuntimeError("step has no gradient: call it under torch.no_grad(), or detach model_output and sample")
+
+
+def index_for_timestep(self: Any, timestep: Timestep, schedule_timesteps: Any = None) -> int:
+    """The position of a timestep for diffusers' `add_noise`: where a loop begins at it."""
+    times = self.timesteps if schedule_timesteps is None else schedule_timesteps
+    equal = np.flatnonzero(numbers(times) == float(timestep)).tolist()
+    if len(equal) > 1:
+        known = getattr(self._local, "times", None)
+        position = known.position(timestep) if known is not None else None
+        return position if position in equal else self._among(equal)  # type: ignore[no-any-return]
+    return self._original.index_for_timestep(self, timestep, schedule_timesteps)  # type: ignore[no-any-return]
+
+
+def _checked_begin(plan: Plan, begin: Any) -> int:
+    """What `set_begin_index` set. Raises ValueError where there is no such position."""
+    if isinstance(begin, bool) or not isinstance(begin, (int, np.integer)) or not 0 <= begin < plan.length:
+        raise ValueError(f"begin_index: got {begin!r}, expected a position of the {plan.length} timesteps")
+    return int(begin)
 
 
 def _rebuilt(original: Any, attributes: dict[str, Any]) -> Any:

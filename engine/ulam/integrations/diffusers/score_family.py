@@ -21,6 +21,7 @@ from .levels import numbers
 from .noise import Generators, drawn
 from .outputs import Later, Pair, later_class
 from .scheduler import Fused, Timestep, check_no_gradient
+from .tracing import check_not_recorded, outside_graphs
 
 PREDICTOR, MEAN, CORRECTOR = range(3)
 
@@ -41,6 +42,7 @@ class FusedScoreSdeVe(Fused):
     def _prepare(self) -> None:
         pass
 
+    @outside_graphs
     def step_pred(
         self,
         model_output: torch.Tensor,
@@ -50,6 +52,7 @@ class FusedScoreSdeVe(Fused):
         return_dict: bool = True,
     ) -> Any:
         """x + g^2 s + g z, g^2 = sigma_i^2 - sigma_{i-1}^2 [Song 2021b, eq. 9 of algorithm 2]."""
+        check_not_recorded("step_pred")
         check_no_gradient(model_output, sample)
         rows = (timestep * torch.ones(len(sample), device=sample.device) * (len(self.timesteps) - 1)).long()
         draw = (len(self.timesteps) - 1 - rows) * DRAWS_PER_ROW
@@ -63,6 +66,7 @@ class FusedScoreSdeVe(Fused):
         later = Later(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
         return later_class(SdeVeOutput, second)(previous, later) if return_dict else Pair(previous, later)
 
+    @outside_graphs
     def step_correct(
         self,
         model_output: torch.Tensor,
@@ -71,6 +75,7 @@ class FusedScoreSdeVe(Fused):
         return_dict: bool = True,
     ) -> Any:
         """x + h s + sqrt(2 h) z, h = 2 (snr mean norm(z) / mean norm(s))^2 [Song 2021b, algorithm 4]."""
+        check_not_recorded("step_correct")
         check_no_gradient(model_output, sample)
         local, device = self._local, sample.device
         draw = torch.full((len(sample),), local.level * DRAWS_PER_ROW + 1 + local.corrections % 15, device=device)

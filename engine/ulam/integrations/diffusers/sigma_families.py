@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,20 +17,22 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 
+from ...builder import ProgramBuilder
 from ...denoiser import x0_coefficients
 from ...program import Program
 from ...samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
+from ...samplers.euler import Terms
 from ...samplers.grid import Grid, GridSampler
 from ...schedules import Array, Schedule, edm, flow
 from .levels import (
+    Steps,
     at_sigmas,
     clip_of,
     estimates,
-    grid_of,
+    falling,
     numbers,
     predicts_of,
     reading_scaled,
-    unsupported,
     vp_schedule,
     with_negated_output,
 )
@@ -51,11 +54,11 @@ class OnSigmas(ScaledInput):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         raise NotImplementedError
 
-    def _grid(self, schedule: Schedule, start: int) -> Grid:
-        """The grid from position `start` on."""
+    def _steps(self, schedule: Schedule, start: int) -> Steps:
+        """The steps from position `start` on."""
         times = numbers(self.timesteps)
         levels = at_sigmas(schedule, numbers(self.sigmas)[: len(times) + 1])
-        return grid_of(times[start:], (levels[0][start:], levels[1][start:]))
+        return Steps(times[start:], (levels[0][start:], levels[1][start:]))
 
     def _row_sigmas(self, start: int) -> Array:
         """The sigma that the network is evaluated at in every call."""
@@ -63,9 +66,12 @@ class OnSigmas(ScaledInput):
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         schedule, predicts = vp_schedule(self), predicts_of(self.config, *self.predictions)
-        grid = self._grid(schedule, start)
-        program = self._sampler(len(grid), options).on(grid, schedule, predicts)
         times, sigmas = numbers(self.timesteps)[start:], self._row_sigmas(start)
+
+        def compiled(grid: Grid) -> Program:
+            return self._sampler(len(grid), options).on(grid, schedule, predicts)
+
+        program = self._steps(schedule, start).program(compiled, times, schedule, predicts)
         levels = at_sigmas(schedule, sigmas)
         last = at_sigmas(schedule, numbers(self.sigmas)[len(times) + start : len(times) + start + 1])[0]
         clip, _ = clip_of(self.config)
@@ -96,7 +102,7 @@ class FusedEuler(OnSigmas):
         at = sigmas[:-1] if predicts == "v" else hat  # diffusers reads v at the level before the churn
         alphas, levels = at_sigmas(vp_schedule(self), at)
         kx, km, _ = x0_coefficients(predicts, alphas, levels)
-        return _churned(calls, sigmas[1:] / hat, kx * alphas, km, std)
+        return _churned(calls, _quotients(sigmas, hat), kx * alphas, km, std)
 
     def step(
         self,
@@ -123,6 +129,11 @@ def _raised(sigmas: Array, options: tuple[float, ...]) -> tuple[Array, Array]:
     return sigma * (1 + gamma), noise * sigma * np.sqrt(gamma * (2 + gamma))
 
 
+def _quotients(sigmas: Array, hat: Array) -> Array:
+    """sigma_s / sigma_hat [n], 1 where both are 0."""
+    return np.asarray(np.divide(sigmas[1:], hat, out=np.ones_like(hat), where=hat > 0))
+
+
 def _churned(calls: Calls, q: Array, kx: Array, km: Array, std: Array) -> Calls:
     """y_hat = y + std z, D = kx y_hat + km m, y' = q y_hat + (1 - q) D, q = sigma_s / sigma_hat; the network saw y."""
 
@@ -131,7 +142,7 @@ def _churned(calls: Calls, q: Array, kx: Array, km: Array, std: Array) -> Calls:
         A = np.zeros_like(calls.program.A)
         A[:, 0, 0], A[:, 0, 2], A[:, 0, 3] = on_y, b * km, on_y * std
         nothing = np.zeros_like(kx)
-        return replace(calls.program, A=A, kx=nothing, km=nothing)
+        return replace(calls.program, A=A, kx=nothing, km=nothing, writes=np.ones_like(calls.program.writes))
 
     return Calls(rows(q, 1 - q), std > 0, lambda: rows(np.zeros_like(q), np.ones_like(q)), second_reads_noise=True)
 
@@ -165,12 +176,18 @@ class FusedHeun(OnSigmas):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Heun(steps, clip=clip_of(self.config)[0])
 
-    def _grid(self, schedule: Schedule, start: int) -> Grid:
+    def _steps(self, schedule: Schedule, start: int) -> Steps:
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)
         if start % 2:
             raise ValueError(f"timestep must be the first of its two, a loop cannot begin at call {start}")
         alphas, levels = at_sigmas(schedule, np.append(sigmas[start::2], sigmas[-1:]))
-        return grid_of(times[start::2], (alphas[: len(times[start::2]) + 1], levels[: len(times[start::2]) + 1]))
+        count = len(times[start::2])
+        return Steps(times[start::2], (alphas[: count + 1], levels[: count + 1]))
+
+    def _among(self, equal: Sequence[int]) -> int:
+        """The second of them, or the first, which is the first of a step's two calls."""
+        begins = [position for position in (super()._among(equal), *equal) if position % 2 == 0]
+        return begins[0] if begins else equal[0]
 
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
@@ -234,24 +251,26 @@ class FusedEDMEuler(ScaledInput):
         schedule, sign = edm_options(self.config)
         *churn, given = options
         sigmas = numbers(self.sigmas)[start : len(self.timesteps) + 1]
-        grid = grid_of(sigmas[:-1], at_sigmas(schedule, sigmas))
-        predicts = "x0" if given else "raw"
-        program = Euler(len(grid)).on(grid, schedule, predicts)
-        levels = grid.alphas[:-1], grid.sigmas[:-1]
+        levels, predicts = at_sigmas(schedule, sigmas), "x0" if given else "raw"
+
+        def compiled(grid: Grid) -> Program:
+            return Euler(len(grid)).on(grid, schedule, predicts)
+
+        program = Steps(sigmas[:-1], levels).program(compiled, sigmas[:-1], schedule, predicts)
 
         def signed(program: Program) -> Program:
             return with_negated_output(program) if sign < 0 and not given else program
 
         calls = Calls(
             signed(program),
-            np.zeros(len(grid), dtype=np.bool_),
-            lambda: signed(estimates(schedule, predicts, sigmas[:-1], levels, None)),
+            np.zeros(len(program), dtype=np.bool_),
+            lambda: signed(estimates(schedule, predicts, sigmas[:-1], (levels[0][:-1], levels[1][:-1]), None)),
         )
         if tuple(churn) == CHURN_OFF:
             return calls
         hat, std = _raised(sigmas, tuple(churn))
         kx, km, _ = x0_coefficients(predicts, np.ones_like(hat), hat, self.config.sigma_data)
-        return _churned(calls, sigmas[1:] / hat, kx, km if given else sign * km, std)
+        return _churned(calls, _quotients(sigmas, hat), kx, km if given else sign * km, std)
 
     def _input_scales(self) -> Array:
         return np.asarray(1 / np.hypot(self.config.sigma_data, numbers(self.sigmas)[: len(self.timesteps)]))
@@ -285,23 +304,31 @@ def edm_options(config: Any) -> tuple[Schedule, int]:
 class FusedFlowMatchEuler(Fused):
     """FlowMatchEulerDiscreteScheduler on `ulam.samplers.Euler`, with stochastic_sampling on DDIM with all noise fresh.
 
-    per_token_timesteps, a noise level for every token, are left to diffusers' own step.
+    per_token_timesteps, a noise level for every token, are left to diffusers' own step. With invert_sigmas, from the
+    data to noise, the rows are x' = x + (t' - t) m, and with stochastic_sampling x' = (1 - t') (x - t m) + t' z.
     """
 
     output = FlowMatchEulerDiscreteSchedulerOutput, None
 
     def _check(self) -> None:
-        if self.config.invert_sigmas:
-            raise unsupported("invert_sigmas", True, "samplers go from noise to data, use False")
+        pass
+
+    def _on_flow(self) -> bool:
+        return True
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
-        self._check()
         schedule, n = flow(), len(self.timesteps)
         sigmas = np.append(numbers(self.sigmas), 0.0)[start : n + 1]
-        grid = grid_of(sigmas[:-1], at_sigmas(schedule, sigmas))
-        fresh = self.config.stochastic_sampling
-        sampler: GridSampler = DDIM(len(grid), eta=1e12) if fresh else Euler(len(grid))
-        return Calls(sampler.on(grid, schedule, "flow"), np.full(len(grid), fresh))
+        times, levels, fresh = sigmas[:-1], at_sigmas(schedule, sigmas), bool(self.config.stochastic_sampling)
+        if self.config.invert_sigmas:
+            program = _rising(schedule, sigmas, fresh)
+        elif fresh:
+            program = DDIM(len(times), eta=1e12).on(falling(times, levels), schedule, "flow")
+        else:
+            program = Steps(times, levels).program(
+                lambda grid: Euler(len(grid)).on(grid, schedule, "flow"), times, schedule, "flow"
+            )
+        return Calls(program, np.full(len(times), fresh))
 
     def step(
         self,
@@ -327,6 +354,15 @@ class FusedFlowMatchEuler(Fused):
                 return_dict=return_dict,
             )
         return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
+
+
+def _rising(schedule: Schedule, sigmas: Array, fresh: bool) -> Program:
+    """Flow matching's steps on levels [n + 1] that rise from 0."""
+    t, after = sigmas[:-1], sigmas[1:]
+    builder = ProgramBuilder(schedule, "flow")
+    on_D: Terms = {"x": 1 - after, "m": -(1 - after) * t, "z": after}
+    builder.rows(t, levels=(1 - t, t), x=on_D if fresh else {"x": 1.0, "m": after - t})
+    return builder.program(sampler="Euler", init_scale=1.0)
 
 
 def _reject_index(timestep: Timestep) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
@@ -15,9 +16,9 @@ from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ...samplers.grid import Grid, GridSampler
 from ...schedules import Array, Schedule, VariancePreserving, flow
 from .levels import (
+    Steps,
     at_sigmas,
     clip_of,
-    grid_of,
     numbers,
     predicts_of,
     unsupported,
@@ -30,6 +31,7 @@ from .plan import Calls, Plan, concatenated
 from .scheduler import Fused, ScaledInput, Timestep
 from .sigma_families import edm_options
 
+Positions: TypeAlias = npt.NDArray[np.int64]
 FEW = 15  # rows, below which lower_order_final lowers orders
 
 
@@ -39,9 +41,14 @@ class Solver(Fused):
     has_history = needs_steps = True
     output = SchedulerOutput, None
 
+    orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
+
     def _check(self) -> None:
         self._schedule()
         clip_of(self.config)
+        if self.config.solver_order not in self.orders:
+            rather = f"use one of {', '.join(map(str, self.orders))}"
+            raise unsupported("solver_order", self.config.solver_order, rather)
 
     def _schedule(self) -> tuple[Schedule, str]:
         """(schedule, what the network predicts)."""
@@ -52,8 +59,8 @@ class Solver(Fused):
             raise unsupported("prediction_type", "flow_prediction", "it needs use_flow_sigmas=True")
         return vp_schedule(self), predicts
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> GridSampler:
-        """The sampler; few: whether the whole loop has fewer than 15 calls."""
+    def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
+        """The sampler of steps at these positions; few: whether the whole loop has fewer than 15 calls."""
         raise NotImplementedError
 
     def _sde(self) -> bool:
@@ -62,17 +69,25 @@ class Solver(Fused):
 
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         schedule, predicts = self._schedule()
-        times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[start : len(self.timesteps) + 1]
-        told = times[start:] if isinstance(schedule, VariancePreserving) else sigmas[:-1]
-        grid = grid_of(told, at_sigmas(schedule, sigmas))
-        clip, factor = clip_of(self.config)
-        program = self._program(grid, schedule, predicts, clip, start)
+        times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[: len(self.timesteps) + 1]
+        told = times if isinstance(schedule, VariancePreserving) else sigmas[:-1]
+        whole, (clip, factor) = at_sigmas(schedule, sigmas), clip_of(self.config)
+        moving = np.flatnonzero(Steps(told, whole).moves)
+        first = int(np.searchsorted(moving, start))
+
+        def compiled(grid: Grid) -> Program:
+            return self._program(grid, schedule, predicts, clip, moving, first)
+
+        steps = Steps(told[start:], (whole[0][start:], whole[1][start:]))
+        program = steps.program(compiled, told[start:], schedule, predicts)
         return Calls(with_scaled_D(program, factor), np.full(len(program), self._sde()))
 
-    def _program(self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, start: int) -> Program:
-        """The rows on the grid from position `start` on."""
+    def _program(
+        self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, moving: Positions, first: int
+    ) -> Program:
+        """The rows on the grid, which begins at the step that is `first` of those at the positions `moving`."""
         few = len(self.timesteps) < FEW
-        return self._sampler(len(grid), few, clip, start).on(grid, schedule, predicts)
+        return self._sampler(len(grid), few, clip, moving[first:]).on(grid, schedule, predicts)
 
     def _at(self, plan: Plan, time: float) -> int:
         """The position of a timestep's value; of one that is not there the last, as in diffusers."""
@@ -86,7 +101,7 @@ class FusedDPMMultistep(Solver):
     of "sde-dpmsolver" exists.
     """
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> GridSampler:
+    def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
         kind = DPMSolverPP if c.algorithm_type.endswith("++") else DPMSolver
         return kind(
@@ -120,7 +135,7 @@ class FusedDPMSinglestep(Solver):
     Not as in diffusers: solver_order=3 of "sde-dpmsolver++" with solver_type="heun" has the sign of its formula.
     """
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> DPMSolverPP | DPMSolver:
+    def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> DPMSolverPP | DPMSolver:
         c = self.config
         kind = DPMSolverPP if c.algorithm_type.endswith("++") else DPMSolver
         return kind(
@@ -133,9 +148,11 @@ class FusedDPMSinglestep(Solver):
             clip=clip,
         )
 
-    def _program(self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, start: int) -> Program:
-        sampler = self._sampler(len(grid), False, clip, start)
-        rest = -start % self.config.solver_order  # calls up to the next step's first
+    def _program(
+        self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, moving: Positions, first: int
+    ) -> Program:
+        sampler = self._sampler(len(grid), False, clip, moving[first:])
+        rest = -first % self.config.solver_order  # calls up to the next step's first
         if not 0 < rest < len(grid):
             return sampler.on(grid, schedule, predicts)
         halves = [Grid(grid.times[:rest], grid.alphas[: rest + 1], grid.sigmas[: rest + 1])]
@@ -158,12 +175,14 @@ class FusedDPMSinglestep(Solver):
 class FusedUniPC(Solver):
     """UniPCMultistepScheduler on `ulam.samplers.UniPC`."""
 
+    orders = (1, 2, 3, 4)
+
     def _check(self) -> None:
         super()._check()
         if self.config.solver_p is not None:
             raise unsupported("solver_p", type(self.config.solver_p).__name__, "the predictor is UniP, use None")
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> GridSampler:
+    def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
         return UniPC(
             steps,
@@ -171,7 +190,7 @@ class FusedUniPC(Solver):
             variant=c.solver_type,
             predict_x0=c.predict_x0,
             lower_order_final=c.lower_order_final,
-            disable_corrector=tuple(step - start for step in c.disable_corrector if step >= start),
+            disable_corrector=tuple(np.flatnonzero(np.isin(positions, c.disable_corrector)).tolist()),
             clip=clip if c.predict_x0 else None,
         )
 
@@ -184,7 +203,7 @@ class FusedUniPC(Solver):
 class FusedDEIS(Solver):
     """DEISMultistepScheduler on `ulam.samplers.DEIS`."""
 
-    def _sampler(self, steps: int, few: bool, clip: Clip, start: int) -> GridSampler:
+    def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
         return DEIS(steps, order=c.solver_order, lower_order_final=c.lower_order_final and few, clip=clip)
 

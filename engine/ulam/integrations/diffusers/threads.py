@@ -70,10 +70,19 @@ class Times:
             return float(timestep)
         if timestep.numel() != 1:
             return None
+        position = self.position(timestep)
+        if position is not None:
+            return self._values[position]
+        return float(timestep) if timestep.is_cpu else None
+
+    def position(self, timestep: float | torch.Tensor) -> int | None:
+        """Where a timestep lies among those kept; None for one that is no part of their memory, or changed."""
+        if not isinstance(timestep, torch.Tensor) or timestep.numel() != 1:
+            return None
         address = timestep.data_ptr()
         if self._first <= address < self._end and self._kept._version == self._version:
-            return self._values[(address - self._first) // self._each]
-        return float(timestep) if timestep.is_cpu else None
+            return (address - self._first) // self._each
+        return None
 
 
 class Local(threading.local):

@@ -1,0 +1,145 @@
+"""What the configuration of a diffusers scheduler may hold: checked by key, before anything is made of it."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_STEPS, HUGE = 10**6, 1e30  # float32 arithmetic ends soon after
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and whether it is."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    return not math.isnan(value) if isinstance(value, float) else bool(value == value)
+
+
+def _number(least: float = -math.inf, most: float = math.inf, *, above: bool = False, infinite: bool = False) -> Rule:
+    """A finite number from `least` (or above it) to `most`."""
+
+    def holds(value: Any) -> bool:
+        if not _is_number(value) or not (infinite or abs(value) < HUGE):
+            return False
+        return bool((least < value if above else least <= value) and value <= most)
+
+    limits = f" above {least:g}" if above else "" if least == -math.inf else f" of at least {least:g}"
+    if most < math.inf:
+        limits = f" from {least:g} to {most:g}"
+    return Rule(f"a {'' if infinite else 'finite '}number{limits}", holds)
+
+
+def _whole(least: int = -MOST_STEPS, most: int = MOST_STEPS) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value <= most)
+
+    return Rule(f"a whole number from {least} to {most}", holds)
+
+
+def _choice(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def _or_none(rule: Rule) -> Rule:
+    return Rule(f"{rule.expected}, or none", lambda value: value is None or rule.holds(value))
+
+
+def _are_betas(value: Any) -> bool:
+    if not isinstance(value, (list, tuple, np.ndarray)) or not 0 < len(value) <= MOST_STEPS:
+        return False
+    flat: list[Any] = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    return all(_is_number(beta) and 0 <= beta < 1 for beta in flat)
+
+
+FLAG = Rule("true or false", lambda value: value is None or isinstance(value, (bool, np.bool_)))
+NAME = Rule("a name", lambda value: isinstance(value, str))
+POSITIVE = _number(0, above=True)
+SOLVERS = (
+    *("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
+    *("deis", "data_prediction", "noise_prediction"),
+)
+FLAGS = (
+    "clip_sample",
+    "euler_at_final",
+    "invert_sigmas",
+    "lower_order_final",
+    "predict_x0",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "stochastic_sampling",
+    "thresholding",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+)
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(FLAGS, FLAG),
+    "prediction_type": NAME,
+    "beta_schedule": _choice("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"),
+    "algorithm_type": _choice(*SOLVERS),
+    "solver_type": _choice("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "variance_type": _or_none(NAME),
+    "num_train_timesteps": _whole(1),
+    "beta_start": _number(0, 1),
+    "beta_end": _number(0, 1),
+    "trained_betas": _or_none(Rule("a list of numbers from 0 to below 1", _are_betas)),
+    "clip_sample_range": POSITIVE,
+    "sample_max_value": _number(0, above=True, infinite=True),
+    "dynamic_thresholding_ratio": _number(),
+    "timestep_spacing": _choice("linspace", "leading", "trailing"),
+    "timestep_type": _choice("discrete", "continuous"),
+    "final_sigmas_type": _choice("zero", "sigma_min"),
+    "interpolation_type": _choice("linear", "log_linear"),
+    "sigma_schedule": _choice("karras", "exponential"),
+    "time_shift_type": _choice("exponential", "linear"),
+    "steps_offset": _whole(),
+    "solver_order": _whole(1),
+    "original_inference_steps": _whole(1),
+    "correct_steps": _whole(1),
+    "timestep_scaling": _number(0),
+    "flow_shift": POSITIVE,
+    "shift": POSITIVE,
+    "shift_terminal": _or_none(_number(0, 1)),
+    "base_shift": _or_none(_number()),
+    "max_shift": _or_none(_number()),
+    "sigma_min": _or_none(_number(0)),
+    "sigma_max": _or_none(POSITIVE),
+    "sigma_data": POSITIVE,
+    "rho": POSITIVE,
+    "snr": POSITIVE,
+    "sampling_eps": _number(0, 1),
+    "lambda_min_clipped": _number(infinite=True),
+    "disable_corrector": Rule(
+        "a list of whole numbers",
+        lambda value: isinstance(value, (list, tuple)) and all(_whole(0).holds(step) for step in value),
+    ),
+}
+
+
+def check_config(config: Mapping[str, Any], where: str = "") -> None:
+    """Raises ValueError, in one line that names the key, for a value that is not of its kind; `where` comes first."""
+    for name, rule in RULES.items():
+        if name in config and not rule.holds(config[name]):
+            raise ValueError(f"{where}{name}: got {short(config[name])}, expected {rule.expected}")
+
+
+def short(value: object) -> str:
+    """A value in a few words on one line."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except Exception:  # a repr of its own that fails, or nesting beyond the limit
+        return f"a {type(value).__name__}"

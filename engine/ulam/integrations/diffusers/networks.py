@@ -1,0 +1,115 @@
+"""Models of diffusers as networks ``net(x, t, **cond)``: the names of their conditioning, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MODELS = {
+    "UNet2DModel": ("class_labels",),
+    "UNet2DConditionModel": (
+        "encoder_hidden_states",
+        "class_labels",
+        "timestep_cond",
+        "attention_mask",
+        "encoder_attention_mask",
+        "mid_block_additional_residual",
+    ),
+    "DiTTransformer2DModel": ("class_labels",),
+    "SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections"),
+    "FluxTransformer2DModel": ("encoder_hidden_states", "pooled_projections", "guidance"),
+}
+ADDED = ("text_embeds", "time_ids", "image_embeds", "hint")  # of UNet2DConditionModel, by its addition_embed_type
+NEEDS_ADDED = {
+    "text_time": ("text_embeds", "time_ids"),
+    "text_image": ("text_embeds", "image_embeds"),
+    "image": ("image_embeds",),
+    "image_hint": ("image_embeds", "hint"),
+}
+
+Clock = Callable[[torch.Tensor], torch.Tensor]
+
+
+def known(part: object, names: Any) -> str | None:
+    """The first of a part's classes that has one of these names."""
+    return next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in names), None)
+
+
+def needs(model: Any) -> tuple[str, ...]:
+    """The names in cond that a model cannot do without, given how it was built."""
+    name, config = known(model, MODELS), model.config
+    if name == "DiTTransformer2DModel":
+        return ("class_labels",)
+    if name == "SD3Transformer2DModel":
+        return MODELS[name]
+    if name == "FluxTransformer2DModel":
+        return MODELS[name] if config["guidance_embeds"] else MODELS[name][:2]
+    labels = ("class_labels",) if getattr(model, "class_embedding", None) is not None else ()
+    if name == "UNet2DModel":
+        return labels
+    added = NEEDS_ADDED.get(str(config.get("addition_embed_type")), ())
+    alone = "image_embeds" in added  # then the text states may be missing
+    return (*(() if alone else ("encoder_hidden_states",)), *labels, *added)
+
+
+class DiffusersNetwork(torch.nn.Module):
+    """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
+
+    cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
+    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). clock: from t to what the model is told.
+    negated: whether the output changes sign. Raises TypeError for other names in cond, and for one that is missing.
+    """
+
+    def __init__(self, model: torch.nn.Module, takes: tuple[str, ...], clock: Clock, negated: bool) -> None:
+        super().__init__()
+        self.model, self.takes, self.clock, self.negated = model, takes, clock, negated
+        self.needs, self.takes_added = needs(model), known(model, MODELS) == "UNet2DConditionModel"
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        if missing := [name for name in self.needs if name not in cond]:
+            raise TypeError(f"cond: got {sorted(cond) or 'none'}, but {self._name} needs {', '.join(missing)}")
+        given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
+        if self.takes_added:
+            added = {name: cond.pop(name) for name in ADDED if name in cond}
+            if "image_embeds" in added:
+                given.setdefault("encoder_hidden_states", None)  # models told by an image alone
+            given["added_cond_kwargs"] = added or None
+        if cond:
+            takes = ", ".join(self.takes + (ADDED if self.takes_added else ()))
+            raise TypeError(f"cond: got {sorted(cond)}, but {self._name} takes {takes}")
+        m = self.evaluated(x, self.clock(t), given)
+        return -m if self.negated else m
+
+    def evaluated(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """The model's output, at what it is told."""
+        return self.model(x, timestep=t, return_dict=False, **given)[0]  # type: ignore[no-any-return]
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+
+class FluxNetwork(DiffusersNetwork):
+    """Flux on latents ``[slots, C, H, W]``, H and W even: packed two by two into ``[slots, H W / 4, 4C]``, and back.
+
+    The model is told t in [0, 1], and where every token lies as in diffusers' pipeline: text at 0, images by row and
+    column. Raises ValueError for odd sizes.
+    """
+
+    def evaluated(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        slots, channels, height, width = x.shape
+        if height % 2 or width % 2:
+            raise ValueError(f"shape: got {list(x.shape[1:])}, expected even height and width for {self._name}")
+        rows, columns = height // 2, width // 2
+        packed = x.reshape(slots, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
+        packed = packed.reshape(slots, rows * columns, 4 * channels)
+        places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
+        places[..., 1] = torch.arange(rows, device=x.device, dtype=x.dtype)[:, None]
+        places[..., 2] = torch.arange(columns, device=x.device, dtype=x.dtype)
+        words = torch.zeros(given["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype)
+        ids = {"img_ids": places.flatten(0, 1), "txt_ids": words}
+        m = self.model(packed, timestep=t, return_dict=False, **ids, **given)[0]
+        m = m.reshape(slots, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return m.reshape(slots, channels, height, width)  # type: ignore[no-any-return]

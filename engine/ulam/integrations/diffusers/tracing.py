@@ -1,0 +1,59 @@
+"""Fused calls where torch records what it runs: torch.compile leaves them out of its graphs, tracers are refused.
+
+A fused call depends on how far its loop has come and writes memory that no tracer sees, so that a recorded one could
+only give the numbers of one call, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What torch.jit.trace, modes such as make_fx's and torch.func leave behind; asked in every call, in nanoseconds.
+traced: Callable[[], Any] = torch._C._get_tracing_state
+modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+def apart(function: F) -> F:
+    """The function, which torch.compile calls as it is, with a break in its graph, and all that it calls likewise."""
+    reason = "a fused scheduler's calls stay outside of the graph: compile without fullgraph=True"
+    return torch.compiler.disable(function, reason=reason)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def outside_graphs(method: F) -> F:
+    """The method, outside of the graphs of torch.compile, and the method itself elsewhere."""
+    disabled = apart(method)
+
+    @wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return disabled(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
+
+
+def recorder() -> str | None:
+    """What records or transforms torch's operations at this moment. Modes that only look on do neither."""
+    if traced() is not None:
+        return "torch.jit.trace"
+    if transformed() is not None:
+        return "a transform of torch.func"
+    if not modes():
+        return None
+    kinds = torch._C._TorchDispatchModeKey.__members__
+    found = {name for name, key in kinds.items() if torch._C._get_dispatch_mode(key) is not None}
+    return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
+
+
+def check_not_recorded(what: str) -> None:
+    """Raises RuntimeError where something records or transforms operations: it would miss what `what` does."""
+    by = recorder()
+    if by is not None:
+        raise RuntimeError(f"{what}: got a call under {by}, expected one outside, or under torch.compile")
