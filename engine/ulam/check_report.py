@@ -307,4 +307,4 @@ def _cond(data: Data, model: Model, device: torch.device) -> dict[str, torch.Ten
         raise ValueError(f"data: arr_1 has labels unknown to {model.name}, which knows 0 to {model.classes - 1}")
     if labels is None and model.null_class is not None:
         labels = torch.full((len(data.x),), model.null_class)
-    return {} if labels is None else {"y": labels.to(device)}
+    return {} if labels is None else {model.label: labels.to(device)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_STEPS, HUGE = 10**6, 1e30  # float32 arithmetic ends soon after
+MOST_STEPS, HUGE = 10**6, 1e18  # above, whole numbers do not fit into torch's
 
 
 class Rule(NamedTuple):
@@ -29,7 +29,7 @@ def _number(least: float = -math.inf, most: float = math.inf, *, above: bool = F
     """A finite number from `least` (or above it) to `most`."""
 
     def holds(value: Any) -> bool:
-        if not _is_number(value) or not (infinite or abs(value) < HUGE):
+        if not _is_number(value) or not (abs(value) < HUGE or (infinite and math.isinf(value))):
             return False
         return bool((least < value if above else least <= value) and value <= most)
 
@@ -61,13 +61,14 @@ def _are_betas(value: Any) -> bool:
     return all(_is_number(beta) and 0 <= beta < 1 for beta in flat)
 
 
-FLAG = Rule("true or false", lambda value: value is None or isinstance(value, (bool, np.bool_)))
+FLAG = Rule("true or false", lambda value: isinstance(value, (bool, np.bool_)))
 NAME = Rule("a name", lambda value: isinstance(value, str))
 POSITIVE = _number(0, above=True)
 SOLVERS = (
     *("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
     *("deis", "data_prediction", "noise_prediction"),
 )
+COUNTED_FLAGS = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")  # diffusers adds them up
 FLAGS = (
     "clip_sample",
     "euler_at_final",
@@ -79,15 +80,13 @@ FLAGS = (
     "skip_prk_steps",
     "stochastic_sampling",
     "thresholding",
-    "use_beta_sigmas",
     "use_dynamic_shifting",
-    "use_exponential_sigmas",
     "use_flow_sigmas",
-    "use_karras_sigmas",
     "use_lu_lambdas",
 )
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(FLAGS, FLAG),
+    **dict.fromkeys(COUNTED_FLAGS, FLAG),
+    **dict.fromkeys(FLAGS, _or_none(FLAG)),
     "prediction_type": NAME,
     "beta_schedule": _choice("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"),
     "algorithm_type": _choice(*SOLVERS),
@@ -106,8 +105,10 @@ RULES: dict[str, Rule] = {
     "interpolation_type": _choice("linear", "log_linear"),
     "sigma_schedule": _choice("karras", "exponential"),
     "time_shift_type": _choice("exponential", "linear"),
-    "steps_offset": _whole(),
-    "solver_order": _whole(1),
+    "steps_offset": _whole(0),
+    "solver_order": _whole(1, 100),
+    "predictor_order": _whole(1, 100),
+    "corrector_order": _whole(0, 100),
     "original_inference_steps": _whole(1),
     "correct_steps": _whole(1),
     "timestep_scaling": _number(0),
@@ -130,11 +131,18 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_config(config: Mapping[str, Any], where: str = "") -> None:
-    """Raises ValueError, in one line that names the key, for a value that is not of its kind; `where` comes first."""
-    for name, rule in RULES.items():
-        if name in config and not rule.holds(config[name]):
-            raise ValueError(f"{where}{name}: got {short(config[name])}, expected {rule.expected}")
+NEEDS_SIGMAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "ScoreSdeVeScheduler")
+
+
+def check_config(config: Mapping[str, Any], name: str, where: str = "") -> None:
+    """Raises ValueError, in one line that names the key, for a value that is not of its kind.
+
+    name: the scheduler's class. where: what the line begins with.
+    """
+    rules = RULES | (dict.fromkeys(("sigma_min", "sigma_max"), POSITIVE) if name in NEEDS_SIGMAS else {})
+    for key, rule in rules.items():
+        if key in config and not rule.holds(config[key]):
+            raise ValueError(f"{where}{key}: got {short(config[key])}, expected {rule.expected}")
 
 
 def short(value: object) -> str:

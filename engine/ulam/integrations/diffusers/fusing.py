@@ -96,7 +96,7 @@ def fuse(
     new._restore(scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
-    check_config(new.config)
+    check_config(new.config, type(new).__name__)
     new._check()
     load("cpu")  # this and what follows: what the first step would wait for
     kind, second = new.output

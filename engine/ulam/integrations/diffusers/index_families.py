@@ -242,7 +242,7 @@ class FusedPNDM(Fused):
     def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "v_prediction")
         times = np.array(self._timesteps, dtype=np.float64)[::-1]
-        skip = self.config.skip_prk_steps
+        skip = bool(self.config.skip_prk_steps)
         if start and not skip:
             raise unsupported("skip_prk_steps", skip, "a loop that does not begin at the first timestep needs True")
         first = max(start - 1, min(start, 1))  # the second timestep is told twice, at positions 1 and 2

@@ -124,7 +124,9 @@ class Steps:
 
 
 def _rows_among(program: Program, others: Program, at: Flags) -> Program:
-    """`others` with the rows of `program`, in order, in the places `at`."""
+    """`others` with the rows of `program`, in order, in the places `at`, as many. Raises ValueError otherwise."""
+    if len(program) != at.sum():
+        raise ValueError("sigmas: got 0 before the last level, expected only the last step's two calls to lead there")
     others = padded(others, program.registers)
     arrays: dict[str, Any] = {}
     for name in (f.name for f in fields(Program) if isinstance(getattr(program, f.name), np.ndarray)):

@@ -157,7 +157,7 @@ def _load_scheduler(folder: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"source: no file {path}, expected one, or scheduler= beside the folder of a model")
     made = _class(path, (*VP, *FLOW, *EDM, *VE))
-    check_config(_json(path), f"source: {path}: ")
+    check_config(_json(path), made.__name__, f"source: {path}: ")
     try:
         return made.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the configuration provokes
@@ -241,10 +241,18 @@ def _one_line(error: Exception) -> str:
 def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
     """(schedule, predicts, clock, negated) of a scheduler of diffusers."""
     name, config = known(scheduler, (*VP, *FLOW, *EDM, *VE)), scheduler.config
-    check_config(config, "source: scheduler: ")
     if name is None:
         expected = ", ".join((*VP, *FLOW, *EDM, *VE))
         raise ValueError(f"source: the scheduler is a {type(scheduler).__name__}, expected one of {expected}")
+    check_config(config, name, "source: scheduler: ")
+    try:
+        return _in_terms_of_ulam(scheduler, name, config)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if said.startswith("source: ") else f"source: scheduler: {said}") from None
+
+
+def _in_terms_of_ulam(scheduler: Any, name: str, config: Any) -> tuple[Schedule, str, Clock, bool]:
     if name in EDM:
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
         negated = _predicts(config) == "v"  # the output of these networks is -F

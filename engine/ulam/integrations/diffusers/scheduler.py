@@ -107,7 +107,7 @@ class Fused:
             plan = self._plans.get(key)
         if plan is None:
             assert levels[0] is not None
-            check_config(self.config)
+            check_config(self.config, type(self).__name__)
             self._check_times(levels[0])
             plan = Plan(levels[0], lambda start: self._calls(start, options), options, self.has_history)
             with self._lock:
