@@ -206,7 +206,7 @@ def test_gradients_are_refused() -> None:
         ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "needs use_flow_sigmas=True"),
         ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, "solver_p='DDIMScheduler'"),
-        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas=True"),
+        ("DEISMultistepScheduler", {"solver_order": 4}, "solver_order=4"),
     ],
 )
 def test_unsupported_options_are_named(name: str, config: dict[str, Any], message: str) -> None:

@@ -22,7 +22,9 @@ STABLE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "use_beta_sigmas": True,
 }
-SOLVERS = [f"{name}Scheduler" for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")]
+SOLVERS = [
+    f"{name}Scheduler" for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")
+]
 REPEATING = [
     *((name, COSINE, 20) for name in (*SOLVERS, "KDPM2DiscreteScheduler", "HeunDiscreteScheduler")),
     *((name, STABLE, 33) for name in (*SOLVERS, "KDPM2DiscreteScheduler")),
