@@ -471,8 +471,8 @@ def test_what_is_wrong_with_an_object_is_said_in_one_line():
 
     pipe = diffusers.DDIMPipeline(unet_2d(), diffusers.DDIMScheduler())
     assert read(Custom()).schedule == vp_linear(1000)
-    with pytest.raises(TypeError, match="source: got UNet2DModel, expected a folder or a diffusers pipeline"):
-        ulam.Denoiser.from_diffusers(pipe.unet)
+    with pytest.raises(TypeError, match="source: got Linear, expected a folder or a pipeline or model of diffusers"):
+        ulam.Denoiser.from_diffusers(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="variant, dtype: only for folders"):
         ulam.Denoiser.from_diffusers(pipe, dtype=torch.float16)
     with pytest.raises(ValueError, match="source: the scheduler is a IPNDMScheduler"):

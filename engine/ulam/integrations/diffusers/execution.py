@@ -15,6 +15,8 @@ from .noise import Generators, Streams, drawn
 from .plan import Kind, Plan
 from .threads import Local
 
+GENERATOR, TENSOR = torch.Generator, torch.Tensor
+
 
 def short_way(
     plan: Plan,
@@ -31,7 +33,7 @@ def short_way(
     """
     if not isinstance(row, int) or plan.registers > 1:
         return None
-    if generator is not None and type(generator) is not torch.Generator:
+    if generator is not None and type(generator) is not GENERATOR:
         return None
     if sample.dtype is not torch.float32 or not sample.is_cpu:
         return None
@@ -65,11 +67,9 @@ class Call:
 
     def __post_init__(self) -> None:
         plan, sample, chains = self.plan, self.sample, len(self.sample)
-        for name, tensor in (("sample", sample), ("model_output", self.model_output)):
-            if tensor.is_meta or isinstance(tensor, FakeTensor):
-                raise RuntimeError(
-                    f"{name}: got a {type(tensor).__name__} without memory, expected one that has numbers"
-                )
+        model = self.model_output
+        if sample.is_meta or model.is_meta or type(sample) is not TENSOR or type(model) is not TENSOR:
+            _check_memory(sample=sample, model_output=model)
         self.device, self.wide = sample.device, wide(sample)
         if self.wide == torch.float64:
             self.backend = None
@@ -167,6 +167,13 @@ class Call:
             out = torch.empty((len(source), 4), dtype=self.wide, device=self.device)
             scales = ulam_kernels.reduce(state, table, self.rows, out=out, **operands)
         ulam_kernels.step(state, table, self.rows, source=source, scales=scales, net_in=net_in, **operands)
+
+
+def _check_memory(**tensors: torch.Tensor) -> None:
+    """Raises RuntimeError, with the name, for a tensor that only has a shape."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            raise RuntimeError(f"{name}: got a {type(tensor).__name__} without memory, expected one with numbers")
 
 
 def wide(sample: torch.Tensor) -> torch.dtype:

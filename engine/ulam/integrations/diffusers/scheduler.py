@@ -175,13 +175,21 @@ class Fused:
     def _row(self, plan: Plan, timestep: Timestep, chains: int) -> int | torch.Tensor:
         """The table's row of this call, or the row of every chain [B]; counts on."""
         local = self._local
-        value = None if self.counted else local.times.value(timestep)
-        if value is None and isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+        if not self.counted:
+            row = plan.rows.get(local.times.value(timestep))
+            if row is not None:
+                return row
+        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             return self._rows_of_chains(plan, timestep, chains)
         if not self.counted:
-            row = plan.rows.get(value)
-            return self._looked_up(plan, timestep) if row is None else row
-        position = self._position(plan, timestep)
+            return self._looked_up(plan, timestep)
+        position = local._step_index
+        if (
+            position is None
+            or position >= plan.length
+            or (position and local.times.value(timestep) == plan.first and self._begins_anew(plan, position, timestep))
+        ):
+            position = self._begun(plan, timestep)
         local._step_index = position + 1
         if local.shift is None:
             local.shift = plan.shift(local.start)
@@ -197,13 +205,19 @@ class Fused:
 
     def _position(self, plan: Plan, timestep: Timestep) -> int:
         """The position of this call in the timesteps: counted on, but for a loop that begins (anew)."""
+        position = self._local._step_index
+        if position is None or position >= plan.length:
+            return self._begun(plan, timestep)
+        if position and self._local.times.value(timestep) == plan.first and self._begins_anew(plan, position, timestep):
+            return self._begun(plan, timestep)
+        return position
+
+    def _begun(self, plan: Plan, timestep: Timestep) -> int:
+        """The position that a loop begins at: that of `set_begin_index`, or else its timestep's."""
         local = self._local
-        position = local._step_index
-        again = bool(position) and local.times.value(timestep) == plan.first
-        if position is None or position >= plan.length or (again and self._begins_anew(plan, position, timestep)):
-            begin = local._begin_index
-            position = self._lookup(plan, timestep) if begin is None else _checked_begin(plan, begin)
-            local.start, local.shift, local._step_index = position, None, position
+        begin = local._begin_index
+        position = self._lookup(plan, timestep) if begin is None else _checked_begin(plan, begin)
+        local.start, local.shift, local._step_index = position, None, position
         return position
 
     def _begins_anew(self, plan: Plan, position: int, timestep: Timestep) -> bool:
@@ -329,20 +343,23 @@ class ScaledInput(Fused):
             return _scaled_apart(self, sample, timestep)
         if modes() or traced() is not None or transformed() is not None:
             check_not_recorded("scale_model_input")
-        plan = self._plan(self._local.plan.options if self._local.plan is not None else self.usual_options)
+        local = self._local
+        plan = local.plan
+        if plan is None or local.version != self._version:
+            plan = self._plan(self.usual_options if plan is None else plan.options)
         if plan.input_scales is None:
             plan.input_scales = self._input_scales().tolist()
-        self._local.is_scale_input_called = True
+        local.is_scale_input_called = True
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            before = self._local.chains
+            before = local.chains
             self._rows_of_chains(plan, timestep, len(sample))
-            now, self._local.chains = self._local.chains, before
+            now, local.chains = local.chains, before
             scales = torch.tensor([plan.input_scales[position] for position, _ in now or ()], device=sample.device)
             return sample * scales.to(sample.dtype).reshape(-1, *(1,) * (sample.dim() - 1))
         scale = plan.input_scales[self._position(plan, timestep)]
         if sample.requires_grad or not sample.is_contiguous():
             return sample * scale
-        return torch.mul(sample, scale, out=self._local.buffers.empty_like(sample))
+        return torch.mul(sample, scale, out=local.buffers.empty_like(sample))
 
 
 _scaled_apart = apart(ScaledInput.scale_model_input)
