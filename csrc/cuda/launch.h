@@ -70,6 +70,13 @@ inline uint32_t access_width(int64_t elements, std::initializer_list<Operand> op
   return width;
 }
 
+// The same of float32 operands.
+inline uint32_t access_width(int64_t elements, std::initializer_list<const float*> operands) {
+  uint32_t width = 4;
+  for (const float* p : operands) width = std::min(width, access_width(elements, {Operand{p, kFloat32}}));
+  return width;
+}
+
 // Whether each chain of every operand starts at a multiple of 16 bytes and holds whole vectors of `run` elements.
 inline bool vectors_fit(int64_t elements, int run, std::initializer_list<Operand> operands) {
   if (elements < Vectors<4>::warp_elements || elements % run) return false;

@@ -1,10 +1,12 @@
 // Whole chains in one launch: see kernels/ulam_kernels/mcmc.py.
 //
 // A few threads of a warp, at most all 32, hold a chain, each of them four neighbouring elements: one block of the
-// noise. All state is in registers; sums over a chain go by shuffles, in the order of the contract.
+// noise. All that lives along the loop is in registers, moments and a thread's numbers of the density among it: loaded
+// before the loop, stored after it. Sums over a chain go by shuffles, in the order of the contract.
 #include "launch.h"
 #include "mcmc_kernels.h"
 #include "mcmc_noise.h"
+#include "mcmc_sums.h"
 #include "ulam/densities.h"
 
 namespace ulam::cuda {
@@ -15,42 +17,61 @@ struct Lane : Scalar {
   static ULAM_DEVICE f root(f a) { return __fsqrt_rn(a); }
 };
 
-ULAM_DEVICE float sum2(float a, float b) { return __fadd_rn(a, b); }
-ULAM_DEVICE double sum2(double a, double b) { return a + b; }
+// How the launch lies on the chains: how many threads share one, and how many elements an access may take (4, 2, 1).
+struct Shape {
+  int threads;
+  uint32_t width;
+};
 
 // A thread's place: elements 4 t to 4 t + 3 of its chain, which `threads` threads share.
 struct Place {
   int t, threads, d;
   bool inside[4];
+  Quads::Any row;
 
-  ULAM_DEVICE Place(int threads, int64_t dimension)
-      : t(threadIdx.x & (threads - 1)), threads(threads), d(static_cast<int>(dimension)) {
+  ULAM_DEVICE Place(const Shape& shape, int64_t dimension)
+      : t(threadIdx.x & (shape.threads - 1)),
+        threads(shape.threads),
+        d(static_cast<int>(dimension)),
+        row(kFloat32, shape.width) {
     ULAM_UNROLL
     for (int k = 0; k < 4; ++k) inside[k] = 4 * t + k < d;
   }
   ULAM_DEVICE int element(int k) const { return 4 * t + k; }
   // The sum over the chain; elements beyond d are 0.
-  template <class T>
-  ULAM_DEVICE T sum(T v0, T v1, T v2, T v3) const {
-    for (int w = threads / 2; w > 0; w /= 2) {
-      v0 = sum2(v0, __shfl_xor_sync(0xffffffffu, v0, w));
-      v1 = sum2(v1, __shfl_xor_sync(0xffffffffu, v1, w));
-      v2 = sum2(v2, __shfl_xor_sync(0xffffffffu, v2, w));
-      v3 = sum2(v3, __shfl_xor_sync(0xffffffffu, v3, w));
-    }
-    return sum2(sum2(v0, v2), sum2(v1, v3));
-  }
   template <class T, class Make>
   ULAM_DEVICE T sum_of(const Make& make) const {
     T v[4];
     ULAM_UNROLL
     for (int k = 0; k < 4; ++k) v[k] = inside[k] ? make(k) : T(0);
-    return sum(v[0], v[1], v[2], v[3]);
+    return sum_of_quads(v, threads);
   }
   ULAM_DEVICE float from(int thread, float x) const { return __shfl_sync(0xffffffffu, x, thread, threads); }
 };
 
-constexpr int kRunThreads = 64;
+// One warp a block: the fewer chains a block holds, the more SMs a small batch reaches. Twelve of them must fit on an
+// SM, which leaves each thread 168 registers: enough for every sampler.
+constexpr int kRunThreads = 32, kRunBlocks = 12;
+
+// What a thread reads of a density at every step, loaded once: of a Gaussian the mean of its elements and the diagonal
+// precision, of the others but mixtures their two numbers, in front.
+struct Numbers {
+  float first[4] = {}, second[4] = {};
+
+  ULAM_DEVICE Numbers(const Target& target, const Place& p) {
+    const float* const q = target.params;
+    if (target.kind > kMixture) {
+      first[0] = __ldg(q), first[1] = __ldg(q + 1);
+    } else if (target.kind < kMixture) {
+      ULAM_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        if (!p.inside[k]) continue;
+        first[k] = __ldg(q + p.element(k));
+        if (target.kind == kGaussianDiagonal) second[k] = __ldg(q + p.d + p.element(k));
+      }
+    }
+  }
+};
 
 // The exponents of a mixture, a column a thread.
 struct Shares {
@@ -84,8 +105,8 @@ ULAM_DEVICE double mixture(const Target& target, const Place& p, const Shares& s
 }
 
 // The score of the thread's elements; the energy is returned, in every thread of the chain, if it is asked for.
-ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Shares& share, const float x[4],
-                                  float s[4], bool wants_energy) {
+ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Numbers& numbers, const Shares& share,
+                                  const float x[4], float s[4], bool wants_energy) {
   const float* const q = target.params;
   float term[4] = {};
   switch (target.kind) {
@@ -95,8 +116,8 @@ ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Sh
       float u[4];
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) {
-        u[k] = p.inside[k] ? Lane::sub(x[k], __ldg(q + p.element(k))) : 0.0f;
-        s[k] = p.inside[k] && !full ? Lane::mul(-__ldg(q + p.d + p.element(k)), u[k]) : 0.0f;
+        u[k] = p.inside[k] ? Lane::sub(x[k], numbers.first[k]) : 0.0f;
+        s[k] = p.inside[k] && !full ? Lane::mul(-numbers.second[k], u[k]) : 0.0f;
       }
       for (int thread = 0; full && thread < p.threads; ++thread) {
         ULAM_UNROLL
@@ -118,7 +139,7 @@ ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Sh
     case kMixture:
       return mixture(target, p, share, x, s);
     case kDoubleWell: {
-      const DoubleWell<Lane> well(q);
+      const DoubleWell<Lane> well(numbers.first);
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) {
         s[k] = well.score(x[k]);
@@ -127,13 +148,13 @@ ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Sh
       break;
     }
     case kRosenbrock: {
-      const Rosenbrock<Lane> pair(q);
+      const Rosenbrock<Lane> pair(numbers.first);
       pair(x[0], x[1], s, term);
       pair(x[2], x[3], s + 2, term + 2);
       break;
     }
     case kFunnel: {
-      const Funnel<Lane> funnel(q, p.from(0, x[0]));
+      const Funnel<Lane> funnel(numbers.first, p.from(0, x[0]));
       const float squares = p.sum_of<float>([&](int k) { return p.element(k) ? Lane::mul(x[k], x[k]) : 0.0f; });
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) {
@@ -143,7 +164,7 @@ ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Sh
       break;
     }
     default: {
-      const Ring<Lane> ring(q, p.sum_of<float>([&](int k) { return Lane::mul(x[k], x[k]); }));
+      const Ring<Lane> ring(numbers.first, p.sum_of<float>([&](int k) { return Lane::mul(x[k], x[k]); }));
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) s[k] = Lane::mul(ring.factor, x[k]);
       return static_cast<double>(ring.energy);
@@ -152,16 +173,48 @@ ULAM_DEVICE double evaluate_chain(const Target& target, const Place& p, const Sh
   return wants_energy ? p.sum_of<double>([&](int k) { return static_cast<double>(term[k]); }) : 0.0;
 }
 
+// Elements beyond d are 0.
 ULAM_DEVICE void load4(const Place& p, const float* row, float x[4]) {
+  Raw<4> raw{};
+  if (p.inside[0]) raw = p.row.load(reinterpret_cast<const char*>(row), p.element(0), p.d - p.element(0));
   ULAM_UNROLL
-  for (int k = 0; k < 4; ++k) x[k] = p.inside[k] ? row[p.element(k)] : 0.0f;
+  for (int k = 0; k < 4; ++k) x[k] = p.inside[k] ? Lane::as_float(raw.w[k]) : 0.0f;
 }
 
 ULAM_DEVICE void store4(const Place& p, float* row, const float x[4]) {
-  ULAM_UNROLL
-  for (int k = 0; k < 4; ++k)
-    if (p.inside[k]) row[p.element(k)] = x[k];
+  const Raw<4> raw{{Lane::bits(x[0]), Lane::bits(x[1]), Lane::bits(x[2]), Lane::bits(x[3])}};
+  if (p.inside[0]) p.row.store(reinterpret_cast<char*>(row), p.element(0), p.d - p.element(0), raw);
 }
+
+// The sums of the kept states of a thread's elements, and of their squares.
+struct Moments {
+  double sum[4] = {}, squares[4] = {};
+
+  ULAM_DEVICE void load(const Place& p, const double* chain) {
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      if (!p.inside[k]) continue;
+      sum[k] = chain[p.element(k)];
+      squares[k] = chain[p.d + p.element(k)];
+    }
+  }
+  ULAM_DEVICE void add(const float x[4]) {
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const double wide = x[k];
+      sum[k] += wide;
+      squares[k] += wide * wide;
+    }
+  }
+  ULAM_DEVICE void store(const Place& p, double* chain) const {
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      if (!p.inside[k]) continue;
+      chain[p.element(k)] = sum[k];
+      chain[p.d + p.element(k)] = squares[k];
+    }
+  }
+};
 
 ULAM_DEVICE void kick(float to[4], float size, const float scale[4], const float by[4]) {
   ULAM_UNROLL
@@ -174,11 +227,12 @@ ULAM_DEVICE double squared_norm(const Place& p, const float v[4]) {
 
 // Blocks of kRunThreads threads. Threads beyond the last chain work on it too, without a trace: the shuffles need them.
 template <int sampler>
-__global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads) {
+__global__ void __launch_bounds__(kRunThreads, kRunBlocks) mcmc_run(const Run s, const Shape shape) {
   __shared__ float columns[kMaxComponents * kRunThreads];
   const Shares share{columns + threadIdx.x};
-  const Place p(threads, s.target.dimension);
-  const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / threads;
+  const Place p(shape, s.target.dimension);
+  const Numbers numbers(s.target, p);
+  const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / p.threads;
   const bool exists = mine < s.chains;
   const int64_t b = exists ? mine : s.chains - 1;
   constexpr bool tests = sampler == kMala || sampler == kHmc;
@@ -190,11 +244,13 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
   for (int k = 0; k < 4; ++k) c[k] = __ldg(s.coef + 4 * b + k);
   const uint64_t seed = s.ids.seed[b], chain = s.ids.chain[b], draw = s.ids.draw[b];
   const bool wants = tests || s.energies;
-  double energy = evaluate_chain(s.target, p, share, x, score, wants), proposed = 0.0;
-  double* const moment = s.moments + 2 * b * p.d;
-  int64_t accepted = 0, diverged = 0, kept = 0;
+  double energy = evaluate_chain(s.target, p, numbers, share, x, score, wants), proposed = 0.0;
+  Moments moments;
+  if (exists && s.moments) moments.load(p, s.moments + 2 * b * p.d);
   const int64_t count = s.steps / s.thin;
-  int64_t until = s.thin;
+  float* draws = exists && s.draws ? s.draws + b * count * p.d : nullptr;
+  double* energies = exists && s.energies && p.t == 0 ? s.energies + b * count : nullptr;
+  int64_t accepted = 0, diverged = 0, until = s.thin;
 #pragma unroll 1
   for (int64_t step = 0; step < s.steps; ++step) {
     const Stream stream = make_stream(seed, chain, draw + kDrawsPerStep * step, 0);
@@ -207,7 +263,7 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
       for (int k = 0; k < 4; ++k)
         y[k] = ulam::langevin<Lane>(x[k], Lane::mul(scale[k], score[k]), Lane::mul(c[0], scale[k]),
                                     Lane::mul(c[1], scale[k]), z[k], s.lo, s.hi);
-      proposed = evaluate_chain(s.target, p, share, y, t, wants);
+      proposed = evaluate_chain(s.target, p, numbers, share, y, t, wants);
       if constexpr (sampler == kMala) {
         const double total = p.sum_of<double>([&](int k) {
           const double l = scale[k];
@@ -223,7 +279,7 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) v[k] = thermostat<Lane>(v[k], c[2], c[3], z[k]);
       kick(y, c[1], scale, v);
-      proposed = evaluate_chain(s.target, p, share, y, t, wants);
+      proposed = evaluate_chain(s.target, p, numbers, share, y, t, wants);
       kick(v, c[0], scale, t);
     } else {
       const float half = Lane::mul(0.5f, c[0]);
@@ -238,7 +294,7 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
       for (int64_t leap = 0; leap < s.leapfrog; ++leap) {
         kick(v, leap ? c[0] : half, scale, t);
         kick(y, c[0], scale, v);
-        proposed = evaluate_chain(s.target, p, share, y, t, leap + 1 == s.leapfrog);
+        proposed = evaluate_chain(s.target, p, numbers, share, y, t, leap + 1 == s.leapfrog);
       }
       kick(v, half, scale, t);
       ratio = hmc_log_ratio(energy, proposed, before, squared_norm(p, v), c[2]);
@@ -256,32 +312,30 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_run(const Run s, int threads
     }
     if (--until) continue;
     until = s.thin;
-    if (s.draws && exists) store4(p, s.draws + (b * count + kept) * p.d, x);
-    if (s.energies && exists && p.t == 0) s.energies[b * count + kept] = energy;
-    ++kept;
-    ULAM_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      if (!s.moments || !exists || !p.inside[k]) continue;
-      const double wide = x[k];
-      moment[p.element(k)] += wide;
-      moment[p.d + p.element(k)] += wide * wide;
+    if (draws) {
+      store4(p, draws, x);
+      draws += p.d;
     }
+    if (energies) *energies++ = energy;
+    if (s.moments) moments.add(x);
   }
   if (!exists) return;
   store4(p, s.x + b * p.d, x);
   if (s.v) store4(p, s.v + b * p.d, v);
+  if (s.moments) moments.store(p, s.moments + 2 * b * p.d);
   if (s.accepted && p.t == 0) s.accepted[b] += accepted;
   if (s.diverged && p.t == 0) s.diverged[b] += diverged;
 }
 
-__global__ void __launch_bounds__(kRunThreads) mcmc_evaluate(const Evaluate s, int threads) {
+__global__ void __launch_bounds__(kRunThreads) mcmc_evaluate(const Evaluate s, const Shape shape) {
   __shared__ float columns[kMaxComponents * kRunThreads];
-  const Place p(threads, s.target.dimension);
-  const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / threads;
+  const Place p(shape, s.target.dimension);
+  const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kRunThreads + threadIdx.x) / p.threads;
   const int64_t b = mine < s.chains ? mine : s.chains - 1;
   float x[4], score[4];
   load4(p, s.x + b * p.d, x);
-  const double energy = evaluate_chain(s.target, p, Shares{columns + threadIdx.x}, x, score, s.energy != nullptr);
+  const double energy =
+      evaluate_chain(s.target, p, Numbers(s.target, p), Shares{columns + threadIdx.x}, x, score, s.energy != nullptr);
   if (mine >= s.chains) return;
   store4(p, s.score + b * p.d, score);
   if (s.energy && p.t == 0) s.energy[b] = energy;
@@ -289,31 +343,38 @@ __global__ void __launch_bounds__(kRunThreads) mcmc_evaluate(const Evaluate s, i
 
 namespace {
 
+// `rows` are the operands that have a chain's elements side by side.
 template <class Arguments>
-const char* launch_chains(void (*kernel)(const Arguments, int), const Arguments& s, const char* operation,
-                          void* stream) {
+const char* launch_chains(void (*kernel)(const Arguments, const Shape), const Arguments& s, const char* operation,
+                          std::initializer_list<const float*> rows, void* stream) {
   const int threads = std::max(sum_width(s.target.dimension) / 4, 1);
   const int64_t per_block = kRunThreads / threads, blocks = (s.chains + per_block - 1) / per_block;
   const Plan plan{dim3(static_cast<unsigned>(std::min<int64_t>(blocks, UINT32_MAX))), dim3(kRunThreads), 0};
-  const cudaError_t error = launch(kernel, plan, stream, s, threads);
+  const cudaError_t error = launch(kernel, plan, stream, s, Shape{threads, access_width(s.target.dimension, rows)});
   if (error == cudaSuccess) return nullptr;
   return failure(error, "%s: could not launch on %lld chains", operation, static_cast<long long>(s.chains));
 }
 
+const char* launch_run(void (*kernel)(const Run, const Shape), const Run& s, void* stream) {
+  return launch_chains(kernel, s, "run", {s.x, s.v, s.scale, s.draws}, stream);
+}
+
 }  // namespace
 
-const char* evaluate(const Evaluate& s, void* stream) { return launch_chains(mcmc_evaluate, s, "evaluate", stream); }
+const char* evaluate(const Evaluate& s, void* stream) {
+  return launch_chains(mcmc_evaluate, s, "evaluate", {s.x, s.score}, stream);
+}
 
 const char* run(const Run& s, void* stream) {
   switch (s.sampler) {
     case kUla:
-      return launch_chains(mcmc_run<kUla>, s, "run", stream);
+      return launch_run(mcmc_run<kUla>, s, stream);
     case kMala:
-      return launch_chains(mcmc_run<kMala>, s, "run", stream);
+      return launch_run(mcmc_run<kMala>, s, stream);
     case kBaoab:
-      return launch_chains(mcmc_run<kBaoab>, s, "run", stream);
+      return launch_run(mcmc_run<kBaoab>, s, stream);
     default:
-      return launch_chains(mcmc_run<kHmc>, s, "run", stream);
+      return launch_run(mcmc_run<kHmc>, s, stream);
   }
 }
 

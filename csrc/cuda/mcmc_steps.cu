@@ -2,6 +2,8 @@
 #include "launch.h"
 #include "mcmc_kernels.h"
 #include "mcmc_noise.h"
+#include "mcmc_sums.h"
+#include "ulam/densities.h"
 #include "ulam/reduce.h"
 
 namespace ulam::cuda {
@@ -37,7 +39,9 @@ __global__ void __launch_bounds__(kThreads) mcmc_langevin(const Langevin s, uint
 #pragma unroll 1
   for (uint32_t i = first + Quads::first(); i < end; i += Quads::step()) {
     const uint32_t left = end - i;
+    // what is loaded is asked for first: making the noise hides the way
     V::f a = step, c = noise, score = rows.load(s.score, i, left);
+    const V::f x = rows.load(s.x, i, left);
     const V::f z = s.noise ? rows.load(s.noise, i, left) : normals<Quads>(stream, i);
     if (s.scale) {
       const V::f scale = rows.shared(s.scale, i, left);
@@ -45,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) mcmc_langevin(const Langevin s, uint
       c = V::mul(c, scale);
       score = V::mul(scale, score);
     }
-    rows.store(s.out, i, left, ulam::langevin<V>(rows.load(s.x, i, left), score, a, c, z, s.lo, s.hi));
+    rows.store(s.out, i, left, ulam::langevin<V>(x, score, a, c, z, s.lo, s.hi));
   }
 }
 
@@ -68,9 +72,11 @@ __global__ void __launch_bounds__(kThreads) mcmc_kick_drift(const KickDrift s, u
       by = V::mul(by, scale);
       along = V::mul(along, scale);
     }
-    V::f velocity = V::fma(by, rows.load(s.score, i, left), rows.load(s.v, i, left));
+    const V::f score = rows.load(s.score, i, left), v = rows.load(s.v, i, left);
+    const V::f x = s.drift ? rows.load(s.x, i, left) : V::set(0.0f);
+    V::f velocity = V::fma(by, score, v);
     if (s.drift) {
-      V::f position = V::fma(along, velocity, rows.load(s.x, i, left));
+      V::f position = V::fma(along, velocity, x);
       if (s.keep) {
         const V::f z = s.noise ? rows.load(s.noise, i, left) : normals<Quads>(stream, i);
         velocity = thermostat<V>(velocity, keep, noise, z);
@@ -82,105 +88,157 @@ __global__ void __launch_bounds__(kThreads) mcmc_kick_drift(const KickDrift s, u
   }
 }
 
-// The sum of term(i) over [0, n) in the order of kLanes, in every thread of its warp or block: `threads` of them share
-// a chain, and each holds `each` lanes, l, l + threads, ... A chain of at most threads * each elements leaves the other
-// lanes at 0.
-template <int threads, int each, class Term>
-ULAM_DEVICE double lane_sum(int64_t n, const Term& term) {
-  double lane[each];
-  ULAM_UNROLL
-  for (int j = 0; j < each; ++j) {
-    lane[j] = 0.0;
-    for (int64_t i = threadIdx.x + j * threads; i < n; i += threads * each) lane[j] += term(i);
+// The threads of a chain. One of at most kFew elements has a few threads of a warp, a quad each, which stays in their
+// registers. A longer one has a block of kMany: thread t has the lanes 4 t + k and 512 + 4 t + k, a quad each.
+constexpr int kFew = 128, kMany = 128;
+
+template <bool many>
+struct Crew {
+  int t, threads;
+  int64_t b;
+  bool exists;
+
+  ULAM_DEVICE Crew(int64_t chains, int threads)
+      : t(threadIdx.x & (threads - 1)),
+        threads(threads),
+        b((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / threads),
+        exists(b < chains) {}
+
+  // Calls use(quad, i, left) for the thread's quads: which of its lanes they are, the first element, and how many there
+  // are from it to the end.
+  template <class Use>
+  ULAM_DEVICE void each(int64_t elements, const Use& use) const {
+    const uint32_t n = exists ? static_cast<uint32_t>(elements) : 0;
+    if constexpr (many) {
+#pragma unroll 1
+      for (uint32_t i = 4 * t; i < n; i += kLanes) {
+        use(0, i, n - i);
+        if (i + kLanes / 2 < n) use(1, i + kLanes / 2, n - i - kLanes / 2);
+      }
+    } else if (4 * t < n) {
+      use(0, 4 * t, n - 4 * t);
+    }
   }
-  ULAM_UNROLL
-  for (int w = each / 2; w > 0; w /= 2) {
-    ULAM_UNROLL
-    for (int j = 0; j < w; ++j) lane[j] += lane[j + w];
-  }
-  if constexpr (threads > 32) {
-    __shared__ double shared[threads];
-    shared[threadIdx.x] = lane[0];
-    __syncthreads();
-    ULAM_UNROLL
-    for (int w = threads / 2; w >= 32; w /= 2) {
-      if (threadIdx.x < w) shared[threadIdx.x] += shared[threadIdx.x + w];
+  // Of the lanes of each thread's quads, in every thread of the chain.
+  ULAM_DEVICE double sum(double lane[][4]) const {
+    if constexpr (many) {
+      __shared__ double shared[4][kMany];
+      ULAM_UNROLL
+      for (int k = 0; k < 4; ++k) shared[k][t] = lane[0][k] + lane[1][k];
       __syncthreads();
+      ULAM_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        const double* const column = shared[k] + t % 32;
+        lane[0][k] = (column[0] + column[64]) + (column[32] + column[96]);
+      }
     }
-    lane[0] = shared[threadIdx.x % 32];
+    return sum_of_quads(lane[0], many ? 32 : threads);
   }
-  ULAM_UNROLL
-  for (int w = 16; w > 0; w /= 2) lane[0] += __shfl_xor_sync(0xffffffffu, lane[0], w);
-  return lane[0];
-}
+  ULAM_DEVICE void wait() const {
+    if constexpr (many)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
+};
 
-constexpr int kFew = 32, kMany = 128;  // threads of a chain of at most kFew * 4 elements, and of a longer one
-
-template <int threads, int each>
-__global__ void __launch_bounds__(128) mcmc_mala_accept(const MalaAccept s) {
-  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y, n = s.elements;
-  if (b >= s.chains) return;  // whole warps
-  float *const x = s.x + b * n, *const score = s.score + b * n;
-  const float *const y = s.proposal + b * n, *const t = s.proposal_score + b * n;
-  const double half = 0.5 * static_cast<double>(__ldg(s.step + b));
-  const double sum = lane_sum<threads, each>(n, [&](int64_t i) {
-    double size = half;
-    if (s.scale) {
-      const double l = __ldg(s.scale + i);
-      size = (half * l) * l;
+template <bool many>
+__global__ void __launch_bounds__(kMany) mcmc_mala_accept(const MalaAccept s, int threads, uint32_t width) {
+  using V = Lanes<4>;
+  const Crew<many> crew(s.chains, threads);
+  const Rows rows(crew.exists ? crew.b : 0, s.elements, width);
+  const double half = crew.exists ? 0.5 * static_cast<double>(__ldg(s.step + crew.b)) : 0.0;
+  double lane[many ? 2 : 1][4] = {};
+  V::f proposal, proposal_score;  // of a chain of few
+  crew.each(s.elements, [&](int quad, uint32_t i, uint32_t left) {
+    const V::f x = rows.load(s.x, i, left), score = rows.load(s.score, i, left);
+    const V::f y = rows.load(s.proposal, i, left), t = rows.load(s.proposal_score, i, left);
+    const V::f scale = s.scale ? rows.shared(s.scale, i, left) : V::set(1.0f);  // 1 changes no bit
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      if (k >= left) continue;
+      const double l = scale.x[k];
+      lane[quad][k] += mala_term(x.x[k], y.x[k], score.x[k], t.x[k], (half * l) * l);
     }
-    return mala_term(x[i], y[i], score[i], t[i], size);
+    proposal = y;
+    proposal_score = t;
   });
-  const double beta = s.inverse_temperature ? __ldg(s.inverse_temperature + b) : 1.0f;
-  const double proposed = s.proposal_energy[b], ratio = mala_log_ratio(s.energy[b], proposed, sum, beta);
-  const bool yes = accepts(ratio, test_radius(stream_of(s.ids, b, 0, 0)));
-  if constexpr (threads > 32) __syncthreads();  // all have read the energy
-  __syncwarp();
-  if (threadIdx.x == 0) {
-    s.log_ratio[b] = ratio;
-    s.accepted[b] = yes;
-    if (yes) s.energy[b] = proposed;
+  const double sum = crew.sum(lane);
+  bool yes = false;
+  double ratio = 0.0, proposed = 0.0;
+  if (crew.exists) {
+    const double beta = s.inverse_temperature ? __ldg(s.inverse_temperature + crew.b) : 1.0f;
+    proposed = s.proposal_energy[crew.b];
+    ratio = mala_log_ratio(s.energy[crew.b], proposed, sum, beta);
+    yes = accepts(ratio, test_radius(stream_of(s.ids, crew.b, 0, 0)));
+  }
+  crew.wait();  // all have read the energy
+  if (crew.exists && crew.t == 0) {
+    s.log_ratio[crew.b] = ratio;
+    s.accepted[crew.b] = yes;
+    if (yes) s.energy[crew.b] = proposed;
   }
   if (!yes) return;
-  for (int64_t i = threadIdx.x; i < n; i += threads) {
-    x[i] = y[i];
-    score[i] = t[i];
-  }
-}
-
-template <int threads, int each>
-__global__ void __launch_bounds__(128) mcmc_squared_norm(const SquaredNorm s) {
-  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (b >= s.chains) return;
-  const float* const x = s.x + b * s.elements;
-  const double sum = lane_sum<threads, each>(s.elements, [&](int64_t i) {
-    const double a = x[i];
-    return a * a;
+  crew.each(s.elements, [&](int, uint32_t i, uint32_t left) {
+    if constexpr (many) {
+      proposal = rows.load(s.proposal, i, left);
+      proposal_score = rows.load(s.proposal_score, i, left);
+    }
+    rows.store(s.x, i, left, proposal);
+    rows.store(s.score, i, left, proposal_score);
   });
-  if (threadIdx.x == 0) s.out[b] = sum;
 }
 
-__global__ void __launch_bounds__(128) mcmc_accept(const Accept s) {
+template <bool many>
+__global__ void __launch_bounds__(kMany) mcmc_squared_norm(const SquaredNorm s, int threads, uint32_t width) {
+  const Crew<many> crew(s.chains, threads);
+  const Rows rows(crew.exists ? crew.b : 0, s.elements, width);
+  double lane[many ? 2 : 1][4] = {};
+  crew.each(s.elements, [&](int quad, uint32_t i, uint32_t left) {
+    const Lanes<4>::f x = rows.load(s.x, i, left);
+    ULAM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const double a = x.x[k];
+      if (k < left) lane[quad][k] += a * a;
+    }
+  });
+  const double sum = crew.sum(lane);
+  if (crew.exists && crew.t == 0) s.out[crew.b] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads) mcmc_accept(const Accept s) {
   const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (b < s.chains) s.accepted[b] = accepts(s.log_ratio[b], test_radius(stream_of(s.ids, b, 0, 0)));
 }
 
-// A chain's words of 32 bits along x.
-__global__ void __launch_bounds__(128) mcmc_select(const Pair pair, const bool* accepted, int64_t chains) {
-  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y, words = pair.bytes / 4;
+// A chain's units of `words` words of 32 bits along x.
+template <int words>
+ULAM_DEVICE void copy_units(char* to, const char* from, uint32_t first, uint32_t end) {
+#pragma unroll 1
+  for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+    uint32_t w[words];
+    load_words<words>(from + static_cast<uint64_t>(i) * (4 * words), w);
+    store_words<words>(to + static_cast<uint64_t>(i) * (4 * words), w);
+  }
+}
+
+__global__ void __launch_bounds__(kMany)
+    mcmc_select(const Pair pair, const bool* accepted, int64_t chains, uint32_t span, uint32_t words) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (b >= chains || !accepted[b]) return;
-  auto* const kept = reinterpret_cast<uint32_t*>(pair.kept) + b * words;
-  const auto* const proposed = reinterpret_cast<const uint32_t*>(pair.proposed) + b * words;
-  for (int64_t i = threadIdx.x; i < words; i += blockDim.x) kept[i] = proposed[i];
+  char* const kept = pair.kept + b * pair.bytes;
+  const char* const proposed = pair.proposed + b * pair.bytes;
+  const uint32_t units = static_cast<uint32_t>(pair.bytes / (4 * words));
+  const uint32_t first = blockIdx.y * span, end = first + min(span, units - first);
+  if (words == 4)
+    copy_units<4>(kept, proposed, first, end);
+  else if (words == 2)
+    copy_units<2>(kept, proposed, first, end);
+  else
+    copy_units<1>(kept, proposed, first, end);
 }
 
 namespace {
-
-// `down` chains a block.
-Plan plan_chains(int64_t chains, unsigned across, unsigned down) {
-  const int64_t groups = (chains + down - 1) / down;
-  return {dim3(static_cast<unsigned>(std::min<int64_t>(groups, UINT32_MAX))), dim3(across, down), 0};
-}
 
 const char* result(cudaError_t error, const char* operation, int64_t chains) {
   if (error == cudaSuccess) return nullptr;
@@ -190,10 +248,32 @@ const char* result(cudaError_t error, const char* operation, int64_t chains) {
 template <class Arguments>
 cudaError_t launch_quads(void (*kernel)(const Arguments, uint32_t, uint32_t), const Arguments& s,
                          std::initializer_list<const float*> rows, void* stream) {
-  uint32_t width = 4;
-  for (const float* p : rows) width = std::min(width, access_width(s.elements, {Operand{p, kFloat32}}));
   const Plan plan = plan_quads(s.chains, s.elements);
-  return launch(kernel, plan, stream, s, plan.span, width);
+  return launch(kernel, plan, stream, s, plan.span, access_width(s.elements, rows));
+}
+
+// `few` and `many` are the kernels of shorter and of longer chains.
+template <class Arguments>
+cudaError_t launch_sums(void (*few)(const Arguments, int, uint32_t), void (*many)(const Arguments, int, uint32_t),
+                        const Arguments& s, std::initializer_list<const float*> rows, void* stream) {
+  const bool is_short = s.elements <= kFew;
+  const int block = is_short ? kThreads : kMany;
+  const int threads = is_short ? std::max(sum_width(s.elements) / 4, 1) : kMany;
+  const int64_t each = block / threads, blocks = (s.chains + each - 1) / each;
+  const Plan plan{dim3(static_cast<unsigned>(std::min<int64_t>(blocks, UINT32_MAX))), dim3(block), 0};
+  return launch(is_short ? few : many, plan, stream, s, threads, access_width(s.elements, rows));
+}
+
+// By the widest units that chains and addresses are multiples of.
+cudaError_t launch_select(const Pair& pair, const bool* accepted, int64_t chains, void* stream) {
+  const int64_t words = pair.bytes / 4;
+  const std::initializer_list<const float*> rows = {reinterpret_cast<const float*>(pair.kept),
+                                                    reinterpret_cast<const float*>(pair.proposed)};
+  const uint32_t width = access_width(words, rows);
+  const int64_t units = words / width;
+  const unsigned across = static_cast<unsigned>(std::min<int64_t>(std::max<int64_t>(units, 1), kMany));
+  const Plan select = plan(chains, std::max<int64_t>(units, 1), dim3(across, kMany / across), across);
+  return launch(mcmc_select, select, stream, pair, accepted, chains, select.span, width);
 }
 
 }  // namespace
@@ -208,28 +288,22 @@ const char* kick_drift(const KickDrift& s, void* stream) {
 }
 
 const char* mala_accept(const MalaAccept& s, void* stream) {
-  const cudaError_t error = s.elements <= kFew * 4
-                                ? launch(mcmc_mala_accept<kFew, 4>, plan_chains(s.chains, kFew, 4), stream, s)
-                                : launch(mcmc_mala_accept<kMany, 8>, plan_chains(s.chains, kMany, 1), stream, s);
-  return result(error, "mala_accept", s.chains);
+  return result(launch_sums(mcmc_mala_accept<false>, mcmc_mala_accept<true>, s,
+                            {s.x, s.score, s.proposal, s.proposal_score, s.scale}, stream),
+                "mala_accept", s.chains);
 }
 
 const char* squared_norm(const SquaredNorm& s, void* stream) {
-  const cudaError_t error = s.elements <= kFew * 4
-                                ? launch(mcmc_squared_norm<kFew, 4>, plan_chains(s.chains, kFew, 4), stream, s)
-                                : launch(mcmc_squared_norm<kMany, 8>, plan_chains(s.chains, kMany, 1), stream, s);
-  return result(error, "squared_norm", s.chains);
+  return result(launch_sums(mcmc_squared_norm<false>, mcmc_squared_norm<true>, s, {s.x}, stream), "squared_norm",
+                s.chains);
 }
 
 const char* accept(const Accept& s, void* stream) {
-  Plan plan = plan_chains(s.chains, 1, 128);
-  plan.threads = dim3(128);
+  const int64_t blocks = (s.chains + kThreads - 1) / kThreads;
+  const Plan plan{dim3(static_cast<unsigned>(std::min<int64_t>(blocks, UINT32_MAX))), dim3(kThreads), 0};
   cudaError_t error = launch(mcmc_accept, plan, stream, s);
-  for (int i = 0; i < s.count && error == cudaSuccess; ++i) {
-    const unsigned across = static_cast<unsigned>(std::min<int64_t>(std::max<int64_t>(s.pairs[i].bytes / 4, 1), 128));
-    const Plan select = plan_chains(s.chains, across, 128 / across);
-    error = launch(mcmc_select, select, stream, s.pairs[i], s.accepted, s.chains);
-  }
+  for (int i = 0; i < s.count && error == cudaSuccess; ++i)
+    error = launch_select(s.pairs[i], s.accepted, s.chains, stream);
   return result(error, "accept", s.chains);
 }
 

@@ -2,7 +2,6 @@
 
 A tile ``[C, W]`` holds C chains, W the least power of two of at least d and 4; columns beyond d are 0.
 """
-# ruff: noqa: SIM108 (Triton knows no conditional expression of tensors)
 # mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -23,12 +22,29 @@ FUNNEL = tl.constexpr(densities.FUNNEL)
 
 
 @triton.jit
+def folded(x, w: tl.constexpr):
+    """Column l of ``[C, W]`` adds column l xor v for v = w, w / 2, ... 1."""
+    C: tl.constexpr = x.shape[0]
+    W: tl.constexpr = x.shape[1]
+    if w > 0:
+        pairs = tl.reshape(x, [C, W // (2 * w), 2, w])
+        sums = tl.broadcast_to(tl.expand_dims(tl.sum(pairs, 2), 2), pairs.shape)
+        x = folded(tl.reshape(sums, [C, W]), w // 2)
+    return x
+
+
+@triton.jit
 def halved_sum(x, W: tl.constexpr):
-    """Sums ``[C]`` over ``[C, W]``: column l adds column l + w for w = W / 2, ... 1."""
-    if W > 2:
-        total = halved_sum(tl.sum(tl.reshape(x, [x.shape[0], 2, W // 2]), 1), W // 2)
+    """Sums ``[C]`` over ``[C, W]``: column l adds column l + w for w = W / 2, ... 1.
+
+    Every column ends with the sum, so all stays in the tile's layout. Halving the tile would end in layouts where a
+    thread holds whole rows, and Triton then takes them for the state.
+    """
+    total = folded(x, W // 2)
+    if x.dtype == tl.float64:
+        total = tl.max(total.to(tl.int64, bitcast=True), 1).to(tl.float64, bitcast=True)
     else:
-        total = tl.sum(x, 1)
+        total = tl.max(total.to(tl.int32, bitcast=True), 1).to(tl.float32, bitcast=True)
     return total
 
 
@@ -55,11 +71,31 @@ def log(x):
 
 
 @triton.jit
-def gaussian(numbers, x, d, FULL: tl.constexpr):
+def numbers_at_hand(numbers, d, KIND: tl.constexpr, W: tl.constexpr):
+    """What every evaluation reads, loaded once: mean and diagonal precision ``[1, W]``, or the two numbers of a kind.
+
+    Mixtures have none; of a full Gaussian it is the mean alone.
+    """
+    first = 0.0
+    second = 0.0
+    if KIND <= GAUSSIAN:
+        i = tl.arange(0, W)[None, :]
+        first = tl.load(numbers + i, mask=i < d, other=0.0)
+        second = first
+        if KIND == GAUSSIAN_DIAGONAL:
+            second = tl.load(numbers + d + i, mask=i < d, other=0.0)
+    elif KIND != MIXTURE:
+        first = tl.load(numbers)
+        second = tl.load(numbers + 1)
+    return first, second
+
+
+@triton.jit
+def gaussian(numbers, mean, precision, x, d, FULL: tl.constexpr):
     """(score, energy terms)."""
     i = tl.arange(0, x.shape[1])[None, :]
     inside = i < d
-    u = x - splat(tl.load(numbers + i, mask=inside, other=0.0), x)
+    u = x - splat(mean, x)
     if FULL:
         row = numbers + d + i * d
         score = -splat(tl.load(row, mask=inside, other=0.0), x) * splat(column(u, 0), x)
@@ -67,7 +103,7 @@ def gaussian(numbers, x, d, FULL: tl.constexpr):
             entry = tl.load(row + j, mask=inside, other=0.0)
             score = tl.fma(-splat(entry, x), splat(column(u, j), x), score)
     else:
-        score = -splat(tl.load(numbers + d + i, mask=inside, other=0.0), x) * u
+        score = -splat(precision, x) * u
     return score, (-0.5 * u) * score
 
 
@@ -106,12 +142,10 @@ def mixture(numbers, x, d, components, K: tl.constexpr):
 
 
 @triton.jit
-def rosenbrock(numbers, x):
+def rosenbrock(a, b, x):
     """(score, energy terms)."""
     C: tl.constexpr = x.shape[0]
     W: tl.constexpr = x.shape[1]
-    a = tl.load(numbers)
-    b = tl.load(numbers + 1)
     first, second = tl.split(tl.reshape(x, [C, W // 2, 2]))
     t = tl.fma(-first, first, second)
     one = 1.0 - first
@@ -121,11 +155,9 @@ def rosenbrock(numbers, x):
 
 
 @triton.jit
-def funnel(numbers, x):
+def funnel(precision, rest, x):
     """(score, energy terms)."""
     i = tl.arange(0, x.shape[1])[None, :]
-    precision = tl.load(numbers)
-    rest = tl.load(numbers + 1)
     first = column(x, 0)
     inverse = exp(-first)
     half = 0.5 * inverse
@@ -138,31 +170,30 @@ def funnel(numbers, x):
 
 
 @triton.jit
-def evaluate_tile(numbers, x, d, components, KIND: tl.constexpr, K: tl.constexpr):
-    """Score ``[C, W]`` and energies ``[C]`` float64 of a tile of chains."""
+def evaluate_tile(numbers, first, second, x, d, components, KIND: tl.constexpr, K: tl.constexpr):
+    """Score ``[C, W]`` and energies ``[C]`` float64 of a tile of chains; first and second are ``numbers_at_hand``."""
     W: tl.constexpr = x.shape[1]
     inside = tl.arange(0, W)[None, :] < d
     if KIND == MIXTURE:
         score, energy = mixture(numbers, x, d, components, K)
     elif KIND <= FUNNEL:
         if KIND == GAUSSIAN_DIAGONAL:
-            score, terms = gaussian(numbers, x, d, False)
+            score, terms = gaussian(numbers, first, second, x, d, False)
         elif KIND == GAUSSIAN:
-            score, terms = gaussian(numbers, x, d, True)
+            score, terms = gaussian(numbers, first, second, x, d, True)
         elif KIND == DOUBLE_WELL:
-            a = tl.load(numbers)
-            t = tl.fma(x, x, splat(-tl.load(numbers + 1), x))
-            score = ((-4.0 * a) * x) * t
-            terms = (a * t) * t
+            t = tl.fma(x, x, splat(-second, x))
+            score = ((-4.0 * first) * x) * t
+            terms = (first * t) * t
         elif KIND == ROSENBROCK:
-            score, terms = rosenbrock(numbers, x)
+            score, terms = rosenbrock(first, second, x)
         else:
-            score, terms = funnel(numbers, x)
+            score, terms = funnel(first, second, x)
         energy = halved_sum(tl.where(inside, terms, 0.0).to(tl.float64), W)
     else:
         r = tl.sqrt_rn(halved_sum(x * x, W))
-        inward = tl.load(numbers) - r
-        pull = inward * tl.load(numbers + 1)
+        inward = first - r
+        pull = inward * second
         energy = ((0.5 * inward) * pull).to(tl.float64)
         score = splat(tl.div_rn(pull, tl.where(r == 0, 1.0, r))[:, None], x) * x
     return tl.where(inside, score, 0.0), energy

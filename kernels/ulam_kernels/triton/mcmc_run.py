@@ -1,6 +1,7 @@
 """Whole chains in one launch, in Triton: a program holds a tile of chains and takes all their steps.
 
-The state stays in registers. See :func:`ulam_kernels.mcmc.run`; the bits are those of the other backends.
+All that lives along the loop stays in registers. See :func:`ulam_kernels.mcmc.run`; the bits are those of the other
+backends.
 """
 # mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
 
@@ -12,12 +13,12 @@ import triton.language as tl
 
 from ulam_kernels import mcmc
 from ulam_kernels.densities import Density
-from ulam_kernels.triton.densities import evaluate_tile, halved_sum, splat
+from ulam_kernels.triton.densities import evaluate_tile, halved_sum, numbers_at_hand, splat
 from ulam_kernels.triton.launch import EXACT, on_device
 from ulam_kernels.triton.noise import key_of, normals, philox4x32_10, radius
 from ulam_kernels.triton.step import clip
 
-ELEMENTS = 512  # of a program's tile
+WARP, CHAINS = 128, 8  # elements of a warp, four a thread; chains of a tile at least
 ULA, MALA, BAOAB, HMC = (tl.constexpr(i) for i in range(4))
 DIVERGED = tl.constexpr(mcmc.DIVERGED)
 
@@ -62,9 +63,11 @@ def squared_norms(v, W: tl.constexpr):
 def run_kernel(
     numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,
     chains, d, components, steps, leapfrog, thin, lo, hi,
-    KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+    KIND: tl.constexpr, SAMPLER: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     """As :func:`ulam_kernels.mcmc.run`. Grid (tiles of chains)."""
+    if QUADS:
+        d = d // 4 * 4  # says to the compiler that 16-byte accesses are aligned
     b = tl.program_id(0) * C + tl.arange(0, C)
     exists = b < chains
     i = tl.arange(0, W)[None, :]
@@ -86,7 +89,8 @@ def run_kernel(
     now = tl.load(draw + b, mask=exists, other=0)[:, None]
     block = tl.broadcast_to(tl.arange(0, W // 4)[None, :], [C, W // 4])
     beta = tl.sum(c2.to(tl.float64), 1)
-    score, energy = evaluate_tile(numbers, state, d, components, KIND, K)
+    first, second = numbers_at_hand(numbers, d, KIND, W)
+    score, energy = evaluate_tile(numbers, first, second, state, d, components, KIND, K)
     count = tl.zeros([C], tl.int64)
     failures = tl.zeros([C], tl.int64)
     total = tl.zeros([C, W], tl.float64)
@@ -106,13 +110,13 @@ def run_kernel(
             proposal = moved(moved(state, c0, factor, force), c1, factor, z)
             if SAMPLER == ULA:
                 proposal = tl.where(inside, clip(proposal, lo, hi), 0.0)
-            new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
+            new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
         elif SAMPLER == BAOAB:
             velocity = moved(velocity, c0, factor, score)
             proposal = moved(state, c1, factor, velocity)
             velocity = tl.fma(splat(c3, z), z, splat(c2, velocity) * velocity)
             proposal = moved(proposal, c1, factor, velocity)
-            new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
+            new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
             velocity = moved(velocity, c0, factor, new_score)
         else:
             half = 0.5 * c0
@@ -124,7 +128,7 @@ def run_kernel(
             for leap in range(0, leapfrog):
                 velocity = moved(velocity, tl.where(leap == 0, half, c0), factor, new_score)
                 proposal = moved(proposal, c0, factor, velocity)
-                new_score, new_energy = evaluate_tile(numbers, proposal, d, components, KIND, K)
+                new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
             velocity = moved(velocity, half, factor, new_score)
         if (SAMPLER == MALA) | (SAMPLER == HMC):
             if SAMPLER == MALA:
@@ -145,11 +149,11 @@ def run_kernel(
             energy = new_energy
         now += 16
         if (step + 1) % thin == 0:
+            place = b.to(tl.int64) * kept + step // thin
             if draws is not None:
-                place = (b.to(tl.int64) * kept + step // thin)[:, None] * d + i
-                tl.store(draws + place, state, mask=inside)
+                tl.store(draws + place[:, None] * d + i, state, mask=inside)
             if energies is not None:
-                tl.store(energies + b.to(tl.int64) * kept + step // thin, energy, mask=exists)
+                tl.store(energies + place, energy, mask=exists)
             if moments is not None:
                 wide = state.to(tl.float64)
                 total += wide
@@ -170,14 +174,18 @@ def run_kernel(
 @triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["numbers"])
 def evaluate_kernel(
     numbers, x, energy, score, chains, d, components,
-    KIND: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+    KIND: tl.constexpr, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of chains)."""
+    if QUADS:
+        d = d // 4 * 4
     b = tl.program_id(0) * C + tl.arange(0, C)
     i = tl.arange(0, W)[None, :]
     inside = (b < chains)[:, None] & (i < d)
     at = b.to(tl.int64)[:, None] * d + i
-    s, e = evaluate_tile(numbers, tl.load(x + at, mask=inside, other=0.0), d, components, KIND, K)
+    first, second = numbers_at_hand(numbers, d, KIND, W)
+    state = tl.load(x + at, mask=inside, other=0.0)
+    s, e = evaluate_tile(numbers, first, second, state, d, components, KIND, K)
     tl.store(score + at, s, mask=inside)
     if energy is not None:
         tl.store(energy + b, e, mask=b < chains)
@@ -223,8 +231,12 @@ def run(
 
 
 def _launch(density: Density, chains: int) -> tuple[tuple[int], dict[str, object]]:
-    """The grid, and what a tile is: W columns and so many chains that it has ELEMENTS."""
+    """The grid, and what a tile is: a warp, or more of them for CHAINS chains; W columns.
+
+    Small tiles spread few short chains over many SMs. Of four chains of many columns Triton makes poor layouts.
+    """
     width = max(4, 1 << (density.dimension - 1).bit_length())
     components = max(2, 1 << (density.components - 1).bit_length()) if density.components else 2
-    tile = {"C": ELEMENTS // width, "W": width, "K": components}
-    return (-(-chains * width // ELEMENTS),), {"KIND": density.kind, **tile, "num_warps": 4, **EXACT}
+    held = max(WARP // width, CHAINS)
+    tile = {"C": held, "W": width, "K": components, "QUADS": density.dimension % 4 == 0}
+    return (-(-chains // held),), {"KIND": density.kind, **tile, "num_warps": held * width // WARP, **EXACT}
