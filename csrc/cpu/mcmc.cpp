@@ -83,7 +83,8 @@ void evaluate(const Kernels& k, const Evaluate& s, int threads) {
 }
 
 void run(const Kernels& k, const Run& s, int threads) {
-  const int64_t each = s.target.dimension * (1 + s.target.components) * s.steps;
+  const int64_t steps = s.steps < kSerialElements ? s.steps : kSerialElements;  // more change no choice
+  const int64_t each = s.target.dimension * (1 + s.target.components) * steps;
   by_chain(mcmc_of(k).run, s, mcmc_of(k).width, each, threads);
 }
 

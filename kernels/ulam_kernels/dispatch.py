@@ -14,6 +14,8 @@ from types import ModuleType
 
 import torch
 
+from ulam_kernels.arguments import described
+
 NAMES = ("cpu", "triton", "cuda", "reference")
 
 
@@ -75,6 +77,8 @@ def select(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleT
         ValueError: the backend asked for is unknown, not usable here, or does not serve these tensors.
     """
     source = "backend"
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend: got {described(backend)}, expected one of {', '.join(NAMES)}")
     if dtype == torch.float64:
         if backend not in (None, "reference"):
             raise ValueError(f"backend: got {backend!r}, but float64 exists on the reference backend alone")

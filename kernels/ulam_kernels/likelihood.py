@@ -18,8 +18,9 @@ from types import ModuleType
 
 import torch
 
+from ulam_kernels.arguments import choice, whole
 from ulam_kernels.dispatch import select
-from ulam_kernels.validation import MAX_ELEMENTS, check
+from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
 
 CDFS = ("exact", "tanh")
 
@@ -85,10 +86,7 @@ def discretised_log_likelihood(
     _check_first(x, "x")
     check(mean, "mean", x.dtype, x.device, x.shape)
     each = _each(log_scale, "log_scale", x)
-    if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= 1 << 16:
-        raise ValueError(f"bins: got {bins!r}, expected a whole number from 2 to 65536")
-    if cdf not in CDFS:
-        raise ValueError(f"cdf: got {cdf!r}, expected 'exact' or 'tanh'")
+    bins, cdf = whole(bins, "bins", 2, 1 << 16), choice(cdf, "cdf", CDFS)
     half = 1 / (bins - 1)
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if x.numel():
@@ -104,8 +102,7 @@ def _backend(name: str | None, x: torch.Tensor) -> ModuleType:
 
 
 def _check_first(x: torch.Tensor, name: str) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
+    check_tensor(x, name)
     if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
     check(x, name, x.dtype, x.device, x.shape)
@@ -115,6 +112,7 @@ def _check_first(x: torch.Tensor, name: str) -> None:
 
 def _each(values: torch.Tensor, name: str, x: torch.Tensor) -> bool:
     """Whether there is one number an element, after the checks."""
+    check_tensor(values, name)
     if values.shape not in (x.shape, x.shape[:1]):
         raise ValueError(f"{name}: got shape {list(values.shape)}, expected {list(x.shape)} or {list(x.shape[:1])}")
     check(values, name, x.dtype, x.device, values.shape)

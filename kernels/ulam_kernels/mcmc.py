@@ -40,14 +40,17 @@ from types import ModuleType
 
 import torch
 
+from ulam_kernels.arguments import bounds, choice, described, switch, whole
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
-from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids
+from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
 COEFFICIENTS = 4
 MOST_PAIRS = 4
+MOST_STEPS = 1 << 40  # of a launch, thinned or not: at a nanosecond a step a quarter of an hour
+MOST_LEAPS = 1 << 30
 
 
 def langevin(
@@ -87,16 +90,16 @@ def langevin(
         ``out``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one.
+        TypeError, ValueError, OverflowError: an argument of the wrong type, dtype, shape, device or layout, out of
+            range, or a missing one.
     """
-    out = torch.empty_like(x) if out is None else out
     _check_state(x, "x")
-    _check_like(x, score=score, out=out, noise=noise)
+    out = torch.empty_like(x) if out is None else out
+    _check_like(x, score=score, out=out, **_given(noise=noise))
     _check_per_chain(x, step=step, noise_scale=noise_scale)
     _check_scale(x, scale)
     _check_noise(x, seed, chain, draw, noise)
-    if not lo <= hi:
-        raise ValueError(f"lo, hi: got {lo}, {hi}, expected lo <= hi")
+    lo, hi = bounds(lo, hi)
     if x.numel():
         _backend(backend, x).langevin(x, score, step, noise_scale, scale, lo, hi, seed, chain, draw, noise, out)
     return out
@@ -139,15 +142,15 @@ def mala_accept(
         accepted ``[B]`` bool, log_ratio ``[B]`` float64: min(1, exp(log_ratio)) is the acceptance probability.
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     _check_state(x, "x")
     _check_like(x, proposal=proposal, score=score, proposal_score=proposal_score)
     for name, value in (("energy", energy), ("proposal_energy", proposal_energy)):
         check(value, name, torch.float64, x.device, x.shape[:1])
-    _check_per_chain(x, step=step, inverse_temperature=inverse_temperature)
+    _check_per_chain(x, step=step, **_given(inverse_temperature=inverse_temperature))
     _check_scale(x, scale)
-    check_ids(seed, chain, draw, x.device, x.shape[:1])
+    _check_ids(x, seed, chain, draw)
     accepted = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     log_ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if x.numel():
@@ -192,14 +195,15 @@ def kick_drift(
         seed, chain, draw, noise: as :func:`langevin`, read with ``keep``.
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     _check_state(x, "x")
-    _check_like(x, v=v, score=score, noise=noise)
-    _check_per_chain(x, kick=kick, drift=drift, keep=keep, noise_scale=noise_scale)
+    _check_like(x, v=v, score=score, **_given(noise=noise))
+    _check_per_chain(x, kick=kick, **_given(drift=drift, keep=keep, noise_scale=noise_scale))
     _check_scale(x, scale)
     if (keep is None) != (noise_scale is None) or (keep is not None and drift is None):
-        raise ValueError("keep, noise_scale: expected both or none, and drift with them")
+        given = ", ".join(_given(drift=drift, keep=keep, noise_scale=noise_scale)) or "none"
+        raise ValueError(f"drift, keep, noise_scale: got {given}, expected keep and noise_scale with drift, or neither")
     if keep is not None:
         _check_noise(x, seed, chain, draw, noise)
     if x.numel():
@@ -210,7 +214,7 @@ def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor
     """``sum_i x_i^2`` of every chain, ``[B]`` float64: squares are exact, sums in the order of this module.
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     _check_state(x, "x")
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -239,15 +243,19 @@ def accept(
         accepted ``[B]`` bool.
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_tensor(log_ratio, "log_ratio")
     if log_ratio.dim() != 1:
         raise ValueError(f"log_ratio: got shape {list(log_ratio.shape)}, expected [B]")
     check(log_ratio, "log_ratio", torch.float64, log_ratio.device, log_ratio.shape)
-    check_ids(seed, chain, draw, log_ratio.device, log_ratio.shape)
+    _check_ids(log_ratio, seed, chain, draw)
+    if not isinstance(pairs, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"pairs: got {described(pairs)}, expected a sequence of (kept, proposed)")
     if len(pairs) > MOST_PAIRS:
         raise ValueError(f"pairs: got {len(pairs)}, expected at most {MOST_PAIRS}")
     for kept, proposed in pairs:
+        check_tensor(kept, "pairs")
         if kept.dtype not in (torch.float32, torch.float64) or kept.shape[:1] != log_ratio.shape:
             raise ValueError(f"pairs: got {kept.dtype} {list(kept.shape)}, expected float32 or float64 [B, ...]")
         check(kept, "pairs", kept.dtype, log_ratio.device, kept.shape)
@@ -266,9 +274,10 @@ def evaluate(
     The formulas are in fp32; the energy's terms, one an element, are summed in float64.
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     _check_density(density, x)
+    switch(energy, "energy")
     score = torch.empty_like(x)
     energies = torch.empty(len(x), dtype=torch.float64, device=x.device) if energy else None
     if x.numel():
@@ -316,9 +325,9 @@ def run(
         density: of d = 1 to 128 dimensions.
         x: ``[B, d]``. v: ``[B, d]`` whitened velocities, needed by baoab alone.
         coef: ``[B, 4]``.
-        steps: how many. thin: every thin-th state is kept: those after steps thin, 2 thin, ...
+        steps: how many, 0 to 2^40. thin: every thin-th state is kept: those after steps thin, 2 thin, ...
         seed, chain, draw: ``[B]`` int64; draw is the first step's.
-        leapfrog: of HMC, at least 1.
+        leapfrog: of HMC, 1 to 2^30.
         scale: ``[d]``. lo, hi: bounds of ULA; other samplers take none.
         draws: ``[B, steps // thin, d]`` receives the kept states.
         energies: ``[B, steps // thin]`` float64 receives their energies.
@@ -328,25 +337,23 @@ def run(
             it (mala, hmc).
 
     Raises:
-        TypeError, ValueError: as :func:`langevin`.
+        TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     _check_density(density, x)
-    device, chains, kept = x.device, len(x), steps // thin if thin > 0 else 0
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: got {sampler!r}, expected one of {', '.join(SAMPLERS)}")
-    for name, number, least in (("steps", steps, 0), ("thin", thin, 1), ("leapfrog", leapfrog, 1)):
-        if number < least:
-            raise ValueError(f"{name}: got {number}, expected at least {least}")
+    choice(sampler, "sampler", SAMPLERS)
+    steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
+    leapfrog, (lo, hi) = whole(leapfrog, "leapfrog", 1, MOST_LEAPS), bounds(lo, hi)
+    device, chains, kept = x.device, len(x), steps // thin
     if (v is None) != (sampler != "baoab"):
         raise ValueError("v: is for baoab, and baoab needs it")
-    if (sampler != "ula" and (lo, hi) != (-math.inf, math.inf)) or not lo <= hi:
-        raise ValueError(f"lo, hi: got {lo}, {hi} for {sampler}, expected bounds with lo <= hi, for ula alone")
+    if sampler != "ula" and (lo, hi) != (-math.inf, math.inf):
+        raise ValueError(f"lo, hi: got {lo}, {hi} for {sampler}, expected bounds for ula alone")
     if (accepted is not None or diverged is not None) and sampler not in ("mala", "hmc"):
         raise ValueError(f"accepted, diverged: {sampler} has no Metropolis test")
     check(coef, "coef", x.dtype, device, (chains, COEFFICIENTS))
-    _check_like(x, v=v)
+    _check_like(x, **_given(v=v))
     _check_scale(x, scale)
-    check_ids(seed, chain, draw, device, x.shape[:1])
+    _check_ids(x, seed, chain, draw)
     for label, tensor, dtype, shape in (
         ("draws", draws, x.dtype, (chains, kept, density.dimension)),
         ("energies", energies, torch.float64, (chains, kept)),
@@ -369,6 +376,7 @@ def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None
 
 
 def _check_state(x: torch.Tensor, name: str) -> None:
+    check_tensor(x, name)
     if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
     if not x.is_contiguous():
@@ -377,16 +385,24 @@ def _check_state(x: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
 
 
-def _check_like(x: torch.Tensor, **tensors: torch.Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            check(tensor, name, x.dtype, x.device, x.shape)
+def _given(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Those that are not None."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _check_per_chain(x: torch.Tensor, **tensors: torch.Tensor | None) -> None:
+def _check_like(x: torch.Tensor, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None:
-            check(tensor, name, x.dtype, x.device, x.shape[:1])
+        check(tensor, name, x.dtype, x.device, x.shape)
+
+
+def _check_per_chain(x: torch.Tensor, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        check(tensor, name, x.dtype, x.device, x.shape[:1])
+
+
+def _check_ids(x: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor) -> None:
+    for name, tensor in (("seed", seed), ("chain", chain), ("draw", draw)):
+        check(tensor, name, torch.int64, x.device, x.shape[:1])
 
 
 def _check_scale(x: torch.Tensor, scale: torch.Tensor | None) -> None:
@@ -407,6 +423,8 @@ def _check_noise(
 
 
 def _check_density(density: Density, x: torch.Tensor) -> None:
+    if not isinstance(density, Density):
+        raise TypeError(f"density: got {described(density)}, expected a Density")
     _check_state(x, "x")
     if x.dim() != 2 or x.shape[1] != density.dimension:
         raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {density.dimension}] for {density}")

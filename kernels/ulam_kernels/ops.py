@@ -10,11 +10,12 @@ import math
 
 import torch
 
+from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
 from ulam_kernels.dispatch import select
 from ulam_kernels.table import Table
 from ulam_kernels.validation import FLOATS as FLOATS
 from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
-from ulam_kernels.validation import MAX_STAGE, check, check_ids, check_state, operands
+from ulam_kernels.validation import MAX_STAGE, check, check_ids, check_state, check_tensor, operands
 
 
 def step(
@@ -266,17 +267,19 @@ def fill_normal(
         out: ``[B, *shape]``, contiguous, float32, bfloat16 or float16 (float64: reference backend).
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         tag: 0 step noise, 1 initial state, up to 14.
+        scale: a finite number.
         offset: index of the first element, for samples that are sharded.
 
     Returns:
         ``out``.
 
     Raises:
-        TypeError, ValueError: as :func:`step`.
+        TypeError, ValueError, OverflowError: as :func:`step`; a number of the wrong type or out of range.
     """
     if torch.compiler.is_compiling():
         torch.ops.ulam.fill_normal(out, seed, chain, draw, tag, scale, offset, backend)
         return out
+    check_tensor(out, "out")
     if out.dim() < 1:
         raise ValueError("out: got a scalar, expected [B, *shape]")
     chains = out.shape[0]
@@ -284,10 +287,11 @@ def fill_normal(
         raise TypeError(f"out: got dtype {out.dtype}, expected float32, bfloat16, float16 or float64")
     if not out.is_contiguous():
         raise ValueError("out: must be contiguous")
-    if not 0 <= tag <= 14:
-        raise ValueError(f"tag: got {tag}, expected 0 to 14")
+    tag = whole(tag, "tag", 0, 14)
+    scale = real(scale, "scale", most=math.inf if out.dtype == torch.float64 else LARGEST_FLOAT32)
     elements = out.numel() // chains if chains else 0
-    if offset < 0 or offset + elements > MAX_ELEMENTS:
+    offset = whole(offset, "offset", 0, MAX_ELEMENTS)
+    if offset + elements > MAX_ELEMENTS:
         raise ValueError(f"offset: elements {offset} to {offset + elements} reach beyond [0, 2^30]")
     for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
         check(ids, name, torch.int64, out.device, (chains,))

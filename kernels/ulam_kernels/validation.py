@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from ulam_kernels.arguments import described
 from ulam_kernels.table import Table
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_ELEMENTS = 1 << 30  # noise-v1 counts a chain's elements in 30 bits
 MAX_STAGE = 15  # draw = 16 * row + stage
+
+
+def check_tensor(tensor: object, name: str) -> None:
+    """Raise unless it is a tensor with its numbers in memory, one after the other."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: got {described(tensor)}, expected a tensor")
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        found = "the meta device" if tensor.device.type == "meta" else str(tensor.layout)
+        raise ValueError(f"{name}: got a tensor on {found}, expected a dense one with data")
 
 
 def check_state(state: torch.Tensor) -> None:
@@ -82,6 +92,7 @@ def check(
     contiguous: bool = True,
 ) -> None:
     """Raise unless the tensor has this dtype (None: one of FLOATS), device and shape."""
+    check_tensor(tensor, name)
     if tensor.shape != shape:
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in FLOATS):

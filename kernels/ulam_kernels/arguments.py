@@ -1,0 +1,98 @@
+"""Checks of numbers, switches and choices: what came and what would be right, in one line, before any work is done."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+LARGEST_FLOAT32 = float(torch.finfo(torch.float32).max)
+LONGEST = 60  # characters of a value in a message
+
+
+def described(value: object) -> str:
+    """A value in a few words, on one line."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype} {list(value.shape)}"
+    if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # Python prints no number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    if value is None or isinstance(value, (int, float, complex, str)):
+        text = repr(value)
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return type(value).__name__
+
+
+def whole(value: object, name: str, least: int, most: int) -> int:
+    """The value as an int; a bool, a tensor and a float are none.
+
+    Raises:
+        TypeError, ValueError: not a whole number, or outside [least, most].
+    """
+    right = f"expected a whole number from {least} to {most}"
+    if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {described(value)}, {right}")
+    try:
+        number = operator.index(value)
+    except TypeError:  # an array of several
+        raise TypeError(f"{name}: got {described(value)}, {right}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name}: got {described(number)}, expected {least} to {most}")
+    return number
+
+
+def real(value: object, name: str, right: str = "a finite number", most: float = LARGEST_FLOAT32) -> float:
+    """The value as a float of at most ``most`` in size.
+
+    Raises:
+        TypeError, ValueError: not a real number (a bool and a tensor are none), NaN, or too large.
+    """
+    number = _float(value, name, right)
+    if not abs(number) <= most:
+        raise ValueError(f"{name}: got {described(value)}, expected {right}")
+    return number
+
+
+def positive(value: object, name: str) -> float:
+    """As :func:`real`, above 0."""
+    right = "positive finite numbers"
+    number = real(value, name, right)
+    if not number > 0:
+        raise ValueError(f"{name}: got {described(value)}, expected {right}")
+    return number
+
+
+def bounds(lo: object, hi: object) -> tuple[float, float]:
+    """lo <= hi, each a number or infinite."""
+    low, high = (_float(value, name, "a number or an infinity") for name, value in (("lo", lo), ("hi", hi)))
+    if not low <= high:
+        raise ValueError(f"lo, hi: got {described(lo)}, {described(hi)}, expected lo <= hi")
+    return low, high
+
+
+def switch(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {described(value)}, expected True or False")
+    return value
+
+
+def choice(value: object, name: str, choices: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name}: got {described(value)}, expected one of {', '.join(choices)}")
+    return value
+
+
+def _float(value: Any, name: str, right: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {described(value)}, expected {right}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise OverflowError(f"{name}: got {described(value)}, expected {right}") from None
+    if math.isnan(number):
+        raise ValueError(f"{name}: got nan, expected {right}")
+    return number
