@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ulam_kernels import validation
 from ulam_kernels.arguments import described, positive, whole
-from ulam_kernels.validation import check_tensor
 
 MAX_DIMENSION = 128
 MAX_COMPONENTS = 64
 GAUSSIAN_DIAGONAL, GAUSSIAN, MIXTURE, DOUBLE_WELL, ROSENBROCK, FUNNEL, RING = range(7)
-_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16,
-         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +188,9 @@ def _precision(std: object) -> float:
     return float(value)
 
 
-def _numbers(tensor: object, name: str, dtypes: tuple[torch.dtype, ...] = _REAL) -> torch.Tensor:
+def _numbers(tensor: object, name: str, dtypes: tuple[torch.dtype, ...] = validation.REALS) -> torch.Tensor:
     """The tensor in float64, without its history, after the check that float32 holds its numbers."""
-    check_tensor(tensor, name)
+    validation.check_tensor(tensor, name)
     assert isinstance(tensor, torch.Tensor)
     if tensor.dtype not in dtypes:
         right = "real numbers" if len(dtypes) > 1 else str(dtypes[0])

@@ -8,6 +8,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.table import Table
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REALS = (torch.float64, *FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MAX_ELEMENTS = 1 << 30  # noise-v1 counts a chain's elements in 30 bits
 MAX_STAGE = 15  # draw = 16 * row + stage
 
