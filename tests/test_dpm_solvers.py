@@ -22,7 +22,7 @@ from exponential_cases import (
     run_solver,
     signals,
 )
-from oracles import in_float64
+from oracles import execute, in_float64
 
 from ulam import schedules
 from ulam.builder import DynamicThreshold
@@ -296,6 +296,64 @@ def test_3m_halves_the_second_difference_as_all_peers_do() -> None:
     assert states[2] - exact == pytest.approx(-c_2 / 2 * h**2, rel=1e-9)
 
 
+def dpm_fast(x: np.ndarray, ends: tuple[float, float], nfe: int, eps: Callable[[np.ndarray, float], np.ndarray]) -> Any:
+    """The steps of k-diffusion's dpm_fast, eta = 0: Lu 2022a, algorithms 1 and 2, with alpha = 1 and sigma = exp(-l).
+
+    Returns the last state and the levels at which it asked for eps, from `ends` in log-SNR.
+    """
+    asked: list[float] = []
+
+    def at(u: np.ndarray, level: float) -> np.ndarray:
+        asked.append(level)
+        return eps(u, np.exp(-level))
+
+    nodes = np.linspace(*ends, nfe // 3 + 2)
+    orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]
+    for order, s, t in zip(orders, nodes[:-1], nodes[1:], strict=True):
+        h, sigma = t - s, np.exp(-t)
+        first = at(x, s)
+        if order == 1:
+            x = x - sigma * np.expm1(h) * first
+        elif order == 2:  # algorithm 1
+            u = x - np.exp(-(s + h / 2)) * np.expm1(h / 2) * first
+            x = x - sigma * np.expm1(h) * first - sigma * np.expm1(h) * (at(u, s + h / 2) - first)
+        else:  # algorithm 2, r_1 = 1/3, r_2 = 2/3
+            u_1 = x - np.exp(-(s + h / 3)) * np.expm1(h / 3) * first
+            d_1 = at(u_1, s + h / 3) - first
+            g, sigma_2 = 2 * h / 3, np.exp(-(s + 2 * h / 3))
+            u_2 = x - sigma_2 * np.expm1(g) * first - sigma_2 * 2 * (np.expm1(g) / g - 1) * d_1
+            d_2 = at(u_2, s + 2 * h / 3) - first
+            x = x - sigma * np.expm1(h) * first - sigma * 1.5 * (np.expm1(h) / h - 1) * d_2
+    return x, np.array([*asked, nodes[-1]])
+
+
+@pytest.mark.parametrize("nfe", [3, 4, 5, 6, 9, 10, 14])
+def test_singlestep_dpmsolver_is_the_papers_and_dpm_fast(nfe: int) -> None:
+    def eps(x: np.ndarray, sigma: float) -> np.ndarray:
+        return np.tanh(x / (1 + sigma)) + np.sin(3 * sigma)
+
+    x = np.linspace(-9, 9, 7)[None]
+    expected, levels = dpm_fast(x, (-np.log(9.0), -np.log(0.1)), nfe, eps)
+    sigmas = np.exp(-levels)
+    make = partial(DPMSolver, sigmas=sigmas[:-1], final=float(sigmas[-1]), order=3, kind="singlestep")
+
+    def end(variant: str) -> np.ndarray:
+        program = make(variant=variant, lower_order_final=True).program(VE)
+        return execute(program, x, lambda row, y: eps(y, sigmas[row]), lambda _: np.zeros_like(x))[-1]
+
+    np.testing.assert_allclose(end("dpmsolver"), expected, rtol=1e-11, atol=1e-12)
+    assert nfe == 3 or abs(end("midpoint") - expected).max() > 1e-4  # diffusers' second stage
+    assert make(variant="dpmsolver").program(VE).order == 3
+
+
+@pytest.mark.parametrize("cls", [DPMSolverPP, DPMSolver])
+@pytest.mark.parametrize("sde", [False, True])
+def test_dpmsolver_is_midpoint_but_in_singlestep_rows_of_order_3(cls: type[DPMSolverPP], sde: bool) -> None:
+    for kind, order in (("multistep", 1), ("multistep", 2), ("multistep", 3), ("singlestep", 1), ("singlestep", 2)):
+        rows = [cls(9, order, kind, variant, sde).program(VP["linear"]).A for variant in ("midpoint", "dpmsolver")]
+        assert (rows[0] == rows[1]).all()
+
+
 @pytest.mark.parametrize("steps", range(1, 21))
 @pytest.mark.parametrize(("order", "variant"), ORDERS)
 @pytest.mark.parametrize("kind", ["multistep", "singlestep"])
@@ -362,7 +420,7 @@ BAD: dict[str, Callable[[], object]] = {
     "order must be a whole number from 1 to 3, got 4": lambda: DPMSolverPP(5, 4),
     "order must be a whole number from 1 to 3, got 0": lambda: DPMSolver(5, 0),
     "kind must be one of multistep, singlestep, got 'both'": lambda: DPMSolverPP(5, kind="both"),
-    "variant must be one of midpoint, heun, got 'bh2'": lambda: DPMSolverPP(5, variant="bh2"),
+    "variant must be one of midpoint, heun, dpmsolver, got 'bh2'": lambda: DPMSolverPP(5, variant="bh2"),
     "sde must be True or False, got 1": lambda: DPMSolverPP(5, sde=1),
     "lower_order_final must be True or False, got 'no'": lambda: DPMSolver(5, lower_order_final="no"),
     "euler_at_final must be True or False, got None": lambda: DPMSolver(5, euler_at_final=None),

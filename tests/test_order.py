@@ -39,6 +39,7 @@ DPM: list[dict[str, Any]] = [
     {"order": 2, "kind": "singlestep", **FULL},
     {"order": 3, "kind": "singlestep", **FULL},
     {"order": 3, "kind": "singlestep", "variant": "heun", **FULL},
+    {"order": 3, "kind": "singlestep", "variant": "dpmsolver", **FULL},
 ]
 SOLVERS: dict[str, list[dict[str, Any]]] = {
     "DEIS": [{"order": order, **FULL} for order in (2, 3)],

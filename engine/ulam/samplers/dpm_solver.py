@@ -15,7 +15,7 @@ from .exponential import Form, Terms, combined, moments, multistep, multistep_or
 from .grid import Grid, GridSampler
 
 KINDS = ("multistep", "singlestep")
-VARIANTS = ("midpoint", "heun")
+VARIANTS = ("midpoint", "heun", "dpmsolver")
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ class _DPM(GridSampler):
         c = moments(g, 3)
         if order == 3:
             return np.array([c[1], c[2] / 2])
-        return c[:1] / 2 if self.variant == "midpoint" else c[1:2]
+        return c[1:2] if self.variant == "heun" else c[:1] / 2
 
-    def _stage(self, g: float, nodes: Array) -> Array:
-        """v, shaped like `nodes`, the stages that a singlestep row looks back to."""
+    def _stage(self, g: float, nodes: Array, inner: bool) -> Array:
+        """v, shaped like `nodes`, the stages that a singlestep row looks back to; inner: whether it is one itself."""
         c = moments(g, 3)
         if len(nodes) < 2:
-            return weights(c[:1] / 2 if self.variant == "midpoint" else c[1:2], nodes)
+            exact = self.variant == "heun" or (self.variant == "dpmsolver" and inner)
+            return weights(c[1:2] if exact else c[:1] / 2, nodes)
         if self.variant == "heun":
             return weights(c[1:], nodes)
         return np.append(0.0, weights(c[1:2], nodes[1:]))
@@ -84,7 +85,7 @@ class _DPM(GridSampler):
         v = np.zeros((size, size))  # [row, stage]
         for j in range(1, size):
             nodes = (grid.log_snr[first + 1 : first + j + 1] - grid.log_snr[first]) / steps.h[j]
-            v[j, 1 : j + 1] = steps.scale[j] * self._stage(float(steps.g[j]), nodes)
+            v[j, 1 : j + 1] = steps.scale[j] * self._stage(float(steps.g[j]), nodes, inner=j + 1 < size)
         v[:, 0] = -v.sum(axis=1)
         for k in range(size):
             updates: dict[str, Any] = {}
@@ -127,8 +128,10 @@ class DPMSolver(_DPM):
 
     [Lu 2022a, sec. 3], d_1 and d_2 being differences of earlier estimates that stand for the derivatives
     in tau. Order 1 is DDIM. The kinds, orders, variants, registers and the rules for the last rows are those of
-    `DPMSolverPP`, read with eps in the place of D. The factor c_0 / 2 of the midpoint variant grows without bound as
-    the data are neared, so a last row that ends there has order 1 and gives D, as in every solver of this family.
+    `DPMSolverPP`, read with eps in the place of D. kind="singlestep" with variant="dpmsolver" is the paper's algorithm
+    1 (order 2) and 2 (order 3): on levels at halves and thirds of the steps in log-SNR, k-diffusion's `dpm_fast`.
+    diffusers' order 3 is variant="midpoint". The factor c_0 / 2 grows without bound as the data are neared, so a last
+    row that ends there has order 1 and gives D, as in every solver of this family.
 
     sde: the reverse SDE instead of the flow: twice the integral, and noise sigma_t sqrt(exp(2 h) - 1) z
     [SDE-DPM-Solver, Lu 2022b]. Large h makes it unstable (eps counts with 2 - exp(h)): use many steps, or
@@ -147,4 +150,5 @@ class DPMSolver(_DPM):
         {"order": 3},
         {"kind": "singlestep"},
         {"kind": "singlestep", "order": 3},
+        {"kind": "singlestep", "order": 3, "variant": "dpmsolver"},
     )

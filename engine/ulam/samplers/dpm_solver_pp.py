@@ -29,8 +29,10 @@ class DPMSolverPP(_DPM):
     authors' code (and k-diffusion's and diffusers') takes half as large as the expansion above has it; it is kept.
 
     variant: "midpoint" puts c_0 / 2 in the place of c_1 at order 2 [Lu 2022b, algorithms 1 and 2]; at order 3 of the
-    singlestep kind it drops d_2 and takes d_1 from the last stage, which has order 3 where that lies at tau = 2/3
-    [Lu 2022a, algorithm 2]. "heun" uses c_1, and both stages. Order 3 of the multistep kind has but one form.
+    singlestep kind it drops d_2 and takes d_1 from the last stage, which has order 3 where that lies at tau = 2/3.
+    "heun" uses c_1, and both stages. These are diffusers' names. "dpmsolver", the name in the authors' code, differs
+    from "midpoint" in the second stage of a singlestep row of order 3, where the paper has c_1 [Lu 2022a, algorithm 2]
+    and diffusers c_0 / 2. Order 3 of the multistep kind has but one form.
     sde: the reverse SDE: c_k at 2h in the place of h, (sigma_t / sigma_s) exp(-h) x_s, and noise sigma_t
     sqrt(1 - exp(-2h)) z, fresh in every row [SDE-DPM-Solver++, Lu 2022b]; order 1 is DDPM. The weak order is that of
     the table for multistep rows, 1 for the singlestep kind: the noise of its stages is not that of its steps.
