@@ -282,6 +282,8 @@ def test_wrong_arguments_of_the_bound() -> None:
             bounds.vlb(denoiser, x_0, **options)
     with pytest.raises(ValueError, match=r"x_0 must lie in \[-1, 1\]"):
         bounds.vlb(denoiser, 2 * x_0)
+    with pytest.raises(ValueError, match=r"x_0 must lie in \[-1, 1\] .* got nan"):
+        bounds.vlb(denoiser, torch.full_like(x_0, torch.nan))
     with pytest.raises(ValueError, match="schedule must be vp"):
         bounds.vlb(TWO.denoiser(schedules.flow(), "flow"), x_0)
 

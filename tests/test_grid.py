@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import diffusers
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from ulam import Program, schedules
 from ulam.builder import ProgramBuilder
+from ulam.integrations.diffusers import fuse
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
 from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, told
@@ -85,8 +87,7 @@ def times_of(scheduler: Any) -> np.ndarray:
 @pytest.mark.parametrize("schedule", ["linear", "short"])
 def test_spacings_equal_diffusers(schedule: str, name: str, spacing: str) -> None:
     T, convention = VP[schedule].steps, FAMILIES[name].convention
-    counts = {1, 2, 3, 7, 10, 27, 50, 61, 76, T // 2, T - 1, T}
-    for steps in counts - ({1} if name.startswith("Heun") else set()):
+    for steps in {2, 3, 7, 10, 27, 50, 61, 76, T // 2, T - 1, T}:
         expected = times_of(theirs(name, VP[schedule], steps, timestep_spacing=spacing))[:steps]
         times = spaced(T, steps, spacing, convention)
         if name.startswith("Heun"):
@@ -114,6 +115,20 @@ def test_noise_levels_equal_diffusers(schedule: str, name: str, spacing: str) ->
         np.testing.assert_allclose(grid.ratios[:9], sigmas[:9], rtol=3e-7)
         if config or (name.startswith("DEIS") and final == "sigma_min"):
             assert grid.ratios[-1] == pytest.approx(sigmas[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [None, *SPACINGS])
+@pytest.mark.parametrize("convention", ["index", "fractional", "endless"])
+def test_one_step_begins_at_the_noisiest_level_where_diffusers_may_begin_at_the_data(
+    convention: str, spacing: str | None
+) -> None:
+    cls = {"index": Index, "fractional": Fractional, "endless": Endless}[convention]
+    for schedule in VP.values():
+        for sigmas in (None, "karras", "exponential", "beta"):
+            grid = cls(1, spacing=spacing, sigmas=sigmas).grid(schedule)
+            assert grid.times == pytest.approx([schedule.steps - 1], rel=1e-12) and grid.sigmas[-1] == 0
+            assert grid.ratios[0] == pytest.approx(schedule.ratios[-1], rel=1e-12)
+    assert theirs("DDIMScheduler", LINEAR, 1).timesteps.tolist() == [0]
 
 
 @pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
@@ -161,6 +176,38 @@ def test_beta_sigmas_are_quantiles() -> None:
     mass = np.append(0, np.cumsum((density[1:] + density[:-1]) / 2))
     below = np.interp((levels - 1) / 2, np.sin(angle) ** 2, mass / mass[-1])
     np.testing.assert_allclose(below, np.linspace(1, 0, 6), atol=1e-4)
+
+
+def comfyui_beta(sigmas: np.ndarray, steps: int) -> list[float]:
+    """What ComfyUI's beta scheduler takes of a model's `sigmas`, increasing: quantiles of the index, each once."""
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    indices = np.rint(quantiles * (len(sigmas) - 1)).astype(int)
+    return [float(sigmas[i]) for i in dict.fromkeys(indices.tolist())]
+
+
+@pytest.mark.parametrize("cls", [Fractional, Index, Endless])
+@pytest.mark.parametrize("name", VP)
+def test_beta_in_time_is_comfyuis_and_far_from_beta_in_sigma(name: str, cls: type[Fractional]) -> None:
+    schedule = VP[name]
+    for steps in (1, 2, 7, 20):
+        grid = cls(steps, sigmas="beta-time").grid(schedule)
+        np.testing.assert_allclose(grid.ratios[:-1], comfyui_beta(schedule.ratios, steps), rtol=1e-12)
+        assert (grid.times % 1 == 0).all() and grid.ratios[-1] == 0
+    in_sigma = cls(20, sigmas="beta").grid(schedule).ratios[:-1]
+    assert abs(np.log(in_sigma / grid.ratios[:-1])).max() > 0.7
+
+
+def test_beta_in_time_on_schedules_without_training_steps() -> None:
+    quantiles = scipy.stats.beta.ppf(1 - np.arange(6) / 6, 0.6, 0.6)
+
+    def times(schedule: Schedule) -> np.ndarray:
+        return Fractional(6, sigmas="beta-time").grid(schedule).times
+
+    np.testing.assert_allclose(times(schedules.flow(3.0)), 3 * quantiles / (1 + 2 * quantiles), rtol=1e-12)
+    np.testing.assert_allclose(times(schedules.sub_vp(t_min=0.01)), 0.01 + 0.99 * quantiles, rtol=1e-12)
+    np.testing.assert_allclose(times(schedules.ve(0.01, 50)), 0.01 * 5000**quantiles, rtol=1e-12)
+    np.testing.assert_allclose(times(schedules.edm()), 0.002 * 40000**quantiles, rtol=1e-12)
+    assert times(schedules.zero_terminal_snr(LINEAR))[0] == 999
 
 
 # ------------------------------------------------------------------------------------------- explicit and log-SNR
@@ -280,9 +327,9 @@ def test_zero_terminal_snr_starts_at_infinite_noise() -> None:
 # ------------------------------------------------------------------------------------------------------ bad input
 
 
-def levels(*ratios: float) -> Grid:
+def levels(*ratios: float, alpha: float = 1.0) -> Grid:
     ratio = np.array(ratios)
-    return Grid(np.arange(len(ratio) - 1.0), np.ones_like(ratio), ratio)
+    return Grid(np.arange(len(ratio) - 1.0), np.full(len(ratio), alpha), ratio)
 
 
 BAD: dict[str, Callable[[], object]] = {
@@ -303,8 +350,19 @@ BAD: dict[str, Callable[[], object]] = {
     "spacing, timesteps and sigmas must not .*together": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
     "timesteps and sigmas must not be given together .but for": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
     "spacing, timesteps and sigmas must not be given together": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
-    "spacing, .* must not be given together .but for sigmas by name":
+    "spacing, .* must not be given together .but for sigmas='karras'":
         lambda: DDIM(4, spacing="log-snr", sigmas="karras"),
+    "spacing, .* must not be given together .but for sigmas='karras', 'exponential' or 'beta'.$":
+        lambda: DDIM(4, spacing="linspace", sigmas="beta-time"),
+    "steps must give strictly decreasing noise levels, .* use fewer steps":
+        lambda: Fractional(200, sigmas="beta-time").grid(LINEAR),
+    "steps must be given on edm.*, which has no training steps": lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
+    "sigmas: got nan at level 1, expected finite numbers": lambda: levels(3, math.nan, 0),
+    "sigmas: got nan at level 0, expected finite numbers": lambda: levels(math.nan, 0),
+    "sigmas: got inf at level 0, expected finite numbers": lambda: levels(math.inf, 1, 0),
+    "alphas: got nan at level 0, expected finite numbers": lambda: levels(3, 1, 0, alpha=math.nan),
+    "times: got nan at level 0, expected finite numbers":
+        lambda: Grid(np.array([math.nan]), np.ones(2), np.array([1.0, 0.0])),
     "timesteps must be strictly decreasing, got 1 before 5": lambda: DDIM(timesteps=[1, 5]),
     "timesteps must be strictly decreasing, got 5 before 5": lambda: DDPM(timesteps=[5, 5]),
     "timesteps must be a sequence of numbers, not empty": lambda: DDPM(timesteps=[]),
@@ -315,7 +373,7 @@ BAD: dict[str, Callable[[], object]] = {
     "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(LINEAR),
     "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(LINEAR),
     "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(FLOW, "flow"),
-    "sigmas must be one of karras, exponential, beta, got 'lu'": lambda: DDIM(5, sigmas="lu"),
+    "sigmas must be one of karras, exponential, beta, beta-time, got 'lu'": lambda: DDIM(5, sigmas="lu"),
     "sigmas must be strictly decreasing, got 1 before 2": lambda: DDIM(sigmas=[1, 2]),
     "sigmas must be above 0 .the last may be 0., got -1": lambda: DDIM(sigmas=[1, -1]),
     "sigmas must be above 0 .the last may be 0., got 0": lambda: DDIM(sigmas=[0]),
@@ -341,6 +399,18 @@ BAD: dict[str, Callable[[], object]] = {
         lambda: Endless(20, final="sigma_min").grid(schedules.edm()),  # rounding must not pass for a step
     "order must be a whole number from 1 to 3, got 4": lambda: check_whole("order", 4, 1, 3),
 }  # fmt: skip
+
+
+def test_levels_of_a_fused_scheduler_that_are_nan_are_named() -> None:
+    """With one step diffusers divides 0 by 0 in stretching its sigmas to shift_terminal."""
+    scheduler = fuse(diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1))
+    scheduler.set_timesteps(1)
+    arguments = torch.zeros(1, 2), scheduler.timesteps[0], torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="nan"):
+        scheduler.step(*arguments)
+    scheduler.set_begin_index(0)
+    with pytest.raises(ValueError, match="sigmas: got nan at level 0, expected finite numbers"):
+        scheduler.step(*arguments)
 
 
 @pytest.mark.parametrize("message", BAD)

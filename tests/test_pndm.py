@@ -196,7 +196,8 @@ def test_cosine_with_few_steps_is_finite(steps: int, spacing: str) -> None:
         (PNDM(10, skip_prk=True, final="zero"), 11, 4),
         (PNDM(10, skip_prk=True), 10, 4),
         (PNDM(3, final="zero"), 9, 5),
-        (PNDM(1), 1, 5),  # its only time is where the grid ends: it ends at the data
+        (PNDM(1), 1, 5),  # from the noisiest level to the smallest
+        (PNDM(timesteps=[0]), 1, 5),  # its only time is where the grid ends: it ends at the data
         (PNDM(1, final="zero"), 1, 5),
         (PNDM(1, skip_prk=True, final="zero"), 1, 4),
     ],

@@ -370,7 +370,7 @@ def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
     assert denoiser.program(DDIM(5)) is DDIM(5).program(SCHEDULE)
     index = Denoiser(net, SCHEDULE, time="index")
     assert index.time_dtype == torch.int64 and index.program(DDIM(5)).time.tolist() == [80, 60, 40, 20, 0]
-    with pytest.raises(ValueError, match=r"timesteps must be whole numbers under time='index', got 1.5"):
+    with pytest.raises(ValueError, match=r"timesteps: got t = 1.5 under time='index', expected whole .*: use 2$"):
         index.program(DDIM(timesteps=(3.0, 1.5)))
 
 

@@ -166,7 +166,7 @@ def vlb(
         raise ValueError(f"samples must be at least 1, got {samples}")
     if sampled is not None and not 1 <= whole_number("sampled", sampled) <= max(len(chain) - 1, 1):
         raise ValueError(f"sampled must be 1 to {len(chain) - 1}, the steps after the first, got {sampled}")
-    if decoder == "discretised" and len(x_0) and float(x_0.abs().max()) > 1 + 1e-3:
+    if decoder == "discretised" and len(x_0) and not float(x_0.abs().max()) <= 1 + 1e-3:  # NaN too
         raise ValueError(f"x_0 must lie in [-1, 1] for the discretised decoder, got {float(x_0.abs().max()):g}")
     term = _Term(denoiser, x_0, dict(cond or {}), chain, variance, decoder, bins, cdf, clip, seed, chains, backend)
     terms: list[torch.Tensor] = []

@@ -34,6 +34,7 @@ REFERENCES: dict[str, str] = {
     "generation. arXiv:2009.05475",
     "Karras 2022": "Karras et al. Elucidating the design space of diffusion-based generative models. arXiv:2206.00364",
     "Kingma 2021": "Kingma, Salimans, Poole, Ho. Variational diffusion models. arXiv:2107.00630",
+    "Lee 2024": "Lee et al. Beta sampling is all you need. arXiv:2407.12173",
     "Lipman 2023": "Lipman et al. Flow matching for generative modeling. arXiv:2210.02747",
     "Liu 2022": "Liu, Ren, Lin, Zhao. Pseudo numerical methods for diffusion models on manifolds. arXiv:2202.09778",
     "Lu 2022a": "Lu et al. DPM-Solver. arXiv:2206.00927",

@@ -136,7 +136,8 @@ class Denoiser:
 
     x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` tells float32:
     the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"`
-    tells int64 training indices, on VP schedules and whole-number grids only. Sampling calls an `nn.Module` in eval
+    tells int64 training indices, on VP schedules; a sampler's grid between them is rounded to training steps, a list is
+    not (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval
     mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
     """
 
@@ -183,16 +184,18 @@ class Denoiser:
     def program(self, sampler: Sampler | Program) -> Program:
         """`sampler` compiled for this denoiser, or a program that was.
 
-        Raises ValueError for fractional times under time="index", and for a program of another schedule or prediction.
+        Raises ValueError for times that time="index" cannot tell, and for a program of another schedule or prediction.
         """
         if isinstance(sampler, Program):
             came, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
             if came != own:
                 raise ValueError(f"sampler: got a program for {came}, expected one for the denoiser's {own}")
             program = sampler
+        elif self.time == "index" and (by_index := getattr(sampler, "index_program", None)) is not None:
+            program = by_index(self.schedule, self.predicts)
         else:
             program = sampler.program(self.schedule, self.predicts)
         fractional = program.time[program.time % 1 > 0]
         if self.time == "index" and len(fractional):
-            raise ValueError(f"timesteps must be whole numbers under time='index', got {fractional[0]!s}")
+            raise ValueError(f"timesteps: got {fractional[0]!s} under time='index', expected whole training steps")
         return program

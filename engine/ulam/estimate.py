@@ -10,17 +10,18 @@ import torch
 
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
 from .network import in_eval_mode
-from .schedules import Array
+from .schedules import Array, Schedule, VariancePreserving
 
 Sigma: TypeAlias = "float | torch.Tensor | Array"
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
+SAME_LEVEL = 1e-6  # relative: what float32 makes of a level is still that level
 
 
 class Estimator:
     """D(y, sigma_b) for a batch y ``[B, *shape]`` with one noise level a chain: a differentiable function of y.
 
     Where a schedule has alpha below 1, y = x + sigma z is read as x_t = alpha_t y at the t with sigma_t / alpha_t =
-    sigma; under time="index" at the nearest training step. Coefficients are worked out in float64 and rounded once to
+    sigma; under time="index" that must be a training step. Coefficients are worked out in float64 and rounded once to
     the dtype of y. The network is called in eval mode with ``cond`` as further arguments.
 
     Raises:
@@ -38,13 +39,13 @@ class Estimator:
         self._net, self._cond, self._like = denoiser.net, dict(cond or {}), y
         self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
         schedule = denoiser.schedule
-        time = schedule.t_of_sigma(self.sigma)
-        time = np.rint(time) if denoiser.time == "index" else time
+        by_index = denoiser.time == "index"
+        time = training_steps(schedule, self.sigma) if by_index else schedule.t_of_sigma(self.sigma)
         alpha, noise = schedule.levels(time)
         sigma_data = sigma_data_of(schedule, denoiser.predicts)
         kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, sigma_data)
         self._to_net, self._on_y, self._on_m = (self._tensor(c) for c in (c_in * alpha, kx * alpha, km))
-        exact = y.dtype == torch.float64 and denoiser.time != "index"  # for checking
+        exact = y.dtype == torch.float64 and not by_index  # for checking
         told = torch.float64 if exact else denoiser.time_dtype
         self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, told)
 
@@ -80,3 +81,18 @@ def levels(y: torch.Tensor, sigma: Sigma) -> Array:
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"sigma must be finite and above 0, got {values[~(np.isfinite(values) & (values > 0))][0]:g}")
     return values
+
+
+def training_steps(schedule: Schedule, sigma: Array) -> Array:
+    """The whole training steps ``[B]`` at which sigma / alpha is ``sigma``, to six digits; else ValueError."""
+    assert isinstance(schedule, VariancePreserving), "a denoiser told indices has training steps"
+    known = schedule.ratios[np.isfinite(schedule.ratios)]
+    steps = np.rint(np.interp(sigma, known, np.arange(len(known))))
+    nearest = known[steps.astype(np.int64)]
+    off = ~(abs(nearest - sigma) <= SAME_LEVEL * sigma)
+    if off.any():
+        raise ValueError(
+            f"sigma: got {sigma[off][0]:g} under time='index', expected sigma / alpha of a training step: use "
+            f"{nearest[off][0]:.9g}, that of step {steps[off][0]:g} (schedule.ratios has them all)"
+        )
+    return np.asarray(steps)

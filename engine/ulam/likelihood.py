@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .denoiser import Denoiser
-from .estimate import Estimator, Inputs
+from .estimate import Estimator, Inputs, training_steps
 from .noise import normal, whole_number
 from .probes import KINDS, dot, probes
 from .schedules import Array, Schedule, SubVP, VariancePreserving
@@ -75,6 +75,7 @@ def likelihood(
 
     Args:
         solver: rk4 (order 4) or heun (order 2) on ``steps`` equal steps of l; adaptive: scipy's RK45 with rtol, atol.
+            Under time="index" only heun, on the training steps nearest to the equal ones (fewer where two are one).
         trace: hutchinson or exact. samples, kind: of the probes, rademacher (far less variance here) or gaussian.
         levels: of quantised data on that many levels from -1 to 1: uniform noise a level wide is added, and the
             result is a bound on the bits of the level, in the mean over the noise [Theis 2016].
@@ -95,11 +96,15 @@ def likelihood(
         x = x + (cell * (torch.special.ndtr(z.double()) - 0.5)).to(x.dtype)
     low, high = _range(denoiser.schedule, sigma_min, sigma_max)
     flow = _Flow(denoiser, x, cond, low, high, trace, samples, kind, seed)
-    ends = math.log(low), math.log(high)
+    if denoiser.time == "index" and solver != "heun":
+        raise ValueError(
+            f"solver: got {solver!r} under time='index', expected 'heun': its levels can be training steps"
+        )
     if solver == "adaptive":
-        y, gained = _adaptive(flow, x.double(), *ends, rtol, atol)
+        y, gained = _adaptive(flow, x.double(), math.log(low), math.log(high), rtol, atol)
     else:
-        y, gained = _fixed(flow, x.double(), *ends, steps, {"rk4": _rk4, "heun": _heun}[solver])
+        grid = _grid(denoiser, low, high, steps)
+        y, gained = _fixed(flow, x.double(), grid, {"rk4": _rk4, "heun": _heun}[solver])
     logs = _log_prior(denoiser.schedule, y, high, prior, x.dtype) + gained  # [samples, B]
     log_prob, count = logs.mean(0), len(logs)
     unit = n * math.log(2)
@@ -164,11 +169,20 @@ def _pulled_back(D: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Ten
     return torch.zeros_like(y) if product is None else product
 
 
-def _fixed(
-    flow: _Flow, y: torch.Tensor, low: float, high: float, steps: int, step: Step
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _grid(denoiser: Denoiser, low: float, high: float, steps: int) -> list[float]:
+    """log(sigma / alpha) from one end to the other, in equal steps; under time="index" those of training steps."""
+    grid = np.linspace(math.log(low), math.log(high), steps + 1)
+    if denoiser.time == "index":
+        assert isinstance(denoiser.schedule, VariancePreserving)
+        training_steps(denoiser.schedule, np.array([low, high]))  # raises unless the ends are some
+        known = np.log(denoiser.schedule.ratios[np.isfinite(denoiser.schedule.ratios)])
+        nearest = np.unique(np.rint(np.interp(grid, known, np.arange(len(known)))).astype(np.int64))
+        grid = known[nearest]
+    return [float(level) for level in grid]
+
+
+def _fixed(flow: _Flow, y: torch.Tensor, grid: list[float], step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     gained = torch.zeros(flow.traces, len(y), dtype=torch.float64, device=y.device)
-    grid = np.linspace(low, high, steps + 1).tolist()
     for level, following in pairwise(grid):
         dy, change = step(flow, y, level, following - level)
         y, gained = y + dy, gained + change

@@ -55,7 +55,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--threshold", type=_numbers, metavar="P[,CAP]", help="dynamic thresholding at this quantile, such as 0.995"
     )
     job.add_argument("--spacing", help="of the timesteps: leading, linspace, trailing, ...")
-    job.add_argument("--sigmas", type=_words, help="karras, exponential or beta, or levels such as 10,3,1,0.3,0")
+    job.add_argument("--sigmas", type=_words, help="karras, exponential, beta, beta-time, or levels: 10,3,1,0.3,0")
     job.add_argument("--variance", help="ddpm: posterior (default), beta, learned or learned_range")
     job.add_argument(
         "--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help="of the sampler, any number"

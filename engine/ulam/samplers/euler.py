@@ -129,6 +129,14 @@ class ChurnSampler(GridSampler, ABC):
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         """The rows on noise levels that are given."""
 
+    def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        if self.churn:
+            raise ValueError(
+                f"churn: got {self.churn:g} under time='index', expected 0: it raises the noise to levels between "
+                "training steps (EulerAncestral adds noise without)"
+            )
+        return self.on(grid, schedule, predicts)
+
     def raised(self, grid: Grid, schedule: Schedule) -> Raised:
         """The raised levels. Raises ValueError where a schedule has no levels that high."""
         ratios = grid.ratios[:-1]

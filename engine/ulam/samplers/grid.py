@@ -8,14 +8,29 @@ Conventions differ between families of samplers, and are those of diffusers' sch
 | fractional | as index, but linspace is not rounded |
 | endless | as index with n + 1 steps, the last left out; trailing as index |
 
-"log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it).
-Where sigmas are named, index and endless samplers tell a VP network the nearest whole index, as diffusers does for
-karras; sigmas in a list, and log-snr, are told exactly.
+"log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it). One step
+is at T - 1 for every spacing (diffusers has 0 for leading and linspace, or T / 2).
+
+| `sigmas` | n levels between the spacing's first and last |
+|---|---|
+| karras | uniform in sigma^(1/7) [Karras 2022, eq. 5] |
+| exponential | uniform in log sigma (and so in log-SNR: the grid of Lu 2022a, sec. 3.3) |
+| beta | sigma at the quantiles 1, ..., 0 of the Beta(0.6, 0.6) distribution, as in diffusers |
+| beta-time | time at its quantiles 1, 1 - 1/n, ..., 1/n, whole indices on VP schedules, as in ComfyUI [Lee 2024] |
+
+The two betas are far apart: sigma is no straight line in time. Where two quantiles in time fall on one index, ComfyUI
+takes fewer steps, and we ask for them. Where sigmas are named, index and endless samplers tell a VP network the nearest
+whole index, as diffusers does for karras; for exponential and beta diffusers' multistep schedulers cut the fraction off
+instead. sigmas in a list, and log-snr, are told exactly.
+
+A denoiser with time="index" can be told whole training indices only: where the grids above fall between them
+(fractional samplers, log-snr), their times are rounded, and the levels are those of the rounded times. Lists are not
+rounded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +39,9 @@ from ..builder import compiled
 from ..program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
 from .arguments import SPACINGS, check_final, check_sigmas, check_steps, check_timesteps
-from .sigmas import sigma_grid
+from .sigmas import beta_times, sigma_grid
+
+ROUNDING = 1e-6  # of a training step: closer to a whole one is that one
 
 
 @dataclass(frozen=True)
@@ -40,9 +57,14 @@ class Grid:
     sigmas: Array
 
     def __post_init__(self) -> None:
+        for name in ("sigmas", "alphas", "times"):
+            values = getattr(self, name)
+            if not np.isfinite(values).all():
+                at = int(np.argmin(np.isfinite(values)))
+                raise ValueError(f"{name}: got {values[at]!s} at level {at}, expected finite numbers")
         ratios = self.ratios
         if not (ratios[:-1] > 0).all():
-            raise ValueError(f"timesteps must have sigma above 0, {self.times[ratios[:-1] <= 0][0]:g} has sigma 0")
+            raise ValueError(f"timesteps must have sigma above 0, {self.times[~(ratios[:-1] > 0)][0]:g} has sigma 0")
         falls = ratios[1:] < ratios[:-1] * (1 - 1e-12)  # by more than rounding
         if not falls.all():
             at = int(np.argmin(falls))
@@ -78,10 +100,10 @@ class GridSampler:
 
     steps: the number of noise levels. spacing: how they are placed, see the table above, default `default_spacing`
     (on schedules without training steps: the schedule's own grid). timesteps: explicit times, strictly decreasing.
-    sigmas: "karras", "exponential" or "beta", between the largest and the smallest level; or an explicit list,
-    strictly decreasing, of sigma/alpha (on flow schedules of sigma itself). Its last value is the end where it is 0,
-    and that of either list where it has one more than `steps`. final: else the level behind the last row: "zero" (the
-    data), "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
+    sigmas: "karras", "exponential", "beta" or "beta-time", see the table there; or an explicit list, strictly
+    decreasing, of sigma/alpha (on flow schedules of sigma itself). Its last value is the end where it is 0, and that of
+    either list where it has one more than `steps`. final: else the level behind the last row: "zero" (the data),
+    "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
     Raises ValueError naming the argument.
     """
 
@@ -111,9 +133,13 @@ class GridSampler:
         if self.spacing is not None and self.spacing not in SPACINGS:
             raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}")
         timesteps, sigmas = check_timesteps(self.timesteps), check_sigmas(self.sigmas)
-        leaves_a_choice = timesteps is None and not isinstance(sigmas, tuple) and self.spacing != "log-snr"
+        by_name = isinstance(sigmas, str) and sigmas != "beta-time"
+        leaves_a_choice = timesteps is None and by_name and self.spacing != "log-snr"
         if sum(choice is not None for choice in (self.spacing, timesteps, sigmas)) > 1 and not leaves_a_choice:
-            raise ValueError("spacing, timesteps and sigmas must not be given together (but for sigmas by name)")
+            raise ValueError(
+                "spacing, timesteps and sigmas must not be given together (but for sigmas='karras', 'exponential' "
+                "or 'beta')"
+            )
         steps = None if self.steps is None else check_steps(self.steps)
         given = timesteps if timesteps is not None else sigmas if isinstance(sigmas, tuple) else None
         if given is not None:
@@ -142,6 +168,46 @@ class GridSampler:
         """The rows on noise levels that are given."""
         raise NotImplementedError
 
+    @compiled
+    def index_program(self, schedule: Schedule, predicts: str = "eps") -> Program:
+        """`program` for a network that is told whole training indices only, `ulam.Denoiser(time="index")`.
+
+        Where the grid falls between training steps its times are rounded, and its levels are those of the rounded
+        times. Raises ValueError where they are given in a list, and where two of them fall on one training step.
+        """
+        program = self.program(schedule, predicts)
+        if (program.time % 1 > 0).any():
+            program = self.on_indices(self._on_training_steps(schedule), schedule, predicts)
+            whole = program.time.round()
+            program = replace(program, time=np.where(abs(program.time - whole) <= ROUNDING, whole, program.time))
+        between = program.time[program.time % 1 > 0]
+        if len(between):
+            raise ValueError(not_an_index("timesteps", float(between[0]), "spacing='leading'"))
+        return program
+
+    def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        """`on` a grid of whole training indices, evaluating nowhere else."""
+        return self.on(grid, schedule, predicts)
+
+    def _on_training_steps(self, schedule: Schedule) -> Grid:
+        grid = self.grid(schedule)
+        times = grid.times.round()
+        off = abs(grid.times - times) > ROUNDING
+        if off.any() and self.timesteps is not None:
+            raise ValueError(not_an_index("timesteps", float(grid.times[off][0]), f"{times[off][0]:g}"))
+        if off.any() and isinstance(self.sigmas, tuple):
+            nearest = float(coordinate(schedule, times[off])[0])
+            way = f"{nearest:.10g}, the nearest level of one"
+            raise ValueError(not_an_index("sigmas", float(grid.times[off][0]), way))
+        if (repeats := times[1:] >= times[:-1]).any():
+            at = times[1:][repeats][0]
+            raise ValueError(
+                f"steps: got {len(grid)} under time='index', two of them at training step {at:g}, expected fewer steps "
+                "or another spacing"
+            )
+        alphas, sigmas = schedule.levels(times)
+        return Grid(times, np.append(alphas, grid.alphas[-1]), np.append(sigmas, grid.sigmas[-1]))
+
     def grid(self, schedule: Schedule) -> Grid:
         """The noise levels on `schedule`. Raises ValueError for what it cannot do."""
         check_schedule(schedule)
@@ -156,6 +222,9 @@ class GridSampler:
             return Grid(times[:-1], alphas, sigmas)
         if isinstance(self.sigmas, tuple):
             return self._at(schedule, np.array(self.sigmas))
+        if self.sigmas == "beta-time":
+            times = beta_times(schedule, self._count(schedule))
+            return self._ended(schedule, times, *schedule.levels(times))
         if self.spacing == "log-snr":
             return self._at(schedule, self._log_snr(schedule))
         times = self._times(schedule)
@@ -168,10 +237,15 @@ class GridSampler:
             raise ValueError(f"sigmas={self.sigmas!r} needs a finite largest sigma, {schedule!r} has inf")
         return self._at(schedule, sigma_grid(self.sigmas, float(ends[0]), float(ends[-1]), len(times)))
 
-    def _times(self, schedule: Schedule) -> Array:
+    def _count(self, schedule: Schedule) -> int:
+        """The number of noise levels."""
         steps = schedule.steps if self.steps is None else self.steps
         if steps is None:
             raise ValueError(f"steps must be given on {schedule!r}, which has no training steps")
+        return steps
+
+    def _times(self, schedule: Schedule) -> Array:
+        steps = self._count(schedule)
         if isinstance(schedule, Continuous):
             if self.spacing is not None:
                 raise ValueError(
@@ -224,9 +298,16 @@ class GridSampler:
         return Grid(times, np.append(alphas, alpha), np.append(sigmas, sigma))
 
 
+def not_an_index(name: str, time: float, way: str) -> str:
+    """The message for a time between training steps, for a network that can only be told whole ones."""
+    return f"{name}: got t = {time:.10g} under time='index', expected whole training steps: use {way}"
+
+
 def spaced(training_steps: int, steps: int, spacing: str, convention: str) -> Array:
     """[steps] training indices, decreasing [Lin 2024, table 2; rounding as in diffusers]; see the module's table."""
     T, n = training_steps, steps
+    if n == 1:  # diffusers begins at 0 for leading and linspace, where noise would be taken for data
+        return np.array([T - 1.0])
     if spacing == "trailing":
         return np.arange(T, 0, -T / n)[:n].round() - 1
     count = n + 1 if convention == "endless" else n

@@ -10,7 +10,7 @@ import numpy as np
 from ..program import Program
 from ..schedules import Schedule
 from .euler import ChurnSampler, Coordinates
-from .grid import Grid, told
+from .grid import ROUNDING, Grid, not_an_index, told
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Heun(ChurnSampler):
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "EDM networks at 15 to 40 steps; a reference solution with many."
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0},)
+
+    def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        if grid.sigmas[-1] > 0:
+            end = float(told(schedule, grid.alphas[-1], grid.sigmas[-1]))
+            if abs(end - round(end)) > ROUNDING:
+                raise ValueError(not_an_index("final", end, "'zero', 'sigma_min' or the level of a training step"))
+        return super().on_indices(grid, schedule, predicts)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         line = Coordinates.of(grid, schedule, predicts, self.clip)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..builder import ProgramBuilder
 from ..program import Program
 from ..schedules import Array, Schedule, VariancePreserving
@@ -35,7 +37,7 @@ class PNDM(GridSampler):
     step of Heun's method and Adams-Bashforth of order 2 and 3 instead (PLMS, as Stable Diffusion does): the second
     time is told twice. On flow schedules and at zero terminal SNR eps - D takes the place of eps and the transfer
     is along it, see `Coordinates`. h is the middle training index, rounded down; where sigmas are given, or there
-    are no training steps, the middle in u.
+    are no training steps, the middle in u (for networks with time="index" at the nearest training step).
 
     mixes: "eps" as in the paper, or "output": the weights go over the network's outputs, and their mean is turned into
     eps with the step's own x_t, as diffusers does. For v, score and raw that is of order 1.
@@ -70,6 +72,13 @@ class PNDM(GridSampler):
         return super()._ended(schedule, times, alphas, sigmas)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        return self._rows(grid, schedule, predicts, whole=False)
+
+    def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        return self._rows(grid, schedule, predicts, whole=True)
+
+    def _rows(self, grid: Grid, schedule: Schedule, predicts: str, whole: bool) -> Program:
+        """whole: whether the middles are at whole training indices wherever `grid` is."""
         line = Coordinates.of(grid, schedule, predicts)
         builder = ProgramBuilder(schedule, predicts, registers=4 if self.skip_prk else 5)
         for i, time in enumerate(grid.times):
@@ -82,11 +91,11 @@ class PNDM(GridSampler):
                 step.heun(builder, float(grid.times[i + 1]))
             else:
                 after_time = float(grid.times[i + 1])
-                step.runge_kutta(builder, *self._middle(step, schedule, after_time), after_time)
+                step.runge_kutta(builder, *self._middle(step, schedule, after_time, whole), after_time)
         first_order = self.mixes == "output" and predicts in ("v", "score", "raw")
         return builder.program(sampler=repr(self), order=1 if first_order else 2)
 
-    def _middle(self, step: Step, schedule: Schedule, after_time: float) -> tuple[float, Level]:
+    def _middle(self, step: Step, schedule: Schedule, after_time: float, whole: bool) -> tuple[float, Level]:
         """The time and the level halfway through the step."""
         if isinstance(schedule, VariancePreserving) and self.sigmas is None and self.spacing != "log-snr":
             middle = (step.time + after_time) / 2
@@ -95,6 +104,9 @@ class PNDM(GridSampler):
             return middle, schedule.levels(middle)
         u = (step.line.u(step.level) + step.line.u(step.after)) / 2
         time, level = at_ratio(schedule, u / (1 - step.line.k * u))
+        if whole:
+            time = np.minimum(time.round(), step.time - 1)
+            level = schedule.levels(time)
         return float(time), level
 
 

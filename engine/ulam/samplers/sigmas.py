@@ -1,30 +1,42 @@
-"""Grids of noise levels by name: where to spend the steps between a largest and a smallest sigma."""
+"""Grids of noise levels by name: where to spend the steps between a largest and a smallest level."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.special import betaincinv
 
-from ..schedules import Array
+from ..schedules import Array, Continuous, FlowMatching, Schedule, SubVP, VarianceExploding
 
-SIGMAS = ("karras", "exponential", "beta")
+SIGMAS = ("karras", "exponential", "beta", "beta-time")
+BETA = 0.6, 0.6  # of the Beta distribution [Lee 2024]
 
 
 def sigma_grid(name: str, largest: float, smallest: float, steps: int) -> Array:
-    """[steps] decreasing levels from `largest` to `smallest`.
-
-    | name | levels |
-    |---|---|
-    | karras | uniform in sigma^(1/7) [Karras 2022, eq. 5] |
-    | exponential | uniform in log sigma (and so in log-SNR: the grid of Lu 2022a, sec. 3.3) |
-    | beta | at the quantiles of the Beta(0.6, 0.6) distribution [Lee 2024] |
-    """
+    """[steps] decreasing levels from `largest` to `smallest`: karras, exponential or beta; see `ulam.samplers.grid`."""
     ramp = np.linspace(0, 1, steps)
     if name == "karras":
         ends = largest ** (1 / 7), smallest ** (1 / 7)
         levels = (ends[0] + ramp * (ends[1] - ends[0])) ** 7
     elif name == "beta":
-        levels = smallest + betaincinv(0.6, 0.6, 1 - ramp) * (largest - smallest)
+        levels = smallest + betaincinv(*BETA, 1 - ramp) * (largest - smallest)
     else:
         levels = np.exp(np.log(largest) + ramp * (np.log(smallest) - np.log(largest)))
     return np.asarray(levels, dtype=np.float64)
+
+
+def beta_times(schedule: Schedule, steps: int) -> Array:
+    """[steps] decreasing times, at the quantiles 1, 1 - 1/n, ..., 1/n of the Beta distribution in time [Lee 2024].
+
+    Time runs in training indices, the nearest being taken; on flow schedules through their shift; on sub-VP from t_min
+    to 1; on VE and EDM in log sigma.
+    """
+    share = betaincinv(*BETA, 1 - np.arange(steps) / steps)
+    if isinstance(schedule, FlowMatching):
+        return np.asarray(schedule.shift * share / (1 + (schedule.shift - 1) * share))
+    if isinstance(schedule, SubVP):
+        return np.asarray(schedule.t_min + share * (1 - schedule.t_min))
+    if isinstance(schedule, VarianceExploding):
+        return np.asarray(schedule.sigma_max * (schedule.sigma_min / schedule.sigma_max) ** (1 - share))
+    if isinstance(schedule, Continuous) or schedule.steps is None:
+        raise ValueError(f"sigmas: got 'beta-time' on {schedule!r}, expected 'beta': its time has no known ends")
+    return np.asarray(np.rint(share * (schedule.steps - 1)))
