@@ -49,7 +49,7 @@ def test_programs_that_need_more_buffers_leave_the_graphs_that_there_are(gpu):
     for sampler, given in (
         (DDIM(steps=5), {}),
         (Heun(steps=5), {}),
-        (PredictorCorrector(steps=4), {}),
+        (PredictorCorrector(steps=4, norms="chain"), {}),
         (Silent(), {}),
         (RePaint(6, 2, 2), image),
         (HalfInput(), {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_vp_rows_on_every_training_step_are_the_papers() -> None:
     schedule = SCHEDULES["linear"]
     assert isinstance(schedule, schedules.VariancePreserving)
     beta, sigma = schedule.betas[::-1], np.sqrt(schedule.variances[::-1])
-    program = PredictorCorrector(1000, snr=0.1, denoise=False).program(schedule)
+    program = PredictorCorrector(1000, snr=0.1, denoise=False, norms="chain").program(schedule)
     assert len(program) == 2000 and program.order == 0 and program.needs == ("noise", "reductions")
     corrector, predictor = program.A[::2, 0], program.A[1::2, 0]
     assert (
@@ -73,6 +74,14 @@ def test_vp_rows_on_every_training_step_are_the_papers() -> None:
     np.testing.assert_allclose(corrector[:, 3], np.sqrt(2 * corrector[:, 1]), rtol=1e-12)
     assert (corrector[:, 0] == 1).all() and not corrector[:, 2].any()
     np.testing.assert_allclose(program.km[::2], -1 / sigma, rtol=1e-13)  # D is the score
+
+    program = PredictorCorrector(1000, snr=0.1, denoise=False).program(schedule)
+    assert len(program) == 2000 and program.order == 0 and program.needs == ("noise",)
+    assert (program.A[1::2] == predictor[:, None]).all()
+    h = 2 * (1 - beta) * (0.1 * sigma) ** 2  # norm(s) = sqrt(n) / sigma in alg. 5
+    np.testing.assert_allclose(program.A[::2, 0, 2], -h / sigma, rtol=1e-12)
+    np.testing.assert_allclose(program.A[::2, 0, 3], np.sqrt(2 * h), rtol=1e-12)
+    assert (program.A[::2, 0, :2] == [1, 0]).all()
 
     ancestral = PredictorCorrector(1000, "ancestral", "none").program(schedule)
     np.testing.assert_allclose(ancestral.A[:, 0, 0], 1 / np.sqrt(1 - beta), rtol=1e-13)
@@ -110,7 +119,7 @@ def test_ve_equals_diffusers_on_one_chain(
     theirs.set_timesteps(steps)
     theirs.set_sigmas(steps)
     theirs.discrete_sigmas = torch.from_numpy(np.geomspace(0.01, 1348.0, steps))
-    sampler = PredictorCorrector(steps, corrector_steps=correct, snr=snr)
+    sampler = PredictorCorrector(steps, corrector_steps=correct, snr=snr, norms="chain")
     program = sampler.program(schedules.ve(0.01, 1348.0), "score")
     np.testing.assert_allclose(program.time[:: correct + 1], theirs.sigmas, rtol=2e-4)  # its t ends at 1e-5
     assert len(program) == program.nfe == steps * (correct + 1) and program.init_scale == theirs.init_noise_sigma
@@ -158,14 +167,14 @@ def test_predictors_converge_at_order_1(name: str, predictor: str, predicts: str
 
 @pytest.mark.parametrize("name", ["linear", "ve", "subvp"])
 @pytest.mark.parametrize("predictor", ["reverse_diffusion", "none"])
-def test_corrector_has_the_law_of_its_expected_norms(name: str, predictor: str) -> None:
+def test_corrector_by_chain_has_the_law_of_many_elements(name: str, predictor: str) -> None:
     """In d elements |z|^2 is d and |s|^2 is d E s^2 but for 1 / sqrt(d): then the step size is fixed and x Gaussian.
 
     For x of variance V and mean alpha MEAN + e: s = -(x - alpha MEAN) / P with P the true variance, so E s^2 = (V +
     e^2) / P^2, and one step of size h = 2 a^2 snr^2 / E s^2 takes V to (1 - h / P)^2 V + 2 h and e to (1 - h / P) e.
     """
     chains, d, snr, schedule = 40, 4000, 0.2, SCHEDULES[name]
-    sampler = PredictorCorrector(12, predictor, corrector_steps=2, snr=snr, denoise=False)
+    sampler = PredictorCorrector(12, predictor, corrector_steps=2, snr=snr, denoise=False, norms="chain")
     program, grid = sampler.program(schedule), sampler.grid(schedule)
     per_level = len(program) // 12
     alpha, sigma = np.repeat(grid.alphas[:-1], per_level), np.repeat(grid.sigmas[:-1], per_level)
@@ -196,16 +205,93 @@ def test_correctors_keep_the_law_but_for_a_bias_of_order_snr_squared() -> None:
             V = (1 - h) ** 2 * V + 2 * h
         biases.append(V - 1)
     assert np.log2(np.array(biases[:-1]) / biases[1:]) == pytest.approx([2, 2], abs=0.15)
-    sampler = PredictorCorrector(sigmas=[1.0], predictor="none", corrector_steps=400, snr=0.2, final=0.999)
+    options: dict[str, Any] = {"predictor": "none", "corrector_steps": 400, "snr": 0.2, "final": 0.999}
+    sampler = PredictorCorrector(sigmas=[1.0], norms="chain", **options)
     program = sampler.program(SCHEDULES["ve"], "score")
     draw = np.random.default_rng(6)
     x = execute(program, draw.normal(size=(20, 2000)), lambda _, x: -x, lambda _: draw.normal(size=(20, 2000)))
     assert x.var() - 1 == pytest.approx(biases[1], abs=4 * np.sqrt(2 / x.size))
 
 
-def test_the_engine_runs_correctors_chain_by_chain() -> None:
+@pytest.mark.parametrize("std", [0.1, 1.0])
+@pytest.mark.parametrize("name", ["linear", "ve", "flow"])
+def test_corrector_by_expected_norms_leaves_the_variance_it_declares(name: str, std: float) -> None:
+    """P / (1 - h / 2P) after many steps at one level, h = 2 (a snr sigma)^2, P the true variance."""
+    schedule, snr = SCHEDULES[name], 0.3
+    sampler = PredictorCorrector(sigmas=[0.5], predictor="none", corrector_steps=3000, snr=snr, final=0.1)
+    program, grid = sampler.program(schedule, "v"), sampler.grid(schedule)
+    alpha, sigma = grid.alphas[0], grid.sigmas[0]
+    V = 9.0
+    for gain, _, noise in affine_rows(program, (np.full(3000, alpha), np.full(3000, sigma)), 0.0, std):
+        V = gain**2 * V + noise**2
+    P, h = (alpha * std) ** 2 + sigma**2, 2 * (alpha / grid.alphas[1] * snr * sigma) ** 2
+    assert pytest.approx(P / (1 - h / (2 * P)), rel=1e-9) == V and h <= 2 * snr**2 * P
+
+
+SCORE_OF_ONE = {  # the ideal network of N(0, 1) data: E[eps | x] = sigma x / (alpha^2 + sigma^2)
+    "ve": (schedules.ve(0.01, 20), 0.16),
+    "vp": (schedules.vp_linear(), 0.1),
+}
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("name", SCORE_OF_ONE)
+def test_the_law_is_right_in_every_dimension(name: str, elements: int) -> None:
+    """The standard deviation of N(0, 1) data: exactly, from the rows, within 1% of 1; sampled, within its error."""
+    schedule, snr = SCORE_OF_ONE[name]
+    sampler = PredictorCorrector(200, snr=snr)
+    program, grid = sampler.program(schedule), sampler.grid(schedule)
+    variance = program.init_scale**2
+    levels = np.repeat(grid.alphas[:-1], 2), np.repeat(grid.sigmas[:-1], 2)
+    for gain, _, noise in affine_rows(program, levels, 0.0, 1.0):
+        variance = gain**2 * variance + noise**2
+    assert np.sqrt(variance) == pytest.approx(1, abs=0.01)
+
+    # VP: x itself is N(0, 1), so eps = sigma x
+    table = torch.tensor(schedule.sigma(np.arange(1000))) if name == "vp" else None
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = (t if table is None else table[t.long()]).to(x)[:, None]
+        return sigma * x if table is not None else sigma * x / (1 + sigma**2)
+
+    chains = 4096 // elements
+    x = ulam.sample(ulam.Denoiser(net, schedule), sampler, (elements,), chains, seed=3, slots=chains, progress=False)
+    assert float(x.double().pow(2).mean()) / variance == pytest.approx(1, abs=4 * np.sqrt(2 / x.numel()))
+
+
+def test_norms_of_few_elements_are_refused_or_warned_of() -> None:
+    """The variance that norms of n elements leave is (n + 2) / (n - 2) of what many leave."""
+    denoiser = ulam.Denoiser(lambda x, t: x / (1 + t[:, None] ** 2), schedules.ve(0.01, 20), "eps")
+    sampler = PredictorCorrector(2, norms="chain")
+    for elements in (1, 2):
+        with pytest.raises(
+            ValueError, match=f"norms: got 'chain' for samples of {elements} elements, expected at least 3"
+        ):
+            ulam.sample(denoiser, sampler, (elements,), 2, progress=False)
+    for shape, percent in (((3,), "2e.02"), ((201,), "1")):
+        with pytest.warns(
+            UserWarning, match=f"norms: got 'chain' .* expected at least 202.* about {percent}% too large"
+        ):
+            ulam.sample(denoiser, sampler, shape, 2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ulam.sample(denoiser, sampler, (202,), 2, progress=False)
+        ulam.sample(denoiser, PredictorCorrector(2), (1,), 2, progress=False)
+
+    n, snr = 24, 0.1
+    options: dict[str, Any] = {"predictor": "none", "corrector_steps": 1500, "snr": snr, "final": 0.999}
+    program = PredictorCorrector(sigmas=[1.0], norms="chain", **options).program(SCHEDULES["ve"], "score")
+    draw = np.random.default_rng(9)
+    x = execute(program, draw.normal(size=(400, n)), lambda _, x: -x, lambda _: draw.normal(size=(400, n)))
+    expected = (1 + snr**2) * (n + 2) / (n - 2)
+    assert (x**2).mean() == pytest.approx(expected, abs=0.02 + 4 * expected * np.sqrt(2 / x.size))
+
+
+@pytest.mark.filterwarnings("ignore:norms:UserWarning")
+@pytest.mark.parametrize("norms", ["expected", "chain"])
+def test_the_engine_runs_correctors_chain_by_chain(norms: str) -> None:
     """In float64 as the formulas here say; alone a chain ends where it ends among others."""
-    schedule, sampler = SCHEDULES["subvp"], PredictorCorrector(6, corrector_steps=2)
+    schedule, sampler = SCHEDULES["subvp"], PredictorCorrector(6, corrector_steps=2, norms=norms)
     draw = np.random.default_rng(7)
     x, noises = draw.normal(size=(8, 5)), draw.normal(size=(18, 8, 5))
     denoiser = ulam.Denoiser(lambda x, t: torch.tanh(x) * (1 + t[:, None]), schedule)
@@ -300,12 +386,15 @@ def test_zero_terminal_snr_and_cosine_at_few_steps(predicts: str, steps: int) ->
     (Programs with a coefficient that is not finite do not exist.)
     """
     snr0 = schedules.zero_terminal_snr(schedules.vp_linear())
-    samplers: list[Any] = [PredictorCorrector(steps, p) for p in ("reverse_diffusion", "ancestral", "none")]
+    predictors = ("reverse_diffusion", "ancestral", "none")
+    samplers: list[Any] = [PredictorCorrector(steps, p, norms=n) for p in predictors for n in ("expected", "chain")]
     for sampler in (*samplers, AnnealedLangevin(steps, 2)):
         sampler.program(SCHEDULES["cosine"], predicts)
         program = sampler.program(snr0, predicts)
         assert program.time[0] == 999
         slope, offset = gaussian_output(predicts, 0.0, 1.0, MEAN, STD)
+        if isinstance(sampler, PredictorCorrector) and sampler.norms == "expected":
+            assert program.A[0, 0].tolist() == [1, 0, 0, 0]  # a = 0: no corrector at pure noise
         if program.normalise[0]:
             assert program.kx[0] + program.km[0] * slope == pytest.approx(-1)
             assert program.km[0] * offset == pytest.approx(0, abs=1e-15) and not program.A[0, 0, 1:].any()
@@ -342,6 +431,7 @@ BAD: dict[str, Callable[[], object]] = {
     "step must be above 0, got 0": lambda: AnnealedLangevin(3, step=0),
     "denoise must be True or False, got 1": lambda: AnnealedLangevin(3, denoise=1),
     "predictor must be one of reverse_diffusion, ancestral, none, got 'euler'": lambda: PredictorCorrector(3, "euler"),
+    "norms must be one of expected, chain, got 'batch'": lambda: PredictorCorrector(3, norms="batch"),
     "corrector must be one of langevin, none, got 'ald'": lambda: PredictorCorrector(3, corrector="ald"),
     "predictor must not be 'none'": lambda: PredictorCorrector(3, "none", "none"),
     "corrector_steps must be a whole number of at least 1": lambda: PredictorCorrector(3, corrector_steps=0),

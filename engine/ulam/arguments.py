@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +12,17 @@ import ulam_kernels.dispatch
 from ulam_kernels.ops import MAX_ELEMENTS
 
 from .conditioning import Shared
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Sampler
+from .errors import warn
 from .noise import seed_int64, whole_number
+from .program import Program
+from .samplers.grid import GridSampler
+from .samplers.start import start_below_noise
+from .schedules import Schedule
 
 LAST_ROW = 1 << 59  # so that no row of a program goes beyond the 2^60 of noise-v1
+NORMS_DEFINED = 3  # the fewest elements whose inverse squared norm has a mean
+NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standard deviation, is at most 1%
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -83,12 +89,34 @@ def check_first_row(first_row: object) -> int:
 def check_seed(seed: int | None, anew: bool) -> int:
     """The seed as an int64, 0 for None; ``anew``: say that it gives a state that goes on the noise it had before."""
     if seed is None and anew:
-        warnings.warn(
+        warn(
             "x_init: got states without a seed, the noise begins anew at row 0 of seed 0, expected first_row= (rows "
-            "that they have run so far) or another seed= where they go on from an earlier run",
-            stacklevel=3,
+            "that they have run so far) or another seed= where they go on from an earlier run"
         )
     return seed_int64(0 if seed is None else seed)
+
+
+def check_start(sampler: Sampler, schedule: Schedule) -> None:
+    """Warn where a run without x_init starts from noise alone at a level that holds signal."""
+    if isinstance(sampler, GridSampler) and (told := start_below_noise(sampler, schedule)) is not None:
+        warn(told)
+
+
+def check_norms(program: Program, shape: tuple[int, ...]) -> None:
+    """Warn, or raise ValueError, where steps come from a chain's own norms and it has few elements.
+
+    See :class:`ulam.samplers.PredictorCorrector` for the bias.
+    """
+    elements = math.prod(shape)
+    if not program.normalise.any() or elements >= NORMS_USABLE:
+        return
+    told = f"norms: got 'chain' for samples of {elements} elements, expected"
+    if elements < NORMS_DEFINED:
+        raise ValueError(f"{told} at least {NORMS_DEFINED}: the variance has no bound, use norms='expected'")
+    warn(
+        f"{told} at least {NORMS_USABLE}: standard deviations come out about {200 / (elements - 2):.2g}% too large, "
+        "use norms='expected'"
+    )
 
 
 def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:

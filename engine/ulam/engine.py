@@ -19,8 +19,10 @@ from .arguments import (
     check_first_states,
     check_guidance_options,
     check_network_device,
+    check_norms,
     check_seed,
     check_shape,
+    check_start,
     fallbacks,
     resolve_device,
 )
@@ -168,7 +170,7 @@ class Engine:
         deadline: float | None = None,
         block: bool = False,
     ) -> Job:
-        """Queue chains; nothing runs before :meth:`stream`. Arguments as in :func:`ulam.sample`, and:
+        """Queue chains; nothing runs before :meth:`stream`. Arguments and warnings as in :func:`ulam.sample`, and:
 
         callback: called with a :class:`ulam.Preview` every ``every`` evaluations of each chain.
         finish: maps final states ``[n, *shape]`` to results ``[n, ...]``, as a latent decoder does.
@@ -192,6 +194,9 @@ class Engine:
             raise ValueError(f"sampler: {sampler!r} never evaluates the network")
         first_row = check_first_row(first_row)
         check_first_states(x_init, len(ids), self.shape)
+        check_norms(program, self.shape)
+        if x_init is None and not isinstance(sampler, Program):
+            check_start(sampler, self.denoiser.schedule)
         seed = check_seed(seed, x_init is not None and not first_row and program.needs_noise)
         if noise is not None and not callable(noise):
             raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")

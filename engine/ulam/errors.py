@@ -1,7 +1,9 @@
-"""What an engine raises beside TypeError and ValueError for its arguments."""
+"""What an engine raises beside TypeError and ValueError for its arguments, and how it warns."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,3 +25,11 @@ class NetworkError(RuntimeError):
 
 class QueueFull(RuntimeError):
     """A bounded queue has no room for a job; nothing has changed."""
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called into this package, however deep inside it is given."""
+    frame, depth = sys._getframe(1), 3
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__", "").split(".")[0] == __package__:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, UserWarning, stacklevel=depth)

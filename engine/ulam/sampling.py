@@ -58,8 +58,10 @@ def sample(
         slots: chains in one batch; min(chains, 256) by default.
         device, backend, dtype: see :class:`ulam.Engine`.
         x_init: ``[chains, *shape]``, or ``[*shape]`` for all by :func:`ulam.shared`: the states at the first row's
-            noise level, in place of noise. Where the sampler adds noise, states that an earlier run returned need
-            ``first_row`` or another ``seed``, or they get the noise that they had before; a warning says so.
+            noise level, in place of noise. Without it a sampler that begins far below the schedule's noisiest level,
+            where noise lacks signal, gives one UserWarning. Where the sampler adds noise, states that an earlier run
+            returned need ``first_row`` or another ``seed``, or they get the noise that they had before; a warning says
+            so.
         first_row: the noise row at which the run begins: rows 0 to n - 1 of its program draw the noise of rows
             first_row to first_row + n - 1. A chain run in two pieces, ``program[:k]`` and then ``program[k:]`` with
             the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .grid import Grid, GridSampler
 
 PREDICTORS = ("reverse_diffusion", "ancestral", "none")
 CORRECTORS = ("langevin", "none")
+NORMS = ("expected", "chain")
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,33 @@ class PredictorCorrector(GridSampler):
 
     | part | row |
     |---|---|
-    | langevin [alg. 4, 5] | x <- x + h s + sqrt(2 h) z, h = 2 a^2 (snr norm(z) / norm(s))^2 |
+    | langevin [alg. 4, 5] | x <- x + h s + sqrt(2 h) z, h = 2 (a snr norm(z) / norm(s))^2 |
     | reverse_diffusion [eq. 46; alg. 2, 3] | x_s = (2 - a) x_t + v s + sqrt(v) z |
     | ancestral [Ho 2020, eq. 11; Song 2021b, eq. 47] | x_s = (x_t + v s) / a + std z |
 
-    std^2 is v on VP schedules (DDPM's beta) and v sigma_s^2 / sigma_t^2 elsewhere, as in the paper's code; so is the
-    order of the parts. Norms are over the elements of one chain: no chain sees another. denoise: the last predictor
-    row adds no noise. predictor="none" stays at each level without moving the state, and ends at the last level.
+    a is 1 on VE, and a^2 the paper's 1 - beta on every step of a VP schedule. std^2 is v on VP schedules (DDPM's beta)
+    and v sigma_s^2 / sigma_t^2 elsewhere, as in the paper's code; so is the order of the parts. denoise: the last
+    predictor row adds no noise, and gives D where it ends at the data (reverse_diffusion, but on VE, leaves noise there
+    in a long step). predictor="none" stays at each level without moving the state, and ends at the last level.
+
+    reverse_diffusion, and on VP schedules ancestral, suppose short steps: the state holds up to sigma_t alpha_s /
+    (sigma_s alpha_t) times the noise that the network is told. With few steps use `DDIM(eta=1)`.
+
+    norms="expected" takes the norms that are expected of n elements: norm(z) = sqrt(n) and norm(s) = sqrt(n) / sigma_t,
+    that of -eps / sigma_t, the score of x_t given x_0, on any schedule (the score itself, its mean, is no longer). So
+    h = 2 (a snr sigma_t)^2, a number of the row: on Gaussian data of any dimension the corrector leaves 1 / (1 - h /
+    (2 P)) of the true variance P, which is at least sigma_t^2. (The paper's code averages norms over the batch, which
+    comes to nearly the same but lets chains see one another.)
+
+    norms="chain" measures the norms of each chain alone. On Gaussian data norm(s)^2 is then chi^2_n / P, the mean of
+    its inverse P / (n - 2), and the variance that the corrector leaves (1 + (a snr)^2) (n + 2) / (n - 2) P: 2 / (n - 2)
+    too large in standard deviation, without bound for n = 1 and 2. `ulam.sample` and `Engine.submit` refuse n below 3,
+    and warn below 202, where that is more than 1%.
 
     steps, spacing, timesteps, sigmas, final: see `GridSampler`. Order 1 without a corrector; with one 0, because its
     bias, of order snr^2, does not vanish with more steps. NFE/step corrector_steps + 1 (less one for "none"); no
-    register beyond x; correctors need reductions. For score networks trained on VE, VP or sub-VP SDEs and hundreds of
-    steps; snr 0.16 suits VE, 0.01 to 0.1 the others. Raises ValueError naming the argument.
+    register beyond x; norms="chain" needs reductions. For score networks trained on VE, VP or sub-VP SDEs and hundreds
+    of steps; snr 0.16 suits VE, 0.01 to 0.1 the others. Raises ValueError naming the argument.
     """
 
     predictor: str = "reverse_diffusion"
@@ -110,15 +126,18 @@ class PredictorCorrector(GridSampler):
     corrector_steps: int = 1
     snr: float = 0.16
     denoise: bool = True
+    norms: str = "expected"
 
     convention: ClassVar[str] = "index"
     section: ClassVar[str] = "Langevin dynamics"
     use: ClassVar[str] = "score networks trained on VE, VP or sub-VP SDEs, hundreds of steps."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"norms": "chain"},)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("predictor", self.predictor, PREDICTORS)
         check_choice("corrector", self.corrector, CORRECTORS)
+        check_choice("norms", self.norms, NORMS)
         if self.predictor == self.corrector == "none":
             raise ValueError("predictor must not be 'none' where corrector is 'none' too")
         self._set(
@@ -129,16 +148,22 @@ class PredictorCorrector(GridSampler):
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         alpha, sigma = grid.alphas[:-1], grid.sigmas[:-1]
-        a = alpha / grid.alphas[1:]
+        reach = alpha / grid.alphas[1:] * self.snr  # a snr
+        by_chain = self.norms == "chain"
         predict = self._predictor(grid, isinstance(schedule, VariancePreserving))
         builder = ProgramBuilder(schedule, predicts)
         for i, time in enumerate(grid.times):
-            levels = alpha[i], sigma[i]
+            levels, r = (alpha[i], sigma[i]), reach[i]
             if self.corrector == "langevin":
-                correct = {"x": 1.0, "D": 2 * (a[i] * self.snr) ** 2, "z": 2 * a[i] * self.snr}
-                builder.rows(np.full(self.corrector_steps, time), levels=levels, normalise=True, x=correct)
+                step = {"D": 2 * r**2, "z": 2 * r}  # of the score and z, both scaled by the chain's norms
+                if not by_chain:
+                    step = {"eps": -2 * r**2 * sigma[i], "z": 2 * r * sigma[i]}
+                times = np.full(self.corrector_steps, time)
+                builder.rows(times, levels=levels, normalise=by_chain, x={"x": 1.0, **step})
             if predict:
-                builder.rows(time, levels=levels, x={term: values[i] for term, values in predict.items()})
+                to_data = self.denoise and grid.sigmas[i + 1] == 0
+                row = {"D": 1.0} if to_data else {term: values[i] for term, values in predict.items()}
+                builder.rows(time, levels=levels, x=row)
         return builder.program(sampler=repr(self), order=int(self.corrector == "none"))
 
     def _predictor(self, grid: Grid, preserving: bool) -> dict[str, Array]:
