@@ -51,8 +51,12 @@ OPERATIONS = {
     "unipc": Operation("UniPC-3 row, 4 registers", S.UniPC(STEPS, order=3)),
     "threshold": Operation("DDPM row with a threshold", S.DDPM(STEPS, clip=S.DynamicThreshold()), scaled="step"),
     "quantiles": Operation("quantile of every chain", S.DDPM(STEPS, clip=S.DynamicThreshold()), scaled="reduce"),
-    "norms": Operation("norms of every chain", S.PredictorCorrector(250), scaled="reduce", corrector=True),
-    "corrector": Operation("corrector row with norms", S.PredictorCorrector(250), scaled="step", corrector=True),
+    "norms": Operation(
+        "norms of every chain", S.PredictorCorrector(250, norms="chain"), scaled="reduce", corrector=True
+    ),
+    "corrector": Operation(
+        "corrector row with norms", S.PredictorCorrector(250, norms="chain"), scaled="step", corrector=True
+    ),
     "fill": Operation("noise fill"),
     "affine": Operation("affine conversion"),
 }

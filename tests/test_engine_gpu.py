@@ -128,7 +128,7 @@ def test_reductions_and_known_images(place: Place) -> None:
     known = {"known": ulam.shared(image), "mask": ulam.shared(mask)}
     todo = [
         (DDPM(steps=20, clip=DynamicThreshold(0.9)), {"chains": 10, "seed": 7}),
-        (PredictorCorrector(steps=8), {"chains": 9, "seed": 8}),
+        (PredictorCorrector(steps=8, norms="chain"), {"chains": 9, "seed": 8}),
         (RePaint(6, jump_length=2, jump_n_sample=2), {"chains": 9, "seed": 9, **known}),
     ]
     made = engine(place)
