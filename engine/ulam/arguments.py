@@ -127,6 +127,19 @@ def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, 
     return (ulam_kernels.dispatch.why_reference(),)
 
 
+def real_numbers(name: str, value: object) -> torch.Tensor:
+    """``value`` as a float64 tensor on the CPU, a copy. Raises TypeError for what is not real numbers."""
+    try:
+        kind = torch.as_tensor(value).dtype
+        tensor = None if kind.is_complex or kind == torch.bool else torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: got {value!r}, expected a number, or several") from None
+    if tensor is None:
+        what = "true or false" if kind == torch.bool else "complex numbers"
+        raise TypeError(f"{name}: got {what}, expected real numbers")
+    return tensor.detach().to("cpu", copy=True)
+
+
 def check_guidance_options(
     guidance: object, interval: object, rescale: object
 ) -> tuple[tuple[float, float] | None, float]:

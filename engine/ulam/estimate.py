@@ -71,6 +71,8 @@ class Estimator:
 def levels(y: torch.Tensor, sigma: Sigma) -> Array:
     """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
     if isinstance(sigma, torch.Tensor):
+        if sigma.is_complex() or sigma.dtype == torch.bool:
+            raise TypeError(f"sigma must be a number, or one a chain, got {sigma.dtype}")
         sigma = sigma.detach().cpu().double().numpy()
     values = np.asarray(sigma)
     if values.dtype.kind not in "iuf":

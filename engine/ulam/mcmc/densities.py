@@ -16,6 +16,7 @@ import ulam_kernels.densities as kernels
 import ulam_kernels.mcmc as ops
 
 from .. import noise
+from ..arguments import real_numbers
 from .targets import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
@@ -92,7 +93,7 @@ class Gaussian(BuiltIn):
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers = 1.0) -> None:
-        self.mean, given = _float64("mean", mean, 1), torch.as_tensor(covariance, dtype=torch.float64)
+        self.mean, given = _float64("mean", mean, 1), real_numbers("covariance", covariance)
         self.dimension = len(self.mean)
         d = self.dimension
         if given.dim() == 0:
@@ -156,8 +157,11 @@ class GaussianMixture(BuiltIn):
     def __init__(self, means: Numbers, std: Numbers = 1.0, weights: Numbers | None = None) -> None:
         self.means = _float64("means", means, 2)
         count, self.dimension = self.means.shape
-        self.std = _positive("std", torch.as_tensor(std, dtype=torch.float64).expand(count))
-        given = torch.ones(count) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        widths = real_numbers("std", std)
+        if widths.shape not in ((), (count,)):
+            raise ValueError(f"std: got shape {list(widths.shape)}, expected a number or [{count}], one a component")
+        self.std = _positive("std", widths.expand(count))
+        given = torch.ones(count) if weights is None else real_numbers("weights", weights)
         if given.shape != (count,):
             raise ValueError(f"weights: got shape {list(given.shape)}, expected [{count}], one a component")
         self.weights = _positive("weights", given.double()) / given.double().sum()
@@ -325,7 +329,7 @@ class _Table:
 
 
 def _float64(name: str, values: Numbers, dimensions: int) -> torch.Tensor:
-    tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    tensor = real_numbers(name, values)
     if tensor.dim() != dimensions or not tensor.numel() or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected finite numbers of {dimensions} dimensions")
     return tensor
@@ -338,7 +342,10 @@ def _positive(name: str, values: torch.Tensor) -> torch.Tensor:
 
 
 def _number(name: str, value: float) -> float:
-    return float(_positive(name, torch.as_tensor(float(value), dtype=torch.float64)))
+    number = real_numbers(name, value)
+    if number.numel() != 1:
+        raise ValueError(f"{name}: got shape {list(number.shape)}, expected a number")
+    return float(_positive(name, number))
 
 
 def _dimension(dimension: int, least: int) -> int:
