@@ -61,11 +61,19 @@ def test_lost_chains_start_anew():
 def test_a_saved_buffer_goes_on_where_it_was():
     chains = PersistentChains(10, (2,), ULA(0.1), seed=1)
     chains.sample(bowl, batch=4, steps=3)
-    saved = {name: tensor.clone() for name, tensor in chains.state_dict().items()}
+    saved = chains.state_dict()
     expected = chains.sample(bowl, batch=4, steps=3)
     other = PersistentChains(10, (2,), ULA(0.1), seed=1)
     other.load_state_dict(saved)
     assert torch.equal(other.sample(bowl, batch=4, steps=3), expected)
+
+
+def test_an_energy_that_is_rounded_too_coarsely_is_told_once():
+    chains = PersistentChains(10, (2,), MALA(0.1))
+    with pytest.warns(RuntimeWarning, match="energies near 1e.07 are 1 apart in float32") as caught:
+        for _ in range(3):
+            chains.sample(lambda x: 1e7 + bowl(x), batch=10, steps=1)
+    assert len(caught) == 1
 
 
 def test_contrastive_divergence_finds_the_precision_that_matches_the_data():
@@ -97,6 +105,9 @@ def test_contrastive_divergence_finds_the_precision_that_matches_the_data():
         (lambda: PersistentChains(0, (2,), ULA(0.1)), "count: got 0, expected at least 1"),
         (lambda: PersistentChains(4, (2,), mcmc.BAOAB(0.1)), "sampler: got BAOAB, expected ULA"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), restart=2.0), "restart: got 2.0, expected a share"),
+        (lambda: PersistentChains(4, (2,), ULA(0.1), restart=True), "restart: got True, expected a share"),
+        (lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z * 1j), "start: got states of torch.complex64"),
+        (lambda: PersistentChains(4, (2,), ULA(0.1)).load_state_dict({}), "x: got NoneType, expected a tensor of"),
         (lambda: PersistentChains(4, (2,), ULA([0.1, 0.2])), "step: got 2 numbers"),
         (lambda: PersistentChains(4, (2,), ULA(0.1)).sample(bowl, batch=5, steps=1), "batch: got 5, expected 1 to"),
         (lambda: PersistentChains(4, (2,), ULA(0.1)).sample(bowl, batch=2, steps=0), "steps: got 0"),

@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 import torch
 from chain_laws import gaussian, rowwise
+from chain_runs import SAMPLERS, curved, run, same
 
 from ulam import Denoiser, mcmc, schedules
 from ulam.mcmc import BAOAB, HMC, MALA, SGLD, ULA
 
-SAMPLERS = [
-    ULA(0.1),
-    ULA(0.1, noise_scale=0.3, clip=(-1.0, 1.5)),
-    SGLD(0.2),
-    MALA(0.4),
-    BAOAB(0.4, friction=2.0),
-    HMC(0.4, leapfrog=3),
-    mcmc.ParallelTempering(MALA(0.4), [1.0, 2.0, 4.0]),
-    mcmc.ParallelTempering(ULA(0.1), [1.0, 2.0, 4.0], swap_every=3),
-    mcmc.ParallelTempering(BAOAB(0.4, 1.0), [1.0, 3.0], swap_every=2),
-    mcmc.ParallelTempering(HMC(0.4, 2), [1.0, 3.0]),
-]
 TARGETS = {
     "gaussian": gaussian(),
     "mixture": mcmc.GaussianMixture([[-1.0, 0.0], [1.0, 1.0]], [0.5, 0.8], [0.3, 0.7]),
@@ -30,23 +19,6 @@ TARGETS = {
     "funnel": mcmc.Funnel(3, 1.0),
     "ring": mcmc.Ring(2),
 }
-
-
-def curved(x):
-    """An energy whose gradient grows no faster than x."""
-    return (1 + (x[:, 0] - x[:, 1].sin()) ** 2).sqrt() + x[:, 1] ** 2 / 2
-
-
-def run(target, sampler, **options):
-    defaults = {"chains": 6, "steps": 12, "warmup": 4, "thin": 3, "seed": 7, "progress": False}
-    return mcmc.run(target, sampler, **{**defaults, **options})
-
-
-def same(a, b, rows=slice(None)):
-    """Whether run ``a`` has the bits of these rows of run ``b``."""
-    pairs = [(a.draws, b.draws), (a.energies, b.energies), (a.acceptance, b.acceptance), (a.swaps, b.swaps)]
-    pairs += [(a.x, b.x), (a.v, b.v), (a.step, b.step), (a.divergences, b.divergences)]
-    return all((x is None and y is None) or torch.equal(x, y[rows]) for x, y in pairs)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
@@ -228,6 +200,27 @@ def test_launches_count_the_same_divergences(sampler):
         (gaussian(), MALA(0.1), {"adapt": 0.5, "warmup": 0}, "adapt: needs warm-up steps"),
         (gaussian(), ULA(0.1), {"chains": [1, 1]}, "chains: ids must be distinct"),
         (gaussian(), ULA(0.1), {"slots": 0}, "slots: got 0, expected at least 1"),
+        (gaussian(), ULA(0.1), {"steps": float("nan")}, "steps: got nan, expected an integer"),
+        (gaussian(), ULA(0.1), {"steps": True}, "steps: got True, expected an integer"),
+        (gaussian(), ULA(0.1), {"thin": "3"}, "thin: got '3', expected an integer"),
+        (gaussian(), ULA(0.1), {"warmup": -1}, "warmup: got -1, expected at least 0"),
+        (gaussian(), ULA(0.1), {"warmup": float("inf")}, "warmup: got inf, expected an integer"),
+        (gaussian(), ULA(0.1), {"steps": 1 << 60, "thin": 1 << 60}, "steps: got 1152921504606846976, expected at most"),
+        (gaussian(), ULA(0.1), {"first_step": -1}, "first_step: got -1, expected at least 0"),
+        (gaussian(), ULA(0.1), {"chains": 2.0}, "chains: got 2.0, expected an integer"),
+        (gaussian(), ULA(0.1), {"chains": "ab"}, "chains: got 'ab', expected an integer"),
+        (gaussian(), MALA(0.1), {"adapt": True, "warmup": 5}, "adapt: got True, expected a target acceptance"),
+        (gaussian(), ULA(0.1), {"x_init": [[0.0, 0.0]] * 6}, "x_init: got list, expected a float tensor"),
+        (gaussian(), ULA(0.1), {"x_init": torch.zeros(6, 2) * 1j}, "x_init: got torch.complex64, expected a float"),
+        (
+            gaussian(),
+            ULA(0.1),
+            {"x_init": torch.full((6, 2), 1e300, dtype=torch.float64)},
+            "x_init: has numbers that are",
+        ),
+        (gaussian(), BAOAB(0.1), {"v_init": torch.zeros(6, 3)}, r"v_init: got shape \[6, 3\], expected \[6, 2\]"),
+        (gaussian(), ULA(0.1), {"v_init": torch.zeros(6, 2)}, "v_init: ULA has no velocity that it keeps"),
+        (gaussian(), ULA(0.1), {"resume": 3}, "resume: got int, expected what ulam.mcmc.run returned"),
         (gaussian(), ULA(0.1), {"dtype": torch.bfloat16}, "dtype: got torch.bfloat16"),
         (gaussian(), ULA(0.1), {"x_init": torch.zeros(5, 2)}, r"x_init: got shape \[5, 2\], expected \[6, 2\]"),
     ],
@@ -253,6 +246,22 @@ def test_bad_input_gets_one_clear_line(target, sampler, options, message):
         (lambda: ULA(0.1, clip=(1.0, 0.0)), r"clip: got \(1.0, 0.0\), expected None or a pair"),
         (lambda: BAOAB(0.1, friction=-1.0), "friction: got -1, expected"),
         (lambda: HMC(0.1, leapfrog=0), "leapfrog: got 0, expected at least 1"),
+        (lambda: HMC(0.1, jitter=1.0), r"jitter: got 1.0, expected a number in \[0, 1\)"),
+        (lambda: HMC(0.1, jitter=float("nan")), "jitter: got nan, expected"),
+        (lambda: HMC(0.1, jitter=True), "jitter: got true or false, expected real numbers"),
+        (lambda: ULA(torch.tensor([0.1 + 1j])), "step: got complex numbers, expected real numbers"),
+        (lambda: MALA(0.1, temperature=1j), "temperature: got complex numbers"),
+        (lambda: ULA([True, True]), "step: got true or false"),
+        (lambda: ULA(0.1, preconditioner=torch.ones(2) * 1j), "preconditioner: got complex numbers"),
+        (lambda: ULA(0.1, noise_scale=np.array([1j])), "noise_scale: got complex numbers"),
+        (lambda: ULA(0.1, clip=("a", "b")), "clip: got 'a', expected a number"),
+        (lambda: ULA(0.1, clip=(float("nan"), 1.0)), r"clip: got \(nan, 1.0\), expected None or a pair"),
+        (lambda: mcmc.ParallelTempering(ULA(0.1), [1.0, 2 + 1j]), "temperatures: got complex numbers"),
+        (lambda: mcmc.Gaussian([1j, 0.0]), "mean: got complex numbers"),
+        (lambda: mcmc.Gaussian([0.0], torch.tensor([1 + 1j])), "covariance: got complex numbers"),
+        (lambda: mcmc.GaussianMixture([[0.0]], 1.0, torch.tensor([1j])), "weights: got complex numbers"),
+        (lambda: mcmc.GaussianMixture([[0.0]], [1.0, 2.0]), r"std: got shape \[2\], expected a number or \[1\]"),
+        (lambda: mcmc.DoubleWell(1, height="2"), "height: got '2', expected a number"),
         (lambda: SGLD(0.1, delay=0.0), "delay: got 0, expected"),
         (lambda: mcmc.ParallelTempering(ULA(0.1), [2.0, 1.0]), "temperatures: got"),
         (lambda: mcmc.ParallelTempering(ULA(0.1, 2.0), [1.0, 2.0]), "temperature: of the sampler inside must be 1"),

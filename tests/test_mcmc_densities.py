@@ -99,7 +99,9 @@ def test_gaussians_above_the_kernels_dimensions_run_step_by_step():
     target = mcmc.Gaussian(torch.zeros(130), variances)
     assert target.kernel is None
     start = target.sample(4000, seed=3)
-    run = mcmc.run(target, mcmc.MALA(0.14), chains=4000, steps=20, x_init=start.float(), progress=False, store=False)
+    run = mcmc.run(
+        target, mcmc.MALA(0.14), chains=4000, steps=20, x_init=start.float(), seed=0, progress=False, store=False
+    )
     assert not run.report["launch"] and 0.3 < run.acceptance.mean() < 0.9
     scaled = (run.x.double().square() / variances).sum(1)
     assert scipy.stats.kstest(scaled.numpy(), scipy.stats.chi2(130).cdf).pvalue > 1e-3

@@ -89,7 +89,7 @@ def test_the_metropolis_step_is_in_detailed_balance(sampler):
     """At stationarity (x, x') and (x', x) have one law: antisymmetric functions have mean 0, and x' the law of x."""
     target = mcmc.DoubleWell(1, height=1.5, separation=1.0)
     start = target.sample(CHAINS, seed=8)
-    run = mcmc.run(target, sampler, chains=CHAINS, steps=1, x_init=start.float(), progress=False)
+    run = mcmc.run(target, sampler, chains=CHAINS, steps=1, x_init=start.float(), seed=0, progress=False)
     before, after = start[:, 0], run.x[:, 0].double()
     assert 0.3 < run.acceptance.mean() < 0.95  # something is refused, and much is not
     for f, g in [(lambda x: x, lambda x: x**3), (torch.sin, torch.square), (lambda x: (x > 0.5).double(), torch.abs)]:
@@ -123,7 +123,7 @@ def test_mala_accepts_at_the_known_rate_as_the_dimension_grows(dimension):
     target, scale = mcmc.Gaussian(torch.zeros(dimension)), 1.65
     h = scale**2 * dimension ** (-1 / 3) / 2
     run = mcmc.run(
-        target, MALA(h), chains=4000, steps=40, x_init=target.sample(4000).float(), progress=False, store=False
+        target, MALA(h), chains=4000, steps=40, x_init=target.sample(4000).float(), seed=0, progress=False, store=False
     )
     expected = 2 * scipy.stats.norm.cdf(-(scale**3) / 8)
     assert abs(float(run.acceptance.mean()) - expected) < 0.6 / dimension**0.5 * expected + 0.005
@@ -137,8 +137,8 @@ def test_hmc_accepts_at_the_known_rate(dimension):
     flow = np.linalg.matrix_power(kick @ drift @ kick, leaps)
     mu = dimension * (np.trace(flow.T @ flow) - 2) / 2
     target = mcmc.Gaussian(torch.zeros(dimension))
-    options = {"chains": 4000, "x_init": target.sample(4000).float(), "progress": False, "store": False}
-    run = mcmc.run(target, HMC(h, leaps), steps=40, **options)
+    options = {"chains": 4000, "x_init": target.sample(4000).float(), "seed": 0, "progress": False, "store": False}
+    run = mcmc.run(target, HMC(h, leaps, jitter=0), steps=40, **options)
     assert abs(float(run.acceptance.mean()) - 2 * scipy.stats.norm.cdf(-np.sqrt(mu / 2))) < 0.01
 
 
@@ -162,7 +162,7 @@ def test_chi_square_of_separate_modes_by_tempering():
     tempering = mcmc.ParallelTempering(MALA(0.3), [1, 2.5, 6, 15, 40], swap_every=2)
     start = torch.full((2000, 2), 6.0)
     options = {"chains": 2000, "warmup": 500, "steps": 1000, "thin": 1000, "progress": False}
-    run = mcmc.run(target, tempering, x_init=start, **options)
+    run = mcmc.run(target, tempering, x_init=start, seed=0, **options)
     at = (run.x[:, 0] > 0).long() + 2 * (run.x[:, 1] > 0).long()
     counts = torch.bincount(at, minlength=4).numpy()
     assert scipy.stats.chisquare(counts, np.array(weights) * 2000).pvalue > 1e-3
@@ -186,7 +186,7 @@ def test_funnel_marginals_are_those_of_exact_draws():
 def test_sgld_takes_the_steps_it_says():
     """On a flat energy the variance is the sum of 2 step_i; at T = 0 a constant score moves x by the sum of step_i."""
     steps = 0.1 * (1 + np.arange(50) / 5.0) ** -0.6
-    options = {"chains": 50_000, "warmup": 20, "steps": 30, "thin": 30, "progress": False}
+    options = {"chains": 50_000, "warmup": 20, "steps": 30, "thin": 30, "seed": 0, "progress": False}
     start = torch.zeros(50_000, 1)
     flat = mcmc.Score(torch.zeros_like)
     x = mcmc.run(flat, SGLD(0.1, decay=0.6, delay=5.0), x_init=start, **options).x

@@ -23,12 +23,14 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from .arguments import check_shape, resolve_device
+from .mcmc import diagnosis
 from .mcmc.samplers import ChainSampler, of_rows
 from .mcmc.state import State
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, INITIAL_STATE, seed_int64, whole_number
 
 RESTART_STAGE = 1
+LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
 
 
 class PersistentChains:
@@ -46,6 +48,9 @@ class PersistentChains:
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Warns:
+        RuntimeWarning: once, where an energy is rounded too coarsely for MALA or HMC (:mod:`ulam.mcmc.diagnosis`).
     """
 
     def __init__(
@@ -64,13 +69,13 @@ class PersistentChains:
             raise ValueError(f"count: got {count}, expected at least 1")
         if not isinstance(sampler, ChainSampler) or sampler.moves:
             raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA or HMC")
-        if not isinstance(restart, (int, float)) or not 0 <= restart <= 1:
+        if not isinstance(restart, (int, float)) or isinstance(restart, bool) or not 0 <= restart <= 1:
             raise ValueError(f"restart: got {restart!r}, expected a share in [0, 1]")
         for name in sampler.per_chain:
             if (value := getattr(sampler, name)) is not None:
                 of_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
         self.shape, self.sampler, self.restart = check_shape(shape), sampler, float(restart)
-        self._start, self._backend, self._next = start, backend, 0
+        self._start, self._backend, self._next, self._calls, self._warned = start, backend, 0, 0, False
         device = resolve_device(device)
         self._chain = torch.arange(count, device=device)
         self._seed = torch.full_like(self._chain, seed_int64(seed))
@@ -103,21 +108,32 @@ class PersistentChains:
         for _ in range(steps):
             self.sampler.transition(state, (a, b, c, d))
             state.advance()
+        if self.sampler.adjusted and not self._warned and self._calls % LOOK_EVERY == 0:
+            assert state.energy is not None
+            self._warned = diagnosis.warn_of_rounding(state.energy, one[1], stacklevel=2)
+        self._calls += 1
         self.x[rows] = state.x
         self.clock[rows] += steps
         return state.x
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The buffer, to go on from."""
-        return {"x": self.x, "clock": self.clock, "next": torch.tensor(self._next)}
+        """The buffer as it is now, to go on from: copies."""
+        return {"x": self.x.clone(), "clock": self.clock.clone(), "next": torch.tensor(self._next)}
 
     def load_state_dict(self, saved: dict[str, torch.Tensor]) -> None:
-        """Go on from :meth:`state_dict` of a buffer of the same size. Raises ValueError for another."""
-        if saved["x"].shape != self.x.shape:
-            raise ValueError(f"x: got shape {list(saved['x'].shape)}, expected {list(self.x.shape)}")
+        """Go on from :meth:`state_dict` of a buffer of the same size. Raises TypeError or ValueError for another."""
+        for name, own in self.state_dict().items():
+            tensor = saved.get(name)
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != own.dtype:
+                came = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise TypeError(f"{name}: got {came}, expected a tensor of {own.dtype}")
+            if tensor.shape != own.shape:
+                raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(own.shape)}")
+        if not 0 <= (first := int(saved["next"])) < len(self.x) or bool((saved["clock"] < 0).any()):
+            raise ValueError(f"next, clock: got {first} and {saved['clock'].tolist()[:8]}, expected those of a buffer")
         self.x.copy_(saved["x"])
         self.clock.copy_(saved["clock"])
-        self._next = int(saved["next"])
+        self._next = first
 
     def _state(self, x: torch.Tensor, rows: torch.Tensor) -> State:
         draw = self.clock[rows] * DRAWS_PER_ROW
@@ -130,6 +146,8 @@ class PersistentChains:
         x = z if self._start is None else self._start(z)
         if not isinstance(x, torch.Tensor) or x.shape != z.shape:
             raise ValueError(f"start: expected a function of noise {list(z.shape)} to states of that shape")
+        if not x.is_floating_point():
+            raise TypeError(f"start: got states of {x.dtype}, expected a float tensor")
         return x.detach().to(z).contiguous()
 
 

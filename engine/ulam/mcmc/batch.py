@@ -9,8 +9,9 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from ..noise import DRAWS_PER_ROW, INITIAL_STATE
+from ..noise import DRAWS_PER_ROW, INITIAL_STATE, as_int64
 from .adaptation import DualAveraging
+from .chains import Position
 from .densities import BuiltIn
 from .samplers import BAOAB, HMC, ChainSampler, ParallelTempering, of_rows
 from .state import Columns, State
@@ -24,7 +25,11 @@ SWAP_STAGE = VELOCITY_STAGE = 1
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A run: what is sampled, how, and for how long. ``ids`` ``[chains]``; ``x_init`` ``[chains, *shape]`` or None."""
+    """A run: what is sampled, how, and for how long.
+
+    ``ids`` ``[chains]``; ``x_init``, ``v_init`` ``[chains, *shape]`` or None; ``first_step`` the number of its first
+    step; ``position`` where an earlier run stopped that this one continues, or None.
+    """
 
     target: Target
     sampler: ChainSampler
@@ -33,6 +38,9 @@ class Plan:
     shape: tuple[int, ...]
     seed: int
     x_init: torch.Tensor | None
+    v_init: torch.Tensor | None
+    first_step: int
+    position: Position | None
     warmup: int
     steps: int
     thin: int
@@ -41,6 +49,16 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     backend: str | None
+
+    @property
+    def counted(self) -> int:
+        """Steps since the last warm-up that earlier runs made: thinning goes on from them."""
+        return self.position.counted if self.position is not None and not self.warmup else 0
+
+    @property
+    def kept(self) -> int:
+        """States that are kept: those after a multiple of ``thin`` steps since the last warm-up."""
+        return (self.counted + self.steps) // self.thin - self.counted // self.thin
 
     @property
     def temperatures(self) -> torch.Tensor:
@@ -101,12 +119,17 @@ class Batch:
             if plan.tempering.scaled:
                 timed = isinstance(plan.sampler, (BAOAB, HMC))
                 self.step = self.step * (self.temperature.sqrt() if timed else self.temperature)
-        self.index = self._counted_from = 0  # of the next step; of the first that the counts below are of
+        self._given = self.step
+        self.index = self._counted_from = plan.first_step  # of the next step; of the first that the counts below are of
+        self._thin_from = self.index - plan.counted  # the step that thinning counts from
         self.accepted = torch.zeros(len(self.rows), dtype=torch.int64, device=plan.device)
         self.diverged = torch.zeros_like(self.accepted)
         self.swapped = torch.zeros(len(rows), K - 1, dtype=torch.int64, device=plan.device)
         self.swap_attempts = [0, 0]
         self.state = self._start(rows)
+        if plan.position is not None:
+            self._take(plan.position, rows)
+        self._count_leaps()
 
     def _start(self, rows: torch.Tensor) -> State:
         plan, K = self.plan, self.replicas
@@ -117,14 +140,36 @@ class Batch:
         else:
             x = plan.x_init[rows.to(plan.x_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
         evaluate = plan.target.bind(x, self.rows, len(plan.ids), plan.backend)
-        seed = torch.full_like(ids, plan.seed)
-        state = State(x.contiguous(), evaluate, seed, ids, torch.zeros_like(ids), self.sampler.scale(x), plan.backend)
-        if plan.x_init is None:
+        seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, as_int64(plan.first_step * DRAWS_PER_ROW))
+        state = State(x.contiguous(), evaluate, seed, ids, draw, self.sampler.scale(x), plan.backend)
+        if plan.x_init is None and plan.position is None:
             state.x.copy_(state.normals(INITIAL_STATE))
         if self.sampler.moves:
-            wide = self.temperature.sqrt().to(plan.dtype).view(-1, *[1] * len(plan.shape))
-            state.v = state.normals(INITIAL_STATE, VELOCITY_STAGE) * wide
+            if plan.v_init is None:
+                v, temperature = state.normals(INITIAL_STATE, VELOCITY_STAGE), self.temperature
+            else:  # of the first temperature
+                v = plan.v_init[rows.to(plan.v_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
+                temperature = torch.ones_like(self.temperature)
+                if K > 1:
+                    temperature = self.temperature / self.temperature[::K].repeat_interleave(K)
+            state.v = v * temperature.sqrt().to(plan.dtype).view(-1, *[1] * len(plan.shape))
         return state
+
+    def _take(self, position: Position, rows: torch.Tensor) -> None:
+        """Go on where an earlier run stopped: its states, velocities and steps."""
+        grid = torch.arange(self.replicas, device=rows.device)
+        at = (rows[:, None] * self.replicas + grid).flatten()
+        self.state.x.copy_(position.x.to(at.device)[at])
+        self.step = position.step.to(at.device)[at]
+        if position.v is not None:
+            self.state.v = position.v.to(at.device)[at]
+
+    def _count_leaps(self) -> None:
+        """Tell the state how many leapfrog steps each chain takes at its step."""
+        counts = self.sampler.leap_counts(self._given, self.step)
+        if counts is not None:
+            found = sorted(set(counts.tolist()))
+            self.state.ends = {count: None if len(found) == 1 else counts == count for count in found}
 
     # -------------------------------------------------------------------------------------------- a run
 
@@ -132,11 +177,14 @@ class Batch:
         """Warm up, adapting the steps if the plan says so; then all steps of the plan, keeping every thin-th state."""
         plan = self.plan
         self.state.look(plan.target.has_energy)
-        self._check_start()
+        if plan.position is None or self.sampler.adjusted or plan.tempering is not None:
+            self._check_start()
         if plan.adapt is not None:
             self._adapt(plan.warmup)
         else:
             self._advance(plan.warmup, None)
+        if plan.warmup:
+            self._thin_from = self.index
         for counts in (self.accepted, self.diverged, self.swapped):
             counts.zero_()
         self.swap_attempts, self._counted_from = [0, 0], self.index
@@ -162,34 +210,45 @@ class Batch:
         averaging = DualAveraging(self.step, self.plan.adapt)
         for _ in range(steps):
             self.step = averaging.step
+            self._count_leaps()
             log_ratio = self._transition(self._columns(), energy=True)
             assert log_ratio is not None
             averaging.update(log_ratio)
             self._swap_if_due()
         self.step = averaging.final
+        self._count_leaps()
 
     def _advance(self, steps: int, record: Record | None) -> None:
         if not steps:
             return
         if not self.launches:
             self._by_steps(steps, record)
-        elif self.plan.tempering is None:
+        elif self.plan.tempering is None and not self.sampler.varies:
             self._by_launches(steps, record)
         else:
             self._by_short_launches(steps, record)
 
+    def _until_kept(self) -> int:
+        """Steps from here to the next state that is kept, at least 1."""
+        return self.plan.thin - (self.index - self._thin_from) % self.plan.thin
+
+    def _kept(self) -> int:
+        """States kept by now."""
+        first = (self._counted_from - self._thin_from) // self.plan.thin
+        return (self.index - self._thin_from) // self.plan.thin - first
+
     # -------------------------------------------------------------------------------------------- step by step
 
     def _by_steps(self, steps: int, record: Record | None) -> None:
-        columns, thin = self._columns(), self.plan.thin
-        for i in range(1, steps + 1):
+        columns = self._columns()
+        for _ in range(steps):
             if self.sampler.kernel is None:
                 columns = self._columns()
-            keep = record is not None and i % thin == 0
+            keep = record is not None and self._until_kept() == 1
             self._transition(columns, energy=keep or self._swap_due(self.index + 1))
             self._swap_if_due()
             if keep and record is not None:
-                self._keep(record, i // thin - 1)
+                self._keep(record)
 
     def _transition(self, columns: Columns, energy: bool) -> torch.Tensor | None:
         state = self.state
@@ -209,8 +268,8 @@ class Batch:
         a, b, c, d = (column.to(self.plan.dtype).contiguous() for column in made)
         return a, b, c, d
 
-    def _keep(self, record: Record, index: int) -> None:
-        K, state = self.replicas, self.state
+    def _keep(self, record: Record) -> None:
+        K, state, index = self.replicas, self.state, self._kept() - 1
         energy = state.energy
         if K == 1:
             record.put(index, state.x, energy)
@@ -222,43 +281,53 @@ class Batch:
     def _by_launches(self, steps: int, record: Record | None) -> None:
         thin = self.plan.thin
         chunk = max(LAUNCH_ELEMENTS // max(self.state.x.numel() * self.sampler.leaps, 1), 1)
-        chunk = max(chunk // thin, 1) * thin
-        for begin in range(0, steps, chunk):
-            count = min(chunk, steps - begin)
+        chunk, end = max(chunk // thin, 1) * thin, self.index + steps
+        while self.index < end:
+            count = min(chunk, end - self.index)
             if record is None:
                 self._launch(count, None)
-            elif count == steps:
-                self._launch(count, record)
+                continue
+            every = self._until_kept()  # less than thin where an earlier run stopped between two states that are kept
+            if every < thin:
+                count = min(every, count)
+            kept = self._kept(), self._kept() + count // every
+            if kept == (0, self.plan.kept):
+                self._launch(count, record, every)
+            elif kept[0] == kept[1]:
+                self._launch(count, None)
             else:
-                kept = begin // thin, (begin + count) // thin
                 part = record.of(*kept)
-                self._launch(count, part)
+                self._launch(count, part, every)
                 record.take(*kept, part)
 
     def _by_short_launches(self, steps: int, record: Record | None) -> None:
-        """Launches that end where replicas swap or a state is kept."""
-        assert self.plan.tempering is not None
-        done, every, thin = 0, self.plan.tempering.swap_every, self.plan.thin
-        while done < steps:
-            ends = [steps, done + every - self.index % every]
+        """Launches that end where replicas swap or a state is kept; of one transition each where the step varies."""
+        tempering, end, columns = self.plan.tempering, self.index + steps, self._columns()
+        while self.index < end:
+            counts = [end - self.index]
+            if tempering is not None:
+                counts.append(tempering.swap_every - self.index % tempering.swap_every)
             if record is not None:
-                ends.append((done // thin + 1) * thin)
-            count = min(ends) - done
-            self._launch(count, None)
-            self.state.look(True)
+                counts.append(self._until_kept())
+            for count in [1] * min(counts) if self.sampler.varies else [min(counts)]:
+                self._launch(count, None, columns=columns)
+            keep = record is not None and self._until_kept() == self.plan.thin
+            if keep or self._swap_due(self.index):
+                self.state.look(True)
             self._swap_if_due()
-            done += count
-            if record is not None and done % thin == 0:
-                self._keep(record, done // thin - 1)
+            if keep and record is not None:
+                self._keep(record)
 
-    def _launch(self, steps: int, record: Record | None) -> None:
+    def _launch(self, steps: int, record: Record | None, thin: int = 1, columns: Columns | None = None) -> None:
         plan, state, target = self.plan, self.state, self.plan.target
         assert isinstance(target, BuiltIn) and target.kernel is not None and self.sampler.kernel is not None
         lo, hi = self.sampler.bounds
-        keep = record is not None and steps >= plan.thin
+        keep = record is not None
+        columns = self.sampler.varied(state, columns or self._columns())
+        leapfrog = next(iter(state.ends), self.sampler.leaps)
         ops.run(
-            target.kernel, state.x, self.sampler.kernel, torch.stack(self._columns(), 1), steps, **state.ids(),
-            v=state.v, leapfrog=self.sampler.leaps, scale=state.scale, lo=lo, hi=hi, thin=plan.thin,
+            target.kernel, state.x, self.sampler.kernel, torch.stack(columns, 1), steps, **state.ids(),
+            v=state.v, leapfrog=leapfrog, scale=state.scale, lo=lo, hi=hi, thin=thin,
             draws=record.draws if record and keep else None, energies=record.energies if record and keep else None,
             moments=record.moments if record and keep else None,
             accepted=self.accepted if self.sampler.adjusted else None,
@@ -312,7 +381,12 @@ class Batch:
         """Whether whole chains run in one launch."""
         target = self.plan.target
         compiled = isinstance(target, BuiltIn) and target.kernel is not None and self.sampler.kernel is not None
-        return self.plan.launch and compiled
+        return self.plan.launch and compiled and len(self.state.ends) <= 1  # chains of one launch leap alike
+
+    @property
+    def counted(self) -> int:
+        """Steps since the last warm-up, those of earlier runs included."""
+        return self.index - self._thin_from
 
     def acceptance_so_far(self) -> float | None:
         """The mean over chains since the warm-up, or within it; None before the first step."""
@@ -324,6 +398,18 @@ class Batch:
         if not self.sampler.adjusted:
             return (~torch.isfinite(self.state.x.flatten(1)).all(1)).long()[:: self.replicas]
         return self.diverged[:: self.replicas]
+
+    @property
+    def given(self) -> torch.Tensor:
+        """The steps of the first temperature before adaptation, ``[B]``."""
+        return self._given[:: self.replicas]
+
+    def energies(self) -> torch.Tensor | None:
+        """Those that Metropolis tests compared last, ``[B]`` of all replicas; None without, or where they are sums in
+        float64."""
+        target = self.plan.target
+        exact = isinstance(target, BuiltIn) and target.kernel is not None
+        return None if exact or not (self.sampler.adjusted or self.plan.tempering) else self.state.energy
 
     def swap_rates(self) -> torch.Tensor | None:
         """``[B, K - 1]``, None without tempering."""

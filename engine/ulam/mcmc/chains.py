@@ -9,6 +9,29 @@ from typing import Any
 import torch
 
 
+@dataclass(frozen=True, eq=False)
+class Position:
+    """Where a run stopped, for ``resume`` of :func:`ulam.mcmc.run`; tensors of its own, with a row a replica.
+
+    Attributes:
+        x, v: ``[chains K, *shape]`` of the K replicas of every chain in turn (K = 1 without tempering); v may be None.
+        step: ``[chains K]`` float64, the adapted step sizes.
+        index: the number of the next step, whose noise comes next.
+        counted: steps since the last warm-up, which thinning counts from.
+        seed: as int64. ids: ``[chains]`` int64.
+        sampler: its class and numbers, to tell another from it.
+    """
+
+    x: torch.Tensor
+    v: torch.Tensor | None
+    step: torch.Tensor
+    index: int
+    counted: int
+    seed: int
+    ids: torch.Tensor
+    sampler: dict[str, Any]
+
+
 @dataclass(eq=False)
 class Chains:
     """The result of :func:`ulam.mcmc.run`.
@@ -16,12 +39,14 @@ class Chains:
     Attributes:
         draws: ``[chain, draw, *shape]``, None where only moments were kept.
         energies: ``[chain, draw]`` float64, None for targets that give a score alone.
-        acceptance: ``[chain]`` float64, the share of accepted proposals after warm-up; None without a Metropolis test.
+        acceptance: ``[chain]`` float64, the share of accepted proposals of this run after its warm-up; None without a
+            Metropolis test.
         divergences: ``[chain]`` int64. MALA and HMC: proposals after warm-up whose log acceptance ratio was below
             -1000 or not a number. The others: 1 where the chain has left the finite numbers, its draws from there on
             are not finite; else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, None without.
+        position: where the run stopped; ``resume=`` of another run takes the chains with it.
         moments: ``[chain, 2, *shape]`` float64 sums of the kept states and of their squares, where only these were
             kept.
         kept: draws a chain.
@@ -41,7 +66,13 @@ class Chains:
     kept: int
     swaps: torch.Tensor | None
     ids: torch.Tensor
+    position: Position
     report: dict[str, Any]
+
+    @property
+    def next_step(self) -> int:
+        """The number of the step that would come next: ``first_step`` of a run that goes on with fresh noise."""
+        return self.position.index
 
     @cached_property
     def sums(self) -> torch.Tensor:

@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
     "ring": (densities.Ring, 2),
 }
 SAMPLERS: dict[str, type[ChainSampler]] = {"ula": ULA, "mala": MALA, "baoab": BAOAB, "hmc": HMC, "sgld": SGLD}
-OPTIONS = ("temperature", "friction", "leapfrog", "decay", "delay")
+OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--temperature", type=float, help="default 1")
     p.add_argument("--friction", type=float, help="baoab: default 1")
     p.add_argument("--leapfrog", type=int, help="hmc: leapfrog steps a transition (default 10)")
+    p.add_argument("--jitter", type=float, metavar="J", help="hmc: its path varies by this share (default 0.5; 0: not)")
     p.add_argument("--decay", type=float, help="sgld: power of the decreasing steps (default 0.55)")
     p.add_argument("--delay", type=float, help="sgld: steps until they fall (default 1)")
     p.add_argument("--chains", type=int, default=64, metavar="N", help="default 64")

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 import ulam_kernels.dispatch
 
-from ..arguments import check_shape, check_x_init, fallbacks, resolve_device
+from ..arguments import check_shape, fallbacks, resolve_device
 from ..denoiser import Denoiser
 from ..noise import chain_ids, seed_int64, whole_number
+from . import diagnosis
 from .batch import Batch, Plan, Record
-from .chains import Chains
+from .chains import Chains, Position
 from .densities import BuiltIn
 from .samplers import ChainSampler, ParallelTempering, of_rows
 from .targets import Target
 
 REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
+MOST_STEPS = 1 << 60  # noise-v1 numbers the steps of a chain below it
 
 
 def run(
     target: Target,
     sampler: ChainSampler | ParallelTempering,
     *,
-    chains: int | range | Sequence[int] | torch.Tensor = 4,
+    chains: int | range | Sequence[int] | torch.Tensor | None = None,
     steps: int = 1000,
     shape: Sequence[int] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     x_init: torch.Tensor | None = None,
+    v_init: torch.Tensor | None = None,
+    first_step: int | None = None,
+    resume: Chains | None = None,
     warmup: int = 0,
     thin: int = 1,
     adapt: float | None = None,
@@ -40,10 +45,13 @@ def run(
     launch: bool = True,
     device: torch.device | str | None = None,
     backend: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> Chains:
     """Run Markov chains: ``warmup`` steps that are not kept, then ``steps``, of which every ``thin``-th state is.
+
+    With ``resume`` a run goes on to the bit as if the earlier one had not stopped: n steps and then m have the draws,
+    states and velocities of n + m, for every sampler, wherever thinning, batches or launches fall.
 
     A chain's numbers depend on its id, the seed and its own numbers, never on who shares the batch, adaptation
     included: same bits for any number and order of chains where the target treats rows independently, and at equal
@@ -53,11 +61,18 @@ def run(
         target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or one of the
             built-in densities, which run as whole chains in one launch (same bits as by single steps).
         sampler: ULA, SGLD, MALA, BAOAB, HMC or ParallelTempering of :mod:`ulam.samplers`.
-        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
-        steps, warmup, thin: whole numbers; steps // thin states are kept.
+        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63); 4 by default.
+        steps, warmup, thin: whole numbers; the states after thin, 2 thin, ... steps from the last warm-up are kept.
         shape: of one state; by default the built-in density's or that of ``x_init``.
-        seed: any integer in [-2^63, 2^64).
+        seed: any integer in [-2^63, 2^64); 0 by default.
         x_init: ``[chains, *shape]``, where the chains start; N(0, I) by default (noise-v1, tag 1).
+        v_init: ``[chains, *shape]``, the velocities of BAOAB as ``v`` of :class:`ulam.mcmc.Chains`; N(0, T) by default.
+        first_step: the number of the run's first step, 0 by default: its noise is that of this step and those after
+            it (so are SGLD's step sizes, and which replicas swap).
+        resume: what an earlier run returned, by the same sampler. Its states, velocities, step sizes, step number, seed
+            and chain ids come with it; the target is asked anew where the chains stand, so it may have changed.
+            Its step sizes are tuned: ``adapt`` is refused, and so are ``x_init``, ``v_init`` and ``first_step``.
+            Rates and counts are those of the steps of this run alone.
         adapt: a target acceptance in (0, 1): each chain's step is tuned to it during the warm-up by dual averaging
             [Hoffman & Gelman 2014]; 0.574 suits MALA, 0.65 to 0.8 HMC. None keeps the steps.
         slots: chains in one batch, the last batch padded; by default all at once. For targets other than built-in
@@ -65,28 +80,74 @@ def run(
         store: keep the states; False keeps their sums and sums of squares alone, and no energies.
         launch: False runs built-in densities by single steps too.
         device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
-        dtype: float32, or float64 (reference backend, for checking).
+        dtype: float32 (the default), or float64 (reference backend, for checking).
         progress: show a bar, with the acceptance, where stderr is a terminal.
 
     Raises:
         TypeError, ValueError: an argument that cannot be, or an energy that is not finite where a chain starts.
 
     Warns:
-        RuntimeWarning: chains diverged (see ``divergences`` of :class:`ulam.mcmc.Chains`).
+        RuntimeWarning: chains diverged (see ``divergences`` of :class:`ulam.mcmc.Chains`); adaptation left a chain with
+        so small a step that it stands still; the energy is rounded too coarsely for the Metropolis test (see
+        :mod:`ulam.mcmc.diagnosis`).
+        UserWarning: ``x_init`` without ``seed``, ``first_step`` or ``resume``: the noise begins anew.
     """
     if slots is not None and whole_number("slots", slots) < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
+    if resume is not None:
+        given = {"chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init}
+        _check_resumed(resume, sampler, given | {"first_step": first_step, "adapt": adapt, "dtype": dtype})
+        chains, seed, first_step = resume.position.ids, resume.position.seed, resume.position.index
+        shape, dtype = tuple(resume.x.shape[1:]), resume.x.dtype
+        device = resume.x.device if device is None else device
+    elif x_init is not None and seed is None and first_step is None:
+        diagnosis.warn_of_repeated_noise()
     plan = _plan(
-        target, sampler, chains, steps, shape, seed, x_init, warmup, thin, adapt, launch, device, backend, dtype
-    )
+        target, sampler, 4 if chains is None else chains, steps, shape, 0 if seed is None else seed, x_init, v_init,
+        0 if first_step is None else first_step, None if resume is None else resume.position, warmup, thin, adapt,
+        launch, device, backend, torch.float32 if dtype is None else dtype,
+    )  # fmt: skip
     whole = isinstance(target, BuiltIn) and target.kernel is not None
     rows = _batches(len(plan.ids), None if whole else slots)
     begin = time.perf_counter()
     with _Bar(plan, len(rows), progress) as bar:
         parts = [_run(plan, part, store, bar) for part in rows]
     result = _joined(plan, parts, time.perf_counter() - begin)
-    _warn(result, plan)
+    diagnosis.warn(result, plan, [batch for batch, _, _ in parts])
     return result
+
+
+def _check_resumed(resume: object, sampler: object, given: dict[str, Any]) -> None:
+    """Raises TypeError or ValueError for arguments that say something else than the run to resume."""
+    if not isinstance(resume, Chains):
+        raise TypeError(f"resume: got {type(resume).__name__}, expected what ulam.mcmc.run returned, or None")
+    position, shape = resume.position, tuple(resume.x.shape[1:])
+    for name in ("x_init", "v_init", "first_step", "adapt"):
+        if given[name] is not None:
+            raise ValueError(f"{name}: got one beside resume, which brings its own; leave it out")
+    if given["seed"] is not None and seed_int64(given["seed"]) != position.seed:
+        raise ValueError(f"seed: got {given['seed']}, expected {position.seed} of the run to resume; leave it out")
+    if given["chains"] is not None and not torch.equal(chain_ids(given["chains"]), position.ids):
+        raise ValueError(f"chains: got others than the {len(position.ids)} of the run to resume; leave them out")
+    if given["shape"] is not None and check_shape(given["shape"]) != shape:
+        raise ValueError(f"shape: got {given['shape']}, expected {shape} of the run to resume; leave it out")
+    if given["dtype"] is not None and given["dtype"] != resume.x.dtype:
+        raise ValueError(f"dtype: got {given['dtype']}, expected {resume.x.dtype} of the run to resume; leave it out")
+    if isinstance(sampler, (ChainSampler, ParallelTempering)):
+        numbers = sampler.numbers()
+        if numbers.keys() != position.sampler.keys() or any(
+            not _equal(value, position.sampler[name]) for name, value in numbers.items()
+        ):
+            raise ValueError(
+                f"sampler: got {numbers['name']} with other numbers than {position.sampler['name']} of the run to "
+                "resume; for another sampler pass x_init=chains.x, first_step=chains.next_step"
+            )
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return type(a) is type(b) and a == b
 
 
 def _plan(
@@ -97,6 +158,9 @@ def _plan(
     shape: Sequence[int] | None,
     seed: int,
     x_init: torch.Tensor | None,
+    v_init: torch.Tensor | None,
+    first_step: int,
+    position: Position | None,
     warmup: int,
     thin: int,
     adapt: float | None,
@@ -116,12 +180,16 @@ def _plan(
         raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
     if (inner.adjusted or tempering) and not target.has_energy:
         raise TypeError(f"target: {type(sampler).__name__} needs an energy, {target!r} gives a score alone")
-    for name, number, least in (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
+    counts = (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("first_step", first_step, 0))
+    for name, number, least in counts:
         if whole_number(name, number) < least:
             raise ValueError(f"{name}: got {number}, expected at least {least}")
-    if thin > steps:
+    if first_step + warmup + steps > MOST_STEPS:
+        raise ValueError(f"steps: got {steps}, expected at most 2^60 with those before them")
+    counted = position.counted if position is not None and not warmup else 0
+    if counted % thin + steps < thin:
         raise ValueError(f"thin: got {thin}, more than the {steps} steps: nothing would be kept")
-    if adapt is not None and not (isinstance(adapt, (int, float)) and 0 < adapt < 1):
+    if adapt is not None and not (isinstance(adapt, (int, float)) and not isinstance(adapt, bool) and 0 < adapt < 1):
         raise ValueError(f"adapt: got {adapt!r}, expected a target acceptance in (0, 1), or None")
     if adapt is not None and not inner.adjusted:
         raise ValueError(f"adapt: {type(inner).__name__} has no Metropolis test to adapt to")
@@ -136,19 +204,26 @@ def _plan(
         raise ValueError("chains: ids must be distinct")
     if tempering and int(ids.max()) >= REPLICA_IDS // len(tempering.temperatures):
         raise ValueError("chains: ids times temperatures must stay below 2^63")
+    for name, start in (("x_init", x_init), ("v_init", v_init)):
+        if start is not None and not (isinstance(start, torch.Tensor) and start.is_floating_point()):
+            what = start.dtype if isinstance(start, torch.Tensor) else type(start).__name__
+            raise TypeError(f"{name}: got {what}, expected a float tensor [chains, *shape] or None")
     sizes = _shape(target, shape, x_init)
     where = resolve_device(device if device is not None else "cpu" if x_init is None else x_init.device)
-    if x_init is not None:
-        check_x_init(x_init, (len(ids), *sizes))
-        if not bool(torch.isfinite(x_init).all()):
-            raise ValueError("x_init: has numbers that are not finite")
+    if v_init is not None and not inner.moves:
+        raise ValueError(f"v_init: {type(inner).__name__} has no velocity that it keeps, expected None")
+    for name, start in (("x_init", x_init), ("v_init", v_init)):
+        if start is not None and start.shape != (len(ids), *sizes):
+            raise ValueError(f"{name}: got shape {list(start.shape)}, expected {[len(ids), *sizes]} (chains first)")
+        if start is not None and not bool(torch.isfinite(start.to(dtype)).all()):
+            raise ValueError(f"{name}: has numbers that are not finite in {dtype}")
     for name in inner.per_chain:
         value = getattr(inner, name)
         if value is not None:
             of_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
     return Plan(
-        target, inner, tempering, ids, sizes, seed_int64(seed), x_init, warmup, steps, thin, adapt, launch, where,
-        dtype, backend,
+        target, inner, tempering, ids, sizes, seed_int64(seed), x_init, v_init, first_step, position, warmup, steps,
+        thin, adapt, launch, where, dtype, backend,
     )  # fmt: skip
 
 
@@ -175,7 +250,7 @@ def _batches(chains: int, slots: int | None) -> list[tuple[torch.Tensor, int]]:
 
 def _run(plan: Plan, part: tuple[torch.Tensor, int], store: bool, bar: _Bar) -> tuple[Batch, Record, int]:
     rows, count = part
-    kept, size = plan.steps // plan.thin, len(rows)
+    kept, size = plan.kept, len(rows)
     draws = torch.empty(size, kept, *plan.shape, dtype=plan.dtype, device=plan.device) if store else None
     energies = None
     if store and plan.target.has_energy:
@@ -188,12 +263,12 @@ def _run(plan: Plan, part: tuple[torch.Tensor, int], store: bool, bar: _Bar) -> 
 
 
 def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) -> Chains:
-    def join(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
-        cut = [tensor[:count] for tensor, (_, _, count) in zip(tensors, parts, strict=True) if tensor is not None]
+    def join(tensors: list[torch.Tensor | None], replicas: int = 1) -> torch.Tensor | None:
+        cut = [t[: count * replicas] for t, (_, _, count) in zip(tensors, parts, strict=True) if t is not None]
         return None if not cut else cut[0] if len(cut) == 1 else torch.cat(cut)
 
-    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-        out = join(list(tensors))
+    def joined(tensors: list[torch.Tensor], replicas: int = 1) -> torch.Tensor:
+        out = join(list(tensors), replicas)
         assert out is not None
         return out
 
@@ -205,6 +280,7 @@ def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) 
         "target": repr(plan.target),
         "sampler": repr(plan.tempering or plan.sampler),
         "chains": len(plan.ids),
+        "first_step": plan.first_step,
         "warmup": plan.warmup,
         "steps": plan.steps,
         "thin": plan.thin,
@@ -215,18 +291,31 @@ def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) 
         "fallbacks": list(fallbacks(_backend(plan), plan.backend, plan.dtype)),
         "device": str(plan.device),
     }
+    every, v = joined([batch.state.x for batch in batches], K), join([batch.state.v for batch in batches], K)
+    step = joined([batch.step for batch in batches], K)
+    position = Position(
+        x=every.clone(),
+        v=None if v is None else v.clone(),
+        step=step.clone(),
+        index=first.index,
+        counted=first.counted,
+        seed=plan.seed,
+        ids=plan.ids.clone(),
+        sampler=(plan.tempering or plan.sampler).numbers(),
+    )
     return Chains(
         draws=join([record.draws for _, record, _ in parts]),
         energies=join([record.energies for _, record, _ in parts]),
         acceptance=join(rates),
         divergences=joined([batch.divergences() for batch in batches]),
-        step=joined([batch.step[::K] for batch in batches]),
-        x=joined([batch.state.x[::K] for batch in batches]),
-        v=join([None if batch.state.v is None else batch.state.v[::K] for batch in batches]),
+        step=step[::K],
+        x=every[::K],
+        v=None if v is None else v[::K],
         moments=join([record.moments for _, record, _ in parts]),
-        kept=plan.steps // plan.thin,
+        kept=plan.kept,
         swaps=join([batch.swap_rates() for batch in batches]),
         ids=plan.ids,
+        position=position,
         report=report,
     )
 
@@ -234,24 +323,6 @@ def _joined(plan: Plan, parts: list[tuple[Batch, Record, int]], seconds: float) 
 def _backend(plan: Plan) -> str:
     module = ulam_kernels.dispatch.select(plan.backend, plan.device.type, plan.dtype)
     return ulam_kernels.dispatch.name_of(module)
-
-
-def _warn(result: Chains, plan: Plan) -> None:
-    bad = result.divergences.nonzero()[:, 0]
-    if not len(bad):
-        return
-    worst = int(bad[0])
-    if plan.sampler.adjusted:
-        count = int(result.divergences.sum())
-        told = (
-            f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
-        )
-    else:
-        told = (
-            f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
-            "their draws from there on are not finite"
-        )
-    warnings.warn(f"{told}: try a smaller step", RuntimeWarning, stacklevel=3)
 
 
 class _Bar:

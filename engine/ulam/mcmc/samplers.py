@@ -2,22 +2,25 @@
 
 p(x) = exp(-E(x) / T) / Z, s = -grad E, P a diagonal preconditioner (the inverse mass of BAOAB and HMC), z ~ N(0, I).
 Every number may be one for all chains or one a chain. Noise is noise-v1 at (seed, chain, 16 step), accept uniforms
-are its tag 2: a chain's bits depend on its id, the seed and its own numbers alone.
+are its tag 2, those of HMC's path length its stage 1: a chain's bits depend on its id, the seed and its own numbers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 import ulam_kernels.mcmc as ops
 
+from ..arguments import real_numbers
 from ..noise import whole_number
 from .state import Columns, State
+
+MOST_LEAPS = 10  # times the leapfrog steps given: what adaptation goes up to
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
 
@@ -40,9 +43,20 @@ class ChainSampler(ABC):
             numbers("temperature", self.temperature, above=0)
         else:
             numbers("temperature", self.temperature, least=0)
-        p = self.preconditioner
-        if p is not None and (not isinstance(p, torch.Tensor) or not bool((p > 0).all() & torch.isfinite(p).all())):
-            raise ValueError("preconditioner: expected a tensor [*shape] of finite numbers above 0, or None")
+        if self.preconditioner is not None:
+            message = "preconditioner: expected a tensor [*shape] of finite numbers above 0, or None"
+            if not isinstance(self.preconditioner, torch.Tensor):
+                raise ValueError(message)
+            p = real_numbers("preconditioner", self.preconditioner)
+            if not bool((p > 0).all() & torch.isfinite(p).all()):
+                raise ValueError(message)
+
+    def numbers(self) -> dict[str, Any]:
+        """The class's name and every number, tensors as copies: equal for samplers that do the same."""
+        return {"name": type(self).__name__} | {
+            field.name: _copied(getattr(self, field.name))
+            for field in fields(self)  # type: ignore[arg-type]
+        }
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | None:
         """sqrt(P) like one chain of x. Raises ValueError for a preconditioner of another shape."""
@@ -62,6 +76,19 @@ class ChainSampler(ABC):
     def leaps(self) -> int:
         """Evaluations of the score a step."""
         return 1
+
+    @property
+    def varies(self) -> bool:
+        """Whether :meth:`varied` changes anything."""
+        return False
+
+    def varied(self, state: State, c: Columns) -> Columns:
+        """The numbers of one step, changed by the chains' own uniforms."""
+        return c
+
+    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
+        """Leapfrog steps a transition ``[B]`` int64, the step ``given`` having become ``step``; None without leaps."""
+        return None
 
     @abstractmethod
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
@@ -209,14 +236,23 @@ class BAOAB(ChainSampler):
 class HMC(ChainSampler):
     """``leapfrog`` leapfrog steps of length ``step`` from a fresh momentum N(0, T), and a Metropolis test [Neal 2011].
 
+    A transition's step, and with it the length of its path, is step (1 + jitter u), u uniform on [-1, 1] from the
+    chain's own noise: at one length a path comes back to where it began in directions whose period divides it, and
+    the chain never mixes there [Neal 2011, section 3.2]. u does not depend on the state, so p stays stationary.
+
+    ``adapt`` of :func:`ulam.mcmc.run` changes the step and keeps the path: a chain with the step h takes
+    ceil(leapfrog step / h) leapfrog steps. At most ten times ``leapfrog``: where no step reaches the acceptance on so
+    long a path, as at a hard wall, the path shrinks with the step.
+
     P is the inverse mass. Of many dimensions d the best step falls as d^(-1/4), at the acceptance 0.651 [Beskos 2013].
-    Raises ValueError naming the argument.
+    jitter: in [0, 1), 0 for paths of one length. Raises TypeError or ValueError naming the argument.
     """
 
     step: PerChain
     leapfrog: int = 10
     temperature: PerChain = 1.0
     preconditioner: torch.Tensor | None = None
+    jitter: float = 0.5
 
     kernel: ClassVar[str | None] = "hmc"
     adjusted: ClassVar[bool] = True
@@ -225,31 +261,71 @@ class HMC(ChainSampler):
         super().__post_init__()
         if whole_number("leapfrog", self.leapfrog) < 1:
             raise ValueError(f"leapfrog: got {self.leapfrog}, expected at least 1")
+        jitter = real_numbers("jitter", self.jitter)
+        if jitter.dim() or not 0 <= float(jitter) < 1:
+            raise ValueError(f"jitter: got {self.jitter!r}, expected a number in [0, 1)")
 
     @property
     def leaps(self) -> int:
         return self.leapfrog
 
+    @property
+    def varies(self) -> bool:
+        return bool(self.jitter)
+
+    def varied(self, state: State, c: Columns) -> Columns:
+        if not self.jitter:
+            return c
+        step = (c[0].double() * (1 + self.jitter * state.uniforms())).to(c[0].dtype)
+        return step, *c[1:]
+
+    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
+        return (self.leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leapfrog).long()
+
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, torch.zeros_like(step), 1 / temperature, temperature.sqrt()
 
     def transition(self, state: State, c: Columns) -> torch.Tensor | None:
-        step, _, inverse_temperature, momentum_scale = c
-        half, x = 0.5 * step, state.spare.copy_(state.x)
+        step, _, inverse_temperature, momentum_scale = self.varied(state, c)
         assert state.energy is not None
-        v = state.normals().mul_(momentum_scale.view(-1, *[1] * (x.dim() - 1)))
-        kinetic, energy, score = ops.squared_norm(v, backend=state.backend), state.energy, state.score
-        for leap in range(self.leapfrog):
-            kick = step if leap else half
-            ops.kick_drift(x, v, score, kick, step, scale=state.scale, backend=state.backend)
-            found, score = state.evaluate(x, leap == self.leapfrog - 1)
-        assert found is not None
-        ops.kick_drift(x, v, score, half, None, scale=state.scale, backend=state.backend)
+        v = state.normals().mul_(momentum_scale.view(-1, *[1] * (state.x.dim() - 1)))
+        kinetic, energy = ops.squared_norm(v, backend=state.backend), state.energy
+        x, v, score, found = self._path(state, step, v)
         difference = energy - found + 0.5 * (kinetic - ops.squared_norm(v, backend=state.backend))
         log_ratio = difference * inverse_temperature.double()
         pairs = [(state.x, x), (state.score, score), (energy, found)]
         state.accepted = ops.accept(log_ratio, pairs, **state.ids(), backend=state.backend)
         return log_ratio
+
+    def _path(self, state: State, step: torch.Tensor, v: torch.Tensor) -> _PathEnd:
+        """Where the paths of all chains end; v is overwritten. A chain whose path has ended is carried on in vain."""
+        half, x, score = 0.5 * step, state.spare.copy_(state.x), state.score
+        ends = state.ends or {self.leapfrog: None}
+        last, end = max(ends), None
+        for leap in range(1, last + 1):
+            ops.kick_drift(x, v, score, half if leap == 1 else step, step, scale=state.scale, backend=state.backend)
+            found, score = state.evaluate(x, leap in ends)
+            if leap in ends:
+                assert found is not None
+                final = v if leap == last else v.clone()
+                ops.kick_drift(x, final, score, half, None, scale=state.scale, backend=state.backend)
+                end = _selected(ends[leap], (x, final, score, found), end)
+        assert end is not None
+        return end
+
+
+_PathEnd: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # x, v, score, energy
+
+
+def _selected(where: torch.Tensor | None, here: _PathEnd, before: _PathEnd | None) -> _PathEnd:
+    """``here`` for the chains ``where``, ``before`` for the others; new tensors unless all chains end here."""
+    if where is None:
+        return here
+    old = before or here
+    x, v, score, energy = (
+        torch.where(where.view(-1, *[1] * (new.dim() - 1)), new, kept) for new, kept in zip(here, old, strict=True)
+    )
+    return x, v, score, energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +363,17 @@ class ParallelTempering:
         if whole_number("swap_every", self.swap_every) < 1:
             raise ValueError(f"swap_every: got {self.swap_every}, expected at least 1")
 
+    def numbers(self) -> dict[str, Any]:
+        """As :meth:`ChainSampler.numbers`, those of the sampler inside with them."""
+        inner = {f"sampler.{name}": value for name, value in self.sampler.numbers().items()}
+        own = {name: _copied(getattr(self, name)) for name in ("temperatures", "swap_every", "scaled")}
+        return {"name": type(self).__name__, **own, **inner}
+
+
+def _copied(value: object) -> object:
+    """Numbers as a float64 copy; None as it is."""
+    return None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().to("cpu", copy=True)
+
 
 def langevin_step(state: State, c: Columns, bounds: tuple[float, float], out: torch.Tensor) -> torch.Tensor:
     """x + step P s + noise_scale sqrt(P) z within the bounds, in ``out``."""
@@ -300,11 +387,8 @@ def numbers(
     name: str, value: object, *, above: float | None = None, least: float | None = None, finite: bool = True
 ) -> torch.Tensor:
     """``value`` as float64, one number ``[]`` or one a chain. Raises TypeError or ValueError for any out of range."""
-    try:
-        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: got {value!r}, expected a number, or one a chain") from None
-    if tensor.dim() > 1 or isinstance(value, bool):
+    tensor = real_numbers(name, value)
+    if tensor.dim() > 1:
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected a number, or one a chain")
     bad = tensor.isnan() | (tensor.isinf() if finite else torch.zeros_like(tensor, dtype=torch.bool))
     if above is not None:
@@ -331,5 +415,8 @@ def check_box(clip: object) -> None:
     """Raises ValueError unless ``clip`` is None or a pair lo < hi."""
     if clip is None:
         return
-    if not isinstance(clip, (tuple, list)) or len(clip) != 2 or not clip[0] < clip[1]:
+    if not isinstance(clip, (tuple, list)) or len(clip) != 2:
+        raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")
+    lo, hi = (real_numbers("clip", end) for end in clip)
+    if lo.dim() or hi.dim() or not lo < hi:
         raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -11,6 +11,9 @@ import ulam_kernels
 
 from ..noise import DRAWS_PER_ROW
 from .targets import Evaluate
+
+JITTER_STAGE = 1  # of a step's noise, tag 0: the stage after that of the step's own normals
+JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
 Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -21,7 +24,8 @@ class State:
 
     ``x``, ``score`` ``[B, *shape]``, ``v`` whitened velocities likewise or None; ``energy`` ``[B]`` float64, None where
     nobody asked for it; ``seed``, ``chain``, ``draw`` ``[B]`` int64. ``record``: energies are wanted after the step
-    under way. ``accepted`` ``[B]`` bool: of the last step.
+    under way. ``accepted`` ``[B]`` bool: of the last step. ``ends``: the numbers of leapfrog steps a transition, each
+    with the chains ``[B]`` bool that take so many (None: all); empty where the sampler's own number holds.
     """
 
     x: torch.Tensor
@@ -35,18 +39,39 @@ class State:
     energy: torch.Tensor | None = None
     record: bool = True
     accepted: torch.Tensor | None = None
+    ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spare = torch.empty_like(self.x)
         self.score = torch.empty_like(self.x)
+        self._uniforms: list[torch.Tensor] = []  # of the steps from here on
 
     def look(self, energy: bool) -> None:
-        """Evaluate energy and score where the chains are."""
-        self.energy, self.score = self.evaluate(self.x, energy)
+        """Evaluate energy and score where the chains are: copies, which a Metropolis test may write to."""
+        found, score = self.evaluate(self.x, energy)
+        self.energy, self.score = None if found is None else found.clone(), score.clone()
 
     def advance(self, steps: int = 1) -> None:
         """Go on by so many steps in the noise."""
         self.draw += DRAWS_PER_ROW * steps
+        del self._uniforms[:steps]
+
+    def uniforms(self) -> torch.Tensor:
+        """Numbers u ``[B]`` float64, uniform on [-1, 1], of the step under way; the same until :meth:`advance`.
+
+        u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point of the sphere [Archimedes], by
+        operations that round alike everywhere. z is the noise at stage 1 of the step, tag 0.
+        """
+        if not self._uniforms:
+            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + JITTER_STAGE
+            draw = (self.draw + ahead).flatten()
+            z = torch.empty(len(draw), 3, dtype=torch.float32, device=self.x.device)
+            seed, chain = self.seed.repeat(JITTERS_AHEAD), self.chain.repeat(JITTERS_AHEAD)
+            ulam_kernels.fill_normal(z, seed=seed, chain=chain, draw=draw, backend=self.backend)
+            a, b, c = z.double().unbind(1)
+            u = a / (a * a + b * b + c * c).sqrt()
+            self._uniforms = list(u.view(JITTERS_AHEAD, -1).unbind())
+        return self._uniforms[0]
 
     def ids(self, stage: int = 0) -> dict[str, torch.Tensor]:
         """What an operation draws its noise by."""

@@ -1,0 +1,106 @@
+"""What a run warns of, once and in one line: divergence, chains that adaptation froze, energies rounded too coarsely.
+
+**Rounding.** An energy that is stored with the spacing u between neighbouring numbers is off by up to u / 2, and so the
+chain samples exp(-(E + d) / T), |d| <= u / 2: every probability is off by a factor of up to exp(u / (2 T)). A run
+warns where u / T is above 1 / 16 (3% in a probability) for the energies where its chains stand at its end. u is that of
+the narrowest of bfloat16, float16, float32 and float64 that holds all of them exactly, so a float32 sum that was
+widened is still seen. The built-in densities sum in float64. Nothing is added to a step.
+
+**Frozen chains.** Dual averaging takes log steps far down when the first transitions are refused, as at a hard wall,
+and may not come back in time. A run warns of chains whose adapted step is below 1 / 100 of the one given or of the
+chains' median, while they accept more than the target by a third of what is left up to 1: larger steps would do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .batch import Batch, Plan
+    from .chains import Chains
+
+COARSE = 1 / 16  # spacing of the energies over the temperature
+FROZEN = 1 / 100  # of the step given, or of the median
+EASY = 1 / 3  # of the way from the target acceptance to 1
+FORMATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+NAMED = 8  # chains that a warning names
+
+
+def warn(result: Chains, plan: Plan, batches: list[Batch]) -> None:
+    """The warnings of a run that has ended."""
+    _warn_of_divergence(result, plan)
+    if plan.adapt is not None:
+        _warn_of_frozen_chains(result, plan.adapt, torch.cat([batch.given for batch in batches]))
+    for batch in batches:
+        if (energy := batch.energies()) is not None and warn_of_rounding(energy, batch.temperature, 4):
+            return
+
+
+def warn_of_repeated_noise() -> None:
+    """That a run from given states begins with the noise that others began with."""
+    warnings.warn(
+        "x_init: the noise begins anew at step 0 of seed 0; pass resume= to go on from a run, or seed= or first_step=",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor, stacklevel: int) -> bool:
+    """Warn where energies ``[B]`` float64 lie too far apart to be told at the temperatures ``[B]``; whether it did."""
+    finite = torch.isfinite(energy)
+    energy, temperature = energy[finite], temperature[finite]
+    kind = next((kind for kind in FORMATS if torch.equal(energy.to(kind).double(), energy)), torch.float64)
+    # frexp: |E| = m 2^e with m in [1/2, 1), whose neighbours are eps 2^(e - 1) away.
+    spacing = torch.ldexp(torch.full_like(energy, torch.finfo(kind).eps), torch.frexp(energy.abs()).exponent - 1)
+    coarse = spacing / temperature
+    if not len(coarse) or float(coarse.max()) <= COARSE:
+        return False
+    worst = int(coarse.argmax())
+    warnings.warn(
+        f"target: energies near {float(energy[worst]):.4g} are {float(spacing[worst]):.3g} apart in "
+        f"{str(kind).removeprefix('torch.')}, too far for the Metropolis test at temperature "
+        f"{float(temperature[worst]):g}: take a constant off the energy, or compute it in float64",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return True
+
+
+def _warn_of_divergence(result: Chains, plan: Plan) -> None:
+    bad = result.divergences.nonzero()[:, 0]
+    if not len(bad):
+        return
+    worst = int(bad[0])
+    if plan.sampler.adjusted:
+        count = int(result.divergences.sum())
+        told = (
+            f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
+        )
+    else:
+        told = (
+            f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
+            "their draws from there on are not finite"
+        )
+    warnings.warn(f"{told}: try a smaller step", RuntimeWarning, stacklevel=4)
+
+
+def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> None:
+    """``given`` steps ``[chain]``, before adaptation."""
+    assert result.acceptance is not None
+    step, given, acceptance = result.step.cpu(), given.cpu(), result.acceptance.cpu()
+    median = step.sort().values[len(step) // 2]
+    small = step < FROZEN * given.clamp(min=float(median))
+    frozen = (small & (acceptance > rate + EASY * (1 - rate))).nonzero()[:, 0]
+    if not len(frozen):
+        return
+    names = ", ".join(str(chain) for chain in result.ids[frozen[:NAMED]].tolist())
+    warnings.warn(
+        f"adapt: the step fell to {float(step[frozen].min()):.2g} (median {float(median):.2g}) in {len(frozen)} of "
+        f"{len(step)} chains ({names}{', ...' if len(frozen) > NAMED else ''}), which hardly move now: give a longer "
+        "warm-up, or start them elsewhere by x_init",
+        RuntimeWarning,
+        stacklevel=4,
+    )
