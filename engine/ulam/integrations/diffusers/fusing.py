@@ -79,14 +79,18 @@ def fuse(
     Samples are those of diffusers up to float32 roundings, but where diffusers gives NaN or goes to another noise level
     than it tells the network: see the docstrings of `FusedDDPM` (two variance types), `FusedDDIM` and `FusedPNDM`
     (spacings whose steps are not T // n), `FusedDPMMultistep` and `FusedDPMSinglestep` (order 3 of the SDE), `FusedLMS`
-    and `FusedPNDM` (loops that begin in the middle). Grids with two equal noise levels raise ValueError at the step.
+    and `FusedPNDM` (loops that begin in the middle). A loop that begins at the first timestep begins at the first row,
+    also where later timesteps equal it (diffusers, unless told by `set_begin_index`, begins at the second of them).
+    Where noise levels repeat, a step goes nowhere and the solver goes on behind it; diffusers' higher orders give NaN.
 
     Several threads may use one fused scheduler, also with different numbers of steps: what `set_timesteps` and `step`
     set is per thread. `step` takes a timestep for every sample of the batch as well as one for all (best on the CPU:
     it is read there); a generator then draws for the whole batch where any sample's call draws.
-    The second output (`pred_original_sample`, ...) is computed when it is asked for.
+    The second output (`pred_original_sample`, ...) is computed when it is asked for. Under torch.compile a call is run
+    as it is, with a break in the graph; torch.jit.trace, make_fx, torch.export and torch.func raise RuntimeError.
 
-    Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows.
+    Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows;
+    `set_timesteps` raises ValueError for levels that rise or are not finite.
     """
     if not isinstance(scheduler, diffusers.SchedulerMixin):
         raise TypeError(f"scheduler must be a scheduler of diffusers, got {type(scheduler).__name__}")
