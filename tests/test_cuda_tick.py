@@ -12,10 +12,10 @@ import cuda_simulator
 import numpy as np
 import pytest
 import torch
+from bench.sass import SASS_LINE, Sass
 from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device, differences
 from ptx_interpreter import parse
 from test_blend import random_inputs
-from test_cuda_static import SASS_LINE, Sass
 from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick
 
 import ulam_kernels
