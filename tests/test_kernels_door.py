@@ -209,6 +209,15 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     assert torch.equal(x, y)
 
 
+def test_the_scale_of_noise_is_a_finite_number_of_its_dtype() -> None:
+    out = torch.zeros(B, D, dtype=torch.float64)
+    ulam_kernels.fill_normal(out, scale=1e300, **ids())
+    assert out.isfinite().all() and out.all()
+    for scale in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"^scale: got"):
+            ulam_kernels.fill_normal(out, scale=scale, **ids())
+
+
 def test_a_density_keeps_its_numbers() -> None:
     params = torch.tensor([1.0, 2.0], dtype=torch.float64)
     density = Density("double_well", densities.DOUBLE_WELL, D, 0, params)

@@ -7,6 +7,7 @@ chains, and per-chain arguments are one-dimensional tensors of that length.
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 
@@ -288,7 +289,7 @@ def fill_normal(
     if not out.is_contiguous():
         raise ValueError("out: must be contiguous")
     tag = whole(tag, "tag", 0, 14)
-    scale = real(scale, "scale", most=math.inf if out.dtype == torch.float64 else LARGEST_FLOAT32)
+    scale = real(scale, "scale", most=sys.float_info.max if out.dtype == torch.float64 else LARGEST_FLOAT32)
     elements = out.numel() // chains if chains else 0
     offset = whole(offset, "offset", 0, MAX_ELEMENTS)
     if offset + elements > MAX_ELEMENTS:

@@ -17,8 +17,8 @@ def check_tensor(tensor: object, name: str) -> None:
     """Raise unless it is a tensor with its numbers in memory, one after the other."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: got {described(tensor)}, expected a tensor")
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        found = "the meta device" if tensor.device.type == "meta" else str(tensor.layout)
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        found = "the meta device" if tensor.is_meta else str(tensor.layout)
         raise ValueError(f"{name}: got a tensor on {found}, expected a dense one with data")
 
 
@@ -93,7 +93,8 @@ def check(
     contiguous: bool = True,
 ) -> None:
     """Raise unless the tensor has this dtype (None: one of FLOATS), device and shape."""
-    check_tensor(tensor, name)
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+        check_tensor(tensor, name)
     if tensor.shape != shape:
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in FLOATS):
