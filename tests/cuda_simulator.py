@@ -187,7 +187,7 @@ class Device:
         self.shape: tuple[int, ...] = ()  # of the last launch: grid, block, dynamic shared memory, cluster
         self.alone: Callable[[Machine], Any] | None = None  # which threads run alone, see Machine.run
         self.counts = False  # whether the loads of a launch are counted in memory.reads
-        self.at: dict[str, int] = {}  # where the tensors of the last reduction lay
+        self.lay: dict[str, int] = {}  # where the tensors of the last reduction lay
         for kernel in kernels.values():
             sizes = (-(-size // 16) * 16 for size in kernel.shared.values())
             self.host.set_own_shared(kernel.name.encode(), ctypes.c_size_t(sum(sizes)))
@@ -275,7 +275,7 @@ class Device:
 
     def reduce(self, state: torch.Tensor, table: Table, row: torch.Tensor, out: torch.Tensor, skew: int = 0,
                **given: torch.Tensor | None) -> None:  # fmt: skip
-        packed, self.at = self.pack_step(state, table, row, skew, False, given)
+        packed, self.lay = self.pack_step(state, table, row, skew, False, given)
         at = self.put(out)
         self.call("reduce", packed + struct.pack("<Q", at))
         self.take(at, out)

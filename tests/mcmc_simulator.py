@@ -40,7 +40,7 @@ class Traffic(Memory):
     def __init__(self, size: int = 1 << 24) -> None:
         super().__init__(size)
         self.buffers: list[tuple[int, int]] = []  # start and length
-        self.reads, self.writes, self.widest_read, self.widest_write = (np.zeros(size, np.int64) for _ in range(4))
+        self.loads, self.writes, self.widest_read, self.widest_write = (np.zeros(size, np.int64) for _ in range(4))
 
     def put(self, data: Any, skew: int = 0) -> int:
         address = super().put(data, skew)
@@ -50,7 +50,7 @@ class Traffic(Memory):
     def of(self, tensor: torch.Tensor) -> Seen:
         """What became of the one buffer of as many bytes."""
         (start,) = (start for start, length in self.buffers if length == tensor.nbytes)
-        counts = (self.reads, self.writes, self.widest_read, self.widest_write)
+        counts = (self.loads, self.writes, self.widest_read, self.widest_write)
         return Seen(*(count[start : start + tensor.nbytes] for count in counts))
 
     def count(self, at: Any, size: int, counts: Any, widest: Any) -> None:
@@ -75,7 +75,7 @@ class Counting(Machine):
 
     def _ld(self, i: Instruction) -> None:
         super()._ld(i)
-        self._count(i, i.operands[1], i.operands[0], self.memory.reads, self.memory.widest_read)
+        self._count(i, i.operands[1], i.operands[0], self.memory.loads, self.memory.widest_read)
 
     def _st(self, i: Instruction) -> None:
         super()._st(i)

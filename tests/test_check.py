@@ -162,7 +162,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-OWN = ("--shape", "1,28,28", "--data", "data.npz", "--levels", "2", "--sigmas", "0.5", "1", "--out", "out")
+OWN = (
+    "--shape",
+    "1,28,28",
+    "--data",
+    "data.npz",
+    "--pixels",
+    "-1",
+    "1",
+    "--levels",
+    "2",
+    "--sigmas",
+    "0.5",
+    "1",
+    "--out",
+    "out",
+)
 
 
 @pytest.mark.parametrize("factory", EXPECTED)

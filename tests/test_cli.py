@@ -224,8 +224,8 @@ BAD = {
     "bad autocast": f"sample {OWN} --autocast fp8",
     "folder is a file": "sample --model digits --steps 1 --chains 1 --out mine.py",
     "folder cannot be made": "sample --model digits --steps 1 --chains 1 --out /proc/none",
-    "network returns None": "sample --model mine:none --shape 3,8,8 --steps 2 --out out/deep",
-    "network returns a wrong shape": "sample --model mine:small --shape 3,8,8 --steps 2 --out out",
+    "network returns None": "sample --model mine:none --shape 3,8,8 --steps 50 --out out/deep",
+    "network returns a wrong shape": "sample --model mine:small --shape 3,8,8 --steps 50 --out out",
 }
 
 

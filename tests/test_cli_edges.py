@@ -96,6 +96,13 @@ def test_signals_are_left_alone_in_other_threads(folder: Path, monkeypatch):
     assert codes == [0] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_warnings_are_lines_of_the_command(folder: Path):
+    ran = command("sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out")
+    done = subprocess.run(ran, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ulam: warning: steps: got a first noise level of sigma/alpha 3.443 without x_init")
+
+
 # --------------------------------------------------------------------------------------------- folders and files
 
 
@@ -112,7 +119,7 @@ def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path,
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(output.np, "savez_compressed", once_full)
-    arguments = ["sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--chains", "3", "--out", "out"]
+    arguments = ["sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "50", "--chains", "3", "--out", "out"]
     assert cli.main(arguments) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device; everything is in " in told

@@ -101,7 +101,7 @@ def test_quantiles_of_difficult_numbers(device: Device, n: int) -> None:
 
 def loads(device: Device, name: str, tensor: torch.Tensor, chains: int) -> list[tuple[int, int]]:
     """For each chain the fewest and the most loads of any byte of a tensor by the last launch."""
-    start = device.at[name] - device.memory.BASE
+    start = device.lay[name] - device.memory.BASE
     assert device.memory.reads is not None
     counted = device.memory.reads[start : start + tensor.numel() * tensor.element_size()].reshape(chains, -1)
     return [(int(chain.min()), int(chain.max())) for chain in counted]
@@ -161,7 +161,7 @@ def test_what_shared_memory_cannot_hold_is_read_three_times(
     device.reduce(x, table, row, out)
     assert differences(expected, out) == 0
     assert device.memory.reads is not None
-    start = device.at["state"] - device.memory.BASE
+    start = device.lay["state"] - device.memory.BASE
     counts = device.memory.reads[start : start + x.numel() * 4].reshape(chains, n, 4)
     a_round = 4 * device.shape[3] * device.shape[7]
     once = min(n, kept // 4 // a_round * a_round)

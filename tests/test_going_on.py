@@ -94,7 +94,6 @@ def test_states_that_come_without_a_seed_are_told_that_the_noise_begins_anew():
         assert torch.equal(draw(DDPM(steps=3), seed=0, x_init=x), anew), "0 is the default"
         draw(DDPM(steps=3), x_init=x, first_row=4)
         draw(DDIM(steps=3), x_init=x)  # adds no noise
-        draw(DDPM(steps=3))
 
 
 def test_the_callers_noise_is_asked_for_the_rows_of_one_run():

@@ -406,11 +406,12 @@ def test_levels_of_a_fused_scheduler_that_are_nan_are_named() -> None:
     scheduler = fuse(diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1))
     scheduler.set_timesteps(1)
     arguments = torch.zeros(1, 2), scheduler.timesteps[0], torch.zeros(1, 2)
-    with pytest.raises(ValueError, match="nan"):
-        scheduler.step(*arguments)
-    scheduler.set_begin_index(0)
-    with pytest.raises(ValueError, match="sigmas: got nan at level 0, expected finite numbers"):
-        scheduler.step(*arguments)
+    for begin in (None, 0):
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        with pytest.raises(ValueError, match="nan") as caught:
+            scheduler.step(*arguments)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("message", BAD)

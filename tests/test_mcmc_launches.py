@@ -79,7 +79,7 @@ def launched(density: Density, sampler: str, steps: int, backend: str) -> dict[s
 def assert_moments_stay_in_registers(memories: list[Traffic], out: dict[str, torch.Tensor]) -> None:
     """Of a run of four steps and one of ten: no read more, and moments written once."""
     few, many = memories
-    assert few.reads.sum() == many.reads.sum() > 0
+    assert few.loads.sum() == many.loads.sum() > 0
     for memory in memories:
         seen = memory.of(out["moments"])
         assert (seen.writes == 1).all() and (seen.reads >= 1).all()
@@ -155,7 +155,7 @@ def test_a_metropolis_test_reads_a_short_chain_once(use: Any, n: int, width: int
     places = [chains.memory.buffers[k][0] for k in range(4)]  # as they were put: x, score, proposal, its score
     for number, start in enumerate(places):
         part = slice(start, start + tensors[0].nbytes)
-        assert (chains.memory.reads[part] == 1).all() and (chains.memory.widest_read[part] == width).all()
+        assert (chains.memory.loads[part] == 1).all() and (chains.memory.widest_read[part] == width).all()
         assert (chains.memory.writes[part] == (number < 2)).all()
         assert number >= 2 or (chains.memory.widest_write[part] == width).all()
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from . import check_report, info, sample_command
 from .mcmc import cli as mcmc_command
@@ -21,8 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C, 143 after
     SIGTERM. A reader of its output that goes away changes nothing.
     """
-    with lenient_streams():
+    with lenient_streams(), warnings.catch_warnings():
+        warnings.showwarning = _warn
         return _run(arguments)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"ulam: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
