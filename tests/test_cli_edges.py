@@ -144,7 +144,7 @@ def test_two_processes_do_not_share_a_folder(folder: Path):
 
 
 def test_what_a_killed_process_left_half_written_goes(tmp_path: Path):
-    orphan, own = tmp_path / ".samples.npz.99999999.partial", tmp_path / f".grid.png.{os.getpid()}.partial"
+    orphan, own = tmp_path / ".samples.npz.99999999.0.partial", tmp_path / f".grid.png.{os.getpid()}.0.partial"
     for path in (orphan, own, tmp_path / "other.partial"):
         path.touch()
     with writable_folder(tmp_path):

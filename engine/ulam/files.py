@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+PARTIAL = re.compile(r"\..+\.(\d+)\.\d+\.partial")  # its process, and a number that no other thread has
+NUMBERS = itertools.count()
 Checked = TypeVar("Checked")
 
 
@@ -29,7 +31,8 @@ def whole(*targets: Path) -> Iterator[list[Path]]:
     A target that is a link stays one: what it points to is replaced.
     """
     targets = tuple(Path(os.path.realpath(target)) for target in targets)
-    partial = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
+    own = f"{os.getpid()}.{next(NUMBERS)}"
+    partial = [target.with_name(f".{target.name}.{own}.partial") for target in targets]
     try:
         yield partial
         for path in partial:
