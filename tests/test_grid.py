@@ -404,14 +404,8 @@ BAD: dict[str, Callable[[], object]] = {
 def test_levels_of_a_fused_scheduler_that_are_nan_are_named() -> None:
     """With one step diffusers divides 0 by 0 in stretching its sigmas to shift_terminal."""
     scheduler = fuse(diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1))
-    scheduler.set_timesteps(1)
-    arguments = torch.zeros(1, 2), scheduler.timesteps[0], torch.zeros(1, 2)
-    for begin in (None, 0):
-        if begin is not None:
-            scheduler.set_begin_index(begin)
-        with pytest.raises(ValueError, match="nan") as caught:
-            scheduler.step(*arguments)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^timesteps: got \[nan\], expected at least one, all finite$"):
+        scheduler.set_timesteps(1)
 
 
 @pytest.mark.parametrize("message", BAD)
