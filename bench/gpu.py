@@ -57,7 +57,7 @@ class Bench:
         self.stage, self.run = stage, run
         self.absent, self.nvml = stage.absent(), stage.nvml()
         self.timer, self.copies = stage.cold_timer(), Copies(stage)
-        self.counts: dict[str, float] = {}
+        self.counts: dict[str, sass.Count] = {}
 
     def figure(self, name: str, functions: dict[str, Function], **more: Any) -> None:
         """Time the functions in turn, a large copy among them, and keep what was found."""
@@ -78,9 +78,9 @@ class Bench:
         small = Case(case.operation, self.stage.size(*case.size), case.state, case.model)
         data = Data(small, self.stage.device)
         functions = self.run.prepare(str(case), builders(self.stage, case, data, self.absent))
-        counted = self.counts.get(case.kernel or "")
+        counted = asdict(self.counts[case.kernel]) if case.kernel in self.counts else {}
         self.figure(str(case), functions, group=case.operation, bytes=small.bytes, elements=small.elements,
-                    instructions=counted)  # fmt: skip
+                    **counted)  # fmt: skip
 
     def task(self, task: Task, group: str) -> None:
         functions = self.run.prepare(task.name, task.builders)
@@ -92,13 +92,13 @@ def each(spread: Spread, steps: int) -> dict[str, float]:
     return {key: value if key == "runs" else value / steps for key, value in asdict(spread).items()}
 
 
-def count_instructions(stage: Stage) -> dict[str, float]:
-    """Instructions an element of the kernels that are counted, from the extension as it is built here."""
+def count_instructions(stage: Stage) -> dict[str, sass.Count]:
+    """What the kernels that are counted issue for an element, from the extension as it is built here."""
     spec, tool = importlib.util.find_spec("ulam_kernels._cuda"), sass.find_tool("cuobjdump")
     if spec is None or spec.origin is None or tool is None:
         return {}
     capability = "9.0" if stage.rehearsal else "{}.{}".format(*torch.cuda.get_device_capability())
-    return sass.instructions_an_element(Path(spec.origin), f"sm_{capability.replace('.', '')}", tool)
+    return sass.counts_an_element(Path(spec.origin), f"sm_{capability.replace('.', '')}", tool)
 
 
 def launches(bench: Bench) -> None:
@@ -187,8 +187,9 @@ def execute(stage: Stage, run: Run) -> int:
         print(f"not measured: {name}: {reason}")
     bench.counts = run.attempt("instructions", "cuobjdump", partial(count_instructions, stage)) or {}
     floor = Spread.of([bench.timer(lambda: None) for _ in range(stage.count(30))])
+    counts = {name: asdict(count) for name, count in bench.counts.items()}
     run.keep(machine=stage.facts(bench.nvml), absent=bench.absent, flushed_bytes=bench.timer.bytes,
-             empty_microseconds=asdict(floor), instructions_an_element=bench.counts)  # fmt: skip
+             empty_microseconds=asdict(floor), counts_an_element=counts)  # fmt: skip
     plain = [(str(case), partial(bench.case, case)) for case in cases()]
     todo = [
         *plain[:16],

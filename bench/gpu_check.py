@@ -36,9 +36,11 @@ from bench import gpu_build, gpu_report
 from bench.gpu_stage import Stage, write_whole
 from bench.gpu_timing import slug
 from bench.sass import find_tool
+from bench.shard import VARIABLE
 
 ROOT = Path(__file__).parents[1]
-# Each file is a process of its own, all at once; those behind the first four need no GPU.
+# Each file is a process of its own, all at once, or as many as SHARDS says; those behind the first four need no GPU.
+SHARDS = {"tests/test_triton_gpu.py": 5}  # which spends its time in Triton's compiler, on one core
 KERNEL_TESTS = ("tests/test_cuda_gpu.py", "tests/test_triton_gpu.py", "tests/test_mcmc_gpu.py",
                 "tests/test_likelihood_gpu.py", "tests/test_step.py", "tests/test_engine.py",
                 "tests/test_engine_robust.py")  # fmt: skip
@@ -124,6 +126,11 @@ class Child:
     code: int | None
     output: str
 
+    def beside(self, other: Child) -> Child:
+        """Both in one: of the one that failed, if one did, and with what both said."""
+        code = self.code if self.code != 0 else other.code
+        return Child(code, f"{self.output}\n{other.output}")
+
     def failure(self) -> Result:
         """What to record of a process that failed; nothing of one that did not."""
         if self.code == 0:
@@ -208,14 +215,18 @@ def verdicts(output: str) -> Result:
 
 def tests(files: tuple[str, ...], idle_ok: bool, seconds: float, _: Path) -> Result:
     """Run the files with pytest, side by side; each must pass something and find a GPU (unless ``idle_ok``)."""
-    options = ["-v", "-ra", "--tb=short", "--color=no", "-o", "addopts=", "-p", "no:cacheprovider"]
+    options = ["-v", "-ra", "--tb=short", "--color=no", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "bench.shard"]
     extra = {"COLUMNS": "1000", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1" if idle_ok else "4"}
 
-    def run(file: str) -> Child:
-        return child([sys.executable, "-m", "pytest", *options, file], seconds, extra)
+    def run(file: str, shard: int, of: int) -> Child:
+        return child([sys.executable, "-m", "pytest", *options, file], seconds, extra | {VARIABLE: f"{shard}/{of}"})
 
-    with ThreadPoolExecutor(1 if idle_ok else len(files)) as pool:
-        ran = dict(zip(files, pool.map(run, files), strict=True))
+    shards = [(file, shard, of) for file in files for of in [SHARDS.get(file, 1)] for shard in range(of)]
+    with ThreadPoolExecutor(1 if idle_ok else len(shards)) as pool:
+        done = list(pool.map(lambda each: run(*each), shards))
+    ran: dict[str, Child] = {}
+    for (file, _, _), each in zip(shards, done, strict=True):
+        ran[file] = ran[file].beside(each) if file in ran else each
     counts = verdicts("\n".join(each.output for each in ran.values()))
     idle = [file for file in files if not counts["passed_by_file"].get(file) and not idle_ok]
     bad = {file: each for file, each in ran.items() if each.code not in ((0, 5) if idle_ok else (0,))}
@@ -261,7 +272,7 @@ def noise(rehearse: list[str], seconds: float, path: Path) -> Result:
 
 def benchmark(module: str, rehearse: list[str], seconds: float, path: Path) -> Result:
     """A benchmark, which writes its figures as they come; its failed candidates are in its JSON."""
-    command = [sys.executable, "-m", module, "--out", str(path), "--seconds", str(max(10.0, seconds - 20)), *rehearse]
+    command = [sys.executable, "-m", module, "--out", str(path), "--seconds", str(max(10.0, seconds - 30)), *rehearse]
     ran = child(command, seconds, show=True)
     return {"ok": ran.code == 0 and bool(written(path).get("finished")), **ran.failure()}
 

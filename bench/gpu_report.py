@@ -2,8 +2,8 @@
 
 For each figure: measured, the limit that the machine sets, the share of it that is reached, and the same for naive
 PyTorch. The limit is the longer of two: the bytes that must move at the rate of a large copy, and, where the kernel's
-instructions are counted, their issue at the clock that was read beside the figure (`bench.sass`). The newest file of
-each part counts. Writes gpu-check-DEVICE.md beside them, one for each device.
+instructions are counted, the issue slots that they take at the clock that was read beside the figure (`bench.sass`).
+The newest file of each part counts. Writes gpu-check-DEVICE.md beside them, one for each device.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Limits:
 
     @classmethod
     def of(cls, figure: Entry, machine: Entry) -> Limits:
-        rate, size, counted = (figure.get(name) for name in ("copy_gb_per_s", "bytes", "instructions"))
+        rate, size, counted = (figure.get(name) for name in ("copy_gb_per_s", "bytes", "slots"))
         clock = figure.get("clocks", {}).get("sm_mhz")
         memory = size / rate / 1e3 if size and rate else None
         issue = None

@@ -127,9 +127,9 @@ class Run:
     skipped: list[str] = field(default_factory=list)
     begin: float = field(default_factory=time.perf_counter)
 
-    def left(self, what: str) -> bool:
-        """Whether there is time to begin this; what is not begun is listed."""
-        if time.perf_counter() - self.begin < self.seconds:
+    def left(self, what: str, takes: float = 0.0) -> bool:
+        """Whether there is time to begin this, which may take so many seconds; what is not begun is listed."""
+        if time.perf_counter() - self.begin + (0.0 if self.stage.rehearsal else takes) < self.seconds:
             return True
         self.skipped.append(what)
         return False

@@ -1,7 +1,9 @@
 """Machine code, read: what a thread of a kernel issues for an element (`cuobjdump -sass`, no GPU needed).
 
 A multiprocessor of the architectures here issues at most one instruction a clock on each of its four schedulers, for 32
-threads at once: 128 issue slots a clock. A kernel of n instructions an element can be no faster than that allows.
+threads at once: 128 issue slots a clock. A wide product of integers, of which a round of Philox has two, keeps its
+scheduler for WIDE_SLOTS of them, whatever else stands ready (`bench/issue_slots.cu` measures it). A kernel can be no
+faster than the slots of an element allow.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 Sass = tuple[int, str, str, str]  # address, guard, operation, operands
 SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*?)\s*;")
 SLOTS_A_CLOCK = 128  # of one multiprocessor
+WIDE_SLOTS = 5.0  # of an IMAD.WIDE, measured on sm_90: bench/results/issue-slots-nvidia-h200-2026-11-27.txt
 # What the main loop of a kernel with noise loads and stores for eight elements: stores, loads of 16 and of 8 bytes.
 PLAIN_ROWS = {
     ("float32", "float32"): ("7Float32ES2_", 2, 4, 0),
@@ -46,7 +50,20 @@ def disassembled(library: Path, architecture: str, cuobjdump: str) -> dict[str, 
     }
 
 
-def instructions_an_element(library: Path, architecture: str, cuobjdump: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class Count:
+    """What a thread issues for one element."""
+
+    instructions: float
+    slots: float
+
+    @classmethod
+    def of(cls, path: list[Sass], lanes: int) -> Count:
+        wide = sum(op.startswith("IMAD.WIDE") for _, _, op, _ in path)
+        return cls(len(path) / lanes, (len(path) + (WIDE_SLOTS - 1) * wide) / lanes)
+
+
+def counts_an_element(library: Path, architecture: str, cuobjdump: str) -> dict[str, Count]:
     """Of a plain row with noise (``step STATE MODEL``) and of a fill (``fill DTYPE``), for each dtype."""
     kernels = disassembled(library, architecture, cuobjdump)
 
@@ -55,9 +72,9 @@ def instructions_an_element(library: Path, architecture: str, cuobjdump: str) ->
 
     found = {}
     for (state, model), (types, *accesses) in PLAIN_ROWS.items():
-        found[f"step {state} {model}"] = len(cheapest_pass(code(f"step_vectorsINS0_{types}Li1E"), 8, *accesses)) / 8
+        found[f"step {state} {model}"] = Count.of(cheapest_pass(code(f"step_vectorsINS0_{types}Li1E"), 8, *accesses), 8)
     for dtype, (types, stores) in FILLS.items():
-        found[f"fill {dtype}"] = len(cheapest_pass(code(f"fill_vectorsINS0_{types}"), 8, stores, 0, 0, 1)) / 8
+        found[f"fill {dtype}"] = Count.of(cheapest_pass(code(f"fill_vectorsINS0_{types}"), 8, stores, 0, 0, 1), 8)
     return found
 
 

@@ -10,7 +10,7 @@ import cuda_simulator
 import numpy as np
 import pytest
 import torch
-from bench.sass import Sass, cheapest_pass, disassembled, instructions_an_element
+from bench.sass import WIDE_SLOTS, Sass, cheapest_pass, counts_an_element, disassembled
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
 from ptx_interpreter import Instruction, parse
 from test_reduce import table_of
@@ -330,7 +330,10 @@ def test_cost_of_a_plain_row(
 
 def test_counted_instructions_are_those_of_the_kernels() -> None:
     """What `bench.gpu` makes limits of: more for a row than for the noise alone, and for halves, which are unpacked."""
-    counted = instructions_an_element(cuda_simulator.build() / "machine.so", "sm_90", str(CUOBJDUMP))
+    counts = counts_an_element(cuda_simulator.build() / "machine.so", "sm_90", str(CUOBJDUMP))
+    counted = {name: count.instructions for name, count in counts.items()}
     plain, half = counted["step float32 float32"], counted["step bfloat16 bfloat16"]
     assert 30 < counted["fill float32"] < plain <= counted["step float32 bfloat16"] < half <= 54
     assert 30 < counted["fill bfloat16"] < half
+    for count in counts.values():  # 37 wide products make the words of eight normals
+        assert count.slots == pytest.approx(count.instructions + (WIDE_SLOTS - 1) * 37 / 8, rel=0.02)

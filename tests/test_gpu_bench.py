@@ -197,7 +197,7 @@ def figure(**changed):
     median = case.bytes / 3000 / 1e3
     return {
         "name": str(case), "unit": "us", "group": "ddpm", "bytes": case.bytes, "elements": case.elements,
-        "instructions": 49.125, "copy_gb_per_s": 3000.0, "clocks": {"sm_mhz": 1980},
+        "instructions": 40.0, "slots": 49.125, "copy_gb_per_s": 3000.0, "clocks": {"sm_mhz": 1980},
         "candidates": {"ulam cuda": {"median": median}, "naive eager": {"median": 10 * median}}, **changed,
     }  # fmt: skip
 
@@ -218,9 +218,9 @@ def test_limits_of_memory_and_of_issue_slots():
 
 
 def test_limits_that_are_not_known_are_left_out():
-    for changed in ({"instructions": None}, {"clocks": {"unknown": "no NVML"}}):
+    for changed in ({"slots": None}, {"clocks": {"unknown": "no NVML"}}):
         assert gpu_report.Limits.of(figure(**changed), {"multiprocessors": 132}).issue is None
-    (row,) = gpu_report.rows(figure(bytes=None, instructions=None), {})
+    (row,) = gpu_report.rows(figure(bytes=None, slots=None), {})
     assert "| - | - |" in row
     alone = figure(candidates={"ulam cuda": None, "naive eager": {"median": 2.0}, "torch.compile of naive": None})
     assert len(list(gpu_report.rows(alone, {}))) == 1

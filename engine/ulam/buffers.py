@@ -107,28 +107,10 @@ class Buffers:
     def enter(self, groups: list[Group[Job]], running: Callable[[], Collection[Program]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
         at, sizes = places([group.slots for group in groups])
-        rows, draws, seeds, chains = [], [], [], []
-        for group in groups:
-            job = group.job
-            rows.append(self.load(job.program, running).begin)
-            draws.append(DRAWS_PER_ROW * job.first_row)
-            seeds.append(job.seed)
-            chains.append(job.chain_ids[group.chains])
-        self.slots.put(
-            at,
-            row=np.array(rows).repeat(sizes),
-            draw=np.array(draws).repeat(sizes),
-            row_advance=1,
-            draw_advance=DRAWS_PER_ROW,
-            failed=0,
-            parts=0,
-            seed=np.array(seeds).repeat(sizes),
-            chain=np.concatenate(chains),
-            weight=1.0,
-            guided_from=-np.inf,
-            guided_to=np.inf,
-            rescale=0.0,
-        )
+        jobs = [group.job for group in groups]
+        begun = [(self.load(job.program, running).begin, DRAWS_PER_ROW * job.first_row, job.seed) for job in jobs]
+        row, draw, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
+        self.slots.begin(at, row, draw, seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
         for group in groups:
             job = group.job
             if job.cond:

@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .noise import DRAWS_PER_ROW
+
 IDLE_ROW = 0
 CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # as ulam_kernels.advance counts on
 INTEGERS = (*CURSOR, "seed", "chain")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale")
-Places: TypeAlias = "slice | npt.NDArray[np.int64]"
+Ints: TypeAlias = "npt.NDArray[np.int64]"
+Places: TypeAlias = "slice | Ints"
 PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
+UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # of FLOATS
 STAGINGS = 4  # copies under way at once
 
 
@@ -56,6 +60,22 @@ class Slots:
         self._direct = device.type == "cpu"
         self._stagings = deque([] if self._direct else [_Staging(slots, device) for _ in range(STAGINGS)])
         self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
+
+    def begin(self, at: Places, row: Ints, draw: Ints, seed: Ints, chain: Ints) -> None:
+        """Have chains of these ids begin in these slots at these rows, without guidance, from ``commit`` on."""
+        columns = np.zeros((len(INTEGERS), len(chain)), dtype=np.int64)
+        columns[0], columns[1], columns[2], columns[3], columns[6], columns[7] = (
+            row,
+            draw,
+            1,
+            DRAWS_PER_ROW,
+            seed,
+            chain,
+        )
+        self._host[0][:, at] = columns
+        self._host[1][:, at] = UNGUIDED
+        if not self._direct:
+            self._stagings[0].changed[at] = True
 
     def put(self, at: Places, **values: int | float | npt.NDArray[Any]) -> None:
         """Set named values of these slots, from ``commit`` on."""
