@@ -49,7 +49,7 @@ class Buffers:
         self.slots = Slots(slots, device)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
-        self._view = self.state, self.state[:1]
+        self._view = self.state, 1, self.state[:1]
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
         self.cond = ConditioningBuffers("cond", slots, device)
         self.uncond = ConditioningBuffers("uncond", slots, device)
@@ -82,9 +82,9 @@ class Buffers:
 
     def registers(self, count: int) -> tuple[torch.Tensor, Table]:
         """The first registers of all states, and the table of programs that have no more."""
-        if self._view[0] is not self.state or len(self._view[1]) != count:
-            self._view = self.state, self.state[:count]
-        return self._view[1], self.rows.table(count)
+        if self._view[0] is not self.state or self._view[1] != count:
+            self._view = self.state, count, self.state[:count]
+        return self._view[2], self.rows.table(count)
 
     def inputs_are(self, scaled: bool) -> torch.Tensor | None:
         """Where the network's inputs are at a tick: None for the states themselves, unless programs scale them."""
@@ -108,7 +108,9 @@ class Buffers:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
         at, sizes = places([group.slots for group in groups])
         jobs = [group.job for group in groups]
-        begun = [(self.load(job.program, running).begin, DRAWS_PER_ROW * job.first_row, job.seed) for job in jobs]
+        programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
+        rows = {key: self.load(program, running).begin for key, program in programs.items()}
+        begun = [(rows[id(job.program)], DRAWS_PER_ROW * job.first_row, job.seed) for job in jobs]
         row, draw, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
         self.slots.begin(at, row, draw, seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
         for group in groups:

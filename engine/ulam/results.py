@@ -51,7 +51,10 @@ class Finished:
 
 @dataclass(eq=False)
 class Part:
-    """A group in a batch: its number, where in ``states`` it begins, and its program's first row in the table."""
+    """A group in a batch: its number, where in ``states`` it begins, its program's first row in the table.
+
+    The last is 0 where no chain of the batch can have failed.
+    """
 
     number: int
     group: Group[Job]
@@ -86,22 +89,28 @@ class Outbox:
 
     def put(self, groups: list[Group[Job]]) -> None:
         """Take these groups' states, before their slots are refilled."""
-        begins = itertools.accumulate((group.size for group in groups[:-1]), initial=0)
+        if self._cuda:
+            self._batches.append(self._copied(groups))
+            return
+        states, failed = self._taken(groups)
+        if failed is not None and not failed.numpy().any():
+            failed = None
+        self._batches.append(Batch(self._parts(groups, failed), states, failed))
+
+    def _parts(self, groups: list[Group[Job]], failed: torch.Tensor | None) -> list[Part]:
+        begins = itertools.accumulate([group.size for group in groups[:-1]], initial=0)
+        if failed is None:
+            return [Part(next(self._numbers), group, begin, 0) for group, begin in zip(groups, begins, strict=True)]
         rows = self._runner.buffers.rows
-        parts = [
+        return [
             Part(next(self._numbers), group, begin, rows[group.job.program].begin)
             for group, begin in zip(groups, begins, strict=True)
         ]
-        if self._cuda:
-            self._batches.append(self._copied(groups, parts))
-        else:
-            states, failed = self._taken(groups)
-            self._batches.append(Batch(parts, states, failed if failed is not None and failed.numpy().any() else None))
 
     def _taken(self, groups: list[Group[Job]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self._runner.buffers.taken(groups, self._runner.check_finite)
 
-    def _copied(self, groups: list[Group[Job]], parts: list[Part]) -> Batch:
+    def _copied(self, groups: list[Group[Job]]) -> Batch:
         assert self._stream is not None
         main = torch.cuda.current_stream(self._runner.device)
         self._stream.wait_stream(main)
@@ -116,7 +125,7 @@ class Outbox:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         main.wait_event(copied)  # on the device: refilling waits for the copy
-        return Batch(parts, states, rows, copied)
+        return Batch(self._parts(groups, rows), states, rows, copied)
 
     def next(self) -> Batch | None:
         """The oldest batch, if it is out; it stays until its last group is :meth:`done`."""
