@@ -3,7 +3,8 @@
 A two-dimensional MLP, the digits U-Net and a U-Net of CIFAR's size, in fp32 and in bf16 channels-last. Times are of a
 step of the whole batch, network included, by the clock, from the first launch to a synchronisation after the last; the
 candidates in turn. Beside them what a tick and an admission cost the host, what a capture costs, and joules a sample by
-NVML. Options and exit codes are those of bench.gpu.
+NVML. Every candidate draws BATCHES batches, one after another, and waits for the GPU once, behind the last: the engine
+has them in its queue. Options and exit codes are those of bench.gpu.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import ulam
 SCHEDULE = ulam.schedules.vp_linear(1000, 1e-4, 0.02)
 FP32, BF16 = torch.float32, torch.bfloat16
 SLOTS = 256  # of the host's costs
+BATCHES = 4  # that a candidate draws at a time
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ def check_graphs(stage: Stage, engine: ulam.Engine) -> None:
 
 
 class Loops:
-    """The candidates of a setting: functions that draw one batch of samples."""
+    """The candidates of a setting: functions that draw ``batches`` batches of samples."""
 
     def __init__(self, stage: Stage, setting: Setting) -> None:
-        self.stage, self.setting = stage, setting
+        self.stage, self.setting, self.batches = stage, setting, stage.count(BATCHES)
         self.net = setting.network(stage)
         self.naive = NaiveDDPM(device=stage.device)
         self.captures: dict[str, Any] = {}
@@ -92,7 +94,7 @@ class Loops:
         sampler = ulam.samplers.DDPM(timesteps=tuple(range(steps - 1, -1, -1)))
 
         def draw() -> None:
-            engine.submit(sampler, shape[0])
+            engine.submit(sampler, shape[0] * self.batches)
             engine.run()
             self.stage.synchronize()
 
@@ -115,10 +117,11 @@ class Loops:
 
         def draw() -> None:
             with torch.inference_mode():
-                x = torch.randn(shape, device=device)
-                for i in reversed(range(self.setting.steps)):
-                    t = torch.full((shape[0],), i, device=device)
-                    x = self.naive.step(x, self.call(net, x, t), t)
+                for _ in range(self.batches):
+                    x = torch.randn(shape, device=device)
+                    for i in reversed(range(self.setting.steps)):
+                        t = torch.full((shape[0],), i, device=device)
+                        x = self.naive.step(x, self.call(net, x, t), t)
             self.stage.synchronize()
 
         return draw
@@ -136,10 +139,11 @@ class Loops:
         replay = self.stage.captured(step)
 
         def draw() -> None:
-            x.normal_()
-            t.fill_(steps - 1)
-            for _ in range(steps):
-                replay()
+            for _ in range(self.batches):
+                x.normal_()
+                t.fill_(steps - 1)
+                for _ in range(steps):
+                    replay()
             self.stage.synchronize()
 
         return draw
@@ -162,7 +166,7 @@ def loops(run: Run, setting: Setting, nvml: Any) -> None:
             energy = partial(energy_per_call, functions[name], nvml.millijoules, run.stage.synchronize, 1,
                              run.stage.seconds(0.7))  # fmt: skip
             if (entry := run.attempt("energy", name, energy)) is not None:
-                told[name] = {"median": entry["millijoules_per_call"] / setting.shape[0], **entry}
+                told[name] = {"median": entry["millijoules_per_call"] / (setting.shape[0] * made.batches), **entry}
     run.keep({"group": "energy", "name": f"energy of a sample, {setting}", "unit": "mJ", "candidates": told})
 
 
@@ -182,8 +186,10 @@ def keep(run: Run, name: str, group: str, functions: dict[str, Function], settin
     if not functions:
         return
     times = interleaved(functions, Clock(), run.stage.seconds(0.8), run.stage.count(5))
-    told = {label: each(spread, 1000 * setting.steps) for label, spread in times.items()}
-    run.keep({"group": group, "name": name, "unit": "ms", "candidates": told, "chains": setting.shape[0], **more})
+    batches = run.stage.count(BATCHES)
+    told = {label: each(spread, 1000 * setting.steps * batches) for label, spread in times.items()}
+    run.keep({"group": group, "name": name, "unit": "ms", "candidates": told, "chains": setting.shape[0],
+              "batches": batches, **more})  # fmt: skip
     print(f"{name}: " + ", ".join(f"{label} {entry['median']:.3f}" for label, entry in told.items()) + " ms a step",
           flush=True)  # fmt: skip
 

@@ -20,7 +20,7 @@ from pathlib import Path
 Sass = tuple[int, str, str, str]  # address, guard, operation, operands
 SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*?)\s*;")
 SLOTS_A_CLOCK = 128  # of one multiprocessor
-WIDE_SLOTS = 5.0  # of an IMAD.WIDE, measured on sm_90: bench/results/issue-slots-nvidia-h200-2026-11-27.txt
+WIDE_SLOTS = 3.75  # of an IMAD.WIDE, measured on sm_90: bench/results/issue-slots-nvidia-h200-2026-11-27.txt
 # What the main loop of a kernel with noise loads and stores for eight elements: stores, loads of 16 and of 8 bytes.
 PLAIN_ROWS = {
     ("float32", "float32"): ("7Float32ES2_", 2, 4, 0),
