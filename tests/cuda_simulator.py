@@ -32,7 +32,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
 # A library that keeps to its own stand-in, also where torch has brought the real runtime.
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
-OPERATIONS = ("step", "reduce", "blend", "fill", "affine", "tick")
+OPERATIONS = ("step", "reduce", "reduce_short", "blend", "fill", "affine", "tick")
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
 
 

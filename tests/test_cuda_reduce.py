@@ -99,6 +99,39 @@ def test_quantiles_of_difficult_numbers(device: Device, n: int) -> None:
     assert differences(expected, out) == 0 and device.shape[7] == (1 if n == 200 else 8)
 
 
+# Where the threads that share a chain, and the quads that each of them has, become more.
+BORDERS = [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 511, 512, 513, 1023, 1024, 1025]
+
+
+@pytest.mark.parametrize("n", BORDERS)
+def test_short_chains_that_share_a_warp_have_the_bits_of_the_cpu(device: Device, n: int) -> None:
+    """Numbers of chains that fill no warp and no block, rows of every kind side by side; NaN spoils its own chain."""
+    rng, table = np.random.default_rng(n), mixed_table(1)
+    for chains, state, skew in ((1, FP32, 0), (13, BF16, 0), (13, FP32, 4), (131 if n < 64 else 5, FP32, 0)):
+        values = torch.from_numpy(2 * rng.normal(size=(1, chains, 1, n))).to(state)
+        values[0, 1::5, 0, rng.integers(n)] = math.nan
+        values[0, 2::5, 0, rng.integers(n)] = math.inf
+        values[0, 3::5, 0, : n // 2] = values[0, 3::5, 0, n // 2 : n // 2 * 2]  # every number twice
+        row = torch.from_numpy(rng.integers(0, len(table), chains))
+        row[::2] = int(rng.choice([3, 4, 8]))
+        given = random_inputs(rng, (1, n), FP32, chains, n % 2 == 0, chains == 13)
+        expected, out = torch.full((2, chains, 4), math.nan)
+        ulam_kernels.reduce(values, table, row, out=expected, backend="cpu", **given)
+        device.reduce(values, table, row, out, skew, **given)
+        assert differences(expected, out) == 0
+        assert ("reduce_chains" in device.used) == (n <= 1024)
+
+
+@pytest.mark.parametrize(("n", "chains"), [(2, 128), (5, 128), (16, 64), (32, 64), (64, 32), (512, 4), (1024, 4)])
+def test_a_block_has_many_short_chains(device: Device, n: int, chains: int) -> None:
+    table, row = table_of(["threshold"], kx=1.0, km=0.0), torch.zeros(chains + 1, dtype=torch.int64)
+    for given in (chains, chains + 1):
+        x, out = torch.ones(1, given, n), torch.full((given, 4), math.nan)
+        device.reduce(x, table, row[:given], out)
+        assert device.shape[0] == given - chains + 1 and device.shape[3] == 128
+        assert (out == torch.tensor([-1.0, 1.0, 1.0, 1.0])).all()
+
+
 def loads(device: Device, name: str, tensor: torch.Tensor, chains: int) -> list[tuple[int, int]]:
     """For each chain the fewest and the most loads of any byte of a tensor by the last launch."""
     start = device.lay[name] - device.memory.BASE
@@ -201,7 +234,7 @@ def agrees(device: Device, kind: str, n: int, order: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["threshold", "normalise"])
-@pytest.mark.parametrize(("n", "scope"), [(1000, "warps"), (16_384, "blocks")])
+@pytest.mark.parametrize(("n", "scope"), [(1500, "warps"), (16_384, "blocks")])
 def test_barriers_order_all_that_threads_exchange(device: Device, kind: str, n: int, scope: str) -> None:
     """The bits do not depend on who runs first, and without any one barrier of a cluster they do."""
     orders = [order for order in ORDERS if order.startswith(scope)]
@@ -282,7 +315,7 @@ def loads_in_flight(code: str) -> list[int]:
 def test_four_loads_are_in_flight(architecture: str) -> None:
     command = [str(CUOBJDUMP), "-sass", "-arch", architecture, "machine.so"]
     dump = subprocess.run(command, cwd=cuda_simulator.build(), check=True, capture_output=True, text=True).stdout
-    kernels = {part.split("\n", 1)[0]: part for part in dump.split("Function : ")[1:] if "reduce_chain" in part[:60]}
+    kernels = {part.split("\n", 1)[0]: part for part in dump.split("Function : ")[1:] if "reduce_chainI" in part[:60]}
     aligned = [code for name, code in kernels.items() if "Lb1E" in name]
     assert len(aligned) == 2
     for code in aligned:

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "group.h"
 #include "lanes.h"
 
 namespace ulam::cuda {
@@ -125,6 +126,25 @@ inline unsigned threads_alone(int64_t elements, unsigned most) {
   unsigned threads = 32;
   while (threads < most && 4 * threads < elements) threads *= 2;
   return threads;
+}
+
+// How short chains are shared: `quads` of each thread, 2^shift threads of a warp a chain, many of them a block.
+struct GroupPlan {
+  ChainPlan blocks;
+  int quads;
+  uint32_t shift;
+};
+
+// Two quads a thread in the shortest chains and four in others, rather than more threads: what these do together costs
+// each of them the same. Twice and more of that where a warp has not enough threads, `most` at the most.
+inline GroupPlan plan_groups(int64_t chains, int64_t elements, int most) {
+  int quads = 1;
+  while (quads < std::min(most, 4) && 4 * quads * quads < elements) quads *= 2;
+  uint32_t shift = 0;
+  while (shift < 5 && (int64_t{4} * quads << shift) < elements) ++shift;
+  while (quads < most && (int64_t{4} * quads << shift) < elements) quads *= 2;
+  const int64_t all = std::min<int64_t>(chains, int64_t{UINT32_MAX} << 5) << shift;
+  return {plan_blocks((all + kGroupThreads - 1) / kGroupThreads, 1, kGroupThreads), quads, shift};
 }
 
 // Lets a kernel use all the dynamic shared memory that a block can have beside its own on the current device: `bytes`.

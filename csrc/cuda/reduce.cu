@@ -2,18 +2,17 @@
 //
 // Every element is read once: the bits of |D| stay in shared memory while the order statistics are found digit by
 // digit, from the top, by counting. What does not fit is read again for each of the two digits that follow the first.
-// A long chain is shared by a cluster of blocks where the device has them. Sums of squares keep the lanes of
-// ulam/reduce.h.
+// A long chain is shared by a cluster of blocks where the device has them, and short chains share a warp:
+// reduce_short.cu. Sums of squares keep the lanes of ulam/reduce.h.
 #include "launch.h"
-#include "team.h"
-#include "ulam/row.h"
+#include "reduce_chain.h"
+#include "reduce_short.h"
 
 namespace ulam::cuda {
 namespace {
 
 constexpr int kReduceThreads = kLanes / 4;
 constexpr int64_t kLongChain = 32768;  // a cluster has the longer ones, however many
-constexpr uint32_t kInfinityBits = 0x7f800000u, kLargest = 0x7fffffffu, kBeyond = 0xffffffffu;
 
 // A digit of 31 bits: `bits` of them from `shift` on, counted in bins that follow those of the digits before it.
 template <int digit>
@@ -46,69 +45,6 @@ struct Selection {
     __syncthreads();
   }
   ULAM_DEVICE void count(uint32_t bin) { atomicAdd(reinterpret_cast<uint32_t*>(bins) + bin, 1u); }
-};
-
-// One chain at a row with a reduction.
-template <bool aligned>
-struct ReduceChain {
-  using V = Lanes<4>;
-  using f = V::f;
-
-  float c[kKm + 1];
-  uint32_t elements, reads;
-  Quads::Any state, model, noise;
-  const char *r0, *output, *other, *given;
-  float weight;
-  bool mixes;
-  Stream stream;
-
-  ULAM_DEVICE ReduceChain(const Step& s, int64_t b, const float* row, uint32_t reads, uint32_t width)
-      : c{row[kKx], row[kKm]},
-        elements(static_cast<uint32_t>(s.elements)),
-        reads(reads),
-        state(s.state_type, width),
-        model(s.model_type, width),
-        noise(kFloat32, width),
-        r0(static_cast<const char*>(s.state) + state.bytes(b * s.elements)),
-        given(s.noise ? reinterpret_cast<const char*>(s.noise + b * s.elements) : nullptr),
-        weight(s.uncond ? __ldg(s.guidance + b) : 1.0f),
-        mixes(weight != 0.0f && weight != 1.0f),
-        stream{} {
-    const int64_t skipped = model.bytes(b * s.model_stride);
-    other = static_cast<const char*>(s.uncond) + skipped;
-    output = weight != 0.0f ? static_cast<const char*>(s.model) + skipped : other;
-    if ((reads & kReadsNoise) && !given)
-      stream = make_stream(static_cast<uint64_t>(__ldg(s.seed + b)), static_cast<uint64_t>(__ldg(s.chain + b)),
-                           static_cast<uint64_t>(__ldg(s.draw + b)), 0);
-  }
-
-  // What D is made of.
-  struct Raws {
-    Raw<4> x[kInFlight<aligned>], m[kInFlight<aligned>], other[kInFlight<aligned>];
-  };
-  ULAM_DEVICE void load(const Places& at, Raws& raw) const {
-    if (c[kKx] != 0.0f) load_quads<aligned>(state, r0, at, raw.x);
-    if (reads & kReadsModel) {
-      load_quads<aligned>(model, output, at, raw.m);
-      if (mixes) load_quads<aligned>(model, other, at, raw.other);
-    }
-  }
-  ULAM_DEVICE f x0(const Raws& raw, int k) const {
-    f x = V::set(0.0f), m = V::set(0.0f);
-    if (c[kKx] != 0.0f) x = state.widen(raw.x[k]);
-    if (reads & kReadsModel) {
-      m = model.widen(raw.m[k]);
-      if (mixes) m = guide<V>(m, model.widen(raw.other[k]), weight);
-    }
-    return unclipped_x0<V>(c, x, m);
-  }
-  // The bits of |D|, which order like the numbers; kBeyond beyond the chain.
-  ULAM_DEVICE uint4 magnitudes(const Raws& raw, const Places& at, int k) const {
-    if (!at.inside(k)) return make_uint4(kBeyond, kBeyond, kBeyond, kBeyond);
-    const V::u d = V::bits(x0(raw, k));
-    const auto number = [&](int j) { return j < at.left(k) ? d.x[j] & kLargest : kBeyond; };
-    return make_uint4(number(0), number(1), number(2), number(3));
-  }
 };
 
 // The numbers that a block looks through: in rounds of a quad a thread, of which shared memory has the first `held`.
@@ -287,36 +223,6 @@ ULAM_DEVICE Scales threshold(const ReduceChain<aligned>& chain, float level, flo
   return scales;
 }
 
-// The squares of D and z, of noise that is given or generated.
-template <bool is_aligned, bool given>
-struct Squares {
-  static constexpr bool aligned = is_aligned;
-  static constexpr int sums = 2;
-  using Chain = ReduceChain<aligned>;
-  const Chain& chain;
-
-  struct Loaded {
-    typename Chain::Raws raw;
-    Raw<4> z[given ? kInFlight<aligned> : 1];
-  };
-  ULAM_DEVICE void load(const Places& at, Loaded& loaded) const {
-    chain.load(at, loaded.raw);
-    if constexpr (given) load_quads<aligned>(chain.noise, chain.given, at, loaded.z);
-  }
-  ULAM_DEVICE void terms(const Loaded& loaded, const Places& at, int k, float (*t)[4]) const {
-    typename Chain::f z;
-    if constexpr (given)
-      z = chain.noise.widen(loaded.z[k]);
-    else
-      z = normals<Quads>(chain.stream, at[k]);
-    const typename Chain::f d = chain.x0(loaded.raw, k);
-    ULAM_UNROLL
-    for (int j = 0; j < 4; ++j) t[0][j] = d.x[j], t[1][j] = z.x[j];
-  }
-  // A product of two float32 is exact in float64: the same bits as its sum after a rounding of its own.
-  static ULAM_DEVICE double add(double sum, float x) { return __fma_rn(static_cast<double>(x), x, sum); }
-};
-
 // For the first thread of the first block.
 template <int size, bool given, bool aligned, class Shared>
 ULAM_DEVICE Scales normalise(const ReduceChain<aligned>& chain, Shared& shared, uint4* kept) {
@@ -331,8 +237,7 @@ ULAM_DEVICE Scales normalise(const ReduceChain<aligned>& chain, Shared& shared, 
 
 }  // namespace
 
-// A row that is outside the table, or reads what is `missing`, makes its numbers NaN. Dynamic shared memory has `most`
-// quads of numbers a thread, and in a team a TeamRows::Terms<2>.
+// Dynamic shared memory has `most` quads of numbers a thread, and in a team a TeamRows::Terms<2>.
 template <int size, bool aligned>
 __global__ void __launch_bounds__(size == 1 ? kReduceThreads : kTeamThreads)
     reduce_chain(const Reduce s, uint32_t missing, uint32_t width, uint32_t most) {
@@ -342,27 +247,17 @@ __global__ void __launch_bounds__(size == 1 ? kReduceThreads : kTeamThreads)
       Selection<size> selection;
       double lanes[2][Team<size>::lanes];
     } shared;
-    const int64_t b = Team<size>::chain(), index = __ldg(s.step.row + b);
-    Scales scales = nan_scales();
-    if (static_cast<uint64_t>(index) < static_cast<uint64_t>(s.step.rows)) {
-      const uint32_t flags = static_cast<uint32_t>(__ldg(s.step.flags + index));
-      const float* const c = s.step.coef + index * row_width(s.step.registers);
-      const uint32_t reads = reduction_reads(flags, c);
-      if (!(flags & kReduced)) {
-        scales = no_scales();
-      } else if (!(reads & missing)) {
-        const ReduceChain<aligned> chain(s.step, b, c, reads, width);
-        if (flags & kThreshold)
-          scales = threshold(chain, c[kLow], c[kHigh], shared.selection, kept, most);
-        else
-          scales =
-              chain.given ? normalise<size, true>(chain, shared, kept) : normalise<size, false>(chain, shared, kept);
-      }
+    const int64_t b = Team<size>::chain();
+    const Request row(s.step, b, missing);
+    Scales scales = row.usable ? no_scales() : nan_scales();
+    if (row.flags & kReduced) {
+      const ReduceChain<aligned> chain(s.step, b, row, width);
+      if (row.threshold())
+        scales = threshold(chain, row.c[kLow], row.c[kHigh], shared.selection, kept, most);
+      else
+        scales = chain.given ? normalise<size, true>(chain, shared, kept) : normalise<size, false>(chain, shared, kept);
     }
-    if (Team<size>::rank() == 0 && threadIdx.x == 0) {
-      float* const out = s.out + 4 * b;
-      out[0] = scales.low, out[1] = scales.high, out[2] = scales.x0, out[3] = scales.z;
-    }
+    if (Team<size>::rank() == 0 && threadIdx.x == 0) store_scales(s, b, scales);
   }
 }
 
@@ -405,6 +300,7 @@ cudaError_t launch_reduce(const Reduce& r, void* stream) {
   const Operand state{s.state, s.state_type}, model{s.model, s.model_type, s.model_stride};
   const Operand uncond{s.uncond, s.model_type, s.model_stride}, noise{s.noise, kFloat32};
   const uint32_t width = access_width(s.elements, {state, model, uncond, noise});
+  if (s.elements <= kLongestShort) return reduce_short(r, missing, width, stream);
   const auto launch = width == 4 ? launch_reduce<true> : launch_reduce<false>;
   return launch(r, missing, width, stream);
 }

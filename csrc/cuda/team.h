@@ -15,6 +15,10 @@ constexpr int kTeamThreads = 512;  // of each of them
 template <bool aligned>
 constexpr int kInFlight = aligned ? 4 : 2;
 
+// The same of a thread that has no more than `quads` of them.
+template <bool aligned, int quads>
+constexpr int kInFlightOf = quads < kInFlight<aligned> ? quads : kInFlight<aligned>;
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kHasTeams = false;  // the host does not launch them there
 #else
@@ -83,12 +87,11 @@ struct Places {
 
 // The quads that are inside the chain; `aligned` says that of.width is 4. The type is asked around the loads, not
 // between them.
-template <bool aligned>
-ULAM_DEVICE void load_quads(const Quads::Any& of, const char* chain, const Places& at,
-                            Raw<4> (&raw)[kInFlight<aligned>]) {
+template <bool aligned, int count>
+ULAM_DEVICE void load_quads(const Quads::Any& of, const char* chain, const Places& at, Raw<4> (&raw)[count]) {
   const auto each = [&](const auto& load) {
     ULAM_UNROLL
-    for (int k = 0; k < kInFlight<aligned>; ++k)
+    for (int k = 0; k < count; ++k)
       if (at.inside(k)) load(k);
   };
   if constexpr (!aligned)
@@ -100,9 +103,9 @@ ULAM_DEVICE void load_quads(const Quads::Any& of, const char* chain, const Place
 }
 
 // Sums over a chain of `Terms::sums` numbers an element, float64, in the lanes of ulam/reduce.h. `Terms` has
-//   void load(const Places&, Loaded&)                                   what it reads of kInFlight<Terms::aligned>
-//   quads void terms(const Loaded&, const Places&, int k, float (*t)[4])      of quad k, t[sum][element] static double
-//   add(double sum, float term)
+//   void load(const Places&, Loaded&)                                    what it reads of the quads in flight
+//   void terms(const Loaded&, const Places&, int k, float (*t)[4])       of quad k, t[sum][element]
+//   static double add(double sum, float term)
 // All threads of the team call it; the first thread of the first block gets the sums.
 //
 // One block: four lanes a thread, which meets their elements in order.
