@@ -33,7 +33,7 @@ COMPARE = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge,
 }  # fmt: skip
-ATOMIC = {"add": np.add, "min": np.minimum}
+ATOMIC = {"add": np.add, "min": np.minimum, "max": np.maximum}
 CONVERSIONS = (
     ("f32", "f16"), ("f16", "f32"), ("f64", "f32"), ("f32", "f64"), ("f64", "s32"), ("f64", "s64"), ("f32", "s64"),
 )  # fmt: skip

@@ -24,12 +24,12 @@ from triton.backends.compiler import GPUTarget
 from ulam_kernels.triton.affine import affine_long, affine_short
 from ulam_kernels.triton.blend import blend_long, blend_short
 from ulam_kernels.triton.fill import fill_long, fill_short
-from ulam_kernels.triton.reduce import reduce_chain
+from ulam_kernels.triton.reduce import count_digit, reduce_chain
 from ulam_kernels.triton.step import step_long, step_short
 from ulam_kernels.triton.tick import advance_long, advance_short, look_up_times
 
-KERNELS = (step_long, step_short, reduce_chain, blend_long, blend_short, fill_long, fill_short, affine_long,
-           affine_short, advance_long, advance_short, look_up_times)  # fmt: skip
+KERNELS = (step_long, step_short, count_digit, reduce_chain, blend_long, blend_short, fill_long, fill_short,
+           affine_long, affine_short, advance_long, advance_short, look_up_times)  # fmt: skip
 MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 
 
@@ -82,7 +82,7 @@ class Gpu:
     alter: Callable[[str], str] = lambda ptx: ptx
     waves: Callable[[int], Any] | None = None  # of so many programs: see Machine.run
     turns: Callable[[int], Any] = range
-    reads: dict[int, Array] | None = None  # how often the last launch loaded each byte of a storage, where asked for
+    reads: dict[int, Array] | None = None  # how often launches loaded each byte of a storage, where asked for
     compiled: list[Any] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
@@ -103,7 +103,7 @@ class Gpu:
             run_ptx(self.alter(ptx), grid, 32 * options["num_warps"], arguments, *ordered, reads=self.reads)
 
     def loads(self, tensor: torch.Tensor) -> Array:
-        """``[chains, bytes]``: how often the last launch loaded each byte of a tensor that is alone in its storage."""
+        """``[chains, bytes]``: how often launches loaded each byte of a tensor that is alone in its storage."""
         assert self.reads is not None
         return self.reads[tensor.untyped_storage().data_ptr()].reshape(len(tensor), -1)
 
@@ -133,7 +133,7 @@ def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any,
     for storage, (raw, address) in storages.items():
         raw[:] = memory.get(address, np.uint8, len(raw))
         if reads is not None and memory.reads is not None:
-            reads[storage] = memory.reads[address - memory.BASE :][: len(raw)]
+            reads[storage] = reads.get(storage, 0) + memory.reads[address - memory.BASE :][: len(raw)]
 
 
 @contextmanager

@@ -1,12 +1,11 @@
-"""Per-chain reductions in Triton: the quantile of |D|, and the norms of D and z. One program a chain.
+"""Per-chain reductions in Triton: the quantile of |D|, and the norms of D and z.
 
 The order statistics are found from the top bit down. A chain of up to 16,384 elements is read once: its program holds
-the bits of |D| in registers, 64 a thread at most, and settles a bit by counting the numbers below one candidate.
-Triton has neither shared memory of its own nor several programs that meet, so a longer chain is made again from
-global memory in each of twelve passes, by one program: a pass counts the numbers below eight candidates, which settles
-three bits. The CUDA backend holds and shares such chains. Sums of squares keep the lanes of the contract, and halve
-them in its order; their elements are read once at any length. The bits are those of
-``csrc/include/ulam/reduce.h``.
+the bits of |D| in registers and settles a bit by counting the numbers below one candidate. Triton has neither shared
+memory of its own nor programs that wait for one another, so a longer chain is read in four launches, by a program for
+each 4,096 elements: a launch counts the digits of eight bits that follow those found before. The CUDA backend holds
+and shares such chains. Sums of squares keep the lanes of the contract, and halve them in its order; one program adds a
+chain's, and reads its elements once at any length. The bits are those of ``csrc/include/ulam/reduce.h``.
 """
 # ruff: noqa: RUF005 (Triton knows no unpacking)
 # mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator, var-annotated"
@@ -38,7 +37,14 @@ LANES = 1024  # of a sum of squares; a chain of fewer elements leaves the others
 FEW_LANES = 128
 HELD_TILES = (1, 4, 16)  # of LANES elements, which a program can have in registers
 UNROLL = 4  # tiles that are loaded before the first is used
-PASSES = tl.constexpr(11)  # three bits each, and the last of 31 alone
+SLICE = 4096  # elements of a longer one in a program that counts digits
+DIGITS = 4  # of 31 bits: three of eight, and the last seven
+BINS = tl.constexpr(256)
+# What is counted of a chain, from 0 on: the bins of each digit, then the least number above those that have all digits
+# but the last, its 31 bits inverted, then the largest number.
+ABOVE = tl.constexpr(DIGITS * 256)
+MOST = tl.constexpr(DIGITS * 256 + 1)
+WORDS = tl.constexpr(DIGITS * 256 + 2)
 LARGEST = tl.constexpr(0x7FFFFFFF)
 INFINITY_BITS = tl.constexpr(0x7F800000)
 
@@ -68,44 +74,87 @@ def tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HAL
 
 
 @triton.jit
-def counts_of_tiles(
-    state, model, uncond, kx, km, w, reads_m, v, shift, base, n, HALVES: tl.constexpr, TILE: tl.constexpr
-):
-    """How many numbers are below v + (0, 1, ... 7) << shift, in one pass over a chain."""
-    limits = v + (tl.arange(0, 8) << shift)
-    below = tl.zeros([TILE, 8], tl.int32)
-    for first in range(0, n, 2 * TILE):
-        tiles = ()
-        for u in tl.static_range(2):
-            i = first + u * TILE + tl.arange(0, TILE)
-            tiles = tiles + (tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES),)
-        for u in tl.static_range(2):
-            below += (tiles[u][:, None] < limits[None, :]).to(tl.int32)
-    return tl.sum(below, 0)
+def row_of(coef, flags, row, b, rows, width, MISSING: tl.constexpr):
+    """(usable, its reduction's flags, its coefficients, kx, km, whether it reads m) of the row that a chain is at."""
+    at = tl.load(row + b)
+    usable = (at >= 0) & (at < rows)
+    flag = tl.load(flags + at, mask=usable, other=0)
+    reduced = usable & ((flag & REDUCED) != 0)
+    c = coef + at * width
+    kx = tl.load(c + KX, mask=reduced, other=0.0)
+    km = tl.load(c + KM, mask=reduced, other=0.0)
+    reads = tl.where(km != 0, READS_M, 0) | tl.where((flag & NORMALISE) != 0, READS_Z, 0)
+    usable = usable & (((flag & reads) & MISSING) == 0)
+    return usable, tl.where(reduced & usable, flag & REDUCED, 0), c, kx, km, km != 0
 
 
 @triton.jit
-def neighbours(bits, v, inside):
-    """Of a tile of magnitudes: which are up to v, those above it (others LARGEST), those of the chain (others 0)."""
-    return (bits <= v).to(tl.int32), tl.where(bits > v, bits, LARGEST), tl.where(inside, bits, 0)
+def rank_of(level, n):
+    """Where the quantile lies: a fraction t from order statistic k to the next."""
+    position = level.to(tl.float64) * (n - 1).to(tl.float64)
+    k = position.to(tl.int32)
+    return k, (position - k.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def found_digits(counted, k, digits):
+    """(number, rank, count, least) after so many digits: the order statistic's bits so far, its rank among the numbers
+    that have them, how many these are; after the last, also the least greater number that differs in it alone."""
+    bin = tl.arange(0, BINS)
+    number = k ^ k
+    count = number
+    least = number + LARGEST
+    for digit in range(digits):
+        counts = tl.load(counted + digit * BINS + bin)
+        upto = tl.cumsum(counts, 0)
+        found = tl.sum((upto <= k).to(tl.int32), 0)
+        shift = tl.maximum(23 - 8 * digit, 0)
+        number += found << shift
+        k -= tl.max(tl.where(upto <= k, upto, 0), 0)
+        count = tl.sum(tl.where(bin == found, counts, 0), 0)
+        least = number + tl.min(tl.where((bin > found) & (counts > 0), bin - found, number ^ LARGEST), 0)
+    return number, k, count, least
+
+
+@triton.jit(do_not_specialize=["n", "rows", "width", "digit", "slices"], do_not_specialize_on_alignment=PER_CHAIN)
+def count_digit(
+    state, coef, flags, row, model, uncond, guidance, counted,
+    n, rows, width, digit, slices,
+    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, SLICE: tl.constexpr, DIGITS: tl.constexpr,
+):  # fmt: skip
+    """Grid (chains * slices). Counts a digit of the numbers that have the digits found before it."""
+    if ALIGNED:
+        n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
+    b = tl.program_id(0) // slices
+    _, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, rows, width, MISSING)
+    if (flag & THRESHOLD) != 0:
+        w = kx  # not read where there is no guidance
+        if uncond is not None:
+            w = tl.load(guidance + b)
+        i = tl.program_id(0) % slices * SLICE + tl.arange(0, SLICE)
+        base = b.to(tl.int64) * n
+        bits = tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES)
+        own = counted + b.to(tl.int64) * WORDS
+        off = bits - found_digits(own, rank_of(tl.load(c + LO), n)[0], digit)[0]
+        has = (i < n) & (off.to(tl.uint32, bitcast=True) >> (31 - 8 * digit) == 0)
+        counts = tl.histogram(tl.where(has, off >> tl.maximum(23 - 8 * digit, 0), 0), BINS, mask=has)
+        tl.atomic_add(own + digit * BINS + tl.arange(0, BINS), counts, mask=counts > 0, sem="relaxed")
+        if digit == DIGITS - 1:
+            above = (i < n) & (off >= 1 << (31 - 8 * digit))
+            tl.atomic_max(own + ABOVE, tl.max(tl.where(above, bits ^ LARGEST, 0), 0), sem="relaxed")
+            tl.atomic_max(own + MOST, tl.max(tl.where(i < n, bits, 0), 0), sem="relaxed")
 
 
 @triton.jit
 def threshold_of(
-    state, model, uncond, kx, km, w, reads_m, level, cap, base, n,
-    HALVES: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr,
+    state, model, uncond, counted, kx, km, w, reads_m, level, cap, base, n,
+    HALVES: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr, DIGITS: tl.constexpr,
 ):  # fmt: skip
     """s of dynamic thresholding: Saharia et al. 2022, section 2.3."""
-    position = level.to(tl.float64) * (n - 1).to(tl.float64)
-    k = position.to(tl.int32)
-    t = (position - k.to(tl.float64)).to(tl.float32)
-
-    # The order statistic k is the largest v with at most k numbers below it.
-    v = k ^ k
-    reached = tl.zeros([TILE], tl.int32)
-    above = tl.full([TILE], LARGEST, tl.int32)
-    largest = tl.zeros([TILE], tl.int32)
+    k, t = rank_of(level, n)
     if HELD > 0:
+        # The order statistic k is the largest v with at most k numbers below it.
+        v = k ^ k
         tiles = ()
         for u in tl.static_range(HELD):
             i = u * TILE + tl.arange(0, TILE)
@@ -117,34 +166,32 @@ def threshold_of(
                 # the sign of the difference: of a comparison the compiler makes a word of bits, at twice the cost
                 below += (tiles[u] - candidate).to(tl.uint32, bitcast=True) >> 31
             v = tl.where(tl.sum(below.to(tl.int32, bitcast=True), 0) <= k, candidate, v)
+        reached = tl.zeros([TILE], tl.int32)
+        over = tl.full([TILE], LARGEST, tl.int32)
+        number = tl.zeros([TILE], tl.int32)
         for u in tl.static_range(HELD):
-            to, over, number = neighbours(tiles[u], v, u * TILE + tl.arange(0, TILE) < n)
-            reached += to
-            above = tl.minimum(above, over)
-            largest = tl.maximum(largest, number)
+            inside = u * TILE + tl.arange(0, TILE) < n
+            reached += (tiles[u] <= v).to(tl.int32)
+            over = tl.minimum(over, tl.where(tiles[u] > v, tiles[u], LARGEST))
+            number = tl.maximum(number, tl.where(inside, tiles[u], 0))
+        repeated = k + 1 < tl.sum(reached, 0)
+        above = tl.min(over, 0)
+        most = tl.max(number, 0)
     else:
-        for step in range(PASSES):
-            shift = tl.maximum(28 - 3 * step, 0)
-            below = counts_of_tiles(state, model, uncond, kx, km, w, reads_m, v, shift, base, n, HALVES, TILE)
-            settled = tl.sum((below <= k).to(tl.int32), 0) - 1
-            v += settled << shift
-        for first in range(0, n, TILE):
-            i = first + tl.arange(0, TILE)
-            bits = tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES)
-            to, over, number = neighbours(bits, v, i < n)
-            reached += to
-            above = tl.minimum(above, over)
-            largest = tl.maximum(largest, number)
+        v, rank, count, least = found_digits(counted, k, DIGITS)
+        repeated = rank + 1 < count
+        above = tl.minimum(least, tl.load(counted + ABOVE) ^ LARGEST)
+        most = tl.load(counted + MOST)
     a = v.to(tl.float32, bitcast=True)
     b = a
-    if (k + 1 < n) & (k + 1 >= tl.sum(reached, 0)):
-        b = tl.min(above, 0).to(tl.float32, bitcast=True)
+    if (k + 1 < n) & (repeated == 0):
+        b = above.to(tl.float32, bitcast=True)
     s = a
     if (t != 0) & (a != b):
         s = tl.fma(t, b - a, a)
     s = tl.where(s < 1, 1.0, s)
     s = tl.where(s > cap, cap, s)
-    return tl.where(tl.max(largest, 0) > INFINITY_BITS, float("nan"), s)
+    return tl.where(most > INFINITY_BITS, float("nan"), s)
 
 
 @triton.jit
@@ -160,26 +207,16 @@ def sum_of_lanes(x, LANES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
 def reduce_chain(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, counted, out,
     n, rows, width,
     HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr,
-    UNROLL: tl.constexpr,
+    UNROLL: tl.constexpr, DIGITS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chains). HELD: tiles that hold any chain, 0 where none do."""
+    """Grid (chains). HELD: tiles that hold any chain, 0 where none do: then count_digit has counted all digits."""
     if ALIGNED:
         n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
     b = tl.program_id(0)
-    at = tl.load(row + b)
-    usable = (at >= 0) & (at < rows)
-    flag = tl.load(flags + at, mask=usable, other=0)
-    reduced = usable & ((flag & REDUCED) != 0)
-    c = coef + at * width
-    kx = tl.load(c + KX, mask=reduced, other=0.0)
-    km = tl.load(c + KM, mask=reduced, other=0.0)
-    reads_m = km != 0
-    reads = tl.where(reads_m, READS_M, 0) | tl.where((flag & NORMALISE) != 0, READS_Z, 0)
-    usable = usable & (((flag & reads) & MISSING) == 0)
-    reduced = reduced & usable
+    usable, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, rows, width, MISSING)
     base = b.to(tl.int64) * n
     w = kx  # not read where there is no guidance
     if uncond is not None:
@@ -188,12 +225,16 @@ def reduce_chain(
     bound = float("inf")
     x0_scale = 1.0
     z_scale = 1.0
-    if reduced & ((flag & THRESHOLD) != 0):
+    if (flag & THRESHOLD) != 0:
+        own = counted
+        if counted is not None:
+            own = counted + b.to(tl.int64) * WORDS
         bound = threshold_of(
-            state, model, uncond, kx, km, w, reads_m, tl.load(c + LO), tl.load(c + HI), base, n, HALVES, TILE, HELD
-        )
+            state, model, uncond, own, kx, km, w, reads_m, tl.load(c + LO), tl.load(c + HI), base, n,
+            HALVES, TILE, HELD, DIGITS,
+        )  # fmt: skip
         x0_scale = tl.div_rn(1.0, bound)
-    elif reduced:
+    elif flag != 0:
         squares = tl.zeros([TILE], tl.float64)
         squares_z = tl.zeros([TILE], tl.float64)
         for first in range(0, n, UNROLL * TILE):
@@ -212,7 +253,7 @@ def reduce_chain(
                 if noise is None and seed is not None:
                     i = first + u * TILE + tl.arange(0, TILE)
                     quad = tl.full([], (first + u * TILE) // 4, tl.int32)
-                    z = tl.where(i < n, generated_noise(seed, chain, draw, b, reduced, quad, z, False), 0.0)
+                    z = tl.where(i < n, generated_noise(seed, chain, draw, b, flag != 0, quad, z, False), 0.0)
                 wide = ds[u].to(tl.float64)
                 wide_z = z.to(tl.float64)
                 squares += wide * wide
@@ -266,9 +307,16 @@ def reduce(
     halves = 1 if model is None else model.numel() // (chains * n)
     missing = 0 if model is not None else table.READS_M
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
-    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out)
+    ids, held, sizes = (seed, chain, draw, noise), held_tiles(n), (n, flags.shape[0], coef.shape[1])
+    tensors, counted = (state, coef, flags, row, model, uncond, guidance), None
+    options = {"HALVES": halves, "MISSING": missing, "DIGITS": DIGITS}
     with on_device(state):
-        reduce_chain[(chains,)](
-            *tensors, n, flags.shape[0], coef.shape[1],
-            HALVES=halves, MISSING=missing, HELD=held_tiles(n), **shape_of(n),
-        )  # fmt: skip
+        if held == 0:
+            slices = -(-n // SLICE)
+            counted = torch.zeros(chains, WORDS.value, dtype=torch.int32, device=state.device)
+            for digit in range(DIGITS):
+                count_digit[(chains * slices,)](
+                    *tensors, counted, *sizes, digit, slices, SLICE=SLICE, ALIGNED=n % 8 == 0, num_warps=8,
+                    **options, **EXACT,
+                )  # fmt: skip
+        reduce_chain[(chains,)](*tensors, *ids, counted, out, *sizes, HELD=held, **options, **shape_of(n))
