@@ -10,7 +10,8 @@ import torch
 
 import ulam
 from ulam import Denoiser, noise, objectives, schedules
-from ulam.noising import STAGE, add_noise
+from ulam.noise import TRAINING
+from ulam.noising import add_noise
 
 VP = schedules.vp_linear()
 T = torch.tensor([0, 250, 999])
@@ -25,7 +26,7 @@ T = torch.tensor([0, 250, 999])
 def test_forward_noising_is_its_formula_on_noise_v1(predicts, schedule, dtype) -> None:
     x = torch.randn(3, 2, 5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     t = T if schedule is VP else torch.tensor([0.05, 0.4, 0.9])
-    z = noise.normal((2, 5, 3), seed=7, chains=[4, 9, 2], row=11, stage=STAGE).double()
+    z = noise.normal((2, 5, 3), seed=7, chains=[4, 9, 2], row=11, stage=TRAINING.stage).double()
     batch = add_noise(x, t, schedule, predicts, seed=7, step=11, chains=[4, 9, 2])
     alpha, sigma = (torch.from_numpy(np.asarray(v)).view(3, 1, 1, 1) for v in schedule.levels(t))
     wide = x.double()

@@ -21,7 +21,7 @@ from .denoiser import Denoiser
 from .estimate import Inputs
 from .likelihood import Likelihood, likelihood
 from .network import in_eval_mode
-from .noise import normal, whole_number
+from .noise import BOUND, SAMPLED_STEPS, normal_for, whole_number
 from .noising import add_noise
 from .ops import predict_x0
 from .samplers.ddpm import VARIANCES
@@ -31,7 +31,6 @@ __all__ = ["Bound", "Likelihood", "ReverseChain", "likelihood", "vlb"]
 
 Index: TypeAlias = npt.NDArray[np.int64]
 DECODERS = ("discretised", "gaussian")
-TAG = 4  # of noise-v1: which steps are sampled
 
 
 @dataclass(frozen=True)
@@ -229,10 +228,14 @@ class _Term:
         """D, and the network's second half where the variance is learned."""
         denoiser, channels = self.denoiser, self.x_0.shape[1]
         t = torch.from_numpy(self.chain.t[k])
-        ids = {"seed": self.seed, "step": number, "chains": self.chains, "backend": self.backend}
+        ids = len(self.x_0) if self.chains is None else self.chains
+        names = {"seed": self.seed, "chains": ids, "device": self.x_0.device, "backend": self.backend}
+        z = normal_for(BOUND, self.x_0.shape[1:], row=number, **names)
         modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
         with torch.no_grad():
-            x_t = add_noise(self.x_0.detach(), t, denoiser.schedule, "eps", **ids).x_t  # type: ignore[arg-type]
+            x_t = add_noise(
+                self.x_0.detach(), t, denoiser.schedule, "eps", noise=self._wide(z), backend=self.backend
+            ).x_t
             with in_eval_mode(modules):
                 m = denoiser.net(x_t, t.to(x_t.device, denoiser.time_dtype), **self.cond)
             learned = self.variance.startswith("learned")
@@ -270,7 +273,7 @@ def _evaluated(
     if len(chain) == 1:
         return [first]
     ids = len(x_0) if chains is None else chains
-    z = normal((sampled,), seed=seed, chains=ids, row=repeat, tag=TAG)  # type: ignore[arg-type]
+    z = normal_for(SAMPLED_STEPS, (sampled,), seed=seed, chains=ids, row=repeat)
     uniform = torch.special.ndtr(z.double()).numpy()
     edges = np.linspace(1, len(chain), sampled + 1)  # parts of (len - 1) / sampled steps each, cut at fractions
     drawn = np.floor(edges[:-1] + uniform * (edges[1:] - edges[:-1])).astype(np.int64)

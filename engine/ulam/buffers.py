@@ -19,7 +19,7 @@ from ulam_kernels.table import MAX_REGISTERS
 from .conditioning import ConditioningBuffers, Shared
 from .job import Job
 from .known import KnownImages
-from .noise import DRAWS_PER_ROW, INITIAL_STATE
+from .noise import FIRST_STATE, ROW
 from .program import Program
 from .row_table import Place, RowTable
 from .scheduler import Group
@@ -110,7 +110,7 @@ class Buffers:
         jobs = [group.job for group in groups]
         programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
         rows = {key: self.load(program, running).begin for key, program in programs.items()}
-        begun = [(rows[id(job.program)], DRAWS_PER_ROW * job.first_row, job.seed) for job in jobs]
+        begun = [(rows[id(job.program)], ROW.draw(job.first_row), job.seed) for job in jobs]
         row, draw, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
         self.slots.begin(at, row, draw, seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
         for group in groups:
@@ -139,7 +139,7 @@ class Buffers:
                 seed=seed[part],
                 chain=chain[part],
                 draw=draw[part],
-                tag=INITIAL_STATE,
+                tag=FIRST_STATE.tag,
                 scale=scale,
                 backend=self.backend,
             )

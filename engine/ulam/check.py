@@ -17,10 +17,9 @@ from scipy.special import chdtr, chdtri
 
 from .denoiser import Denoiser
 from .estimate import Estimator, Inputs, levels
-from .noise import normal, whole_number
+from .noise import CHECK, normal_for, whole_number
 from .probes import dot, probes
 
-TAG = 6  # of noise-v1: the noise of the observations; rows count the levels
 CHANCE = 4.0  # standard errors that chance is allowed
 SURE, CALIBRATION, SLOPE, ASYMMETRY = 0.05, 0.25, 0.05, 0.4  # what is allowed beyond chance
 
@@ -196,7 +195,7 @@ def _quantities(
 def _noise(x: torch.Tensor, pair: int, seed: int, row: int) -> torch.Tensor:
     """Noise for the chains of x, the first of which is half of pair number ``pair``."""
     pairs = range(pair, pair + len(x) // 2)
-    z = normal(tuple(x.shape[1:]), seed=seed, chains=pairs, row=row, tag=TAG, device=x.device)
+    z = normal_for(CHECK, tuple(x.shape[1:]), seed=seed, chains=pairs, row=row, device=x.device)
     length, n = dot(z, z).cpu().numpy(), z[0].numel()
     mirrored = np.sqrt(chdtri(n, chdtr(n, length)) / length)
     scale = torch.from_numpy(mirrored).to(z).view(-1, *[1] * (z.dim() - 1))

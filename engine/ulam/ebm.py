@@ -27,16 +27,15 @@ from .mcmc import diagnosis
 from .mcmc.samplers import ChainSampler, of_rows
 from .mcmc.state import State
 from .mcmc.targets import Energy
-from .noise import DRAWS_PER_ROW, INITIAL_STATE, seed_int64, whole_number
+from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART, seed_int64, whole_number
 
-RESTART_STAGE = 1
 LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
 
 
 class PersistentChains:
     """A buffer of ``count`` chains; every call runs the next ``batch`` of them, in turn, a few steps on.
 
-    A chain counts its own steps and draws its own noise-v1 noise (tag 0), restarts (tag 2, stage 1) and fresh states
+    A chain counts its own steps and draws its own noise-v1 noise (tag 0), restarts (tag 2, stage 2) and fresh states
     (tag 1): its course depends on the energies it saw and on (seed, chain), not on its company.
 
     Args:
@@ -100,7 +99,7 @@ class PersistentChains:
         fresh = self._fresh(state)
         lost = ~torch.isfinite(x.flatten(1)).all(1)
         log_restart = torch.where(lost, math.inf, math.log(self.restart) if self.restart else -math.inf).double()
-        ops.accept(log_restart, [(x, fresh)], **state.ids(RESTART_STAGE), backend=self._backend)
+        ops.accept(log_restart, [(x, fresh)], **state.ids(RESTART), backend=self._backend)
         state.evaluate = target.bind(x, rows, len(self.x), self._backend)
         one = of_rows("step", self.sampler.step, rows), of_rows("temperature", self.sampler.temperature, rows)
         a, b, c, d = (column.to(x.dtype) for column in self.sampler.coefficients(*one, rows, 0))
@@ -142,7 +141,7 @@ class PersistentChains:
         )
 
     def _fresh(self, state: State) -> torch.Tensor:
-        z = state.normals(INITIAL_STATE)
+        z = state.normals(FIRST_STATE)
         x = z if self._start is None else self._start(z)
         if not isinstance(x, torch.Tensor) or x.shape != z.shape:
             raise ValueError(f"start: expected a function of noise {list(z.shape)} to states of that shape")

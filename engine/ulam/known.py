@@ -10,10 +10,9 @@ import torch
 import ulam_kernels
 
 from .conditioning import Shared
+from .noise import KNOWN_IMAGE
 from .program import Program
 from .transfers import on_device
-
-STAGE = 1  # of the noise on the known image; the row's own noise is stage 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,4 +76,4 @@ class KnownImages:
 
     def blend(self, state: torch.Tensor, **of_rows: Any) -> None:
         """Blend after an update; chains whose row does not blend stay as they are."""
-        ulam_kernels.blend(state, self._image, self._mask, **of_rows, stage=STAGE)
+        ulam_kernels.blend(state, self._image, self._mask, **of_rows, stage=KNOWN_IMAGE.stage)

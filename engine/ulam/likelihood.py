@@ -13,11 +13,10 @@ import torch
 
 from .denoiser import Denoiser
 from .estimate import Estimator, Inputs, training_steps
-from .noise import normal, whole_number
+from .noise import DEQUANTISATION, normal_for, whole_number
 from .probes import KINDS, dot, probes
 from .schedules import Array, Schedule, SubVP, VariancePreserving
 
-TAG = 5  # of noise-v1: dequantisation
 SOLVERS = ("rk4", "heun", "adaptive")
 TRACES = ("hutchinson", "exact")
 FLOW_RANGE = (1e-3, 1e3)  # of sigma / alpha, where the schedule's own is from 0 to infinity
@@ -92,7 +91,7 @@ def likelihood(
     x = x.detach()
     n, cell = x[0].numel(), 1.0 if levels is None else 2 / (levels - 1)
     if levels is not None:
-        z = normal(x.shape[1:], seed=seed, chains=len(x), tag=TAG, device=x.device)
+        z = normal_for(DEQUANTISATION, x.shape[1:], seed=seed, chains=len(x), device=x.device)
         x = x + (cell * (torch.special.ndtr(z.double()) - 0.5)).to(x.dtype)
     low, high = _range(denoiser.schedule, sigma_min, sigma_max)
     flow = _Flow(denoiser, x, cond, low, high, trace, samples, kind, seed)

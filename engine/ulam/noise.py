@@ -1,9 +1,14 @@
-"""noise-v1, the noise that every sampler uses: a pure function of (seed, chain, row, stage, tag, element)."""
+"""noise-v1, the noise that every sampler uses: a pure function of (seed, chain, row, stage, tag, element).
+
+What noise is for decides its tag and stage: the purposes below are all there are, and no two share normals.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +18,39 @@ from ulam_kernels.ops import MAX_ELEMENTS
 
 DRAWS_PER_ROW = 16  # stages of noise that a row may draw
 MAX_CHAINS = 1 << 40
-INITIAL_STATE = 1  # the tag of a chain's first state; 0 is the noise of its rows
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What noise is for. ``rows`` says what its rows count."""
+
+    name: str
+    tag: int
+    stage: int
+    rows: str
+
+    def draw(self, row: int = 0) -> int:
+        """noise-v1's draw of a row, as an int64."""
+        return as_int64(whole_number("row", row) * DRAWS_PER_ROW + self.stage)
+
+
+ROW = Purpose("the noise of a row", 0, 0, "rows of a sampler's program, or steps of MCMC")
+KNOWN_IMAGE = Purpose("the noise on a known image", 0, 1, "rows of a sampler's program")
+HMC_PATH = Purpose("the length of an HMC path", 0, 2, "steps of MCMC")
+LEVEL = Purpose("a level of a VAE that is sampled", 0, 13, "levels, from the top")
+POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "levels, 64 to a sample of the bound")
+TRAINING = Purpose("the noise of training examples", 0, 15, "training steps")
+FIRST_STATE = Purpose("a chain's first state", 1, 0, "0 alone")
+FIRST_VELOCITY = Purpose("a chain's first velocity", 1, 1, "0 alone")
+EXACT_DRAWS = Purpose("exact draws of a density", 1, 15, "0 alone")
+ACCEPTANCE = Purpose("Metropolis tests", 2, 0, "steps of MCMC")
+SWAP = Purpose("swaps of temperatures", 2, 1, "steps of MCMC")
+RESTART = Purpose("restarts of persistent chains", 2, 2, "steps of MCMC")
+PROBE = Purpose("directions for traces", 3, 0, "probes")
+SAMPLED_STEPS = Purpose("which steps of a bound are evaluated", 4, 0, "repeats")
+BOUND = Purpose("the noise of a bound's evaluations", 4, 1, "evaluations")
+DEQUANTISATION = Purpose("where in its bin a quantised value lies", 5, 0, "0 alone")
+CHECK = Purpose("the observations of a model's check", 6, 0, "levels")
 
 
 def normal(
@@ -34,7 +71,8 @@ def normal(
         seed: any integer in [-2^63, 2^64), negative ones read as two's complement.
         chains: ids in [0, 2^63), a range, a sequence or an int64 tensor; an int n stands for 0..n-1.
         row: the row of the sampler's program, in [0, 2^60). stage: 0 to 15, for rows that draw more than once.
-        tag: 0 the noise of a row, 1 the initial state.
+        tag: 0 the noise of a row, 1 the initial state. stage and tag together are what the noise is for; the purposes
+            of ulam's own are listed in this module.
 
     Raises:
         TypeError, ValueError: an argument out of range.
@@ -57,6 +95,11 @@ def normal(
     return ulam_kernels.fill_normal(
         out, seed=torch.full_like(ids, bits), chain=ids, draw=draw, tag=tag, backend=backend
     )
+
+
+def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
+    """:func:`normal` of one purpose."""
+    return normal(shape, row=row, stage=purpose.stage, tag=purpose.tag, **names)
 
 
 def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,9 @@ import ulam_kernels
 from ulam_kernels import Table
 
 from .denoiser import check_predicts
-from .noise import DRAWS_PER_ROW, as_int64, chain_ids, seed_int64, whole_number
+from .noise import TRAINING, chain_ids, seed_int64, whole_number
 from .ops import Time, _times
 from .schedules import Array, Schedule, check_schedule
-
-STAGE = 15  # of noise-v1's draws: a training step never shares its noise with a sampler's row
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def add_noise(
     ids = chain_ids(len(x_0) if chains is None else chains)
     if len(ids) != len(x_0):
         raise ValueError(f"chains must be {len(x_0)} ids, one an example, got {len(ids)}")
-    draw = as_int64(whole_number("step", step) * DRAWS_PER_ROW + STAGE)
+    draw = TRAINING.draw(whole_number("step", step))
     keys = [torch.full_like(ids, seed_int64(seed)), ids, torch.full_like(ids, draw)]
     on = np.stack([alpha, sigma, *_target(predicts, alpha, sigma)], axis=1)
     x_t, target = _Noising.apply(  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ import torch
 
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser
-from .noise import normal
+from .noise import TRAINING, normal_for
 from .noising import Noised, add_noise
 from .ops import Time, _times, predict_x0
 from .probes import probes
@@ -140,7 +140,7 @@ def denoising_score_matching(
     """
     if sigma.shape != (len(x),):
         raise ValueError(f"sigma must have shape [{len(x)}], one an example, got {list(sigma.shape)}")
-    z = normal(x.shape[1:], seed=seed, chains=len(x), row=step, stage=15, device=x.device).to(x.dtype)
+    z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=len(x), row=step, device=x.device).to(x.dtype)
     level = sigma.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
     return (level * score(x + level * z, sigma) + z).pow(2).flatten(1).sum(1) / 2
 

@@ -8,7 +8,6 @@ import torch
 
 from . import noise
 
-TAG = 3  # of noise-v1; rows count the probes
 KINDS = ("rademacher", "gaussian")
 
 
@@ -25,7 +24,7 @@ def probes(
     if noise.whole_number("probes", count) < 1:
         raise ValueError(f"probes must be at least 1, got {count}")
     for row in range(first, first + count):
-        z = noise.normal(tuple(like.shape[1:]), seed=seed, chains=len(like), row=row, tag=TAG, device=like.device)
+        z = noise.normal_for(noise.PROBE, like.shape[1:], seed=seed, chains=len(like), row=row, device=like.device)
         yield (torch.copysign(torch.ones_like(z), z) if kind == "rademacher" else z).to(like.dtype)
 
 

@@ -18,11 +18,10 @@ import torch
 import ulam_kernels
 from ulam_kernels import Table
 
-from .noise import DRAWS_PER_ROW, as_int64, chain_ids, seed_int64, whole_number
+from .noise import LEVEL, POSTERIOR, Purpose, chain_ids, seed_int64, whole_number
 
 Chains: TypeAlias = "int | range | Sequence[int] | torch.Tensor"
 Network: TypeAlias = Callable[..., torch.Tensor]
-POSTERIOR = 14  # the stage of noise-v1 for draws from q, apart from those of sampling
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class HierarchicalVAE:
                 moments = torch.zeros(len(ids), 2 * level.shape[0], *level.shape[1:], device=ids.device)
             else:
                 moments = _moments(level.prior(z), shape, f"levels[{row}].prior")
-            z = self._draw(moments, ids, seed, row, 0, temperature, backend)
+            z = self._draw(moments, ids, seed, row, LEVEL, temperature, backend)
         x = self.decoder(z)
         if self.scale is not None:
             if not noise:
@@ -137,7 +136,7 @@ class HierarchicalVAE:
             x = torch.cat([x, torch.full_like(x, math.log(self.scale))], dim=1)
         if x.shape[1] % 2:
             raise ValueError(f"decoder must return mean and log std, 2 C channels, got shape {list(x.shape)}")
-        return self._draw(x, ids, seed, len(self.levels), 0, 1.0, backend) if noise else x.chunk(2, dim=1)[0]
+        return self._draw(x, ids, seed, len(self.levels), LEVEL, 1.0, backend) if noise else x.chunk(2, dim=1)[0]
 
     def _draw(
         self,
@@ -145,7 +144,7 @@ class HierarchicalVAE:
         ids: torch.Tensor,
         seed: int,
         row: int,
-        stage: int,
+        purpose: Purpose,
         temperature: float,
         backend: str | None,
     ) -> torch.Tensor:
@@ -164,7 +163,7 @@ class HierarchicalVAE:
             model=moments,
             seed=torch.full_like(ids, seed_int64(seed)),
             chain=ids,
-            draw=torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage)),
+            draw=torch.full_like(ids, purpose.draw(row)),
             backend=backend,
         )
         return state[0]
@@ -207,7 +206,7 @@ class HierarchicalVAE:
                 prior_mean, prior_log = _moments(level.prior(z), shape, f"levels[{row}].prior").chunk(2, dim=1)
             terms.append(gaussian_kl(mean, log_std, prior_mean, prior_log))
             noise = torch.empty(shape, dtype=torch.float32, device=x.device)
-            draw = torch.full_like(ids, as_int64((sample * 64 + row) * DRAWS_PER_ROW + POSTERIOR))
+            draw = torch.full_like(ids, POSTERIOR.draw(sample * 64 + row))
             ulam_kernels.fill_normal(noise, seed=torch.full_like(ids, seed_int64(seed)), chain=ids, draw=draw)
             z = mean + log_std.exp() * noise.to(mean.dtype)
         out = self.decoder(z)

@@ -9,7 +9,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from ..noise import DRAWS_PER_ROW, INITIAL_STATE, as_int64
+from ..noise import DRAWS_PER_ROW, FIRST_STATE, FIRST_VELOCITY, ROW, SWAP
 from .adaptation import DualAveraging
 from .chains import Position
 from .densities import BuiltIn
@@ -20,7 +20,6 @@ from .targets import Target
 Progress = Callable[[int, "Batch"], None]  # steps done, of which batch
 
 LAUNCH_ELEMENTS = 1 << 28  # element updates a launch at most: fractions of a second, so that progress shows
-SWAP_STAGE = VELOCITY_STAGE = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +139,13 @@ class Batch:
         else:
             x = plan.x_init[rows.to(plan.x_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
         evaluate = plan.target.bind(x, self.rows, len(plan.ids), plan.backend)
-        seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, as_int64(plan.first_step * DRAWS_PER_ROW))
+        seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, ROW.draw(plan.first_step))
         state = State(x.contiguous(), evaluate, seed, ids, draw, self.sampler.scale(x), plan.backend)
         if plan.x_init is None and plan.position is None:
-            state.x.copy_(state.normals(INITIAL_STATE))
+            state.x.copy_(state.normals(FIRST_STATE))
         if self.sampler.moves:
             if plan.v_init is None:
-                v, temperature = state.normals(INITIAL_STATE, VELOCITY_STAGE), self.temperature
+                v, temperature = state.normals(FIRST_VELOCITY), self.temperature
             else:  # of the first temperature
                 v = plan.v_init[rows.to(plan.v_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
                 temperature = torch.ones_like(self.temperature)
@@ -358,7 +357,7 @@ class Batch:
         beta = 1 / self.temperature
         log_ratio = (beta[first] - beta[second]) * (energy[first] - energy[second])
         # The uniform is of the lower replica, and of the step before, which was the last one.
-        draw = state.draw[first] - DRAWS_PER_ROW + SWAP_STAGE
+        draw = state.draw[first] - DRAWS_PER_ROW + SWAP.stage
         swap = ops.accept(
             log_ratio, [], seed=state.seed[first], chain=state.chain[first], draw=draw, backend=self.plan.backend
         )

@@ -20,7 +20,6 @@ from ..arguments import real_numbers
 from .targets import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
-SAMPLE_STAGE = 15  # of the initial state's noise: exact draws share none with a run's start
 QUADRATURE = 40_001  # points of a one-dimensional law's table
 
 
@@ -78,7 +77,7 @@ class BuiltIn(ABC):
         return -self.log_prob(at).double() if wanted else None, self.score(at).contiguous()
 
     def _normals(self, count: int, width: int, seed: int) -> torch.Tensor:
-        return noise.normal((width,), seed=seed, chains=count, stage=SAMPLE_STAGE, tag=noise.INITIAL_STATE).double()
+        return noise.normal_for(noise.EXACT_DRAWS, (width,), seed=seed, chains=count).double()
 
 
 class Gaussian(BuiltIn):

@@ -2,7 +2,7 @@
 
 p(x) = exp(-E(x) / T) / Z, s = -grad E, P a diagonal preconditioner (the inverse mass of BAOAB and HMC), z ~ N(0, I).
 Every number may be one for all chains or one a chain. Noise is noise-v1 at (seed, chain, 16 step), accept uniforms
-are its tag 2, those of HMC's path length its stage 1: a chain's bits depend on its id, the seed and its own numbers.
+are its tag 2, those of HMC's path length its stage 2: a chain's bits depend on its id, the seed and its own numbers.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class ParallelTempering:
     Replica k of a chain samples exp(-E / T_k) by ``sampler``; every ``swap_every`` steps the pairs (0, 1), (2, 3), ...
     and (1, 2), (3, 4), ... in turn swap with probability min(1, exp((1 / T_k - 1 / T_l) (E_k - E_l))). The result has
     the first temperature's states. Replica k of chain c has the noise of chain c K + k, K temperatures; swaps have
-    uniforms of their own (stage 1), so nothing depends on other chains.
+    uniforms of their own (stage 2), so nothing depends on other chains.
 
     Args:
         sampler: one of the other samplers, whose own temperature stays 1.

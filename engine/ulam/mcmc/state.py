@@ -9,10 +9,9 @@ import torch
 
 import ulam_kernels
 
-from ..noise import DRAWS_PER_ROW
+from ..noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
 from .targets import Evaluate
 
-JITTER_STAGE = 1  # of a step's noise, tag 0: the stage after that of the step's own normals
 JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
 Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -60,10 +59,10 @@ class State:
         """Numbers u ``[B]`` float64, uniform on [-1, 1], of the step under way; the same until :meth:`advance`.
 
         u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point of the sphere [Archimedes], by
-        operations that round alike everywhere. z is the noise at stage 1 of the step, tag 0.
+        operations that round alike everywhere. z is the noise of the step's HMC_PATH.
         """
         if not self._uniforms:
-            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + JITTER_STAGE
+            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + HMC_PATH.stage
             draw = (self.draw + ahead).flatten()
             z = torch.empty(len(draw), 3, dtype=torch.float32, device=self.x.device)
             seed, chain = self.seed.repeat(JITTERS_AHEAD), self.chain.repeat(JITTERS_AHEAD)
@@ -73,15 +72,16 @@ class State:
             self._uniforms = list(u.view(JITTERS_AHEAD, -1).unbind())
         return self._uniforms[0]
 
-    def ids(self, stage: int = 0) -> dict[str, torch.Tensor]:
-        """What an operation draws its noise by."""
-        return {"seed": self.seed, "chain": self.chain, "draw": self.draw + stage if stage else self.draw}
+    def ids(self, purpose: Purpose = ROW) -> dict[str, torch.Tensor]:
+        """What an operation draws its noise by; the tag is the operation's own."""
+        draw = self.draw + purpose.stage if purpose.stage else self.draw
+        return {"seed": self.seed, "chain": self.chain, "draw": draw}
 
-    def normals(self, tag: int = 0, stage: int = 0) -> torch.Tensor:
+    def normals(self, purpose: Purpose = ROW) -> torch.Tensor:
         """Standard normal noise like x."""
         out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
-        ids = self.ids(stage)
+        ids = self.ids(purpose)
         ulam_kernels.fill_normal(
-            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=tag, backend=self.backend
+            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, backend=self.backend
         )
         return out.to(self.x.dtype)

@@ -155,7 +155,7 @@ class Training:
 
 def draw(task: Task, energy: TiltedGaussian, count: int, seed: int) -> Tensor:
     """``count`` clean samples ``[count, *shape]``: ULA from the Gaussian's noise, then E[x | y]."""
-    start = energy.start(noise.normal(task.shape, seed=seed, chains=count, tag=noise.INITIAL_STATE))
+    start = energy.start(noise.normal_for(noise.FIRST_STATE, task.shape, seed=seed, chains=count))
     chains = mcmc.run(
         Energy(energy), ULA(task.step), chains=count, steps=1, warmup=task.sample_steps, x_init=start, seed=seed
     )
