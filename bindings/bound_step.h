@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "door.h"
 #include "tensors.h"
 #include "ulam/operations.h"
 #include "ulam/row.h"
@@ -36,7 +37,8 @@ class BoundStep {
   }
   BoundStep(const BoundStep&) = delete;
 
-  bool takes(PyObject* tensor) const { return address(tensor) != nullptr; }
+  // Asked once of each tensor: looking for the negative bit takes as long as all the rest.
+  bool takes(PyObject* tensor) const { return address(tensor) != nullptr && !negative(tensor); }
 
   void run(int64_t row, PyObject* out, PyObject* source, PyObject* model, PyObject* noise, int threads) const {
     if (row < 0 || row >= rows_)
@@ -104,6 +106,7 @@ inline PyObject* scalar(PyObject*, PyObject* tensor) {
   const auto view = view_of(tensor);
   if (!view || !view->on_cpu() || view->elements() != 1) Py_RETURN_NONE;
   if (view->is(kInteger, 64)) return PyFloat_FromDouble(static_cast<double>(*view->address<int64_t>()));
+  if (negative(tensor)) Py_RETURN_NONE;
   if (view->is(kFloat, 32)) return PyFloat_FromDouble(*view->address<float>());
   if (view->is(kFloat, 64)) return PyFloat_FromDouble(*view->address<double>());
   Py_RETURN_NONE;
@@ -124,6 +127,7 @@ void register_bound_step(pybind11::module_& m) {
   static PyMethodDef functions[] = {
       {"scalar", raw::scalar, METH_O, "The one element of a CPU tensor, or None."},
       {"address", raw::address, METH_O, "Where the elements of a CPU tensor lie, or None."},
+      {"ready", reinterpret_cast<PyCFunction>(&raw::ready), METH_FASTCALL, "See door.h."},
       {},
   };
   find_torch();

@@ -53,10 +53,12 @@ struct ExchangeTable {
   void* stream;
 };
 
-// torch's own table, and the type whose objects it knows; null where there is no torch, or none that has one.
+// torch's own table, the type whose objects it knows, and that type's method `is_neg`; null where there is no torch, or
+// none that has a table.
 struct Torch {
   PyTypeObject* type = nullptr;
   const ExchangeTable* table = nullptr;
+  PyObject* is_neg = nullptr;
 };
 inline Torch g_torch;
 
@@ -68,13 +70,22 @@ inline void find_torch() {
     auto* table = static_cast<ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table) throw pybind11::error_already_set();
     while (table && table->major != 1) table = table->older;
-    if (table && table->view) g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()), table};
+    pybind11::object is_neg = tensor.attr("is_neg");
+    if (table && table->view) g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()), table, is_neg.release().ptr()};
   } catch (const pybind11::error_already_set&) {
   }
 }
 
+// Whether a torch.Tensor stands for the negative of what lies in memory, which is not in its view.
+inline bool negative(PyObject* tensor) {
+  PyObject* const answer = PyObject_CallOneArg(g_torch.is_neg, tensor);
+  Py_XDECREF(answer);
+  if (!answer) PyErr_Clear();
+  return answer != Py_False;
+}
+
 // What lies behind a torch.Tensor; nothing for other objects, tensors of derived classes, and those that have no such
-// view. A tensor's negative bit is not in it.
+// view. A tensor's negative bit is not in it: see `negative`.
 inline std::optional<View> view_of(PyObject* object) {
   View view;
   if (!g_torch.table || Py_TYPE(object) != g_torch.type) return std::nullopt;

@@ -32,7 +32,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
 # A library that keeps to its own stand-in, also where torch has brought the real runtime.
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
-OPERATIONS = ("step", "reduce", "reduce_short", "blend", "fill", "affine", "tick")
+OPERATIONS = ("step", "step_pixels", "reduce", "reduce_short", "blend", "fill", "affine", "tick")
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
 
 
@@ -237,11 +237,12 @@ class Device:
     def put(self, tensor: torch.Tensor | None, skew: int = 0) -> int:
         if tensor is None:
             return 0
-        return self.memory.put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), skew)
+        return self.memory.put(in_memory(tensor).contiguous().reshape(-1).view(torch.uint8).numpy(), skew)
 
     def take(self, address: int, target: torch.Tensor) -> None:
         raw = self.memory.get(address, np.uint8, target.numel() * target.element_size())
-        target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
+        lying = in_memory(target)
+        lying.copy_(torch.from_numpy(raw).view(target.dtype).view(lying.shape))
 
     def step(self, state: torch.Tensor, table: Table, row: torch.Tensor, *, skew: int = 0, alias: bool = False,
              **given: torch.Tensor | None) -> None:  # fmt: skip
@@ -258,18 +259,20 @@ class Device:
         self.reset()
         registers, chains = state.shape[:2]
         model, net_in = given.get("model"), given.get("net_in")
+        last = [tensor is not None and channels_last(tensor) for tensor in (model, net_in)]
         put = {"state": self.put(state, skew)}
         for name, tensor in given.items():
             put[name] = self.put(tensor, skew if tensor is net_in or tensor is model else 0)
         name_at = lambda name: put.get(name, 0)  # noqa: E731
         packed = struct.pack(
-            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQQ",
+            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQQqi4x",
             chains, state[0, 0].numel(), registers, put["state"], NUMBERS[state.dtype], self.put(table.coef),
             self.put(table.flags), len(table), self.put(row), put["state"] if alias else name_at("model"),
             name_at("uncond"), 0 if model is None else NUMBERS[model.dtype],
             0 if model is None else model.numel() // chains,
             *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
             0 if net_in is None else NUMBERS[net_in.dtype], name_at("scales"), name_at("source") or put["state"],
+            state[0, 0, 0].numel() if any(last) else 0, last[0] | last[1] << 1,
         )  # fmt: skip
         return packed, put
 
@@ -349,6 +352,16 @@ class Device:
         self.take(at["out"], out)
         if weight is not None:
             self.take(at["weight"], weight)
+
+
+def channels_last(tensor: torch.Tensor) -> bool:
+    """Whether the channels of ``[B, C, *shape]`` are innermost in memory, and the tensor is not contiguous as well."""
+    return not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
+
+
+def in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its dimensions in the order of its memory."""
+    return tensor.movedim(1, -1) if tensor.dim() > 2 and channels_last(tensor) else tensor
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -112,6 +112,7 @@ def test_other_chains_have_the_bits_of_the_cpu(device: Device, registers: int) -
         ((1,), 900, FP16, FP16, FP32, 0), ((6,), 600, BF16, BF16, BF16, 0), ((2, 3, 171), 12, FP32, FP32, FP32, 0),
         ((1, 1023), 12, FP16, FP32, BF16, 0), ((1, 2050), 6, BF16, FP32, FP16, 0), ((4, 256), 8, FP32, BF16, FP32, 4),
         ((1, 512), 8, BF16, BF16, BF16, 2), ((4, 64), 60, FP32, FP16, FP32, 8), ((1, 516), 8, FP16, FP16, FP16, 0),
+        ((1, 257), 2050, BF16, BF16, BF16, 0), ((1, 258), 2050, FP16, FP16, BF16, 0),
     ]  # fmt: skip
     total = 0
     for shape, chains, state, model, net, skew in cases:
@@ -119,7 +120,7 @@ def test_other_chains_have_the_bits_of_the_cpu(device: Device, registers: int) -
         row = torch.from_numpy(rng.integers(0, len(table), chains))
         given = random_step(shape, chains, state, model, net, rng, explicit=bool(rng.random() < 0.2))
         assert_step_equal(device, values, table, row, given, skew)
-        assert "step_quads" in device.used
+        assert ("step_quads" if chains * shape[-1] > 500_000 else "step_short") in device.used
         total += values[0].numel()
     assert total >= 100_000
 

@@ -135,6 +135,51 @@ def sample(state: torch.Tensor, table: Table, bounded: Table, row: torch.Tensor,
     return ulam_kernels.affine(out, state[0] + 1, weights, weights)
 
 
+IMAGES = (CHAINS, 2, 4, 5)
+
+
+def image_arguments() -> dict[str, torch.Tensor]:
+    """As `inputs`, of images: the model's output and the network's input with their channels innermost."""
+    generator = torch.Generator().manual_seed(1)
+    state, model = torch.randn(2, *IMAGES, generator=generator)
+    last = {"memory_format": torch.channels_last}
+    return inputs() | {
+        "state": state[None].clone(),
+        "model": model.to(**last),
+        "net_in": torch.zeros(IMAGES).to(**last),
+    }
+
+
+def test_opcheck_of_step_with_channels_last() -> None:
+    torch.library.opcheck(torch.ops.ulam.step.default, positional_step(**image_arguments()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_graphs_keep_channels_last(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The operator sees the layouts that eager calls would: the backend copies neither the output nor the input."""
+    torch._dynamo.reset()
+    seen: list[tuple[int, ...]] = []
+    step = ops.step
+
+    def watched(*arguments: object, **named: torch.Tensor) -> None:
+        seen.extend((named["model"].stride(), named["net_in"].stride()))
+        step(*arguments, **named)  # type: ignore[arg-type]
+
+    def tick(state: torch.Tensor, net_in: torch.Tensor, table: Table, **given: torch.Tensor) -> torch.Tensor:
+        model = given.pop("model") * 2.0  # keeps the layout
+        ulam_kernels.step(state, table, given.pop("row"), model=model, net_in=net_in, **given)
+        return net_in * 0.5
+
+    table, results = ddpm_table(), []
+    for run in (tick, torch.compile(tick, backend=backend, fullgraph=True)):
+        given = image_arguments()
+        state, net_in = given["state"], given["net_in"]
+        results.append((state, net_in, run(given.pop("state"), given.pop("net_in"), table, **given)))
+        monkeypatch.setattr(ops, "step", watched)  # what the operator calls
+    assert seen == [(40, 1, 10, 2)] * 2
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)) and bool(results[0][1].any())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_whole_without_a_break(backend: str) -> None:
     torch._dynamo.reset()

@@ -252,6 +252,21 @@ def test_absent_terms_are_not_read(backend):
     assert torch.equal(state[0], torch.full((2, 7), 3.0))
 
 
+def test_names_of_noise_go_no_further_where_no_row_makes_noise(monkeypatch):
+    """A kernel that asks for all at once would load them for nothing; a table not made by pack may have any row."""
+    silent, noisy = one_row(x=0.5, m=0.25), one_row(x=0.5, z=0.5)
+    unknown = Table(silent.coef, silent.flags, 1)
+    assert silent.uses & 0x7F == 0x21 and noisy.uses & 0x7F == 0x41 and unknown.uses == -1
+    assert silent.widen(3).uses == silent.uses and Table.cat([silent, noisy]).uses == silent.uses | noisy.uses
+    assert Table.cat([silent, unknown]).uses == -1
+    seen = []
+    monkeypatch.setattr(ulam_kernels.cpu, "step", lambda *tensors: seen.append(tensors[7:10]))
+    x, ids = torch.ones(1, 3, 2), torch.arange(3)
+    for table in (silent, noisy, unknown, Table.cat([silent, noisy])):
+        ulam_kernels.step(x, table, ids * 0, model=x[0].clone(), seed=ids, chain=ids, draw=ids, backend="cpu")
+    assert [names == (None, None, None) for names in seen] == [True, False, False, False]
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_clip_passes_nan_and_holds_the_bounds(backend):
     state = torch.tensor([[[-9.0, -0.5, 0.25, 9.0, float("nan")]]])

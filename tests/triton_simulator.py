@@ -24,12 +24,14 @@ from triton.backends.compiler import GPUTarget
 from ulam_kernels.triton.affine import affine_long, affine_short
 from ulam_kernels.triton.blend import blend_long, blend_short
 from ulam_kernels.triton.fill import fill_long, fill_short
+from ulam_kernels.triton.pixels import step_pixels_long, step_pixels_short
 from ulam_kernels.triton.reduce import count_digit, reduce_chain
 from ulam_kernels.triton.step import step_long, step_short
 from ulam_kernels.triton.tick import advance_long, advance_short, look_up_times
 
-KERNELS = (step_long, step_short, count_digit, reduce_chain, blend_long, blend_short, fill_long, fill_short,
-           affine_long, affine_short, advance_long, advance_short, look_up_times)  # fmt: skip
+KERNELS = (step_long, step_short, step_pixels_long, step_pixels_short, count_digit, reduce_chain, blend_long,
+           blend_short, fill_long, fill_short, affine_long, affine_short, advance_long, advance_short,
+           look_up_times)  # fmt: skip
 MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 
 
@@ -56,7 +58,8 @@ class Warps(Machine):
     def _words(self, i: Instruction, address: str, count: int) -> list[tuple[Any, Any]]:
         """Where the 32-bit words of 8 x 8 matrices of 16-bit items lie: lane 8 k + j has the address of row j of k."""
         assert "trans" not in i.modifiers
-        start = np.asarray(self.read(address.strip("[] "), np.dtype(np.uint32)), np.int64).reshape(-1, 32)
+        base, _, offset = address.strip("[] ").partition("+")
+        start = np.asarray(self.read(base.strip(), np.dtype(np.uint32)), np.int64).reshape(-1, 32) + int(offset or 0)
         lane = np.arange(32)
         at = [(start[:, 8 * k + lane // 4] // 4 + lane % 4).reshape(-1) for k in range(count)]
         return [(self.block[self.lanes], word) for word in at]

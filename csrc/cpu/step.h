@@ -10,14 +10,15 @@ namespace {
 struct Output {
   float weight;
   bool reads_cond, reads_uncond;
-  Data model, uncond;
+  Data model, uncond, variance;
 
   Output(const Step& s, int64_t b, uint32_t flags)
       : weight(s.uncond ? s.guidance[b] : 1.0f),
         reads_cond((flags & kReadsModel) && weight != 0.0f),
         reads_uncond((flags & kReadsModel) && weight != 1.0f),
         model(s.model, s.model_type, b * s.model_stride),
-        uncond(s.uncond, s.model_type, b * s.model_stride) {}
+        uncond(s.uncond, s.model_type, b * s.model_stride),
+        variance(s.model, s.model_type, b * s.model_stride + s.elements) {}
 
   template <class V>
   ULAM_HD typename V::f load(int64_t i) const {
@@ -36,7 +37,7 @@ template <int R>
 struct StepChain {
   Row<R> row;
   bool reads_noise, makes_noise;
-  int64_t elements, register_stride;
+  int64_t register_stride;
   Output output;
   Scales scales;  // of rows with a reduction
   Data state, source, noise, net_in;
@@ -46,7 +47,6 @@ struct StepChain {
       : row(s.coef + s.row[b] * row_width(R), static_cast<uint32_t>(s.flags[s.row[b]])),
         reads_noise(row.flags & kReadsNoise),
         makes_noise(reads_noise && !s.noise),
-        elements(s.elements),
         register_stride(s.chains * s.elements),
         output(s, b, row.flags),
         scales{},
@@ -80,7 +80,7 @@ struct StepChain {
       x0 = row.flags & kReduced ? estimate_x0<V>(row.c, scales, r[0], m) : estimate_x0<V>(row.c, r[0], m);
     if (reads_noise) {
       if (!makes_noise) z = noise.load<V>(i);
-      if (row.flags & kLearned) z = learned_noise<V>(row, output.model.load<V>(elements + i), z);
+      if (row.flags & kLearned) z = learned_noise<V>(row, output.variance.load<V>(i), z);
       if (row.flags & kNormalise) z = V::mul(V::set(scales.z), z);
     }
     update_registers<V>(row, r, x0, m, z);
@@ -179,20 +179,112 @@ bool plain_units(const StepChain<R>& s, int64_t begin, int64_t end) {
   return true;
 }
 
+// Executes the chain's row on the elements [begin, end).
+template <class V, int R>
+void step_elements(const StepChain<R>& chain, int64_t begin, int64_t end) {
+  const bool plain = (chain.row.flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && chain.state.type == kFloat32 &&
+                     chain.output.model.type == kFloat32 && !chain.output.reads_uncond && !chain.net_in.address;
+  if (plain &&
+      (plain_units<V, Form::affine>(chain, begin, end) || plain_units<V, Form::state_and_estimate>(chain, begin, end) ||
+       plain_units<V, Form::estimate_and_output>(chain, begin, end)))
+    return;
+  for_groups<V>(begin, end, chain);
+}
+
+// The elements [begin, end) of a chain of [pixels, stride] in memory, in the order of [channels, pixels]: calls
+// move(element in memory, place from begin on).
+template <class Move>
+inline void for_pixels(int64_t pixels, int64_t stride, int64_t begin, int64_t end, const Move move) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t channel = i / pixels, stop = end < (channel + 1) * pixels ? end : (channel + 1) * pixels;
+    int64_t at = (i - channel * pixels) * stride + channel;
+    for (; i + 4 <= stop; i += 4, at += 4 * stride) {
+      ULAM_UNROLL
+      for (int k = 0; k < 4; ++k) move(at + k * stride, i - begin + k);
+    }
+    for (; i < stop; ++i, at += stride) move(at, i - begin);
+  }
+}
+
+// Tensors whose channels lie innermost in memory pass through tiles in the first cache, in the order of the state, so
+// that the loops over elements are the same.
+template <class V, int R>
+class Tiled {
+ public:
+  Tiled(const Step& s, const StepChain<R>& chain)
+      : chain_(chain),
+        pixels_(s.pixels),
+        channels_(s.elements / s.pixels),
+        model_channels_(s.model_stride / s.pixels),
+        model_last_(s.last & kModelLast),
+        net_last_(s.last & kNetLast) {}
+
+  void run(int64_t begin, int64_t end) {
+    for (; begin < end; begin += kTile) {
+      const int64_t stop = begin + kTile < end ? begin + kTile : end;
+      StepChain<R> part = chain_;
+      if (model_last_) {
+        Output& output = part.output;
+        const Data m = chain_.output.model, uncond = chain_.output.uncond;
+        if (output.reads_cond) output.model = gathered(m, 0, begin, stop, tiles_[0]);
+        if (output.reads_uncond) output.uncond = gathered(uncond, 0, begin, stop, tiles_[1]);
+        if (part.row.flags & kLearned) output.variance = gathered(m, channels_, begin, stop, tiles_[2]);
+      }
+      if (net_last_) part.net_in.address = from(tiles_[3], part.net_in.type, begin);
+      step_elements<V>(part, begin, stop);
+      if (net_last_) scatter(begin, stop);
+    }
+  }
+
+ private:
+  static constexpr int64_t kTile = 1024;
+
+  // What a loop that counts from the chain's first element takes for the address of a tile that begins at `begin`.
+  static char* from(void* tile, DType type, int64_t begin) {
+    return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(tile) - begin * (type == kFloat32 ? 4 : 2));
+  }
+
+  Data gathered(Data data, int64_t channel, int64_t begin, int64_t end, void* tile) const {
+    if (data.type == kFloat32)
+      gather(reinterpret_cast<const uint32_t*>(data.address) + channel, begin, end, static_cast<uint32_t*>(tile));
+    else
+      gather(reinterpret_cast<const uint16_t*>(data.address) + channel, begin, end, static_cast<uint16_t*>(tile));
+    data.address = from(tile, data.type, begin);
+    return data;
+  }
+  template <class T>
+  void gather(const T* data, int64_t begin, int64_t end, T* tile) const {
+    for_pixels(pixels_, model_channels_, begin, end, [=](int64_t at, int64_t k) { tile[k] = data[at]; });
+  }
+
+  void scatter(int64_t begin, int64_t end) const {
+    const Data& net = chain_.net_in;
+    if (net.type == kFloat32)
+      scatter(reinterpret_cast<uint32_t*>(net.address), begin, end, static_cast<const uint32_t*>(tiles_[3]));
+    else
+      scatter(reinterpret_cast<uint16_t*>(net.address), begin, end, reinterpret_cast<const uint16_t*>(tiles_[3]));
+  }
+  template <class T>
+  void scatter(T* data, int64_t begin, int64_t end, const T* tile) const {
+    for_pixels(pixels_, channels_, begin, end, [=](int64_t at, int64_t k) { data[at] = tile[k]; });
+  }
+
+  const StepChain<R>& chain_;
+  const int64_t pixels_, channels_, model_channels_;
+  const bool model_last_, net_last_;
+  alignas(64) uint32_t tiles_[4][kTile];  // of m, the output without a condition, v, and the network's input
+};
+
 template <class V, int R>
 void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
-    const uint32_t flags = chain.row.flags;
-    if (!(flags & kWrites)) continue;
-    const bool plain = (flags & ~(kReadsModel | kReadsNoise | kUsesX0)) == 1 && chain.state.type == kFloat32 &&
-                       chain.output.model.type == kFloat32 && !chain.output.reads_uncond && !chain.net_in.address;
-    if (plain && (plain_units<V, Form::affine>(chain, span.begin, span.end) ||
-                  plain_units<V, Form::state_and_estimate>(chain, span.begin, span.end) ||
-                  plain_units<V, Form::estimate_and_output>(chain, span.begin, span.end)))
-      continue;
-    for_groups<V>(span.begin, span.end, chain);
+    if (!(chain.row.flags & kWrites)) continue;
+    if (s.last)
+      Tiled<V, R>(s, chain).run(span.begin, span.end);
+    else
+      step_elements<V>(chain, span.begin, span.end);
   }
 }
 

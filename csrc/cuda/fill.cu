@@ -53,6 +53,19 @@ __global__ void __launch_bounds__(kThreads) fill_quads(const Fill s, uint32_t sp
   }
 }
 
+// Chains of which a block takes all it has at once: nothing is shared and nothing follows. Pairs are for chains that
+// have no more elements.
+template <class Group>
+__global__ void __launch_bounds__(kShortThreads) fill_short(const Fill s, uint32_t width) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const uint32_t elements = static_cast<uint32_t>(s.elements), i = Group::lanes == 2 ? 0 : Group::first();
+  if (b >= s.chains || i >= elements) return;
+  const typename Group::Any out(s.type, width);
+  char* const chain = static_cast<char*>(s.out) + out.bytes(b * elements);
+  const uint32_t offset = static_cast<uint32_t>(s.offset);
+  out.store(chain, i, elements - i, out.narrow(scaled_normals<Group>(s, stream_of(s, b), offset + i)));
+}
+
 namespace {
 
 cudaError_t launch_fill(const Fill& s, void* stream) {
@@ -64,6 +77,11 @@ cudaError_t launch_fill(const Fill& s, void* stream) {
     return s.type == kBFloat16 ? go(fill_vectors<BFloat16>) : go(fill_vectors<Float16>);
   }
   const uint32_t width = s.offset % 4 ? 1 : access_width(s.elements, {out});
+  const auto go_short = [&](auto kernel, int lanes) {
+    return launch(kernel, plan_short(s.chains, s.elements, lanes), stream, s, width);
+  };
+  if (s.offset % 4 == 0 && s.elements <= 2) return go_short(fill_short<Pairs>, 2);
+  if (s.offset % 4 == 0 && s.elements <= kThreads) return go_short(fill_short<Quads>, 4);
   const Plan plan = plan_quads(s.chains, s.elements, s.offset % 4);
   return launch(fill_quads, plan, stream, s, plan.span, width);
 }

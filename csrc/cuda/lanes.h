@@ -233,12 +233,14 @@ struct Vectors {
   }
 };
 
-// Four elements a thread, of a type known only when it runs, at addresses aligned to `width` elements (4, 2 or 1).
-struct Quads {
-  static constexpr int lanes = 4, run = 4;
+// N elements a thread, four or two, of a type known only when it runs, at addresses aligned to `width` elements (4, 2
+// or 1; a width of 4 is one of 2 for two elements).
+template <int N>
+struct Group {
+  static constexpr int lanes = N, run = N;
 
-  static ULAM_DEVICE uint32_t first() { return threadIdx.x * 4; }
-  static ULAM_DEVICE uint32_t step() { return blockDim.x * 4; }
+  static ULAM_DEVICE uint32_t first() { return threadIdx.x * N; }
+  static ULAM_DEVICE uint32_t step() { return blockDim.x * N; }
   static ULAM_DEVICE constexpr uint32_t element(int k) { return k; }
 
   struct Any {
@@ -247,45 +249,45 @@ struct Quads {
     ULAM_DEVICE Any(DType type, uint32_t width) : type(type), width(width) {}
     ULAM_DEVICE int64_t bytes(int64_t elements) const { return elements << (type == kFloat32 ? 2 : 1); }
 
-    ULAM_DEVICE Raw<4> load(const char* chain, uint32_t i, uint32_t left) const {
-      Raw<4> raw;
+    ULAM_DEVICE Raw<N> load(const char* chain, uint32_t i, uint32_t left) const {
+      Raw<N> raw;
       const char* from = chain + bytes(i);
       if (type == kFloat32)
-        load_parts<4>(from, left, raw.w);
+        load_parts<N>(from, left, raw.w);
       else
-        load_parts<2>(from, left, raw.w);
+        load_parts<N / 2>(from, left, raw.w);
       return raw;
     }
-    ULAM_DEVICE void store(char* chain, uint32_t i, uint32_t left, const Raw<4>& raw) const {
+    ULAM_DEVICE void store(char* chain, uint32_t i, uint32_t left, const Raw<N>& raw) const {
       char* to = chain + bytes(i);
       if (type == kFloat32)
-        store_parts<4>(to, left, raw.w);
+        store_parts<N>(to, left, raw.w);
       else
-        store_parts<2>(to, left, raw.w);
+        store_parts<N / 2>(to, left, raw.w);
     }
-    ULAM_DEVICE Lanes<4>::f widen(const Raw<4>& raw) const {
-      if (type == kFloat32) return cuda::widen<Float32, 4>(raw);
-      return type == kBFloat16 ? cuda::widen<BFloat16, 4>(raw) : cuda::widen<Float16, 4>(raw);
+    ULAM_DEVICE typename Lanes<N>::f widen(const Raw<N>& raw) const {
+      if (type == kFloat32) return cuda::widen<Float32, N>(raw);
+      return type == kBFloat16 ? cuda::widen<BFloat16, N>(raw) : cuda::widen<Float16, N>(raw);
     }
-    ULAM_DEVICE Raw<4> narrow(const Lanes<4>::f& v) const {
-      if (type == kFloat32) return cuda::narrow<Float32, 4>(v);
-      return type == kBFloat16 ? cuda::narrow<BFloat16, 4>(v) : cuda::narrow<Float16, 4>(v);
+    ULAM_DEVICE Raw<N> narrow(const typename Lanes<N>::f& v) const {
+      if (type == kFloat32) return cuda::narrow<Float32, N>(v);
+      return type == kBFloat16 ? cuda::narrow<BFloat16, N>(v) : cuda::narrow<Float16, N>(v);
     }
 
    private:
-    // `words` is what four elements take.
+    // `words` is what N elements take.
     template <int words>
     ULAM_DEVICE void load_parts(const char* from, uint32_t left, uint32_t* w) const {
-      if (width == 4) {
+      if (width >= N) {
         load_words<words>(from, w);
-      } else if (width == 2) {
+      } else if (N == 4 && width == 2) {
         load_words<words / 2>(from, w);
         if (left > 2) load_words<words / 2>(from + 2 * words, w + words / 2);
       } else {
         ULAM_UNROLL
-        for (int k = 0; k < 4; ++k) {
+        for (int k = 0; k < N; ++k) {
           if (k > 0 && k >= left) continue;
-          if constexpr (words == 4) {
+          if constexpr (words == N) {
             w[k] = reinterpret_cast<const uint32_t*>(from)[k];
           } else {
             const uint32_t half = reinterpret_cast<const uint16_t*>(from)[k];
@@ -296,16 +298,16 @@ struct Quads {
     }
     template <int words>
     ULAM_DEVICE void store_parts(char* to, uint32_t left, const uint32_t* w) const {
-      if (width == 4) {
+      if (width >= N) {
         store_words<words>(to, w);
-      } else if (width == 2) {
+      } else if (N == 4 && width == 2) {
         store_words<words / 2>(to, w);
         if (left > 2) store_words<words / 2>(to + 2 * words, w + words / 2);
       } else {
         ULAM_UNROLL
-        for (int k = 0; k < 4; ++k) {
+        for (int k = 0; k < N; ++k) {
           if (k > 0 && k >= left) continue;
-          if constexpr (words == 4)
+          if constexpr (words == N)
             reinterpret_cast<uint32_t*>(to)[k] = w[k];
           else
             reinterpret_cast<uint16_t*>(to)[k] = static_cast<uint16_t>(w[k / 2] >> (k % 2 * 16));
@@ -315,13 +317,16 @@ struct Quads {
   };
 
   static ULAM_DEVICE void store(DType type, uint32_t width, char* chains, int64_t start, uint32_t i, uint32_t left,
-                                const Lanes<4>::f& v) {
+                                const typename Lanes<N>::f& v) {
     const Any operand(type, width);
     operand.store(chains + operand.bytes(start), i, left, operand.narrow(v));
   }
 };
+using Quads = Group<4>;
+using Pairs = Group<2>;
 
-// The normals of the thread's elements; `i`, the first of them, is a multiple of 4.
+// The normals of the thread's elements; `i`, the first of them, is a multiple of 4. Of two elements the other half of
+// the noise's block is not made.
 template <class Layout>
 ULAM_DEVICE typename Lanes<Layout::lanes>::f normals(const Stream& stream, uint32_t i) {
   typename Lanes<Layout::lanes>::f z;
@@ -329,7 +334,10 @@ ULAM_DEVICE typename Lanes<Layout::lanes>::f normals(const Stream& stream, uint3
   for (int k = 0; k < Layout::lanes; k += 4) {
     uint32_t w[4];
     philox_words<Scalar>(stream, stream.tag | ((i + Layout::element(k)) >> 2), w);
-    box_muller<Scalar>(w, z.x + k);
+    if constexpr (Layout::lanes == 2)
+      box_muller_pair<Scalar>(w, z.x);
+    else
+      box_muller<Scalar>(w, z.x + k);
   }
   return z;
 }

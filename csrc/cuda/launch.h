@@ -13,7 +13,7 @@
 
 namespace ulam::cuda {
 
-constexpr int kThreads = 64;
+constexpr int kThreads = 64, kShortThreads = 128;
 
 // Blocks of `threads` (elements of a chain along x, chains along y), on a grid of (groups of chains, parts of a
 // chain); each block takes `span` elements of its chains.
@@ -44,12 +44,24 @@ inline Plan plan_vectors(int64_t chains, int64_t elements) {
   return plan(chains, elements, dim3(threads), threads * Vectors<4>::lanes);
 }
 
-// As many chains a block as fit, Quads of elements a thread. `offset` is how far the first element is into its quad.
+// As many chains a block as fit, Groups of elements a thread. `offset` is how far the first element is into its group.
+inline Plan plan_groups(int64_t chains, int64_t elements, int64_t offset, int lanes, int threads) {
+  const int64_t groups = (offset + elements + lanes - 1) / lanes;
+  const unsigned across = static_cast<unsigned>(std::min<int64_t>(std::max<int64_t>(groups, 1), threads));
+  const unsigned down = static_cast<unsigned>(std::min<int64_t>(threads / across, std::max<int64_t>(chains, 1)));
+  return plan(chains, offset + elements, dim3(across, down), across * lanes);
+}
 inline Plan plan_quads(int64_t chains, int64_t elements, int64_t offset = 0) {
-  const int64_t quads = (offset + elements + 3) / 4;
-  const unsigned across = static_cast<unsigned>(std::min<int64_t>(std::max<int64_t>(quads, 1), kThreads));
-  const unsigned down = static_cast<unsigned>(std::min<int64_t>(kThreads / across, std::max<int64_t>(chains, 1)));
-  return plan(chains, offset + elements, dim3(across, down), across * 4);
+  return plan_groups(chains, elements, offset, 4, kThreads);
+}
+
+// Whether a block takes all it has at once, so that no thread comes to a second group.
+inline bool in_one_pass(const Plan& plan, int lanes) { return plan.span <= plan.threads.x * lanes; }
+
+// Many short chains in blocks of more threads, of which there are fewer to begin.
+inline Plan plan_short(int64_t chains, int64_t elements, int lanes) {
+  const Plan few = plan_groups(chains, elements, 0, lanes, kThreads);
+  return few.grid.x > 4096 && few.threads.y > 1 ? plan_groups(chains, elements, 0, lanes, kShortThreads) : few;
 }
 
 struct Operand {

@@ -27,6 +27,8 @@ def step(
     net_type: int,
     scales: int,
     source: int,
+    pixels: int,
+    last: int,
     threads: int,
     /,
 ) -> None: ...
@@ -38,6 +40,7 @@ def bound_step(
 ]: ...
 def scalar(tensor: torch.Tensor, /) -> float | None: ...
 def address(tensor: torch.Tensor, /) -> int | None: ...
+def ready(state: torch.Tensor, net_in: torch.Tensor | None, /, *reads: torch.Tensor | None) -> bool: ...
 def reduce(
     chains: int,
     elements: int,

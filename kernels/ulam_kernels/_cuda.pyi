@@ -23,6 +23,8 @@ def step(
     net_type: int,
     scales: int,
     source: int,
+    pixels: int,
+    last: int,
     stream: int,
 ) -> None: ...
 def reduce(

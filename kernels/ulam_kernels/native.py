@@ -9,6 +9,7 @@ import torch
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OUTPUT_DTYPES = DTYPES | {torch.float64: 3}  # of what is only looked at
+MODEL_LAST, NET_LAST = 1, 2  # tensors whose channels lie innermost: they are no others that are not contiguous
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -31,12 +32,21 @@ def step_arguments(
     scales: torch.Tensor | None = None,
     source: torch.Tensor | None = None,
 ) -> tuple[int, ...]:
+    pixels = last = 0
+    if model is not None and not model.is_contiguous():
+        last = MODEL_LAST
+    if net_in is not None and not net_in.is_contiguous():
+        last |= NET_LAST
+    if last:
+        pixels = state[0, 0, 0].numel()
     return (
         *_row_arguments(state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise),
-        _address(net_in),
+        0 if net_in is None else net_in.data_ptr(),
         0 if net_in is None else DTYPES[net_in.dtype],
-        _address(scales),
-        _address(source),
+        0 if scales is None else scales.data_ptr(),
+        0 if source is None else source.data_ptr(),
+        pixels,
+        last,
     )
 
 
@@ -74,7 +84,8 @@ def _row_arguments(
     noise: torch.Tensor | None,
 ) -> tuple[int, ...]:
     """What a row may read."""
-    registers, chains = state.size(0), state.size(1)
+    shape = state.shape
+    registers, chains = shape[0], shape[1]
     return (
         chains,
         state.numel() // (registers * chains) if chains else 0,
@@ -83,17 +94,17 @@ def _row_arguments(
         DTYPES[state.dtype],
         coef.data_ptr(),
         flags.data_ptr(),
-        flags.size(0),
+        flags.numel(),
         row.data_ptr(),
-        _address(model),
-        _address(uncond),
+        0 if model is None else model.data_ptr(),  # a function of its own would cost a twentieth of the step
+        0 if uncond is None else uncond.data_ptr(),
         0 if model is None else DTYPES[model.dtype],
         0 if model is None or not chains else model.numel() // chains,
-        _address(guidance),
-        _address(seed),
-        _address(chain),
-        _address(draw),
-        _address(noise),
+        0 if guidance is None else guidance.data_ptr(),
+        0 if seed is None else seed.data_ptr(),
+        0 if chain is None else chain.data_ptr(),
+        0 if draw is None else draw.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
     )
 
 

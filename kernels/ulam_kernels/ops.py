@@ -13,10 +13,22 @@ import torch
 
 from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
 from ulam_kernels.dispatch import select
-from ulam_kernels.table import Table
+from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.validation import FLOATS as FLOATS
 from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
-from ulam_kernels.validation import MAX_STAGE, check, check_ids, check_state, check_tensor, operands
+from ulam_kernels.validation import (
+    MAX_STAGE,
+    NEGATIVE,
+    apart,
+    check,
+    check_ids,
+    check_net_in,
+    check_row,
+    check_state,
+    check_tensor,
+    operands,
+    ready,
+)
 
 
 def step(
@@ -50,20 +62,25 @@ def step(
     all of this, z only where the row normalises: with (lo, hi, D_scale, z_scale) = scales[b],
     ``D = mul(D_scale, clip(D, lo, hi))`` and ``z = mul(z_scale, z)``.
 
-    A term whose coefficient is 0 is not read. A row that writes no register leaves its chain alone wholly. z is
-    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e.
+    A term whose coefficient is 0 takes no part. A row that writes no register leaves its chain alone wholly. z is
+    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e, counted as if all were contiguous.
+
+    What is read may share memory with what is written, and is then copied first (``state[0]`` itself need not be).
 
     Args:
         state: ``[R, B, *shape]`` registers, contiguous; float32, bfloat16 or float16 (float64: reference backend).
         table: the rows; float32 (float64 with a float64 state).
         row: ``[B]`` int64, indices into the table.
         model: ``[B, *shape]`` network output, or ``[B, 2 C, ...]`` for ``shape = [C, ...]``: m, then v. Any float
-            type and any strides; may be ``state[0]`` itself.
+            type and any strides; may be ``state[0]`` itself. Contiguous outputs, and those of four or five dimensions
+            in ``torch.channels_last`` (``channels_last_3d``), are read as they lie; others are made contiguous first.
         uncond: the unconditional output, like ``model``; needs ``guidance``.
         guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
-        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous: receives the next row's network input.
+        net_in: ``[B, *shape]`` float32, bfloat16 or float16, receives the next row's network input. Contiguous, or of
+            four or five dimensions in ``torch.channels_last`` (``channels_last_3d``): written as it lies, whatever the
+            layout of ``model``. Shares no memory with ``state``.
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
             the others do not read it.
         source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here, and ``state[0]`` only receives
@@ -95,21 +112,26 @@ def step(
             source,
         )
         return
-    sample, device, dtype = state.shape[1:], state.device, state.dtype
-    model, uncond = operands(state, table, row, model, uncond, guidance, seed, chain, draw, noise)
+    model, uncond = operands(state, table, model, uncond, guidance, noise, last=True)
+    coef, device, dtype = table.coef, state.device, state.dtype
     if net_in is not None:
-        check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+        check_net_in(net_in, state)
     if scales is not None:
-        check(scales, "scales", table.coef.dtype, device, (*sample[:1], 4))
+        check(scales, "scales", coef.dtype, device, (state.shape[1], 4))
     if source is not None:
-        check(source, "source", dtype, device, sample)
-        begin, end = state.data_ptr(), state.data_ptr() + state.nbytes
-        if begin < source.data_ptr() < end or source.data_ptr() < begin < source.data_ptr() + source.nbytes:
-            source = source.clone()  # only state[0] itself is read before it is written
+        check(source, "source", dtype, device, state.shape[1:])
+    flags = table.flags
+    if not ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags):
+        check_row(row, seed, chain, draw, state)
+        model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = apart(
+            (model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags), 4, state, net_in
+        )
     if state.numel() == 0:
         return
+    if not table.uses & READS_Z:
+        seed = chain = draw = None
     select(backend, device.type, dtype).step(
-        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )
 
 
@@ -162,12 +184,16 @@ def reduce(
             state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out, backend
         )
         return out
-    model, uncond = operands(state, table, row, model, uncond, guidance, seed, chain, draw, noise)
+    model, uncond = operands(state, table, model, uncond, guidance, noise, last=False)
+    check_row(row, seed, chain, draw, state)
     check(out, "out", table.coef.dtype, state.device, (*state.shape[1:2], 4))
     if state.numel() == 0:
         return out.copy_(out.new_tensor([-math.inf, math.inf, 1, 1]).expand_as(out))
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise = apart(
+        (state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise), 0, out
+    )
     select(backend, state.device.type, state.dtype).reduce(
-        state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out
     )
     return out
 
@@ -226,6 +252,7 @@ def blend(
     factors: tuple[int, ...] = per_chain
     if row is not None:
         check(row, "row", torch.int64, device, per_chain)
+        check_tensor(a, "a")
         factors = tuple(a.shape[:1]) or (1,)
     for name, tensor, shape in (
         ("known", known, sample),
@@ -242,13 +269,19 @@ def blend(
     if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage <= MAX_STAGE:
         raise ValueError(f"stage: got {stage!r}, expected 0 to {MAX_STAGE}")
     if net_in is not None:
-        check(net_in, "net_in", net_in.dtype if dtype == torch.float64 else None, device, sample)
+        check_net_in(net_in, state)
         if c_next is None:
             raise ValueError("c_next: got None, expected float32 scales [B] beside net_in")
         check(c_next, "c_next", wanted, device, factors)
-    select(backend, device.type, dtype).blend(
-        state[0], known, mask, a, b, seed, chain, draw, noise, net_in, c_next, row, stage
+    known, mask, noise, a, b, seed, chain, draw, c_next, row = apart(
+        (known, mask, noise, a, b, seed, chain, draw, c_next, row), 3, state, net_in
     )
+    plain = None if net_in is None else net_in.contiguous()
+    select(backend, device.type, dtype).blend(
+        state[0], known, mask, a, b, seed, chain, draw, noise, plain, c_next, row, stage
+    )
+    if net_in is not None and plain is not None and plain is not net_in:
+        net_in.copy_(plain)
 
 
 def fill_normal(
@@ -288,6 +321,8 @@ def fill_normal(
         raise TypeError(f"out: got dtype {out.dtype}, expected float32, bfloat16, float16 or float64")
     if not out.is_contiguous():
         raise ValueError("out: must be contiguous")
+    if out.is_neg():
+        raise ValueError(f"out: {NEGATIVE}")
     tag = whole(tag, "tag", 0, 14)
     scale = real(scale, "scale", most=sys.float_info.max if out.dtype == torch.float64 else LARGEST_FLOAT32)
     elements = out.numel() // chains if chains else 0
@@ -296,6 +331,7 @@ def fill_normal(
         raise ValueError(f"offset: elements {offset} to {offset + elements} reach beyond [0, 2^30]")
     for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
         check(ids, name, torch.int64, out.device, (chains,))
+    seed, chain, draw = apart((seed, chain, draw), 0, out)
     select(backend, out.device.type, out.dtype).fill_normal(out, seed, chain, draw, tag, scale, offset)
     return out
 
@@ -324,6 +360,8 @@ def affine(
             return torch.ops.ulam.affine(x, m, a, b, backend)  # type: ignore[no-any-return]
         torch.ops.ulam.affine_out(x, m, a, b, out, backend)
         return out
+    check_tensor(x, "x")
+    check_tensor(m, "m")
     if x.shape != m.shape or x.dim() < 1:
         raise ValueError(f"m: got shape {list(m.shape)}, expected that of x, {list(x.shape)}, with chains first")
     for name, tensor in (("x", x), ("m", m)):
@@ -331,11 +369,14 @@ def affine(
             raise TypeError(f"{name}: got dtype {tensor.dtype}, expected a float type")
     if out is None:
         out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, m.dtype), device=x.device)
+    check_tensor(out, "out")
     wide = torch.float64 in (x.dtype, m.dtype, out.dtype)
     wanted = torch.float64 if wide else torch.float32
     check(m, "m", m.dtype, x.device, x.shape, contiguous=False)
     check(out, "out", out.dtype if wide else None, x.device, x.shape)
     check(a, "a", wanted, x.device, x.shape[:1])
     check(b, "b", wanted, x.device, x.shape[:1])
-    select(backend, x.device.type, wanted).affine(x.contiguous(), m.contiguous(), a, b, out)
+    x, m = x.resolve_neg().contiguous(), m.resolve_neg().contiguous()
+    x, m, a, b = apart((x, m, a, b), 2, out)
+    select(backend, x.device.type, wanted).affine(x, m, a, b, out)
     return out

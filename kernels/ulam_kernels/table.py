@@ -15,6 +15,8 @@ The column and flag constants below are the only definition of the layout on the
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +68,14 @@ class Table:
         coef: ``[rows, 7 + R * (R + 3)]`` float32 (float64 for the reference backend), contiguous.
         flags: ``[rows]`` int32 on the same device.
         registers: ``R``, 1 to 5.
+        uses: every flag that some row has, where the host knows them, as after :meth:`pack`; all by default. Names of
+            noise that no row reads are not handed to a kernel, which would load them before it knows the row.
     """
 
     coef: torch.Tensor
     flags: torch.Tensor
     registers: int
+    uses: int = -1
 
     def __post_init__(self) -> None:
         if not 1 <= self.registers <= MAX_REGISTERS:
@@ -87,6 +92,8 @@ class Table:
             raise ValueError(f"flags: on {self.flags.device}, expected {self.coef.device} like coef")
         if not (self.coef.is_contiguous() and self.flags.is_contiguous()):
             raise ValueError("coef and flags must be contiguous")
+        if self.coef.is_neg() or self.flags.is_neg():
+            raise ValueError("coef, flags: got torch's negative bit, expected plain memory: use resolve_neg()")
 
     @classmethod
     def pack(
@@ -146,6 +153,7 @@ class Table:
             coef=torch.from_numpy(rounded).to(device),
             flags=torch.from_numpy(flags).to(device),
             registers=registers,
+            uses=int(np.bitwise_or.reduce(flags)),
         )
 
     @classmethod
@@ -168,6 +176,7 @@ class Table:
             coef=torch.cat([table.coef for table in tables]),
             flags=torch.cat([table.flags for table in tables]),
             registers=first.registers,
+            uses=functools.reduce(operator.or_, (table.uses for table in tables)),
         )
 
     def widen(self, registers: int) -> Table:
@@ -187,7 +196,7 @@ class Table:
         wide = coef[:, MATRIX:].view(rows, registers, registers + 3)
         wide[:, :R, :R] = narrow[:, :, :R]
         wide[:, :R, registers:] = narrow[:, :, R:]
-        return Table(coef, self.flags, registers)
+        return Table(coef, self.flags, registers, self.uses)
 
     def __len__(self) -> int:
         return self.coef.shape[0]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.table import Table
 
+try:
+    from ulam_kernels._cpu import ready as ready
+except ImportError:  # a broken build is told of by its backend
+
+    def ready(state: torch.Tensor, net_in: torch.Tensor | None, /, *reads: torch.Tensor | None) -> bool:
+        """Whether there is nothing to look at more closely: see bindings/door.h."""
+        return False
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REALS = (torch.float64, *FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NEGATIVE = "has torch's negative bit, expected plain memory: pass it through resolve_neg()"
 MAX_ELEMENTS = 1 << 30  # noise-v1 counts a chain's elements in 30 bits
 MAX_STAGE = 15  # draw = 16 * row + stage
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def check_tensor(tensor: object, name: str) -> None:
@@ -23,14 +36,29 @@ def check_tensor(tensor: object, name: str) -> None:
 
 
 def check_state(state: torch.Tensor) -> None:
+    if not isinstance(state, torch.Tensor) or state.layout is not torch.strided:
+        check_tensor(state, "state")
     if state.dim() < 2:
         raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape]")
     if state.dtype not in FLOATS and state.dtype != torch.float64:
         raise TypeError(f"state: got dtype {state.dtype}, expected float32, bfloat16, float16 or float64")
     if not state.is_contiguous():
         raise ValueError("state: must be contiguous, it is updated in place")
+    if state.is_neg():
+        raise ValueError(f"state: {NEGATIVE}")
     if state.numel() > state.shape[0] * state.shape[1] * MAX_ELEMENTS:
         raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
+
+
+def check_row(
+    row: torch.Tensor,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    draw: torch.Tensor | None,
+    state: torch.Tensor,
+) -> None:
+    check(row, "row", torch.int64, state.device, state.shape[1:2])
+    check_ids(seed, chain, draw, state.device, state.shape[1:2])
 
 
 def check_ids(
@@ -51,34 +79,39 @@ def check_ids(
 def operands(
     state: torch.Tensor,
     table: Table,
-    row: torch.Tensor,
     model: torch.Tensor | None,
     uncond: torch.Tensor | None,
     guidance: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    chain: torch.Tensor | None,
-    draw: torch.Tensor | None,
     noise: torch.Tensor | None,
+    *,
+    last: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Check what a row may read; return model and uncond as the backends take them."""
+    """Check what a row may read beside numbers of chains; return model and uncond as the backends take them.
+
+    Both are contiguous; or both have their channels innermost, where that is what they came as and ``last`` allows it.
+    """
     check_state(state)
     sample, device = state.shape[1:], state.device
-    per_chain, coef = sample[:1], table.coef
+    per_chain = sample[:1]
+    if not isinstance(table, Table):
+        raise TypeError(f"table: got {type(table).__name__}, expected a Table")
+    coef = table.coef
     if state.shape[0] != table.registers:
         raise ValueError(f"state: got {state.shape[0]} registers, but the table has {table.registers}")
     wanted = torch.float64 if state.dtype == torch.float64 else torch.float32
     if coef.dtype != wanted or coef.device != device:
         raise ValueError(f"table: is {coef.dtype} on {coef.device}, expected {wanted} on {device}")
-    check(row, "row", torch.int64, device, per_chain)
-    model = _model(model, "model", state, sample)
+    if model is not None:
+        model = _model(model, "model", state, sample, last)
     if uncond is not None:
-        uncond = _model(uncond, "uncond", state, sample)
-        if model is None or uncond is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
+        uncond = _model(uncond, "uncond", state, sample, last)
+        if model is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
             raise ValueError("uncond: must have the shape and dtype of model")
+        if model.is_contiguous() != uncond.is_contiguous():
+            model, uncond = model.contiguous(), uncond.contiguous()
         if guidance is None:
             raise ValueError("guidance: got None, expected float32 weights [B] beside uncond")
         check(guidance, "guidance", torch.float32, device, per_chain)
-    check_ids(seed, chain, draw, device, per_chain)
     if noise is not None:
         check(noise, "noise", wanted, device, sample)
     return model, uncond
@@ -92,7 +125,10 @@ def check(
     shape: tuple[int, ...],
     contiguous: bool = True,
 ) -> None:
-    """Raise unless the tensor has this dtype (None: one of FLOATS), device and shape."""
+    """Raise unless the tensor has this dtype (None: one of FLOATS), device and shape.
+
+    ``contiguous``: and lies in plain memory, without holes and without torch's negative bit.
+    """
     if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
         check_tensor(tensor, name)
     if tensor.shape != shape:
@@ -101,14 +137,36 @@ def check(
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {dtype or 'float32, bfloat16 or float16'}")
     if tensor.device != device:
         raise ValueError(f"{name}: is on {tensor.device}, expected {device} like the other tensors")
-    if contiguous and not tensor.is_contiguous():
-        raise ValueError(f"{name}: must be contiguous")
+    if contiguous:
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: must be contiguous")
+        if tensor.is_neg():
+            raise ValueError(f"{name}: {NEGATIVE}")
 
 
-def _model(model: torch.Tensor | None, name: str, state: torch.Tensor, sample: torch.Size) -> torch.Tensor | None:
-    """Check a network output; return it contiguous, and apart from the registers unless it is r_0 exactly."""
-    if model is None:
-        return None
+def check_net_in(net_in: torch.Tensor, state: torch.Tensor) -> None:
+    """Raise unless a network's input can be written to this: contiguous, or with its channels innermost."""
+    wide = state.dtype == torch.float64 == getattr(net_in, "dtype", None)
+    check(net_in, "net_in", torch.float64 if wide else None, state.device, state.shape[1:], contiguous=False)
+    if not net_in.is_contiguous() and not channels_last(net_in):
+        raise ValueError("net_in: must be contiguous, or channels-last")
+    if net_in.is_neg():
+        raise ValueError(f"net_in: {NEGATIVE}")
+    begin, at = state.data_ptr(), net_in.data_ptr()
+    if at < begin + state.nbytes and at + net_in.nbytes > begin:
+        raise ValueError("net_in: shares memory with state, expected memory of its own")
+
+
+def channels_last(tensor: torch.Tensor) -> bool:
+    """Whether the channels of ``[B, C, *shape]`` lie innermost in memory, as torch.channels_last has them."""
+    layout = CHANNELS_LAST.get(tensor.dim())
+    return layout is not None and tensor.is_contiguous(memory_format=layout)
+
+
+def _model(model: torch.Tensor, name: str, state: torch.Tensor, sample: torch.Size, last: bool) -> torch.Tensor:
+    """Check a network output; return it contiguous, or with its channels innermost where ``last`` allows it."""
+    if not isinstance(model, torch.Tensor) or model.layout is not torch.strided:
+        check_tensor(model, name)
     if model.shape != sample:
         doubled = (*sample[:1], 2 * sample[1], *sample[2:]) if len(sample) > 1 else sample
         if model.shape != doubled:
@@ -119,9 +177,43 @@ def _model(model: torch.Tensor | None, name: str, state: torch.Tensor, sample: t
         raise ValueError(f"{name}: is on {model.device}, expected {state.device} like the other tensors")
     if model.dtype == torch.float64 != state.dtype:
         model = model.to(torch.float32)
-    if not model.is_contiguous():
-        return model.contiguous()
-    if model.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
-        exact = model.data_ptr() == state.data_ptr() and model.dtype == state.dtype and model.shape == sample
-        return model if exact else model.clone()
-    return model
+    if model.is_neg():
+        model = model.resolve_neg()
+    if model.is_contiguous() or (last and channels_last(model)):
+        return model
+    return model.contiguous()
+
+
+def apart(
+    reads: tuple[torch.Tensor | None, ...],
+    elementwise: int,
+    written: torch.Tensor,
+    also: torch.Tensor | None = None,
+) -> tuple[Any, ...]:
+    """What an operation reads, copied where it shares memory with what the operation writes: ``written`` and ``also``.
+
+    Of the first ``elementwise`` an element is read before the same element of ``written``, or of the register r_0 in a
+    state, is written: these may be that tensor itself.
+    """
+    begin = written.data_ptr()
+    end = begin + written.nbytes
+    begin_also = end_also = 0
+    if also is not None:
+        begin_also = also.data_ptr()
+        end_also = begin_also + also.nbytes
+    private: list[torch.Tensor | None] | None = None
+    for k, tensor in enumerate(reads):
+        if tensor is None:
+            continue
+        at = tensor.data_ptr()
+        shares = at < end and at + tensor.nbytes > begin and not (k < elementwise and _is_first(tensor, written))
+        if shares or (at < end_also and at + tensor.nbytes > begin_also):
+            private = private or list(reads)
+            private[k] = tensor.clone()
+    return reads if private is None else tuple(private)
+
+
+def _is_first(tensor: torch.Tensor, written: torch.Tensor) -> bool:
+    """Whether it is ``written`` itself, or ``written[0]``, element for element."""
+    same = tensor.data_ptr() == written.data_ptr() and tensor.dtype == written.dtype and tensor.is_contiguous()
+    return same and tensor.shape in (written.shape, written.shape[1:])

@@ -139,18 +139,21 @@ ULAM_HD void circle(typename V::u x, typename V::f& cosine, typename V::f& sine)
   cosine = V::as_float(V::xor_(V::bits(c), V::and_(x, 0x80000000u)));
 }
 
-// Four normals of the four words of a block.
+// Two normals of two words.
 template <class V>
-ULAM_HD void box_muller(const typename V::u w[4], typename V::f z[4]) {
+ULAM_HD void box_muller_pair(const typename V::u w[2], typename V::f z[2]) {
   typename V::f c, s;
-  typename V::f r = radius<V>(w[0]);
+  const typename V::f r = radius<V>(w[0]);
   circle<V>(w[1], c, s);
   z[0] = V::mul(r, c);
   z[1] = V::mul(r, s);
-  r = radius<V>(w[2]);
-  circle<V>(w[3], c, s);
-  z[2] = V::mul(r, c);
-  z[3] = V::mul(r, s);
+}
+
+// Four normals of the four words of a block.
+template <class V>
+ULAM_HD void box_muller(const typename V::u w[4], typename V::f z[4]) {
+  box_muller_pair<V>(w, z);
+  box_muller_pair<V>(w + 2, z + 2);
 }
 
 }  // namespace ulam

@@ -7,6 +7,10 @@ namespace ulam {
 
 enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };  // kFloat64: of an Advance alone
 
+// Which tensors of a Step have their channels innermost in memory: model and uncond are [B, pixels, model_stride /
+// pixels], m, then v, of a pixel side by side; net_in is [B, pixels, C].
+enum Last : int { kModelLast = 1, kNetLast = 2 };
+
 // B chains of n elements, n <= 2^30. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
 // null.
 struct Step {
@@ -29,6 +33,8 @@ struct Step {
   DType net_type;
   const float* scales;  // [B, 4]: lo, hi, D_scale, z_scale of chains whose row has a reduction
   const void* source;   // [B, n] of the state's type: r_0 is read from here; `state` where it is in place
+  int64_t pixels;       // n / C where `last` is not 0
+  int last;             // of Last
 };
 
 // What such rows' scales are made of: a step without its outputs.

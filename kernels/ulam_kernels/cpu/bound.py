@@ -14,7 +14,7 @@ class BoundStep:
     """:func:`ulam_kernels.step` of one register in float32, of which the row and four tensors change from call to call.
 
     All chains are at the same row. ``takes(tensor)`` tells whether a tensor is plain: float32 ``[B, *shape]``,
-    contiguous and on the CPU.
+    contiguous, on the CPU and without torch's negative bit, which a step does not look for again.
 
     Args:
         table: of one register, float32 on the CPU.

@@ -2,7 +2,10 @@
 
 ``step_long`` works inside one chain: the row's coefficients are scalars and its branches uniform, so what a row does
 not use costs neither loads nor arithmetic. ``step_short`` works on many chains at once: one block of four elements
-belongs to one chain, and the coefficients are gathered for each block.
+belongs to one chain, and the coefficients are gathered for each block. A thread of it does little but wait for memory,
+so it asks first for all that does not depend on the row, together with the row's number, and then for the row: what the
+row turns out not to read takes no part.
+Tensors with their channels innermost go through the kernels of ``pixels.py``, around the same body.
 The arithmetic, its order and what is skipped are those of ``csrc/include/ulam/row.h``, bit for bit.
 """
 # ruff: noqa: RUF005, SIM102, SIM108 (Triton knows neither unpacking nor conditional expressions of tensors)
@@ -28,6 +31,7 @@ from ulam_kernels.triton.launch import (
     short_options,
 )
 from ulam_kernels.triton.noise import floats, key_of, normals, polynomial, tile_of_normals
+from ulam_kernels.validation import channels_last
 
 KX = tl.constexpr(table.KX)
 KM = tl.constexpr(table.KM)
@@ -134,12 +138,22 @@ def unclipped_x0(kx, km, x, m, LONG: tl.constexpr):
 
 
 @triton.jit
-def bounded_x0(c, own, kx, flag, x, m, LONG: tl.constexpr):
+def column(c, held, K: tl.constexpr, mask, other):
+    """A number of the row: where all of it was asked for at once it is held."""
+    if len(held) == 0:
+        number = tl.load(c + K, mask=mask, other=other)
+    else:
+        number = held[K]
+    return number
+
+
+@triton.jit
+def bounded_x0(c, columns, own, kx, flag, x, m, LONG: tl.constexpr):
     """``clip(fma(km, m, mul(kx, x)), lo, hi)``; on a row with a reduction by the chain's own bounds, and scaled."""
     uses = (flag & USES_D) != 0
-    d = unclipped_x0(kx, tl.load(c + KM, mask=uses, other=0.0), x, m, LONG)
-    lo = tl.load(c + LO, mask=uses, other=0.0)
-    hi = tl.load(c + HI, mask=uses, other=0.0)
+    d = unclipped_x0(kx, column(c, columns, KM, uses, 0.0), x, m, LONG)
+    lo = column(c, columns, LO, uses, 0.0)
+    hi = column(c, columns, HI, uses, 0.0)
     if own is not None:
         reduced = (flag & REDUCED) != 0
         lo = tl.where(reduced, tl.load(own, mask=reduced, other=0.0), lo)
@@ -151,13 +165,13 @@ def bounded_x0(c, own, kx, flag, x, m, LONG: tl.constexpr):
 
 
 @triton.jit
-def add_x0(t, a, c, own, kx, flag, x, m, LONG: tl.constexpr):
+def add_x0(t, a, c, columns, own, kx, flag, x, m, LONG: tl.constexpr):
     """``fma(a, D, t)`` with D of :func:`bounded_x0`, where the coefficient is not 0."""
     if LONG:
         if a != 0:
-            t = tl.fma(splat(a, t), bounded_x0(c, own, kx, flag, x, m, LONG), t)
+            t = tl.fma(splat(a, t), bounded_x0(c, columns, own, kx, flag, x, m, LONG), t)
     else:
-        t = add_term(t, a, bounded_x0(c, own, kx, flag, x, m, LONG), LONG)
+        t = add_term(t, a, bounded_x0(c, columns, own, kx, flag, x, m, LONG), LONG)
     return t
 
 
@@ -203,6 +217,62 @@ def load_row(coef, flags, row, b, exists, rows, R: tl.constexpr, MISSING: tl.con
 
 
 @triton.jit
+def load_whole_row(coef, flags, at, rows, R: tl.constexpr, MISSING: tl.constexpr):
+    """What :func:`load_row` returns, and all columns before A: nothing waits for the flags."""
+    usable = (at >= 0) & (at < rows)
+    flag = tl.load(flags + at, mask=usable, other=WRITES)
+    c = coef + at * (MATRIX + R * (R + 3))
+    columns = ()
+    for k in tl.static_range(MATRIX):
+        columns = columns + (tl.load(c + k, mask=usable, other=float("nan")),)
+    A = ()
+    for k in tl.static_range(R * (R + 3)):
+        A = A + (tl.load(c + (MATRIX + k), mask=usable, other=float("nan")),)
+    if MISSING != 0:
+        usable = usable & ((flag & MISSING) == 0)
+        flag = tl.where(usable, flag, flag & WRITES)
+        present = A
+        A = ()
+        for k in tl.static_range(R * (R + 3)):
+            A = A + (tl.where(usable, present[k], float("nan")),)
+    kx = tl.where((flag & USES_D) != 0, columns[KX], 0.0)
+    return flag, c, usable, kx, A, columns
+
+
+@triton.jit
+def ask(at, base, place, block, size, exists, mask, SINGLY: tl.constexpr):
+    """A tile of short chains. SINGLY: one element of a block at a time.
+
+    Where chains are not aligned to wide accesses, a load of the whole tile would be dealt out among the threads
+    otherwise than what is made of it; it would be waited for at once, to be exchanged through shared memory.
+    """
+    if SINGLY:
+        first = at + base + 4 * block
+        x = ()
+        for k in tl.static_range(4):
+            x = x + (tl.load(first + k, mask=exists & (4 * block + k < size)),)
+        tile = tl.reshape(tl.join(tl.join(x[0], x[2]), tl.join(x[1], x[3])), mask.shape)  # type: ignore[misc]
+    else:
+        tile = tl.load(at + base + place, mask=mask)
+    return tile
+
+
+@triton.jit
+def load_all_registers(
+    state, source, stride, base, i, block, size, exists, mask, R: tl.constexpr, SINGLY: tl.constexpr
+):
+    """Every register, in its own type."""
+    r = ()
+    for j in tl.static_range(R):
+        at = state + j * stride
+        if j == 0:
+            if source is not None:
+                at = source
+        r = r + (ask(at, base, i, block, size, exists, mask, SINGLY),)
+    return r
+
+
+@triton.jit
 def load_registers(state, source, stride, base, i, mask, flag, kx, A, R: tl.constexpr, NET_IN: tl.constexpr):
     """The registers that a row reads, in their own type, so that the loads are under way while the noise is made."""
     r = ()
@@ -232,7 +302,7 @@ def widened(r, R: tl.constexpr):
 
 
 @triton.jit
-def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.constexpr):
+def combine(k: tl.constexpr, A, c, columns, own, kx, flag, r, m, z, R: tl.constexpr, LONG: tl.constexpr):
     """The new register k: ``sum_j A_kj r_j + A_kD D + A_km m + A_kz z`` over the present terms, in order."""
     some = A[k * (R + 3)] != 0
     for j in tl.static_range(1, R + 3):
@@ -240,7 +310,7 @@ def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG
     t = empty_sum(some, z)
     for j in tl.static_range(R):
         t = add_term(t, A[k * (R + 3) + j], r[j], LONG)
-    t = add_x0(t, A[k * (R + 3) + R], c, own, kx, flag, r[0], m, LONG)
+    t = add_x0(t, A[k * (R + 3) + R], c, columns, own, kx, flag, r[0], m, LONG)
     t = add_term(t, A[k * (R + 3) + R + 1], m, LONG)
     return add_term(t, A[k * (R + 3) + R + 2], z, LONG)
 
@@ -248,43 +318,64 @@ def combine(k: tl.constexpr, A, c, own, kx, flag, r, m, z, R: tl.constexpr, LONG
 @triton.jit
 def execute(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-    rows, stride, size, b, exists, base, i, block, mask,
+    rows, stride, size, b, exists, base, i, place, behind, net_place, block, mask,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
+    SINGLY: tl.constexpr,
 ):  # fmt: skip
     """Execute one row of each chain on one tile.
 
     Args, beside those of :func:`ulam_kernels.step`:
-        rows: of the table. stride: B n, from one register to the next. size: n, from m to v.
+        rows: of the table. stride: B n, from one register to the next. size: n.
         b: the tile's chain (LONG) or its chains ``[P, 1]``; exists: which of them there are.
         base: where each of them begins in ``[B, n]``; i: the tile's elements from there, so that ``base + i`` has the
             tile's shape, ``[N]`` (LONG) or ``[P, 4]``; mask: which elements there are.
-        block: the first of the tile's blocks of noise (LONG), or all of them ``[P, 1]``.
+        place, net_place: where they lie in a chain of the model's output and of net_in: i where these are contiguous.
+            behind: how far v is behind m.
+        block: the first of the tile's blocks of noise (``[N]``), or all of them ``[P, 1]``.
         HALVES: 2 where the model's output holds v behind m. MISSING: the flags of what was not given. PAIRS: see
-            :func:`ulam_kernels.triton.noise.tile_of_normals`.
+            :func:`ulam_kernels.triton.noise.tile_of_normals`. SINGLY: see :func:`ask`.
     """
-    flag, c, usable, kx, A = load_row(coef, flags, row, b, exists, rows, R, MISSING)
+    if LONG:
+        flag, c, usable, kx, A = load_row(coef, flags, row, b, exists, rows, R, MISSING)
+        columns = ()
+    else:
+        at = tl.load(row + b, mask=exists, other=-1)
+        if seed is not None:
+            ids = tl.load(seed + b, mask=exists), tl.load(chain + b, mask=exists), tl.load(draw + b, mask=exists)
+        held = load_all_registers(state, source, stride, base, i, block, size, exists, mask, R, SINGLY)
+        if uncond is not None:
+            w = tl.load(guidance + b, mask=exists, other=1.0)
+            other = ask(uncond, HALVES * base, place, block, size, exists, mask, SINGLY)
+        if model is not None:
+            cond = ask(model, HALVES * base, place, block, size, exists, mask, SINGLY)
+        flag, c, usable, kx, A, columns = load_whole_row(coef, flags, at, rows, R, MISSING)
     active = exists & ((flag & WRITES) != 0)
     mask = mask & active
     reads_m = (flag & READS_M) != 0
     reads_z = (flag & READS_Z) != 0
     learned = reads_z & ((flag & LEARNED) != 0)
 
-    held = load_registers(state, source, stride, base, i, mask, flag, kx, A, R, net_in is not None)
-    if uncond is not None:
-        w = tl.load(guidance + b, mask=active, other=1.0)
-        other = tl.load(uncond + HALVES * base + i, mask=mask & reads_m & (w != 1))
-        cond = tl.load(model + HALVES * base + i, mask=mask & reads_m & (w != 0))
-    elif model is not None:
-        cond = tl.load(model + HALVES * base + i, mask=mask & reads_m)
+    if LONG:
+        held = load_registers(state, source, stride, base, i, mask, flag, kx, A, R, net_in is not None)
+        if uncond is not None:
+            w = tl.load(guidance + b, mask=active, other=1.0)
+            other = tl.load(uncond + HALVES * base + place, mask=mask & reads_m & (w != 1))
+            cond = tl.load(model + HALVES * base + place, mask=mask & reads_m & (w != 0))
+        elif model is not None:
+            cond = tl.load(model + HALVES * base + place, mask=mask & reads_m)
     if HALVES == 2:
-        v = tl.load(model + (2 * base + size) + i, mask=mask & learned)
+        v = tl.load(model + (2 * base + behind) + place, mask=mask & learned)
 
     z = tl.zeros(mask.shape, tl.float32)
     if noise is not None:
         z = tl.load(noise + base + i, mask=mask & reads_z)
     elif seed is not None:
         if any_of(reads_z):
-            z = generated_noise(seed, chain, draw, b, reads_z, block, z, PAIRS)
+            if LONG:
+                z = generated_noise(seed, chain, draw, b, reads_z, block, z, PAIRS)
+            else:
+                k0, k1 = key_of(ids[0], ids[2])
+                z = tl.reshape(normals(k0, k1, ids[1], ids[2], block), z.shape)
     if HALVES == 2:
         if any_of(learned):
             z = tl.where(learned, scaled_noise(z, c, learned, v.to(tl.float32)), z)
@@ -302,13 +393,15 @@ def execute(
     x = r[0]
     for k in tl.static_range(R):
         written = (flag & (1 << k)) != 0
-        stored = combine(k, A, c, own, kx, flag, r, m, z, R, LONG).to(state.dtype.element_ty)
+        stored = combine(k, A, c, columns, own, kx, flag, r, m, z, R, LONG).to(state.dtype.element_ty)
         tl.store(state + k * stride + base + i, stored, mask=mask & written)
         if k == 0:
             x = tl.where(written, stored.to(tl.float32), x)
     if net_in is not None:
-        scale = tl.load(c + C_NEXT, mask=usable & active, other=float("nan"))
-        tl.store(net_in + base + i, (splat(scale, x) * x).to(net_in.dtype.element_ty), mask=mask)
+        scale = column(c, columns, C_NEXT, usable & active, float("nan"))
+        if not LONG:
+            scale = tl.where(usable, scale, float("nan"))
+        tl.store(net_in + base + net_place, (splat(scale, x) * x).to(net_in.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["chains", "n", "rows"], do_not_specialize_on_alignment=PER_CHAIN)
@@ -327,8 +420,9 @@ def step_long(
     size = n.to(tl.int64)
     execute(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, tile * (TILE // 4), exists & (i < n),
-        R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True,
+        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, i, size, i,
+        tile * (TILE // 4), exists & (i < n),
+        R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True, False,
     )  # fmt: skip
 
 
@@ -349,8 +443,8 @@ def step_short(
     exists = b < chains
     execute(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, block, exists & (i < n),
-        R, HALVES, MISSING, False, False,
+        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, i, size, i, block, exists & (i < n),
+        R, HALVES, MISSING, False, False, not ALIGNED,
     )  # fmt: skip
 
 
@@ -385,8 +479,13 @@ def step(
     missing |= 0 if halves == 2 else table.LEARNED
     missing |= 0 if scales is not None else table.THRESHOLD | table.NORMALISE
     tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source)
+    model_last, net_last = (x is not None and not x.is_contiguous() and channels_last(x) for x in (model, net_in))
     with on_device(state):
-        if n > LONGEST_SHORT:
+        if model_last or net_last:
+            from ulam_kernels.triton.pixels import launch_pixels  # which has its kernels around what is here
+
+            launch_pixels(tensors, halves, missing, model_last, net_last)
+        elif n > LONGEST_SHORT:
             step_long[long_grid(chains, n)](
                 *tensors, chains, n, flags.shape[0],
                 R=registers, HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, TILE=TILE, **long_options(registers),
