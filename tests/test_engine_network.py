@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-from engine_cases import SCHEDULE, SHAPE, WHOLE, draw, net
+from engine_cases import SCHEDULE, SHAPE, WHOLE, Silent, draw, net
 
 import ulam
 from ulam import NetworkOptions
-from ulam.samplers import DDIM, DDPM
+from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 
 SLOW = DDPM(steps=11)
 
@@ -30,6 +31,49 @@ def test_channels_last():
     engine = new_engine(spy, options=NetworkOptions(channels_last=True))
     job = engine.submit(SLOW, 10, seed=5)
     assert torch.equal(engine.run()[job], WHOLE[:10]) and seen == {True}
+
+
+def test_channels_last_in_every_kind_of_tick():
+    """Guidance, several registers, scaled inputs, thresholds, silent rows, known images, other dtypes: the same bits."""
+    known = {"known": torch.linspace(-1, 1, 6 * 105).reshape(6, *SHAPE), "mask": torch.ones(6, *SHAPE).triu()}
+    labels = {"cond": {"y": torch.arange(6.0)}, "uncond": {"y": torch.zeros(6)}}
+    cases = [
+        (DDIM(steps=7, eta=0.5), {"guidance": 2.0, **labels}), (DPMSolverPP(steps=6), {}), (HalfInput(), {}),
+        (DDIM(steps=5, clip=DynamicThreshold(0.9)), {}), (Silent(), {}), (RePaint(steps=5), known),
+    ]  # fmt: skip
+    f64, f32 = torch.float64, torch.float32
+    for dtype, net_dtype in ((f32, f32), (torch.bfloat16, f32), (f32, f64), (f64, f64)):
+        for sampler, more in cases:
+            results = []
+            for channels_last in (False, True):
+                spy = Spy(net_dtype)
+                options = NetworkOptions(channels_last=channels_last)
+                engine = new_engine(spy, dtype=dtype, options=options)
+                for seed in (1, 2):
+                    engine.submit(sampler, 6, seed, **more)
+                results.append(list(engine.run().values()))
+                assert spy.seen == {(channels_last, net_dtype)}
+            assert all(map(torch.equal, *results)), sampler
+
+
+class HalfInput:
+    """DDIM whose network reads half of the state, as under EDM's preconditioning."""
+
+    def program(self, schedule, predicts="eps"):
+        program = DDIM(steps=6).program(schedule, predicts)
+        return replace(program, c_in=program.c_in / 2)
+
+
+class Spy(torch.nn.Module):
+    """`net`, with the layouts and dtypes of the inputs that it saw; what it returns lies as its input."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones((), dtype=dtype)), set()
+
+    def forward(self, x, t, y=None):
+        self.seen.add((x.is_contiguous(memory_format=torch.channels_last), x.dtype))
+        return net(x, t, y) * self.weight
 
 
 def test_autocast():

@@ -139,6 +139,31 @@ def test_a_plain_tick_is_three_operations_and_the_network(device, monkeypatch):
         assert set(called.values()) == {TICKS - 1} and set(called) == {"look_up", "advance", "step"}
 
 
+CONVERTING = {"clone", "contiguous", "copy_", "_to_copy", "empty_strided", "empty_like", "new_empty", "cat"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("jobs", [lambda engine, device: engine.submit(DDPM(), SLOTS, 1), long_jobs])
+def test_a_tick_with_channels_last_converts_neither_input_nor_output(device, jobs, monkeypatch):
+    """The step reads the network's output and writes its input as they lie; the look-up of classes is the network's."""
+    seen, last = Counter(), torch.channels_last
+    free = torch.zeros(SLOTS, *SHAPE, device=device).contiguous(memory_format=last)
+    step = ulam_kernels.step
+
+    def watched_step(*arguments, model, net_in, **named):
+        seen[model is free, net_in.is_contiguous(memory_format=last), net_in.is_contiguous()] += 1
+        return step(*arguments, model=model, net_in=net_in, **named)
+
+    def network(x, t, y=None):
+        seen[x.is_contiguous(memory_format=last), "network"] += 1
+        return free
+
+    monkeypatch.setattr(ulam_kernels, "step", watched_step)
+    watch, _ = watched(device, jobs, network, options=ulam.NetworkOptions(channels_last=True))
+    assert not watch.ticks[-1].keys() & CONVERTING, watch.ticks[-1]
+    assert set(seen) == {(True, True, False), (True, "network")}
+
+
 def counted(function, called):
     def call(*arguments, **named):
         called[function.__name__] += 1

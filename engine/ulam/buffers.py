@@ -30,7 +30,8 @@ from .transfers import on_device
 class Buffers:
     """State, row pointers and conditioning of a fixed number of slots. Idle slots point at an idle row.
 
-    net_dtype: of the network's parameters. own_inputs: the network never reads the states themselves.
+    net_dtype: of the network's parameters. channels_last: images are handed to it in that memory format, in which the
+    fused step writes them. own_inputs: the network never reads the states themselves.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Buffers:
         net_dtype: torch.dtype,
         time_dtype: torch.dtype,
         reserve: bool,
+        channels_last: bool = False,
     ) -> None:
         self.shape, self.size, self.device, self.backend, self.dtype = shape, slots, device, backend, dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -57,7 +59,9 @@ class Buffers:
         self.known: KnownImages | None = None  # where a program blends with known images
         # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
         self._input_dtype = torch.float32 if net_dtype == torch.float64 != dtype else net_dtype
-        self.own_inputs = net_dtype != dtype
+        converted = channels_last and len(shape) == 3 and shape[0] > 1  # one channel lies in both ways
+        self._input_format = torch.channels_last if converted else torch.contiguous_format
+        self.own_inputs = net_dtype != dtype or converted
         self.net_in: torch.Tensor | None = None
         self._inputs_are_current = False
         if self.own_inputs:
@@ -99,6 +103,7 @@ class Buffers:
             if self.net_in is None:
                 with torch.inference_mode(False):
                     self.net_in = torch.zeros(self.size, *self.shape, dtype=self._input_dtype, device=self.device)
+                    self.net_in = self.net_in.contiguous(memory_format=self._input_format)
             self.net_in.copy_(self.state[0])
             self._inputs_are_current = True
 

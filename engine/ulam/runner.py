@@ -67,7 +67,8 @@ class Runner:
                 report.add_fallback("no CUDA graph, ticks run eagerly: the reference backend computes on the host")
             else:
                 self.graphs = TickGraphs(device, report)
-        self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, self.graphs is not None)
+        reserve, last = self.graphs is not None, options.channels_last
+        self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, reserve, last)
         self._net_dtype = net_dtype
         self._stream: torch.cuda.Stream | None = None
         self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, inside its interval
