@@ -34,7 +34,7 @@ def test_channels_last():
 
 
 def test_channels_last_in_every_kind_of_tick():
-    """Guidance, several registers, scaled inputs, thresholds, silent rows, known images, other dtypes: the same bits."""
+    """Guidance, several registers, scaled inputs, thresholds, silent rows, known images, dtypes: the same bits."""
     known = {"known": torch.linspace(-1, 1, 6 * 105).reshape(6, *SHAPE), "mask": torch.ones(6, *SHAPE).triu()}
     labels = {"cond": {"y": torch.arange(6.0)}, "uncond": {"y": torch.zeros(6)}}
     cases = [
