@@ -126,7 +126,7 @@ def test_affine_has_the_bits_of_the_cpu() -> None:
 def test_reductions_and_their_step_have_the_bits_of_the_cpu(state: torch.dtype) -> None:
     """Every kind of row, long chains and many short ones."""
     rng = np.random.default_rng(3)
-    for k, (chains, n) in enumerate(((24, 1), (5000, 34), (96, 1027), (64, 12_288), (7, 200_001))):
+    for k, (chains, n) in enumerate(((24, 1), (5000, 34), (96, 1027), (64, 12_288), (7, 200_001), (100_003, 2))):
         table, row = mixed_table(2), torch.from_numpy(rng.integers(0, len(MIXED), chains))
         given = random_inputs(rng, (1, n), [FP32, state][k % 2], chains, guided=k % 2 == 0, explicit=k == 2)
         values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)

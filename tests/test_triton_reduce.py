@@ -81,7 +81,21 @@ def test_ptx_of_the_reduction_gives_the_bits_of_the_cpu(case: tuple[Any, ...]) -
         assert agrees(reduce, cpu.reduce, reduction(np.random.default_rng(case[1]), *case), "out")
 
 
-@pytest.mark.parametrize("n", [1, 100, 1000, 4096, 16_384, 16_381])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 31, 32, 33, 127, 128, 129])
+def test_short_chains_have_the_bits_of_the_cpu(n: int) -> None:
+    """One chain, and more than fill a program that has many; NaN and infinities spoil their own chain."""
+    rng = np.random.default_rng(n)
+    for chains in (1, 24 if n > 32 else 1024 // (4 if n <= 4 else 32) + 12):
+        for explicit in (False, True):
+            case = reduction(rng, chains, n, FP32, FP32, chains > 1, explicit)
+            case["state"][0, 1::5, 0, rng.integers(n)] = math.nan
+            case["state"][0, 2::5, 0, rng.integers(n)] = math.inf
+            with simulated(cuda(90), execute=True) as gpu:
+                assert agrees(reduce, cpu.reduce, case, "out")
+            assert [kernel.metadata.name for kernel in gpu.compiled] == ["reduce_chains" if n <= 32 else "reduce_chain"]
+
+
+@pytest.mark.parametrize("n", [1, 32, 100, 1000, 4096, 16_384, 16_381])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_elements_are_read_once(n: int, explicit: bool) -> None:
     """From global memory, in what Triton compiles, where a row asks for them; other rows read nothing."""
@@ -201,7 +215,7 @@ def test_compiles_for_amd() -> None:
 def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
     rng = np.random.default_rng(2)
     with simulated(cuda(90)) as gpu:
-        for chains, n in ((1, 8), (24, 128), (1, 1024), (17, 136)):
+        for chains, n in ((1, 8), (24, 32), (24, 128), (3, 40), (1, 1024), (17, 136)):
             reduce(**reduction(rng, chains, n, FP32, FP32, False, False))
         for chains, n in ((1, 8), (3, 512), (1, 1024), (17, 520)):
             case = blending(rng, chains + 1, n, FP32, FP32, False)
@@ -210,7 +224,8 @@ def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
             }  # not 16-byte aligned
             blend(**{**case, **ids, **{name: case[name][:-1] for name in ("x", "known", "mask", "net_in")}})
             blend(**case)
-    assert len({id(kernel) for kernel in gpu.compiled}) == 4  # few lanes or many; short chains or long
+    # many chains a program, few lanes, or many; short chains or long
+    assert len({id(kernel) for kernel in gpu.compiled}) == 3 + 2
 
 
 # Triton's own interpreter, in a process of its own because it is chosen when kernels are defined.

@@ -25,12 +25,12 @@ from ulam_kernels.triton.affine import affine_long, affine_short
 from ulam_kernels.triton.blend import blend_long, blend_short
 from ulam_kernels.triton.fill import fill_long, fill_short
 from ulam_kernels.triton.pixels import step_pixels_long, step_pixels_short
-from ulam_kernels.triton.reduce import count_digit, reduce_chain
+from ulam_kernels.triton.reduce import count_digit, reduce_chain, reduce_chains
 from ulam_kernels.triton.step import step_long, step_short
 from ulam_kernels.triton.tick import advance_long, advance_short, look_up_times
 
-KERNELS = (step_long, step_short, step_pixels_long, step_pixels_short, count_digit, reduce_chain, blend_long,
-           blend_short, fill_long, fill_short, affine_long, affine_short, advance_long, advance_short,
+KERNELS = (step_long, step_short, step_pixels_long, step_pixels_short, count_digit, reduce_chain, reduce_chains,
+           blend_long, blend_short, fill_long, fill_short, affine_long, affine_short, advance_long, advance_short,
            look_up_times)  # fmt: skip
 MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 

@@ -1,11 +1,12 @@
 """Per-chain reductions in Triton: the quantile of |D|, and the norms of D and z.
 
-The order statistics are found from the top bit down. A chain of up to 16,384 elements is read once: its program holds
-the bits of |D| in registers and settles a bit by counting the numbers below one candidate. Triton has neither shared
-memory of its own nor programs that wait for one another, so a longer chain is read in four launches, by a program for
-each 4,096 elements: a launch counts the digits of eight bits that follow those found before. The CUDA backend holds
-and shares such chains. Sums of squares keep the lanes of the contract, and halve them in its order; one program adds a
-chain's, and reads its elements once at any length. The bits are those of ``csrc/include/ulam/reduce.h``.
+The order statistics are found from the top bit down. A chain of up to 16,384 elements is read once: its program, which
+has many chains of up to 32, holds the bits of |D| in registers and settles a bit by counting those below it. Triton has
+neither shared memory of its own nor programs that wait for one another, so a longer chain is read in four launches, by
+a program for each 4,096 elements: a launch counts the digits of eight bits that follow those found before. The CUDA
+backend holds and shares such chains. Sums of squares keep the lanes of the contract, and halve them in its order; one
+program adds a chain's, and reads its elements once at any length. The bits are those of
+``csrc/include/ulam/reduce.h``.
 """
 # ruff: noqa: RUF005 (Triton knows no unpacking)
 # mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator, var-annotated"
@@ -27,6 +28,7 @@ from ulam_kernels.triton.step import (
     READS_M,
     READS_Z,
     REDUCED,
+    any_of,
     generated_noise,
     guide,
     unclipped_x0,
@@ -35,6 +37,8 @@ from ulam_kernels.triton.step import (
 THRESHOLD = tl.constexpr(table.THRESHOLD)
 LANES = 1024  # of a sum of squares; a chain of fewer elements leaves the others at 0
 FEW_LANES = 128
+FEW = (4, 32)  # numbers of a chain, of which a program has many chains
+NUMBERS = 1024  # of all of them
 HELD_TILES = (1, 4, 16)  # of LANES elements, which a program can have in registers
 UNROLL = 4  # tiles that are loaded before the first is used
 SLICE = 4096  # elements of a longer one in a program that counts digits
@@ -54,16 +58,17 @@ PER_CHAIN = ["row", "guidance", "seed", "chain", "draw"]
 
 @triton.jit
 def tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, mask, HALVES: tl.constexpr):
-    """D before any clip, of one chain's elements ``i``."""
+    """D before any clip: of one chain's elements ``i``, or of a tile ``[chains, i]`` where kx has that shape."""
+    LONG: tl.constexpr = len(kx.shape) == 0
     x = tl.load(state + base + i, mask=mask & (kx != 0), other=0.0).to(tl.float32)
     m = x  # not read by any row where there is no model
     if uncond is not None:
         other = tl.load(uncond + HALVES * base + i, mask=mask & reads_m & (w != 1), other=0.0).to(tl.float32)
         cond = tl.load(model + HALVES * base + i, mask=mask & reads_m & (w != 0), other=0.0).to(tl.float32)
-        m = guide(cond, other, w, True)
+        m = guide(cond, other, w, LONG)
     elif model is not None:
         m = tl.load(model + HALVES * base + i, mask=mask & reads_m, other=0.0).to(tl.float32)
-    return unclipped_x0(kx, km, x, m, True)
+    return unclipped_x0(kx, km, x, m, LONG)
 
 
 @triton.jit
@@ -74,9 +79,9 @@ def tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HAL
 
 
 @triton.jit
-def row_of(coef, flags, row, b, rows, width, MISSING: tl.constexpr):
+def row_of(coef, flags, row, b, exists, rows, width, MISSING: tl.constexpr):
     """(usable, its reduction's flags, its coefficients, kx, km, whether it reads m) of the row that a chain is at."""
-    at = tl.load(row + b)
+    at = tl.load(row + b, mask=exists, other=-1)
     usable = (at >= 0) & (at < rows)
     flag = tl.load(flags + at, mask=usable, other=0)
     reduced = usable & ((flag & REDUCED) != 0)
@@ -126,7 +131,7 @@ def count_digit(
     if ALIGNED:
         n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
     b = tl.program_id(0) // slices
-    _, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, rows, width, MISSING)
+    _, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, True, rows, width, MISSING)
     if (flag & THRESHOLD) != 0:
         w = kx  # not read where there is no guidance
         if uncond is not None:
@@ -143,6 +148,18 @@ def count_digit(
             above = (i < n) & (off >= 1 << (31 - 8 * digit))
             tl.atomic_max(own + ABOVE, tl.max(tl.where(above, bits ^ LARGEST, 0), 0), sem="relaxed")
             tl.atomic_max(own + MOST, tl.max(tl.where(i < n, bits, 0), 0), sem="relaxed")
+
+
+@triton.jit
+def bound_of(v, above, repeated, most, t, cap):
+    """The bound of a chain with the order statistic ``v``, of the bits of its numbers; ``most``: the largest."""
+    a = v.to(tl.float32, bitcast=True)
+    b = tl.where(repeated, v, above).to(tl.float32, bitcast=True)
+    between = tl.fma(t, b - a, a)
+    s = tl.where((t != 0) & (a != b), between, a)
+    s = tl.where(s < 1, 1.0, s)
+    s = tl.where(s > cap, cap, s)
+    return tl.where(most > INFINITY_BITS, float("nan"), s)
 
 
 @triton.jit
@@ -182,16 +199,7 @@ def threshold_of(
         repeated = rank + 1 < count
         above = tl.minimum(least, tl.load(counted + ABOVE) ^ LARGEST)
         most = tl.load(counted + MOST)
-    a = v.to(tl.float32, bitcast=True)
-    b = a
-    if (k + 1 < n) & (repeated == 0):
-        b = above.to(tl.float32, bitcast=True)
-    s = a
-    if (t != 0) & (a != b):
-        s = tl.fma(t, b - a, a)
-    s = tl.where(s < 1, 1.0, s)
-    s = tl.where(s > cap, cap, s)
-    return tl.where(most > INFINITY_BITS, float("nan"), s)
+    return bound_of(v, above, repeated | (k + 1 >= n), most, t, cap)
 
 
 @triton.jit
@@ -205,6 +213,85 @@ def sum_of_lanes(x, LANES: tl.constexpr):
     return total
 
 
+@triton.jit
+def sum_of_rows(x, CHAINS: tl.constexpr, LANES: tl.constexpr):
+    """:func:`sum_of_lanes` of each chain of ``[CHAINS, LANES]``."""
+    if LANES > 2:
+        x = tl.sum(tl.reshape(x, [CHAINS, 2, LANES // 2]), 1)
+        total = sum_of_rows(x, CHAINS, LANES // 2)
+    else:
+        total = tl.sum(x, 1)
+    return total
+
+
+@triton.jit
+def bounds_of_rows(bits, level, cap, n, inside):
+    """:func:`threshold_of` of each chain of a tile of magnitudes ``[chains, numbers]``."""
+    k, t = rank_of(level, n)
+    v = k ^ k
+    for step in range(31):
+        candidate = v | ((v ^ v) + 1 << (30 - step))
+        below = (bits - candidate[:, None]).to(tl.uint32, bitcast=True) >> 31
+        v = tl.where(tl.sum(below.to(tl.int32, bitcast=True), 1) <= k, candidate, v)
+    reached = tl.sum((bits <= v[:, None]).to(tl.int32), 1)
+    above = tl.min(tl.where(bits > v[:, None], bits, LARGEST), 1)
+    most = tl.max(tl.where(inside, bits, 0), 1)
+    return bound_of(v, above, (k + 1 < reached) | (k + 1 >= n), most, t, cap)
+
+
+@triton.jit(do_not_specialize=["chains", "n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
+def reduce_chains(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out,
+    chains, n, rows, width,
+    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, CHAINS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """Grid (groups of CHAINS chains, PLACES numbers each, at most that many of them used)."""
+    if ALIGNED:
+        n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
+    b = tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)
+    exists = b < chains
+    usable, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, exists, rows, width, MISSING)
+    w = kx  # not read where there is no guidance
+    if uncond is not None:
+        w = tl.load(guidance + b, mask=exists, other=0.0)
+    i = tl.arange(0, PLACES)[None, :]
+    base = b.to(tl.int64)[:, None] * n
+    inside = (flag != 0)[:, None] & (i < n)
+    d = tile_of_x0(
+        state, model, uncond, kx[:, None], km[:, None], w[:, None], reads_m[:, None], base, i, inside, HALVES
+    )
+    first = (flag & THRESHOLD) != 0
+    second = (flag & (THRESHOLD | NORMALISE)) == NORMALISE
+
+    bound = tl.full([CHAINS], float("inf"), tl.float32)
+    x0_scale = tl.full([CHAINS], 1.0, tl.float32)
+    z_scale = tl.full([CHAINS], 1.0, tl.float32)
+    if any_of(first):
+        bits = tl.where(inside, d.to(tl.int32, bitcast=True) & LARGEST, LARGEST)
+        level = tl.load(c + LO, mask=first, other=0.0)
+        found = bounds_of_rows(bits, level, tl.load(c + HI, mask=first, other=0.0), n, inside)
+        bound = tl.where(first, found, bound)
+        x0_scale = tl.where(first, tl.div_rn(x0_scale, tl.where(first, found, 1.0)), x0_scale)
+    if any_of(second):
+        z = tl.zeros([CHAINS, PLACES], tl.float32)
+        asked = inside & second[:, None]
+        if noise is not None:
+            z = tl.load(noise + base + i, mask=asked, other=0.0)
+        elif seed is not None:
+            quad = tl.arange(0, PLACES // 4)[None, :]
+            z = generated_noise(seed, chain, draw, b[:, None], second[:, None], quad, z, False)
+        wide = tl.where(asked, d, 0.0).to(tl.float64)
+        wide_z = tl.where(asked, z, 0.0).to(tl.float64)
+        divisor = sum_of_rows(wide * wide, CHAINS, PLACES)
+        g = sum_of_rows(wide_z * wide_z, CHAINS, PLACES) / tl.where(divisor == 0, 1.0, divisor)
+        g = tl.where(divisor == 0, 0.0, g)
+        x0_scale = tl.where(second, g.to(tl.float32), x0_scale)
+        z_scale = tl.where(second, tl.sqrt(g).to(tl.float32), z_scale)
+    scales = tl.reshape(tl.join(tl.join(-bound, x0_scale), tl.join(bound, z_scale)), [CHAINS, 4])
+    scales = tl.where(usable[:, None], scales, float("nan"))
+    tl.store(out + 4 * b.to(tl.int64)[:, None] + tl.arange(0, 4)[None, :], scales, mask=exists[:, None])
+
+
 @triton.jit(do_not_specialize=["n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
 def reduce_chain(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, counted, out,
@@ -216,7 +303,7 @@ def reduce_chain(
     if ALIGNED:
         n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
     b = tl.program_id(0)
-    usable, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, rows, width, MISSING)
+    usable, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, True, rows, width, MISSING)
     base = b.to(tl.int64) * n
     w = kx  # not read where there is no guidance
     if uncond is not None:
@@ -276,6 +363,11 @@ def shape_of(n: int) -> dict[str, object]:
     return {"ALIGNED": n % 8 == 0, "TILE": tile, "UNROLL": UNROLL if n > tile else 1, "num_warps": warps, **EXACT}
 
 
+def places_of(n: int) -> int:
+    """The numbers of a chain in a program that has many chains, 0 where it is longer."""
+    return next((places for places in FEW if n <= places), 0)
+
+
 def held_tiles(n: int) -> int:
     """The tiles that hold a chain, 0 where it is longer."""
     return next((tiles for tiles in HELD_TILES if n <= LANES * tiles), 0)
@@ -309,14 +401,21 @@ def reduce(
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
     ids, held, sizes = (seed, chain, draw, noise), held_tiles(n), (n, flags.shape[0], coef.shape[1])
     tensors, counted = (state, coef, flags, row, model, uncond, guidance), None
-    options = {"HALVES": halves, "MISSING": missing, "DIGITS": DIGITS}
+    options = {"HALVES": halves, "MISSING": missing}
     with on_device(state):
+        if places := places_of(n):
+            reduce_chains[(-(-chains * places // NUMBERS),)](
+                *tensors, *ids, out, chains, *sizes, CHAINS=NUMBERS // places, PLACES=places, ALIGNED=n % 8 == 0,
+                num_warps=4, **options, **EXACT,
+            )  # fmt: skip
+            return
         if held == 0:
             slices = -(-n // SLICE)
             counted = torch.zeros(chains, WORDS.value, dtype=torch.int32, device=state.device)
             for digit in range(DIGITS):
                 count_digit[(chains * slices,)](
-                    *tensors, counted, *sizes, digit, slices, SLICE=SLICE, ALIGNED=n % 8 == 0, num_warps=8,
-                    **options, **EXACT,
+                    *tensors, counted, *sizes, digit, slices,
+                    SLICE=SLICE, DIGITS=DIGITS, ALIGNED=n % 8 == 0, num_warps=8, **options, **EXACT,
                 )  # fmt: skip
-        reduce_chain[(chains,)](*tensors, *ids, counted, out, *sizes, HELD=held, **options, **shape_of(n))
+        shape = shape_of(n) | ({"num_warps": 16} if held == HELD_TILES[-1] else {})  # 32 numbers a thread
+        reduce_chain[(chains,)](*tensors, *ids, counted, out, *sizes, HELD=held, DIGITS=DIGITS, **options, **shape)
