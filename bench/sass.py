@@ -88,29 +88,36 @@ def features(block: list[Sass]) -> tuple[int, ...]:
     return fp32, count("MUFU.RSQ"), wide, count("STG"), count("LDG.E.128"), count("LDG.E.64"), sums
 
 
-def main_loop(code: list[Sass]) -> int:
-    """Where the loop over a chain's elements begins: the widest backward branch around roots and stores."""
-    best = (0, -1)
+def loops(code: list[Sass]) -> list[int]:
+    """Where the loops over a chain's elements begin: backward branches around roots and stores."""
+    found = set()
     for at, _, op, rest in code:
         if op.startswith("BRA") and (target := int(rest.split("0x")[-1], 16)) < at:
             inside = features([i for i in code if target <= i[0] <= at])
             if inside[1] and inside[3]:
-                best = max(best, (at - target, target))
-    return best[1]
+                found.add(target)
+    return sorted(found)
 
 
 def cheapest_pass(
     code: list[Sass], lanes: int, stores: int, loads16: int, loads8: int, arithmetic: int = 3
 ) -> list[Sass]:
-    """The shortest way round the main loop that does all a plain row needs, for one thread's elements.
+    """The shortest way round a loop that does all a plain row needs, for one thread's elements.
 
     That is: generate the noise (33 fp32 operations and a root for two normals, 17 wide products for four), load the
     state and the model's output, so many fp32 operations an element (three of a row, one of a scaled fill), and store;
     without guidance, which is told by its sums. Instructions whose guard is false are counted, as they take an issue
     slot.
     """
-    start = main_loop(code)
     need = (lanes // 2 * 33 + arithmetic * lanes, lanes // 2, lanes // 4 * 17, stores, loads16, loads8)
+    ways = [way for start in loops(code) if (way := cheapest_way(code, start, need, lanes // 2)) is not None]
+    if not ways:
+        raise AssertionError("no path round a loop does what a plain row needs")
+    return min(ways, key=len)
+
+
+def cheapest_way(code: list[Sass], start: int, need: tuple[int, ...], most_sums: int) -> list[Sass] | None:
+    """The shortest way from the head of a loop to itself with these features and no more sums than that."""
     position = {i[0]: k for k, i in enumerate(code)}
     width = code[1][0] - code[0][0]
     leaders = {start}
@@ -125,7 +132,7 @@ def cheapest_pass(
             if all(h >= n for h, n in zip(have, need, strict=False)):
                 return path
             continue
-        if (at, have) in seen or have[6] > lanes // 2:
+        if (at, have) in seen or have[6] > most_sums:
             continue
         seen.add((at, have))
         k = position[at]
@@ -143,4 +150,4 @@ def cheapest_pass(
         for place in following:
             if place in position:
                 heapq.heappush(heap, (cost + len(block), place, capped, path + block))
-    raise AssertionError("no path round the main loop does what a plain row needs")
+    return None

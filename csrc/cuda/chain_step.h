@@ -40,9 +40,9 @@ ULAM_DEVICE uint32_t load_row(const Step& s, int64_t b, uint32_t missing, float 
 
 // How a thread reaches its elements: types and alignment known when compiled, or when run. `variance` is how far v is
 // behind m.
-template <class S, class M>
+template <class S, class M, int R>
 struct KnownTypes {
-  using Layout = Vectors<S::bytes == 4 ? 4 : 8>;
+  using Layout = Vectors<S::bytes == 4 ? 4 : 8, step_lanes(S::bytes, R)>;
   using State = typename Layout::template Known<S>;
   using Model = typename Layout::template Known<M>;
   using Noise = typename Layout::template Known<Float32>;
@@ -141,26 +141,29 @@ struct ChainStep {
   // A row that is not idle writes its only register.
   ULAM_DEVICE bool writes(int j) const { return R == 1 || (row.flags >> j & 1); }
 
-  // The thread's elements from i on, of which `left` are in the chain. All is loaded before anything is stored.
+  // The thread's elements from i on, of which `left` are in the chain. All is loaded before anything is stored. `bare`:
+  // it is known that nothing is mixed into the output, no noise given and no input of the network wanted.
+  template <bool bare = false>
   ULAM_DEVICE void operator()(uint32_t i, uint32_t left) const {
     Raw<N> m_raw = Raw<N>::unread(), other_raw = Raw<N>::unread(), old[R];
     if (row.flags & kReadsModel) {
       m_raw = model.load(output, i, left);
-      if (mixes) other_raw = model.load(other, i, left);
+      if (!bare && mixes) other_raw = model.load(other, i, left);
     }
     ULAM_UNROLL
     for (int j = 0; j < R; ++j) {
       old[j] = Raw<N>::unread();
       if (row.reads >> j & 1) old[j] = state.load(j == 0 ? source : r0 + j * register_bytes, i, left);
     }
-    execute(i, left, m_raw, other_raw, old);
+    execute<bare>(i, left, m_raw, other_raw, old);
   }
 
+  template <bool bare = false>
   ULAM_DEVICE void execute(uint32_t i, uint32_t left, const Raw<N>& m_raw, const Raw<N>& other_raw,
                            Raw<N> old[R]) const {
-    const f z = row.flags & kReadsNoise ? scaled_noise(i, left) : V::unread();
+    const f z = row.flags & kReadsNoise ? scaled_noise<bare>(i, left) : V::unread();
     f m = model.widen(m_raw), x0 = V::unread(), r[R];
-    if (mixes) m = guide<V>(m, model.widen(other_raw), weight);
+    if (!bare && mixes) m = guide<V>(m, model.widen(other_raw), weight);
     ULAM_UNROLL
     for (int j = 0; j < R; ++j) r[j] = state.widen(old[j]);
     if (row.flags & kUsesX0)
@@ -171,16 +174,17 @@ struct ChainStep {
     ULAM_UNROLL
     for (int j = 0; j < R; ++j)
       if (writes(j)) state.store(r0 + j * register_bytes, i, left, old[j]);
-    if (s.net_in) {
+    if (!bare && s.net_in) {
       if (!writes(0)) old[0] = state.load(source, i, left);
       const f x = V::mul(V::set(row.c[kNextScale]), state.widen(old[0]));
       types.store_net_in(s, start, i, left, x);
     }
   }
 
+  template <bool bare>
   ULAM_DEVICE f scaled_noise(uint32_t i, uint32_t left) const {
     f z;
-    if (s.noise)
+    if (!bare && s.noise)
       z = noise.widen(noise.load(given, i, left));
     else
       z = types.normals(stream, i);
@@ -211,6 +215,21 @@ ULAM_DEVICE void step_chain(const Step& s, int64_t b, uint32_t missing, uint32_t
   ChainStep<Types, R> chain(s, row, b, types, guidance_weight(s, b));
   if (chain.makes_noise()) chain.make_noise_of(Ids(s, b));
   const uint32_t first = blockIdx.y * span, end = first + min(span, types.extent(s) - first);
+  if constexpr (R == 1 && Layout::lanes == 8) {
+    // The rows whose arithmetic takes longer than their memory have loops of their own, in which the compiler knows
+    // what was asked here and no branch is left: r0 = a r0 + c m + s z, and r0 = a r0 + b clip(x0) + s z.
+    constexpr uint32_t flags_of_both = 1u | kReadsModel | kReadsNoise;
+    const auto alone = [&] {
+#pragma unroll 1
+      for (uint32_t i = first + Layout::first(); i < end; i += Layout::step())
+        chain.template operator()<true>(i, end - i);
+    };
+    if (!chain.mixes && !s.noise && !s.net_in && row.reads == 1u) {
+      if (row.flags == flags_of_both && row.terms[0] == 0b1101u) return alone();
+      if (row.flags == (flags_of_both | kUsesX0) && row.terms[0] == 0b1011u && c[kKx] != 0.0f && c[kKm] != 0.0f)
+        return alone();
+    }
+  }
 #pragma unroll 1
   for (uint32_t i = first + Layout::first(); i < end; i += Layout::step()) chain(i, end - i);
 }

@@ -178,12 +178,12 @@ ULAM_DEVICE void store_words(void* to, const uint32_t* w) {
   }
 }
 
-// Eight elements a thread at known types and aligned addresses. They lie in runs of `each` elements, a warp's runs
+// `count` elements a thread at known types and aligned addresses. They lie in runs of `each` elements, a warp's runs
 // side by side: run v of a thread is 32 * each elements after run v - 1, so every access of a warp is one contiguous
 // piece. `i` is the thread's first element and `left` counts from there to the end of the chain.
-template <int each>
+template <int each, int count = 8>
 struct Vectors {
-  static constexpr int lanes = 8, run = each;
+  static constexpr int lanes = count, run = each;
   static constexpr uint32_t warp_elements = 32 * lanes;
 
   static ULAM_DEVICE uint32_t first() { return threadIdx.x / 32 * warp_elements + threadIdx.x % 32 * each; }
@@ -211,13 +211,13 @@ struct Vectors {
         if (v == 0 || element(v * each) < left)
           store_words<words>(chain + (static_cast<uint64_t>(i) + element(v * each)) * T::bytes, raw.w + v * words);
     }
-    static ULAM_DEVICE Lanes<lanes>::f widen(const Raw<lanes>& raw) { return cuda::widen<T, lanes>(raw); }
-    static ULAM_DEVICE Raw<lanes> narrow(const Lanes<lanes>::f& v) { return cuda::narrow<T, lanes>(v); }
+    static ULAM_DEVICE typename Lanes<lanes>::f widen(const Raw<lanes>& raw) { return cuda::widen<T, lanes>(raw); }
+    static ULAM_DEVICE Raw<lanes> narrow(const typename Lanes<lanes>::f& v) { return cuda::narrow<T, lanes>(v); }
   };
 
   // Narrows and stores at a type known only when it runs.
   static ULAM_DEVICE void store(DType type, uint32_t, char* chains, int64_t start, uint32_t i, uint32_t left,
-                                const Lanes<lanes>::f& v) {
+                                const typename Lanes<lanes>::f& v) {
     if (type == kFloat32)
       store_known<Float32>(chains, start, i, left, v);
     else if (type == kBFloat16)
@@ -227,7 +227,7 @@ struct Vectors {
   }
   template <class T>
   static ULAM_DEVICE void store_known(char* chains, int64_t start, uint32_t i, uint32_t left,
-                                      const Lanes<lanes>::f& v) {
+                                      const typename Lanes<lanes>::f& v) {
     const Known<T> operand(kFloat32, 0);
     operand.store(chains + operand.bytes(start), i, left, operand.narrow(v));
   }

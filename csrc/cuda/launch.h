@@ -37,11 +37,14 @@ inline Plan plan(int64_t chains, int64_t elements, dim3 threads, int64_t pass) {
   return {dim3(across, static_cast<unsigned>(parts)), threads, span};
 }
 
+// Elements a thread of a step takes at once: eight of several wide registers would keep too few threads in flight.
+constexpr int step_lanes(int state_bytes, int registers) { return state_bytes == 4 && registers >= 2 ? 4 : 8; }
+
 // One chain a block, Vectors of elements a thread.
-inline Plan plan_vectors(int64_t chains, int64_t elements) {
-  const int64_t warp = Vectors<4>::warp_elements, warps = (elements + warp - 1) / warp;
+inline Plan plan_vectors(int64_t chains, int64_t elements, int lanes = Vectors<4>::lanes) {
+  const int64_t warp = 32 * lanes, warps = (elements + warp - 1) / warp;
   const unsigned threads = static_cast<unsigned>(std::min<int64_t>(warps * 32, kThreads));
-  return plan(chains, elements, dim3(threads), threads * Vectors<4>::lanes);
+  return plan(chains, elements, dim3(threads), threads * lanes);
 }
 
 // As many chains a block as fit, Groups of elements a thread. `offset` is how far the first element is into its group.

@@ -8,7 +8,7 @@ namespace ulam::cuda {
 
 template <class S, class M, int R>
 __global__ void __launch_bounds__(kThreads) step_vectors(const Step s, uint32_t missing, uint32_t span) {
-  step_chain<KnownTypes<S, M>, R>(s, blockIdx.x, missing, span, {});
+  step_chain<KnownTypes<S, M, R>, R>(s, blockIdx.x, missing, span, {});
 }
 
 template <int R>
@@ -83,7 +83,7 @@ cudaError_t launch_step(const Step& s, uint32_t missing, void* stream) {
       model{s.model, s.model_type, s.model_stride};
   const Operand uncond{s.uncond, s.model_type, s.model_stride}, noise{s.noise, kFloat32}, net{s.net_in, s.net_type};
   if (vectors_fit(n, run, {state, source, model, uncond, noise, net})) {
-    const Plan plan = plan_vectors(s.chains, n);
+    const Plan plan = plan_vectors(s.chains, n, step_lanes(s.state_type == kFloat32 ? 4 : 2, R));
     const DType model_type = s.model ? s.model_type : s.state_type;
     const auto go = [&](auto kernel) { return launch(kernel, plan, stream, s, missing, plan.span); };
     if (s.state_type == kFloat32 && model_type == kFloat32) return go(step_vectors<Float32, Float32, R>);
