@@ -19,6 +19,7 @@ from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 
 from .denoiser import Denoiser
 from .estimate import Inputs
+from .gradients import check_no_gradient
 from .likelihood import Likelihood, likelihood
 from .network import in_eval_mode
 from .noise import BOUND, SAMPLED_STEPS, normal_for, whole_number
@@ -158,7 +159,10 @@ def vlb(
 
     Raises:
         TypeError, ValueError: an argument that cannot be, named in the message.
+        RuntimeError: x_0 or cond requires grad while gradients are recorded: none flows through the result (to train on
+            the bound, see :func:`ulam.objectives.hybrid`).
     """
+    check_no_gradient("bounds.vlb", cond, x_0=x_0)
     chain = ReverseChain(denoiser.schedule, timesteps)
     _check_choices(variance=(variance, VARIANCES), decoder=(decoder, DECODERS))
     if whole_number("samples", samples) < 1:

@@ -16,7 +16,9 @@ import torch
 from scipy.special import chdtr, chdtri
 
 from .denoiser import Denoiser
+from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, levels
+from .gradients import check_no_gradient
 from .noise import CHECK, normal_for, whole_number
 from .probes import dot, probes
 
@@ -52,6 +54,7 @@ class Level:
         D goes too far.
     asymmetry: |J - J'| / (2 |J|) in Frobenius norm for J = dD/dy; 0 where D - y is a gradient, at most 1.
     linear: the error of the best linear denoiser that treats elements one by one.
+    derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
     sigma: float
@@ -64,6 +67,7 @@ class Level:
     gap: Measured | None = None
     slope: Measured | None = None
     linear: float | None = None
+    derivatives: str = ""
 
     @property
     def verdicts(self) -> dict[str, tuple[bool, str]]:
@@ -112,7 +116,8 @@ def measure(
 
     z is noise-v1's. Chains come in pairs whose noises are opposite in direction and in length (the chi-square quantiles
     p and 1 - p), each exactly normal: what is left of |z|^2 / n - 1, the larger part of SURE's spread, is its skewness.
-    Errors are over pairs. Two Jacobian-vector products a chain.
+    Errors are over pairs. Two Jacobian-vector products a chain, or two vector-Jacobian products
+    (:mod:`ulam.derivatives`).
 
     Args:
         x: clean data ``[N, *shape]`` that the network was not trained on, N even, at least 4.
@@ -122,8 +127,10 @@ def measure(
         batch: chains in one call of the network; even.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
+        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
+            x or has no derivative. RuntimeError: x or cond requires grad while gradients are recorded.
     """
+    check_no_gradient("check.measure", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
         raise TypeError(f"x must be a float tensor [N, *shape], got {getattr(x, 'dtype', type(x).__name__)}")
     if len(x) < 4 or len(x) % 2:
@@ -149,7 +156,8 @@ def _level(
         y = part if noisy else part + sigma * _noise(part, begin // 2, seed, row)
         given = {name: value[begin : begin + batch] for name, value in cond.items()}
         first = 2 * (row * math.ceil(len(x) / batch) + place)
-        parts.append(_quantities(Estimator(denoiser, y, sigma, given), y, part, centre, seed, first))
+        derivatives = Derivatives(Estimator(denoiser, y, sigma, given), y)
+        parts.append(_quantities(derivatives, y, part, centre, seed, first))
     of = {name: torch.cat([part[name] for part in parts]).view(-1, 1 if noisy else 2).mean(1) for name in parts[0]}
     n, power = x[0].numel(), sigma**2
     predicted = power * of["divergence"] / n
@@ -169,17 +177,16 @@ def _level(
         gap=None if error is None else _mean(sure - error),
         slope=None if noisy else _ratio(of["along"], of["length"]),
         linear=None if noisy else float((power * variance / (power + variance)).mean()),
+        derivatives=derivatives.mode,
     )
 
 
 def _quantities(
-    estimator: Estimator, y: torch.Tensor, x: torch.Tensor, centre: torch.Tensor, seed: int, first: int
+    derivatives: Derivatives, y: torch.Tensor, x: torch.Tensor, centre: torch.Tensor, seed: int, first: int
 ) -> dict[str, torch.Tensor]:
     """What the estimates are made of, ``[B]`` each, with two Rademacher probes u and v."""
     u, v = probes(y, 2, seed=seed, first=first)
-    with torch.no_grad():
-        D, of_u = torch.func.jvp(estimator, (y,), (u,))  # type: ignore[misc]
-        _, of_v = torch.func.jvp(estimator, (y,), (v,))  # type: ignore[misc]
+    of_u, of_v, D = derivatives.image(u), derivatives.image(v), derivatives.value()
     cross, back = dot(u, of_v), dot(v, of_u)
     return {
         "moved": dot(D - y, D - y),

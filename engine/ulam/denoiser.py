@@ -8,12 +8,13 @@ and m.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from .derivatives import MODES, modes_that_ran
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
@@ -139,12 +140,17 @@ class Denoiser:
     tells int64 training indices, on VP schedules; a sampler's grid between them is rounded to training steps, a list is
     not (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval
     mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
+
+    derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam.check` and the likelihood differentiate the network: "forward"
+    or "reverse" mode, or "auto", whichever it has formulas for (`ulam.derivatives`). `modes` says what ran.
     """
 
     net: Callable[..., Any]
     schedule: Schedule
     predicts: str = "eps"
     time: str = "auto"
+    derivatives: str = "auto"
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # by :mod:`ulam.derivatives`
 
     def __post_init__(self) -> None:
         if not callable(self.net):
@@ -154,6 +160,8 @@ class Denoiser:
         sigma_data_of(self.schedule, self.predicts)
         if self.time not in ("auto", "index"):
             raise ValueError(f"time must be 'auto' or 'index', got {self.time!r}")
+        if self.derivatives not in MODES:
+            raise ValueError(f"derivatives: got {self.derivatives!r}, expected one of {', '.join(MODES)}")
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
 
@@ -175,6 +183,11 @@ class Denoiser:
         from .integrations.diffusers.loading import denoiser_from_diffusers
 
         return denoiser_from_diffusers(source, scheduler=scheduler, variant=variant, dtype=dtype)
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
+        return dict(modes_that_ran(self._found))
 
     @property
     def time_dtype(self) -> torch.dtype:

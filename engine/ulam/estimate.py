@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
-from .network import in_eval_mode
+from .gradients import plain
+from .network import autocast_state, in_eval_mode
 from .schedules import Array, Schedule, VariancePreserving
 
 Sigma: TypeAlias = "float | torch.Tensor | Array"
@@ -35,8 +36,13 @@ class Estimator:
             raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
         if y.dim() < 2 or not y.numel():
             raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
-        self.sigma = levels(y, sigma)
-        self._net, self._cond, self._like = denoiser.net, dict(cond or {}), y
+        self.sigma, self.denoiser = levels(y, sigma), denoiser
+        self._net, self._like = denoiser.net, y
+        with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
+            self._cond = {key: _for_graphs(value) for key, value in (cond or {}).items()}
+            self._set_coefficients(denoiser, y)
+
+    def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
         self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
         schedule = denoiser.schedule
         by_index = denoiser.time == "index"
@@ -55,17 +61,36 @@ class Estimator:
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
         """D, shaped like y."""
+        return self._on_y * y + self._on_m * self.output(y)
+
+    def output(self, y: torch.Tensor) -> torch.Tensor:
+        """What the network predicts, shaped like y and in its dtype."""
         x = self._to_net * y
         with in_eval_mode(self._modules):
             m = self._net(x, self._t, **self._cond)
         if not isinstance(m, torch.Tensor) or m.shape not in (y.shape, (len(y), 2 * y.shape[1], *y.shape[2:])):
             came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
             raise ValueError(f"net: returned {came}, expected {list(y.shape)} like its input")
-        return self._on_y * y + self._on_m * m[:, : y.shape[1]].to(y.dtype)
+        return m[:, : y.shape[1]].to(y.dtype)
+
+    def kind(self) -> tuple[object, ...]:
+        """What may decide which of its operations the network runs."""
+        y = self._like
+        return y.dtype, y.device.type, y.shape[1:], *sorted(self._cond), *autocast_state(y.device)
+
+    def reduced(self) -> bool:
+        """Whether the network computes in bfloat16 or float16, as far as can be seen."""
+        tensors = (parameter for module in self._modules for parameter in module.parameters(recurse=False))
+        halves = (torch.bfloat16, torch.float16)
+        return autocast_state(self._like.device)[0] or any(t.dtype in halves for t in (self._like, *tensors))
 
     def per_chain(self, values: Array) -> torch.Tensor:
         """``[B]`` numbers as a tensor that broadcasts over y."""
         return self._tensor(values)
+
+
+def _for_graphs(value: object) -> object:
+    return plain(value) if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
 def levels(y: torch.Tensor, sigma: Sigma) -> Array:

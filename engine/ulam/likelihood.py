@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from .denoiser import Denoiser
+from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, training_steps
+from .gradients import check_no_gradient
 from .noise import DEQUANTISATION, normal_for, whole_number
 from .probes import KINDS, dot, probes
 from .schedules import Array, Schedule, SubVP, VariancePreserving
@@ -31,7 +33,7 @@ class Likelihood:
     value, stderr: bits per dimension, over the whole batch; the error covers the spread over chains and so of the
     probes (nan for one). per_chain, per_chain_stderr: ``[B]`` bits per dimension; the error is that of the trace
     alone (0 if exact, nan for one probe). log_prob: ``[B]`` float64, the log density in nats (of the dequantised data,
-    if so). nfe: evaluations of D.
+    if so). nfe: evaluations of D. derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
     value: float
@@ -40,6 +42,7 @@ class Likelihood:
     per_chain_stderr: torch.Tensor
     log_prob: torch.Tensor
     nfe: int
+    derivatives: str
 
 
 def likelihood(
@@ -70,7 +73,8 @@ def likelihood(
     div D is the mean of v' (dD/dy) v over ``samples`` probes of noise-v1, each kept along its path [Hutchinson 1990;
     Grathwohl 2019], or exact: a backward pass a probe, or an element. State and integral are float64, the network runs
     in the dtype of x. A chain's number does not depend on its batch, except through the steps of an adaptive solver,
-    which are chosen for the whole batch: there it does within the tolerances.
+    which are chosen for the whole batch: there it does within the tolerances. No gradient flows through the result.
+    Derivatives are in reverse mode, where the network has it, unless the denoiser says otherwise.
 
     Args:
         solver: rk4 (order 4) or heun (order 2) on ``steps`` equal steps of l; adaptive: scipy's RK45 with rtol, atol.
@@ -82,10 +86,12 @@ def likelihood(
         prior: log density ``[B]`` of x_t at sigma_max, by default N(0, init_scale^2 I), what a sampler starts from.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
-        RuntimeError: the adaptive solver failed.
+        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
+            x or has no derivative.
+        RuntimeError: the adaptive solver failed; x or cond requires grad while gradients are recorded.
     """
     _check(solver, trace, samples, kind, steps, levels)
+    check_no_gradient("likelihood", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():
         raise ValueError("x must be a float tensor [B, *shape], not empty")
     x = x.detach()
@@ -116,6 +122,7 @@ def likelihood(
         per_chain_stderr=logs.std(0) / count**0.5 / unit if count > 1 else error,
         log_prob=log_prob,
         nfe=flow.evaluations,
+        derivatives=flow.mode,
     )
 
 
@@ -138,34 +145,27 @@ class _Flow:
         self._exact = trace == "exact"
         self._probes = [] if self._exact else list(probes(x, samples, seed=seed, kind=kind))
         self.traces = 1 if self._exact else samples
-        self.evaluations = 0
+        self.evaluations, self.mode = 0, ""
 
     def __call__(self, level: float, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = self._range
         self.evaluations += 1
-        with torch.inference_mode(False), torch.enable_grad():
-            at = y.detach().clone().to(self._dtype).requires_grad_()
+        with torch.inference_mode(False):
+            at = y.clone().to(self._dtype)
             estimator = Estimator(self._denoiser, at, min(max(math.exp(level), low), high), self._cond)
-            D = estimator(at)
-            products = [dot(v, _pulled_back(D, at, v)) for v in self._directions(at)]
+            derivatives = Derivatives(estimator, at, first=("reverse", "forward"), check=self.evaluations == 1)
+            products = [dot(v, derivatives.image(v)) for v in self._directions(at)]
+        self.mode = derivatives.mode
         divergence = torch.stack(products)
         if self._exact:
             divergence = divergence.sum(0, keepdim=True)
-        return y - D.detach().double(), y[0].numel() - divergence
+        return y - derivatives.value().double(), y[0].numel() - divergence
 
     def _directions(self, like: torch.Tensor) -> list[torch.Tensor]:
         if not self._exact:
             return self._probes
         units = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device)
         return [unit.view(1, *like.shape[1:]).expand_as(like) for unit in units]
-
-
-def _pulled_back(D: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """v' (dD/dy), like y."""
-    if not D.requires_grad:  # a denoiser that does not look at y
-        return torch.zeros_like(y)
-    (product,) = torch.autograd.grad(D, y, v, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(y) if product is None else product
 
 
 def _grid(denoiser: Denoiser, low: float, high: float, steps: int) -> list[float]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from .denoiser import Denoiser
+from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, Sigma
+from .gradients import check_no_gradient
 from .probes import dot, probes
 
 
@@ -20,7 +22,7 @@ class Sure:
 
     value, stderr: over the whole batch; the error covers the spread over chains and so of the probes.
     per_chain, per_chain_stderr: ``[B]``; the error is that of the divergence alone (nan for one probe).
-    divergence: ``[B]``, div D.
+    divergence: ``[B]``, div D. derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
     value: float
@@ -28,6 +30,7 @@ class Sure:
     per_chain: torch.Tensor
     per_chain_stderr: torch.Tensor
     divergence: torch.Tensor
+    derivatives: str
 
 
 def estimate(
@@ -43,20 +46,20 @@ def estimate(
     """SURE of ``denoiser`` at y ``[B, *shape]`` with noise ``sigma``, one number or one a chain.
 
     The divergence is the mean of v' (dD/dy) v over ``samples`` probes [Hutchinson 1990; Ramani 2008, here with the
-    exact derivative, in forward mode]. They are noise-v1's with ``seed``: a chain's estimate does not depend on its
-    batch.
+    exact derivative, see :mod:`ulam.derivatives`]. They are noise-v1's with ``seed``: a chain's estimate does not
+    depend on its batch. No gradient flows through the result.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
+        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
+            x or has no derivative.
+        RuntimeError: y, sigma or cond requires grad while gradients are recorded.
     """
+    check_no_gradient("sure.estimate", cond, y=y, sigma=sigma)
     estimator = Estimator(denoiser, y, sigma, cond)
+    derivatives = Derivatives(estimator, y)
     at, n = y.detach(), y[0].numel()
-    products = []
-    with torch.no_grad():
-        denoised = estimator(at)
-        for v in probes(at, samples, seed=seed, kind=kind):
-            products.append(dot(v, torch.func.jvp(estimator, (at,), (v,))[1]))
-    divergences = torch.stack(products)
+    divergences = torch.stack([dot(v, derivatives.image(v)) for v in probes(at, samples, seed=seed, kind=kind)])
+    denoised = derivatives.value()
     variance = torch.from_numpy(estimator.sigma**2).to(divergences)
     divergence = divergences.mean(0)
     per_chain = dot(denoised - at, denoised - at) / n - variance + 2 * variance * divergence / n
@@ -67,4 +70,5 @@ def estimate(
         per_chain=per_chain,
         per_chain_stderr=2 * variance * spread / len(divergences) ** 0.5 / n,
         divergence=divergence,
+        derivatives=derivatives.mode,
     )

@@ -8,8 +8,12 @@ The derivatives of log p(y) are the posterior's cumulants [Robbins 1956; Efron 2
 
 A denoiser is any :class:`ulam.Denoiser`; y is ``[B, *shape]``, sigma one number or one a chain, ``cond`` the network's
 further arguments. Everything is batched: one chain's answer does not depend on the others where the network treats
-rows independently. Results have the dtype of y; use float64 networks and y where many digits matter. Every function
-raises TypeError or ValueError naming the argument.
+rows independently. Results have the dtype of y; use float64 networks and y where many digits matter.
+
+Derivatives are automatic, in the mode of the denoiser's ``derivatives`` (:mod:`ulam.derivatives`), and held against
+finite differences at their first use. Results carry no gradient, but for :func:`mean`. Every function raises TypeError
+or ValueError naming the argument; TypeError too for a network that hides its dependence on x or has no derivative, and
+RuntimeError for an input that requires grad while gradients are recorded.
 """
 
 from __future__ import annotations
@@ -20,32 +24,42 @@ from dataclasses import dataclass
 import torch
 
 from .denoiser import Denoiser
+from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, Sigma
+from .gradients import check_no_gradient, without_graph
 from .noise import whole_number
 from .probes import dot, probes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo estimate: ``value`` and its standard error ``stderr``, one a chain ``[B]``."""
+    """A Monte Carlo estimate: ``value`` and its standard error ``stderr``, one a chain ``[B]``.
+
+    derivatives: the mode of automatic differentiation that ran, forward or reverse.
+    """
 
     value: torch.Tensor
     stderr: torch.Tensor
+    derivatives: str
 
 
 def mean(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> torch.Tensor:
-    """E[x | y] = D(y), like y."""
-    with torch.no_grad():
-        return Estimator(denoiser, y, sigma, cond)(y)
+    """E[x | y] = D(y), like y. Where y requires grad, so does the result, in y and the network's parameters."""
+    differentiable = torch.is_grad_enabled() and isinstance(y, torch.Tensor) and y.requires_grad
+    check_no_gradient("tweedie.mean", None if differentiable else cond, sigma=sigma)
+    estimator = Estimator(denoiser, y, sigma, cond)
+    return estimator(y) if differentiable else without_graph(estimator, y)
 
 
 def covariance_product(
     denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, v: torch.Tensor, cond: Inputs | None = None
 ) -> torch.Tensor:
-    """Cov[x | y] v = sigma^2 (dD/dy) v, like y: one Jacobian-vector product in forward mode."""
+    """Cov[x | y] v = sigma^2 (dD/dy) v, like y: a Jacobian-vector product, in reverse mode by a double product."""
+    check_no_gradient("tweedie.covariance_product", cond, y=y, sigma=sigma, v=v)
+    estimator = Estimator(denoiser, y, sigma, cond)
     if v.shape != y.shape:
         raise ValueError(f"v must have the shape of y, {list(y.shape)}, got {list(v.shape)}")
-    return _covariance(Estimator(denoiser, y, sigma, cond), y)(v)
+    return estimator.per_chain(estimator.sigma**2) * Derivatives(estimator, y).product(v)
 
 
 def covariance_diagonal(
@@ -62,7 +76,7 @@ def covariance_diagonal(
     samples=None: exact, one product an element. Else the mean of v * (Cov v) over that many Rademacher probes
     [Bekas 2007]; its error falls with their square root.
     """
-    product = _covariance(Estimator(denoiser, y, sigma, cond), y)
+    product, _ = _covariance("tweedie.covariance_diagonal", denoiser, y, sigma, cond)
     if samples is not None:
         total = torch.zeros_like(y)
         for v in probes(y, samples, seed=seed):
@@ -99,9 +113,9 @@ def covariance_trace(
     least = 2 if method == "hutchinson" else 6
     if whole_number("samples", samples) < least:
         raise ValueError(f"samples must be at least {least} for {method}, got {samples}")
-    product = _covariance(Estimator(denoiser, y, sigma, cond), y)
+    product, derivatives = _covariance("tweedie.covariance_trace", denoiser, y, sigma, cond)
     if method == "hutchinson":
-        return _mean_and_error([dot(v, product(v)) for v in probes(y, samples, seed=seed)])
+        return Estimate(*_mean_and_error([dot(v, product(v)) for v in probes(y, samples, seed=seed)]), derivatives.mode)
     third = samples // 3
     sketch = torch.stack([product(v).flatten(1) for v in probes(y, third, seed=seed)], dim=2)
     basis = torch.linalg.qr(sketch).Q  # [B, n, third]
@@ -111,8 +125,8 @@ def covariance_trace(
         flat = v.flatten(1)[:, :, None]
         left = (flat - basis @ (basis.mT @ flat))[:, :, 0].reshape(y.shape)
         rest.append(dot(left, product(left)))
-    remainder = _mean_and_error(rest)
-    return Estimate(remainder.value + known, remainder.stderr)
+    remainder, error = _mean_and_error(rest)
+    return Estimate(remainder + known, error, derivatives.mode)
 
 
 def eigenpairs(
@@ -136,7 +150,7 @@ def eigenpairs(
     steps = min(2 * count + 10, dimension) if iterations is None else whole_number("iterations", iterations)
     if not count <= steps <= dimension:
         raise ValueError(f"iterations must lie in [{count}, {dimension}], got {steps}")
-    product = _covariance(Estimator(denoiser, y, sigma, cond), y)
+    product, _ = _covariance("tweedie.eigenpairs", denoiser, y, sigma, cond)
     basis = torch.zeros(len(y), dimension, 0, dtype=y.dtype, device=y.device)
     images = basis
     v = next(probes(y, 1, seed=seed, kind="gaussian")).flatten(1)
@@ -166,34 +180,28 @@ def third_cumulant(
 ) -> torch.Tensor:
     """kappa_3[x | y] applied twice to v: sigma^4 (d^2 D/dy^2)[v, v], like y.
 
-    Its inner product with v is the third cumulant of v' x. Two derivatives in forward mode.
+    Its inner product with v is the third cumulant of v' x. Two derivatives, in reverse mode whatever the denoiser's
+    ``derivatives``. Of a piecewise linear network (ReLU) they are 0.
     """
+    check_no_gradient("tweedie.third_cumulant", cond, y=y, sigma=sigma, v=v)
+    estimator = Estimator(denoiser, y, sigma, cond)
     if v.shape != y.shape:
         raise ValueError(f"v must have the shape of y, {list(y.shape)}, got {list(v.shape)}")
+    return estimator.per_chain(estimator.sigma**4) * Derivatives(estimator, y).second(v)
+
+
+def _covariance(
+    what: str, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Derivatives]:
+    """sigma^2 J v, or sigma^2 J' v: for quadratic forms, traces and the symmetric part they are one."""
+    check_no_gradient(what, cond, y=y, sigma=sigma)
     estimator = Estimator(denoiser, y, sigma, cond)
-
-    def along(at: torch.Tensor) -> torch.Tensor:
-        tangent: torch.Tensor = torch.func.jvp(estimator, (at,), (v,))[1]
-        return tangent
-
-    second: torch.Tensor = torch.func.jvp(along, (y,), (v,))[1]
-    return estimator.per_chain(estimator.sigma**4) * second
+    variance, derivatives = estimator.per_chain(estimator.sigma**2), Derivatives(estimator, y)
+    return lambda v: variance * derivatives.image(v), derivatives
 
 
-def _covariance(estimator: Estimator, y: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    variance = estimator.per_chain(estimator.sigma**2)
-    at = y.detach()
-
-    def product(v: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            tangent: torch.Tensor = torch.func.jvp(estimator, (at,), (v.to(at.dtype),))[1]
-        return variance * tangent
-
-    return product
-
-
-def _mean_and_error(values: list[torch.Tensor]) -> Estimate:
+def _mean_and_error(values: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     stacked = torch.stack(values)
     if len(stacked) < 2:
-        return Estimate(stacked.mean(0), torch.full_like(stacked[0], float("nan")))
-    return Estimate(stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5)
+        return stacked.mean(0), torch.full_like(stacked[0], float("nan"))
+    return stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5
