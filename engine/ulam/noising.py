@@ -12,6 +12,7 @@ import ulam_kernels
 from ulam_kernels import Table
 
 from .denoiser import check_predicts
+from .gradients import check_no_gradient
 from .noise import TRAINING, chain_ids, seed_int64, whole_number
 from .ops import Time, _times
 from .schedules import Array, Schedule, check_schedule
@@ -59,6 +60,7 @@ def add_noise(
 
     Raises:
         TypeError, ValueError: an argument that cannot be, named in the message.
+        RuntimeError: t or noise requires grad while gradients are recorded: they flow to x_0 alone.
     """
     check_schedule(schedule)
     check_predicts(predicts)
@@ -66,6 +68,7 @@ def add_noise(
         raise ValueError("predicts must be eps, x0, v, score or flow here (for EDM use objectives.edm), got 'raw'")
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
         raise ValueError("x_0 must be a float tensor [B, *shape], not empty")
+    check_no_gradient("add_noise", noise=noise)
     times = _times(x_0, t)
     alpha, sigma = schedule.levels(times)
     ids = chain_ids(len(x_0) if chains is None else chains)

@@ -4,7 +4,7 @@ All share one signature: state `x_t` [B, *shape], network output `m` [B, *shape]
 `t` one number or a [B] tensor (what the network is told: see `schedules`), `schedule`. Both tensors may be
 any float dtype; the result has their promoted dtype. All are linear: the coefficients are worked out on the
 host in float64 (a `t` on a GPU is waited for), rounded once, and applied by one fused operation (by plain
-torch where a gradient is asked for).
+torch where a derivative in x_t or m is asked for, in reverse or forward mode; there is none in t).
 
 Every function raises TypeError or ValueError, naming the argument, for unequal shapes, a dtype that is no
 float, a `t` of the wrong shape or out of range, and what the prediction leaves undefined (eps and score at
@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 import ulam_kernels
+from ulam_kernels.autograd import forward_mode, recorded
 
 from .denoiser import check_predicts, combine, sigma_data_of
+from .gradients import check_no_gradient
 from .schedules import Array, Schedule, VariancePreserving, check_schedule, posterior
 
 Time = int | float | torch.Tensor | np.ndarray
@@ -111,6 +113,7 @@ def _times(x_t: torch.Tensor, t: Time) -> Array:
             raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
         if t.dtype == torch.bool or t.is_complex():
             raise TypeError(f"t must hold integers or floats, got {t.dtype}")
+        check_no_gradient("a conversion", t=t)
         return t.detach().to("cpu", torch.float64).expand(len(x_t)).numpy()
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
         raise TypeError(f"t must be a number or a tensor of one per chain, got {t!r}")
@@ -134,7 +137,7 @@ def _affine(x: torch.Tensor, m: torch.Tensor, on_x: Array, on_m: Array) -> torch
     promoted = torch.promote_types(x.dtype, m.dtype)
     wide = torch.float64 if promoted == torch.float64 else torch.float32
     a, b = (torch.from_numpy(np.ascontiguousarray(c)).to(x.device, wide) for c in (on_x, on_m))
-    if torch.is_grad_enabled() and (x.requires_grad or m.requires_grad):
+    if recorded(x, m) or forward_mode():
         a, b = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (a, b))
         return (a * x + b * m).to(promoted)
     return ulam_kernels.affine(x, m, a, b)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from ulam_kernels import ops, tick
+from ulam_kernels import autograd, ops, tick
 from ulam_kernels.table import Table
 
 SCHEMAS = {
@@ -217,3 +217,7 @@ for _function in (step, reduce, blend, fill_normal, affine, affine_out, look_up,
     _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
     _fake = _fake_affine if _function is affine else _fake_nothing
     torch.library.register_fake(f"ulam::{_function.__name__}", _fake, lib=_library)
+
+torch.library.register_autograd(
+    "ulam::affine", autograd.of_affine, setup_context=autograd.save_for_affine, lib=_library
+)

@@ -8,7 +8,8 @@ polynomials of ``csrc/include/ulam/special.h``. Terms are summed in float64 in t
 lane l of 1024 adds the elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w = 512, ... 1. So
 a chain's number depends on its own elements alone.
 
-Tensors are contiguous float32, or all float64 on the reference backend, for checking. No gradients.
+Tensors are contiguous float32, or all float64 on the reference backend, for checking. There are no gradients:
+RuntimeError where an argument requires grad while gradients are recorded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType
 import torch
 
 from ulam_kernels.arguments import choice, whole
+from ulam_kernels.autograd import check_no_gradient
 from ulam_kernels.dispatch import select
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
 
@@ -46,6 +48,7 @@ def gaussian_kl(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
     """
+    check_no_gradient("gaussian_kl", mean_a=mean_a, log_var_a=log_var_a, mean_b=mean_b, log_var_b=log_var_b)
     _check_first(mean_a, "mean_a")
     check(mean_b, "mean_b", mean_a.dtype, mean_a.device, mean_a.shape)
     each_a, each_b = _each(log_var_a, "log_var_a", mean_a), _each(log_var_b, "log_var_b", mean_a)
@@ -83,6 +86,7 @@ def discretised_log_likelihood(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or out of range.
     """
+    check_no_gradient("discretised_log_likelihood", x=x, mean=mean, log_scale=log_scale)
     _check_first(x, "x")
     check(mean, "mean", x.dtype, x.device, x.shape)
     each = _each(log_scale, "log_scale", x)

@@ -27,6 +27,8 @@ elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w 
 **Preconditioner.** ``scale`` is the square root L of a diagonal P = L^2, one number an element, shared by the chains.
 L = 1 has the bits of None. Velocities are whitened: v ~ N(0, temperature I), x += drift L v.
 
+No operation has a derivative: RuntimeError where an argument requires grad while gradients are recorded.
+
 Per-chain coefficients are float32 tensors ``[B]``. Tensors are contiguous; floats are float32, except that all of them
 may be float64 on the reference backend, for checking formulas.
 """
@@ -41,6 +43,7 @@ from types import ModuleType
 import torch
 
 from ulam_kernels.arguments import bounds, choice, described, switch, whole
+from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
@@ -93,6 +96,8 @@ def langevin(
         TypeError, ValueError, OverflowError: an argument of the wrong type, dtype, shape, device or layout, out of
             range, or a missing one.
     """
+    operands = {"x": x, "score": score, "step": step, "noise_scale": noise_scale, "scale": scale, "noise": noise}
+    check_no_gradient("langevin", **operands, out=out)
     _check_state(x, "x")
     out = torch.empty_like(x) if out is None else out
     _check_like(x, score=score, out=out, **_given(noise=noise))
@@ -102,6 +107,7 @@ def langevin(
     lo, hi = bounds(lo, hi)
     if x.numel():
         _backend(backend, x).langevin(x, score, step, noise_scale, scale, lo, hi, seed, chain, draw, noise, out)
+        written(out)
     return out
 
 
@@ -144,6 +150,8 @@ def mala_accept(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    states = {"x": x, "proposal": proposal, "score": score, "proposal_score": proposal_score}
+    check_no_gradient("mala_accept", **states, energy=energy, proposal_energy=proposal_energy, step=step, scale=scale)
     _check_state(x, "x")
     _check_like(x, proposal=proposal, score=score, proposal_score=proposal_score)
     for name, value in (("energy", energy), ("proposal_energy", proposal_energy)):
@@ -158,6 +166,8 @@ def mala_accept(
             x, proposal, score, proposal_score, energy, proposal_energy, step, inverse_temperature, scale,
             seed, chain, draw, accepted, log_ratio,
         )  # fmt: skip
+        written(x, score)
+        written(energy)
     return accepted, log_ratio
 
 
@@ -197,6 +207,8 @@ def kick_drift(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    coefficients = {"kick": kick, "drift": drift, "keep": keep, "noise_scale": noise_scale, "scale": scale}
+    check_no_gradient("kick_drift", x=x, v=v, score=score, **coefficients, noise=noise)
     _check_state(x, "x")
     _check_like(x, v=v, score=score, **_given(noise=noise))
     _check_per_chain(x, kick=kick, **_given(drift=drift, keep=keep, noise_scale=noise_scale))
@@ -208,6 +220,7 @@ def kick_drift(
         _check_noise(x, seed, chain, draw, noise)
     if x.numel():
         _backend(backend, x).kick_drift(x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise)
+        written(v, None if drift is None else x)
 
 
 def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -216,6 +229,7 @@ def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_no_gradient("squared_norm", x=x)
     _check_state(x, "x")
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if x.numel():
@@ -254,7 +268,9 @@ def accept(
         raise TypeError(f"pairs: got {described(pairs)}, expected a sequence of (kept, proposed)")
     if len(pairs) > MOST_PAIRS:
         raise ValueError(f"pairs: got {len(pairs)}, expected at most {MOST_PAIRS}")
+    check_no_gradient("accept", log_ratio=log_ratio)
     for kept, proposed in pairs:
+        check_no_gradient("accept", kept=kept, proposed=proposed)
         check_tensor(kept, "pairs")
         if kept.dtype not in (torch.float32, torch.float64) or kept.shape[:1] != log_ratio.shape:
             raise ValueError(f"pairs: got {kept.dtype} {list(kept.shape)}, expected float32 or float64 [B, ...]")
@@ -263,6 +279,8 @@ def accept(
     accepted = torch.empty(len(log_ratio), dtype=torch.bool, device=log_ratio.device)
     if len(log_ratio):
         _backend(backend, log_ratio, torch.float32).accept(log_ratio, pairs, seed, chain, draw, accepted)
+        for kept, _ in pairs:
+            written(kept)
     return accepted
 
 
@@ -276,6 +294,7 @@ def evaluate(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_no_gradient("evaluate", x=x)
     _check_density(density, x)
     switch(energy, "energy")
     score = torch.empty_like(x)
@@ -363,12 +382,17 @@ def run(
     ):
         if tensor is not None:
             check(tensor, label, dtype, device, shape)
+    check_no_gradient("run", x=x, coef=coef, v=v, scale=scale)
     if chains and steps:
         params = density.to(device, x.dtype)
         _backend(backend, x).run(
             density, params, x, SAMPLERS.index(sampler), coef, steps, seed, chain, draw,
             v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted, diverged,
         )  # fmt: skip
+        for tensor in _given(
+            x=x, v=v, draws=draws, energies=energies, moments=moments, accepted=accepted, diverged=diverged
+        ).values():
+            written(tensor)
 
 
 def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None) -> ModuleType:

@@ -12,6 +12,7 @@ import sys
 import torch
 
 from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
+from ulam_kernels.autograd import check_no_gradient, forward_mode, recorded, recording, written
 from ulam_kernels.dispatch import select
 from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.validation import FLOATS as FLOATS
@@ -92,7 +93,12 @@ def step(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what was
             not given (checked on the CPU).
         IndexError: a row outside the table (checked on the CPU). On a GPU such rows make their chain NaN.
+        RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
     """
+    if recording():
+        check_no_gradient(
+            "step", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, source=source
+        )
     if torch.compiler.is_compiling():  # the graph keeps one operator, which comes back here when it runs
         torch.ops.ulam.step(
             state,
@@ -133,6 +139,7 @@ def step(
     select(backend, device.type, dtype).step(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )
+    written(state, net_in)
 
 
 def reduce(
@@ -177,8 +184,10 @@ def reduce(
         ``out``.
 
     Raises:
-        TypeError, ValueError, IndexError: as :func:`step`.
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`step`.
     """
+    if recording():
+        check_no_gradient("reduce", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, out=out)
     if torch.compiler.is_compiling():
         torch.ops.ulam.reduce(
             state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out, backend
@@ -195,6 +204,7 @@ def reduce(
     select(backend, state.device.type, state.dtype).reduce(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out
     )
+    written(out)
     return out
 
 
@@ -242,7 +252,10 @@ def blend(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one.
         IndexError: a row outside the tables, before anything is written (checked on the CPU). On a GPU such rows make
             their chain and its ``net_in`` NaN.
+        RuntimeError: as :func:`step`.
     """
+    if recording():
+        check_no_gradient("blend", state=state, known=known, mask=mask, a=a, b=b, noise=noise)
     if torch.compiler.is_compiling():
         torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend, row, stage)
         return
@@ -282,6 +295,7 @@ def blend(
     )
     if net_in is not None and plain is not None and plain is not net_in:
         net_in.copy_(plain)
+    written(state, net_in)
 
 
 def fill_normal(
@@ -309,7 +323,10 @@ def fill_normal(
 
     Raises:
         TypeError, ValueError, OverflowError: as :func:`step`; a number of the wrong type or out of range.
+        RuntimeError: as :func:`step`.
     """
+    if recording():
+        check_no_gradient("fill_normal", out=out)
     if torch.compiler.is_compiling():
         torch.ops.ulam.fill_normal(out, seed, chain, draw, tag, scale, offset, backend)
         return out
@@ -333,6 +350,7 @@ def fill_normal(
         check(ids, name, torch.int64, out.device, (chains,))
     seed, chain, draw = apart((seed, chain, draw), 0, out)
     select(backend, out.device.type, out.dtype).fill_normal(out, seed, chain, draw, tag, scale, offset)
+    written(out)
     return out
 
 
@@ -347,6 +365,8 @@ def affine(
 ) -> torch.Tensor:
     """``out = a x + b m`` with one pair of coefficients a chain: ``fma(b, m, mul(a, x))`` in fp32, rounded once.
 
+    Gradients flow to x, m, a and b, of any order in reverse mode.
+
     Args:
         x, m: ``[B, *shape]``, any float types. a, b: ``[B]`` float32 (float64 where x or m is). A zero coefficient's
             term is not read.
@@ -354,8 +374,11 @@ def affine(
 
     Raises:
         TypeError, ValueError: as :func:`step`.
+        RuntimeError: an input requires grad while gradients are recorded, and ``out`` is given; forward mode.
     """
-    if torch.compiler.is_compiling():
+    if out is not None or forward_mode():
+        check_no_gradient("affine with out or in forward mode", x=x, m=m, a=a, b=b, out=out)
+    if torch.compiler.is_compiling() or recorded(x, m, a, b):
         if out is None:
             return torch.ops.ulam.affine(x, m, a, b, backend)  # type: ignore[no-any-return]
         torch.ops.ulam.affine_out(x, m, a, b, out, backend)
@@ -379,4 +402,5 @@ def affine(
     x, m = x.resolve_neg().contiguous(), m.resolve_neg().contiguous()
     x, m, a, b = apart((x, m, a, b), 2, out)
     select(backend, x.device.type, wanted).affine(x, m, a, b, out)
+    written(out)
     return out

@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 
+from ulam_kernels.autograd import check_no_gradient, recording, written
 from ulam_kernels.dispatch import load, select
 from ulam_kernels.validation import FLOATS, check
 
@@ -54,11 +55,15 @@ def look_up(
             or ``weight`` shares memory with another argument.
         IndexError: a row outside the table, before anything is written (checked on the CPU). On a GPU such rows give
             NaN, -1 where times are int64, and a weight of 1.
+        RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
     """
+    if recording():
+        check_no_gradient("look_up", times=times, out=out, guidance=guidance, interval=interval, weight=weight)
     if torch.compiler.is_compiling():
         torch.ops.ulam.look_up(times, row, out, guidance, interval, weight, backend)
         return
     if _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
+        written(out, weight)
         return
     device, chains = times.device, row.shape[:1]
     if times.dtype not in TIMES:
@@ -78,6 +83,7 @@ def look_up(
     _check_apart(("out", "weight"), named)
     if chains[0]:
         select(backend, device.type, times.dtype).look_up(times, row, out, guidance, interval, weight)
+    written(out, weight)
 
 
 def advance(
@@ -119,6 +125,7 @@ def advance(
         torch.ops.ulam.advance(cursor, now, model, uncond, guidance, backend)
         return
     if _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
+        written(cursor, now)
         return
     device = cursor.device
     if cursor.dim() != 2 or cursor.shape[0] != CURSOR_LINES:
@@ -143,6 +150,7 @@ def advance(
         if model is not None and model.numel() == 0:
             model = uncond = guidance = None
         select(backend, device.type, torch.int64).advance(cursor, now, model, uncond, guidance)
+    written(cursor, now)
 
 
 def _output(output: torch.Tensor, name: str, device: torch.device, chains: torch.Size) -> torch.Tensor:

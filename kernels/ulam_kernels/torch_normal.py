@@ -8,6 +8,8 @@ from functools import cache
 
 import torch
 
+from ulam_kernels.autograd import written
+
 
 def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Fill ``out`` as ``out.normal_(generator=generator)`` does: the same bits, and the same state afterwards.
@@ -46,6 +48,7 @@ def _filled(native: Callable[..., bool], out: torch.Tensor, generator: torch.Gen
     filled = native(out.data_ptr(), out.numel(), state.data_ptr(), state.numel(), torch.get_num_threads())
     if filled:
         generator.set_state(state)
+        written(out)
     return filled
 
 

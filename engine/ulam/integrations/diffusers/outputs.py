@@ -33,7 +33,8 @@ class Later:
             if self.value is None:
                 if _versions(self.arguments) != self.versions:
                     raise RuntimeError(f"{self.name} must be read before model_output or sample are changed in place")
-                self.value = self.compute()
+                with torch.no_grad():  # as step itself was called, where an argument requires grad
+                    self.value = self.compute()
                 del self.compute, self.arguments
         return self.value
 
