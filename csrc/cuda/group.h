@@ -16,7 +16,7 @@ ULAM_HD constexpr int in_order(int number) {
 }
 
 // 2^shift threads side by side. All threads of a warp call what exchanges numbers, whatever their chains ask for.
-struct Group {
+struct LaneGroup {
   static constexpr uint32_t whole = 0xffffffffu;
   uint32_t shift;
 
@@ -53,7 +53,7 @@ struct Group {
 // sum_alone() of team.h for a group and up to kLanes elements: each lane of the sums has one at most, so halves are all
 // that is added. +0 stands for the others: no sum is -0, so adding it changes none.
 template <int quads, class Terms>
-ULAM_DEVICE void sum_in_group(const Terms& terms, const Group& group, uint32_t elements, double* total) {
+ULAM_DEVICE void sum_in_group(const Terms& terms, const LaneGroup& group, uint32_t elements, double* total) {
   constexpr int sums = Terms::sums, in_flight = Terms::in_flight;
   double part[4][sums][4];  // part[h]: the sum of 2^h quads, until as many more are added
   ULAM_UNROLL

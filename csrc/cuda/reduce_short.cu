@@ -19,7 +19,7 @@ struct Held {
   bool nan = false;
 
   template <bool aligned>
-  ULAM_DEVICE Held(const ReduceChain<aligned, kInFlightOf<aligned, quads>>& chain, const Group& group) {
+  ULAM_DEVICE Held(const ReduceChain<aligned, kInFlightOf<aligned, quads>>& chain, const LaneGroup& group) {
     constexpr int in_flight = kInFlightOf<aligned, quads>;
     ULAM_UNROLL
     for (int p = 0; p < quads / in_flight; ++p) {
@@ -56,8 +56,8 @@ struct Held {
 };
 
 template <int quads, bool aligned>
-ULAM_DEVICE Scales threshold(const ShortChain<aligned, quads>& chain, const Group& group, int64_t elements, float level,
-                             float cap) {
+ULAM_DEVICE Scales threshold(const ShortChain<aligned, quads>& chain, const LaneGroup& group, int64_t elements,
+                             float level, float cap) {
   const Rank rank = rank_of(level, elements);
   const uint32_t k = static_cast<uint32_t>(rank.k);
   const Held<quads> held(chain, group);
@@ -73,7 +73,7 @@ ULAM_DEVICE Scales threshold(const ShortChain<aligned, quads>& chain, const Grou
 }
 
 template <int quads, bool aligned, bool given>
-ULAM_DEVICE Scales normalise(const ShortChain<aligned, quads>& chain, const Group& group) {
+ULAM_DEVICE Scales normalise(const ShortChain<aligned, quads>& chain, const LaneGroup& group) {
   double total[2];
   sum_in_group<quads>(Squares<aligned, given, kInFlightOf<aligned, quads>>{chain}, group, chain.elements, total);
   return normalising_scales(total[1], total[0]);
@@ -86,7 +86,7 @@ ULAM_DEVICE Scales normalise(const ShortChain<aligned, quads>& chain, const Grou
 template <int quads, bool aligned>
 __global__ void __launch_bounds__(kGroupThreads)
     reduce_chains(const Reduce s, uint32_t missing, uint32_t width, uint32_t shift) {
-  const Group group{shift};
+  const LaneGroup group{shift};
   const bool exists = group.chain() < s.step.chains;
   const int64_t b = exists ? group.chain() : s.step.chains - 1;
   const Request row(s.step, b, missing);
@@ -94,13 +94,13 @@ __global__ void __launch_bounds__(kGroupThreads)
   ShortChain<aligned, quads> chain(s.step, b, row, width);
   Scales scales = row.usable ? no_scales() : nan_scales();
   const bool first = exists && row.threshold(), second = exists && row.normalise();
-  if (Group::any(first)) {
+  if (LaneGroup::any(first)) {
     chain.elements = elements(first);
     const float level = first ? row.c[kLow] : 0.0f, cap = first ? row.c[kHigh] : 0.0f;
     const Scales found = threshold<quads, aligned>(chain, group, s.step.elements, level, cap);
     if (first) scales = found;
   }
-  if (Group::any(second)) {
+  if (LaneGroup::any(second)) {
     chain.elements = elements(second);
     const Scales found =
         chain.given ? normalise<quads, aligned, true>(chain, group) : normalise<quads, aligned, false>(chain, group);
