@@ -1,4 +1,4 @@
-// One look at all tensors of a step, where Python would need a microsecond or two.
+// One look at all tensors of an operation, where Python would need a microsecond or two.
 #pragma once
 
 #include "tensors.h"
@@ -14,10 +14,31 @@ struct Range {
   bool meets(const Range& other) const { return begin < other.end && other.begin < end; }
 };
 
-// Whether a tensor without holes is state[0], element for element.
-inline bool is_first(const View& v, const View& state) {
-  return v.address<char>() == state.address<char>() && v.kind == state.kind && v.bits == state.bits && v.contiguous() &&
-         v.dimensions == state.dimensions - 1 && std::equal(v.shape, v.shape + v.dimensions, state.shape + 1);
+// Whether a tensor is what is written, element for element, or its first register: `skipped` dimensions are for these.
+inline bool is_same(const View& v, const View& written, int skipped) {
+  return v.address<char>() == written.address<char>() && v.kind == written.kind && v.bits == written.bits &&
+         v.contiguous() && v.dimensions == written.dimensions - skipped &&
+         std::equal(v.shape, v.shape + v.dimensions, written.shape + skipped);
+}
+
+// separate(written, elementwise, read, ...): whether no tensor that is read shares memory with what is written; the
+// first `elementwise` of them may be that tensor itself, or its first register. None is no tensor. Where a tensor has
+// no view, as where the answer is no, the caller looks at each.
+inline PyObject* separate(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  if (count < 2) return PyErr_Format(PyExc_TypeError, "separate: got %zd arguments, expected 2 or more", count);
+  const auto written = view_of(given[0]);
+  const long elementwise = PyLong_AsLong(given[1]);
+  if (elementwise == -1 && PyErr_Occurred()) return nullptr;
+  if (!written) Py_RETURN_FALSE;
+  const Range range(*written);
+  for (Py_ssize_t k = 2; k < count; ++k) {
+    if (given[k] == Py_None) continue;
+    const auto v = view_of(given[k]);
+    if (!v || v->device_type != written->device_type || v->device != written->device) Py_RETURN_FALSE;
+    const bool same = k - 2 < elementwise && (is_same(*v, *written, 0) || is_same(*v, *written, 1));
+    if (!same && Range(*v).meets(range)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
 }
 
 // ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, ...): whether row, seed, chain and draw
@@ -46,7 +67,7 @@ inline PyObject* ready(PyObject*, PyObject* const* given, Py_ssize_t count) {
     }
     const Range range(*v);
     if (range.meets(also)) Py_RETURN_FALSE;
-    if (range.meets(written) && !(k >= kElementwise && k < kOthers && is_first(*v, *state))) Py_RETURN_FALSE;
+    if (range.meets(written) && !(k >= kElementwise && k < kOthers && is_same(*v, *state, 1))) Py_RETURN_FALSE;
   }
   Py_RETURN_TRUE;
 }

@@ -109,6 +109,7 @@ def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The door in C++, and the one in Python, which has the last word."""
     if not request.param:
         monkeypatch.setattr(ulam_kernels.ops, "ready", lambda *tensors: False)
+        monkeypatch.setattr(ulam_kernels.validation, "separate", lambda *tensors: False)
 
 
 @pytest.mark.parametrize("operation, argument", TENSORS)

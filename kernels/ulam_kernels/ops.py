@@ -399,7 +399,9 @@ def affine(
     check(out, "out", out.dtype if wide else None, x.device, x.shape)
     check(a, "a", wanted, x.device, x.shape[:1])
     check(b, "b", wanted, x.device, x.shape[:1])
-    x, m = x.resolve_neg().contiguous(), m.resolve_neg().contiguous()
+    if x.is_neg() or m.is_neg():
+        x, m = x.resolve_neg(), m.resolve_neg()
+    x, m = x.contiguous(), m.contiguous()
     x, m, a, b = apart((x, m, a, b), 2, out)
     select(backend, x.device.type, wanted).affine(x, m, a, b, out)
     written(out)

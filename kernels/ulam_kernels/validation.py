@@ -11,10 +11,15 @@ from ulam_kernels.table import Table
 
 try:
     from ulam_kernels._cpu import ready as ready
+    from ulam_kernels._cpu import separate
 except ImportError:  # a broken build is told of by its backend
 
     def ready(state: torch.Tensor, net_in: torch.Tensor | None, /, *reads: torch.Tensor | None) -> bool:
         """Whether there is nothing to look at more closely: see bindings/door.h."""
+        return False
+
+    def separate(written: torch.Tensor, elementwise: int, /, *reads: torch.Tensor | None) -> bool:
+        """Whether no memory is shared: see bindings/door.h."""
         return False
 
 
@@ -195,6 +200,8 @@ def apart(
     Of the first ``elementwise`` an element is read before the same element of ``written``, or of the register r_0 in a
     state, is written: these may be that tensor itself.
     """
+    if separate(written, elementwise, *reads) and (also is None or separate(also, 0, *reads)):
+        return reads
     begin = written.data_ptr()
     end = begin + written.nbytes
     begin_also = end_also = 0
