@@ -19,7 +19,7 @@ from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 
 from .denoiser import Denoiser
 from .estimate import Inputs
-from .gradients import check_no_gradient
+from .gradients import check_no_gradient, without_graph
 from .likelihood import Likelihood, likelihood
 from .network import in_eval_mode
 from .noise import BOUND, SAMPLED_STEPS, normal_for, whole_number
@@ -240,8 +240,9 @@ class _Term:
             x_t = add_noise(
                 self.x_0.detach(), t, denoiser.schedule, "eps", noise=self._wide(z), backend=self.backend
             ).x_t
+            told = t.to(x_t.device, denoiser.time_dtype)
             with in_eval_mode(modules):
-                m = denoiser.net(x_t, t.to(x_t.device, denoiser.time_dtype), **self.cond)
+                m = without_graph(lambda x: denoiser.net(x, told, **self.cond), x_t)
             learned = self.variance.startswith("learned")
             if not isinstance(m, torch.Tensor) or m.shape not in _output_shapes(self.x_0, learned):
                 came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__

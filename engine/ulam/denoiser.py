@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .derivatives import MODES, modes_that_ran
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
+DERIVATIVES = ("auto", "forward", "reverse")
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "raw")
 
 
@@ -160,8 +160,8 @@ class Denoiser:
         sigma_data_of(self.schedule, self.predicts)
         if self.time not in ("auto", "index"):
             raise ValueError(f"time must be 'auto' or 'index', got {self.time!r}")
-        if self.derivatives not in MODES:
-            raise ValueError(f"derivatives: got {self.derivatives!r}, expected one of {', '.join(MODES)}")
+        if self.derivatives not in DERIVATIVES:
+            raise ValueError(f"derivatives: got {self.derivatives!r}, expected one of {', '.join(DERIVATIVES)}")
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
 
@@ -187,7 +187,10 @@ class Denoiser:
     @property
     def modes(self) -> dict[str, str]:
         """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
-        return dict(modes_that_ran(self._found))
+        served = [way for (way, *_), known in self._found.items() if known is True]
+        return {
+            "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
+        }
 
     @property
     def time_dtype(self) -> torch.dtype:

@@ -29,6 +29,7 @@ from .arguments import (
 from .conditioning import Cond, Shared, check_cond, check_guidance
 from .delivery import Delivery
 from .denoiser import Denoiser, Sampler
+from .gradients import check_no_gradient
 from .job import Callback, Finish, Job, Noise
 from .known import check_known
 from .loop import Loop
@@ -60,7 +61,8 @@ class Engine:
     :meth:`run`, :meth:`astream`); where several do, they take turns, and each chain is delivered once.
 
     Args:
-        denoiser: the network with its schedule. It is called under ``torch.inference_mode``.
+        denoiser: the network with its schedule. It is called under ``torch.inference_mode``, unless ``options`` say
+            that it takes gradients inside. No gradient flows through samples.
         shape: of one chain's sample. slots: chains in one batch, or "auto": found by short trials
             (:func:`ulam.tuning.best_slots`).
         device: where the states live; the network must be there.
@@ -179,8 +181,11 @@ class Engine:
 
         Raises:
             TypeError, ValueError: an argument that cannot be, named in the message; the engine is as before.
-            QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed.
+            QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed, or an
+            argument requires grad while gradients are recorded.
         """
+        check_no_gradient("sampling", cond, x_init=x_init, guidance=guidance, known=known, mask=mask)
+        check_no_gradient("sampling", uncond)
         if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
             came = type(sampler).__name__
             raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")

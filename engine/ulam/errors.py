@@ -10,17 +10,24 @@ if TYPE_CHECKING:
     from .job import Job
 
 
+GRADIENTS = "options=ulam.NetworkOptions(gradients=True)"
+
+
 class NetworkError(RuntimeError):
     """The network raised; ``__cause__`` is what. The engine is as before the call, going on repeats it.
 
-    ``chains`` are the ids of the chains that were in the batch, by job.
+    ``chains`` are the ids of the chains that were in the batch, by job. ``wants_gradients``: it takes gradients inside,
+    which it has with ``NetworkOptions(gradients=True)`` alone.
     """
 
-    def __init__(self, cause: BaseException, chains: dict[Job, list[int]]) -> None:
+    def __init__(self, cause: BaseException, chains: dict[Job, list[int]], wants_gradients: bool = False) -> None:
         ids = sorted(chain for of_job in chains.values() for chain in of_job)
         shown = ", ".join(map(str, ids[:8])) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
-        super().__init__(f"net: {type(cause).__name__}: {cause} (chains {shown})")
-        self.chains = chains
+        told = f"{type(cause).__name__}: {cause}"
+        if wants_gradients:
+            told = f"got one that takes gradients inside ({' '.join(told.split()):.80}), expected {GRADIENTS}"
+        super().__init__(f"net: {told} (chains {shown})")
+        self.chains, self.wants_gradients = chains, wants_gradients
 
 
 class QueueFull(RuntimeError):

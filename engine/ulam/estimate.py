@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
+from .differences import reduced_precision
 from .gradients import plain
 from .network import autocast_state, in_eval_mode
 from .schedules import Array, Schedule, VariancePreserving
@@ -56,8 +57,9 @@ class Estimator:
         self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, told)
 
     def _tensor(self, coefficients: Array) -> torch.Tensor:
-        like = self._like
-        return torch.from_numpy(np.ascontiguousarray(coefficients)).to(like).view(-1, *[1] * (like.dim() - 1))
+        with torch.inference_mode(False):  # graphs may hold it
+            numbers = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._like.device, self._like.dtype)
+            return numbers.view(-1, *[1] * (self._like.dim() - 1))
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
         """D, shaped like y."""
@@ -80,9 +82,7 @@ class Estimator:
 
     def reduced(self) -> bool:
         """Whether the network computes in bfloat16 or float16, as far as can be seen."""
-        tensors = (parameter for module in self._modules for parameter in module.parameters(recurse=False))
-        halves = (torch.bfloat16, torch.float16)
-        return autocast_state(self._like.device)[0] or any(t.dtype in halves for t in (self._like, *tensors))
+        return reduced_precision(self._like, self._modules)
 
     def per_chain(self, values: Array) -> torch.Tensor:
         """``[B]`` numbers as a tensor that broadcasts over y."""

@@ -37,8 +37,10 @@ def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **ten
     """Raises RuntimeError where a caller may expect a gradient of ``what``, which has none."""
     if not torch.is_grad_enabled():
         return
-    given = tensors | {f"cond[{key!r}]": value for key, value in (cond or {}).items()}
-    for name, tensor in given.items():
+    further = cond.items() if isinstance(cond, Mapping) else ()
+    given = tensors | {f"cond[{key!r}]": value for key, value in further}
+    for name, value in given.items():
+        tensor = getattr(value, "tensor", value)  # of what ulam.shared wraps
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
             raise RuntimeError(
                 f"{name}: got a tensor that requires grad, but {what} gives no gradient, expected its .detach(), or "

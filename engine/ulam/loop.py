@@ -125,7 +125,7 @@ class Loop:
             ids: dict[Job, list[int]] = {}
             for group in work.groups:
                 ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
-            raise NetworkError(error.__cause__ or error, ids) from error.__cause__
+            raise NetworkError(error.__cause__ or error, ids, error.wants_gradients) from error.__cause__
         self._scheduler.tick += 1
         report.ticks += 1
         report.evaluations += work.active

@@ -12,6 +12,7 @@ import torch
 
 from .denoiser import Denoiser
 from .errors import NetworkError
+from .gradients import plain, wants_gradients
 from .report import Report
 
 
@@ -22,18 +23,20 @@ class NetworkOptions:
     autocast: a dtype for ``torch.autocast``, or None. channels_last: hand over x in that memory format.
     compile: run it through ``torch.compile``. doubled: evaluate the guided and the unguided branch in one batch of
     twice the slots, in place of two calls: faster on small networks; a chain's bits may then depend on whether there
-    is guided company.
+    is guided company. gradients: call it where gradients are recorded, for a network that takes some inside, as
+    classifier guidance does; without it gets inference mode, which has none.
     """
 
     autocast: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
     doubled: bool = False
+    gradients: bool = False
 
     def __post_init__(self) -> None:
         if self.autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: got {self.autocast!r}, expected torch.bfloat16, torch.float16 or None")
-        for name in ("channels_last", "compile", "doubled"):
+        for name in ("channels_last", "compile", "doubled", "gradients"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
 
@@ -125,11 +128,11 @@ class Network:
         given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
         try:
             with self._autocast():
-                m = self._compiled(given, t, inputs)
+                m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise NetworkError(error, {}) from error
+            raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
         if version is not None and x._version != version:
             raise ValueError("net: changed its input x in place, which is the engine's own; work on x.clone()")
         if not isinstance(m, torch.Tensor):
@@ -141,6 +144,12 @@ class Network:
         if not m.is_floating_point() or m.device != x.device:
             raise TypeError(f"net: returned {m.dtype} on {m.device}, expected a float tensor on {x.device}")
         return m
+
+    def _recorded(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
+        """The output of a network that may take gradients, in x too: what it is given are leaves of its own."""
+        with torch.inference_mode(False), torch.enable_grad():
+            m = self._compiled(plain(x), plain(t), {key: plain(value) for key, value in inputs.items()})
+        return m.detach() if isinstance(m, torch.Tensor) else m
 
     def _compiled(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
         if self._net is self._eager:

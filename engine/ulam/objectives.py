@@ -3,6 +3,10 @@
 Losses are ``[B]``, one an example (mean over elements for the denoising ones, sum over dimensions for score matching as
 its identities have it); take their mean. Random directions and noise are noise-v1's, so a training batch can be made
 again. Every function raises TypeError or ValueError naming the argument.
+
+:func:`implicit_score_matching` and :func:`sliced_score_matching` differentiate the score in x. The first time they meet
+a function they hold its derivative against finite differences (:mod:`ulam.differences`) and raise TypeError where it
+hides its dependence on x; they give no gradient in x, and raise RuntimeError where it requires one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import torch
 
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser
+from .differences import check_score
+from .gradients import check_no_gradient
 from .noise import TRAINING, normal_for
 from .noising import Noised, add_noise
 from .ops import Time, _times, predict_x0
@@ -150,7 +156,7 @@ def implicit_score_matching(score: Score, x: torch.Tensor) -> torch.Tensor:
 
     Its mean is explicit score matching E|s - grad log p|^2 / 2 less the constant E|grad log p|^2 / 2.
     """
-    x = x.detach().requires_grad_()
+    x = _leaf(score, x)
     s = _score(score, x)
     flat = s.flatten(1)
     trace = torch.zeros(len(x), dtype=s.dtype, device=x.device)
@@ -169,7 +175,7 @@ def sliced_score_matching(
     reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, less variance [eq. 8]; the mean over v then is the implicit objective.
     Directions are Rademacher signs of noise-v1.
     """
-    x = x.detach().requires_grad_()
+    x = _leaf(score, x)
     s = _score(score, x)
     total = torch.zeros(len(x), dtype=s.dtype, device=x.device)
     for v in probes(x, samples, seed=seed, first=step * samples):
@@ -251,6 +257,13 @@ def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torc
         "score": alpha / sigma**2,
     }
     return gain[predicts] ** 2
+
+
+def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
+    """x to differentiate the score in, after a look at whether it can be."""
+    check_no_gradient("score matching in x", x=x)
+    check_score(lambda at: _score(score, at), x, score)
+    return x.detach().requires_grad_()
 
 
 def _score(score: Score, x: torch.Tensor) -> torch.Tensor:

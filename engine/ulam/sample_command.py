@@ -84,6 +84,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
     how.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     how.add_argument("--autocast", choices=tuple(AUTOCAST), help="run the network under torch.autocast")
+    how.add_argument(
+        "--gradients", action="store_true", help="the network takes gradients inside, as classifier guidance does"
+    )
     how.add_argument("--channels-last", action="store_true", help="give the network this memory format")
     how.add_argument(
         "--on-interrupt", choices=("drop", "drain"), default="drop",
@@ -128,7 +131,9 @@ def _jobs(options: argparse.Namespace, model: Model, device: torch.device) -> li
 
 
 def _engine(options: argparse.Namespace, model: Model, specs: list[JobSpec], device: torch.device) -> Engine:
-    network = NetworkOptions(AUTOCAST.get(options.autocast), options.channels_last, options.compile)
+    network = NetworkOptions(
+        AUTOCAST.get(options.autocast), options.channels_last, options.compile, gradients=options.gradients
+    )
     slots = options.slots
     if slots is None:
         slots = min(sum(len(spec.chains) for spec in specs), DEFAULT_SLOTS)

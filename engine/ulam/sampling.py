@@ -12,6 +12,7 @@ from .conditioning import Cond, Shared
 from .denoiser import Denoiser, Sampler
 from .engine import Engine
 from .job import Noise
+from .network import NetworkOptions
 from .noise import chain_ids
 from .program import Program
 
@@ -39,6 +40,7 @@ def sample(
     first_row: int = 0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
+    options: NetworkOptions | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -71,15 +73,18 @@ def sample(
             [Kynkaanniemi 2024]. guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is to be kept, 0 where it
             is to be sampled, each ``[chains, *shape]`` or what broadcasts to it, or one for all by :func:`ulam.shared`.
+        options: how the network is called, see :class:`ulam.NetworkOptions`; one that takes gradients inside needs
+            ``NetworkOptions(gradients=True)``.
         progress: show a bar where stderr is a terminal.
 
     Raises:
         TypeError, ValueError: an argument that cannot be, named in the message, before anything runs.
+        RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
     ids = chain_ids(chains)
     if slots is None:
         slots = min(max(len(ids), 1), DEFAULT_SLOTS)
-    with Engine(denoiser, shape, slots, device, backend, dtype) as engine:
+    with Engine(denoiser, shape, slots, device, backend, dtype, options=options) as engine:
         job = engine.submit(
             sampler,
             ids,

@@ -123,7 +123,7 @@ def addresses(net: object) -> list[int]:
     """Where the parameters and buffers of a network lie, those of modules that a function refers to included."""
     tensors = (
         tensor
-        for module in _modules(net, set())
+        for module in modules_of(net, set())
         for kept in (module._parameters, module._buffers)
         for tensor in kept.values()
         if tensor is not None
@@ -131,7 +131,7 @@ def addresses(net: object) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
+def modules_of(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
     """A module with those inside it; of a function, a method or another callable those that it refers to itself."""
     if isinstance(value, torch.nn.Module):
         yield from value.modules()
@@ -151,4 +151,4 @@ def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
             with suppress(ValueError):  # not assigned yet
                 reached.append(cell.cell_contents)
     for other in reached:
-        yield from _modules(other, seen)
+        yield from modules_of(other, seen)

@@ -13,6 +13,7 @@ import ulam_kernels.dispatch
 
 from ..arguments import check_shape, fallbacks, resolve_device
 from ..denoiser import Denoiser
+from ..gradients import check_no_gradient
 from ..noise import chain_ids, seed_int64, whole_number
 from . import diagnosis
 from .batch import Batch, Plan, Record
@@ -85,6 +86,7 @@ def run(
 
     Raises:
         TypeError, ValueError: an argument that cannot be, or an energy that is not finite where a chain starts.
+        RuntimeError: x_init, v_init or cond requires grad while gradients are recorded: none flows through a run.
 
     Warns:
         RuntimeWarning: chains diverged (see ``divergences`` of :class:`ulam.mcmc.Chains`); adaptation left a chain with
@@ -92,6 +94,7 @@ def run(
         :mod:`ulam.mcmc.diagnosis`).
         UserWarning: ``x_init`` without ``seed``, ``first_step`` or ``resume``: the noise begins anew.
     """
+    check_no_gradient("a run of chains", getattr(target, "cond", None), x_init=x_init, v_init=v_init)
     if slots is not None and whole_number("slots", slots) < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
     if resume is not None:

@@ -11,6 +11,7 @@ import torch
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, eps_coefficients, sigma_data_of
 from ..estimate import Estimator, Sigma, levels
+from ..gradients import without_graph
 from ..network import in_eval_mode
 
 Evaluated: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"  # energy [B] float64 (or None) and score like x
@@ -76,10 +77,11 @@ class Energy:
             return energy.detach().double() if wanted else None, score.to(at.dtype).contiguous()
 
         def as_given(at: torch.Tensor, wanted: bool) -> Evaluated:
-            assert self.given_score is not None
+            given = self.given_score
+            assert given is not None
             with torch.no_grad(), in_eval_mode(modules):
                 energy = _checked_energy(self.fn(at, **cond), at).double() if wanted else None
-                return energy, checked_score(self.given_score(at, **cond), at)
+                return energy, checked_score(without_graph(lambda x: given(x, **cond), at), at)
 
         return by_autograd if self.given_score is None else as_given
 
@@ -107,8 +109,8 @@ class Score:
         cond, modules = _of_rows(self.cond, rows, chains, x.device), _modules(self.fn)
 
         def evaluate(at: torch.Tensor, wanted: bool) -> Evaluated:
-            with torch.no_grad(), in_eval_mode(modules):
-                return None, checked_score(self.fn(at, **cond), at)
+            with in_eval_mode(modules):
+                return None, checked_score(without_graph(lambda x: self.fn(x, **cond), at), at)
 
         return evaluate
 
@@ -143,8 +145,7 @@ class DenoiserScore:
         score = _Tweedie(self.denoiser, x, sigma, _of_rows(self.cond, rows, chains, x.device))
 
         def evaluate(at: torch.Tensor, wanted: bool) -> Evaluated:
-            with torch.no_grad():
-                return None, checked_score(score(at), at)
+            return None, checked_score(without_graph(score, at), at)
 
         return evaluate
 
