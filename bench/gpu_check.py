@@ -213,6 +213,13 @@ def verdicts(output: str) -> Result:
     }
 
 
+def told_of_failures(output: str) -> str:
+    """Of pytest's output the tracebacks, where there are any, and the end."""
+    begin = output.find("= FAILURES =")
+    shown = output[begin : begin + 8000] if begin >= 0 else ""
+    return re.sub(r"[ =_-]{80,}", " ", f"{shown}\n{output[-3000:]}")
+
+
 def tests(files: tuple[str, ...], idle_ok: bool, seconds: float, _: Path) -> Result:
     """Run the files with pytest, side by side; each must pass something and find a GPU (unless ``idle_ok``)."""
     options = ["-v", "-ra", "--tb=short", "--color=no", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "bench.shard"]
@@ -235,7 +242,7 @@ def tests(files: tuple[str, ...], idle_ok: bool, seconds: float, _: Path) -> Res
     if unseen and not idle_ok:  # cases for the CPU may have passed beside them
         told.append(f"skipped for want of a GPU: {sum(unseen.values())} ({'; '.join(unseen)})")
     told += [f"{file}: {each.failure()['error']}" for file, each in bad.items()]
-    output = "\n".join(ran[file].output[-3000:] for file in {*bad, *idle})
+    output = "\n".join(told_of_failures(ran[file].output) for file in {*bad, *idle})
     return {"ok": not told, **counts, **({"error": "; ".join(told), "output": output} if told else {})}
 
 

@@ -115,6 +115,7 @@ def _patch_torch(monkeypatch, gpu):
 
     def synchronize(device=None):
         index = index_of(device)
+        gpu.forbid_whole(index)
         for queue in gpu.devices[index].queues:
             gpu.wait("synchronize", queue, debug=False)
 

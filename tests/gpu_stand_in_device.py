@@ -264,6 +264,15 @@ class Gpu:
             if hit:
                 raise cuda_error(UNSUPPORTED)
 
+    def forbid_whole(self, device):
+        """Refuse a wait for a whole device of which a stream is being captured, by whichever thread, and spoil that."""
+        with self.lock:
+            hit = [c for c in self.captures if c.origin.device == device]
+            for capture in hit:
+                capture.invalidated = True
+            if hit:
+                raise cuda_error(UNSUPPORTED)
+
     def allocate(self, device, size):
         """New device memory. The allocator knows how to do so inside a capture, on the stream that captures; elsewhere
         a cudaMalloc is refused as all else is (torch's cache may save it from that; here nothing does)."""

@@ -204,6 +204,59 @@ def test_another_thread_may_submit_during_a_capture(gpu):
     assert torch.equal(next(iter(results.values())).cpu(), expected(submission(DDIM(steps=5), cond={"y": Y})))
 
 
+def test_captures_of_two_threads_do_not_meet(gpu):
+    """torch.cuda.graph first waits for the whole device, which a capture of another thread does not survive."""
+    calls, threads, results = [], [], []
+    other = make(gpu)
+
+    def run_other():
+        for steps in (5, 7):
+            other.submit(DDIM(steps=steps), 6, 5, cond={"y": Y})
+            results.append(next(iter(other.run().values())).cpu())
+
+    def network(x, t):
+        calls.append(1)
+        if len(calls) == 2:  # captured
+            threads.append(threading.Thread(target=run_other))
+            threads[0].start()
+            threads[0].join(0.5)  # it has come as far as it can
+        return net(x, t)
+
+    engine = make(gpu, network)
+    check(engine, submission(DDPM(steps=11), 12))
+    threads[0].join()
+    assert not engine.report.fallbacks and not other.report.fallbacks
+    assert engine.report.captures == other.report.captures == 1
+    for steps, result in zip((5, 7), results, strict=True):
+        assert torch.equal(result, expected(submission(DDIM(steps=steps), cond={"y": Y})))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_capture_that_others_spoil_is_tried_again(gpu, times):
+    """Someone's torch.cuda.synchronize() in another thread; after three times the kind of tick stays eager."""
+    calls, refused = [], []
+
+    def wait_for_all():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    def network(x, t):
+        calls.append(1)
+        if len(calls) % 2 == 0 and len(refused) < times:  # captured: ticks that were spoilt run once more, eagerly
+            thread = threading.Thread(target=wait_for_all)
+            thread.start()
+            thread.join()
+        return net(x, t)
+
+    engine = make(gpu, network)
+    check(engine, submission(DDPM(steps=17), 12))
+    assert len(refused) == times and all("capturing" in text for text in refused)
+    assert engine.report.captures == (times < 3)
+    assert len(engine.report.fallbacks) == (times == 3)
+
+
 @pytest.mark.parametrize("options", [{"backend": "reference"}, {"dtype": torch.float64}], ids=str)
 def test_what_computes_on_the_host_is_not_captured_and_says_so(gpu, options):
     engine = make(gpu, **options)

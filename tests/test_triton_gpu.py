@@ -73,7 +73,7 @@ def test_affine_gives_the_bits_of_the_cpu(types: tuple[torch.dtype, ...], chains
 
 
 @pytest.mark.parametrize("state", FLOATS, ids=str)
-@pytest.mark.parametrize("chains, n", [(24, 1), (100_003, 2), (3001, 34), (96, 1027), (64, 12_288), (7, 200_001)])
+@pytest.mark.parametrize("chains, n", [(24, 1), (100_003, 2), (3001, 34), (96, 1027), (64, 12_288), (13, 200_001)])
 def test_reductions_give_the_bits_of_the_cpu(state: torch.dtype, chains: int, n: int) -> None:
     from ulam_kernels import triton
 
@@ -130,6 +130,7 @@ def test_runs_on_the_current_stream() -> None:
     """Work queued on a side stream before and after is ordered with the step, and other streams do not wait."""
     case = Variant().case(np.random.default_rng(1), 64, 4096)
     start, device = case["state"].cuda(), on_gpu(case)
+    run(on_gpu(case))  # compiled before the clock runs
     cpu.step(**case)
     stream = torch.cuda.Stream()
     device["state"].fill_(float("nan"))

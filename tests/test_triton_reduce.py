@@ -50,7 +50,7 @@ def reduction(rng: np.random.Generator, chains: int, n: int, state: torch.dtype,
     values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)
     return {
         "state": values, "coef": table.coef, "flags": table.flags,
-        "row": torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains >= 12 else some[:chains],
+        "row": torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains > len(some) else some[:chains],
         **{name: inputs.get(name) for name in names}, "out": torch.full((chains, 4), math.nan),
     }  # fmt: skip
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -17,16 +19,21 @@ from .report import Report
 
 log = logging.getLogger("ulam")
 SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in its debug mode
+# torch.cuda.graph waits for the whole device before a capture, which spoils one that another thread has under way.
+_CAPTURING = threading.Lock()
+DISTURBED = "previous error during capture"  # how CUDA ends a capture that something outside of it has spoilt
+ATTEMPTS = 3  # at the capture of a kind of tick, where others spoil it
 
 
 class TickGraphs:
     """Graphs of a tick by what it contains (guided or not, reductions, batch of the network), captured when first met.
 
-    The first tick of each kind runs eagerly: it warms up the libraries and the allocator, and shows whether anything
-    in it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A kind that
-    waits, or whose capture fails, runs eagerly, and that is reported once. All graphs share one memory pool and are
-    captured on one stream of their own, so that engines on several devices, or two on one, do not meet. Buffers that a
-    graph reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
+    The first tick of each kind runs eagerly: it warms up the libraries and the allocator, and shows whether anything in
+    it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A kind that waits,
+    or whose capture fails, runs eagerly, and that is reported once; a capture that something outside of the tick
+    spoils, such as another thread that waits for the whole device, is tried anew at the next ticks. All graphs share
+    one memory pool and are captured on one stream of their own, so that engines on several devices, or two on one, do
+    not meet. Buffers that a graph reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
     """
 
     def __init__(self, device: torch.device, report: Report) -> None:
@@ -34,6 +41,7 @@ class TickGraphs:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._warm: set[Hashable] = set()
+        self._disturbed: Counter[Hashable] = Counter()
         self._addresses: list[int] | None = None
         self._pool: Any = None
         self._generator = torch.cuda.default_generators[device.index]
@@ -57,6 +65,10 @@ class TickGraphs:
         if key not in self._graphs:
             made = self._capture(tick)
             if isinstance(made, str):
+                self._disturbed[key] += 1
+                if DISTURBED in made and self._disturbed[key] < ATTEMPTS:
+                    tick()
+                    return None
                 self._refuse(key, made)
             else:
                 self._graphs[key] = made
@@ -88,8 +100,8 @@ class TickGraphs:
         """The graph of a tick, which has not run; or why there is none."""
         begin = time.perf_counter()
         graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
-        stream, random = torch.cuda.current_stream(self._device), self._generator.graphsafe_get_state()
-        with torch.cuda.device(self._device):
+        with _CAPTURING, torch.cuda.device(self._device):
+            stream, random = torch.cuda.current_stream(self._device), self._generator.graphsafe_get_state()
             try:
                 # A capture that ends badly leaves its stream current and allocator and generator in it. The generator
                 # has a copy of its state meanwhile: other graphs hold the state itself.
