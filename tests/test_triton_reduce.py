@@ -45,12 +45,13 @@ def reduction(rng: np.random.Generator, chains: int, n: int, state: torch.dtype,
               explicit: bool) -> Case:  # fmt: skip
     """Random arguments of a backend's ``reduce``, every kind of row among them."""
     table, some = mixed_table(2), torch.tensor([4, 8, 3, 9, 10, 6])
+    row = torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains > len(some) else some[:chains]
     inputs = random_inputs(rng, (1, n), model, chains, guided, explicit)
     names = ("model", "uncond", "guidance", "seed", "chain", "draw", "noise")
     values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)
     return {
         "state": values, "coef": table.coef, "flags": table.flags,
-        "row": torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains > len(some) else some[:chains],
+        "row": row,
         **{name: inputs.get(name) for name in names}, "out": torch.full((chains, 4), math.nan),
     }  # fmt: skip
 
