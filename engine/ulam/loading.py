@@ -104,7 +104,7 @@ def _call_factory(name: str) -> Any:
 
 
 def load_weights(net: object, path: Path) -> None:
-    """Load safetensors weights into a network, strictly: same names, same shapes.
+    """Load safetensors weights into a network, strictly: same names, same shapes, real, whole or complex as there.
 
     Raises:
         OSError, ValueError, TypeError: no such file, not safetensors (a pickle is never opened), or not this network's.
@@ -117,10 +117,27 @@ def load_weights(net: object, path: Path) -> None:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"weights: {path} is not a whole safetensors file ({error}); pickles are not opened") from None
+    for key, own in net.state_dict().items():
+        if key in tensors and isinstance(own, torch.Tensor) and _kind(tensors[key]) != _kind(own):
+            came, wanted = tensors[key].dtype, own.dtype
+            raise ValueError(f"weights: {path}: {key} got {came}, expected {wanted} or another type of its kind")
     try:
         net.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise ValueError(f"weights: {path} is not for this network: {' '.join(str(error).split())}") from None
+
+
+def complex_weight(path: Path) -> str | None:
+    """The name of a complex tensor in a safetensors file, where it has one. Its header alone is read."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        return next((name for name in file.keys() if file.get_slice(name).get_dtype().startswith("C")), None)  # noqa: SIM118
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Copies from one kind to another lose an imaginary part or a fraction, or take codes for numbers."""
+    if tensor.is_complex() or tensor.is_floating_point():
+        return "complex" if tensor.is_complex() else "float"
+    return "bool" if tensor.dtype == torch.bool else "int"
 
 
 def parse_schedule(text: str) -> Schedule:

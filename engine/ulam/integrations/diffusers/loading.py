@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ... import schedules
 from ...denoiser import Denoiser
+from ...loading import complex_weight
 from ...schedules import Schedule
 from .configuration import check_config, short
 from .networks import MODELS, Clock, DiffusersNetwork, FluxNetwork, known
@@ -195,6 +198,7 @@ def _check_weights(folder: Path, variant: str | None) -> None:
         shards = shards.values()
         if pickled := sorted({shard for shard in shards if not shard.endswith(".safetensors")}):
             raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
+        files = [folder / shard for shard in sorted(set(shards))]
     elif not whole.is_file():
         if pickled := sorted(path.name for path in folder.glob("*.bin")):
             raise ValueError(
@@ -203,6 +207,12 @@ def _check_weights(folder: Path, variant: str | None) -> None:
         others = sorted(path.name for path in folder.glob("*.safetensors"))
         there = f", only {', '.join(others)} (see variant=)" if others else ""
         raise FileNotFoundError(f"source: no weights {whole}{there}")
+    else:
+        files = [whole]
+    for path in files:
+        with suppress(OSError, SafetensorError):  # which the loading tells
+            if (name := complex_weight(path)) is not None:
+                raise ValueError(f"source: {path}: {name} got complex numbers, expected real ones like the model's")
 
 
 def _class(path: Path, allowed: Any) -> Any:
