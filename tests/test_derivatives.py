@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 
 import network_zoo
@@ -310,3 +312,13 @@ def test_a_denoiser_names_its_modes() -> None:
     message = "derivatives: got 'backward', expected one of auto, forward, reverse"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Denoiser(lambda x, t: x, VP, derivatives="backward")
+
+
+def test_a_denoiser_replaced_or_copied_keeps_to_its_own_mode() -> None:
+    net = make("MLP silu")
+    y, _ = state(net)
+    denoiser = Denoiser(net, VP)
+    assert sure.estimate(denoiser, y, 0.5).derivatives == "forward"
+    other = dataclasses.replace(denoiser, derivatives="reverse")
+    assert not other.modes and sure.estimate(other, y, 0.5).derivatives == "reverse"
+    assert denoiser.modes == {"first": "forward"} and copy.deepcopy(denoiser).modes == denoiser.modes

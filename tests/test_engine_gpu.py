@@ -245,6 +245,28 @@ def test_half_precision_states_and_networks(place: Place) -> None:
 
 
 @pytest.mark.parametrize("place", BACKENDS)
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_a_network_may_take_gradients_inside(place: Place, graphs: bool) -> None:
+    """Their backward pass is captured with the rest of a tick."""
+
+    def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = x.requires_grad_()
+        (gradient,) = torch.autograd.grad((x * x).sum() * 0.25, x)  # x / 2, rounded the same everywhere
+        return gradient - (t.to(x.dtype) * 2.0**-11).view(-1, 1, 1, 1)
+
+    made = engine(place, guided, graphs=graphs, options=ulam.NetworkOptions(gradients=True))
+    job = made.submit(DDPM(steps=12), 9, 3)
+    expected = on_cpu((DDPM(steps=12), {"chains": 9, "seed": 3}), network=guided_by_hand)
+    assert torch.equal(made.run()[job].cpu(), expected[0])
+    if graphs:
+        check_graphs(made, place)
+
+
+def guided_by_hand(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return x * 0.5 - (t.to(x.dtype) * 2.0**-11).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("place", BACKENDS)
 def test_an_altered_network_is_noticed(place: Place) -> None:
     """The comparisons can fail: a factor off by one part in 10^7 shows."""
 

@@ -271,6 +271,7 @@ OPTIONS = {
     "plain": {},
     "doubled": {"doubled": True},
     "channels last": {"channels_last": True},
+    "gradients": {"gradients": True},
 }
 
 
