@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ulam import Denoiser, bounds, objectives, schedules
-from ulam.noise import normal
+from ulam.noise import BOUND, TRAINING, normal, normal_for
 from ulam.noising import add_noise
 
 Tensor = torch.Tensor
@@ -151,7 +151,8 @@ def test_terms_are_those_of_guided_diffusion(variance: str, clip: tuple[float, f
         bound = bounds.vlb(Denoiser(crude, schedule), x_0, variance=variance, clip=clip, cdf="tanh", seed=5)
         expected = []
         for t in range(12):
-            x_t = add_noise(x_0, t, schedule, seed=5, step=t).x_t.double()
+            z = normal_for(BOUND, x_0.shape[1:], seed=5, chains=len(x_0), row=t).to(x_0.dtype)
+            x_t = add_noise(x_0, t, schedule, noise=z).x_t.double()
             expected.append(theirs.term(t, x_0.double(), x_t, crude(x_t, x_t), variance, clip is not None))
         torch.testing.assert_close(bound.terms, torch.stack(expected), **close)
         torch.testing.assert_close(bound.prior, theirs.prior(x_0.double()), **close)
@@ -439,7 +440,8 @@ class Learned(torch.nn.Module):
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_hybrid_loss_is_the_simple_loss_and_the_bounds_term(variance: str) -> None:
+def test_hybrid_loss_is_the_simple_loss_and_the_bounds_term(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "BOUND", TRAINING)  # both see the same x_t
     schedule, net, x_0 = vp(10), Learned(), images(torch.float32)
     denoiser = Denoiser(net, schedule)
     bound = bounds.vlb(denoiser, x_0, variance=variance, cdf="tanh", seed=3)
