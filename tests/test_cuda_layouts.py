@@ -251,7 +251,7 @@ def test_machine_code(architecture: str) -> None:
 def test_cost_of_a_plain_row_of_images(
     architecture: str, channels: int, state: torch.dtype, model: torch.dtype
 ) -> None:
-    """No instruction more an element than where the output is contiguous, and the same wide accesses."""
+    """Instructions an element: those of the branches that a contiguous row's own loop lacks, and wide accesses."""
     code = kernel(architecture, f"step_channels{mangled(state, model)}Li{channels}E", 1)
     planes, piece = "128" if state == FP32 else "64", channels * model.itemsize * 4
     loads = [f"LDG.E.{planes}"] * channels
@@ -259,13 +259,7 @@ def test_cost_of_a_plain_row_of_images(
     wide = loads.count("LDG.E.128")
     path = cheapest_pass(code, 4 * channels, channels, wide, len(loads) - wide)
     print(f"{architecture} {state} {model} {channels}: {len(path) / 4 / channels:.1f} instructions an element")
-    assert len(path) / 4 / channels <= (54 if state.itemsize == 2 else 60)
-    contiguous = next(
-        code for name, code in sass(architecture).items() if f"step_vectors{mangled(state, model)}" in name
-    )
-    accesses = (16 // state.itemsize, 16 // model.itemsize)
-    stores, wide = 8 // accesses[0], 8 // accesses[0] + (8 // accesses[1] if model == state else 0)
-    assert len(path) / 4 / channels <= len(cheapest_pass(contiguous, 8, stores, wide, 0 if model == state else 2)) / 8
+    assert len(path) / 4 / channels <= 48
     assert {op for _, _, op, _ in path if op.startswith("LDG")} == set(loads)
     assert [op for _, _, op, _ in path if op.startswith("STG")] == [f"STG.E.{planes}"] * channels
 

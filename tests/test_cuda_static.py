@@ -310,10 +310,10 @@ def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str)
 @pytest.mark.parametrize(
     ("types", "accesses", "budget"),
     [
-        ("7Float32ES2_", ["LDG.E.128"] * 4 + ["STG.E.128"] * 2, 60),
-        ("7Float32ENS0_8BFloat16E", ["LDG.E.64"] * 2 + ["LDG.E.128"] * 2 + ["STG.E.128"] * 2, 60),
-        ("8BFloat16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 54),
-        ("7Float16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 54),
+        ("7Float32ES2_", ["LDG.E.128"] * 4 + ["STG.E.128"] * 2, 40),
+        ("7Float32ENS0_8BFloat16E", ["LDG.E.64"] * 2 + ["LDG.E.128"] * 2 + ["STG.E.128"] * 2, 40),
+        ("8BFloat16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 40),
+        ("7Float16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 40),
     ],
 )
 def test_cost_of_a_plain_row(
@@ -334,7 +334,7 @@ def test_counted_instructions_are_those_of_the_kernels() -> None:
     counts = counts_an_element(cuda_simulator.build() / "machine.so", "sm_90", str(CUOBJDUMP))
     counted = {name: count.instructions for name, count in counts.items()}
     plain, half = counted["step float32 float32"], counted["step bfloat16 bfloat16"]
-    assert 30 < counted["fill float32"] < plain <= counted["step float32 bfloat16"] < half <= 54
+    assert 30 < counted["fill float32"] <= plain <= counted["step float32 bfloat16"] < half <= 40
     assert 30 < counted["fill bfloat16"] < half
     for count in counts.values():  # 37 wide products make the words of eight normals
         assert count.slots == pytest.approx(count.instructions + (WIDE_SLOTS - 1) * 37 / 8, rel=0.02)
