@@ -17,7 +17,7 @@ from ode_cases import recorded
 
 from ulam import schedules
 from ulam.catalogue import catalogue
-from ulam.samplers import DDIM, DDPM, EulerAncestral, Grid, GridSampler, PredictorCorrector
+from ulam.samplers import DDIM, DDPM, DPM2, EulerAncestral, Grid, GridSampler, PredictorCorrector
 from ulam.samplers.start import start_below_noise
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 
@@ -164,6 +164,8 @@ def test_short_steps_are_no_worse_than_first_order(case: tuple[Any, ...]) -> Non
     # diffusers' mean over outputs is of another level's v: first order in steps of the training grid only
     assume(getattr(sampler, "mixes", "eps") == "eps" or predicts not in ("v", "score", "raw"))
     assume(longest_step(grid, sampler.order if singlestep else 1) <= 1)  # type: ignore[attr-defined]
+    # DPM2's middle is in log sigma, so its step out of pure noise is short only where it ends among the noise
+    assume(not isinstance(sampler, DPM2) or grid.alphas[0] > 0 or grid.alphas[1] <= grid.sigmas[1])
     start, exact = ends(grid, data)
     mean, std = end_law(*recorded(sampler, schedule, predicts), data, start)
     scale = max(exact[1], 1e-3)

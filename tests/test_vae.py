@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -107,8 +108,8 @@ def test_each_level_is_noise_v1_and_a_chain_keeps_its_bits_in_any_batch() -> Non
     x = model.sample([5, 9, 2**40], seed=1, slots=4)
     assert torch.equal(x[1:2], model.sample([9], seed=1, slots=4))
     assert torch.equal(x, model.sample([5, 9, 2**40], seed=1, slots=2))  # its networks treat rows independently
-    z2 = noise.normal((2,), seed=1, chains=[5, 9, 2**40], row=0)
-    z1 = z2 @ A.T.float() + S1 * noise.normal((2,), seed=1, chains=[5, 9, 2**40], row=1)
+    z2 = noise.normal_for(noise.LEVEL, (2,), seed=1, chains=[5, 9, 2**40], row=0)
+    z1 = z2 @ A.T.float() + S1 * noise.normal_for(noise.LEVEL, (2,), seed=1, chains=[5, 9, 2**40], row=1)
     torch.testing.assert_close(x, z1 @ B.T.float(), rtol=1e-5, atol=1e-6)
     cold = model.sample([5], seed=1, temperature=0.0)
     assert torch.equal(cold, torch.zeros(1, 3))
@@ -120,12 +121,13 @@ def test_levels_of_different_shapes() -> None:
     model = HierarchicalVAE(levels, torch.nn.Conv2d(3, 2, 3, padding=1), scale=None)
     x = model.sample(3, noise=True, slots=3)
     assert x.shape == (3, 1, 8, 8)
-    z = noise.normal((2, 4, 4), seed=0, chains=3, row=0)
+    draw = partial(noise.normal_for, noise.LEVEL, seed=0, chains=3)
+    z = draw((2, 4, 4), row=0)
     with torch.no_grad():
         mean, log_std = up(z).chunk(2, dim=1)
-        z = mean + log_std.exp() * noise.normal((3, 8, 8), seed=0, chains=3, row=1)
+        z = mean + log_std.exp() * draw((3, 8, 8), row=1)
         mean, log_std = model.decoder(z).chunk(2, dim=1)
-    expected = mean + log_std.exp() * noise.normal((1, 8, 8), seed=0, chains=3, row=2)
+    expected = mean + log_std.exp() * draw((1, 8, 8), row=2)
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-6)
 
 
