@@ -236,13 +236,14 @@ class Scheduler(Generic[Job]):
 
     def ending(self) -> list[Group[Job]]:
         """The groups that end at this tick, as :meth:`retire` will free their slots."""
-        due, at = [], [0]  # in a heap nothing below an entry that is not due is due
-        while at:
-            place = at.pop()
-            if place < len(self._ends) and self._ends[place][0] <= self.tick:
-                due.append(self._ends[place])
-                at += [2 * place + 1, 2 * place + 2]
-        return [group for _, _, group in sorted(due)]
+        ends, tick, due = self._ends, self.tick, []
+        places = [0] if ends else []
+        for place in places:  # a list that grows: in a heap nothing below an entry that is not due is due
+            if ends[place][0] <= tick:
+                due.append(ends[place])
+                places.extend(range(2 * place + 1, min(2 * place + 3, len(ends))))
+        due.sort()
+        return [group for _, _, group in due]
 
     @_changes
     def retire(self) -> list[Group[Job]]:
