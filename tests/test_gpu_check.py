@@ -59,7 +59,7 @@ def test_a_slow_part_leaves_the_later_ones_their_least(files):
 def test_the_parts_have_their_order_and_their_budgets_fit(stage):
     parts = gpu_check.parts_for(stage)
     assert [part.name for part in parts] == ["build", "kernels", "engine", "bench", "loops", "noise", "sanitizer"]
-    assert len(parts) + 1 <= 8, "files that come back from a lent machine, the table among them"
+    assert len(parts) + 1 <= 8, "files to carry home from a machine elsewhere, the table among them"
     assert sum(part.least for part in parts) < gpu_check.SECONDS < 480
     assert all(part.least <= part.seconds for part in parts)
     for test in (*gpu_check.KERNEL_TESTS, *gpu_check.ENGINE_TESTS):
