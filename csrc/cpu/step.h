@@ -290,18 +290,7 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
 
 template <class V>
 void step_any(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
-  switch (s.registers) {
-    case 1:
-      return step_units<V, 1>(s, chunk, begin, end);
-    case 2:
-      return step_units<V, 2>(s, chunk, begin, end);
-    case 3:
-      return step_units<V, 3>(s, chunk, begin, end);
-    case 4:
-      return step_units<V, 4>(s, chunk, begin, end);
-    default:
-      return step_units<V, 5>(s, chunk, begin, end);
-  }
+  with_registers(s.registers, [&](auto registers) { step_units<V, registers>(s, chunk, begin, end); });
 }
 
 }  // namespace

@@ -109,18 +109,7 @@ cudaError_t launch_step(const Step& s, void* stream) {
   if (!s.noise && !s.seed) missing |= kReadsNoise;
   if (!s.scales) missing |= kReduced;
   if (s.last) return launch_channels_last(s, missing, stream);
-  switch (s.registers) {
-    case 1:
-      return launch_step<1>(s, missing, stream);
-    case 2:
-      return launch_step<2>(s, missing, stream);
-    case 3:
-      return launch_step<3>(s, missing, stream);
-    case 4:
-      return launch_step<4>(s, missing, stream);
-    default:
-      return launch_step<5>(s, missing, stream);
-  }
+  return with_registers(s.registers, [&](auto registers) { return launch_step<registers>(s, missing, stream); });
 }
 
 }  // namespace

@@ -110,18 +110,8 @@ cudaError_t launch_channels_last(const Step& s, uint32_t missing, void* stream) 
 }  // namespace
 
 cudaError_t launch_channels_last(const Step& s, uint32_t missing, void* stream) {
-  switch (s.registers) {
-    case 1:
-      return launch_channels_last<1>(s, missing, stream);
-    case 2:
-      return launch_channels_last<2>(s, missing, stream);
-    case 3:
-      return launch_channels_last<3>(s, missing, stream);
-    case 4:
-      return launch_channels_last<4>(s, missing, stream);
-    default:
-      return launch_channels_last<5>(s, missing, stream);
-  }
+  return with_registers(s.registers,
+                        [&](auto registers) { return launch_channels_last<registers>(s, missing, stream); });
 }
 
 }  // namespace ulam::cuda

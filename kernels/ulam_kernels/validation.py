@@ -157,8 +157,7 @@ def check_net_in(net_in: torch.Tensor, state: torch.Tensor) -> None:
         raise ValueError("net_in: must be contiguous, or channels-last")
     if net_in.is_neg():
         raise ValueError(f"net_in: {NEGATIVE}")
-    begin, at = state.data_ptr(), net_in.data_ptr()
-    if at < begin + state.nbytes and at + net_in.nbytes > begin:
+    if _overlap(net_in, state):
         raise ValueError("net_in: shares memory with state, expected memory of its own")
 
 
@@ -202,22 +201,21 @@ def apart(
     """
     if separate(written, elementwise, *reads) and (also is None or separate(also, 0, *reads)):
         return reads
-    begin = written.data_ptr()
-    end = begin + written.nbytes
-    begin_also = end_also = 0
-    if also is not None:
-        begin_also = also.data_ptr()
-        end_also = begin_also + also.nbytes
     private: list[torch.Tensor | None] | None = None
     for k, tensor in enumerate(reads):
         if tensor is None:
             continue
-        at = tensor.data_ptr()
-        shares = at < end and at + tensor.nbytes > begin and not (k < elementwise and _is_first(tensor, written))
-        if shares or (at < end_also and at + tensor.nbytes > begin_also):
+        shares = _overlap(tensor, written) and not (k < elementwise and _is_first(tensor, written))
+        if shares or (also is not None and _overlap(tensor, also)):
             private = private or list(reads)
             private[k] = tensor.clone()
     return reads if private is None else tuple(private)
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the memory of two tensors without holes meets."""
+    begin, at = one.data_ptr(), other.data_ptr()
+    return begin < at + other.nbytes and at < begin + one.nbytes
 
 
 def _is_first(tensor: torch.Tensor, written: torch.Tensor) -> bool:

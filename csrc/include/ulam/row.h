@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ulam/exp.h"
 #include "ulam/platform.h"
@@ -11,6 +12,23 @@
 namespace ulam {
 
 constexpr int kMaxRegisters = 5;
+
+// go(c), where the constant c is a state's number of registers.
+template <class Go>
+auto with_registers(int registers, const Go& go) {
+  switch (registers) {
+    case 1:
+      return go(std::integral_constant<int, 1>());
+    case 2:
+      return go(std::integral_constant<int, 2>());
+    case 3:
+      return go(std::integral_constant<int, 3>());
+    case 4:
+      return go(std::integral_constant<int, 4>());
+    default:
+      return go(std::integral_constant<int, kMaxRegisters>());
+  }
+}
 
 enum Column : int { kKx, kKm, kLow, kHigh, kLearnedSlope, kLearnedOffset, kNextScale, kUpdate };
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ulam_kernels.triton.launch import LONGEST_SHORT, TILE, elements_per_chain, long_grid, long_options, on_device
-from ulam_kernels.triton.step import add_term, empty_sum
+from ulam_kernels.triton.row import add_term, empty_sum
 
 # Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
 PER_CHAIN = ["a", "b"]

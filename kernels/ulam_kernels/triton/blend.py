@@ -19,7 +19,7 @@ from ulam_kernels.triton.launch import (
     short_grid,
     short_options,
 )
-from ulam_kernels.triton.step import add_term, any_of, empty_sum, generated_noise, splat
+from ulam_kernels.triton.row import add_term, any_of, empty_sum, generated_noise, splat
 
 # Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
 PER_CHAIN = ["a", "b", "seed", "chain", "draw", "c_next", "row"]

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ulam_kernels import densities
 from ulam_kernels.triton.noise import LOG_SCALE, RADIUS, polynomial
-from ulam_kernels.triton.step import exp
+from ulam_kernels.triton.row import exp
 
 GAUSSIAN_DIAGONAL = tl.constexpr(densities.GAUSSIAN_DIAGONAL)
 GAUSSIAN = tl.constexpr(densities.GAUSSIAN)

@@ -20,7 +20,7 @@ import triton.language as tl
 from ulam_kernels.triton.launch import elements_per_chain, on_device
 from ulam_kernels.triton.noise import floats, polynomial
 from ulam_kernels.triton.reduce import shape_of, sum_of_lanes
-from ulam_kernels.triton.step import EXP, EXP_HIGH, EXP_LOW, EXP_SCALE, EXP_SHIFT, clip, exp
+from ulam_kernels.triton.row import EXP, EXP_HIGH, EXP_LOW, EXP_SCALE, EXP_SHIFT, clip, exp
 
 LOG = floats(
     "0x1.65fd98p-4 -0x1.250fd8p-3 0x1.317f18p-3 -0x1.535ac6p-3 0x1.98d330p-3 -0x1.0004aep-2 0x1.5556f2p-2"

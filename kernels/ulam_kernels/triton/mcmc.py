@@ -30,7 +30,7 @@ from ulam_kernels.triton.mcmc_run import evaluate as evaluate
 from ulam_kernels.triton.mcmc_run import radius_of_test
 from ulam_kernels.triton.mcmc_run import run as run
 from ulam_kernels.triton.reduce import FEW_LANES, LANES, sum_of_lanes
-from ulam_kernels.triton.step import clip, generated_noise, splat
+from ulam_kernels.triton.row import clip, generated_noise, splat
 
 IDS = ["seed", "chain", "draw"]
 CHAINS = 128  # of a program of the Metropolis test

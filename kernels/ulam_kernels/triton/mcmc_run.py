@@ -16,7 +16,7 @@ from ulam_kernels.densities import Density
 from ulam_kernels.triton.densities import evaluate_tile, halved_sum, numbers_at_hand, splat
 from ulam_kernels.triton.launch import EXACT, on_device
 from ulam_kernels.triton.noise import key_of, normals, philox4x32_10, radius
-from ulam_kernels.triton.step import clip
+from ulam_kernels.triton.row import clip
 
 WARP, CHAINS = 128, 8  # elements of a warp, four a thread; chains of a tile at least
 ULA, MALA, BAOAB, HMC = (tl.constexpr(i) for i in range(4))

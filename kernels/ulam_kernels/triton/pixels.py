@@ -23,7 +23,7 @@ from ulam_kernels.triton.launch import (
     short_grid,
     short_options,
 )
-from ulam_kernels.triton.step import PER_CHAIN, execute
+from ulam_kernels.triton.row import PER_CHAIN, execute
 
 
 @triton.jit
@@ -43,6 +43,27 @@ def places(s, pixels, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
     return block, i, pixel, channel
 
 
+@triton.jit
+def execute_at_pixels(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    chains, n, rows, pixels, b, exists, s,
+    R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr,
+    MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, LONG: tl.constexpr,
+):  # fmt: skip
+    """Execute the row of the chain ``b`` (LONG), or of chains ``[P, 1]``, on the tile's blocks ``s``, ``[P, 1]``."""
+    block, i, pixel, channel = places(s, pixels, CHANNELS, WHOLE)
+    size = n.to(tl.int64)
+    place = pixel * (HALVES * CHANNELS) + channel if MODEL_LAST else i
+    behind = CHANNELS if MODEL_LAST else size
+    net_place = pixel * CHANNELS + channel if NET_LAST else i
+    execute(
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, place, behind, net_place, block,
+        exists & (4 * s + tl.arange(0, 4)[None, :] < n),
+        R, HALVES, MISSING, False, LONG, False,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["chains", "n", "rows", "pixels"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_pixels_long(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
@@ -56,16 +77,9 @@ def step_pixels_long(
     b = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     exists = b < chains
     s = tl.program_id(0) * (TILE // 4) + tl.arange(0, TILE // 4)[:, None]
-    block, i, pixel, channel = places(s, pixels, CHANNELS, WHOLE)
-    size = n.to(tl.int64)
-    place = pixel * (HALVES * CHANNELS) + channel if MODEL_LAST else i
-    behind = CHANNELS if MODEL_LAST else size
-    net_place = pixel * CHANNELS + channel if NET_LAST else i
-    execute(
+    execute_at_pixels(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, place, behind, net_place, block,
-        exists & (4 * s + tl.arange(0, 4)[None, :] < n),
-        R, HALVES, MISSING, False, True, False,
+        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, True,
     )  # fmt: skip
 
 
@@ -82,17 +96,10 @@ def step_pixels_short(
     p = tl.arange(0, BLOCKS)[:, None]
     b = tl.program_id(0) * (BLOCKS >> shift) + (p >> shift)
     s = p & ((1 << shift) - 1)
-    block, i, pixel, channel = places(s, pixels, CHANNELS, WHOLE)
-    size = n.to(tl.int64)
     exists = b < chains
-    place = pixel * (HALVES * CHANNELS) + channel if MODEL_LAST else i
-    behind = CHANNELS if MODEL_LAST else size
-    net_place = pixel * CHANNELS + channel if NET_LAST else i
-    execute(
+    execute_at_pixels(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, place, behind, net_place, block,
-        exists & (4 * s + tl.arange(0, 4)[None, :] < n),
-        R, HALVES, MISSING, False, False, False,
+        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, False,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from ulam_kernels import table
 from ulam_kernels.triton.launch import EXACT, elements_per_chain, on_device
-from ulam_kernels.triton.step import (
+from ulam_kernels.triton.row import (
     HI,
     KM,
     KX,
