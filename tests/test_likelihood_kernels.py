@@ -369,11 +369,40 @@ def cuda_device(cuda_build: Path) -> Sums:
     return Sums(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
 
 
+SHORT = [(1, 1), (131, 2), (33, 5), (9, 31), (9, 32), (9, 33), (5, 127), (3, 511), (5, 512), (3, 513), (2, 1023)]
+
+
+def test_cuda_ptx_of_short_chains_gives_the_bits_of_the_cpu(cuda_device: Sums) -> None:
+    """They share warps and blocks, whose last are not full; a chain of no elements has a sum too."""
+    for shape in SHORT:
+        for skew in (0, 4) if shape[1] in (32, 512) else (0,):
+            for case in cases(shape):
+                assert torch.equal(cuda_device.run(case, skew), result(cpu, case)), (shape, skew)
+                grid, threads = cuda_device.shape[0], cuda_device.shape[3]
+                assert (grid * threads < 128 + 32 * shape[0]) == (shape[1] <= 512)
+    empty = {name: x[:, :0] if torch.is_tensor(x) and x.dim() > 1 else x for name, x in kl_case((5, 3), 0, 0).items()}
+    assert cuda_device.run(empty).tolist() == [0] * 5
+
+
 def test_cuda_ptx_gives_the_bits_of_the_cpu(cuda_device: Sums) -> None:
     for shape in GPU_SIZES:
         for skew in (0, 4, 8) if shape[1] in (128, 3007) else (0,):
             for case in cases(shape):
                 assert torch.equal(cuda_device.run(case, skew), result(cpu, case)), (shape, skew)
+
+
+@pytest.mark.parametrize("n", [40, 2048])
+def test_cuda_works_out_the_tails_that_are_needed(cuda_device: Sums, n: int) -> None:
+    """None of a narrow bin near the mean, one of an outermost bin, two of others; a division each."""
+    x = torch.zeros(1, n)
+    for level, scale, tails in ((0.5, 0.03, 0), (1.0, 0.03, 1), (0.5, 1e-3, 2)):
+        x[0, : n // 4] = level
+        case = bin_case((1, n), False, False) | {"x": x, "mean": x.clone(), "log_scale": torch.tensor([math.log(0.03)])}
+        case["mean"][0, : n // 4] -= 5 * (0.03 - scale)  # or far from the mean
+        assert torch.equal(cuda_device.run(case), result(cpu, case))
+        kernel = cuda_device.kernels[cuda_device.used].code
+        divisions = [k for k, i in enumerate(kernel) if i.name in ("rcp", "div") and "f32" in i.text]
+        assert int(cuda_device.executed[divisions].sum()) == tails * (n // 4)
 
 
 @pytest.mark.parametrize("architecture, shape", LONG)
@@ -399,15 +428,17 @@ def test_cuda_machine_code(cuda_build: Path, architecture: str) -> None:
 
     text = dump(cuda_build, "-sass", "-arch", architecture)
     kernels = text.split("Function : ")[1:]
-    assert len(kernels) == 8
+    assert len(kernels) == 16
     for code in kernels:
         name = code.split("\n", 1)[0]
         assert "LDL" not in code and "STL" not in code
         assert {word.split()[0] for word in code.split() if word.startswith("MUFU")} <= {"MUFU.RCP", "MUFU.RSQ"}
+        if "discretised_chainI" in name and "LDG" in code:  # the code of four elements once, and one slow path
+            assert code.count("MUFU.RCP") == 4 * (2 + 2) + 1
         if architecture == "sm_80" and "ILi8E" in name:
             assert "LDG" not in code  # sm_80 has no clusters
             continue
         assert "DADD" in code
-        if "Lb1E" in name:
+        if "_chainI" in name and "Lb1E" in name:
             groups = loads_in_flight(code)
             assert sum(groups) >= 4 * (4 if "gaussian" in name else 3) and min(groups) >= 4, (name, groups)

@@ -12,6 +12,7 @@ struct LikelihoodAvx2 : Avx2 {
   static inline f less(f a, f b, f then, f otherwise) {
     return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }
+  static inline bool any(f a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ)); }
   static inline f load(const float* p) { return _mm256_loadu_ps(p); }
   static inline void accumulate(double* lanes, f x) {
     const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));

@@ -12,6 +12,7 @@ struct LikelihoodAvx512 : Avx512 {
   static inline f less(f a, f b, f then, f otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), then);
   }
+  static inline bool any(f a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
   static inline f load(const float* p) { return _mm512_loadu_ps(p); }
   static inline void accumulate(double* lanes, f x) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));

@@ -13,6 +13,7 @@ struct OneLane : Scalar {
   static ULAM_HD f add(f a, f b) { return a + b; }
   static ULAM_HD f div(f a, f b) { return a / b; }
   static ULAM_HD f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
+  static ULAM_HD bool any(f a) { return a != 0.0f; }
   static ULAM_HD f load(const float* p) { return *p; }
   static ULAM_HD void accumulate(double* lanes, f x) { lanes[0] += x; }
 };

@@ -150,11 +150,11 @@ struct GroupPlan {
   uint32_t shift;
 };
 
-// Two quads a thread in the shortest chains and four in others, rather than more threads: what these do together costs
-// each of them the same. Twice and more of that where a warp has not enough threads, `most` at the most.
-inline GroupPlan plan_groups(int64_t chains, int64_t elements, int most) {
+// Up to `wanted` quads a thread, two before four, rather than more threads: where what these do together costs each of
+// them the same. More, `most` at the most, where a warp has not enough threads.
+inline GroupPlan plan_groups(int64_t chains, int64_t elements, int wanted, int most) {
   int quads = 1;
-  while (quads < std::min(most, 4) && 4 * quads * quads < elements) quads *= 2;
+  while (quads < wanted && 4 * quads * quads < elements) quads *= 2;
   uint32_t shift = 0;
   while (shift < 5 && (int64_t{4} * quads << shift) < elements) ++shift;
   while (quads < most && (int64_t{4} * quads << shift) < elements) quads *= 2;

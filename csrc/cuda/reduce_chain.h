@@ -97,7 +97,7 @@ struct ReduceChain {
 // The squares of D and z, of noise that is given or generated: see Terms of team.h.
 template <bool is_aligned, bool given, int quads = kInFlight<is_aligned>>
 struct Squares {
-  static constexpr bool aligned = is_aligned;
+  static constexpr bool aligned = is_aligned, rolled = false;
   static constexpr int sums = 2, in_flight = quads;
   using Chain = ReduceChain<aligned, in_flight>;
   const Chain& chain;

@@ -113,7 +113,7 @@ namespace {
 
 template <bool aligned>
 cudaError_t launch_short(const Reduce& r, uint32_t missing, uint32_t width, void* stream) {
-  const GroupPlan plan = plan_groups(r.step.chains, r.step.elements, 8);
+  const GroupPlan plan = plan_groups(r.step.chains, r.step.elements, 4, 8);
   const auto kernel = plan.quads == 1   ? reduce_chains<1, aligned>
                       : plan.quads == 2 ? reduce_chains<2, aligned>
                       : plan.quads == 4 ? reduce_chains<4, aligned>

@@ -106,21 +106,36 @@ ULAM_DEVICE void load_quads(const Quads::Any& of, const char* chain, const Place
 //   void load(const Places&, Loaded&)                                    what it reads of the quads in flight
 //   void terms(const Loaded&, const Places&, int k, float (*t)[4])       of quad k, t[sum][element]
 //   static double add(double sum, float term)
+//   in_flight, rolled: how many quads load() is for, and whether terms() is so much code that it must be there but once
 // All threads of the team call it; the first thread of the first block gets the sums.
 //
+// Calls use(k) for each quad that is in flight, and goes on to the next; `rolled`: k is 0, and what is loaded moves up.
+template <class Terms, class Use>
+ULAM_DEVICE void each_quad(typename Terms::Loaded& loaded, Places& at, const Use& use) {
+  if constexpr (Terms::rolled) {
+#pragma unroll 1
+    for (int k = 0; k < Terms::in_flight; ++k, at.first += at.apart) {
+      use(0);
+      loaded.move_up();
+    }
+  } else {
+    ULAM_UNROLL
+    for (int k = 0; k < Terms::in_flight; ++k) use(k);
+    at.first += Terms::in_flight * at.apart;
+  }
+}
+
 // One block: four lanes a thread, which meets their elements in order.
 template <class Terms>
 ULAM_DEVICE void sum_alone(const Terms& terms, uint32_t elements, double (*lanes)[kLanes], double* total) {
   constexpr int sums = Terms::sums;
   double sum[sums][4] = {};
 #pragma unroll 1
-  for (Places at{Quads::first(), Quads::step(), elements}; at.inside(0);
-       at.first += kInFlight<Terms::aligned> * at.apart) {
+  for (Places at{Quads::first(), Quads::step(), elements}; at.inside(0);) {
     typename Terms::Loaded loaded;
     terms.load(at, loaded);
-    ULAM_UNROLL
-    for (int k = 0; k < kInFlight<Terms::aligned>; ++k) {
-      if (!at.inside(k)) continue;
+    each_quad<Terms>(loaded, at, [&](int k) {
+      if (!at.inside(k)) return;
       float t[sums][4];
       terms.terms(loaded, at, k, t);
       ULAM_UNROLL
@@ -129,7 +144,7 @@ ULAM_DEVICE void sum_alone(const Terms& terms, uint32_t elements, double (*lanes
         ULAM_UNROLL
         for (int s = 0; s < sums; ++s) sum[s][j] = Terms::add(sum[s][j], t[s][j]);
       }
-    }
+    });
   }
   ULAM_UNROLL
   for (int s = 0; s < sums; ++s) ULAM_UNROLL
@@ -162,18 +177,16 @@ ULAM_DEVICE void sum_together(const Terms& terms, uint32_t elements, TeamRows::T
   constexpr int sums = Terms::sums, width = TeamRows::lanes, rows = TeamRows::rows;
   const uint32_t row = threadIdx.x / 32, quad = threadIdx.x % 32 * 4;
   const uint32_t of = threadIdx.x / width, lane = threadIdx.x % width;  // the sum and the lane that a thread has
-  constexpr uint32_t apart = rows * kLanes;
+  const uint32_t own = row * kLanes + T::rank() * width + quad;
   double sum = 0.0;
   uint32_t side = 0;
 #pragma unroll 1
-  for (uint32_t first = 0; first < elements; first += kInFlight<Terms::aligned> * apart) {
-    const Places at{first + row * kLanes + T::rank() * width + quad, apart, elements};
+  for (Places at{own, rows * kLanes, elements}; at.first - own < elements;) {
     typename Terms::Loaded loaded;
     terms.load(at, loaded);
-    ULAM_UNROLL
-    for (int k = 0; k < kInFlight<Terms::aligned>; ++k) {
-      if (first + k * apart >= elements) break;
-      float t[sums][4] = {};  // +0 beyond the chain: no sum is -0, so adding it changes none
+    each_quad<Terms>(loaded, at, [&](int k) {
+      if (at[k] - own >= elements) return;  // the whole block
+      float t[sums][4] = {};                // +0 beyond the chain: no sum is -0, so adding it changes none
       if (at.inside(k)) {
         terms.terms(loaded, at, k, t);
         ULAM_UNROLL
@@ -192,7 +205,7 @@ ULAM_DEVICE void sum_together(const Terms& terms, uint32_t elements, TeamRows::T
         for (int r = 0; r < rows; ++r) sum = Terms::add(sum, waiting[side][r][of][lane]);
       }
       side ^= 1;
-    }
+    });
   }
   if (of < sums) lanes[of][lane] = sum;
   T::sync();

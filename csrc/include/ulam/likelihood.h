@@ -66,18 +66,25 @@ struct Bin {
 
 // ln of the normal probability of a bin. The tails are those of scaled_tail, with what is common taken out of the
 // logarithm, so that nothing underflows; a narrow bin near the mean is 2 h times the density and a series in h and
-// Hermite polynomials of w, since there the tails would cancel.
+// Hermite polynomials of w, since there the tails would cancel. A tail that no lane needs is not worked out.
 template <class V>
 ULAM_HD typename V::f log_bin(const Bin<V>& bin) {
   using f = typename V::f;
   const f zero = V::set(0.0f), one = V::set(1.0f), minus_half = V::set(-0.5f), w = bin.w, h = bin.h;
-  const f a = V::sub(w, h), b = V::add(w, h);
-  const f from = V::less(a, zero, V::sub(zero, a), a), decay_a = V::mul(V::mul(a, a), minus_half);
-  const f tail_a = scaled_tail<V>(from);
-  const f near = V::less(a, zero, V::fma(V::sub(zero, exp<V>(decay_a)), tail_a, one), tail_a);
-  const f u = V::mul(w, h), decay_b = V::less(a, zero, V::mul(V::mul(b, b), minus_half), V::mul(u, V::set(-2.0f)));
-  const f beyond = V::mul(exp<V>(decay_b), scaled_tail<V>(V::less(b, zero, zero, b)));
-  const f probability = V::less(zero, bin.outermost, near, V::sub(near, beyond));
+  const f a = V::sub(w, h), b = V::add(w, h), u = V::mul(w, h), decay_a = V::mul(V::mul(a, a), minus_half);
+  const f inner = V::sub(one, bin.outermost);
+  const f narrow = V::less(u, V::set(0.5f), V::less(h, V::set(0.3f), inner, zero), zero), wide = V::sub(one, narrow);
+  f probability = zero;
+  if (V::any(wide)) {
+    const f tail = scaled_tail<V>(V::less(a, zero, V::sub(zero, a), a));
+    const f near = V::less(a, zero, V::fma(V::sub(zero, exp<V>(decay_a)), tail, one), tail);
+    probability = near;
+    if (V::any(V::mul(wide, inner))) {
+      const f decay_b = V::less(a, zero, V::mul(V::mul(b, b), minus_half), V::mul(u, V::set(-2.0f)));
+      const f beyond = V::mul(exp<V>(decay_b), scaled_tail<V>(V::less(b, zero, zero, b)));
+      probability = V::less(zero, bin.outermost, near, V::sub(near, beyond));
+    }
+  }
 
   const f U = V::mul(u, u), v = V::mul(h, h);
   const f second = V::sub(U, v);
@@ -90,7 +97,6 @@ ULAM_HD typename V::f log_bin(const Bin<V>& bin) {
   series = V::fma(sixth, V::set(0x1.a01a02p-13f), series);              // 1 / 7!
   const f density = V::mul(V::mul(h, V::set(0x1.988454p-1f)), series);  // 2 / sqrt(2 pi)
 
-  const f narrow = V::less(u, V::set(0.5f), V::less(h, V::set(0.3f), V::sub(one, bin.outermost), zero), zero);
   const f taken = V::less(zero, narrow, V::mul(V::mul(w, w), minus_half), V::less(a, zero, zero, decay_a));
   const f left = V::less(zero, narrow, density, probability);
   return V::add(taken, log<V>(V::clip(left, V::set(0x1p-126f), V::set(0x1p+126f))));

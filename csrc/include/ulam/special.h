@@ -1,5 +1,6 @@
 // Logarithm, exp less its first terms, and the normal distribution's tail, in correctly rounded fp32 operations like
-// exp.h: the same bits everywhere. V has, beyond the members of Scalar, add, div and less(a, b, then, otherwise).
+// exp.h: the same bits everywhere. V has, beyond the members of Scalar, add, div, less(a, b, then, otherwise) and
+// any(a), whether a lane is not 0.
 #pragma once
 
 #include "ulam/exp.h"
