@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -92,6 +93,8 @@ class BuildExtension(build_ext):
             self.compile_cuda()
         else:
             print("nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)", flush=True)
+        if cuda not in self.extensions:
+            self.remove_earlier(cuda)
         if not self.plat_name.endswith(("x86_64", "amd64")):
             for extension in self.extensions:
                 portable = [s for s in extension.sources if not s.endswith(tuple(INSTRUCTION_SETS))]
@@ -120,6 +123,14 @@ class BuildExtension(build_ext):
             )
             self.extensions.remove(cuda)
         cuda.depends += cuda.extra_objects
+
+    def remove_earlier(self, extension: Extension) -> None:
+        """Remove what an earlier build left of an extension that this one leaves out: it would load, out of date."""
+        file = self.get_ext_filename(extension.name)
+        in_source = self.inplace or getattr(self, "editable_mode", False)
+        for folder in (self.build_lib, "kernels") if in_source else (self.build_lib,):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, file))
 
 
 cpu = Extension(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
 import shutil
@@ -103,3 +104,27 @@ def test_one_architecture_may_be_asked_for(
     monkeypatch.setenv("ULAM_CUDA_ARCHITECTURES", "75")
     with pytest.raises(OSError, match="ULAM_CUDA_ARCHITECTURES: got 75, expected some of compute_80"):
         targets(nvcc)
+
+
+@pytest.mark.parametrize("nvcc", ["none", "fails"])
+def test_a_build_without_cuda_leaves_no_older_cuda_kernels(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nvcc: str
+) -> None:
+    """They would load beside the new Python, and be out of date."""
+    from setuptools import Distribution
+
+    monkeypatch.chdir(tmp_path)
+    command = setup_py["BuildExtension"](Distribution({"ext_modules": [setup_py["cpu"]], "name": "ulam"}))
+    command.inplace, command.build_lib, command.build_temp = True, "lib", "temp"
+    command.finalize_options()
+    earlier = [Path(folder) / command.get_ext_filename("ulam_kernels._cuda") for folder in ("lib", "kernels")]
+    for file in earlier:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    monkeypatch.setattr("setuptools.command.build_ext.build_ext.build_extensions", lambda self: None)
+    if nvcc == "fails":
+        command.extensions.append(setup_py["cuda"])
+        monkeypatch.setitem(setup_py["find_nvcc"].__globals__, "find_nvcc", lambda: nvcc_in(tmp_path / "home"))
+    command.compiler = argparse.Namespace(_compile=None)
+    command.build_extensions()
+    assert not any(file.exists() for file in earlier)
