@@ -115,9 +115,9 @@ class Buffers:
         jobs = [group.job for group in groups]
         programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
         rows = {key: self.load(program, running).begin for key, program in programs.items()}
-        begun = [(rows[id(job.program)], ROW.draw(job.first_row), job.seed) for job in jobs]
-        row, draw, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
-        self.slots.begin(at, row, draw, seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
+        begun = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
+        row, first, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
+        self.slots.begin(at, row, ROW.draws(first), seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
         for group in groups:
             job = group.job
             if job.cond:
@@ -134,16 +134,18 @@ class Buffers:
 
     def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
         x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
-        seed, chain = self.slots.seed[at], self.slots.chain[at]
-        draw = torch.zeros_like(seed)
-        begin = 0
-        for scale, count in _runs(groups, sizes):  # neighbours with one scale are one launch
-            part = slice(begin, begin + count)
+        seed, chain = self.slots.ids.index_select(1, at)
+        draw, begin = torch.zeros_like(seed), 0
+        runs = _runs(groups, sizes)
+        for scale, count in runs:  # neighbours with one scale are one launch
+            part = [x, seed, chain, draw]
+            if len(runs) > 1:
+                part = [values[begin : begin + count] for values in part]
             ulam_kernels.fill_normal(
-                x[part],
-                seed=seed[part],
-                chain=chain[part],
-                draw=draw[part],
+                part[0],
+                seed=part[1],
+                chain=part[2],
+                draw=part[3],
                 tag=FIRST_STATE.tag,
                 scale=scale,
                 backend=self.backend,
@@ -188,12 +190,11 @@ class Buffers:
     def taken(self, groups: list[Group[Job]], with_failures: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""
         if len(groups) == 1:
-            at: slice | torch.Tensor = groups[0].slots
-            states = self.state[0, at].clone()
-        else:
-            at = on_device(torch.from_numpy(places([group.slots for group in groups])[0]), self.device)
-            states = self.state[0].index_select(0, at)
-        return states, self.slots.failed[at].clone() if with_failures else None
+            at = groups[0].slots
+            return self.state[0, at].clone(), self.slots.failed[at].clone() if with_failures else None
+        slots = on_device(torch.from_numpy(places([group.slots for group in groups])[0]), self.device)
+        failed = self.slots.failed.index_select(0, slots) if with_failures else None
+        return self.state[0].index_select(0, slots), failed
 
 
 def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import ulam_kernels
@@ -32,6 +33,10 @@ class Purpose:
     def draw(self, row: int = 0) -> int:
         """noise-v1's draw of a row, as an int64."""
         return as_int64(whole_number("row", row) * DRAWS_PER_ROW + self.stage)
+
+    def draws(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """:meth:`draw` of each of these rows."""
+        return rows * DRAWS_PER_ROW + self.stage
 
 
 ROW = Purpose("the noise of a row", 0, 0, "rows of a sampler's program, or steps of MCMC")

@@ -49,7 +49,7 @@ class Finished:
         ]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Part:
     """A group in a batch: its number, where in ``states`` it begins, its program's first row in the table.
 
@@ -62,7 +62,7 @@ class Part:
     first_row: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Batch:
     """What left the slots at one tick: groups and their states. On a GPU these are there once ``copied``."""
 
@@ -171,10 +171,11 @@ class Outbox:
 
     def drop_all(self, batch: Batch) -> None:
         """Let go of a batch that has been handed on."""
-        while batch.parts:
-            part = batch.parts[0]
-            failed = batch.rows[part.begin : part.begin + part.group.size] if batch.rows is not None else None
-            self.drop(batch, part, 0 if failed is None else int((failed != 0).sum()))
+        parts, batch.parts = batch.parts, []
+        self._runner.report.chains += sum(part.group.size for part in parts)
+        if batch.rows is not None:
+            rows = (batch.rows[part.begin : part.begin + part.group.size] for part in parts)
+            self._runner.report.failed += sum(int((failed != 0).sum()) for failed in rows)
 
     def drop(self, batch: Batch, part: Part, failed: int) -> None:
         """Let go of a group that has been handed on."""

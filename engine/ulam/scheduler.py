@@ -12,7 +12,7 @@ import functools
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 from .errors import QueueFull
@@ -50,10 +50,10 @@ class Group(Generic[Job]):
     slots: slice
     start: int
     end: int
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        return int(self.slots.stop - self.slots.start)
+    def __post_init__(self) -> None:
+        self.size = int(self.slots.stop - self.slots.start)
 
     @property
     def chains(self) -> slice:
@@ -101,7 +101,8 @@ class Scheduler(Generic[Job]):
         self._jobs: dict[int, Job] = {}  # by their numbers
         self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
         self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
-        self._ends: list[tuple[int, int, Group[Job]]] = []  # a heap
+        self._ends: dict[int, list[Group[Job]]] = {}  # the groups by the tick at which they end
+        self._ticks: list[int] = []  # these ticks, a heap
         self._longest = 0
         self._numbers = 0
         self._plan: dict[Job, int] | None = {}
@@ -194,8 +195,7 @@ class Scheduler(Generic[Job]):
         left = [group for group in self._groups if group.job == job]
         self.waiting -= record.waiting
         self._leave(left)
-        self._ends = [end for end in self._ends if end[2] in self._groups]
-        heapq.heapify(self._ends)
+        self._list_ends()
         self._forget(record)
         self._plan = None
         return record.waiting + record.held, left
@@ -232,27 +232,21 @@ class Scheduler(Generic[Job]):
     @property
     def ticks_until_event(self) -> int:
         """Ticks until the next group leaves; nothing enters before."""
-        return self._ends[0][0] - self.tick if self._ends else 0
+        return self._ticks[0] - self.tick if self._ticks else 0
 
     def ending(self) -> list[Group[Job]]:
         """The groups that end at this tick, as :meth:`retire` will free their slots."""
-        ends, tick, due = self._ends, self.tick, []
-        places = [0] if ends else []
-        for place in places:  # a list that grows: in a heap nothing below an entry that is not due is due
-            if ends[place][0] <= tick:
-                due.append(ends[place])
-                places.extend(range(2 * place + 1, min(2 * place + 3, len(ends))))
-        due.sort()
-        return [group for _, _, group in due]
+        return list(self._ends[self._ticks[0]]) if self._ticks and self._ticks[0] <= self.tick else []
 
     @_changes
     def retire(self) -> list[Group[Job]]:
         """Free the slots of the groups that end at this tick; those groups."""
-        left = []
-        while self._ends and self._ends[0][0] <= self.tick:
-            group = heapq.heappop(self._ends)[2]
+        left = self.ending()
+        if not left:
+            return left
+        del self._ends[heapq.heappop(self._ticks)]
+        for group in left:
             self._records[group.job].held -= group.size
-            left.append(group)
         self._leave(left)
         for job in {group.job: None for group in left}:
             record = self._records[job]
@@ -266,7 +260,7 @@ class Scheduler(Generic[Job]):
         """Have all chains in the slots enter once more, at this tick."""
         for group in self._groups:
             group.start, group.end = self.tick, self.tick + self._records[group.job].ticks
-        self._ends = sorted((group.end, number, group) for _, number, group in self._ends)
+        self._list_ends()
         self.newest = list(self._groups)
         self._plan = None
 
@@ -305,7 +299,8 @@ class Scheduler(Generic[Job]):
         """A copy that may be run ahead."""
         ahead = copy.copy(self)
         ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
-        ahead._queue, ahead._due, ahead._ends = list(self._queue), list(self._due), list(self._ends)
+        ahead._queue, ahead._due = list(self._queue), list(self._due)
+        ahead._ends, ahead._ticks = {end: list(groups) for end, groups in self._ends.items()}, list(self._ticks)
         ahead._jobs = dict(self._jobs)
         ahead._records = {job: replace(record) for job, record in self._records.items()}
         return ahead
@@ -371,9 +366,8 @@ class Scheduler(Generic[Job]):
             self._free[:1] = [(begin + size, end)] if begin + size < end else []
             slots = slice(begin, begin + size)
             group = Group(record.job, record.entered, slots, self.tick, self.tick + record.ticks)
-            self._numbers += 1
-            heapq.heappush(self._ends, (group.end, self._numbers, group))
             self._groups[group] = None
+            self._list_end(group)
             entered.append(group)
             count -= size
             record.entered += size
@@ -382,6 +376,19 @@ class Scheduler(Generic[Job]):
             self.waiting -= size
             self.active += size
         self._listed = None
+
+    def _list_end(self, group: Group[Job]) -> None:
+        if (ending := self._ends.get(group.end)) is not None:
+            ending.append(group)
+        else:
+            self._ends[group.end] = [group]
+            heapq.heappush(self._ticks, group.end)
+
+    def _list_ends(self) -> None:
+        """List anew when each group ends."""
+        self._ends, self._ticks = {}, []
+        for group in self._groups:
+            self._list_end(group)
 
     def _leave(self, groups: list[Group[Job]]) -> None:
         """Free the slots of these groups."""

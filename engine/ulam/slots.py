@@ -31,6 +31,7 @@ class Slots:
 
     row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
     the network's output was not finite, 0 while all is well. parts: the operation's own. cursor: these six lines.
+    ids: seed and chain.
     now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, used where
     guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4.
     """
@@ -50,7 +51,8 @@ class Slots:
             torch.zeros(len(INTEGERS), slots, dtype=torch.int64, device=device),
             torch.zeros(len(FLOATS), slots, dtype=torch.float32, device=device),
         )
-        self.cursor, self.interval = self._live[0][: len(CURSOR)], self._live[1][1:3]
+        self.cursor, self.ids = self._live[0][: len(CURSOR)], self._live[0][len(CURSOR) :]
+        self.interval = self._live[1][1:3]
         self.now = torch.zeros(2, slots, dtype=torch.int64, device=device)
         self.now_row, self.now_draw = self.now
         for names, table in zip((INTEGERS, FLOATS), self._live, strict=True):
