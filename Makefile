@@ -32,8 +32,10 @@ help:
 demo: $(VENV)/package.stamp
 	$(BIN)/ulam sample --model digits --sampler ddim --steps 50 --chains 64 --labels 0-9 --guidance 2 --seed 0 --out demo
 
+# A process a core; tests of several threads ask for them.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: $(VENV)/package.stamp $(VENV)/tools.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS)
 	$(MAKE) --no-print-directory test-triton
 
 # Compiled for sm_90 and executed by the tests' interpreter, in two halves at once: two minutes on two cores.
