@@ -117,7 +117,9 @@ class Buffers:
         rows = {key: self.load(program, running).begin for key, program in programs.items()}
         begun = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
         row, first, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
-        self.slots.begin(at, row, ROW.draws(first), seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups]))
+        self.slots.begin(
+            at, row, ROW.draws(first), seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups])
+        )
         for group in groups:
             job = group.job
             if job.cond:

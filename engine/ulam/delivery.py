@@ -7,6 +7,7 @@ call of ``dict.pop`` with no Python code around it, in the midst of which no int
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
@@ -28,6 +29,7 @@ class Delivery:
         self._outbox = outbox
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
+        self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the threads that asked for them
         self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
 
     def take(self, batch: Batch, part: Part, states: torch.Tensor, apart: bool) -> None:
@@ -66,15 +68,19 @@ class Delivery:
         """Hand out all groups; None in place of one that has gone meanwhile."""
         return map(self._groups.pop, list(self._groups), repeat(None))
 
-    def joined(self) -> dict[Job, torch.Tensor]:
-        """Hand out everything, each job's chains ``[chains, ...]``; what is missing or failed is NaN."""
+    def join(self) -> None:
+        """Join each job's chains ``[chains, ...]``, for this thread to pop; what is missing or failed is NaN.
+
+        What an interrupted call has joined for this thread stays there.
+        """
         self.ready(apart=False)
         parts: dict[Job, list[Finished]] = {}
         for group in self._groups.values():
             parts.setdefault(group.job, []).append(group)
         results = {job: _joined(groups, len(job.chains)) for job, groups in parts.items()}
+        thread = threading.get_ident()
+        self.joined[thread] = {**self.joined.get(thread, {}), **results}
         self._groups.clear()
-        return results
 
     def cancel(self, job: Job) -> int:
         """Let go of a job's chains; how many."""
@@ -85,7 +91,7 @@ class Delivery:
         for key, group in list(self._groups.items()):
             if group.job is job and self._groups.pop(key, None) is not None:
                 gone += group.chains.stop - group.chains.start
-        return gone
+        return gone + sum(len(results.pop(job, ())) for results in self.joined.values())
 
     def settle(self) -> None:
         """Complete a hand-over that was interrupted."""

@@ -299,7 +299,8 @@ class Engine:
             while (batch := self._next_batch()) is not None:
                 self._take(batch, apart=False)
             with self._lock:
-                return self._delivery.joined()
+                self._delivery.join()
+        return self._delivery.joined.pop(threading.get_ident())
 
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
         """As :meth:`stream`, by groups of chains that end together.

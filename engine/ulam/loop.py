@@ -75,13 +75,9 @@ class Loop:
 
         What the scheduler says of the slots holds. States of which only a part was written are lost: all chains in
         the slots then begin anew, which gives them the same bits.
-
-        Raises:
-            RuntimeError: the scheduler itself was being changed.
         """
         scheduler, runner = self._scheduler, self._runner
-        if scheduler.changing:
-            raise RuntimeError("engine: got an interrupt while chains changed places, expected a new engine for them")
+        scheduler.settle()
         if not self._disturbed:
             return
         scheduler.tick = runner.next_tick

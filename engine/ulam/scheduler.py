@@ -25,17 +25,14 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _changes(method: Method) -> Method:
-    """A method that changes the scheduler: an interrupt inside is seen afterwards. Errors of its own change nothing."""
+    """A method that changes the scheduler and raises nothing; what an interrupt leaves half done, the next one mends."""
 
     @functools.wraps(method)
     def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
-        self.changing = True
-        try:
-            result = method(self, *arguments, **named)
-        except (ValueError, QueueFull):
-            self.changing = False
-            raise
-        self.changing = False
+        self.settle()
+        self._changing = True
+        result = method(self, *arguments, **named)
+        self._changing = False
         return result
 
     return cast(Method, change)
@@ -79,8 +76,10 @@ class Scheduler(Generic[Job]):
 
     capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
     ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
-    caller empties it. ``changing`` stays True where an interrupt came inside a method that changes the scheduler: it
-    cannot be used any more. Raises ValueError for an invalid argument.
+    caller empties it. :meth:`settle` mends what an interrupt leaves half done: which jobs there are and which groups
+    are in the slots changes in one assignment each, and all else follows from these.
+
+    Raises ValueError for an invalid argument.
     """
 
     def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
@@ -107,7 +106,7 @@ class Scheduler(Generic[Job]):
         self._numbers = 0
         self._plan: dict[Job, int] | None = {}
         self.newest: list[Group[Job]] = []
-        self.changing = False
+        self._changing = False
 
     # ------------------------------------------------------------------------------------------------ the queue
 
@@ -136,6 +135,7 @@ class Scheduler(Generic[Job]):
         deadline: float | None = None,
     ) -> None:
         """Raise what :meth:`submit` would: ValueError for a bad argument, QueueFull where there is no room."""
+        self.settle()
         for name, value in (("chains", chains), ("ticks", ticks)):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
@@ -151,7 +151,6 @@ class Scheduler(Generic[Job]):
             came = f"{self.waiting} chains wait, {chains} more do not fit a queue of {self.capacity}"
             raise QueueFull(f"submit: {came} for another {self.room_in(chains)} ticks")
 
-    @_changes
     def submit(
         self,
         job: Job,
@@ -169,6 +168,10 @@ class Scheduler(Generic[Job]):
         self.check(chains, ticks, priority, weight, deadline)
         if job in self._records:
             raise ValueError(f"job: {job!r:.60} is here already")
+        self._submit(job, chains, ticks, priority, weight, deadline)
+
+    @_changes
+    def _submit(self, job: Job, chains: int, ticks: int, priority: int, weight: float, deadline: float | None) -> None:
         self._numbers += 1
         latest = math.inf
         if deadline is not None:
@@ -179,8 +182,7 @@ class Scheduler(Generic[Job]):
         if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
             self._due = [(at + self._longest - ticks, number) for at, number in self._due]
             self._longest = ticks
-        if deadline is not None and self.policy != "deadline":
-            heapq.heappush(self._due, (latest - self._longest, record.number))
+        self._await_deadline(record)
         self._enqueue(record)
         self._plan = None
 
@@ -206,7 +208,7 @@ class Scheduler(Generic[Job]):
         self.waiting = 0
         self._queue, self._due = [], []
         for record in list(self._records.values()):
-            record.waiting = 0
+            record.chains = record.entered
             if not record.held:
                 self._forget(record)
         self._plan = None
@@ -226,7 +228,6 @@ class Scheduler(Generic[Job]):
             for record, count in shares(records, self.free):
                 self._enter(record, count, entered)
                 self._enqueue(record)
-        self.newest += entered
         return entered
 
     @property
@@ -256,6 +257,33 @@ class Scheduler(Generic[Job]):
                 self._enqueue(record)  # its turn may come sooner now
         return left
 
+    def settle(self) -> None:
+        """After an interrupt in the midst of a change: work out, from the jobs and groups there are, all else."""
+        if not self._changing:
+            return
+        for record in self._records.values():
+            record.held = 0
+            self._longest = max(self._longest, record.ticks)
+        free, begin = [], 0
+        for group in sorted(self._groups, key=lambda group: group.slots.start):
+            record = self._records[group.job]
+            record.held += group.size
+            record.entered = max(record.entered, group.chains.stop)
+            free.append((begin, group.slots.start))
+            begin = group.slots.stop
+        self._free = [(begin, end) for begin, end in (*free, (begin, self.slots)) if begin < end]
+        self.active = self.slots - sum(end - begin for begin, end in self._free)
+        self.newest = [group for group in self.newest if group in self._groups]
+        self._records = {job: record for job, record in self._records.items() if record.waiting or record.held}
+        self._jobs = {record.number: job for job, record in self._records.items()}
+        self.waiting = sum(record.waiting for record in self._records.values())
+        self._queue, self._due, self._listed, self._plan = [], [], None, None
+        self._list_ends()
+        for record in self._records.values():
+            self._await_deadline(record)
+            self._enqueue(record)
+        self._changing = False
+
     def begin_anew(self) -> None:
         """Have all chains in the slots enter once more, at this tick."""
         for group in self._groups:
@@ -268,6 +296,7 @@ class Scheduler(Generic[Job]):
 
     def plan(self) -> dict[Job, int]:
         """The tick at which each job's last chain leaves: exact for as long as nothing is submitted or cancelled."""
+        self.settle()
         if self._plan is None:
             ends: dict[Job, int] = {}
             ahead = self._fork()
@@ -284,6 +313,7 @@ class Scheduler(Generic[Job]):
 
     def room_in(self, chains: int) -> int:
         """Ticks from now until ``chains`` more (at most ``capacity``) may be submitted, exact as :meth:`plan` is."""
+        self.settle()
         ahead = self._fork()
         while ahead.waiting and not ahead._has_room(chains):
             ahead.admit()
@@ -309,6 +339,11 @@ class Scheduler(Generic[Job]):
 
     def _has_room(self, chains: int) -> bool:
         return self.capacity is None or self.waiting + chains <= self.capacity
+
+    def _await_deadline(self, record: Record[Job]) -> None:
+        """Note when the deadline of a job begins to press, if it has any."""
+        if record.latest < math.inf and self.policy != "deadline" and not record.pressing:
+            heapq.heappush(self._due, (record.latest - self._longest, record.number))
 
     def _enqueue(self, record: Record[Job]) -> None:
         """Put a job where it now belongs in the queue; its entry before is out of date."""
@@ -366,12 +401,12 @@ class Scheduler(Generic[Job]):
             self._free[:1] = [(begin + size, end)] if begin + size < end else []
             slots = slice(begin, begin + size)
             group = Group(record.job, record.entered, slots, self.tick, self.tick + record.ticks)
+            self.newest.append(group)
             self._groups[group] = None
             self._list_end(group)
             entered.append(group)
             count -= size
             record.entered += size
-            record.waiting -= size
             record.held += size
             self.waiting -= size
             self.active += size

@@ -13,12 +13,14 @@ Job = TypeVar("Job", bound=Hashable)
 
 @dataclass
 class Record(Generic[Job]):
-    """A job with chains in the queue or in slots. ``held``: its slots. ``stamp``: of its valid entry in the queue."""
+    """A job with chains in the queue or in slots: of ``chains``, how many have ``entered`` and how many slots it has
+    (``held``). ``stamp``: of its valid entry in the queue.
+    """
 
     job: Job
     number: int
     ticks: int
-    waiting: int
+    chains: int
     priority: int
     weight: float
     latest: float  # the tick by which it must have all slots to meet its deadline
@@ -26,6 +28,11 @@ class Record(Generic[Job]):
     held: int = 0
     stamp: int = 0
     pressing: bool = False
+
+    @property
+    def waiting(self) -> int:
+        """Chains without a slot so far."""
+        return self.chains - self.entered
 
 
 def shares(records: list[Record[Job]], vacant: int) -> list[tuple[Record[Job], int]]:
