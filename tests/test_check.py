@@ -19,6 +19,8 @@ from ulam import Denoiser, bounds, check, check_report, cli, schedules, sure
 from ulam.loading import load_model
 from ulam.models.train_digits import load_mnist5k
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 VE = schedules.ve(0.01, 50.0)
 N, SIGMA = 12, 0.6
 ROOT = torch.randn(N, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 3

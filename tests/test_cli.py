@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from archives import arrays
 from PIL import Image
 
 import ulam
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 USER_MODULE = """
 import os, signal, time
@@ -74,7 +77,7 @@ def test_digits_run_leaves_samples_grid_and_report(folder: Path):
     ran = ulam_command(folder, "sample", *options)
     assert ran.returncode == 0, ran.stderr
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["grid.png", "report.json", "samples.npz"]
-    samples = np.load(folder / "out" / "samples.npz")
+    samples = arrays(folder / "out" / "samples.npz")
     assert samples["arr_0"].dtype == np.uint8 and samples["arr_0"].shape == (12, 28, 28, 1)
     assert samples["arr_1"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     report = json.loads((folder / "out" / "report.json").read_text())
@@ -134,7 +137,7 @@ def test_own_network_with_weights(folder: Path):
         progress=False,
     )
     expected = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert (np.load(folder / "out" / "samples.npz")["arr_0"] == expected).all()
+    assert (arrays(folder / "out" / "samples.npz")["arr_0"] == expected).all()
 
 
 def test_own_denoiser_and_samples_that_are_no_pictures(folder: Path):
@@ -143,7 +146,7 @@ def test_own_denoiser_and_samples_that_are_no_pictures(folder: Path):
     )
     assert ran.returncode == 0, ran.stderr
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["report.json", "samples.npz"]
-    assert np.load(folder / "out" / "samples.npz")["arr_0"].dtype == np.float32
+    assert arrays(folder / "out" / "samples.npz")["arr_0"].dtype == np.float32
 
 
 def broken_weights(folder: Path) -> None:
@@ -285,7 +288,7 @@ def test_ctrl_c_before_any_sample_writes_nothing(folder: Path):
 def test_ctrl_c_keeps_the_samples_that_are_finished(folder: Path):
     code, err = interrupt(folder, "--steps", "2", "--chains", "60", "--slots", "2", "--out", "out")
     assert code == 130 and "Traceback" not in err
-    written = np.load(folder / "out" / "samples.npz")["arr_0"]
+    written = arrays(folder / "out" / "samples.npz")["arr_0"]
     assert 0 < len(written) < 60 and f"{len(written)} of 60 samples written" in err
     assert json.loads((folder / "out" / "report.json").read_text())["chains"] == len(written)
 
@@ -332,7 +335,7 @@ def test_chains_that_fail_are_named_with_their_row(folder: Path, monkeypatch, ca
     options = "--model broken:net --shape 1,4,4 --steps 4 --chains 6 --labels 0-4"
     assert here(folder, monkeypatch, *options.split()) == 1
     assert "failed: 1 of 6 chains turned NaN or Inf: chain 2 at row 2\n" in capsys.readouterr().err
-    report, samples = told(folder), np.load(folder / "out" / "samples.npz")["arr_0"]
+    report, samples = told(folder), arrays(folder / "out" / "samples.npz")["arr_0"]
     assert report["chains_failed"] == [{"sample": 2, "job": 0, "chain": 2, "row": 2}] and report["failed"] == 1
     assert (samples[2] == 0).all() and (samples[[0, 1, 3, 4, 5]] > 0).any(axis=(1, 2, 3)).all()
 
@@ -390,7 +393,7 @@ def test_jobs_of_a_file_are_one_run(folder: Path, monkeypatch):
             for sampler, ids, seed in zip(samplers, chains, seeds, strict=True)
         ]
     )
-    assert (np.load(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
+    assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
     report = told(folder)
     assert report["chains"] == 9 and report["evaluations"] == 4 * 3 + 3 * 5 + 2 * 2 and report["slots"] == 4
     assert [(job["first"], job["chains"], job["seed"]) for job in report["jobs"]] == [(0, 4, 5), (10, 3, 7), (0, 2, 5)]
@@ -400,7 +403,7 @@ def test_jobs_of_a_file_are_one_run(folder: Path, monkeypatch):
 def test_labels_of_several_jobs(folder: Path, monkeypatch):
     (folder / "jobs.toml").write_text('[[job]]\nlabels = "3,1"\nchains = 3\n[[job]]\nlabels = 7\nchains = 2\n')
     assert here(folder, monkeypatch, *["--model", "digits", "--jobs", "jobs.toml", "--steps", "1"]) == 0
-    assert np.load(folder / "out" / "samples.npz")["arr_1"].tolist() == [3, 1, 3, 7, 7]
+    assert arrays(folder / "out" / "samples.npz")["arr_1"].tolist() == [3, 1, 3, 7, 7]
 
 
 def test_sampler_arguments(folder: Path, monkeypatch):
@@ -418,7 +421,7 @@ def test_sampler_arguments(folder: Path, monkeypatch):
     for options, sampler in cases.items():
         assert here(folder, monkeypatch, *f"--model mine:half --shape 3,8,8 --chains 2 {options}".split()) == 0, options
         expected = ulam.sample(HALF, sampler, (3, 8, 8), 2, progress=False)
-        assert (np.load(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all(), options
+        assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all(), options
         assert told(folder)["sampler"] == repr(sampler)
 
 
@@ -434,7 +437,7 @@ def test_guidance_interval_and_rescale(folder: Path, monkeypatch):
             guidance_interval=(300, 600), guidance_rescale=0.5,
         )  # fmt: skip
         expected = engine.run()[job]
-    assert (np.load(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
+    assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
 
 
 def test_previews_are_grids_of_x0(folder: Path, monkeypatch):
@@ -469,7 +472,7 @@ def test_repaint_keeps_the_known_part(folder: Path, monkeypatch):
     options = "--model mine:half --shape 3,8,8 --chains 2 --sampler repaint --steps 6 --known known.png --mask mask.png"
     options += " --option jump_length=2 --option jump_n_sample=2"
     assert here(folder, monkeypatch, *options.split()) == 0
-    samples = np.load(folder / "out" / "samples.npz")["arr_0"]
+    samples = arrays(folder / "out" / "samples.npz")["arr_0"]
     assert np.abs(samples[:, :, :4].astype(int) - picture[:, :4]).max() <= 1
     assert (samples[0, :, 4:] != samples[1, :, 4:]).any()
 
@@ -488,7 +491,7 @@ def test_ctrl_c_may_let_the_batch_end(folder: Path):
         folder, *["--steps", "20", "--chains", "9", "--slots", "3", "--on-interrupt", "drain", "--out", "out"]
     )
     assert code == 130 and "finishing the chains" in err and "3 of 9 samples written" in err
-    assert told(folder)["cancelled"] == 6 and len(np.load(folder / "out" / "samples.npz")["arr_0"]) == 3
+    assert told(folder)["cancelled"] == 6 and len(arrays(folder / "out" / "samples.npz")["arr_0"]) == 3
 
 
 def test_info_names_every_backend(folder: Path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import arrays
 from PIL import Image
 
 import ulam
@@ -21,6 +22,8 @@ from ulam import cli, output
 from ulam.files import parse_json, parse_toml, whole, writable_folder
 from ulam.jobs import make_job, make_sampler, read_jobs
 from ulam.loading import Model, parse_schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 MODULE = """
 import time
@@ -72,7 +75,7 @@ def test_a_reader_that_goes_away_is_no_failure(folder: Path, stdout: str):
             ran, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: (os.close(0), os.close(1))
         )
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    assert np.load(folder / "out" / "samples.npz")["arr_0"].shape == (2, 8, 8, 1)
+    assert arrays(folder / "out" / "samples.npz")["arr_0"].shape == (2, 8, 8, 1)
 
 
 def test_sigterm_keeps_the_samples_that_are_finished(folder: Path):
@@ -83,7 +86,7 @@ def test_sigterm_keeps_the_samples_that_are_finished(folder: Path):
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
-    written = np.load(folder / "out" / "samples.npz")["arr_0"]
+    written = arrays(folder / "out" / "samples.npz")["arr_0"]
     assert 0 < len(written) < 60 and f"{len(written)} of 60 samples written" in err
 
 
@@ -124,7 +127,7 @@ def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path,
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device; everything is in " in told
     rescued = Path(told.rpartition("everything is in ")[2].strip())
-    assert len(np.load(rescued / "samples.npz")["arr_0"]) == 3
+    assert len(arrays(rescued / "samples.npz")["arr_0"]) == 3
 
 
 def test_two_processes_do_not_share_a_folder(folder: Path):

@@ -16,8 +16,6 @@ import torch
 from ulam.integrations.diffusers import fuse, loading
 from ulam.integrations.diffusers.fusing import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 SCHEDULERS = (*loading.VP, *loading.FLOW, *loading.EDM, *loading.VE)
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
 VALUES: list[Any] = [

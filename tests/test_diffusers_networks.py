@@ -8,11 +8,14 @@ import logging
 import numpy as np
 import pytest
 import torch
+from archives import arrays
 from test_from_diffusers import CHAINS, autoencoder, difference, dit, randn, sample, unet_2d, unet_condition
 
 import ulam
 from ulam.cli import main
 from ulam.samplers import DDIM, Euler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
@@ -188,7 +191,7 @@ def test_what_flux_cannot_take_is_said_in_one_line():
 
 
 def written(folder):
-    return np.load(folder / "samples.npz")["arr_0"], json.loads((folder / "report.json").read_text())
+    return arrays(folder / "samples.npz")["arr_0"], json.loads((folder / "report.json").read_text())
 
 
 def test_a_pipelines_folder_on_the_command_line(tmp_path, capsys):

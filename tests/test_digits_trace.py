@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from bench.end_to_end import trace
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 
 def test_a_mixed_trace_keeps_its_slots_busy_and_its_bits():

@@ -30,8 +30,6 @@ from ulam.samplers.dpm_solver import DPMSolver
 from ulam.samplers.dpm_solver_pp import DPMSolverPP
 from ulam.schedules import Schedule
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers deprecates its noise form
-
 VP = {"linear": schedules.vp_linear(), "cosine": schedules.vp_cosine(1000)}
 ZERO_SNR = schedules.zero_terminal_snr(VP["linear"])
 VE = schedules.ve(0.01, 50)

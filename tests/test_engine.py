@@ -11,6 +11,8 @@ import ulam
 from ulam.models import load_digits
 from ulam.samplers import DDIM, DDPM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 
 @pytest.mark.parametrize("slots", [1, 3, 64, 100])
 def test_bits_do_not_depend_on_slots(slots):

@@ -12,6 +12,8 @@ from engine_cases import SCHEDULE, Silent
 import ulam
 from ulam.samplers import DDIM, DDPM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 SHAPE, CHAINS, SLOTS, SEED = (2, 3), 5, 4, 9
 NULL = -1.0
 PARTS, FAULTS, ARMED = 5, 1000, 5  # ARMED a round, of which some come too late to happen

@@ -16,6 +16,8 @@ import ulam
 import ulam_kernels
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, PredictorCorrector, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:norms. got 'chain'")
+
 SCHEDULE = ulam.schedules.vp_linear(1000, 1e-4, 0.02)
 SHAPE = (3, 8, 8)
 SLOTS = 8

@@ -10,6 +10,8 @@ import ulam
 from ulam import NetworkOptions
 from ulam.samplers import DDIM, DDPM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 SLOW = DDPM(steps=11)
 
 

@@ -19,6 +19,8 @@ from engine_cases import SCHEDULE
 import ulam
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 ENGINE = str(Path(ulam.__file__).parent)
 SHAPE = (2,)
 

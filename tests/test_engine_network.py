@@ -14,6 +14,8 @@ import ulam
 from ulam import NetworkOptions
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 SLOW = DDPM(steps=11)
 
 

@@ -10,6 +10,8 @@ from engine_cases import SCHEDULE, SHAPE, WHOLE, Silent, draw, net
 import ulam
 from ulam.samplers import DDIM, DDPM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 
 class Flaky:
     """A function that raises at some of its calls."""

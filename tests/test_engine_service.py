@@ -16,6 +16,8 @@ from engine_cases import SCHEDULE, SHAPE, WHOLE, draw, net
 import ulam
 from ulam.samplers import DDIM, DDPM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 SLOW = DDPM(steps=11)
 
 

@@ -18,6 +18,8 @@ import ulam.integrations.diffusers
 from ulam.samplers import DDIM, DDPM
 from ulam.schedules import from_betas, vp_cosine, vp_linear, vp_scaled_linear, vp_sigmoid, zero_terminal_snr
 
+pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")
+
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS, CHAINS = 20, 3

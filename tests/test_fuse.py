@@ -19,8 +19,6 @@ from ulam.integrations.diffusers import buffers, fuse, fused
 from ulam.integrations.diffusers.fusing import FAMILIES
 from ulam.samplers import DDIM
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
-
 # ------------------------------------------------------------------------------------------------ interface
 
 

@@ -14,8 +14,6 @@ from ulam import schedules
 from ulam.integrations.diffusers import fuse
 from ulam.samplers import DDIM
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
-
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
 TRAILING = {"timestep_spacing": "trailing"}
 GRIDS: list[dict[str, Any]] = [

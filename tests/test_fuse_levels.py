@@ -12,8 +12,6 @@ from fuse_cases import SHAPE, assert_same_loops, begin, loop, make, network
 
 from ulam.integrations.diffusers import fuse
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
-
 NAN = r"(sigmas|timesteps): got .*nan.*, expected .*finite"
 FLOW = "FlowMatchEulerDiscreteScheduler"
 ONE_CALL = ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler", FLOW]

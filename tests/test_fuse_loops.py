@@ -16,8 +16,6 @@ from ulam import schedules
 from ulam.integrations.diffusers import fuse
 from ulam.samplers import DDPM, DPMSolverPP
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
-
 HISTORY = ["PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"]
 
 

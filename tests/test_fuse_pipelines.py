@@ -12,8 +12,6 @@ import torch
 
 from ulam.integrations.diffusers import fuse
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-
 
 def unet() -> Any:
     torch.manual_seed(0)

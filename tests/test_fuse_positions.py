@@ -13,8 +13,6 @@ from fuse_cases import ALL, SHAPE, assert_same_loops, begin, make, network
 
 from ulam.integrations.diffusers import fuse
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning:diffusers")
-
 COSINE: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
 STABLE: dict[str, Any] = {
     "beta_start": 0.00085,

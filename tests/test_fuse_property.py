@@ -21,8 +21,6 @@ from hypothesis import strategies as st  # noqa: E402
 
 from ulam.integrations.diffusers import fuse  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 # Rounded in float32 by diffusers: samples, outputs or coefficients.
 FLOAT32 = (
     *("DDPMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EDMEulerScheduler"),

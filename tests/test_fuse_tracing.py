@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ulam.integrations.diffusers import fuse
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+
 RUNS = [4, 6]  # steps of the loops that follow one another
 DYNAMIC = ["EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "DDIMScheduler"]
 

@@ -20,6 +20,8 @@ from ulam.samplers import (
     PredictorCorrector,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 CHAINS = 6
 
 

@@ -16,6 +16,8 @@ from gpu_cases import GUIDED, Y, check, ended, expected, make, submission
 import ulam
 from ulam.samplers import DDIM, DDPM, Heun, PredictorCorrector, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:norms. got 'chain'")
+
 pytest_plugins = "gpu_stand_in"
 
 

@@ -10,6 +10,8 @@ from gpu_cases import check, expected, make, submission
 import ulam
 from ulam.samplers import DDIM, DDPM, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 pytest_plugins = "gpu_stand_in"
 
 EDM = ulam.schedules.edm(0.01, 10.0)

@@ -18,6 +18,8 @@ from ulam.estimate import Estimator
 from ulam.gradients import without_graph
 from ulam.samplers import DDIM, DDPM, ULA, RePaint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 SHAPE = (6,)
 OPTIONS = NetworkOptions(gradients=True)
 HINT = r"^net: got one that takes gradients inside \(RuntimeError: .*\), expected options=ulam.NetworkOptions"

@@ -22,7 +22,6 @@ from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, 
 from ulam.schedules import Schedule, VariancePreserving
 
 # diffusers reads torch tensors through NumPy's old protocol
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from ulam.catalogue import catalogue
 from ulam.denoiser import Denoiser
 from ulam.samplers import DDIM, DPM2, LMS, PNDM, Euler, EulerAncestral, Grid, GridSampler, Heun
 
+pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")
+
 SCHEDULE = schedules.vp_linear(1000)
 FINE = schedules.vp_linear(100_000, 1e-6, 2e-4)  # where rounding to whole steps is small beside the steps
 MIXTURE = Mixture(weights=(0.3, 0.5, 0.2), means=(-1.5, 0.4, 1.8), stds=(0.5, 0.6, 0.4))

@@ -18,6 +18,8 @@ from ulam import Program, schedules
 from ulam.samplers.ddpm import DDPM
 from ulam.samplers.langevin import AnnealedLangevin, PredictorCorrector
 
+pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")
+
 SCHEDULES = {
     "linear": schedules.vp_linear(),
     "cosine": schedules.vp_cosine(1000),

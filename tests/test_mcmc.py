@@ -38,6 +38,7 @@ def test_chains_are_their_own_while_they_adapt():
     assert many.step.std() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*divergent proposals")
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 @pytest.mark.parametrize("name", TARGETS)
 def test_launches_have_the_bits_of_single_steps(name, sampler):

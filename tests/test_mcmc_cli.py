@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from archives import arrays
 
 from ulam import mcmc
 from ulam.cli import main
@@ -24,7 +25,7 @@ def test_double_well_by_mala(tmp_path, capsys):
     ]  # fmt: skip
     sizes = {"chains": 8, "steps": 40, "warmup": 20, "thin": 4, "seed": 3, "progress": False}
     same = mcmc.run(mcmc.DoubleWell(2), mcmc.MALA(0.05), **sizes)
-    saved = np.load(out / "draws.npz")
+    saved = arrays(out / "draws.npz")
     np.testing.assert_array_equal(saved["draws"], same.draws.numpy())
     np.testing.assert_array_equal(saved["energies"], same.energies.numpy())
     report = json.loads((out / "report.json").read_text())
@@ -40,7 +41,7 @@ def test_an_energy_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["mcmc", "--target", "bowl:energy", "--shape", "3", "--sampler", "hmc", "--leapfrog", "4", "--no-plots"]
     assert main([*arguments, *SIZES, "--out", "run"]) == 0
-    assert np.load("run/draws.npz")["draws"].shape == (8, 10, 3)
+    assert arrays("run/draws.npz")["draws"].shape == (8, 10, 3)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ulam import Denoiser, mcmc, schedules
 from ulam.mcmc import BAOAB, HMC, MALA, SGLD, ULA
 
 CHAINS = 100_000
+DIVERGENT = pytest.mark.filterwarnings("ignore:.*divergent proposals")
 
 
 def last(target, sampler, steps, **options):
@@ -84,6 +85,7 @@ def test_numbers_of_a_chain_are_its_own():
         assert abs(x[k::4].var() - exact) < 4 * exact * (2 / 10_000) ** 0.5
 
 
+@DIVERGENT
 @pytest.mark.parametrize("sampler", [MALA(0.15), HMC(0.25, leapfrog=3)], ids=["mala", "hmc"])
 def test_the_metropolis_step_is_in_detailed_balance(sampler):
     """At stationarity (x, x') and (x', x) have one law: antisymmetric functions have mean 0, and x' the law of x."""
@@ -171,6 +173,7 @@ def test_chi_square_of_separate_modes_by_tempering():
     assert (alone.x > 0).all()
 
 
+@DIVERGENT
 def test_funnel_marginals_are_those_of_exact_draws():
     target = mcmc.Funnel(3, std=1.5)
     start = target.sample(4000, seed=11)

@@ -103,7 +103,7 @@ def test_the_losses_train_a_network() -> None:
 
     optimiser.step(closure)
     ideal = sigma / (alpha**2 * 0.25 + sigma**2)
-    assert float(slope) == pytest.approx(ideal, abs=4 / math.sqrt(4000))
+    assert float(slope.detach()) == pytest.approx(ideal, abs=4 / math.sqrt(4000))
 
 
 # ------------------------------------------------------------------------------------------------- score matching

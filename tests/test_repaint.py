@@ -18,6 +18,8 @@ from ulam.samplers.ddim import DDIM
 from ulam.samplers.repaint import RePaint
 from ulam.schedules import Schedule
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 MASK = np.array([0.0, 1.0])  # element 0 is painted, element 1 is known
 
 

@@ -34,7 +34,8 @@ def test_every_figure_is_there_and_the_page_names_the_command_that_made_it() -> 
     commands = re.findall(r"`((?:python|ulam) [^`]+)`", PAGE)
     assert len(figures) == 5
     for figure in figures:
-        assert min(Image.open(DOCS / figure).size) > 200
+        with Image.open(DOCS / figure) as picture:
+            assert min(picture.size) > 200
         if figure.startswith("theory_"):
             assert f'"{figure[len("theory_") : -len(".png")]}"' in drawn and "python docs/figures.py" in commands
         else:

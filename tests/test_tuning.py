@@ -13,6 +13,8 @@ from engine_cases import SCHEDULE, net
 import ulam
 from ulam import NetworkOptions, tuning
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
 CPU = torch.device("cpu")
 
 

@@ -275,7 +275,7 @@ def load_data(path: Path, shape: tuple[int, ...], pixels: tuple[float, float] | 
     if not path.is_file():
         raise FileNotFoundError(f"data: no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
     except Exception as error:  # a damaged archive raises what its reader happens to meet
         why = " ".join(str(error).split()) or type(error).__name__

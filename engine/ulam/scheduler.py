@@ -25,7 +25,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _changes(method: Method) -> Method:
-    """A method that changes the scheduler and raises nothing; what an interrupt leaves half done, the next one mends."""
+    """A method that changes the scheduler and raises nothing; what an interrupt leaves half done, the next mends."""
 
     @functools.wraps(method)
     def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
