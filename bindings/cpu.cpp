@@ -141,7 +141,7 @@ PYBIND11_MODULE(_cpu, m) {
   for (const Kernels* const* k = usable_kernels(); *k; ++k)
     if (const char* difference = self_check(**k))
       throw py::import_error(std::string("ulam_kernels._cpu was miscompiled (") + (*k)->name + "): " + difference +
-                             "; rebuild it without fast-math options");
+                             "; rebuild it without fast-math options, or with another compiler");
   g_kernels = *usable_kernels();
   m.def("step", ulam::step_function<int>(&run_step));
   ulam::register_bound_step<&check_step, &run_checked_step>(m);

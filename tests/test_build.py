@@ -22,24 +22,49 @@ SOURCES = ["bindings/cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension in other ways")
 
 
-def built(folder: Path, *flags: str, altered: tuple[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Build the extension (portable path alone) with these flags, one constant of the noise altered, and import it."""
-    import pybind11
+INCLUDE = ["-Icsrc/include", "-Icsrc/cpu"]
+CHECK = """#include <cstdio>
+#include "kernels.h"
+int main() {
+  const char* difference = ulam::cpu::self_check(ulam::cpu::portable_kernels);
+  std::puts(difference ? difference : "none");
+}
+"""
 
+
+def copied(folder: Path, altered: tuple[str, str, str] | None) -> None:
+    """The native sources, with a file altered: (name, text, text instead)."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     shutil.copytree(ROOT / "bindings", folder / "bindings")
     if altered:
-        header = folder / "csrc" / "include" / "ulam" / "noise.h"
-        text = header.read_text()
-        assert text.count(altered[0]) == 1
-        header.write_text(text.replace(*altered))
-    include = ["-Icsrc/include", "-Icsrc/cpu", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        name, old, new = altered
+        text = (folder / "csrc" / name).read_text()
+        assert text.count(old) == 1
+        (folder / "csrc" / name).write_text(text.replace(old, new))
+
+
+def built(folder: Path, *flags: str, altered: tuple[str, str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Build the extension (portable path alone) with these flags, a file of it altered, and import it."""
+    import pybind11
+
+    copied(folder, altered)
+    include = [*INCLUDE, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     options = ["-O1", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-DULAM_NO_X86", *flags, *include]
     subprocess.run(["g++", *options, *SOURCES, "-o", f"_cpu{suffix}"], cwd=folder, check=True, capture_output=True)
     run = [sys.executable, "-c", "import torch, _cpu; print(_cpu.instruction_sets())"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def what_the_check_says(folder: Path, altered: tuple[str, str, str]) -> str:
+    """What the check at import finds in the portable path, with one of its headers altered."""
+    copied(folder, altered)
+    (folder / "check.cpp").write_text(CHECK)
+    sources = ["check.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("dispatch", "kernels_portable", "select", "tick"))]
+    options = ["-O0", "-std=c++17", "-fopenmp", "-DULAM_NO_X86", *INCLUDE]
+    subprocess.run(["g++", *options, *sources, "-o", "check"], cwd=folder, check=True, capture_output=True)
+    return subprocess.run(["./check"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_portable_build_loads(tmp_path: Path):
@@ -54,8 +79,24 @@ def test_fast_math_build_refuses_to_load(tmp_path: Path):
 
 
 def test_build_with_other_noise_refuses_to_load(tmp_path: Path):
-    ran = built(tmp_path, altered=("0x1.ffffd6p-1f", "0x1.ffffd8p-1f"))
-    assert ran.returncode != 0 and "ImportError" in ran.stderr and "noise-v1" in ran.stderr
+    ran = built(tmp_path, altered=("include/ulam/noise.h", "0x1.ffffd6p-1f", "0x1.ffffd8p-1f"))
+    assert ran.returncode != 0 and ran.stderr.splitlines()[-1] == (
+        "ImportError: ulam_kernels._cpu was miscompiled (portable): its normals are not those of noise-v1; "
+        "rebuild it without fast-math options, or with another compiler"
+    )
+
+
+@pytest.mark.parametrize(
+    "right, wrong, difference",
+    [
+        ("__builtin_popcount(reached);", "__builtin_popcount(reached) - (at == 0);", "its quantiles are not"),
+        ("kGroup<V> ? count : kGroup<V>;  //", "kGroup<V> ? 1 : kGroup<V>;  //", "its norms are not"),
+        ("*has_nan = true", "*has_nan = false", "its quantiles do not pass NaN"),
+    ],
+)
+def test_the_check_at_import_sees_other_reductions(right: str, wrong: str, difference: str, tmp_path: Path):
+    """A lane miscounted, a rest of which one element is summed, a NaN that is not seen."""
+    assert what_the_check_says(tmp_path, ("cpu/reduce.h", right, wrong)).startswith(difference)
 
 
 @pytest.fixture

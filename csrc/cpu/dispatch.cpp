@@ -3,12 +3,15 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #if !defined(ULAM_NO_X86)
 #include <immintrin.h>
 #endif
 
 #include "kernels.h"
+#include "select.h"
+#include "ulam/reduce.h"
 
 namespace ulam::cpu {
 namespace {
@@ -163,12 +166,61 @@ bool clips_like_the_standard(const Kernels& k) {
   return true;
 }
 
+// The scales of a row that reduces D = x, of one chain.
+Scales reduced(const Kernels& k, const float* x, int64_t elements, uint32_t kind, float level) {
+  const float row[] = {1, 0, level, infinity(), 0, 0, 1, 0, 1, 0, 1};  // D = x, x' = D + z
+  const int32_t flags = static_cast<int32_t>(1 | kReadsNoise | kUsesX0 | kind);
+  const int64_t zero = 0;
+  Scales scales{};
+  Reduce r{};
+  r.step.chains = r.step.rows = r.step.registers = 1;
+  r.step.elements = elements;
+  r.step.state = const_cast<float*>(x);
+  r.step.source = x;
+  r.step.coef = row;
+  r.step.flags = &flags;
+  r.step.row = r.step.seed = r.step.chain = r.step.draw = &zero;
+  r.out = reinterpret_cast<float*>(&scales);
+  reduce(k, r, 1);
+  return scales;
+}
+
+// What the NumPy reference makes of numbers spread over [-32, 32): as many as a quantile is first bracketed for, in
+// whole groups and with a rest.
+const char* reduces_otherwise(const Kernels& k) {
+  static const struct {
+    int64_t elements;
+    uint32_t low, high, ratio, root;  // the quantiles at 0.1 and 0.9, the squared ratio of the norms and its root
+  } known[] = {{kLeastBracketed, 0x404cd420, 0x41e67128, 0x3b3a784d, 0x3d5a7c83},
+               {kLeastBracketed + 7, 0x404d8057, 0x41e6782b, 0x3b3ad21c, 0x3d5ab11b}};
+  constexpr int64_t kMost = kLeastBracketed + 7;
+  float x[kMost];
+  for (uint32_t i = 0; i < kMost; ++i)
+    x[i] = static_cast<float>(static_cast<int32_t>(i * 0x9e3779b1u >> 8) - 0x800000) * 0x1p-18f;
+  for (const auto& answer : known) {
+    const Scales low = reduced(k, x, answer.elements, kThreshold, 0.1f);
+    const Scales high = reduced(k, x, answer.elements, kThreshold, 0.9f);
+    if (Scalar::bits(low.high) != answer.low || Scalar::bits(high.high) != answer.high)
+      return "its quantiles are not those of the reference";
+    const Scales norms = reduced(k, x, answer.elements, kNormalise, 0.0f);
+    if (Scalar::bits(norms.x0) != answer.ratio || Scalar::bits(norms.z) != answer.root)
+      return "its norms are not those of the reference";
+  }
+  for (const int64_t at : {int64_t{17}, kMost - 1}) {
+    const float before = std::exchange(x[at], not_a_number());
+    if ((Scalar::bits(reduced(k, x, kMost, kThreshold, 0.5f).high) & 0x7fffffffu) <= 0x7f800000u)
+      return "its quantiles do not pass NaN";
+    x[at] = before;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 const char* self_check(const Kernels& k) {
   if (!makes_known_normals(k) || !transforms_exactly(k)) return "its normals are not those of noise-v1";
   if (!clips_like_the_standard(k)) return "its clip does not pass NaN";
-  return nullptr;
+  return reduces_otherwise(k);
 }
 
 }  // namespace ulam::cpu

@@ -49,7 +49,7 @@ bool is_small(const LookUp&);
 // The first of the chains whose row is outside a table of `rows`; `chains` where there is none.
 int64_t first_outside(const Kernels&, const int64_t* row, int64_t chains, int64_t rows, int threads);
 
-// Null if this instruction set reproduces the noise standard's known answers, else what differs.
+// Null if this instruction set reproduces known answers of the noise, the clip and the reductions, else what differs.
 const char* self_check(const Kernels&);
 
 }  // namespace ulam::cpu
