@@ -127,6 +127,7 @@ void register_bound_step(pybind11::module_& m) {
   static PyMethodDef functions[] = {
       {"scalar", raw::scalar, METH_O, "The one element of a CPU tensor, or None."},
       {"address", raw::address, METH_O, "Where the elements of a CPU tensor lie, or None."},
+      {"eager", reinterpret_cast<PyCFunction>(&raw::eager), METH_FASTCALL, "See door.h."},
       {"ready", reinterpret_cast<PyCFunction>(&raw::ready), METH_FASTCALL, "See door.h."},
       {"separate", reinterpret_cast<PyCFunction>(&raw::separate), METH_FASTCALL, "See door.h."},
       {},

@@ -21,6 +21,15 @@ inline bool is_same(const View& v, const View& written, int skipped) {
          std::equal(v.shape, v.shape + v.dimensions, written.shape + skipped);
 }
 
+// eager(tensor, ...): whether nothing records the call, and each tensor is None or has a view, and so memory of its
+// own.
+inline PyObject* eager(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  if (recorded()) Py_RETURN_FALSE;
+  for (Py_ssize_t k = 0; k < count; ++k)
+    if (given[k] != Py_None && !view_of(given[k])) Py_RETURN_FALSE;
+  Py_RETURN_TRUE;
+}
+
 // separate(written, elementwise, read, ...): whether no tensor that is read shares memory with what is written; the
 // first `elementwise` of them may be that tensor itself, or its first register. None is no tensor. Where a tensor has
 // no view, as where the answer is no, the caller looks at each.
@@ -41,15 +50,15 @@ inline PyObject* separate(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, ...): whether row, seed, chain and draw
-// are plain int64 [B], and no tensor after net_in shares memory with state or net_in; model to source may be state[0]
-// itself. All but state and row may be None. Where a tensor has no view, as where the answer is no, the caller looks at
-// each.
+// ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, ...): as eager, and whether row, seed,
+// chain and draw are plain int64 [B], and no tensor after net_in shares memory with state or net_in; model to source
+// may be state[0] itself. All but state and row may be None. Where a tensor has no view, as where the answer is no, the
+// caller looks at each.
 inline PyObject* ready(PyObject*, PyObject* const* given, Py_ssize_t count) {
   constexpr Py_ssize_t kIds = 2, kElementwise = 6, kOthers = 10;
   if (count < kOthers) return PyErr_Format(PyExc_TypeError, "ready: got %zd arguments, expected 10 or more", count);
   const auto state = view_of(given[0]);
-  if (!state || state->dimensions < 2) Py_RETURN_FALSE;
+  if (recorded() || !state || state->dimensions < 2) Py_RETURN_FALSE;
   const Range written(*state);
   Range also;
   if (given[1] != Py_None) {

@@ -53,25 +53,36 @@ struct ExchangeTable {
   void* stream;
 };
 
-// torch's own table, the type whose objects it knows, and that type's method `is_neg`; null where there is no torch, or
-// none that has a table.
+// torch's own table, the type whose objects it knows, that type's method `is_neg`, and the functions that tell what
+// torch.jit.trace, modes such as make_fx's and torch.func leave behind; null where there is no torch, or none that has
+// a table.
 struct Torch {
   PyTypeObject* type = nullptr;
   const ExchangeTable* table = nullptr;
   PyObject* is_neg = nullptr;
+  PyObject *tracing = nullptr, *modes = nullptr, *transforms = nullptr;
 };
 inline Torch g_torch;
 
 // To be called before view_of, while the module is imported.
 inline void find_torch() {
   try {
-    const pybind11::object tensor = pybind11::module_::import("torch").attr("Tensor");
+    const pybind11::module_ torch = pybind11::module_::import("torch");
+    const pybind11::object tensor = torch.attr("Tensor"), within = torch.attr("_C");
     const pybind11::object capsule = tensor.attr("__dlpack_c_exchange_api__");
     auto* table = static_cast<ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table) throw pybind11::error_already_set();
     while (table && table->major != 1) table = table->older;
-    pybind11::object is_neg = tensor.attr("is_neg");
-    if (table && table->view) g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()), table, is_neg.release().ptr()};
+    pybind11::object is_neg = tensor.attr("is_neg"), tracing = within.attr("_get_tracing_state");
+    pybind11::object modes = within.attr("_len_torch_dispatch_stack");
+    pybind11::object transforms = within.attr("_functorch").attr("peek_interpreter_stack");
+    if (table && table->view)
+      g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()),
+                 table,
+                 is_neg.release().ptr(),
+                 tracing.release().ptr(),
+                 modes.release().ptr(),
+                 transforms.release().ptr()};
   } catch (const pybind11::error_already_set&) {
   }
 }
@@ -84,14 +95,29 @@ inline bool negative(PyObject* tensor) {
   return answer != Py_False;
 }
 
+// Whether something records or transforms torch's operations at this moment, or may.
+inline bool recorded() {
+  if (!g_torch.table) return true;
+  for (PyObject* function : {g_torch.modes, g_torch.tracing, g_torch.transforms}) {
+    PyObject* const answer = PyObject_CallNoArgs(function);
+    const bool found = !answer || PyObject_IsTrue(answer) != 0;
+    Py_XDECREF(answer);
+    if (found) return PyErr_Clear(), true;
+  }
+  return false;
+}
+
 // What lies behind a torch.Tensor; nothing for other objects, tensors of derived classes, and those that have no such
 // view. A tensor's negative bit is not in it: see `negative`.
 inline std::optional<View> view_of(PyObject* object) {
   View view;
   if (!g_torch.table || Py_TYPE(object) != g_torch.type) return std::nullopt;
-  if (g_torch.table->view(object, &view) == 0) return view;
-  PyErr_Clear();
-  return std::nullopt;
+  if (g_torch.table->view(object, &view) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  if (!view.data && view.elements() != 0) return std::nullopt;  // as those of torch.func.functionalize
+  return view;
 }
 
 // As pybind11's gil_scoped_release, without its look-ups.

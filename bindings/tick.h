@@ -140,7 +140,7 @@ PyObject* run(const Operation<Arguments>& operation, bool (*read)(PyObject* cons
               Py_ssize_t count) {
   if (count != tensors + 2) return PyErr_Format(PyExc_TypeError, "got %zd arguments, expected %d", count, tensors + 2);
   Arguments s{};
-  if (!is_wanted(given[tensors]) || !read(given, s)) Py_RETURN_FALSE;
+  if (!is_wanted(given[tensors]) || recorded() || !read(given, s)) Py_RETURN_FALSE;
   const int threads = static_cast<int>(PyLong_AsLong(given[tensors + 1]));
   if (PyErr_Occurred()) return nullptr;
   try {

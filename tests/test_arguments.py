@@ -127,7 +127,7 @@ def test_other_than_tensors_are_named(operation: str, argument: str) -> None:
 def test_another_table_is_named(operation: str) -> None:
     make, run, _ = OPERATIONS[operation]
     for other in (None, [1], torch.zeros(3)):
-        with pytest.raises(TypeError, match=rf"^table: got {type(other).__name__}, expected a Table"):
+        with pytest.raises(TypeError, match=rf"^table: got {re.escape(described(other))}, expected a Table"):
             run(make() | {"table": other}, "cpu")
 
 

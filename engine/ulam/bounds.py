@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
+from ulam_kernels.tracing import check_not_recorded
 
 from .denoiser import Denoiser
 from .estimate import Inputs
@@ -162,6 +163,7 @@ def vlb(
         RuntimeError: x_0 or cond requires grad while gradients are recorded: none flows through the result (to train on
             the bound, see :func:`ulam.objectives.hybrid`).
     """
+    check_not_recorded("vlb")
     check_no_gradient("bounds.vlb", cond, x_0=x_0)
     chain = ReverseChain(denoiser.schedule, timesteps)
     _check_choices(variance=(variance, VARIANCES), decoder=(decoder, DECODERS))

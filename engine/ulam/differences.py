@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ulam_kernels.tracing import recorder
+
 from .autograd import Function, Graph
 from .gradients import plain, without_graph
 from .network import autocast_state, in_eval_mode
@@ -172,7 +174,7 @@ def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]
 
     A function of a module is looked into once, in eval mode and on few examples, and what it draws is drawn again.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or recorder() is not None:
         return  # numbers cannot be looked at
     module = next(modules_of(score, set()), None)
     kind = getattr(getattr(score, "__func__", score), "__code__", type(score)), x.dtype, x.shape[1:]

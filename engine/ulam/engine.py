@@ -12,6 +12,7 @@ import torch
 
 import ulam_kernels.dispatch
 from ulam_kernels.ops import FLOATS
+from ulam_kernels.tracing import check_not_recorded
 
 from .arguments import (
     check_callback,
@@ -184,6 +185,7 @@ class Engine:
             QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed, or an
             argument requires grad while gradients are recorded.
         """
+        check_not_recorded("submit")
         check_no_gradient("sampling", cond, x_init=x_init, guidance=guidance, known=known, mask=mask)
         check_no_gradient("sampling", uncond)
         if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
@@ -307,6 +309,7 @@ class Engine:
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
+        check_not_recorded("finished")
         return filter(None, chain.from_iterable(iter(partial(self._next_groups, progress), None)))
 
     def _next_chains(self) -> Iterator[Result | None] | None:

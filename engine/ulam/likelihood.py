@@ -11,6 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from ulam_kernels.tracing import check_not_recorded
+
 from .denoiser import Denoiser
 from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, training_steps
@@ -90,6 +92,7 @@ def likelihood(
             x or has no derivative.
         RuntimeError: the adaptive solver failed; x or cond requires grad while gradients are recorded.
     """
+    check_not_recorded("likelihood")
     _check(solver, trace, samples, kind, steps, levels)
     check_no_gradient("likelihood", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():

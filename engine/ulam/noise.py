@@ -16,6 +16,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels.ops import MAX_ELEMENTS
+from ulam_kernels.tracing import check_read
 
 DRAWS_PER_ROW = 16  # stages of noise that a row may draw
 MAX_CHAINS = 1 << 40
@@ -113,7 +114,10 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
             came = f"{chains.dtype} {list(chains.shape)}"
             raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
+        check_read(chains, "chains")
         ids = chains.detach().to("cpu", torch.int64, copy=True)
+        if len(ids) and int(ids.min()) < 0:
+            raise ValueError("chains: ids must lie in [0, 2^63)")
     elif isinstance(chains, range):
         if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
             raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
@@ -128,8 +132,6 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         if not 0 <= count <= MAX_CHAINS:
             raise ValueError(f"chains: got {count}, expected 1 to 2^40 (or a range, or a sequence of ids)")
         ids = torch.arange(count, dtype=torch.int64)
-    if len(ids) and int(ids.min()) < 0:
-        raise ValueError("chains: ids must lie in [0, 2^63)")
     return ids
 
 

@@ -10,6 +10,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.tracing import check_not_recorded, traced
 
 from .denoiser import check_predicts
 from .gradients import check_no_gradient
@@ -68,6 +69,8 @@ def add_noise(
         raise ValueError("predicts must be eps, x0, v, score or flow here (for EDM use objectives.edm), got 'raw'")
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
         raise ValueError("x_0 must be a float tensor [B, *shape], not empty")
+    if traced() is not None:  # which takes no autograd.Function
+        check_not_recorded("add_noise")
     check_no_gradient("add_noise", noise=noise)
     times = _times(x_0, t)
     alpha, sigma = schedule.levels(times)

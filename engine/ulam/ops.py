@@ -18,6 +18,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels.autograd import forward_mode, recorded
+from ulam_kernels.tracing import check_read
 
 from .denoiser import check_predicts, combine, sigma_data_of
 from .gradients import check_no_gradient
@@ -106,18 +107,23 @@ def _levels(
 
 def _times(x_t: torch.Tensor, t: Time) -> Array:
     """`t` as [B] float64."""
-    if isinstance(t, np.ndarray):
-        t = torch.from_numpy(t)
-    if isinstance(t, torch.Tensor):
+    if isinstance(t, (np.ndarray, torch.Tensor)):
         if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
             raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
-        if t.dtype == torch.bool or t.is_complex():
+        array = t if isinstance(t, np.ndarray) else _read(t)
+        if array.dtype.kind not in "iuf":
             raise TypeError(f"t must hold integers or floats, got {t.dtype}")
-        check_no_gradient("a conversion", t=t)
-        return t.detach().to("cpu", torch.float64).expand(len(x_t)).numpy()
+        return np.broadcast_to(array.astype(np.float64), (len(x_t),))
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
         raise TypeError(f"t must be a number or a tensor of one per chain, got {t!r}")
     return np.full(len(x_t), float(t))
+
+
+def _read(t: torch.Tensor) -> Array:
+    check_read(t, "t")
+    check_no_gradient("a conversion", t=t)
+    t = t.detach().cpu()
+    return (t.double() if t.is_floating_point() else t).numpy()
 
 
 def _previous(times: Array, sigma: Array, schedule: Schedule) -> tuple[Array, Array]:

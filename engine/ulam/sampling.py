@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
+from ulam_kernels.tracing import check_not_recorded
+
 from .conditioning import Cond, Shared
 from .denoiser import Denoiser, Sampler
 from .engine import Engine
@@ -81,6 +83,7 @@ def sample(
         TypeError, ValueError: an argument that cannot be, named in the message, before anything runs.
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
+    check_not_recorded("sample")
     ids = chain_ids(chains)
     if slots is None:
         slots = min(max(len(ids), 1), DEFAULT_SLOTS)

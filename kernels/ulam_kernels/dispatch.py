@@ -39,6 +39,8 @@ def backends() -> dict[str, str]:
 
 @cache
 def _automatic(device_type: str) -> ModuleType:
+    if device_type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got tensors on {device_type!r}, expected cpu or cuda")
     candidates = ("cpu",) if device_type == "cpu" else ("cuda", "triton")
     for name in (*candidates, "reference"):
         module = load(name)

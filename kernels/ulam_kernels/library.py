@@ -14,6 +14,7 @@ import torch
 
 from ulam_kernels import autograd, ops, tick
 from ulam_kernels.table import Table
+from ulam_kernels.tracing import operator_runs
 
 SCHEMAS = {
     "step": "(Tensor(a!) state, Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, "
@@ -41,6 +42,7 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
 
 
+@operator_runs()
 def step(
     state: torch.Tensor,
     coef: torch.Tensor,
@@ -78,6 +80,7 @@ def step(
     )
 
 
+@operator_runs()
 def reduce(
     state: torch.Tensor,
     coef: torch.Tensor,
@@ -110,6 +113,7 @@ def reduce(
     )
 
 
+@operator_runs()
 def blend(
     state: torch.Tensor,
     known: torch.Tensor,
@@ -145,6 +149,7 @@ def blend(
     )
 
 
+@operator_runs()
 def fill_normal(
     out: torch.Tensor,
     seed: torch.Tensor,
@@ -159,6 +164,7 @@ def fill_normal(
     ops.fill_normal(out, seed=seed, chain=chain, draw=draw, tag=tag, scale=scale, offset=offset, backend=backend)
 
 
+@operator_runs()
 def affine(
     x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, backend: str | None = None
 ) -> torch.Tensor:
@@ -166,6 +172,7 @@ def affine(
     return ops.affine(x, m, a, b, backend=backend)
 
 
+@operator_runs()
 def affine_out(
     x: torch.Tensor,
     m: torch.Tensor,
@@ -178,6 +185,7 @@ def affine_out(
     ops.affine(x, m, a, b, out, backend=backend)
 
 
+@operator_runs()
 def look_up(
     times: torch.Tensor,
     row: torch.Tensor,
@@ -191,6 +199,7 @@ def look_up(
     tick.look_up(times, row, out, guidance=guidance, interval=interval, weight=weight, backend=backend)
 
 
+@operator_runs()
 def advance(
     cursor: torch.Tensor,
     now: torch.Tensor,

@@ -22,6 +22,7 @@ import torch
 from ulam_kernels.arguments import choice, whole
 from ulam_kernels.autograd import check_no_gradient
 from ulam_kernels.dispatch import select
+from ulam_kernels.tracing import check_not_recorded
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
 
 CDFS = ("exact", "tanh")
@@ -48,6 +49,7 @@ def gaussian_kl(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
     """
+    check_not_recorded("gaussian_kl", mean_a, log_var_a, mean_b, log_var_b)
     check_no_gradient("gaussian_kl", mean_a=mean_a, log_var_a=log_var_a, mean_b=mean_b, log_var_b=log_var_b)
     _check_first(mean_a, "mean_a")
     check(mean_b, "mean_b", mean_a.dtype, mean_a.device, mean_a.shape)
@@ -86,6 +88,7 @@ def discretised_log_likelihood(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or out of range.
     """
+    check_not_recorded("discretised_log_likelihood", x, mean, log_scale)
     check_no_gradient("discretised_log_likelihood", x=x, mean=mean, log_scale=log_scale)
     _check_first(x, "x")
     check(mean, "mean", x.dtype, x.device, x.shape)

@@ -46,6 +46,7 @@ from ulam_kernels.arguments import bounds, choice, described, switch, whole
 from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
+from ulam_kernels.tracing import check_not_recorded
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
@@ -97,6 +98,7 @@ def langevin(
             range, or a missing one.
     """
     operands = {"x": x, "score": score, "step": step, "noise_scale": noise_scale, "scale": scale, "noise": noise}
+    check_not_recorded("langevin", *operands.values(), seed, chain, draw, out)
     check_no_gradient("langevin", **operands, out=out)
     _check_state(x, "x")
     out = torch.empty_like(x) if out is None else out
@@ -151,7 +153,9 @@ def mala_accept(
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     states = {"x": x, "proposal": proposal, "score": score, "proposal_score": proposal_score}
-    check_no_gradient("mala_accept", **states, energy=energy, proposal_energy=proposal_energy, step=step, scale=scale)
+    numbers = {"energy": energy, "proposal_energy": proposal_energy, "step": step, "scale": scale}
+    check_not_recorded("mala_accept", *states.values(), *numbers.values(), inverse_temperature, seed, chain, draw)
+    check_no_gradient("mala_accept", **states, **numbers)
     _check_state(x, "x")
     _check_like(x, proposal=proposal, score=score, proposal_score=proposal_score)
     for name, value in (("energy", energy), ("proposal_energy", proposal_energy)):
@@ -208,6 +212,7 @@ def kick_drift(
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     coefficients = {"kick": kick, "drift": drift, "keep": keep, "noise_scale": noise_scale, "scale": scale}
+    check_not_recorded("kick_drift", x, v, score, *coefficients.values(), noise, seed, chain, draw)
     check_no_gradient("kick_drift", x=x, v=v, score=score, **coefficients, noise=noise)
     _check_state(x, "x")
     _check_like(x, v=v, score=score, **_given(noise=noise))
@@ -229,6 +234,7 @@ def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_not_recorded("squared_norm", x)
     check_no_gradient("squared_norm", x=x)
     _check_state(x, "x")
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -259,12 +265,14 @@ def accept(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    given = [tensor for pair in pairs for tensor in pair] if _are_pairs(pairs) else []
+    check_not_recorded("accept", log_ratio, seed, chain, draw, *given)
     check_tensor(log_ratio, "log_ratio")
     if log_ratio.dim() != 1:
         raise ValueError(f"log_ratio: got shape {list(log_ratio.shape)}, expected [B]")
     check(log_ratio, "log_ratio", torch.float64, log_ratio.device, log_ratio.shape)
     _check_ids(log_ratio, seed, chain, draw)
-    if not isinstance(pairs, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
+    if not _are_pairs(pairs):
         raise TypeError(f"pairs: got {described(pairs)}, expected a sequence of (kept, proposed)")
     if len(pairs) > MOST_PAIRS:
         raise ValueError(f"pairs: got {len(pairs)}, expected at most {MOST_PAIRS}")
@@ -294,6 +302,7 @@ def evaluate(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_not_recorded("evaluate", x)
     check_no_gradient("evaluate", x=x)
     _check_density(density, x)
     switch(energy, "energy")
@@ -358,6 +367,7 @@ def run(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
+    check_not_recorded("run", x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged)
     _check_density(density, x)
     choice(sampler, "sampler", SAMPLERS)
     steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
@@ -397,6 +407,10 @@ def run(
 
 def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None) -> ModuleType:
     return importlib.import_module(select(name, x.device.type, dtype or x.dtype).__name__ + ".mcmc")
+
+
+def _are_pairs(pairs: object) -> bool:
+    return isinstance(pairs, Sequence) and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs)
 
 
 def _check_state(x: torch.Tensor, name: str) -> None:

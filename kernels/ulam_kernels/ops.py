@@ -15,6 +15,7 @@ from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
 from ulam_kernels.autograd import check_no_gradient, forward_mode, recorded, recording, written
 from ulam_kernels.dispatch import select
 from ulam_kernels.table import READS_Z, Table
+from ulam_kernels.tracing import by_operator, eager, transformed
 from ulam_kernels.validation import FLOATS as FLOATS
 from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
 from ulam_kernels.validation import (
@@ -27,6 +28,7 @@ from ulam_kernels.validation import (
     check_row,
     check_state,
     check_tensor,
+    of_table,
     operands,
     ready,
 )
@@ -99,11 +101,16 @@ def step(
         check_no_gradient(
             "step", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, source=source
         )
-    if torch.compiler.is_compiling():  # the graph keeps one operator, which comes back here when it runs
+    coef, flags = of_table(table)
+    given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
+    compiling = torch.compiler.is_compiling()
+    quick = not compiling and ready(*given)
+    if compiling or (not quick and by_operator("step", *given)):
+        # the graph keeps one operator, which comes back here when it runs
         torch.ops.ulam.step(
             state,
-            table.coef,
-            table.flags,
+            coef,
+            flags,
             row,
             model,
             uncond,
@@ -119,15 +126,14 @@ def step(
         )
         return
     model, uncond = operands(state, table, model, uncond, guidance, noise, last=True)
-    coef, device, dtype = table.coef, state.device, state.dtype
+    device, dtype = state.device, state.dtype
     if net_in is not None:
         check_net_in(net_in, state)
     if scales is not None:
         check(scales, "scales", coef.dtype, device, (state.shape[1], 4))
     if source is not None:
         check(source, "source", dtype, device, state.shape[1:])
-    flags = table.flags
-    if not ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags):
+    if not quick:
         check_row(row, seed, chain, draw, state)
         model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = apart(
             (model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags), 4, state, net_in
@@ -188,18 +194,18 @@ def reduce(
     """
     if recording():
         check_no_gradient("reduce", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, out=out)
-    if torch.compiler.is_compiling():
-        torch.ops.ulam.reduce(
-            state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise, out, backend
-        )
+    coef, flags = of_table(table)
+    reads = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise)
+    if torch.compiler.is_compiling() or (not eager(*reads, out) and by_operator("reduce", *reads, out)):
+        torch.ops.ulam.reduce(*reads, out, backend)
         return out
     model, uncond = operands(state, table, model, uncond, guidance, noise, last=False)
     check_row(row, seed, chain, draw, state)
-    check(out, "out", table.coef.dtype, state.device, (*state.shape[1:2], 4))
+    check(out, "out", coef.dtype, state.device, (*state.shape[1:2], 4))
     if state.numel() == 0:
         return out.copy_(out.new_tensor([-math.inf, math.inf, 1, 1]).expand_as(out))
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise = apart(
-        (state, table.coef, table.flags, row, model, uncond, guidance, seed, chain, draw, noise), 0, out
+        (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise), 0, out
     )
     select(backend, state.device.type, state.dtype).reduce(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out
@@ -256,7 +262,8 @@ def blend(
     """
     if recording():
         check_no_gradient("blend", state=state, known=known, mask=mask, a=a, b=b, noise=noise)
-    if torch.compiler.is_compiling():
+    given = (state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, row)
+    if torch.compiler.is_compiling() or (not eager(*given) and by_operator("blend", *given)):
         torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend, row, stage)
         return
     check_state(state)
@@ -327,7 +334,8 @@ def fill_normal(
     """
     if recording():
         check_no_gradient("fill_normal", out=out)
-    if torch.compiler.is_compiling():
+    given = (out, seed, chain, draw)
+    if torch.compiler.is_compiling() or (not eager(*given) and by_operator("fill_normal", *given)):
         torch.ops.ulam.fill_normal(out, seed, chain, draw, tag, scale, offset, backend)
         return out
     check_tensor(out, "out")
@@ -378,7 +386,11 @@ def affine(
     """
     if out is not None or forward_mode():
         check_no_gradient("affine with out or in forward mode", x=x, m=m, a=a, b=b, out=out)
-    if torch.compiler.is_compiling() or recorded(x, m, a, b):
+    compiling, given = torch.compiler.is_compiling(), (x, m, a, b, out)
+    derived = recorded(x, m, a, b)
+    if derived and not compiling and transformed() is not None:
+        raise RuntimeError("affine: got a derivative of torch.func, expected one of torch.autograd")
+    if compiling or derived or (not eager(*given) and by_operator("affine", *given, pure=out is None)):
         if out is None:
             return torch.ops.ulam.affine(x, m, a, b, backend)  # type: ignore[no-any-return]
         torch.ops.ulam.affine_out(x, m, a, b, out, backend)

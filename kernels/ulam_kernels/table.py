@@ -150,8 +150,8 @@ class Table:
         rounded[:, MATRIX:] = terms.reshape(len(terms), registers * (registers + 3))
         flags = _derive_flags(rounded, terms, written, kinds)
         return cls(
-            coef=torch.from_numpy(rounded).to(device),
-            flags=torch.from_numpy(flags).to(device),
+            coef=torch.tensor(rounded, device=device),
+            flags=torch.tensor(flags, device=device),
             registers=registers,
             uses=int(np.bitwise_or.reduce(flags)),
         )

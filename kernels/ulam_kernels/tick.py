@@ -16,7 +16,8 @@ import torch
 
 from ulam_kernels.autograd import check_no_gradient, recording, written
 from ulam_kernels.dispatch import load, select
-from ulam_kernels.validation import FLOATS, check
+from ulam_kernels.tracing import by_operator
+from ulam_kernels.validation import FLOATS, check, check_tensor
 
 CURSOR_LINES = 6  # row, draw, row_advance, draw_advance, failed, parts
 TIMES = (torch.float32, torch.int64, torch.float64)
@@ -59,12 +60,15 @@ def look_up(
     """
     if recording():
         check_no_gradient("look_up", times=times, out=out, guidance=guidance, interval=interval, weight=weight)
-    if torch.compiler.is_compiling():
-        torch.ops.ulam.look_up(times, row, out, guidance, interval, weight, backend)
-        return
-    if _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
         written(out, weight)
         return
+    if compiling or by_operator("look_up", times, row, out, guidance, interval, weight):
+        torch.ops.ulam.look_up(times, row, out, guidance, interval, weight, backend)
+        return
+    check_tensor(times, "times")
+    check_tensor(row, "row")
     device, chains = times.device, row.shape[:1]
     if times.dtype not in TIMES:
         raise TypeError(f"times: got dtype {times.dtype}, expected float32, int64 or float64")
@@ -121,12 +125,14 @@ def advance(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one;
             ``cursor`` or ``now`` shares memory with another argument.
     """
-    if torch.compiler.is_compiling():
-        torch.ops.ulam.advance(cursor, now, model, uncond, guidance, backend)
-        return
-    if _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
         written(cursor, now)
         return
+    if compiling or by_operator("advance", cursor, now, model, uncond, guidance):
+        torch.ops.ulam.advance(cursor, now, model, uncond, guidance, backend)
+        return
+    check_tensor(cursor, "cursor")
     device = cursor.device
     if cursor.dim() != 2 or cursor.shape[0] != CURSOR_LINES:
         raise ValueError(f"cursor: got shape {list(cursor.shape)}, expected [{CURSOR_LINES}, B]")

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from ulam_kernels.autograd import written
+from ulam_kernels.tracing import eager
 
 
 def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -35,8 +36,9 @@ def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) ->
     Raises:
         RuntimeError, NotImplementedError: as ``Tensor.normal_``, for example for a generator of another device.
     """
-    plain = out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
-    native = _native() if plain else None
+    # what records, fakes or wraps the call would miss the native code's writing
+    apt = eager(out) and out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous()
+    native = _native() if apt and not out.requires_grad else None
     if native is None or not _filled(native, out, torch.default_generator if generator is None else generator):
         out.normal_(generator=generator)
     return out

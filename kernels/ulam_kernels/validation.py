@@ -41,7 +41,7 @@ def check_tensor(tensor: object, name: str) -> None:
 
 
 def check_state(state: torch.Tensor) -> None:
-    if not isinstance(state, torch.Tensor) or state.layout is not torch.strided:
+    if not isinstance(state, torch.Tensor) or state.layout is not torch.strided or state.is_meta:
         check_tensor(state, "state")
     if state.dim() < 2:
         raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape]")
@@ -53,6 +53,13 @@ def check_state(state: torch.Tensor) -> None:
         raise ValueError(f"state: {NEGATIVE}")
     if state.numel() > state.shape[0] * state.shape[1] * MAX_ELEMENTS:
         raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
+
+
+def of_table(table: Table) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its coef and flags."""
+    if not isinstance(table, Table):
+        raise TypeError(f"table: got {described(table)}, expected a Table")
+    return table.coef, table.flags
 
 
 def check_row(
@@ -98,8 +105,6 @@ def operands(
     check_state(state)
     sample, device = state.shape[1:], state.device
     per_chain = sample[:1]
-    if not isinstance(table, Table):
-        raise TypeError(f"table: got {type(table).__name__}, expected a Table")
     coef = table.coef
     if state.shape[0] != table.registers:
         raise ValueError(f"state: got {state.shape[0]} registers, but the table has {table.registers}")

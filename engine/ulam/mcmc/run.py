@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 import ulam_kernels.dispatch
+from ulam_kernels.tracing import check_not_recorded
 
 from ..arguments import check_shape, fallbacks, resolve_device
 from ..denoiser import Denoiser
@@ -94,6 +95,7 @@ def run(
         :mod:`ulam.mcmc.diagnosis`).
         UserWarning: ``x_init`` without ``seed``, ``first_step`` or ``resume``: the noise begins anew.
     """
+    check_not_recorded("run")
     check_no_gradient("a run of chains", getattr(target, "cond", None), x_init=x_init, v_init=v_init)
     if slots is not None and whole_number("slots", slots) < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
-F = TypeVar("F", bound=Callable[..., Any])
+from ulam_kernels.tracing import modes as modes
+from ulam_kernels.tracing import recorder
+from ulam_kernels.tracing import traced as traced
+from ulam_kernels.tracing import transformed as transformed
 
-# What torch.jit.trace, modes such as make_fx's and torch.func leave behind; asked in every call, in nanoseconds.
-traced: Callable[[], Any] = torch._C._get_tracing_state
-modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def apart(function: F) -> F:
@@ -37,19 +37,6 @@ def outside_graphs(method: F) -> F:
         return method(*args, **kwargs)
 
     return called  # type: ignore[return-value]
-
-
-def recorder() -> str | None:
-    """What records or transforms torch's operations at this moment. Modes that only look on do neither."""
-    if traced() is not None:
-        return "torch.jit.trace"
-    if transformed() is not None:
-        return "a transform of torch.func"
-    if not modes():
-        return None
-    kinds = torch._C._TorchDispatchModeKey.__members__
-    found = {name for name, key in kinds.items() if torch._C._get_dispatch_mode(key) is not None}
-    return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
 
 
 def check_not_recorded(what: str) -> None:

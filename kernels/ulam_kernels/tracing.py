@@ -1,0 +1,154 @@
+"""What torch records, fakes or wraps goes through ``torch.ops.ulam``, or is refused in one line.
+
+Kernels read and write memory by its address. A tracer does not see that, and would play back memory that nothing was
+written to; fake tensors and those of ``torch.func`` have no memory at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+try:
+    from ulam_kernels._cpu import eager as eager
+except ImportError:  # a broken build is told of by its backend
+
+    def eager(*tensors: torch.Tensor | None) -> bool:
+        """Whether nothing records the call, and each has memory of its own: see bindings/door.h."""
+        return False
+
+
+# What torch.jit.trace, modes such as make_fx's and torch.func leave behind.
+traced: Callable[[], Any] = torch._C._get_tracing_state
+modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+_functorch: Any = torch._C._functorch
+
+
+class _Running(threading.local):
+    operator = False
+
+
+_running = _Running()
+
+
+@contextmanager
+def operator_runs() -> Iterator[None]:
+    """Within it, in this thread, calls go to the backend: they are an operator's, which torch has seen."""
+    before, _running.operator = _running.operator, True
+    try:
+        yield
+    finally:
+        _running.operator = before
+
+
+def by_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) -> bool:
+    """Whether torch is to see this call of a public operation, as ``torch.ops.ulam``'s, because it records, fakes or
+    wraps what is called; never where the operator itself calls. To be asked where the answer of ``eager`` is no.
+
+    pure: the operator writes to nothing that it was given.
+
+    Raises:
+        RuntimeError: a transform of torch.func wraps a tensor, and the operator cannot go through it.
+    """
+    if _running.operator:
+        return False
+    if pure and transformed() is not None:
+        return True
+    _check_not_transformed(name, tensors)
+    _check_all_fake(name, tensors)
+    return bool(modes()) or traced() is not None or any(_wrapped(t) or _dispatches(t) for t in tensors)
+
+
+def check_not_recorded(what: str, *tensors: object) -> None:
+    """Raises RuntimeError where something records, fakes or transforms a call that no operator stands for."""
+    # torch.compile breaks its graph further on, and calls the rest as it is
+    if torch.compiler.is_dynamo_compiling() or eager(*tensors):  # type: ignore[arg-type]
+        return
+    by = recorder()
+    if by is None:
+        _check_not_transformed(what, tensors)
+        by = next((f"tensors of {type(t).__name__} without memory" for t in tensors if without_memory(t)), None)
+    if by is not None:
+        raise RuntimeError(f"{what}: got a call under {by}, expected one outside: no operator of torch stands for it")
+
+
+def recorder() -> str | None:
+    """What records or transforms torch's operations at this moment. Modes that only look on do neither."""
+    if traced() is not None:
+        return "torch.jit.trace"
+    if transformed() is not None:
+        return "a transform of torch.func"
+    if not modes():
+        return None
+    kinds = torch._C._TorchDispatchModeKey.__members__
+    found = {name for name, key in kinds.items() if torch._C._get_dispatch_mode(key) is not None}
+    return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
+
+
+def check_read(tensor: torch.Tensor, name: str) -> None:
+    """Raises RuntimeError where the host cannot read a tensor's numbers, or a tracer would not see that it does."""
+    by = recorder() or (f"a {type(tensor).__name__}" if without_memory(tensor) else None)
+    if by is not None:
+        raise RuntimeError(
+            f"{name}: got a tensor under {by}, expected a number or a NumPy array: its values are read on the host"
+        )
+
+
+def without_memory(tensor: object) -> bool:
+    """Whether a dense tensor that has elements has no memory: fake, functional, or wrapped by a transform."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.layout is not torch.strided:
+        return False
+    if _wrapped(tensor) or isinstance(tensor, _without_memory_types()):
+        return True
+    try:
+        return tensor.numel() > 0 and not tensor.data_ptr()
+    except RuntimeError:
+        return True
+
+
+def _check_all_fake(what: str, tensors: tuple[object, ...]) -> None:
+    """torch itself says so in many lines."""
+    kind, _ = _without_memory_types()
+    fakes = [tensor for tensor in tensors if isinstance(tensor, kind)]
+    mixed = fakes and any(isinstance(tensor, torch.Tensor) and not isinstance(tensor, kind) for tensor in tensors)
+    if mixed and not fakes[0].fake_mode.allow_non_fake_inputs:  # type: ignore[attr-defined]
+        raise RuntimeError(f"{what}: got fake tensors beside real ones, expected all of them fake, or none")
+
+
+def _without_memory_types() -> tuple[type, ...]:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return FakeTensor, FunctionalTensor  # whose address torch warns of, or refuses
+
+
+def _wrapped(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and (
+        bool(_functorch.is_functorch_wrapped_tensor(tensor)) or torch._is_functional_tensor(tensor)
+    )
+
+
+def _dispatches(tensor: object) -> bool:
+    """Whether a tensor's class has a ``__torch_dispatch__`` of its own."""
+    if not isinstance(tensor, torch.Tensor) or type(tensor) is torch.Tensor:
+        return False
+    return bool(torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python))
+
+
+def _check_not_transformed(what: str, tensors: tuple[object, ...]) -> None:
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor) or not _wrapped(tensor):
+            continue
+        if transformed() is None and not torch._is_functional_tensor(tensor):
+            raise RuntimeError(f"{what}: got a tensor of a transform of torch.func that is over, expected a plain one")
+        if not _functorch.is_gradtrackingtensor(tensor):
+            kind = "torch.vmap" if _functorch.is_batchedtensor(tensor) else "torch.func.functionalize"
+            raise RuntimeError(
+                f"{what}: got a tensor of {kind}, expected a call outside of it: the operation takes a batch of chains"
+            )
