@@ -31,12 +31,12 @@ inline bool apart(std::initializer_list<Extent> written, std::initializer_list<E
   return true;
 }
 
-// A contiguous tensor on the CPU of this kind, width and shape; false for any other.
+// A contiguous tensor on the CPU of this kind, width and shape, without torch's negative bit; false for any other.
 template <class T>
 bool plain(PyObject* tensor, int kind, std::initializer_list<int64_t> shape, T*& address, Extent& extent) {
   const auto view = view_of(tensor);
   if (!view || !view->on_cpu() || !view->is(kind, 8 * sizeof(T)) || !view->contiguous() ||
-      !std::equal(shape.begin(), shape.end(), view->shape, view->shape + view->dimensions))
+      !std::equal(shape.begin(), shape.end(), view->shape, view->shape + view->dimensions) || negative(tensor))
     return false;
   address = const_cast<T*>(view->address<T>());
   extent.begin = reinterpret_cast<const char*>(address);
@@ -54,7 +54,7 @@ inline bool is_wanted(PyObject* backend) {
 inline bool read_look_up(PyObject* const* given, LookUp& s) {
   const auto times = view_of(given[0]), row = view_of(given[1]);
   if (!times || !times->on_cpu() || times->dimensions != 1 || !times->contiguous()) return false;
-  if (!row || row->dimensions != 1) return false;
+  if (!row || row->dimensions != 1 || negative(given[0])) return false;
   s.rows = times->shape[0];
   s.chains = row->shape[0];
   s.times = times->address<void>();

@@ -336,7 +336,7 @@ NOW = torch.zeros(2, 2, dtype=torch.int64)
     ({"model": torch.zeros(())}, "model: got shape"),
     ({"model": torch.zeros(2, 4, dtype=torch.int64)}, "model: got dtype"),
     ({"model": torch.zeros(2, 4, dtype=torch.complex64)}, "model: got dtype"),
-    ({"model": torch.zeros(2, 4, device="meta")}, "model: is on meta"),
+    ({"model": torch.zeros(2, 4, device="meta")}, "model: got a tensor on the meta device"),
     ({"model": None, "uncond": torch.zeros(2, 4), "guidance": TWO}, "uncond: got"),
     ({"uncond": torch.zeros(2, 5), "guidance": TWO}, "uncond: got"),
     ({"uncond": torch.zeros(2, 4, dtype=torch.float16), "guidance": TWO}, "uncond: got"),

@@ -12,6 +12,7 @@ import torch
 
 from ulam_kernels import validation
 from ulam_kernels.arguments import described, positive, whole
+from ulam_kernels.tracing import check_read
 
 MAX_DIMENSION = 128
 MAX_COMPONENTS = 64
@@ -195,6 +196,7 @@ def _numbers(tensor: object, name: str, dtypes: tuple[torch.dtype, ...] = valida
     if tensor.dtype not in dtypes:
         right = "real numbers" if len(dtypes) > 1 else str(dtypes[0])
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {right}")
+    check_read(tensor, name, "a plain tensor outside of it")
     if not bool(torch.isfinite(tensor.to(torch.float32)).all()):
         raise ValueError(f"{name}: got numbers that are not finite in float32, expected finite ones")
     return tensor.detach().to(torch.float64)

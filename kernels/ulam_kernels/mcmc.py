@@ -417,8 +417,7 @@ def _check_state(x: torch.Tensor, name: str) -> None:
     check_tensor(x, name)
     if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
-    if not x.is_contiguous():
-        raise ValueError(f"{name}: must be contiguous")
+    check(x, name, x.dtype, x.device, x.shape)
     if x.numel() > len(x) * MAX_ELEMENTS:
         raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
 

@@ -269,6 +269,8 @@ def blend(
     check_state(state)
     sample, device, dtype = state.shape[1:], state.device, state.dtype
     per_chain, wanted = sample[:1], torch.float64 if dtype == torch.float64 else torch.float32
+    if not state.shape[0]:
+        raise ValueError(f"state: got shape {list(state.shape)}, expected [R, B, *shape] with a register")
     factors: tuple[int, ...] = per_chain
     if row is not None:
         check(row, "row", torch.int64, device, per_chain)
@@ -286,8 +288,7 @@ def blend(
     elif seed is None or chain is None or draw is None:
         raise ValueError("seed, chain, draw: got None, expected int64 tensors [B] (or noise)")
     check_ids(seed, chain, draw, device, per_chain)
-    if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage <= MAX_STAGE:
-        raise ValueError(f"stage: got {stage!r}, expected 0 to {MAX_STAGE}")
+    stage = whole(stage, "stage", 0, MAX_STAGE)
     if net_in is not None:
         check_net_in(net_in, state)
         if c_next is None:

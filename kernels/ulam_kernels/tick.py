@@ -134,6 +134,9 @@ def advance(
         return
     check_tensor(cursor, "cursor")
     device = cursor.device
+    for name, tensor in (("model", model), ("uncond", uncond)):
+        if tensor is not None:
+            check_tensor(tensor, name)
     if cursor.dim() != 2 or cursor.shape[0] != CURSOR_LINES:
         raise ValueError(f"cursor: got shape {list(cursor.shape)}, expected [{CURSOR_LINES}, B]")
     chains = cursor.shape[1:]

@@ -8,8 +8,10 @@ from functools import cache
 
 import torch
 
+from ulam_kernels.arguments import described
 from ulam_kernels.autograd import written
 from ulam_kernels.tracing import eager
+from ulam_kernels.validation import check_tensor
 
 
 def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -36,11 +38,24 @@ def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) ->
     Raises:
         RuntimeError, NotImplementedError: as ``Tensor.normal_``, for example for a generator of another device.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {described(generator)}, expected a torch.Generator")
     # what records, fakes or wraps the call would miss the native code's writing
-    apt = eager(out) and out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous()
-    native = _native() if apt and not out.requires_grad else None
+    apt = (
+        isinstance(out, torch.Tensor)
+        and eager(out)
+        and out.dtype == torch.float32
+        and out.device.type == "cpu"
+        and out.is_contiguous()
+    )
+    native = _native() if apt and not out.requires_grad and not out.is_neg() else None
     if native is None or not _filled(native, out, torch.default_generator if generator is None else generator):
-        out.normal_(generator=generator)
+        if not isinstance(out, torch.Tensor):
+            check_tensor(out, "out")
+        try:
+            out.normal_(generator=generator)
+        except RuntimeError as error:
+            raise type(error)(f"out: got {described(out)}, {str(error).splitlines()[0][:200]}") from None
     return out
 
 

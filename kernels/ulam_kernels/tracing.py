@@ -91,13 +91,11 @@ def recorder() -> str | None:
     return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
 
 
-def check_read(tensor: torch.Tensor, name: str) -> None:
+def check_read(tensor: torch.Tensor, name: str, right: str = "a number or a NumPy array") -> None:
     """Raises RuntimeError where the host cannot read a tensor's numbers, or a tracer would not see that it does."""
     by = recorder() or (f"a {type(tensor).__name__}" if without_memory(tensor) else None)
     if by is not None:
-        raise RuntimeError(
-            f"{name}: got a tensor under {by}, expected a number or a NumPy array: its values are read on the host"
-        )
+        raise RuntimeError(f"{name}: got a tensor under {by}, expected {right}: its values are read on the host")
 
 
 def without_memory(tensor: object) -> bool:
