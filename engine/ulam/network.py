@@ -53,6 +53,7 @@ class Network:
         self._eager: Callable[..., Any] = denoiser.net
         self._net = torch.compile(denoiser.net, dynamic=False) if options.compile else denoiser.net
         self._device, self._options, self._report = device, options, report
+        self._plain = options.autocast is None and device.type != "cuda"  # no autocast to be asked for, or kept away
         self.batch = slots
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
@@ -110,15 +111,16 @@ class Network:
         self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor], shared: set[str], batch: int
     ) -> torch.Tensor:
         """The whole batch at once, or in overlapping parts of ``batch`` chains, all of one shape."""
-        if batch >= len(x):
+        chains = x.shape[0]
+        if batch >= chains:
             return self._call(x, t, inputs)
         out: torch.Tensor | None = None
-        for begin in range(0, len(x), batch):
-            first = min(begin, len(x) - batch)
+        for begin in range(0, chains, batch):
+            first = min(begin, chains - batch)
             at = slice(first, first + batch)
             m = self._call(x[at], t[at], {key: v if key in shared else v[at] for key, v in inputs.items()})
             if out is None:
-                out = m.new_empty(len(x), *m.shape[1:])
+                out = m.new_empty(chains, *m.shape[1:])
             out[at] = m
         assert out is not None
         return out
@@ -127,7 +129,7 @@ class Network:
         version = None if x.is_inference() else x._version  # an inference tensor is a copy, made for this call
         given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
         try:
-            with self._autocast():
+            with _PLAINLY if self._plain else self._autocast():
                 m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
         except torch.OutOfMemoryError:
             raise
@@ -168,10 +170,13 @@ class Network:
             outer, outer_dtype = autocast_state(self._device)
             if outer:
                 return torch.autocast(self._device.type, dtype or outer_dtype, cache_enabled=False)
-        return torch.autocast(self._device.type, dtype) if dtype is not None else contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype) if dtype is not None else _PLAINLY
 
     def _capturing(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_PLAINLY = contextlib.nullcontext()
 
 
 @contextlib.contextmanager

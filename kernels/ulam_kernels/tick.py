@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.compiler import is_compiling
 
 from ulam_kernels.autograd import check_no_gradient, recording, written
 from ulam_kernels.dispatch import load, select
@@ -60,7 +61,7 @@ def look_up(
     """
     if recording():
         check_no_gradient("look_up", times=times, out=out, guidance=guidance, interval=interval, weight=weight)
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     if not compiling and _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
         written(out, weight)
         return
@@ -125,7 +126,7 @@ def advance(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one;
             ``cursor`` or ``now`` shares memory with another argument.
     """
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     if not compiling and _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
         written(cursor, now)
         return
