@@ -83,7 +83,7 @@ def check_raised(error: BaseException, names: tuple[str, ...], what: str) -> Non
     message = str(error)
     assert type(error) in RAISED, f"{what}: raised {type(error).__name__}: {message}"
     assert "\n" not in message and len(message) < 400, f"{what}: {message}"
-    front = re.match(r"[\w, ]+(?=(\[[^:]*\])?: )", message)
+    front = re.match(r"[\w, ]+?(?=(\[[^:]*\])?: | must )", message)
     assert front and set(front[0].split(", ")) <= set(names), f"{what}: {type(error).__name__}: {message}"
 
 

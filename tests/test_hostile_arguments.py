@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hostile_arguments import Given, failures
 from test_arguments import blend_arguments, reduce_arguments, step_arguments
 from tracing_cases import DENSITY, B, N, operations
 
-from ulam_kernels import densities
+from ulam_kernels import Table, densities
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -64,6 +65,15 @@ def look_up_arguments() -> Given:
     }  # fmt: skip
 
 
+def pack_arguments() -> Given:
+    one, zero = np.ones(2), np.zeros(2)
+    return {
+        "kx": one, "km": one, "lo": zero, "hi": one, "lv_m": zero, "lv_b": zero, "c_next": one,
+        "A": np.ones((2, 1, 4)), "writes": np.ones((2, 1), dtype=bool), "learned": zero > 0, "threshold": zero > 0,
+        "normalise": zero > 0, "dtype": torch.float32, "device": "cpu",
+    }  # fmt: skip
+
+
 VALID: dict[str, Callable[[], Given]] = {
     "step": lambda: step_arguments() | {"backend": None},
     "reduce": lambda: reduce_arguments() | {"backend": None},
@@ -87,6 +97,9 @@ VALID: dict[str, Callable[[], Given]] = {
                             "log_var_b": torch.zeros(B), "backend": None},
     "discretised_log_likelihood": lambda: {"x": normal(B, N), "mean": normal(B, N), "log_scale": torch.zeros(B),
                                            "bins": 8, "cdf": "exact", "backend": None},
+    "Table": lambda: {"coef": torch.zeros(2, 11), "flags": torch.zeros(2, dtype=torch.int32), "registers": 1,
+                      "uses": -1},
+    "pack": pack_arguments,
     "gaussian": lambda: {"mean": normal(3), "precision": torch.ones(3)},
     "mixture": lambda: {"weights": torch.ones(2), "means": normal(2, 3), "stds": torch.ones(2)},
     "double_well": lambda: {"dimension": 3, "height": 1.0, "separation": 1.0},
@@ -102,11 +115,24 @@ def public() -> dict[str, Callable[..., Any]]:
         for name, function in vars(densities).items()
         if inspect.isfunction(function) and function.__module__ == densities.__name__ and name[0] != "_"
     }
-    return operations() | made
+    return operations() | made | {"Table": Table, "pack": Table.pack}
 
 
 # Names in front of a message that are no argument's: of what is made of several.
-EXTRA = ("device", "ULAM_BACKEND", "1 / std^2", "kept", "proposed", *operations())
+EXTRA = (
+    "device",
+    "row 0",
+    "column lo",
+    "column hi",
+    "column kx",
+    "column km",
+    "column c_next",
+    "ULAM_BACKEND",
+    "1 / std^2",
+    "kept",
+    "proposed",
+    *operations(),
+)
 
 
 def test_no_operation_is_forgotten() -> None:

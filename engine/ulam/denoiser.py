@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import described
+
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
@@ -116,8 +118,8 @@ def sigma_data_of(schedule: Schedule, predicts: str) -> float:
 
 def check_predicts(predicts: str) -> None:
     """Raises ValueError for an unknown prediction."""
-    if predicts not in PREDICTIONS:
-        raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+    if not isinstance(predicts, str) or predicts not in PREDICTIONS:
+        raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {described(predicts)}")
 
 
 def _check_unit_alpha(alpha: Array) -> None:

@@ -6,6 +6,7 @@ What noise is for decides its tag and stage: the purposes below are all there ar
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,10 @@ import numpy.typing as npt
 import torch
 
 import ulam_kernels
+from ulam_kernels.arguments import described
 from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.tracing import check_read
+from ulam_kernels.validation import check_tensor
 
 DRAWS_PER_ROW = 16  # stages of noise that a row may draw
 MAX_CHAINS = 1 << 40
@@ -83,10 +86,11 @@ def normal(
     Raises:
         TypeError, ValueError: an argument out of range.
     """
-    ids, bits = chain_ids(chains).to(device), seed_int64(seed)
+    where = check_device(device)
+    ids, bits = chain_ids(chains).to(where), seed_int64(seed)
     row, stage, tag = whole_number("row", row), whole_number("stage", stage), whole_number("tag", tag)
     if not isinstance(shape, Sequence):
-        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+        raise TypeError(f"shape: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
     sizes = tuple(whole_number("shape", size) for size in shape)
     if not 0 <= row < 1 << 60:
         raise ValueError(f"row: got {row}, expected 0 to 2^60 - 1")
@@ -96,11 +100,19 @@ def normal(
         raise ValueError(f"tag: got {tag}, expected 0 to 14")
     if any(size < 0 for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
         raise ValueError(f"shape: got {sizes}, expected sizes of at least 0 and at most 2^30 elements")
-    out = torch.empty((len(ids), *sizes), dtype=torch.float32, device=device)
+    out = torch.empty((len(ids), *sizes), dtype=torch.float32, device=where)
     draw = torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage))
     return ulam_kernels.fill_normal(
         out, seed=torch.full_like(ids, bits), chain=ids, draw=draw, tag=tag, backend=backend
     )
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device that is meant. Raises ValueError where torch knows none such."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device: got {described(device)}, expected cpu or cuda") from None
 
 
 def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
@@ -114,6 +126,7 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
             came = f"{chains.dtype} {list(chains.shape)}"
             raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
+        check_tensor(chains, "chains")
         check_read(chains, "chains")
         ids = chains.detach().to("cpu", torch.int64, copy=True)
         if len(ids) and int(ids.min()) < 0:
@@ -151,5 +164,11 @@ def as_int64(value: int) -> int:
 def whole_number(name: str, value: object) -> int:
     """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: got {value!r}, expected an integer")
-    return int(value.__index__())
+        raise TypeError(f"{name}: got {described(value)}, expected an integer")
+    try:
+        number = int(operator.index(value))
+    except TypeError:  # an array of several, a tensor of a float, a class
+        raise TypeError(f"{name}: got {described(value)}, expected an integer") from None
+    if number.bit_length() > 128:  # which messages further on would print
+        raise ValueError(f"{name}: got {described(number)}, expected one of at most 64 bits")
+    return number

@@ -11,6 +11,7 @@ import torch
 import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.tracing import check_not_recorded, traced
+from ulam_kernels.validation import check_tensor
 
 from .denoiser import check_predicts
 from .gradients import check_no_gradient
@@ -71,6 +72,7 @@ def add_noise(
         raise ValueError("x_0 must be a float tensor [B, *shape], not empty")
     if traced() is not None:  # which takes no autograd.Function
         check_not_recorded("add_noise")
+    check_tensor(x_0, "x_0")
     check_no_gradient("add_noise", noise=noise)
     times = _times(x_0, t)
     alpha, sigma = schedule.levels(times)

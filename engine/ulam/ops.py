@@ -13,12 +13,16 @@ alpha = 0).
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 
 import ulam_kernels
+from ulam_kernels.arguments import described, real
 from ulam_kernels.autograd import forward_mode, recorded
 from ulam_kernels.tracing import check_read
+from ulam_kernels.validation import check_tensor
 
 from .denoiser import check_predicts, combine, sigma_data_of
 from .gradients import check_no_gradient
@@ -94,8 +98,7 @@ def _levels(
     check_predicts(predicts)
     sigma_data = sigma_data_of(schedule, predicts)
     for name, tensor in (("x_t", x_t), ("m", m)):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must have a float dtype, got {tensor.dtype}")
     if x_t.ndim == 0 or x_t.shape != m.shape:
@@ -115,14 +118,15 @@ def _times(x_t: torch.Tensor, t: Time) -> Array:
             raise TypeError(f"t must hold integers or floats, got {t.dtype}")
         return np.broadcast_to(array.astype(np.float64), (len(x_t),))
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
-        raise TypeError(f"t must be a number or a tensor of one per chain, got {t!r}")
-    return np.full(len(x_t), float(t))
+        raise TypeError(f"t must be a number or a tensor of one per chain, got {described(t)}")
+    return np.full(len(x_t), real(t, "t", most=sys.float_info.max))
 
 
 def _read(t: torch.Tensor) -> Array:
+    check_tensor(t, "t")
     check_read(t, "t")
     check_no_gradient("a conversion", t=t)
-    t = t.detach().cpu()
+    t = t.detach().cpu().resolve_neg()
     return (t.double() if t.is_floating_point() else t).numpy()
 
 

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ulam_kernels.arguments import described, whole
+
 MAX_REGISTERS = 5
 
 # Columns of `coef`. From MATRIX on, A lies row-major: for each register the factors of r_0..r_{R-1}, D, m, z.
@@ -78,8 +80,11 @@ class Table:
     uses: int = -1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.registers <= MAX_REGISTERS:
-            raise ValueError(f"registers: got {self.registers}, expected 1 to {MAX_REGISTERS}")
+        whole(self.registers, "registers", 1, MAX_REGISTERS)
+        whole(self.uses, "uses", -1, (1 << 31) - 1)
+        for name, tensor in (("coef", self.coef), ("flags", self.flags)):
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name}: got {described(tensor)}, expected a tensor")
         if self.coef.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"coef: got dtype {self.coef.dtype}, expected torch.float32 or torch.float64")
         if self.coef.ndim != 2 or self.coef.shape[1] != width(self.registers):
@@ -91,7 +96,7 @@ class Table:
         if self.flags.device != self.coef.device:
             raise ValueError(f"flags: on {self.flags.device}, expected {self.coef.device} like coef")
         if not (self.coef.is_contiguous() and self.flags.is_contiguous()):
-            raise ValueError("coef and flags must be contiguous")
+            raise ValueError("coef, flags: got a layout with gaps, expected contiguous tensors")
         if self.coef.is_neg() or self.flags.is_neg():
             raise ValueError("coef, flags: got torch's negative bit, expected plain memory: use resolve_neg()")
 
@@ -131,12 +136,17 @@ class Table:
                 rounding (``lo = -inf`` and ``hi = inf`` excepted); ``lo > hi``; a level or cap out of range; a
                 normalising row with a clip, a threshold or a learned noise scale. It names row and column.
         """
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+            came = dtype if isinstance(dtype, torch.dtype) else described(dtype)
+            raise ValueError(f"dtype: got {came}, expected torch.float32 or torch.float64")
+        try:
+            device = torch.device(device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"device: got {described(device)}, expected a device of torch") from None
         columns = _as_float64({"kx": kx, "km": km, "lo": lo, "hi": hi, "lv_m": lv_m, "lv_b": lv_b, "c_next": c_next})
-        registers = _check_matrix(A, writes, rows=len(columns[0]))
+        matrix = _real(A, "A")
+        registers = _check_matrix(matrix, writes, rows=len(columns[0]))
         kinds = _check_kinds({"learned": learned, "threshold": threshold, "normalise": normalise}, len(columns[0]))
-        matrix = np.asarray(A, dtype=np.float64)
         exact = np.concatenate(
             [np.stack(columns, axis=1), matrix.reshape(len(matrix), registers * (registers + 3))], axis=1
         )
@@ -203,13 +213,23 @@ class Table:
 
 
 def _as_float64(columns: dict[str, Float64Array]) -> list[Float64Array]:
-    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+    arrays = {name: _real(values, name) for name, values in columns.items()}
     rows = arrays["kx"].shape
     for name, values in arrays.items():
         if values.ndim != 1 or values.shape != rows:
             came = list(values.shape)
             raise ValueError(f"{name}: got shape {came}, expected one number a row like kx {list(rows)}")
     return list(arrays.values())
+
+
+def _real(values: object, name: str) -> Float64Array:
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+        return np.asarray(array, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise TypeError(f"{name}: got {described(values)}, expected real numbers") from None
 
 
 def _check_matrix(matrix: Float64Array, writes: BoolArray, rows: int) -> int:

@@ -1,0 +1,47 @@
+"""Arguments of ulam's conversions and noise, replaced by what is none: right, or one line that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hostile_arguments import Given, failures
+
+import ulam
+from ulam import noise, ops
+from ulam.noising import add_noise
+
+SCHEDULE = ulam.schedules.vp_linear(1000)
+CONVERSIONS = [name for name, f in vars(ops).items()
+               if getattr(f, "__module__", "") == ops.__name__ and callable(f) and name[0] != "_"]  # fmt: skip
+
+
+def batch() -> torch.Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+def conversion() -> Given:
+    return {"x_t": batch(), "m": batch() + 1, "t": torch.tensor([3, 7]), "schedule": SCHEDULE, "predicts": "eps"}
+
+
+VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
+    **{name: (getattr(ops, name), conversion) for name in CONVERSIONS},
+    "normal": (noise.normal, lambda: {
+        "shape": (3, 4), "seed": 1, "chains": torch.arange(2), "row": 0, "stage": 0, "tag": 0, "device": "cpu",
+        "backend": None,
+    }),
+    "add_noise": (lambda **given: add_noise(**given).x_t, lambda: {
+        "x_0": batch(), "t": torch.tensor([3, 7]), "schedule": SCHEDULE, "predicts": "eps", "seed": 1, "step": 2,
+        "chains": torch.arange(2), "noise": batch(), "backend": None,
+    }),
+}  # fmt: skip
+EXTRA = ("ULAM_BACKEND", "affine", "row")  # "row" is made of step
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, a) for name, (_, make) in VALID.items() for a in make()])
+def test_a_hostile_argument_is_right_or_named(name: str, argument: str) -> None:
+    function, make = VALID[name]
+    found = failures(function, make, argument, EXTRA)
+    assert not found, "\n".join(found)
