@@ -199,7 +199,7 @@ def test_contrastive_divergence_has_the_gradient_of_the_likelihood() -> None:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda d, x: objectives.denoising(d, x, 5, weighting="best"), "weighting must be one of"),
+        (lambda d, x: objectives.denoising(d, x, 5, weighting="best"), "weighting: got 'best', expected one of"),
         (lambda d, x: objectives.denoising(d, x, 5.0e9), "t must lie in"),
         (lambda d, x: objectives.denoising(d, x, 5, chains=range(2)), "chains must be 3 ids"),
         (lambda d, x: objectives.edm(d, x, 5), "denoiser must predict 'raw'"),

@@ -18,11 +18,15 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import choice, described, real, switch
+from ulam_kernels.tracing import check_read, recorder, without_memory
+from ulam_kernels.validation import check_tensor
+
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser
 from .differences import check_score
 from .gradients import check_no_gradient
-from .noise import TRAINING, normal_for
+from .noise import TRAINING, normal_for, whole_number
 from .noising import Noised, add_noise
 from .ops import Time, _times, predict_x0
 from .probes import probes
@@ -56,8 +60,9 @@ def denoising(
     | min-snr | min(snr, gamma) [Hang 2023, eq. 7] |
     | x0 | 1 |
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    _check_denoiser(denoiser, cond)
+    choice(weighting, "weighting", WEIGHTINGS)
+    real(gamma, "gamma")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
     m = _prediction(denoiser, batch, cond)
     loss = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
@@ -144,6 +149,10 @@ def denoising_score_matching(
     [Vincent 2011, eq. 11; weighted as in Song & Ermon 2019, eq. 5.] Its minimiser is the score of the noised density;
     it differs from explicit score matching there by a constant. sigma: ``[B]``.
     """
+    _check_batch(x, "x")
+    _check_callable(score, "score")
+    _check_plain(sigma, "sigma")
+    step = whole_number("step", step)
     if sigma.shape != (len(x),):
         raise ValueError(f"sigma must have shape [{len(x)}], one an example, got {list(sigma.shape)}")
     z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=len(x), row=step, device=x.device).to(x.dtype)
@@ -175,6 +184,8 @@ def sliced_score_matching(
     reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, less variance [eq. 8]; the mean over v then is the implicit objective.
     Directions are Rademacher signs of noise-v1.
     """
+    samples, step = whole_number("samples", samples), whole_number("step", step)
+    switch(reduced, "reduced")
     x = _leaf(score, x)
     s = _score(score, x)
     total = torch.zeros(len(x), dtype=s.dtype, device=x.device)
@@ -195,6 +206,10 @@ def contrastive_divergence(
     ``model`` are samples of exp(-E), such as :class:`ulam.ebm.PersistentChains` has; no gradient flows into them. Its
     gradient in the energy's parameters is that of the negative log-likelihood where they are exact.
     """
+    _check_callable(energy, "energy")
+    _check_batch(data, "data")
+    _check_batch(model, "model")
+    real(penalty, "penalty")
     of_data, of_model = energy(data), energy(model.detach())
     for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
         if values.shape != (len(batch),):
@@ -259,8 +274,34 @@ def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torc
     return gain[predicts] ** 2
 
 
+def _check_denoiser(denoiser: object, cond: object) -> None:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"denoiser: got {described(denoiser)}, expected a Denoiser")
+    if cond is not None and not isinstance(cond, Mapping):
+        raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
+
+
+def _check_callable(function: object, name: str) -> None:
+    if not callable(function):
+        raise TypeError(f"{name}: got {described(function)}, expected a callable")
+
+
+def _check_plain(x: torch.Tensor, name: str) -> None:
+    check_tensor(x, name)
+    if recorder() is None and without_memory(x):  # a fake one, outside of its mode
+        check_read(x, name, "a plain tensor")
+
+
+def _check_batch(x: torch.Tensor, name: str) -> None:
+    _check_plain(x, name)
+    if not x.is_floating_point() or x.dim() < 2 or not len(x):
+        raise ValueError(f"{name}: got {described(x)}, expected a float tensor [B, *shape], not empty")
+
+
 def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
     """x to differentiate the score in, after a look at whether it can be."""
+    _check_callable(score, "score")
+    _check_batch(x, "x")
     check_no_gradient("score matching in x", x=x)
     check_score(lambda at: _score(score, at), x, score)
     return x.detach().requires_grad_()
