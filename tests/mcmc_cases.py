@@ -48,9 +48,9 @@ class Cases:
         ]  # fmt: skip
 
     def coef(self, sampler: str, chains: int) -> torch.Tensor:
-        h, one = 0.05 + 0.05 * self.uniform(chains), torch.ones(chains)
+        h, one, jitter = 0.05 + 0.05 * self.uniform(chains), torch.ones(chains), 0.6 * (torch.arange(chains) % 3 > 0)
         columns = {"ula": [h, (2 * h).sqrt(), one, one], "mala": [h, (2 * h).sqrt(), one, one],
-                   "baoab": [h, h, 0.9 * one, 0.3 * one], "hmc": [h, one, one, one]}  # fmt: skip
+                   "baoab": [h, h, 0.9 * one, 0.3 * one], "hmc": [h, jitter, one, one]}  # fmt: skip
         return torch.stack(columns[sampler], 1).contiguous()
 
     def run(self, density: Density, sampler: str, chains: int, scaled: bool) -> Callable[[str], Outputs]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mcmc_cases import Cases, agree, evaluated, same_bits
 
-from ulam_kernels import _cpu, densities, mcmc
+from ulam_kernels import _cpu, densities, fill_normal, mcmc
 from ulam_kernels.densities import Density
 from ulam_kernels.reference import noise as noise_v1
 
@@ -52,6 +52,15 @@ def test_steps_have_the_bits_of_the_reference(instruction_set: str, chains: int,
         assert agree(step, "reference", "cpu"), name
 
 
+def varied(step: torch.Tensor, jitter: torch.Tensor, now: dict[str, torch.Tensor]) -> torch.Tensor:
+    """step (1 + jitter u), u a coordinate of a uniform point of the sphere; step itself where jitter is 0."""
+    z = torch.empty(len(step), 3)
+    fill_normal(z, seed=now["seed"], chain=now["chain"], draw=now["draw"] + 2)
+    a, b, c = z.double().unbind(1)
+    u = a / (a * a + b * b + c * c).sqrt()
+    return torch.where(jitter == 0, step, (step.double() * (1 + jitter.double() * u)).float())
+
+
 def step_by_step(density: Density, x: torch.Tensor, sampler: str, coef: torch.Tensor, steps: int, leapfrog: int,
                  ids: dict[str, torch.Tensor], v: torch.Tensor, scale: torch.Tensor | None) -> None:  # fmt: skip
     """The documented composition of the operations, in place on x and v."""
@@ -75,11 +84,11 @@ def step_by_step(density: Density, x: torch.Tensor, sampler: str, coef: torch.Te
         else:
             z, zero = torch.zeros_like(x), torch.zeros_like(c[0])
             mcmc.langevin(z, z.clone(), zero, c[3], out=z, **now)  # 0 + sqrt(T) z
-            momentum, proposal = z.clone(), x.clone()
+            momentum, proposal, h = z.clone(), x.clone(), varied(c[0], c[1], now)
             for leap in range(leapfrog):
-                mcmc.kick_drift(proposal, momentum, score, c[0] if leap else c[0] / 2, c[0], scale=scale)
+                mcmc.kick_drift(proposal, momentum, score, h if leap else h / 2, h, scale=scale)
                 new_energy, score = mcmc.evaluate(density, proposal)
-            mcmc.kick_drift(proposal, momentum, score, c[0] / 2, None, scale=scale)
+            mcmc.kick_drift(proposal, momentum, score, h / 2, None, scale=scale)
             assert new_energy is not None
             kinetic = 0.5 * (mcmc.squared_norm(z) - mcmc.squared_norm(momentum))
             mcmc.accept(((energy - new_energy) + kinetic) * c[2].double(), [(x, proposal)], **now)

@@ -85,7 +85,7 @@ class Chains {
           baoab();
           break;
         default:
-          hmc(r);
+          hmc(r, step);
       }
       if ((step + 1) % s_.thin == 0) keep(kept++);
     }
@@ -151,9 +151,9 @@ class Chains {
     kick(v_, coef(0), score_);
   }
 
-  void hmc(f r) {
+  void hmc(f r, int64_t step) {
     alignas(64) double before[W], after[W], ratio[W], proposed[W];
-    const f whole = coef(0), half = V::mul(V::set(0.5f), whole);
+    const f whole = varied_step(step), half = V::mul(V::set(0.5f), whole);
     for (int64_t i = 0; i < d_; ++i) {
       put<V>(v_[i], V::mul(coef(3), get<V>(z_[i])));
       put<V>(proposal_[i], get<V>(x_[i]));
@@ -168,6 +168,18 @@ class Chains {
     squared_norms(v_, after);
     for (int l = 0; l < W; ++l) ratio[l] = hmc_log_ratio(energy_[l], proposed[l], before[l], after[l], coef_[2][l]);
     select(r, ratio, proposed);
+  }
+
+  // The leapfrog step of this transition of the chains.
+  f varied_step(int64_t step) {
+    bool varies = false;
+    for (int l = 0; l < W; ++l) varies |= coef_[1][l] != 0.0f;
+    if (!varies) return coef(0);
+    alignas(64) float z[8][W], varied[W];
+    noise_.start(static_cast<uint64_t>(step) * kDrawsPerStep + kPathStage);
+    normals_of<V>(noise_, 1, false, z);
+    for (int l = 0; l < W; ++l) varied[l] = ulam::varied_step(coef_[0][l], coef_[1][l], z[0][l], z[1][l], z[2][l]);
+    return get<V>(varied);
   }
 
   void squared_norms(const Lanes<V>& v, double* sum) {

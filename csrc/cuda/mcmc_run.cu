@@ -282,7 +282,14 @@ __global__ void __launch_bounds__(kRunThreads, kRunBlocks) mcmc_run(const Run s,
       proposed = evaluate_chain(s.target, p, numbers, share, y, t, wants);
       kick(v, c[0], scale, t);
     } else {
-      const float half = Lane::mul(0.5f, c[0]);
+      float whole = c[0];
+      if (c[1] != 0.0f) {
+        float path[4];
+        philox_words<Scalar>(make_stream(seed, chain, draw + kDrawsPerStep * step + kPathStage, 0), 0, w);
+        box_muller<Scalar>(w, path);
+        whole = varied_step(c[0], c[1], path[0], path[1], path[2]);
+      }
+      const float half = Lane::mul(0.5f, whole);
       ULAM_UNROLL
       for (int k = 0; k < 4; ++k) {
         v[k] = Lane::mul(c[3], z[k]);
@@ -292,8 +299,8 @@ __global__ void __launch_bounds__(kRunThreads, kRunBlocks) mcmc_run(const Run s,
       const double before = squared_norm(p, v);
 #pragma unroll 1
       for (int64_t leap = 0; leap < s.leapfrog; ++leap) {
-        kick(v, leap ? c[0] : half, scale, t);
-        kick(y, c[0], scale, v);
+        kick(v, leap ? whole : half, scale, t);
+        kick(y, whole, scale, v);
         proposed = evaluate_chain(s.target, p, numbers, share, y, t, leap + 1 == s.leapfrog);
       }
       kick(v, half, scale, t);

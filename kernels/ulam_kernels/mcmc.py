@@ -51,6 +51,7 @@ from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
+PATH_STAGE = 2  # of a step's draws: what the length of an HMC path varies by; also in ulam/mcmc.h
 COEFFICIENTS = 4
 MOST_PAIRS = 4
 MOST_STEPS = 1 << 40  # of a launch, thinned or not: at a nanosecond a step a quarter of an hour
@@ -343,11 +344,13 @@ def run(
         ula      step, noise_scale, -, -                       langevin with lo, hi
         mala     step, noise_scale, inverse_temperature, -     langevin, mala_accept
         baoab    kick, drift, keep, noise_scale                kick_drift, evaluate, kick_drift without drift
-        hmc      h, -, inverse_temperature, sqrt(T)            v = mul(sqrt(T), z); `leapfrog` steps of kick h / 2,
-                                                               drift h, kick h / 2 (neighbouring kicks are one of h);
-                                                               accept ((E - E') + 1/2 (|v|^2 - |v'|^2)) / T
+        hmc      h, jitter, inverse_temperature, sqrt(T)       v = mul(sqrt(T), z); `leapfrog` steps of kick h' / 2,
+                                                               drift h', kick h' / 2 (neighbouring kicks are one of
+                                                               h'); accept ((E - E') + 1/2 (|v|^2 - |v'|^2)) / T
 
-    The last is ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
+    h' is ``h (1 + jitter u)``, u uniform on [-1, 1]: ``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of
+    the step's draw + 2, in float64 and rounded once at the end; h where jitter is 0. The log ratio is
+    ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
 
     Args:
         density: of d = 1 to 128 dimensions.

@@ -2,6 +2,7 @@
 // See kernels/ulam_kernels/mcmc.py for what each operation does.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "ulam/platform.h"
@@ -11,6 +12,7 @@ namespace ulam {
 constexpr int kMaxDimension = 128, kMaxComponents = 64;
 constexpr uint32_t kAcceptTag = 2;
 constexpr int64_t kDrawsPerStep = 16;
+constexpr int kPathStage = 2;  // of a step's draws: what the length of an HMC path varies by
 
 enum DensityKind : int { kGaussianDiagonal, kGaussian, kMixture, kDoubleWell, kRosenbrock, kFunnel, kRing };
 enum Sampler : int { kUla, kMala, kBaoab, kHmc };
@@ -129,6 +131,14 @@ ULAM_HD double mala_log_ratio(double energy, double proposal_energy, double sum,
 
 ULAM_HD double hmc_log_ratio(double energy, double proposal_energy, double norm, double proposal_norm, double beta) {
   return ((energy - proposal_energy) + 0.5 * (norm - proposal_norm)) * beta;
+}
+
+// The step of an HMC transition whose path varies: step (1 + jitter u), u = z_0 / |z| of three normals z: a coordinate
+// of a uniform point of the sphere, which is uniform on [-1, 1] [Archimedes].
+ULAM_HD float varied_step(float step, float jitter, float z0, float z1, float z2) {
+  const double a = z0, b = z1, c = z2;
+  const double u = a / sqrt((a * a + b * b) + c * c);
+  return static_cast<float>(static_cast<double>(step) * (1.0 + static_cast<double>(jitter) * u));
 }
 
 // The updates of one element; `size` has the element's scale in it already.

@@ -222,7 +222,7 @@ class Batch:
             return
         if not self.launches:
             self._by_steps(steps, record)
-        elif self.plan.tempering is None and not self.sampler.varies:
+        elif self.plan.tempering is None:
             self._by_launches(steps, record)
         else:
             self._by_short_launches(steps, record)
@@ -300,7 +300,7 @@ class Batch:
                 record.take(*kept, part)
 
     def _by_short_launches(self, steps: int, record: Record | None) -> None:
-        """Launches that end where replicas swap or a state is kept; of one transition each where the step varies."""
+        """Launches that end where replicas swap or a state is kept."""
         tempering, end, columns = self.plan.tempering, self.index + steps, self._columns()
         while self.index < end:
             counts = [end - self.index]
@@ -308,8 +308,7 @@ class Batch:
                 counts.append(tempering.swap_every - self.index % tempering.swap_every)
             if record is not None:
                 counts.append(self._until_kept())
-            for count in [1] * min(counts) if self.sampler.varies else [min(counts)]:
-                self._launch(count, None, columns=columns)
+            self._launch(min(counts), None, columns=columns)
             keep = record is not None and self._until_kept() == self.plan.thin
             if keep or self._swap_due(self.index):
                 self.state.look(True)
@@ -322,10 +321,9 @@ class Batch:
         assert isinstance(target, BuiltIn) and target.kernel is not None and self.sampler.kernel is not None
         lo, hi = self.sampler.bounds
         keep = record is not None
-        columns = self.sampler.varied(state, columns or self._columns())
-        leapfrog = next(iter(state.ends), self.sampler.leaps)
+        leapfrog, coef = next(iter(state.ends), self.sampler.leaps), torch.stack(columns or self._columns(), 1)
         ops.run(
-            target.kernel, state.x, self.sampler.kernel, torch.stack(columns, 1), steps, **state.ids(),
+            target.kernel, state.x, self.sampler.kernel, coef, steps, **state.ids(),
             v=state.v, leapfrog=leapfrog, scale=state.scale, lo=lo, hi=hi, thin=thin,
             draws=record.draws if record and keep else None, energies=record.energies if record and keep else None,
             moments=record.moments if record and keep else None,

@@ -77,15 +77,6 @@ class ChainSampler(ABC):
         """Evaluations of the score a step."""
         return 1
 
-    @property
-    def varies(self) -> bool:
-        """Whether :meth:`varied` changes anything."""
-        return False
-
-    def varied(self, state: State, c: Columns) -> Columns:
-        """The numbers of one step, changed by the chains' own uniforms."""
-        return c
-
     def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
         """Leapfrog steps a transition ``[B]`` int64, the step ``given`` having become ``step``; None without leaps."""
         return None
@@ -245,7 +236,9 @@ class HMC(ChainSampler):
     long a path, as at a hard wall, the path shrinks with the step.
 
     P is the inverse mass. Of many dimensions d the best step falls as d^(-1/4), at the acceptance 0.651 [Beskos 2013].
-    jitter: in [0, 1), 0 for paths of one length. Raises TypeError or ValueError naming the argument.
+    jitter: in [0, 1), in the precision of the states; 0 for paths of one length.
+
+    Raises TypeError or ValueError naming the argument.
     """
 
     step: PerChain
@@ -269,24 +262,16 @@ class HMC(ChainSampler):
     def leaps(self) -> int:
         return self.leapfrog
 
-    @property
-    def varies(self) -> bool:
-        return bool(self.jitter)
-
-    def varied(self, state: State, c: Columns) -> Columns:
-        if not self.jitter:
-            return c
-        step = (c[0].double() * (1 + self.jitter * state.uniforms())).to(c[0].dtype)
-        return step, *c[1:]
-
     def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
         return (self.leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leapfrog).long()
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
-        return step, torch.zeros_like(step), 1 / temperature, temperature.sqrt()
+        return step, torch.full_like(step, self.jitter), 1 / temperature, temperature.sqrt()
 
     def transition(self, state: State, c: Columns) -> torch.Tensor | None:
-        step, _, inverse_temperature, momentum_scale = self.varied(state, c)
+        step, jitter, inverse_temperature, momentum_scale = c
+        if self.jitter:
+            step = (step.double() * (1 + jitter.double() * state.uniforms())).to(step.dtype)
         assert state.energy is not None
         v = state.normals().mul_(momentum_scale.view(-1, *[1] * (state.x.dim() - 1)))
         kinetic, energy = ops.squared_norm(v, backend=state.backend), state.energy

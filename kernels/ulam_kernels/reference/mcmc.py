@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ulam_kernels.densities import Density
-from ulam_kernels.mcmc import DIVERGED
+from ulam_kernels.mcmc import DIVERGED, PATH_STAGE
 from ulam_kernels.reference import noise as noise_v1
 from ulam_kernels.reference.arithmetic import RealArray, fma, mul
 from ulam_kernels.reference.densities import energy_and_score
@@ -216,7 +216,7 @@ class _Chains:
 
     @np.errstate(all="ignore")
     def hmc(self, ids: Ids) -> None:
-        whole, beta, width = self.coef[0], self.coef[2][:, 0].astype(np.float64), self.coef[3]
+        whole, beta, width = self.varied_step(ids), self.coef[2][:, 0].astype(np.float64), self.coef[3]
         half = mul(self.x.dtype.type(0.5), whole)
         x, score, energy = self.x, self.score, self.energy
         v = mul(width, self.normals(ids))
@@ -228,6 +228,15 @@ class _Chains:
         v = _kick(v, score, half, self.scale)
         ratio = ((self.energy - energy) + 0.5 * (norm - sum_of_squares(v))) * beta
         self.select(ids, ratio, x, energy, score)
+
+    def varied_step(self, ids: Ids) -> RealArray:
+        """h (1 + jitter u) ``[B, 1]``, u = z_0 / |z| uniform on [-1, 1] from three normals of the step's path."""
+        step, jitter = self.coef[:2]
+        path = (ids[0], ids[1], ids[2] + np.uint64(PATH_STAGE))
+        a, b, c = noise_v1.normals(*path, tag=0, offset=0, count=3).astype(np.float64).T
+        u = (a / np.sqrt((a * a + b * b) + c * c))[:, None]
+        varied: RealArray = (step.astype(np.float64) * (1 + jitter.astype(np.float64) * u)).astype(step.dtype)
+        return varied
 
     def select(self, ids: Ids, ratio: Float64Array, x: RealArray, energy: Float64Array, score: RealArray) -> None:
         yes = metropolis(ratio, ids)

@@ -21,6 +21,7 @@ from ulam_kernels.triton.row import clip
 WARP, CHAINS = 128, 8  # elements of a warp, four a thread; chains of a tile at least
 ULA, MALA, BAOAB, HMC = (tl.constexpr(i) for i in range(4))
 DIVERGED = tl.constexpr(mcmc.DIVERGED)
+PATH_STAGE = tl.constexpr(mcmc.PATH_STAGE)
 
 
 @triton.jit
@@ -48,6 +49,19 @@ def mala_sum(x, proposal, score, proposal_score, step, scale, W: tl.constexpr):
     half = ((0.5 * splat(step, x).to(tl.float64)) * wide) * wide
     delta = proposal.to(tl.float64) - x.to(tl.float64)
     return halved_sum((s + t) * (delta + half * (t - s)), W)
+
+
+@triton.jit
+def varied_step(step, jitter, seed, chain, draw, block, C: tl.constexpr, W: tl.constexpr):
+    """step (1 + jitter u), u = z_0 / |z| of three normals of the draw behind the step's own and its next."""
+    k0, k1 = key_of(seed, draw + PATH_STAGE)
+    z = tl.reshape(normals(k0, k1, chain, draw + PATH_STAGE, block), [C, W])  # in the layout of the chain's own
+    i = tl.arange(0, W)[None, :]
+    a = tl.sum(tl.where(i == 0, z, 0.0), 1, keep_dims=True).to(tl.float64)
+    b = tl.sum(tl.where(i == 1, z, 0.0), 1, keep_dims=True).to(tl.float64)
+    c = tl.sum(tl.where(i == 2, z, 0.0), 1, keep_dims=True).to(tl.float64)
+    u = a / tl.sqrt((a * a + b * b) + c * c)
+    return (step.to(tl.float64) * (1.0 + jitter.to(tl.float64) * u)).to(tl.float32)
 
 
 @triton.jit
@@ -100,8 +114,13 @@ def run_kernel(
         total = tl.load(moment, mask=inside, other=0.0)
         total_square = tl.load(moment + d, mask=inside, other=0.0)
     kept = steps // thin
+    varies = tl.max((c1 != 0).to(tl.int32)) != 0
 
     for step in range(0, steps):
+        whole = c0
+        if SAMPLER == HMC:  # noqa: SIM102 - which the compiler settles
+            if varies:
+                whole = varied_step(c0, c1, seeds, ids, now, block, C, W)
         k0, k1 = key_of(seeds, now)
         z = tl.reshape(normals(k0, k1, ids, now, block), [C, W])
         z = tl.where(inside, z, 0.0)
@@ -119,15 +138,15 @@ def run_kernel(
             new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
             velocity = moved(velocity, c0, factor, new_score)
         else:
-            half = 0.5 * c0
+            half = 0.5 * whole
             velocity = splat(c3, z) * z
             norm = squared_norms(velocity, W)
             proposal = state
             new_score = score
             new_energy = energy
             for leap in range(0, leapfrog):
-                velocity = moved(velocity, tl.where(leap == 0, half, c0), factor, new_score)
-                proposal = moved(proposal, c0, factor, velocity)
+                velocity = moved(velocity, tl.where(leap == 0, half, whole), factor, new_score)
+                proposal = moved(proposal, whole, factor, velocity)
                 new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
             velocity = moved(velocity, half, factor, new_score)
         if (SAMPLER == MALA) | (SAMPLER == HMC):
