@@ -16,7 +16,7 @@ WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
 PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/test_*.py)
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts lint bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts fuzz lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
 	@echo "make lint    ruff, mypy on both packages, clang-format"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (two hours)"
+	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
 	@echo "make bench   measure the CPU step and the noise"
 	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes;"
 	@echo "             PARTS=engine,bench does those parts alone, OUT=FOLDER says where the results go"
@@ -52,6 +53,9 @@ test-triton-rest:
 # An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: two hours.
 interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
 	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/test_engine_interrupts.py
+
+fuzz: $(VENV)/package.stamp $(VENV)/tools.stamp
+	ULAM_FUZZ=100000 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/test_hostile_files.py
 
 lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from .arguments import resolve_device
 from .check import Level
 from .denoiser import Denoiser
 from .estimate import Inputs
-from .files import whole, writable_folder
+from .files import one_line, whole, writable_folder
 from .loading import Model, load_model
 from .mcmc.plots import require_matplotlib
 from .models.train_digits import load_mnist5k
@@ -278,8 +278,7 @@ def load_data(path: Path, shape: tuple[int, ...], pixels: tuple[float, float] | 
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
     except Exception as error:  # a damaged archive raises what its reader happens to meet
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"data: {path} is not an npz of plain arrays ({why})") from None
+        raise ValueError(f"data: {path} is not an npz of plain arrays ({one_line(error)})") from None
     if "arr_0" not in arrays:
         raise ValueError(f"data: {path} has no arr_0, the examples")
     given = arrays["arr_0"]

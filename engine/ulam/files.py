@@ -129,5 +129,11 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line that is not too long."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) < 400 else f"{said[:400]}..."
+
+
 def _why(error: BaseException) -> str:
-    return "values nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return "values nested too deep" if isinstance(error, RecursionError) else one_line(error)

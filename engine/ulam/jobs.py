@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from . import samplers
 from .builder import DynamicThreshold
 from .conditioning import Shared, shared
 from .denoiser import Sampler
-from .files import parse_toml
+from .files import one_line, parse_toml
 from .loading import Model
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
@@ -60,7 +61,7 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
     if not path.is_file():
         raise FileNotFoundError(f"jobs: no file {path}")
     try:
-        data = parse_toml(f"jobs: {path}", path.read_text())
+        data = parse_toml(f"jobs: {path}", path.read_bytes().decode())  # line ends as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"jobs: {path}: got {error}, expected TOML") from None
     if unknown := data.keys() - {"job"}:
@@ -253,10 +254,12 @@ def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{name}: samples of shape {shape} are no pictures")
     try:
-        pixels = _pixels(name, Path(path), shape, grey=name == "mask" or shape[0] == 1)
+        with warnings.catch_warnings():  # the size is looked at before anything is decoded
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            pixels = _pixels(name, Path(path), shape, grey=name == "mask" or shape[0] == 1)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if str(error).startswith(f"{name}: "):
             raise
-        raise ValueError(f"{name}: got {path}, which is no picture ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{name}: got {path}, which is no picture ({one_line(error)})") from None
     tensor = torch.from_numpy(pixels).reshape(*shape[1:], -1).permute(2, 0, 1).expand(shape).contiguous()
     return shared(tensor if name == "mask" else tensor * 2 - 1)

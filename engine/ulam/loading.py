@@ -15,6 +15,7 @@ import torch
 
 from . import schedules
 from .denoiser import Denoiser
+from .files import one_line
 from .models import load_digits
 from .models.digits import NULL_CLASS
 from .schedules import Schedule
@@ -116,7 +117,9 @@ def load_weights(net: object, path: Path) -> None:
     try:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a whole safetensors file ({error}); pickles are not opened") from None
+        raise ValueError(
+            f"weights: {path} is not a whole safetensors file ({one_line(error)}); pickles are not opened"
+        ) from None
     for key, own in net.state_dict().items():
         if key in tensors and isinstance(own, torch.Tensor) and _kind(tensors[key]) != _kind(own):
             came, wanted = tensors[key].dtype, own.dtype
@@ -124,7 +127,7 @@ def load_weights(net: object, path: Path) -> None:
     try:
         net.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"weights: {path} is not for this network: {' '.join(str(error).split())}") from None
+        raise ValueError(f"weights: {path} is not for this network: {one_line(error)}") from None
 
 
 def complex_weight(path: Path) -> str | None:

@@ -287,7 +287,7 @@ class Program:
             raise ValueError(f"text: got no program, expected the JSON of one (format {FORMAT!r})")
         expected = {f.name for f in fields(cls)}
         if data.keys() != expected:
-            differing = ", ".join(sorted(data.keys() ^ expected))
+            differing = ", ".join(f"{name!r:.60}" for name in sorted(data.keys() ^ expected)[:9])
             raise ValueError(f"text: got a program with other fields ({differing}), expected those of {FORMAT}")
         for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
             if type(data[name]) is not kind:
@@ -296,7 +296,10 @@ class Program:
             data[name] = _numbers(name, data[name])
         for name in ("writes", *FLAGS):
             data[name] = _flags(name, data[name])
-        return cls(**{**data, "init_scale": float(data["init_scale"])})
+        try:
+            return cls(**{**data, "init_scale": float(data["init_scale"])})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"text: {error}") from None
 
     def table(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Table:
         """The rows packed for the kernels: c_next[i] is c_in of the next evaluating row, 1 after the last."""

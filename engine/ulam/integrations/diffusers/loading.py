@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ... import schedules
 from ...denoiser import Denoiser
+from ...files import one_line
 from ...loading import complex_weight
 from ...schedules import Schedule
 from .configuration import check_config, short
@@ -164,7 +165,7 @@ def _load_scheduler(folder: Path) -> Any:
     try:
         return made.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the configuration provokes
-        raise ValueError(f"source: cannot make a {made.__name__} of {path}: {_one_line(error)}") from error
+        raise ValueError(f"source: cannot make a {made.__name__} of {path}: {one_line(error)}") from error
 
 
 def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
@@ -180,7 +181,7 @@ def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) ->
             output_loading_info=True,
         )
     except Exception as error:  # whatever the files provoke
-        raise ValueError(f"source: cannot load {folder}: {_one_line(error)}") from error
+        raise ValueError(f"source: cannot load {folder}: {one_line(error)}") from error
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"source: the weights in {folder} lack {len(lost)} of the model's, such as {lost[0]}")
     return model
@@ -233,16 +234,10 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"source: cannot read {path}: {_one_line(error)}") from None
+        raise ValueError(f"source: cannot read {path}: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"source: {path} is not a JSON object")
     return content
-
-
-def _one_line(error: Exception) -> str:
-    """What an error says, on one line that is not too long."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) < 400 else f"{said[:400]}..."
 
 
 # ---------------------------------------------------------------------------------------------- the scheduler
