@@ -23,7 +23,8 @@ def others() -> dict[str, Any]:
         "None": None, "str": "x", "lines": "a\nb", "empty str": "", "bytes": b"x", "list": [1.0], "empty list": [],
         "dict": {"a": 1}, "object": object(), "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "minus one": -1,
         "minus half": -0.5, "half": 0.5, "2^63": 2**63, "1e300": 1e300, "10^400": 10**400, "-10^400": -(10**400),
-        "True": True, "complex": 1j, "NumPy number": np.float32(0.5), "array": np.ones(2), "0-dim": torch.tensor(1.0),
+        "True": True, "complex": 1j, "NumPy complex": np.complex64(1), "complex array": np.ones(2) * 1j,
+        "NumPy number": np.float32(0.5), "array": np.ones(2), "0-dim": torch.tensor(1.0),
         "0-dim int": torch.tensor(1), "empty tensor": torch.empty(0), "type": int, "nan tensor": torch.tensor(math.nan),
     }  # fmt: skip
 

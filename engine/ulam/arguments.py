@@ -10,6 +10,7 @@ import torch
 
 import ulam_kernels.dispatch
 from ulam_kernels.ops import MAX_ELEMENTS
+from ulam_kernels.validation import real_numbers
 
 from .conditioning import Shared
 from .denoiser import Denoiser, Sampler
@@ -127,19 +128,6 @@ def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, 
     return (ulam_kernels.dispatch.why_reference(),)
 
 
-def real_numbers(name: str, value: object) -> torch.Tensor:
-    """``value`` as a float64 tensor on the CPU, a copy. Raises TypeError for what is not real numbers."""
-    try:
-        kind = torch.as_tensor(value).dtype
-        tensor = None if kind.is_complex or kind == torch.bool else torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise TypeError(f"{name}: got {value!r}, expected a number, or several") from None
-    if tensor is None:
-        what = "true or false" if kind == torch.bool else "complex numbers"
-        raise TypeError(f"{name}: got {what}, expected real numbers")
-    return tensor.detach().to("cpu", copy=True)
-
-
 def check_guidance_options(
     guidance: object, interval: object, rescale: object
 ) -> tuple[tuple[float, float] | None, float]:
@@ -174,6 +162,7 @@ def check_callback(callback: object, every: object, finish: object) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: got {value!r}, expected a number")
-    return float(value)
+    number = real_numbers(name, value)
+    if number.dim():
+        raise ValueError(f"{name}: got shape {list(number.shape)}, expected a number")
+    return float(number)

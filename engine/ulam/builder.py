@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ulam_kernels.arguments import as_float, described, is_real
+
 from .denoiser import check_predicts, combine, eps_coefficients, sigma_data_of, x0_coefficients
 from .program import COLUMNS, FLAGS, Flags, Program, term_names
 from .schedules import Array, Numbers, Schedule, check_schedule
@@ -31,12 +33,12 @@ class DynamicThreshold:
 
     def __post_init__(self) -> None:
         for name, value in (("quantile", self.quantile), ("cap", self.cap)):
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile!r}")
-        if not self.cap >= 1:
-            raise ValueError(f"cap must be at least 1, got {self.cap!r}")
+            if not is_real(value):
+                raise ValueError(f"{name} must be a number, got {described(value)}")
+        if not 0 < as_float(self.quantile) <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {described(self.quantile)}")
+        if not as_float(self.cap) >= 1:
+            raise ValueError(f"cap must be at least 1, got {described(self.cap)}")
 
 
 Clip: TypeAlias = tuple[float, float] | DynamicThreshold | None

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import torch
 
+from ulam_kernels.validation import real_numbers
+
 from .transfers import on_device
 
 Cond: TypeAlias = "Mapping[str, torch.Tensor | Shared]"
@@ -66,14 +68,7 @@ def check_guidance(
         if uncond is not None:
             raise ValueError("guidance: got None beside uncond, expected a weight")
         return None, {}
-    if isinstance(guidance, (bool, str)):
-        raise TypeError(f"guidance: got {guidance!r}, expected a number, or one a chain")
-    try:
-        weight = torch.as_tensor(guidance).detach().to("cpu", torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"guidance: got {type(guidance).__name__}, expected a number, or one a chain") from None
-    if torch.as_tensor(guidance).is_complex():
-        raise TypeError("guidance: got complex numbers, expected real ones")
+    weight = real_numbers("guidance", guidance).float()
     if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
         raise ValueError(
             f"guidance: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains"

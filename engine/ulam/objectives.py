@@ -20,7 +20,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described, real, switch
 from ulam_kernels.tracing import check_read, recorder, without_memory
-from ulam_kernels.validation import check_tensor
+from ulam_kernels.validation import check_real, check_tensor
 
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser
@@ -152,6 +152,7 @@ def denoising_score_matching(
     _check_batch(x, "x")
     _check_callable(score, "score")
     _check_plain(sigma, "sigma")
+    check_real(sigma, "sigma")
     step = whole_number("step", step)
     if sigma.shape != (len(x),):
         raise ValueError(f"sigma must have shape [{len(x)}], one an example, got {list(sigma.shape)}")

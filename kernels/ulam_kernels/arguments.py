@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 LARGEST_FLOAT32 = float(torch.finfo(torch.float32).max)
+FEW = 3  # members of a sequence in a message
 LONGEST = 60  # characters of a value in a message
 
 
@@ -23,7 +24,22 @@ def described(value: object) -> str:
     if value is None or isinstance(value, (int, float, complex, str)):
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    if isinstance(value, (tuple, list)) and len(value) <= FEW and not any(isinstance(v, (tuple, list)) for v in value):
+        return ", ".join(map(described, value)).join("()" if isinstance(value, tuple) else "[]")
     return type(value).__name__
+
+
+def is_real(value: object) -> bool:
+    """Whether it is one real number, of Python or NumPy; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def as_float(value: Any) -> float:
+    """A real number as a float, infinite where floats end."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)
 
 
 def whole(value: object, name: str, least: int, most: int) -> int:
@@ -93,7 +109,7 @@ def choice(value: object, name: str, choices: Iterable[str]) -> str:
 
 
 def _float(value: Any, name: str, right: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_real(value):
         raise TypeError(f"{name}: got {described(value)}, expected {right}")
     try:
         number = float(value)

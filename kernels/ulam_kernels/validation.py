@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.table import Table
+from ulam_kernels.tracing import check_read
 
 try:
     from ulam_kernels._cpu import ready as ready
@@ -38,6 +40,30 @@ def check_tensor(tensor: object, name: str) -> None:
     if tensor.layout is not torch.strided or tensor.is_meta:
         found = "the meta device" if tensor.is_meta else str(tensor.layout)
         raise ValueError(f"{name}: got a tensor on {found}, expected a dense one with data")
+
+
+def check_real(tensor: torch.Tensor, name: str) -> None:
+    """Raise TypeError unless its numbers are real ones; truth values are none."""
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        found = {torch.bool: "true or false"}.get(tensor.dtype, "complex numbers")
+        raise TypeError(f"{name}: got {found}, expected real numbers")
+
+
+def real_numbers(name: str, value: Any) -> torch.Tensor:
+    """A number, or several, of any type that has them, as a float64 tensor on the CPU, a copy.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: what is not real numbers, or cannot be read here.
+    """
+    try:  # NumPy's own copy: torch takes none that runs backwards, and warns of one that is read-only
+        tensor = torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: got {described(value)}, expected a number, or several") from None
+    check_tensor(tensor, name)
+    check_read(tensor, name)
+    check_real(tensor, name)
+    exact = tensor if isinstance(value, (torch.Tensor, np.ndarray)) else torch.as_tensor(value, dtype=torch.float64)
+    return exact.detach().to("cpu", torch.float64, copy=True)
 
 
 def check_state(state: torch.Tensor) -> None:

@@ -14,9 +14,9 @@ import torch
 
 import ulam_kernels.densities as kernels
 import ulam_kernels.mcmc as ops
+from ulam_kernels.validation import real_numbers
 
 from .. import noise
-from ..arguments import real_numbers
 from .targets import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"

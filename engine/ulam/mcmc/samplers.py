@@ -15,8 +15,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 import ulam_kernels.mcmc as ops
+from ulam_kernels.validation import real_numbers
 
-from ..arguments import real_numbers
 from ..noise import whole_number
 from .state import Columns, State
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import as_float, described, is_real
+from ulam_kernels.validation import real_numbers
+
 from ..builder import DynamicThreshold
 from .sigmas import SIGMAS
 
@@ -30,35 +33,35 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
         whole = least - 1
     if whole < least or isinstance(value, bool) or (most is not None and whole > most):
         rule = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {rule}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number {rule}, got {described(value)}")
     return whole
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
     """`value` as a float in [least, most], finite unless `most` is; else ValueError."""
-    if not is_number(value):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    number = float(value)  # type: ignore[arg-type]
+    if not is_real(value):
+        raise ValueError(f"{name} must be a number, got {described(value)}")
+    number = as_float(value)
     if math.isfinite(number) and least <= number <= most:
         return number
     if math.isinf(most):
         rule = "finite" if math.isinf(least) else f"finite and at least {least:g}"
     else:
         rule = f"in [{least:g}, {most:g}]"
-    raise ValueError(f"{name} must be {rule}, got {value!r}")
+    raise ValueError(f"{name} must be {rule}, got {described(value)}")
 
 
 def check_flag(name: str, value: object) -> bool:
     """`value` if it is True or False, else ValueError."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {described(value)}")
     return value
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """`value` if it is one of `choices`, else ValueError."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}")
     return value
 
 
@@ -83,37 +86,33 @@ def check_final(final: object) -> str | float:
     """`final` as "zero", "sigma_min" or a level above 0, else ValueError."""
     if isinstance(final, str) and final in FINALS:
         return final
-    if is_number(final) and 0 < float(final) < math.inf:  # type: ignore[arg-type]
-        return float(final)  # type: ignore[arg-type]
-    raise ValueError(f"final must be 'zero', 'sigma_min' or a noise level above 0, got {final!r}")
+    if is_real(final) and 0 < as_float(final) < math.inf:
+        return as_float(final)
+    raise ValueError(f"final must be 'zero', 'sigma_min' or a noise level above 0, got {described(final)}")
 
 
 def check_clip(clip: object) -> tuple[float, float] | DynamicThreshold | None:
     """`clip` as (lo, hi) with lo < hi, a `DynamicThreshold`, or None, else ValueError."""
     if clip is None or isinstance(clip, DynamicThreshold):
         return clip
-    if isinstance(clip, Sequence) and len(clip) == 2 and all(map(is_number, clip)):
-        lo, hi = float(clip[0]), float(clip[1])
+    if isinstance(clip, Sequence) and len(clip) == 2 and all(map(is_real, clip)):
+        lo, hi = as_float(clip[0]), as_float(clip[1])
         if lo < hi:  # false for NaN
             return lo, hi
-    raise ValueError(f"clip must be None, a DynamicThreshold or a pair (lo, hi) of numbers with lo < hi, got {clip!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a real number (not a bool)."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    right = "None, a DynamicThreshold or a pair (lo, hi) of numbers with lo < hi"
+    raise ValueError(f"clip must be {right}, got {described(clip)}")
 
 
 def _decreasing(name: str, values: object) -> tuple[float, ...]:
     if isinstance(values, (np.ndarray, torch.Tensor)):
-        values = values.tolist()
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) == 0:
-        raise ValueError(f"{name} must be a sequence of numbers, not empty, got {values!r}")
+        values = real_numbers(name, values).tolist()
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)) or len(values) == 0:
+        raise ValueError(f"{name} must be a sequence of numbers, not empty, got {described(values)}")
     for value in values:
-        if not is_number(value) or not math.isfinite(value):
-            raise ValueError(f"{name} must be finite numbers, got {value!r}")
-    numbers = tuple(map(float, values))
-    for before, after in itertools.pairwise(numbers):
+        if not is_real(value) or not math.isfinite(as_float(value)):
+            raise ValueError(f"{name} must be finite numbers, got {described(value)}")
+    levels = tuple(map(float, values))
+    for before, after in itertools.pairwise(levels):
         if not before > after:
             raise ValueError(f"{name} must be strictly decreasing, got {before:g} before {after:g}")
-    return numbers
+    return levels

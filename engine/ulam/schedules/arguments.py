@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ulam_kernels.arguments import as_float, described, is_real
+from ulam_kernels.validation import real_numbers
+
 MOST_STEPS = 10**7  # of a table of noise levels: 80 MB a column
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -17,11 +20,11 @@ Numbers: TypeAlias = float | Sequence[float] | npt.NDArray[Any] | torch.Tensor
 
 
 def number(name: str, value: object) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(float(value)):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return float(value)
+    if not is_real(value):
+        raise TypeError(f"{name} must be a number, got {described(value)}")
+    if not math.isfinite(x := as_float(value)):
+        raise ValueError(f"{name} must be finite, got {described(value)}")
+    return x
 
 
 def positive(name: str, value: object) -> float:
@@ -33,9 +36,9 @@ def positive(name: str, value: object) -> float:
 
 def training_steps(steps: object) -> int:
     if isinstance(steps, (bool, np.bool_)) or not isinstance(steps, (int, np.integer)):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
+        raise TypeError(f"steps must be an integer, got {described(steps)}")
     if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"steps: got {steps!r}, expected 1 to 10^7 training steps")
+        raise ValueError(f"steps: got {described(steps)}, expected 1 to 10^7 training steps")
     return int(steps)
 
 
@@ -56,8 +59,7 @@ def sigma_ends(sigma_min: object, sigma_max: object) -> tuple[float, float]:
 def numbers(name: str, values: object) -> Array:
     """Numbers (scalar, sequence, array, tensor) as a fresh float64 array; bools and strings are refused."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.double().numpy() if values.is_floating_point() else values.numpy()
+        values = real_numbers(name, values).numpy()
     try:
         raw = np.asarray(values)
     except ValueError:
