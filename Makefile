@@ -16,7 +16,12 @@ WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
 PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/test_*.py)
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts fuzz lint bench gpu-check clean
+# What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.
+SANITIZED := $(patsubst %,tests/test_%.py,step reduce blend tick ops layouts row_table arguments kernels_door \
+	kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal)
+SANITIZE := $(BIN)/python tests/sanitize.py
+
+.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts fuzz sanitize lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +30,7 @@ help:
 	@echo "make lint    ruff, mypy on both packages, clang-format"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (two hours)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
+	@echo "make sanitize  the native kernels under AddressSanitizer, UBSan and ThreadSanitizer (ten minutes)"
 	@echo "make bench   measure the CPU step and the noise"
 	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes;"
 	@echo "             PARTS=engine,bench does those parts alone, OUT=FOLDER says where the results go"
@@ -56,6 +62,12 @@ interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
 
 fuzz: $(VENV)/package.stamp $(VENV)/tools.stamp
 	ULAM_FUZZ=100000 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/test_hostile_files.py
+
+# Memory and undefined behaviour in the kernels' tests; then races, where several Python threads call them at once.
+sanitize: build/sanitize/address.stamp build/sanitize/thread.stamp $(VENV)/tools.stamp
+	$(SANITIZE) address build/sanitize/address -p no:cacheprovider \
+		-k 'not all_words and not all_radii and not ptx and not cuda and not triton' $(SANITIZED)
+	$(SANITIZE) thread build/sanitize/thread -p no:cacheprovider tests/test_kernels_at_once.py
 
 lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .
@@ -92,6 +104,15 @@ $(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(CPP)
 	@echo "building ulam"
 	@command -v nvcc > /dev/null || command -v /usr/local/cuda/bin/nvcc > /dev/null || echo "nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)"
 	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+# Builds of their own, which nothing else finds: not over the extension beside the sources.
+build/sanitize/address.stamp: SANITIZERS := address,undefined
+build/sanitize/thread.stamp: SANITIZERS := thread
+build/sanitize/%.stamp: setup.py $(CPP) | $(VENV)/package.stamp
+	@echo "building the CPU kernels with -fsanitize=$(SANITIZERS) (a minute or two)"
+	ULAM_SANITIZE=$(SANITIZERS) $(BIN)/python setup.py --quiet build_ext --force \
+		--build-lib build/sanitize/$* --build-temp build/sanitize/$*-objects
 	@touch $@
 
 # Without the constraints, which pin another release, and without what torch has already.

@@ -25,13 +25,18 @@ COMPILE_FLAGS = [
     "-fvisibility=hidden",
     "-g0",  # some Pythons ask for -g, which makes the extension ten times as large
 ]
+# Of make sanitize: address,undefined or thread. Python's own flags may say -fwrapv, which hides overflows.
+SANITIZE = os.environ.get("ULAM_SANITIZE")
+if SANITIZE:
+    checks = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-wrapv", "-fno-omit-frame-pointer"]
+    COMPILE_FLAGS += ["-O1", "-g", *checks]  # the last of contrary flags holds
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # One build serves every x86-64: only files with these endings may use the newer instructions, and they are
 # entered at run time when the processor has them. gcc 12 wrongly warns inside its own AVX-512 headers.
 INSTRUCTION_SETS = {
     "_avx2.cpp": AVX2_FLAGS,
-    "_avx512.cpp": [*AVX512_FLAGS, "-Wno-maybe-uninitialized"],
+    "_avx512.cpp": [*AVX512_FLAGS, "-Wno-maybe-uninitialized", *(["-Wno-uninitialized"] if SANITIZE else [])],
 }
 
 
@@ -139,7 +144,8 @@ cpu = Extension(
     depends=sorted(glob("csrc/cpu/*.h") + glob("csrc/include/ulam/*.h") + glob("bindings/*.h")),
     include_dirs=["csrc/include", "csrc/cpu", "bindings", get_include()],
     extra_compile_args=COMPILE_FLAGS,
-    extra_link_args=["-fopenmp", "-fno-fast-math"],  # at the link too: there fast-math flushes denormals
+    # At the link too: there fast-math flushes denormals.
+    extra_link_args=["-fopenmp", "-fno-fast-math", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])],
     language="c++",
 )
 
@@ -156,4 +162,4 @@ cuda = Extension(
 
 JOBS = int(os.environ.get("ULAM_BUILD_JOBS") or os.cpu_count() or 1)
 ParallelCompile("ULAM_BUILD_JOBS", default=JOBS).install()
-setup(ext_modules=[cpu, cuda] if find_nvcc() else [cpu], cmdclass={"build_ext": BuildExtension})
+setup(ext_modules=[cpu, cuda] if find_nvcc() and not SANITIZE else [cpu], cmdclass={"build_ext": BuildExtension})

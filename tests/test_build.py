@@ -104,7 +104,7 @@ def setup_py(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of setup.py, which builds nothing here; no CUDA folder is named by the environment."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
-    for name in ("CUDA_HOME", "CUDA_PATH", "ULAM_CUDA_ARCHITECTURES"):
+    for name in ("CUDA_HOME", "CUDA_PATH", "ULAM_CUDA_ARCHITECTURES", "ULAM_SANITIZE"):
         monkeypatch.delenv(name, raising=False)
     return runpy.run_path("setup.py")
 
@@ -169,3 +169,25 @@ def test_a_build_without_cuda_leaves_no_older_cuda_kernels(
     command.compiler = argparse.Namespace(_compile=None)
     command.build_extensions()
     assert not any(file.exists() for file in earlier)
+
+
+@pytest.mark.parametrize("checks", [None, "address,undefined", "thread"])
+def test_a_sanitizer_is_built_into_the_cpu_kernels_alone(checks: str | None, monkeypatch: pytest.MonkeyPatch):
+    """Of the default build nothing changes; -O1 and the checks come behind the flags that they are contrary to."""
+    asked: dict[str, Any] = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", asked.update)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "nvcc")
+    monkeypatch.delenv("ULAM_SANITIZE", raising=False)
+    if checks:
+        monkeypatch.setenv("ULAM_SANITIZE", checks)
+    runpy.run_path("setup.py")
+    names = [extension.name for extension in asked["ext_modules"]]
+    compiled, linked = asked["ext_modules"][0].extra_compile_args, asked["ext_modules"][0].extra_link_args
+    sanitized = [flag for flag in (*compiled, *linked) if "sanitize" in flag]
+    if not checks:
+        assert names == ["ulam_kernels._cpu", "ulam_kernels._cuda"] and not sanitized and "-O1" not in compiled
+        return
+    assert names == ["ulam_kernels._cpu"] and f"-fsanitize={checks}" in compiled and f"-fsanitize={checks}" in linked
+    assert compiled.index("-O1") > compiled.index("-O3") and "-fno-wrapv" in compiled
+    assert "-fno-sanitize-recover=all" in compiled
