@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 
 import ulam_kernels.dispatch
+from ulam_kernels.arguments import described
 from ulam_kernels.ops import MAX_ELEMENTS
-from ulam_kernels.validation import real_numbers
+from ulam_kernels.validation import check_data, real_numbers
 
 from .conditioning import Shared
 from .denoiser import Denoiser, Sampler
 from .errors import warn
-from .noise import seed_int64, whole_number
+from .noise import check_device, seed_int64, whole_number
 from .program import Program
 from .samplers.grid import GridSampler
 from .samplers.start import start_below_noise
@@ -29,7 +30,7 @@ NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standa
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """``shape`` as a tuple of sizes of at least 1."""
     if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(f"shape: got {shape!r}, expected the sizes of one sample, such as (3, 32, 32)")
+        raise TypeError(f"shape: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
     sizes = tuple(whole_number("shape", size) for size in shape)
     if any(size < 1 for size in sizes):
         raise ValueError(f"shape: got {sizes}, expected sizes of at least 1")
@@ -38,20 +39,25 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def check_slots(slots: object) -> int:
+    """How many chains stand in a batch. Raises TypeError or ValueError unless it is 1 to 2^31 - 1."""
+    count = whole_number("slots", slots)
+    if not 1 <= count < 1 << 31:
+        raise ValueError(f"slots: got {count}, expected at least 1" + (" and at most 2^31 - 1" if count > 0 else ""))
+    return count
+
+
 def resolve_device(device: torch.device | str) -> torch.device:
     """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: got {device!r}: {error}") from None
+    where = check_device(device)
     if where.type == "cpu":
         return torch.device("cpu")
     if where.type != "cuda":
-        raise ValueError(f"device: got {device!r}, expected cpu or cuda")
+        raise ValueError(f"device: got {described(str(device))}, expected cpu or cuda")
     count = torch.cuda.device_count()
     index = where.index if where.index is not None or not count else torch.cuda.current_device()
     if index is None or index >= count:
-        raise ValueError(f"device: got {device!r}, but torch sees {count} CUDA devices here")
+        raise ValueError(f"device: got {described(str(device))}, but torch sees {count} CUDA devices here")
     return torch.device("cuda", index)
 
 
@@ -66,7 +72,8 @@ def check_network_device(denoiser: Denoiser, device: torch.device) -> None:
 def check_x_init(x_init: object, shape: tuple[int, ...]) -> None:
     """Raises TypeError or ValueError unless ``x_init`` is a float tensor of this shape."""
     if not isinstance(x_init, torch.Tensor) or not x_init.is_floating_point():
-        raise TypeError(f"x_init: got {type(x_init).__name__}, expected a float tensor {list(shape)} or None")
+        raise TypeError(f"x_init: got {described(x_init)}, expected a float tensor {list(shape)} or None")
+    check_data(x_init, "x_init")
     if tuple(x_init.shape) != shape:
         raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(shape)} (chains first)")
 
@@ -138,17 +145,17 @@ def check_guidance_options(
     """
     phi = _number("guidance_rescale", rescale)
     if not 0 <= phi <= 1:
-        raise ValueError(f"guidance_rescale: got {rescale!r}, expected a number in [0, 1]")
+        raise ValueError(f"guidance_rescale: got {described(rescale)}, expected a number in [0, 1]")
     if guidance is None and (interval is not None or phi):
         name = "guidance_rescale" if interval is None else "guidance_interval"
         raise ValueError(f"guidance: got None beside {name}, expected a weight")
     if interval is None:
         return None, phi
     if not isinstance(interval, Sequence) or len(interval) != 2:
-        raise TypeError(f"guidance_interval: got {interval!r}, expected a pair (lo, hi) of times, or None")
+        raise TypeError(f"guidance_interval: got {described(interval)}, expected a pair (lo, hi) of times, or None")
     lo, hi = (torch.tensor(_number("guidance_interval", end), dtype=torch.float32).item() for end in interval)
     if not lo <= hi:  # NaN too
-        raise ValueError(f"guidance_interval: got {interval!r}, expected lo <= hi")
+        raise ValueError(f"guidance_interval: got {described(interval)}, expected lo <= hi")
     return (lo, hi), phi
 
 

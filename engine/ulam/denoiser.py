@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import choice, described
 
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
@@ -160,10 +160,9 @@ class Denoiser:
         check_schedule(self.schedule)
         check_predicts(self.predicts)
         sigma_data_of(self.schedule, self.predicts)
-        if self.time not in ("auto", "index"):
-            raise ValueError(f"time must be 'auto' or 'index', got {self.time!r}")
-        if self.derivatives not in DERIVATIVES:
-            raise ValueError(f"derivatives: got {self.derivatives!r}, expected one of {', '.join(DERIVATIVES)}")
+        if not isinstance(self.time, str) or self.time not in ("auto", "index"):
+            raise ValueError(f"time must be 'auto' or 'index', got {described(self.time)}")
+        choice(self.derivatives, "derivatives", DERIVATIVES)
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
 

@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 
 import ulam_kernels.dispatch
+from ulam_kernels.arguments import choice, described, positive, real, switch
 from ulam_kernels.ops import FLOATS
 from ulam_kernels.tracing import check_not_recorded
 
@@ -23,6 +24,7 @@ from .arguments import (
     check_norms,
     check_seed,
     check_shape,
+    check_slots,
     check_start,
     fallbacks,
     resolve_device,
@@ -40,7 +42,7 @@ from .program import Program
 from .report import Report
 from .results import Batch, Finished, Outbox, Result
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduler import POLICIES, Scheduler
 from .watchdog import Watchdog
 
 __all__ = ["Engine", "Report", "Result"]
@@ -103,24 +105,29 @@ class Engine:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
         sizes = check_shape(shape)
-        if slots != "auto" and whole_number("slots", slots) < 1:
-            raise ValueError(f"slots: got {slots}, expected at least 1")
-        if dtype not in (*FLOATS, torch.float64):
-            raise ValueError(f"dtype: got {dtype}, expected float32, bfloat16, float16 or float64")
+        automatic = isinstance(slots, str) and slots == "auto"
+        if not automatic:
+            check_slots(slots)
+        if not isinstance(dtype, torch.dtype) or dtype not in (*FLOATS, torch.float64):
+            raise ValueError(f"dtype: got {described(dtype)}, expected float32, bfloat16, float16 or float64")
         if queue is not None and whole_number("queue", queue) < 1:
             raise ValueError(f"queue: got {queue}, expected at least 1 chain, or None")
-        if results not in ("device", "host"):
-            raise ValueError(f"results: got {results!r}, expected 'device' or 'host'")
-        if watchdog is not None and not watchdog > 0:
-            raise ValueError(f"watchdog: got {watchdog!r}, expected seconds above 0 or None")
+        choice(policy, "policy", POLICIES)
+        choice(results, "results", ("device", "host"))
+        if watchdog is not None:
+            watchdog = positive(watchdog, "watchdog")
+        if options is not None and not isinstance(options, NetworkOptions):
+            raise TypeError(f"options: got {described(options)}, expected a ulam.NetworkOptions, or None")
+        for name, flag in (("check_finite", check_finite), ("graphs", graphs), ("trace", trace)):
+            switch(flag, name)
         where = resolve_device(device)
         module = ulam_kernels.dispatch.select(backend, where.type, dtype)
         check_network_device(denoiser, where)
-        if slots == "auto":
+        if automatic:
             from .tuning import best_slots
 
             slots = best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=options)
-        count = whole_number("slots", slots)
+        count = check_slots(slots)
         self.denoiser, self.shape, self.slots = denoiser, sizes, count
         self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
         name = ulam_kernels.dispatch.name_of(module)
@@ -186,6 +193,10 @@ class Engine:
             argument requires grad while gradients are recorded.
         """
         check_not_recorded("submit")
+        switch(block, "block")
+        weight = real(weight, "weight", "a finite number above 0")
+        if deadline is not None:
+            deadline = real(deadline, "deadline", "a number of ticks from now, or None")
         check_no_gradient("sampling", cond, x_init=x_init, guidance=guidance, known=known, mask=mask)
         check_no_gradient("sampling", uncond)
         if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
@@ -246,6 +257,7 @@ class Engine:
 
     def cancel(self, job: Job) -> int:
         """Drop a job's chains that have not been delivered; how many. Other jobs keep their bits."""
+        _check_job(job)
         with self._lock:
             dropped, running = self._scheduler.cancel(job)
             self._loop.cancel(job, running)
@@ -271,6 +283,7 @@ class Engine:
 
     def predicted_end(self, job: Job) -> int | None:
         """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None when it has."""
+        _check_job(job)
         with self._lock:
             return self._scheduler.predicted_end(job)
 
@@ -387,3 +400,8 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_job(job: object) -> None:
+    if not isinstance(job, Job):
+        raise TypeError(f"job: got {described(job)}, expected what submit returned")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import ulam_kernels
+from ulam_kernels.validation import check_data
 
 from .conditioning import Shared
 from .noise import KNOWN_IMAGE
@@ -50,6 +51,7 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
     tensor = value.tensor if isinstance(value, Shared) else value
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor [chains, *shape] or a shared one")
+    check_data(tensor, name)
     expected = shape if isinstance(value, Shared) else (chains, *shape)
     try:
         tensor = tensor.detach().expand(expected)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ulam_kernels.arguments import described
+
 from .denoiser import Denoiser
 from .errors import NetworkError
 from .gradients import plain, wants_gradients
@@ -34,11 +36,13 @@ class NetworkOptions:
     gradients: bool = False
 
     def __post_init__(self) -> None:
-        if self.autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast: got {self.autocast!r}, expected torch.bfloat16, torch.float16 or None")
+        known = self.autocast is None or isinstance(self.autocast, torch.dtype)
+        if not known or self.autocast not in (None, torch.bfloat16, torch.float16):
+            came = described(self.autocast)
+            raise ValueError(f"autocast: got {came}, expected torch.bfloat16, torch.float16 or None")
         for name in ("channels_last", "compile", "doubled", "gradients"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+                raise ValueError(f"{name}: got {described(getattr(self, name))}, expected True or False")
 
 
 class Network:

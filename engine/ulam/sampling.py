@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
+from ulam_kernels.arguments import switch
 from ulam_kernels.tracing import check_not_recorded
 
 from .conditioning import Cond, Shared
@@ -84,6 +85,7 @@ def sample(
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
     check_not_recorded("sample")
+    switch(progress, "progress")
     ids = chain_ids(chains)
     if slots is None:
         slots = min(max(len(ids), 1), DEFAULT_SLOTS)

@@ -19,6 +19,8 @@ def described(value: object) -> str:
     """A value in a few words, on one line."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of {value.dtype} {list(value.shape)}"
+    if isinstance(value, torch.dtype):
+        return str(value)
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # Python prints no number of thousands of digits
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, (int, float, complex, str)):

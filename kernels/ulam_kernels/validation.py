@@ -42,6 +42,12 @@ def check_tensor(tensor: object, name: str) -> None:
         raise ValueError(f"{name}: got a tensor on {found}, expected a dense one with data")
 
 
+def check_data(tensor: torch.Tensor, name: str) -> None:
+    """Raise unless its numbers are in memory, to be read and copied."""
+    check_tensor(tensor, name)
+    check_read(tensor, name, "a plain tensor")
+
+
 def check_real(tensor: torch.Tensor, name: str) -> None:
     """Raise TypeError unless its numbers are real ones; truth values are none."""
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -59,8 +65,8 @@ def real_numbers(name: str, value: Any) -> torch.Tensor:
         tensor = torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name}: got {described(value)}, expected a number, or several") from None
-    check_tensor(tensor, name)
-    check_read(tensor, name)
+    if tensor is value:
+        check_data(tensor, name)
     check_real(tensor, name)
     exact = tensor if isinstance(value, (torch.Tensor, np.ndarray)) else torch.as_tensor(value, dtype=torch.float64)
     return exact.detach().to("cpu", torch.float64, copy=True)
