@@ -168,7 +168,7 @@ def test_divergence_of_a_linear_denoiser_is_its_trace() -> None:
     [
         (lambda d: tweedie.mean(d, Y, -1.0), "sigma must be finite and above 0"),
         (lambda d: tweedie.mean(d, Y, torch.ones(2)), r"sigma must be a number or have shape \[3\]"),
-        (lambda d: tweedie.mean(d, Y, "a"), "sigma must be a number"),
+        (lambda d: tweedie.mean(d, Y, "a"), "sigma: got 'a', expected a number"),
         (lambda d: tweedie.mean(d, Y.int(), 1.0), "y must be a float tensor"),
         (lambda d: tweedie.mean(d, Y[0], 1.0), r"y must be \[B, \*shape\]"),
         (lambda d: tweedie.mean("net", Y, 1.0), "denoiser must be a ulam.Denoiser"),

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from ulam_kernels.validation import real_numbers
+
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
 from .differences import reduced_precision
 from .gradients import plain
@@ -95,16 +97,10 @@ def _for_graphs(value: object) -> object:
 
 def levels(y: torch.Tensor, sigma: Sigma) -> Array:
     """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
-    if isinstance(sigma, torch.Tensor):
-        if sigma.is_complex() or sigma.dtype == torch.bool:
-            raise TypeError(f"sigma must be a number, or one a chain, got {sigma.dtype}")
-        sigma = sigma.detach().cpu().double().numpy()
-    values = np.asarray(sigma)
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"sigma must be a number, or one a chain, got {sigma!r}")
+    values = real_numbers("sigma", sigma).numpy()
     if values.ndim > 1 or (values.ndim == 1 and len(values) != len(y)):
         raise ValueError(f"sigma must be a number or have shape [{len(y)}], chains, got {list(values.shape)}")
-    values = np.broadcast_to(values.astype(np.float64), (len(y),))
+    values = np.broadcast_to(values, (len(y),))
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"sigma must be finite and above 0, got {values[~(np.isfinite(values) & (values > 0))][0]:g}")
     return values

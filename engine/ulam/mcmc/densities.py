@@ -14,7 +14,8 @@ import torch
 
 import ulam_kernels.densities as kernels
 import ulam_kernels.mcmc as ops
-from ulam_kernels.validation import real_numbers
+from ulam_kernels.arguments import positive
+from ulam_kernels.validation import MAX_ELEMENTS, real_numbers
 
 from .. import noise
 from .targets import Evaluate, Evaluated
@@ -344,10 +345,12 @@ def _number(name: str, value: float) -> float:
     number = real_numbers(name, value)
     if number.numel() != 1:
         raise ValueError(f"{name}: got shape {list(number.shape)}, expected a number")
-    return float(_positive(name, number))
+    return positive(float(_positive(name, number)), name)
 
 
 def _dimension(dimension: int, least: int) -> int:
-    if noise.whole_number("dimension", dimension) < least:
-        raise ValueError(f"dimension: got {dimension}, expected at least {least}")
-    return int(dimension)
+    whole = noise.whole_number("dimension", dimension)
+    if not least <= whole <= MAX_ELEMENTS:
+        rule = f"at least {least}" if whole < least else "at most 2^30"
+        raise ValueError(f"dimension: got {whole}, expected {rule}")
+    return whole

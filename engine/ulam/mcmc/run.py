@@ -10,9 +10,11 @@ import torch
 from tqdm.auto import tqdm
 
 import ulam_kernels.dispatch
+from ulam_kernels.arguments import described, switch
 from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.validation import check_data
 
-from ..arguments import check_shape, fallbacks, resolve_device
+from ..arguments import check_shape, check_slots, fallbacks, resolve_device
 from ..denoiser import Denoiser
 from ..gradients import check_no_gradient
 from ..noise import chain_ids, seed_int64, whole_number
@@ -97,8 +99,10 @@ def run(
     """
     check_not_recorded("run")
     check_no_gradient("a run of chains", getattr(target, "cond", None), x_init=x_init, v_init=v_init)
-    if slots is not None and whole_number("slots", slots) < 1:
-        raise ValueError(f"slots: got {slots}, expected at least 1")
+    if slots is not None:
+        check_slots(slots)
+    for name, flag in (("store", store), ("launch", launch), ("progress", progress)):
+        switch(flag, name)
     if resume is not None:
         given = {"chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init}
         _check_resumed(resume, sampler, given | {"first_step": first_step, "adapt": adapt, "dtype": dtype})
@@ -195,13 +199,13 @@ def _plan(
     if counted % thin + steps < thin:
         raise ValueError(f"thin: got {thin}, more than the {steps} steps: nothing would be kept")
     if adapt is not None and not (isinstance(adapt, (int, float)) and not isinstance(adapt, bool) and 0 < adapt < 1):
-        raise ValueError(f"adapt: got {adapt!r}, expected a target acceptance in (0, 1), or None")
+        raise ValueError(f"adapt: got {described(adapt)}, expected a target acceptance in (0, 1), or None")
     if adapt is not None and not inner.adjusted:
         raise ValueError(f"adapt: {type(inner).__name__} has no Metropolis test to adapt to")
     if adapt is not None and not warmup:
         raise ValueError("adapt: needs warm-up steps (warmup=)")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: got {described(dtype)}, expected torch.float32 or torch.float64")
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")
@@ -213,6 +217,8 @@ def _plan(
         if start is not None and not (isinstance(start, torch.Tensor) and start.is_floating_point()):
             what = start.dtype if isinstance(start, torch.Tensor) else type(start).__name__
             raise TypeError(f"{name}: got {what}, expected a float tensor [chains, *shape] or None")
+        if start is not None:
+            check_data(start, name)
     sizes = _shape(target, shape, x_init)
     where = resolve_device(device if device is not None else "cpu" if x_init is None else x_init.device)
     if v_init is not None and not inner.moves:

@@ -15,11 +15,13 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 import ulam_kernels.mcmc as ops
+from ulam_kernels.arguments import described, switch
 from ulam_kernels.validation import real_numbers
 
 from ..noise import whole_number
 from .state import Columns, State
 
+LONGEST_PATH = 1 << 26  # leapfrog steps that may be asked for
 MOST_LEAPS = 10  # times the leapfrog steps given: what adaptation goes up to
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
@@ -148,8 +150,10 @@ class SGLD(ULA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers("decay", self.decay, least=0)
-        numbers("delay", self.delay, above=0)
+        decay, delay = numbers("decay", self.decay, least=0), numbers("delay", self.delay, above=0)
+        for name, tensor in (("decay", decay), ("delay", delay)):
+            if tensor.dim():
+                raise ValueError(f"{name}: got {described(getattr(self, name))}, expected one number")
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return super().coefficients(step * (1 + index / self.delay) ** -self.decay, temperature, rows, index)
@@ -252,11 +256,11 @@ class HMC(ChainSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if whole_number("leapfrog", self.leapfrog) < 1:
-            raise ValueError(f"leapfrog: got {self.leapfrog}, expected at least 1")
+        if not 1 <= (leaps := whole_number("leapfrog", self.leapfrog)) <= LONGEST_PATH:
+            raise ValueError(f"leapfrog: got {leaps}, expected at least 1" + " and at most 2^26" * (leaps > 1))
         jitter = real_numbers("jitter", self.jitter)
         if jitter.dim() or not 0 <= float(jitter) < 1:
-            raise ValueError(f"jitter: got {self.jitter!r}, expected a number in [0, 1)")
+            raise ValueError(f"jitter: got {described(self.jitter)}, expected a number in [0, 1)")
 
     @property
     def leaps(self) -> int:
@@ -344,7 +348,10 @@ class ParallelTempering:
             raise ValueError("temperature: of the sampler inside must be 1, the replicas have their own")
         ladder = numbers("temperatures", self.temperatures, above=0)
         if ladder.dim() != 1 or len(ladder) < 2 or not bool((ladder.diff() > 0).all()):
-            raise ValueError(f"temperatures: got {self.temperatures!r}, expected at least two, increasing")
+            raise ValueError(f"temperatures: got {described(self.temperatures)}, expected at least two, increasing")
+        if isinstance(self.temperatures, torch.Tensor):
+            object.__setattr__(self, "temperatures", ladder.tolist())
+        switch(self.scaled, "scaled")
         if whole_number("swap_every", self.swap_every) < 1:
             raise ValueError(f"swap_every: got {self.swap_every}, expected at least 1")
 
@@ -401,7 +408,7 @@ def check_box(clip: object) -> None:
     if clip is None:
         return
     if not isinstance(clip, (tuple, list)) or len(clip) != 2:
-        raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")
+        raise ValueError(f"clip: got {described(clip)}, expected None or a pair (lo, hi) with lo < hi")
     lo, hi = (real_numbers("clip", end) for end in clip)
     if lo.dim() or hi.dim() or not lo < hi:
-        raise ValueError(f"clip: got {clip!r}, expected None or a pair (lo, hi) with lo < hi")
+        raise ValueError(f"clip: got {described(clip)}, expected None or a pair (lo, hi) with lo < hi")

@@ -16,6 +16,8 @@ from ulam_kernels.validation import real_numbers
 from ..builder import DynamicThreshold
 from .sigmas import SIGMAS
 
+LARGEST = 1e150  # whose square is a float too
+MOST_ROWS = 10**7
 SPACINGS = ("leading", "linspace", "trailing", "log-snr")
 FINALS = ("zero", "sigma_min")
 
@@ -26,13 +28,13 @@ def check_steps(steps: object) -> int:
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """`value` as an int in [least, most], else ValueError."""
+    """`value` as an int in [least, most], else ValueError. No program has more rows than MOST_ROWS."""
     try:
         whole = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         whole = least - 1
-    if whole < least or isinstance(value, bool) or (most is not None and whole > most):
-        rule = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if whole < least or isinstance(value, bool) or whole > (MOST_ROWS if most is None else most):
+        rule = f"from {least} to {most or MOST_ROWS}" if most is not None or whole > least else f"of at least {least}"
         raise ValueError(f"{name} must be a whole number {rule}, got {described(value)}")
     return whole
 
@@ -42,6 +44,8 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
     if not is_real(value):
         raise ValueError(f"{name} must be a number, got {described(value)}")
     number = as_float(value)
+    if LARGEST < abs(number) < math.inf:
+        raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {described(value)}")
     if math.isfinite(number) and least <= number <= most:
         return number
     if math.isinf(most):

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from ulam_kernels.arguments import is_real
+
 from ..builder import Clip, ProgramBuilder
 from ..denoiser import combine, sigma_data_of
 from ..program import Program
@@ -114,7 +116,8 @@ class ChurnSampler(GridSampler, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         s_tmin = check_number("s_tmin", self.s_tmin, 0)
-        s_tmax = math.inf if self.s_tmax == math.inf else check_number("s_tmax", self.s_tmax, 0)
+        endless = is_real(self.s_tmax) and self.s_tmax == math.inf
+        s_tmax = math.inf if endless else check_number("s_tmax", self.s_tmax, 0)
         if s_tmin > s_tmax:
             raise ValueError(f"s_tmin must be at most s_tmax, got {s_tmin:g} and {s_tmax:g}")
         self._set(

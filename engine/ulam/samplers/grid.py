@@ -38,7 +38,7 @@ import numpy as np
 from ..builder import compiled
 from ..program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
-from .arguments import SPACINGS, check_final, check_sigmas, check_steps, check_timesteps
+from .arguments import SPACINGS, check_choice, check_final, check_sigmas, check_steps, check_timesteps
 from .sigmas import beta_times, sigma_grid
 
 ROUNDING = 1e-6  # of a training step: closer to a whole one is that one
@@ -130,8 +130,8 @@ class GridSampler:
         return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v, default in given if v != default)})"
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and self.spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}")
+        if self.spacing is not None:
+            check_choice("spacing", self.spacing, SPACINGS)
         timesteps, sigmas = check_timesteps(self.timesteps), check_sigmas(self.sigmas)
         by_name = isinstance(sigmas, str) and sigmas != "beta-time"
         leaves_a_choice = timesteps is None and by_name and self.spacing != "log-snr"

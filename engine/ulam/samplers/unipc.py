@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ulam_kernels.arguments import described
+
 from ..builder import Clip, ProgramBuilder
 from ..program import Flags, Program
 from ..schedules import Array, Schedule
@@ -124,6 +126,6 @@ class UniPC(GridSampler):
 
 def _check_steps(name: str, steps: object) -> tuple[int, ...]:
     """`steps` as a tuple of whole numbers from 0, else ValueError."""
-    if isinstance(steps, str) or not isinstance(steps, Iterable):
-        raise ValueError(f"{name} must be a sequence of steps (whole numbers from 0), got {steps!r}")
+    if isinstance(steps, str) or not isinstance(steps, Iterable) or getattr(steps, "ndim", 1) != 1:
+        raise ValueError(f"{name} must be a sequence of steps (whole numbers from 0), got {described(steps)}")
     return tuple(check_whole(name, step, 0) for step in steps)

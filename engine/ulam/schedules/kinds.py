@@ -18,6 +18,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from ulam_kernels.arguments import described
+
 from .arguments import Array, Numbers, in_range, numbers
 
 
@@ -236,4 +238,4 @@ def posterior(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) ->
 def check_schedule(schedule: object) -> None:
     """Raises TypeError for what is no schedule."""
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a ulam schedule such as vp_linear(1000), got {schedule!r:.60}")
+        raise TypeError(f"schedule must be a ulam schedule such as vp_linear(1000), got {described(schedule)}")
