@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ulam_kernels.validation import real_numbers
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import check_data, check_real, real_numbers
 
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
 from .differences import reduced_precision
@@ -18,6 +19,7 @@ from .schedules import Array, Schedule, VariancePreserving
 
 Sigma: TypeAlias = "float | torch.Tensor | Array"
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
+LARGEST_SIGMA = 1e75  # whose fourth power is a float64
 SAME_LEVEL = 1e-6  # relative: what float32 makes of a level is still that level
 
 
@@ -35,10 +37,9 @@ class Estimator:
     def __init__(self, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> None:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser must be a ulam.Denoiser, got {type(denoiser).__name__}")
-        if not isinstance(y, torch.Tensor) or not y.is_floating_point():
-            raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
-        if y.dim() < 2 or not y.numel():
-            raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
+        check_observation(y)
+        if cond is not None and not isinstance(cond, Mapping):
+            raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
         self.sigma, self.denoiser = levels(y, sigma), denoiser
         self._net, self._like = denoiser.net, y
         with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
@@ -75,6 +76,7 @@ class Estimator:
         if not isinstance(m, torch.Tensor) or m.shape not in (y.shape, (len(y), 2 * y.shape[1], *y.shape[2:])):
             came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
             raise ValueError(f"net: returned {came}, expected {list(y.shape)} like its input")
+        check_real(m, "net")
         return m[:, : y.shape[1]].to(y.dtype)
 
     def kind(self) -> tuple[object, ...]:
@@ -95,14 +97,25 @@ def _for_graphs(value: object) -> object:
     return plain(value) if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
+def check_observation(y: object) -> None:
+    """Raises TypeError, ValueError or RuntimeError for what is no batch of numbers to denoise."""
+    if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+        raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
+    if y.dim() < 2 or not y.numel():
+        raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
+    check_data(y, "y")
+
+
 def levels(y: torch.Tensor, sigma: Sigma) -> Array:
     """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
     values = real_numbers("sigma", sigma).numpy()
     if values.ndim > 1 or (values.ndim == 1 and len(values) != len(y)):
         raise ValueError(f"sigma must be a number or have shape [{len(y)}], chains, got {list(values.shape)}")
     values = np.broadcast_to(values, (len(y),))
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"sigma must be finite and above 0, got {values[~(np.isfinite(values) & (values > 0))][0]:g}")
+    if (wrong := ~((values > 0) & (values < np.inf))).any():
+        raise ValueError(f"sigma must be finite and above 0, got {values[wrong][0]:g}")
+    if values.max() > LARGEST_SIGMA:
+        raise ValueError(f"sigma: got {values.max():g}, expected at most {LARGEST_SIGMA:g}")
     return values
 
 

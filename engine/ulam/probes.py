@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from ulam_kernels.arguments import described
+
 from . import noise
 
+MOST_PROBES = 1 << 30
 KINDS = ("rademacher", "gaussian")
 
 
@@ -19,10 +22,12 @@ def probes(
     rademacher: signs, the least variance for a trace among independent entries [Hutchinson 1990]; gaussian: normal.
     Raises ValueError for another kind or a count below 1.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {described(kind)}")
     if noise.whole_number("probes", count) < 1:
         raise ValueError(f"probes must be at least 1, got {count}")
+    if count > MOST_PROBES:
+        raise ValueError(f"probes: got {count}, expected at most 2^30")
     for row in range(first, first + count):
         z = noise.normal_for(noise.PROBE, like.shape[1:], seed=seed, chains=len(like), row=row, device=like.device)
         yield (torch.copysign(torch.ones_like(z), z) if kind == "rademacher" else z).to(like.dtype)

@@ -23,9 +23,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ulam_kernels.arguments import choice
+from ulam_kernels.validation import check_data
+
 from .denoiser import Denoiser
 from .derivatives import Derivatives
-from .estimate import Estimator, Inputs, Sigma
+from .estimate import Estimator, Inputs, Sigma, check_observation
 from .gradients import check_no_gradient, without_graph
 from .noise import whole_number
 from .probes import dot, probes
@@ -57,8 +60,7 @@ def covariance_product(
     """Cov[x | y] v = sigma^2 (dD/dy) v, like y: a Jacobian-vector product, in reverse mode by a double product."""
     check_no_gradient("tweedie.covariance_product", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)
-    if v.shape != y.shape:
-        raise ValueError(f"v must have the shape of y, {list(y.shape)}, got {list(v.shape)}")
+    _check_direction(v, y)
     return estimator.per_chain(estimator.sigma**2) * Derivatives(estimator, y).product(v)
 
 
@@ -108,8 +110,8 @@ def covariance_trace(
     a third measures the trace on them exactly, the rest estimates what is left [Meyer 2021, alg. 1]; much better where
     few directions carry most of the trace.
     """
-    if method not in ("hutchinson", "hutch++"):
-        raise ValueError(f"method must be 'hutchinson' or 'hutch++', got {method!r}")
+    if choice(method, "method", ("hutchinson", "hutch++")) == "hutch++":
+        _check_wide(y)
     least = 2 if method == "hutchinson" else 6
     if whole_number("samples", samples) < least:
         raise ValueError(f"samples must be at least {least} for {method}, got {samples}")
@@ -144,6 +146,7 @@ def eigenpairs(
     Lanczos with full reorthogonalisation; ``iterations`` products, by default 2 count + 10 (at most the dimension).
     Of a network whose Jacobian is not symmetric these are the eigenpairs of the projected symmetric part.
     """
+    _check_wide(y)
     dimension = y[0].numel()
     if not 1 <= whole_number("count", count) <= dimension:
         raise ValueError(f"count must be 1 to the {dimension} elements of a chain, got {count}")
@@ -185,9 +188,23 @@ def third_cumulant(
     """
     check_no_gradient("tweedie.third_cumulant", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)
+    _check_direction(v, y)
+    return estimator.per_chain(estimator.sigma**4) * Derivatives(estimator, y).second(v)
+
+
+def _check_wide(y: torch.Tensor) -> None:
+    """Raises TypeError for what torch's linear algebra does not take."""
+    check_observation(y)
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"y: got {y.dtype}, expected torch.float32 or torch.float64")
+
+
+def _check_direction(v: torch.Tensor, y: torch.Tensor) -> None:
+    check_data(v, "v")
     if v.shape != y.shape:
         raise ValueError(f"v must have the shape of y, {list(y.shape)}, got {list(v.shape)}")
-    return estimator.per_chain(estimator.sigma**4) * Derivatives(estimator, y).second(v)
+    if v.dtype != y.dtype:
+        raise TypeError(f"v: got {v.dtype}, expected {y.dtype} like y")
 
 
 def _covariance(
