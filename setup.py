@@ -96,7 +96,7 @@ class BuildExtension(build_ext):
     def build_extensions(self) -> None:
         if cuda in self.extensions:
             self.compile_cuda()
-        else:
+        elif not SANITIZE:
             print("nvcc was not found: ulam is built without its CUDA C++ kernels (Triton serves GPUs)", flush=True)
         if cuda not in self.extensions:
             self.remove_earlier(cuda)

@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "edges.py").write_text(MODULE)
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def started(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:
-    ran = command("sample", "--model", "mine:slow", "--shape", "1,8,8", "--out", "out", *arguments)
+    ran = command("sample", "--model", "edges:slow", "--shape", "1,8,8", "--out", "out", *arguments)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(ran, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, **options)
     return process
@@ -64,7 +64,7 @@ def started(folder: Path, *arguments: str, **options) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("stdout", ["gone", "closed"])
 def test_a_reader_that_goes_away_is_no_failure(folder: Path, stdout: str):
-    ran = command("sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out")
+    ran = command("sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out")
     if stdout == "gone":
         reading, writing = os.pipe()
         os.close(reading)
@@ -100,7 +100,7 @@ def test_signals_are_left_alone_in_other_threads(folder: Path, monkeypatch):
 
 
 def test_warnings_are_lines_of_the_command(folder: Path):
-    ran = command("sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out")
+    ran = command("sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out")
     done = subprocess.run(ran, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("ulam: warning: steps: got a first noise level of sigma/alpha 3.443 without x_init")
@@ -122,7 +122,7 @@ def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path,
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(output.np, "savez_compressed", once_full)
-    arguments = ["sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "50", "--chains", "3", "--out", "out"]
+    arguments = ["sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "50", "--chains", "3", "--out", "out"]
     assert cli.main(arguments) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device; everything is in " in told
@@ -291,7 +291,7 @@ def test_pixels_of_data_to_check_need_the_range_that_the_network_knows(tmp_path:
 def test_the_report_says_what_was_asked_for(folder: Path, monkeypatch):
     """The files of a run that nothing disturbed."""
     monkeypatch.chdir(folder)
-    arguments = ["sample", "--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out"]
+    arguments = ["sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "2", "--chains", "2", "--out", "out"]
     assert cli.main(arguments) == 0
     assert json.loads((folder / "out" / "report.json").read_text())["files"] == [
         "samples.npz",
