@@ -89,6 +89,13 @@ def test_chains_that_adaptation_froze_are_named():
     assert "in 1 of 1 chains (6)" in message
 
 
+@pytest.mark.parametrize("slots", [1, 5, 48, 64, 100])
+def test_frozen_chains_are_named_whatever_pads_the_last_batch(slots):
+    options = {"chains": 64, "shape": (1,), "warmup": 20, "steps": 100, "adapt": 0.574, "slots": slots}
+    (message,) = of_adaptation(mcmc.Energy(wall), MALA(0.1), x_init=torch.full((64, 1), 0.01), **options)
+    assert "in 2 of 64 chains (6, 61)" in message
+
+
 def test_chains_that_need_small_steps_are_not_frozen():
     """Step sizes of 1 : 10^4, each where its acceptance is the target's."""
     width = torch.tensor([1.0, 1e-2]).repeat(10)[:, None]

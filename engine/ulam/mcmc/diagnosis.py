@@ -33,7 +33,8 @@ def warn(result: Chains, plan: Plan, batches: list[Batch]) -> None:
     """The warnings of a run that has ended."""
     _warn_of_divergence(result, plan)
     if plan.adapt is not None:
-        _warn_of_frozen_chains(result, plan.adapt, torch.cat([batch.given for batch in batches]))
+        given = torch.cat([batch.given for batch in batches])[: len(plan.ids)]  # without the last batch's padding
+        _warn_of_frozen_chains(result, plan.adapt, given)
     for batch in batches:
         if (energy := batch.energies()) is not None and warn_of_rounding(energy, batch.temperature, 4):
             return
