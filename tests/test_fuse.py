@@ -193,6 +193,12 @@ def test_gradients_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------- refusals
 
 
+FLOW_V = {"use_flow_sigmas": True, "prediction_type": "v_prediction"}
+ON_FLOW = [
+    f"{name}Scheduler" for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")
+]
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
@@ -203,6 +209,7 @@ def test_gradients_are_refused() -> None:
         ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "needs use_flow_sigmas=True"),
+        *((name, FLOW_V, "prediction_type='v_prediction' of the .* use_flow_sigmas=True use flow") for name in ON_FLOW),
         ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, "solver_p='DDIMScheduler'"),
         ("DEISMultistepScheduler", {"solver_order": 4}, "solver_order=4"),
     ],

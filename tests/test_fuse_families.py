@@ -284,6 +284,14 @@ def test_unipc_orders(order: int, solver: str, predict_x0: bool, steps: int) -> 
     check("UniPCMultistepScheduler", steps, **config, lower_order_final=False, disable_corrector=[0, 3])
 
 
+@pytest.mark.parametrize(("offset", "steps"), [(1, 34), (1, 20), (5, 10), (4, 9), (3, 12)])
+@pytest.mark.parametrize("name", ["DDIM", "PNDM"])
+def test_leading_steps_end_where_those_of_diffusers_do(name: str, offset: int, steps: int) -> None:
+    """An offset of at least T // n has the last step go to a training step, which is not the data yet."""
+    options = {"skip_prk_steps": True} if name == "PNDM" else {"timestep_spacing": "leading"}
+    check(f"{name}Scheduler", steps, num_train_timesteps=37, steps_offset=offset, set_alpha_to_one=True, **options)
+
+
 @pytest.mark.parametrize("steps", [9, 16])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis_orders(order: int, steps: int) -> None:

@@ -129,7 +129,8 @@ class FusedDDIM(Fused):
     """DDIMScheduler on `ulam.samplers.DDIM`.
 
     Each step goes to the next of `timesteps`. diffusers goes to timestep - T // n, which is another one for linspace
-    spacing, and for trailing where n does not divide T. A timestep that is none of them goes there in both.
+    spacing, and for trailing where n does not divide T. A timestep that is none of them goes there in both, and so does
+    the last of leading spacing: with steps_offset of at least T // n that is no end, but a training step.
     """
 
     counted = False
@@ -147,12 +148,7 @@ class FusedDDIM(Fused):
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip, factor = clip_of(self.config)
         times = numbers(self.timesteps)[start:] if start >= 0 else np.array([-1.0 - start])
-        alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
-        if start < 0:
-            assert self.num_inference_steps is not None
-            after = times - self.config.num_train_timesteps // self.num_inference_steps
-            if after >= 0:
-                (alphas[1:], _), (sigmas[1:], _) = vp_levels(self, after, 1.0)
+        alphas, sigmas = vp_levels(self, times, _end(self, times[-1], anywhere=start < 0))
 
         def compiled(grid: Grid) -> Program:
             return DDIM(len(grid), eta=eta, clip=clip, rederive_eps=rederive).on(grid, schedule, predicts)
@@ -185,6 +181,14 @@ class FusedDDIM(Fused):
         noise = variance_noise if eta > 0 else None
         options = (eta, bool(use_clipped_model_output))  # pipelines pass None
         return self._run(model_output, timestep, sample, generator, return_dict, options=options, noise=noise)
+
+
+def _end(scheduler: Any, time: float, *, anywhere: bool = False) -> float:
+    """alphas_cumprod behind the step at `time`: T // n before it, if it is the last of leading spacing (or anywhere)."""
+    assert scheduler.num_inference_steps is not None
+    after = int(time) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    there = after >= 0 and (anywhere or scheduler.config.timestep_spacing == "leading")
+    return float(scheduler.alphas_cumprod[after] if there else scheduler.final_alpha_cumprod)
 
 
 class FusedLCM(Fused):
@@ -246,7 +250,7 @@ class FusedPNDM(Fused):
         if start and not skip:
             raise unsupported("skip_prk_steps", skip, "a loop that does not begin at the first timestep needs True")
         first = max(start - 1, min(start, 1))  # the second timestep is told twice, at positions 1 and 2
-        alphas, sigmas = vp_levels(self, times, float(self.final_alpha_cumprod))
+        alphas, sigmas = vp_levels(self, times, _end(self, times[-1]))
         grid = grid_of(times[first:], (alphas[first:], sigmas[first:]))
         if start:
             program = _adams_bashforth(grid, schedule, predicts, told_twice=start == 1)

@@ -102,7 +102,8 @@ class Fused:
             raise ValueError("Number of inference steps is 'None', you need to run 'set_timesteps' first")
         version, schedule = self._version, [getattr(self, name, None) for name in ("timesteps", "sigmas")]
         levels = [None if values is None else numbers(values) for values in (*schedule, self._levels())]
-        key = (options, str(self.config), *(values if values is None else values.tobytes() for values in levels))
+        steps = getattr(self, "num_inference_steps", None)  # which timesteps that the caller set do not tell
+        key = (options, str(self.config), steps, *(values if values is None else values.tobytes() for values in levels))
         with self._lock:
             plan = self._plans.get(key)
         if plan is None:
