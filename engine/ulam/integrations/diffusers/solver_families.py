@@ -54,7 +54,7 @@ class Solver(Fused):
         """(schedule, what the network predicts)."""
         predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction", "flow_prediction")
         if self.config.use_flow_sigmas:
-            if predicts == "v":  # diffusers reads x_0 = alpha x - sigma v, which alpha^2 + sigma^2 = 1 alone makes true
+            if predicts == "v":  # diffusers reads x_0 = alpha x - sigma v, true only where alpha^2 + sigma^2 = 1
                 rather = "with use_flow_sigmas=True use flow_prediction, epsilon or sample"
                 raise unsupported("prediction_type", "v_prediction", rather)
             return flow(), predicts
