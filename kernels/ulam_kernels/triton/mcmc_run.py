@@ -120,7 +120,8 @@ def run_kernel(
         whole = c0
         if SAMPLER == HMC:  # noqa: SIM102 - which the compiler settles
             if varies:
-                whole = varied_step(c0, c1, seeds, ids, now, block, C, W)
+                jitter = tl.load(coef + 4 * b + 1, mask=exists, other=0.0)[:, None]  # a register less in the loop
+                whole = varied_step(c0, jitter, seeds, ids, now, block, C, W)
         k0, k1 = key_of(seeds, now)
         z = tl.reshape(normals(k0, k1, ids, now, block), [C, W])
         z = tl.where(inside, z, 0.0)
