@@ -31,9 +31,7 @@ class Delivery:
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
         self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the threads that asked for them
-        self._joined_of: dict[
-            int, list[tuple[Key, Finished]]
-        ] = {}  # of these groups, states where one failed
+        self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # of these groups, states where one failed
         self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
 
     def take(self, batch: Batch, part: Part, states: torch.Tensor, apart: bool) -> None:
