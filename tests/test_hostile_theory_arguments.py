@@ -88,19 +88,26 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
 }  # fmt: skip
 EXTRA = (
     "ULAM_BACKEND",
-    "probes",
     "net",
     "decoder",
     "schedule",
-    "kept",
     "sigma_min",
     "levels",
+    "levels[0]",
     "start",
     "chains",
     "t",
     "sigma",
 )
-CALLERS_OWN = ("energy = type", "prior = type", "start = type", "decoder = type", "encoder = type", "cond = dict")
+CALLERS_OWN = (
+    "x = one dimension more: ValueError: levels[0].posterior",
+    "energy = type",
+    "prior = type",
+    "start = type",
+    "decoder = type",
+    "encoder = type",
+    "cond = dict",
+)
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name, (_, make) in VALID.items() for a in make()])

@@ -32,6 +32,8 @@ from .ops import Time, _times, predict_x0
 from .probes import probes
 from .schedules import Array
 
+LARGEST_SIGMA = 1e18  # whose square is a float32
+
 Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
 
