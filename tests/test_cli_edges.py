@@ -130,6 +130,41 @@ def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path,
     assert len(arrays(rescued / "samples.npz")["arr_0"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (
+            ["mcmc", "--target", "gaussian", "--sampler", "mala", "--step", "0.1", "--steps", "20", "--chains", "4"],
+            "draws.npz",
+        ),
+        (["check", "--model", "digits", "--chains", "4", "--sigmas", "0.4", "0.5", "--levels", "2"], "check.json"),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_chains_and_checks_computed_does_not_go_with_a_full_disk(
+    command: list[str], name: str, times: int, tmp_path: Path, monkeypatch, capsys
+):
+    synced, calls = os.fsync, []
+
+    def full(file: int):
+        calls.append(file)
+        if len(calls) <= times:
+            raise OSError(28, "No space left on device")
+        synced(file)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli.main([*command, "--no-plots", "--out", "out"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("ulam: error: out: cannot write to out: No space left on device; ")
+    if times == 1:
+        assert (Path(told.rpartition("everything is in ")[2]) / name).stat().st_size > 0
+    else:
+        assert told.endswith("nor elsewhere: No space left on device")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_processes_do_not_share_a_folder(folder: Path):
     first = started(folder, "--steps", "100", "--chains", "2", stdout=subprocess.PIPE)
     assert first.stdout is not None

@@ -102,7 +102,7 @@ def test_contrastive_divergence_finds_the_precision_that_matches_the_data():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PersistentChains(0, (2,), ULA(0.1)), "count: got 0, expected at least 1"),
+        (lambda: PersistentChains(0, (2,), ULA(0.1)), "count: got 0, expected 1 to"),
         (lambda: PersistentChains(4, (2,), mcmc.BAOAB(0.1)), "sampler: got BAOAB, expected ULA"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), restart=2.0), "restart: got 2.0, expected a share"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), restart=True), "restart: got True, expected a share"),

@@ -122,6 +122,36 @@ def test_an_interrupt_anywhere_costs_nothing(deliver):
     assert not wrong, f"{len(wrong)}: {wrong[:20]}"
 
 
+def by_groups(engine, delivered):
+    for group in engine.finished():
+        for place, x in zip(range(group.chains.start, group.chains.stop), group.states, strict=True):
+            delivered.append((group.job, place, x))
+
+
+@pytest.mark.parametrize("other", [by_stream, by_groups])
+def test_what_an_interrupted_run_had_joined_comes_by_a_stream_too(other):
+    undisturbed, jobs, total = run_traced(by_run)
+    expected = {(jobs.index(job), chain): x for job, chain, x in undisturbed}
+    for at in range(total - 150, total):
+        engine, jobs = engine_with_jobs()
+        delivered = []
+        traced(lambda engine=engine: engine.run(), at)
+        other(engine, delivered)
+        came = [(jobs.index(job), chain) for job, chain, _ in delivered]
+        assert sorted(came) == sorted(expected), at - total
+        assert all(torch.equal(x, expected[jobs.index(job), chain]) for job, chain, x in delivered)
+        assert not engine.run()
+
+
+def test_a_job_cancelled_after_an_interrupted_run_does_not_come_back():
+    _, _, total = run_traced(by_run)
+    for at in range(total - 20, total - 1):
+        engine, jobs = engine_with_jobs()
+        traced(lambda engine=engine: engine.run(), at)
+        assert engine.cancel(jobs[1]) == 2
+        assert engine.run().keys() == {jobs[0], jobs[2], jobs[3]}
+
+
 def change_traced(change, at=0):
     """The jobs' results with ``change(engine, jobs)`` interrupted after the first; how many in all; the bytecodes."""
     engine, jobs = engine_with_jobs()

@@ -131,6 +131,17 @@ def test_unipc_of_order_four() -> None:
     assert_same_loops(loop(fuse(theirs), 12), loop(theirs, 12))
 
 
+@pytest.mark.parametrize("steps", [2, 17, 33])
+@pytest.mark.parametrize(("rho", "sigma_max"), [(1.5, 80.0), (3.0, 20.0), (5.0, 20.0), (7.0, 80.0), (11.0, 5.0)])
+def test_a_last_level_that_rises_by_rounding_alone_is_that_of_diffusers(
+    rho: float, sigma_max: float, steps: int
+) -> None:
+    """Karras' levels in float32 end up to 1e-4 below sigma_min, which follows them."""
+    options = {"rho": rho, "sigma_max": sigma_max, "final_sigmas_type": "sigma_min"}
+    theirs = make("EDMDPMSolverMultistepScheduler", **options)
+    assert_same_loops(loop(fuse(theirs), steps), loop(theirs, steps))
+
+
 @pytest.mark.parametrize(
     ("name", "config", "call", "message"),
     [

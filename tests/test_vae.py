@@ -161,14 +161,20 @@ def test_the_bound_trains_networks() -> None:
         (lambda: HierarchicalVAE([], torch.nn.Identity()), "levels must be a sequence"),
         (lambda: HierarchicalVAE([Level((2,), torch.nn.Identity())], torch.nn.Identity()), "levels must begin"),
         (lambda: HierarchicalVAE([Level((2,)), Level((2,))], torch.nn.Identity()), r"levels\[1\].prior must be"),
-        (lambda: GaussianVAE(3, (2,)), "decoder must be a network"),
-        (lambda: GaussianVAE(torch.nn.Identity(), (2,), scale=0.0), "scale must be finite and above 0"),
+        (lambda: GaussianVAE(3, (2,)), "decoder: got 3, expected a network"),
+        (lambda: GaussianVAE(torch.nn.Identity(), (2,), scale=0.0), "scale: got 0.0, expected positive"),
         (lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(0), "chains must be at least 1"),
-        (lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(2, temperature=-1.0), "temperature must be"),
+        (
+            lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(2, temperature=-1.0),
+            "temperature: got -1.0, expected at least 0",
+        ),
         (lambda: GaussianVAE(torch.nn.Identity(), (2,)).elbo(X), r"levels\[0\].posterior must be given"),
         (lambda: GaussianVAE(torch.nn.Identity(), (2,), torch.nn.Identity()).elbo(X), "must return mean and log std"),
         (lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X), r"decoder must return \[400, 3\]"),
-        (lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X, samples=0), "samples must be at least 1"),
+        (
+            lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X, samples=0),
+            "samples: got 0, expected 1 to",
+        ),
     ],
 )
 def test_bad_input_is_named(call, named) -> None:

@@ -27,15 +27,15 @@ NORMS_DEFINED = 3  # the fewest elements whose inverse squared norm has a mean
 NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standard deviation, is at most 1%
 
 
-def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple of sizes of at least 1."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(f"shape: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
-    sizes = tuple(whole_number("shape", size) for size in shape)
+def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
+    """``shape`` as a tuple of sizes of at least 1, ``least`` of them or more."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < least:
+        raise TypeError(f"{name}: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
+    sizes = tuple(whole_number(name, size) for size in shape)
     if any(size < 1 for size in sizes):
-        raise ValueError(f"shape: got {sizes}, expected sizes of at least 1")
+        raise ValueError(f"{name}: got {sizes}, expected sizes of at least 1")
     if math.prod(sizes) > MAX_ELEMENTS:
-        raise ValueError(f"shape: got {sizes}, a sample may have at most 2^30 elements")
+        raise ValueError(f"{name}: got {sizes}, a sample may have at most 2^30 elements")
     return sizes
 
 

@@ -15,17 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ulam_kernels.arguments import choice, described, real, whole
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.validation import check_batch
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_denoiser
 from .estimate import Inputs
 from .gradients import check_no_gradient, without_graph
 from .likelihood import Likelihood, likelihood
 from .network import in_eval_mode
-from .noise import BOUND, SAMPLED_STEPS, normal_for, whole_number
+from .noise import BOUND, SAMPLED_STEPS, chain_ids, normal_for, whole_number
 from .noising import add_noise
 from .ops import predict_x0
+from .probes import MOST_PROBES
 from .samplers.ddpm import VARIANCES
 from .schedules import Array, Schedule, VariancePreserving, posterior
 
@@ -77,6 +80,8 @@ class ReverseChain:
     def __init__(self, schedule: Schedule, timesteps: Sequence[int] | None = None) -> None:
         if not isinstance(schedule, VariancePreserving):
             raise ValueError(f"schedule must be vp (the bound is of its training steps), got {schedule!r}")
+        if timesteps is not None and (not isinstance(timesteps, Sequence) or isinstance(timesteps, str)):
+            raise TypeError(f"timesteps: got {described(timesteps)}, expected training steps, or None")
         steps = range(schedule.steps) if timesteps is None else [whole_number("timesteps", t) for t in timesteps]
         self.t = np.array(sorted(steps), dtype=np.int64)
         if not len(self.t) or len(set(steps)) < len(self.t) or self.t[0] < 0 or self.t[-1] >= schedule.steps:
@@ -165,10 +170,19 @@ def vlb(
     """
     check_not_recorded("vlb")
     check_no_gradient("bounds.vlb", cond, x_0=x_0)
+    check_denoiser(denoiser, cond)
+    check_batch(x_0, "x_0")
+    x_0 = x_0.resolve_neg()
+    if chains is not None and len(chain_ids(chains)) != len(x_0):
+        raise ValueError(f"chains: got {len(chain_ids(chains))} ids, expected {len(x_0)}, one an example")
     chain = ReverseChain(denoiser.schedule, timesteps)
-    _check_choices(variance=(variance, VARIANCES), decoder=(decoder, DECODERS))
-    if whole_number("samples", samples) < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    choice(variance, "variance", VARIANCES)
+    choice(decoder, "decoder", DECODERS)
+    if clip is not None:
+        if not isinstance(clip, Sequence) or isinstance(clip, str) or len(clip) != 2:
+            raise TypeError(f"clip: got {described(clip)}, expected (lo, hi) or None")
+        clip = real(clip[0], "clip"), real(clip[1], "clip")
+    samples = whole(samples, "samples", 1, MOST_PROBES)
     if sampled is not None and not 1 <= whole_number("sampled", sampled) <= max(len(chain) - 1, 1):
         raise ValueError(f"sampled must be 1 to {len(chain) - 1}, the steps after the first, got {sampled}")
     if decoder == "discretised" and len(x_0) and not float(x_0.abs().max()) <= 1 + 1e-3:  # NaN too
@@ -314,9 +328,3 @@ def _bound(prior: torch.Tensor, terms: torch.Tensor, steps: torch.Tensor, weight
 def _output_shapes(x: torch.Tensor, learned: bool) -> list[tuple[int, ...]]:
     doubled = (len(x), 2 * x.shape[1], *x.shape[2:])
     return [doubled] if learned else [tuple(x.shape), doubled]
-
-
-def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

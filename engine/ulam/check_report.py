@@ -19,7 +19,7 @@ from .arguments import resolve_device
 from .check import Level
 from .denoiser import Denoiser
 from .estimate import Inputs
-from .files import one_line, whole, writable_folder
+from .files import one_line, whole, writable_folder, written
 from .loading import Model, load_model
 from .mcmc.plots import require_matplotlib
 from .models.train_digits import load_mnist5k
@@ -107,14 +107,21 @@ def run(options: argparse.Namespace) -> int:
             "versions": info.versions(),
         }
         names = ["check.json"] if options.no_plots else ["check.json", "check.png"]
-        with whole(*(options.out / name for name in names)) as paths:
-            paths[0].write_text(json.dumps(report, indent=1) + "\n")
-            if not options.no_plots:
-                paths[1].write_bytes(picture(found, model.name))
+
+        def write(folder: Path) -> list[str]:
+            with whole(*(folder / name for name in names)) as paths:
+                paths[0].write_text(json.dumps(report, indent=1) + "\n")
+                if not options.no_plots:
+                    paths[1].write_bytes(picture(found, model.name))
+            return names
+
+        paths, lost = written(options.out, write)
     failed = [f"{level.sigma:.3g}" for level in found if not level.passed]
-    print(f"ulam: wrote {', '.join(str(options.out / name) for name in names)}")
+    print(f"ulam: wrote {', '.join(paths)}")
     if failed:
         print(f"ulam: check failed at sigma {', '.join(failed)}", file=sys.stderr)
+    if lost is not None:
+        raise lost
     return 1 if failed else 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import TypeAlias, TypeVar
@@ -30,6 +31,7 @@ class Delivery:
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
         self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the threads that asked for them
+        self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # of these groups, states where one failed
         self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
 
     def take(self, batch: Batch, part: Part, states: torch.Tensor, apart: bool) -> None:
@@ -71,7 +73,7 @@ class Delivery:
     def join(self) -> None:
         """Join each job's chains ``[chains, ...]``, for this thread to pop; what is missing or failed is NaN.
 
-        What an interrupted call has joined for this thread stays there.
+        What it does not pop, since it was interrupted, :meth:`settle` makes groups again.
         """
         self.ready(apart=False)
         parts: dict[Job, list[Finished]] = {}
@@ -79,8 +81,12 @@ class Delivery:
             parts.setdefault(group.job, []).append(group)
         results = {job: _joined(groups, len(job.chains)) for job, groups in parts.items()}
         thread = threading.get_ident()
-        self.joined[thread] = {**self.joined.get(thread, {}), **results}
-        self._groups.clear()
+        self._joined_of[thread] = [
+            (key, group if group.failed else replace(group, states=group.states[:0]))
+            for key, group in self._groups.items()
+        ]
+        self.joined[thread] = results
+        self._groups = {}
 
     def cancel(self, job: Job) -> int:
         """Let go of a job's chains; how many."""
@@ -100,6 +106,15 @@ class Delivery:
             if key in target:
                 drop()
             self._moving = None
+        thread = threading.get_ident()
+        if (results := self.joined.get(thread)) is not None:
+            groups = {
+                key: group if group.failed else replace(group, states=results[group.job][group.chains])
+                for key, group in self._joined_of[thread]
+                if group.job in results  # not cancelled since
+            }
+            self._groups = {**groups, **self._groups}
+            self.joined.pop(thread)
 
     def _take(self, number: int, group: Finished, apart: bool, drop: Callable[[], object]) -> None:
         if apart:

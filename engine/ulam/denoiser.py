@@ -7,7 +7,7 @@ and m.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -125,6 +125,14 @@ def check_predicts(predicts: str) -> None:
 def _check_unit_alpha(alpha: Array) -> None:
     if (alpha != 1).any():
         raise ValueError("predicts='raw' (EDM preconditioning) needs alpha = 1: use schedule=edm(...)")
+
+
+def check_denoiser(denoiser: object, cond: object = None) -> None:
+    """Raises TypeError for what is no denoiser, or no conditioning by name."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"denoiser: got {described(denoiser)}, expected a Denoiser")
+    if cond is not None and not isinstance(cond, Mapping):
+        raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
 
 
 class Sampler(Protocol):

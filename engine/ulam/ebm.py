@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import ulam_kernels.mcmc as ops
+from ulam_kernels.arguments import described, real, whole
 
 from .arguments import check_shape, resolve_device
 from .mcmc import diagnosis
@@ -64,16 +65,17 @@ class PersistentChains:
         device: torch.device | str = "cpu",
         backend: str | None = None,
     ) -> None:
-        if whole_number("count", count) < 1:
-            raise ValueError(f"count: got {count}, expected at least 1")
+        whole(count, "count", 1, 1 << 40)
+        if start is not None and not callable(start):
+            raise TypeError(f"start: got {described(start)}, expected a function of noise, or None")
         if not isinstance(sampler, ChainSampler) or sampler.moves:
             raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA or HMC")
-        if not isinstance(restart, (int, float)) or isinstance(restart, bool) or not 0 <= restart <= 1:
-            raise ValueError(f"restart: got {restart!r}, expected a share in [0, 1]")
+        if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
+            raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:
             if (value := getattr(sampler, name)) is not None:
                 of_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
-        self.shape, self.sampler, self.restart = check_shape(shape), sampler, float(restart)
+        self.shape, self.sampler, self.restart = check_shape(shape, least=1), sampler, float(restart)
         self._start, self._backend, self._next, self._calls, self._warned = start, backend, 0, 0, False
         device = resolve_device(device)
         self._chain = torch.arange(count, device=device)
@@ -88,10 +90,11 @@ class PersistentChains:
         ``energy`` is a function of x ``[B, *shape]`` to ``[B]``, or an :class:`ulam.Energy`; a module runs in eval
         mode. Chains that left the finite numbers start anew. Raises TypeError or ValueError as :func:`ulam.mcmc.run`.
         """
+        if not isinstance(energy, Energy) and not callable(energy):
+            raise TypeError(f"energy: got {described(energy)}, expected a function of x [B, *shape], or an Energy")
         if not 1 <= whole_number("batch", batch) <= len(self.x):
             raise ValueError(f"batch: got {batch}, expected 1 to the {len(self.x)} chains of the buffer")
-        if whole_number("steps", steps) < 1:
-            raise ValueError(f"steps: got {steps}, expected at least 1")
+        whole(steps, "steps", 1, 1 << 40)
         rows = (torch.arange(batch, device=self.x.device) + self._next) % len(self.x)
         self._next = (self._next + batch) % len(self.x)
         x = self.x[rows]

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,27 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
         for path in missing:
             with suppress(OSError):  # not empty
                 path.rmdir()
+
+
+def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str], OSError | None]:
+    """What ``write(folder)`` left, its paths; in a new folder where this one cannot be written to any more.
+
+    What was computed must not go with a disk that is full. Then the error to raise, once all is told, comes too: it
+    names the new folder.
+
+    Raises:
+        OSError: neither folder could be written to.
+    """
+    try:
+        return [str(folder / name) for name in write(folder)], None
+    except OSError as error:
+        lost = f"out: cannot write to {folder}: {error.strerror or error}"
+    try:
+        other = Path(tempfile.mkdtemp(prefix="ulam-"))
+        names = write(other)
+    except OSError as error:
+        raise OSError(f"{lost}; nor elsewhere: {error.strerror or error}") from None
+    return [str(other / name) for name in names], OSError(f"{lost}; everything is in {other}")
 
 
 def _remove_orphans(folder: Path) -> None:

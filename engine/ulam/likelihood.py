@@ -11,16 +11,19 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import choice, described, positive, whole
 from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.validation import check_batch
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_denoiser
 from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, training_steps
 from .gradients import check_no_gradient
-from .noise import DEQUANTISATION, normal_for, whole_number
-from .probes import KINDS, dot, probes
+from .noise import DEQUANTISATION, normal_for
+from .probes import KINDS, MOST_PROBES, dot, probes
 from .schedules import Array, Schedule, SubVP, VariancePreserving
 
+MOST_STEPS = 1 << 30
 SOLVERS = ("rk4", "heun", "adaptive")
 TRACES = ("hutchinson", "exact")
 FLOW_RANGE = (1e-3, 1e3)  # of sigma / alpha, where the schedule's own is from 0 to infinity
@@ -93,10 +96,12 @@ def likelihood(
         RuntimeError: the adaptive solver failed; x or cond requires grad while gradients are recorded.
     """
     check_not_recorded("likelihood")
+    check_denoiser(denoiser, cond)
     _check(solver, trace, samples, kind, steps, levels)
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior: got {described(prior)}, expected a log density, or None")
     check_no_gradient("likelihood", cond, x=x)
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():
-        raise ValueError("x must be a float tensor [B, *shape], not empty")
+    check_batch(x, "x")
     x = x.detach()
     n, cell = x[0].numel(), 1.0 if levels is None else 2 / (levels - 1)
     if levels is not None:
@@ -235,7 +240,8 @@ def _range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None)
         low, high = (float(sigma / alpha) for alpha, sigma in map(schedule.levels, (schedule.t_min, 1.0)))
     else:
         low, high = FLOW_RANGE
-    low, high = (own if given is None else float(given) for own, given in ((low, sigma_min), (high, sigma_max)))
+    low = low if sigma_min is None else positive(sigma_min, "sigma_min")
+    high = high if sigma_max is None else positive(sigma_max, "sigma_max")
     if not 0 < low < high < math.inf:
         raise ValueError(f"sigma_min, sigma_max must be finite with 0 < sigma_min < sigma_max, got {low:g}, {high:g}")
     schedule.t_of_sigma(np.array([low, high]))  # raises where they are outside the schedule
@@ -266,11 +272,8 @@ def _log_prior(
 def _check(solver: str, trace: str, samples: int, kind: str, steps: int, levels: int | None) -> None:
     choices = (("solver", solver, SOLVERS), ("trace", trace, TRACES), ("kind", kind, KINDS))
     for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if whole_number("samples", samples) < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if whole_number("steps", steps) < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if levels is not None and whole_number("levels", levels) < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+        choice(value, name, allowed)
+    whole(samples, "samples", 1, MOST_PROBES)
+    whole(steps, "steps", 1, MOST_STEPS)
+    if levels is not None:
+        whole(levels, "levels", 2, 1 << 24)

@@ -18,12 +18,12 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import choice, described, real, switch
+from ulam_kernels.arguments import choice, described, real, switch, whole
 from ulam_kernels.tracing import check_read, recorder, without_memory
 from ulam_kernels.validation import check_real, check_tensor
 
 from .bounds import Index, ReverseChain
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_denoiser
 from .differences import check_score
 from .gradients import check_no_gradient
 from .noise import TRAINING, normal_for, whole_number
@@ -31,6 +31,8 @@ from .noising import Noised, add_noise
 from .ops import Time, _times, predict_x0
 from .probes import probes
 from .schedules import Array
+
+LARGEST_SIGMA = 1e18  # whose square is a float32
 
 Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
@@ -60,7 +62,7 @@ def denoising(
     | min-snr | min(snr, gamma) [Hang 2023, eq. 7] |
     | x0 | 1 |
     """
-    _check_denoiser(denoiser, cond)
+    check_denoiser(denoiser, cond)
     choice(weighting, "weighting", WEIGHTINGS)
     real(gamma, "gamma")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
@@ -87,13 +89,20 @@ def edm(
 
     For ``predicts="raw"`` on :func:`ulam.schedules.edm`; equal to |F - target|^2 of the network F itself.
     """
+    check_denoiser(denoiser, cond)
     if denoiser.predicts != "raw":
         raise ValueError(f"denoiser must predict 'raw' (EDM preconditioning), got {denoiser.predicts!r}")
+    _check_batch(x_0, "x_0")
+    if _times(x_0, sigma, "sigma").max() > LARGEST_SIGMA:
+        raise ValueError(f"sigma: got {described(sigma)}, expected at most {LARGEST_SIGMA:g}")
     batch = add_noise(x_0, sigma, denoiser.schedule, "x0", seed=seed, step=step, chains=chains)
     data = float(denoiser.schedule.sigma_data)  # type: ignore[attr-defined]
     level = batch.sigma.to(torch.float32).view(-1, *[1] * (x_0.dim() - 1))
     power = level**2 + data**2
-    F: torch.Tensor = denoiser.net(batch.x_t * power.rsqrt().to(x_0.dtype), batch.t, **(cond or {})).float()
+    F: torch.Tensor = denoiser.net(batch.x_t * power.rsqrt().to(x_0.dtype), batch.t, **(cond or {}))
+    check_tensor(F, "net")
+    check_real(F, "net")
+    F = F.float()
     target = (x_0.float() - data**2 / power * batch.x_t.float()) * power.sqrt() / (level * data)
     return (F - target).pow(2).flatten(1).mean(1)
 
@@ -119,8 +128,10 @@ def hybrid(
     variance: learned or learned_range. x_0: ``[B, C, ...]`` on ``bins`` levels from -1 to 1; t: whole training steps
     of a vp schedule.
     """
-    if variance not in ("learned", "learned_range"):
-        raise ValueError(f"variance must be 'learned' or 'learned_range', got {variance!r}")
+    check_denoiser(denoiser, cond)
+    _check_batch(x_0, "x_0")
+    choice(variance, "variance", ("learned", "learned_range"))
+    weight, bins = real(weight, "weight"), whole(bins, "bins", 2, 1 << 24)
     chain = ReverseChain(denoiser.schedule)
     k = _times(x_0, t)
     if (k % 1 != 0).any():
@@ -259,6 +270,7 @@ def _output(
     if not isinstance(m, torch.Tensor) or m.dim() != batch.x_t.dim() or m.shape[2:] != batch.x_t.shape[2:]:
         came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
         raise ValueError(f"net: returned {came}, expected {list(batch.x_t.shape)} like its input")
+    check_real(m, "net")
     channels = batch.x_t.shape[1]
     return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
 
@@ -273,13 +285,6 @@ def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torc
         "score": alpha / sigma**2,
     }
     return gain[predicts] ** 2
-
-
-def _check_denoiser(denoiser: object, cond: object) -> None:
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: got {described(denoiser)}, expected a Denoiser")
-    if cond is not None and not isinstance(cond, Mapping):
-        raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
 
 
 def _check_callable(function: object, name: str) -> None:

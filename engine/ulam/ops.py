@@ -108,23 +108,23 @@ def _levels(
     return *schedule.levels(_times(x_t, t)), sigma_data
 
 
-def _times(x_t: torch.Tensor, t: Time) -> Array:
-    """`t` as [B] float64."""
+def _times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
+    """`t` as [B] float64; ``name`` is what errors call it."""
     if isinstance(t, (np.ndarray, torch.Tensor)):
         if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
-            raise ValueError(f"t must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
-        array = t if isinstance(t, np.ndarray) else _read(t)
+            raise ValueError(f"{name} must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
+        array = t if isinstance(t, np.ndarray) else _read(t, name)
         if array.dtype.kind not in "iuf":
-            raise TypeError(f"t must hold integers or floats, got {t.dtype}")
+            raise TypeError(f"{name} must hold integers or floats, got {t.dtype}")
         return np.broadcast_to(array.astype(np.float64), (len(x_t),))
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
-        raise TypeError(f"t must be a number or a tensor of one per chain, got {described(t)}")
-    return np.full(len(x_t), real(t, "t", most=sys.float_info.max))
+        raise TypeError(f"{name} must be a number or a tensor of one per chain, got {described(t)}")
+    return np.full(len(x_t), real(t, name, most=sys.float_info.max))
 
 
-def _read(t: torch.Tensor) -> Array:
-    check_tensor(t, "t")
-    check_read(t, "t")
+def _read(t: torch.Tensor, name: str) -> Array:
+    check_tensor(t, name)
+    check_read(t, name)
     check_no_gradient("a conversion", t=t)
     t = t.detach().cpu().resolve_neg()
     return (t.double() if t.is_floating_point() else t).numpy()

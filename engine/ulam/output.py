@@ -94,17 +94,14 @@ def write_run(
     if labels is not None:
         arrays["arr_1"] = np.array(labels, dtype=np.int64)
     names = [name for name in FILES if picture or name != "grid.png"]
-    try:
-        with whole(*(folder / name for name in names)) as partial:
-            paths = dict(zip(names, partial, strict=True))
-            with paths["samples.npz"].open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            if picture:
-                shown = samples[:GRID_LIMIT]
-                grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
-            paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
-        for name in set(FILES) - set(names):
-            (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
-    except OSError as error:
-        raise OSError(f"out: cannot write to {folder}: {error.strerror or error}") from None
+    with whole(*(folder / name for name in names)) as partial:
+        paths = dict(zip(names, partial, strict=True))
+        with paths["samples.npz"].open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        if picture:
+            shown = samples[:GRID_LIMIT]
+            grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
+        paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+    for name in set(FILES) - set(names):
+        (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
     return names

@@ -6,7 +6,6 @@ import argparse
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from . import info, output
 from .arguments import resolve_device
 from .engine import Engine
-from .files import writable_folder
+from .files import writable_folder, written
 from .job import Job
 from .jobs import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, sampler_names
 from .loading import Model, load_model
@@ -244,19 +243,11 @@ class _Sampling:
             labels = [every[row] for row in done]
         given = self.options.labels
         columns = len(given) if given and len(given) <= 20 else None
-        folder, lost = self.options.out, None
-        try:
-            names = output.write_run(folder, x, labels, columns, report)
-        except OSError as error:  # the folder was writable before: what was computed must not go with it
-            folder, lost = Path(tempfile.mkdtemp(prefix="ulam-")), error
-            try:
-                names = output.write_run(folder, x, labels, columns, report)
-            except OSError as second:
-                raise OSError(f"{lost}; nor there: {second}") from None
+        paths, lost = written(self.options.out, lambda folder: output.write_run(folder, x, labels, columns, report))
         rate = f"{report['seconds']:.2f} s, {report['samples_per_second']:.1f} samples/s"
-        print(f"ulam: {rate}; wrote {', '.join(str(folder / name) for name in names)}")
+        print(f"ulam: {rate}; wrote {', '.join(paths)}")
         if lost is not None:
-            raise OSError(f"{lost}; everything is in {folder}")
+            raise lost
 
     def _tell_failed(self, report: dict[str, Any]) -> None:
         for reason in report["fallbacks"]:

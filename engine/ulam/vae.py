@@ -17,8 +17,12 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.arguments import described, positive, real, switch, whole
+from ulam_kernels.validation import check_batch
 
-from .noise import LEVEL, POSTERIOR, Purpose, chain_ids, seed_int64, whole_number
+from .arguments import check_shape, check_slots, resolve_device
+from .noise import LEVEL, POSTERIOR, Purpose, chain_ids, seed_int64
+from .probes import MOST_PROBES
 
 Chains: TypeAlias = "int | range | Sequence[int] | torch.Tensor"
 Network: TypeAlias = Callable[..., torch.Tensor]
@@ -36,6 +40,12 @@ class Level:
     shape: tuple[int, ...]
     prior: Network | None = None
     posterior: Network | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", check_shape(self.shape, least=1))
+        for name, network in (("prior", self.prior), ("posterior", self.posterior)):
+            if network is not None and not callable(network):
+                raise TypeError(f"{name}: got {described(network)}, expected a network, or None")
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,21 @@ class HierarchicalVAE:
     _row: Table = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.levels or not all(isinstance(level, Level) for level in self.levels):
+        if (
+            not isinstance(self.levels, Sequence)
+            or not self.levels
+            or not all(isinstance(level, Level) for level in self.levels)
+        ):
             raise TypeError("levels must be a sequence of ulam.vae.Level, not empty")
         if self.levels[0].prior is not None:
             raise ValueError("levels must begin with the top, whose prior is None (standard normal)")
         for k, level in enumerate(self.levels):
             if k and not callable(level.prior):
                 raise TypeError(f"levels[{k}].prior must be a network of the level above, got {level.prior!r}")
-            if level.posterior is not None and not callable(level.posterior):
-                raise TypeError(f"levels[{k}].posterior must be a network or None, got {level.posterior!r}")
         if not callable(self.decoder):
-            raise TypeError(f"decoder must be a network, got {self.decoder!r}")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale must be finite and above 0, or None, got {self.scale!r}")
+            raise TypeError(f"decoder: got {described(self.decoder)}, expected a network")
+        if self.scale is not None:
+            positive(self.scale, "scale")
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "_row", _gaussian_row())
 
@@ -104,11 +116,10 @@ class HierarchicalVAE:
         are asked for. noise: add the decoder's own noise, in place of its mean (which is E[x | z_1], an average over
         all x that share z_1, and so blurred). temperature: scales the noise of the levels.
         """
-        ids = chain_ids(chains).to(device)
-        if whole_number("slots", slots) < 1:
-            raise ValueError(f"slots must be at least 1, got {slots}")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
+        ids, slots = chain_ids(chains).to(resolve_device(device)), check_slots(slots)
+        if real(temperature, "temperature") < 0:
+            raise ValueError(f"temperature: got {described(temperature)}, expected at least 0")
+        switch(noise, "noise")
         if not len(ids):
             raise ValueError("chains must be at least 1, got none")
         parts = []
@@ -175,10 +186,8 @@ class HierarchicalVAE:
 
         KL terms are exact given the levels above [Kingma & Welling 2014, app. B]; p(x | z_1) is a Gaussian density.
         """
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
-            raise ValueError("x must be a float tensor [B, *x_shape], not empty")
-        if whole_number("samples", samples) < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+        check_batch(x, "x")
+        whole(samples, "samples", 1, MOST_PROBES)
         for k, level in enumerate(self.levels):
             if level.posterior is None:
                 raise ValueError(f"levels[{k}].posterior must be given for the ELBO, got None")
@@ -223,6 +232,8 @@ class HierarchicalVAE:
 
         A level whose elements are all inactive has collapsed to its prior [Burda 2016, section 5.2].
         """
+        check_batch(x, "x")
+        real(threshold, "threshold")
         if len(x) < 2:
             raise ValueError(f"x must have at least 2 examples to compare, got {len(x)}")
         active: list[torch.Tensor] = []
@@ -249,7 +260,9 @@ class GaussianVAE(HierarchicalVAE):
         encoder: Network | None = None,
         scale: float | None = 1.0,
     ) -> None:
-        super().__init__([Level(tuple(latent_shape), None, encoder)], decoder, scale)
+        if encoder is not None and not callable(encoder):
+            raise TypeError(f"encoder: got {described(encoder)}, expected a network, or None")
+        super().__init__([Level(check_shape(latent_shape, "latent_shape", 1), None, encoder)], decoder, scale)
 
 
 def gaussian_kl(

@@ -48,6 +48,13 @@ def check_data(tensor: torch.Tensor, name: str) -> None:
     check_read(tensor, name, "a plain tensor")
 
 
+def check_batch(x: torch.Tensor, name: str) -> None:
+    """Raise unless it is float numbers in memory ``[B, *shape]``, not empty."""
+    check_data(x, name)
+    if not x.is_floating_point() or x.dim() < 2 or not x.numel():
+        raise ValueError(f"{name}: got {described(x)}, expected a float tensor [B, *shape], not empty")
+
+
 def check_real(tensor: torch.Tensor, name: str) -> None:
     """Raise TypeError unless its numbers are real ones; truth values are none."""
     if tensor.is_complex() or tensor.dtype == torch.bool:

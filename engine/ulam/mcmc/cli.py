@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import info, loading
-from ..files import whole, writable_folder
+from ..files import whole, writable_folder, written
 from . import densities, plots
 from .chains import Chains
 from .densities import BuiltIn
@@ -76,9 +76,11 @@ def execute(options: argparse.Namespace) -> int:
             warmup=options.warmup, thin=options.thin, adapt=options.adapt, slots=options.slots, device=options.device,
             backend=options.backend,
         )  # fmt: skip
-        names = _write(options, target, chains)
+        paths, lost = written(options.out, lambda folder: _write(folder, options, target, chains))
     rate = "" if chains.acceptance is None else f", acceptance {float(chains.acceptance.mean()):.3f}"
-    print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(str(options.out / name) for name in names)}")
+    print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(paths)}")
+    if lost is not None:
+        raise lost
     return 0
 
 
@@ -119,7 +121,7 @@ def _sampler(options: argparse.Namespace) -> ChainSampler:
     return made
 
 
-def _write(options: argparse.Namespace, target: Target, chains: Chains) -> list[str]:
+def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Chains) -> list[str]:
     """Write the files, each whole or not at all; their names."""
     report = _report(options, chains)
     exact = None
@@ -131,7 +133,7 @@ def _write(options: argparse.Namespace, target: Target, chains: Chains) -> list[
         if (values := getattr(chains, name)) is not None:
             arrays[name] = values.cpu().numpy()
     names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]
-    with whole(*(options.out / name for name in names)) as paths:
+    with whole(*(folder / name for name in names)) as paths:
         for name, path in zip(names, paths, strict=True):
             if name == "draws.npz":
                 with path.open("wb") as file:

@@ -59,15 +59,20 @@ def at_sigmas(schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
     return np.ones_like(sigmas), sigmas
 
 
+# By how much of the level before the last may lie above it. diffusers takes Karras' levels in float32: the smallest,
+# a power rho of a difference, is off by rho (sigma_max / sigma_min)^(1 / rho) roundings, and sigma_min itself follows.
+LAST_RISE = 1e-3
+
+
 def grid_of(times: Array, levels: tuple[Array, Array]) -> Grid:
     """The grid. Where diffusers ends on the level before, the last step is made one of relative size 1e-9.
 
-    Some of its grids repeat their last level (up to rounding), so that the last call changes nothing; a `Grid` must
-    decrease.
+    Some of its grids repeat their last level (up to rounding, see `LAST_RISE`), so that the last call changes nothing;
+    a `Grid` must decrease.
     """
     alphas, sigmas = (np.array(level) for level in levels)
     before, last = sigmas[-2] * alphas[-1], sigmas[-1] * alphas[-2]
-    if abs(last - before) < 1e-6 * before:
+    if -1e-6 * before < last - before < LAST_RISE * before:
         alphas[-1], sigmas[-1] = alphas[-2], sigmas[-2] * (1 - 1e-9)
     return Grid(times, alphas, sigmas)
 

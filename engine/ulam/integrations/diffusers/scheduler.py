@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from ...schedules import Array
 from .configuration import check_config, short
 from .execution import Call, short_way
-from .levels import numbers
+from .levels import LAST_RISE, numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
 from .plan import Calls, Plan
@@ -159,6 +159,7 @@ class Fused:
             limits = "from 0 to 1" if self._on_flow() else "of at least 0"
             raise ValueError(f"sigmas: got {short(levels.tolist())}, expected finite levels {limits}")
         falls = levels[1:] <= levels[:-1] * (1 + 1e-6)
+        falls[-1:] |= levels[-1:] < levels[-2:-1] * (1 + LAST_RISE)
         if not falls.all() and not self.config.get("invert_sigmas"):
             at = int(np.argmin(falls))
             raise ValueError(f"sigmas: got {levels[at]:g} before {levels[at + 1]:g}, expected levels that do not rise")
