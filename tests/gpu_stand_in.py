@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo  # some shape functions import it: not while torch is patched
-from gpu_stand_in_device import Gpu, index_of
+from gpu_stand_in_device import PROTOTYPE, Gpu, index_of
 from gpu_stand_in_graphs import CUDAGraph, begin_allocate, end_allocate, pool_handle, release_pool
 from gpu_stand_in_streams import Event, Stream
 from gpu_stand_in_tensors import CudaTensor, aten, bare, copy, is_pinned, pinned_like, unwrapped, wrapped
@@ -120,6 +120,7 @@ def _patch_torch(monkeypatch, gpu):
             gpu.wait("synchronize", queue, debug=False)
 
     def set_sync_debug_mode(mode):
+        warnings.warn(PROTOTYPE, UserWarning, stacklevel=2)  # which torch does once in a process
         gpu.sync_debug = ("default", "warn", "error").index(mode) if isinstance(mode, str) else mode
 
     replaced = {

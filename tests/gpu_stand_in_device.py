@@ -26,6 +26,7 @@ ISOLATION = "dependency created on uncaptured work in another stream"
 UNJOINED = "capturing stream has unjoined work"
 CAPTURED_EVENT = "operation not permitted on an event last recorded in a capturing stream"
 SYNCHRONIZING = "called a synchronizing CUDA operation"
+PROTOTYPE = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
 
 
 def cuda_error(text):

@@ -274,7 +274,8 @@ def test_a_chain_has_its_bound_in_any_batch() -> None:
 def test_wrong_arguments_of_the_bound() -> None:
     denoiser, x_0 = TWO.denoiser(vp(15)), images(torch.float32)
     for options, message in (
-        ({"variance": "fixed"}, "variance: got 'fixed', expected one of posterior"), ({"decoder": "laplace"}, "decoder: got 'laplace', expected one"),
+        ({"variance": "fixed"}, "variance: got 'fixed', expected one of posterior"),
+        ({"decoder": "laplace"}, "decoder: got 'laplace', expected one"),
         ({"samples": 0}, "samples: got 0, expected 1 to"), ({"sampled": 15}, "sampled must be 1 to 14"),
         ({"timesteps": [3, 3]}, "timesteps must be different"), ({"timesteps": [15]}, "from 0 to 14"),
         ({"variance": "learned"}, r"net: returned shape \[4, 2, 3, 5\], expected \[4, 4, 3, 5\]"),
@@ -411,7 +412,8 @@ def test_dequantised_likelihood_bounds_the_bits_of_a_level() -> None:
 def test_wrong_arguments_of_the_likelihood() -> None:
     denoiser = TWO.denoiser(schedules.ve(0.01, 50.0), "x0")
     for options, message in (
-        ({"solver": "euler"}, "solver: got 'euler', expected one of rk4"), ({"trace": "none"}, "trace: got 'none', expected one of"),
+        ({"solver": "euler"}, "solver: got 'euler', expected one of rk4"),
+        ({"trace": "none"}, "trace: got 'none', expected one of"),
         ({"samples": 0}, "samples: got 0, expected 1 to"), ({"steps": 0}, "steps: got 0, expected 1 to"),
         ({"levels": 1}, "levels must be at least 2"), ({"kind": "cauchy"}, "kind must be one of"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min, sigma_max must be finite"),

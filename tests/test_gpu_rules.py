@@ -80,6 +80,29 @@ def test_guidance_in_an_interval_and_rescaled_is_captured(gpu, options):
     assert not engine.report.fallbacks and ended(gpu)
 
 
+@pytest.mark.parametrize("state", ["always", "error"])
+def test_warnings_during_the_first_tick_are_the_networks_alone(gpu, state):
+    """Its own go where they always go, once for a call; where they are errors, no step was taken and the run goes on."""
+    texts = ["old weights"]
+
+    def network(x, t):
+        if texts:
+            warnings.warn(texts.pop(), UserWarning, stacklevel=1)
+        return net(x, t)
+
+    engine = make(gpu, network)
+    job = engine.submit(DDPM(steps=11), 4, seed=5)
+    with warnings.catch_warnings(record=state == "always") as told:
+        warnings.simplefilter(state)
+        if state == "error":
+            with pytest.raises(ulam.NetworkError, match="old weights"):
+                engine.run()
+        samples = engine.run()[job]
+    assert state == "error" or [str(warning.message) for warning in told] == ["old weights"]
+    assert torch.equal(samples.cpu(), WHOLE[:4])
+    assert gpu.records and not engine.report.fallbacks
+
+
 def test_a_first_tick_that_raises_warms_nothing_up(gpu):
     failing = [True]
 

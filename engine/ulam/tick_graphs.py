@@ -18,7 +18,8 @@ import torch
 from .report import Report
 
 log = logging.getLogger("ulam")
-SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in its debug mode
+SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in its debug mode,
+PROTOTYPE = "Synchronization debug mode is a prototype"  # and of that mode itself, once in a process
 # torch.cuda.graph waits for the whole device before a capture, which spoils one that another thread has under way.
 _CAPTURING = threading.Lock()
 DISTURBED = "previous error during capture"  # how CUDA ends a capture that something outside of it has spoilt
@@ -79,19 +80,27 @@ class TickGraphs:
 
     def _warm_up(self, key: Hashable, tick: Callable[[], None]) -> None:
         before, drawn = torch.cuda.get_sync_debug_mode(), self._generator.get_offset()
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        waits: list[str] = []
+        with warnings.catch_warnings():
+            # Other warnings go where they went, and where they are errors, they are raised before the step.
+            warnings.filterwarnings("always", SYNCHRONISES)
+            warnings.filterwarnings("ignore", PROTOTYPE)
+            show = warnings.showwarning
+
+            def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+                if SYNCHRONISES in str(message):
+                    waits.append(f"{filename}:{lineno}")
+                else:
+                    show(message, category, filename, lineno, *rest)
+
+            warnings.showwarning = note
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 tick()
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = [w for w in said if SYNCHRONISES in str(w.message)]
-        for warning in said:
-            if warning not in waits:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if waits:
-            self._refuse(key, f"the network waits for the device ({waits[0].filename}:{waits[0].lineno})")
+            self._refuse(key, f"the network waits for the device ({waits[0]})")
         elif self._generator.get_offset() != drawn:
             self._refuse(key, "the network draws random numbers")
         self._warm.add(key)
