@@ -82,7 +82,7 @@ def test_guidance_in_an_interval_and_rescaled_is_captured(gpu, options):
 
 @pytest.mark.parametrize("state", ["always", "error"])
 def test_warnings_during_the_first_tick_are_the_networks_alone(gpu, state):
-    """Its own go where they always go, once for a call; where they are errors, no step was taken and the run goes on."""
+    """Its own go where they always go, once a call; where they are errors, no step was taken and the run goes on."""
     texts = ["old weights"]
 
     def network(x, t):
@@ -254,6 +254,39 @@ def test_captures_of_two_threads_do_not_meet(gpu):
     assert engine.report.captures == other.report.captures == 1
     for steps, result in zip((5, 7), results, strict=True):
         assert torch.equal(result, expected(submission(DDIM(steps=steps), cond={"y": Y})))
+
+
+def test_first_ticks_of_two_threads_leave_torch_as_it_was(gpu):
+    """The debug mode and Python's warnings are one for all threads; a wait of another thread is not the network's."""
+    begun, ended, shown = [threading.Event(), threading.Event()], threading.Event(), warnings.showwarning
+    results, engines = {}, []
+
+    def run(number):
+        job = engines[number].submit(DDPM(steps=11), 4, seed=5)
+        results[number] = engines[number].run()[job].cpu()
+
+    def first(x, t):
+        begun[0].set()
+        begun[1].wait(0.3)  # the other's network, should it come so far
+        return net(x, t)
+
+    def second(x, t):
+        begun[1].set()
+        ended.wait(2)
+        return net(x, t)
+
+    engines += [make(gpu, first), make(gpu, second, device="cuda:1")]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    threads[0].start()
+    assert begun[0].wait(10)
+    threads[1].start()
+    torch.ones(1, device="cuda:0").item()  # warns, in this thread
+    threads[0].join()
+    ended.set()
+    threads[1].join()
+    assert torch.cuda.get_sync_debug_mode() == 0 and warnings.showwarning is shown
+    for number, engine in enumerate(engines):
+        assert torch.equal(results[number], WHOLE[:4]) and not engine.report.fallbacks
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

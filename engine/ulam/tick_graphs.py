@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -22,6 +22,7 @@ SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in
 PROTOTYPE = "Synchronization debug mode is a prototype"  # and of that mode itself, once in a process
 # torch.cuda.graph waits for the whole device before a capture, which spoils one that another thread has under way.
 _CAPTURING = threading.Lock()
+_WATCHING = threading.RLock()  # over torch's debug mode and Python's warnings: each is one for all threads
 DISTURBED = "previous error during capture"  # how CUDA ends a capture that something outside of it has spoilt
 ATTEMPTS = 3  # at the capture of a kind of tick, where others spoil it
 
@@ -79,26 +80,9 @@ class TickGraphs:
         return graph
 
     def _warm_up(self, key: Hashable, tick: Callable[[], None]) -> None:
-        before, drawn = torch.cuda.get_sync_debug_mode(), self._generator.get_offset()
-        waits: list[str] = []
-        with warnings.catch_warnings():
-            # Other warnings go where they went, and where they are errors, they are raised before the step.
-            warnings.filterwarnings("always", SYNCHRONISES)
-            warnings.filterwarnings("ignore", PROTOTYPE)
-            show = warnings.showwarning
-
-            def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-                if SYNCHRONISES in str(message):
-                    waits.append(f"{filename}:{lineno}")
-                else:
-                    show(message, category, filename, lineno, *rest)
-
-            warnings.showwarning = note
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                tick()
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
+        drawn = self._generator.get_offset()
+        with _waits_noted() as waits:
+            tick()
         if waits:
             self._refuse(key, f"the network waits for the device ({waits[0]})")
         elif self._generator.get_offset() != drawn:
@@ -138,6 +122,34 @@ class TickGraphs:
         reason = f"no CUDA graph, ticks run eagerly: {why}"
         self._report.add_fallback(reason)
         log.warning(reason)
+
+
+@contextmanager
+def _waits_noted() -> Iterator[list[str]]:
+    """Where this thread waits for the device meanwhile, as "file:line".
+
+    All other warnings go where they went; where they are errors, they are raised as ever, before the step.
+    """
+    waits: list[str] = []
+    here = threading.get_ident()
+    with _WATCHING, warnings.catch_warnings():
+        warnings.filterwarnings("always", SYNCHRONISES)
+        warnings.filterwarnings("ignore", PROTOTYPE)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+            if SYNCHRONISES not in str(message):
+                show(message, category, filename, lineno, *rest)
+            elif threading.get_ident() == here:
+                waits.append(f"{filename}:{lineno}")
+
+        warnings.showwarning = note
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def addresses(net: object) -> list[int]:
