@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -137,9 +137,16 @@ def _waits_noted() -> Iterator[list[str]]:
         warnings.filterwarnings("ignore", PROTOTYPE)
         show = warnings.showwarning
 
-        def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if SYNCHRONISES not in str(message):
-                show(message, category, filename, lineno, *rest)
+                show(message, category, filename, lineno, file, line)
             elif threading.get_ident() == here:
                 waits.append(f"{filename}:{lineno}")
 
