@@ -91,7 +91,7 @@ class Loops:
         engine = ulam.Engine(
             ulam.Denoiser(self.net, SCHEDULE), shape[1:], shape[0], self.stage.device, options=network, **options
         )
-        sampler = ulam.samplers.DDPM(timesteps=tuple(range(steps - 1, -1, -1)))
+        sampler = ulam.samplers.DDPM(steps=steps)
 
         def draw() -> None:
             engine.submit(sampler, shape[0] * self.batches)

@@ -163,6 +163,22 @@ def test_a_network_that_waits_runs_eagerly_and_leaves_nothing_behind(gpu, kind, 
     assert not third.report.fallbacks and gpu.records[-1].replays == 10
 
 
+@pytest.mark.parametrize("what", ["item", "mask", "draw"])
+def test_a_network_that_is_compiled_at_its_first_call_is_captured(gpu, what):
+    """Compilers wait for the device (constants are folded) and draw random numbers (candidates are timed)."""
+    calls = []
+
+    def network(x, t):
+        calls.append(1)
+        if len(calls) == 1:
+            SYNCS[what](x) if what in SYNCS else torch.randn_like(x)
+        return net(x, t)
+
+    engine = make(gpu, network)
+    check(engine, submission(DDPM(steps=11), 4))
+    assert not engine.report.fallbacks and gpu.records[0].replays == 9
+
+
 def test_one_kind_of_tick_that_cannot_be_captured_leaves_the_others_to_be(gpu):
     """A network that waits when a guided tick is captured: the pool of a failed capture is of no use to the next."""
     waits = []

@@ -31,10 +31,10 @@ class TickGraphs:
     """Graphs of a tick by what it contains (guided or not, reductions, batch of the network), captured when first met.
 
     The first tick of each kind runs eagerly: it warms up the libraries and the allocator, and shows whether anything in
-    it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A kind that waits,
-    or whose capture fails, runs eagerly, and that is reported once; a capture that something outside of the tick
-    spoils, such as another thread that waits for the whole device, is tried anew at the next ticks. All graphs share
-    one memory pool and are captured on one stream of their own, so that engines on several devices, or two on one, do
+    it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A first tick that
+    waits may have compiled the network, so the second is watched too. A kind that waits again, or whose capture fails,
+    runs eagerly, and that is reported once; a capture that something outside of the tick spoils, such as another thread
+    that waits for the whole device, is tried anew at the next ticks. All graphs share one memory pool and are captured on one stream of their own, so that engines on several devices, or two on one, do
     not meet. Buffers that a graph reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
     """
 
@@ -43,6 +43,7 @@ class TickGraphs:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._warm: set[Hashable] = set()
+        self._doubted: set[Hashable] = set()
         self._disturbed: Counter[Hashable] = Counter()
         self._addresses: list[int] | None = None
         self._pool: Any = None
@@ -83,10 +84,16 @@ class TickGraphs:
         drawn = self._generator.get_offset()
         with _waits_noted() as waits:
             tick()
+        reason = None
         if waits:
-            self._refuse(key, f"the network waits for the device ({waits[0]})")
+            reason = f"the network waits for the device ({waits[0]})"
         elif self._generator.get_offset() != drawn:
-            self._refuse(key, "the network draws random numbers")
+            reason = "the network draws random numbers"
+        if reason is not None and key not in self._doubted:
+            self._doubted.add(key)  # what is compiled at its first call does both meanwhile
+            return
+        if reason is not None:
+            self._refuse(key, reason)
         self._warm.add(key)
 
     def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | str:
