@@ -34,8 +34,9 @@ class TickGraphs:
     it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A first tick that
     waits may have compiled the network, so the second is watched too. A kind that waits again, or whose capture fails,
     runs eagerly, and that is reported once; a capture that something outside of the tick spoils, such as another thread
-    that waits for the whole device, is tried anew at the next ticks. All graphs share one memory pool and are captured on one stream of their own, so that engines on several devices, or two on one, do
-    not meet. Buffers that a graph reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
+    that waits for the whole device, is tried anew at the next ticks. All graphs share one memory pool and are captured
+    on one stream of their own, so that engines on several devices, or two on one, do not meet. Buffers that a graph
+    reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
     """
 
     def __init__(self, device: torch.device, report: Report) -> None:
