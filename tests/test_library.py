@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from tracing_cases import CASES
+from tracing_cases import inputs as inputs_of
 
 import ulam_kernels
-from ulam_kernels import Table, ops
+from ulam_kernels import Table, library, ops
+from ulam_kernels.dispatch import select
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no g++"))]
 CHAINS, SHAPE = 3, (2, 5)
@@ -159,11 +166,13 @@ def test_compiled_graphs_keep_channels_last(monkeypatch: pytest.MonkeyPatch, bac
     """The operator sees the layouts that eager calls would: the backend copies neither the output nor the input."""
     torch._dynamo.reset()
     seen: list[tuple[int, ...]] = []
-    step = ops.step
+    backends = select(None, "cpu", torch.float32)
+    step = backends.step
 
-    def watched(*arguments: object, **named: torch.Tensor) -> None:
-        seen.extend((named["model"].stride(), named["net_in"].stride()))
-        step(*arguments, **named)  # type: ignore[arg-type]
+    def watched(*arguments: torch.Tensor) -> None:
+        model, net_in = arguments[4], arguments[11]
+        seen.extend((model.stride(), net_in.stride()))
+        step(*arguments)
 
     def tick(state: torch.Tensor, net_in: torch.Tensor, table: Table, **given: torch.Tensor) -> torch.Tensor:
         model = given.pop("model") * 2.0  # keeps the layout
@@ -175,8 +184,8 @@ def test_compiled_graphs_keep_channels_last(monkeypatch: pytest.MonkeyPatch, bac
         given = image_arguments()
         state, net_in = given["state"], given["net_in"]
         results.append((state, net_in, run(given.pop("state"), given.pop("net_in"), table, **given)))
-        monkeypatch.setattr(ops, "step", watched)  # what the operator calls
-    assert seen == [(40, 1, 10, 2)] * 2
+        monkeypatch.setattr(backends, "step", watched)
+    assert seen == [(40, 1, 10, 2)] * 2  # of the compiled run
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)) and bool(results[0][1].any())
 
 
@@ -238,3 +247,50 @@ def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Non
     cursor, now = torch.ones(6, CHAINS, dtype=torch.int64), torch.zeros(2, CHAINS, dtype=torch.int64)
     ulam_kernels.advance(cursor, now, model=state[0])
     ulam_kernels.look_up(torch.ones(3), row, torch.empty(CHAINS))
+
+
+class Operators(TorchDispatchMode):
+    """Keeps the calls of ulam's operators, with copies of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, tuple[object, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "ulam":
+            copy = lambda x: x.clone() if isinstance(x, torch.Tensor) else x  # noqa: E731
+            self.calls.append((func, tree_map(copy, args)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_opcheck_of_every_operation(name: str) -> None:
+    case = CASES[name]
+    with Operators() as seen:
+        case.call(*inputs_of(case, 1))
+    assert name == "torch_normal" or {func._opname for func, _ in seen.calls} == {case.operator}
+    for func, arguments in seen.calls:
+        torch.library.opcheck(func, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_operation_compiles_whole(name: str, backend: str) -> None:
+    """Without a break; compiled once, with the eager bits of other tensors."""
+    torch._dynamo.reset()
+    case, counter = CASES[name], torch._dynamo.testing.CompileCounterWithBackend(backend)
+    compiled = torch.compile(case.call, backend=counter, fullgraph=True)
+    for seed in (1, 2):
+        given = inputs_of(case, seed)
+        torch.manual_seed(0)
+        expected = case.call(*given)
+        torch.manual_seed(0)
+        assert all(torch.equal(*pair) for pair in zip(compiled(*given), expected, strict=True))
+    assert counter.frame_count == 1
+    operators = {str(node.target).split(".")[1] for graph in counter.graphs for node in graph.graph.nodes
+                 if str(node.target).startswith("ulam.")}  # fmt: skip
+    assert operators == {name.split()[0] if case.operator == "normal_" else case.operator}
+
+
+def test_every_operator_has_a_case() -> None:
+    assert set(library.SCHEMAS) == {case.operator for case in CASES.values()} - {"normal_"} | {"torch_normal"}

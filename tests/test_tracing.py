@@ -26,7 +26,8 @@ from ulam_kernels import library
 pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]  # fmt: skip
 NAMES = sorted(CASES)
-WITH, WITHOUT = ([name for name in NAMES if (CASES[name].operator is None) == missing] for missing in (False, True))
+PURE = ("affine", "langevin", "squared_norm", "evaluate", "evaluate without energies", "gaussian_kl",
+        "discretised_log_likelihood")  # fmt: skip
 
 
 def same(ours: Tensors, expected: Tensors) -> bool:
@@ -64,7 +65,7 @@ TRACERS = {mode: traced_by_make_fx(mode) for mode in ("real", "fake", "symbolic"
 
 
 @pytest.mark.parametrize("by", TRACERS)
-@pytest.mark.parametrize("name", WITH)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_call_gives_the_eager_bits_of_other_tensors(name: str, by: str) -> None:
     case = CASES[name]
     graph, code = TRACERS[by](case, inputs(case, 1))
@@ -74,16 +75,6 @@ def test_a_recorded_call_gives_the_eager_bits_of_other_tensors(name: str, by: st
     torch.manual_seed(0)
     assert same(graph(*other), expected)
     assert not same(case.call(*inputs(case, 1)), expected) or name == "advance"
-
-
-@pytest.mark.parametrize("by", TRACERS)
-@pytest.mark.parametrize("name", WITHOUT)
-def test_what_has_no_operator_refuses_tracers(name: str, by: str) -> None:
-    case = CASES[name]
-    with refused(name):
-        TRACERS[by](case, inputs(case, 1))
-    given = inputs(case, 1)
-    assert same(case.call(*given), case.call(*given)), "and leaves nothing behind"
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -100,10 +91,7 @@ def test_fake_tensors(name: str, inside: bool) -> None:
                 return case.call(*fakes)
         return case.call(*fakes)
 
-    if case.operator is None:
-        with refused(name):
-            call()
-    elif inside:
+    if inside:
         for ours, theirs in zip(call(), case.call(*real), strict=True):
             assert isinstance(ours, FakeTensor) and (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     else:  # what the call makes is real, then
@@ -142,7 +130,7 @@ def assert_follows(kind: str, name: str, ours: Tensors) -> None:
     if "over" in kind:
         assert same(ours, expected)
     else:
-        assert name == "torch_normal" and ours[0].shape == expected[0].shape
+        assert (name == "torch_normal" or len(inputs(CASES[name], 1)) == 1) and ours[0].shape == expected[0].shape
         assert isinstance(ours[0], FakeTensor) or ours[0].is_meta or torch._is_functional_tensor(ours[0])
 
 
@@ -173,7 +161,7 @@ def test_vmap_and_functionalize(name: str) -> None:
         "functionalize": lambda: torch.func.functionalize(case.call)(*given),
     }
     for by, transform in transforms.items():
-        if name == "affine":
+        if name in PURE:
             assert same(tuple(tensor.view_as(e) for tensor, e in zip(transform(), expected, strict=True)), expected)
         elif name == "torch_normal":
             if by == "functionalize":
@@ -187,7 +175,7 @@ def test_vmap_and_functionalize(name: str) -> None:
                 transform()
 
 
-@pytest.mark.parametrize("name", WITH)
+@pytest.mark.parametrize("name", NAMES)
 def test_functional_tensors_of_python(name: str) -> None:
     """As AOTAutograd makes them."""
     given = inputs(CASES[name], 1)
@@ -216,11 +204,7 @@ def test_transforms_that_differentiate(name: str) -> None:
             torch.func.grad(of_one)(given[place])
         with pytest.raises(RuntimeError, match=r"^\w+: got [^\n]*, expected [^\n]*\Z"):
             torch.func.jvp(of_one, (given[place],), (given[place],))
-    if case.operator is not None:
-        assert same(torch.func.grad(constant, has_aux=True)(torch.ones(2))[1], eager(name, given))
-    else:
-        with refused(name):
-            torch.func.grad(constant, has_aux=True)(torch.ones(2))
+    assert same(torch.func.grad(constant, has_aux=True)(torch.ones(2))[1], eager(name, given))
 
 
 class Seen(TorchDispatchMode):
@@ -240,7 +224,7 @@ class SeenWithin(Seen):
         self.names.append(func._schema.name)
         if func.namespace == "ulam":
             with self:
-                return getattr(library, func._opname)(*args, **(kwargs or {}))
+                return library.implementations[func._opname](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -255,8 +239,7 @@ def test_modes_that_look_on_see_the_operator_and_change_nothing(name: str) -> No
     expected = eager(name, given)
     with Seen() as seen:
         assert same(eager(name, given), expected)
-    if case.operator is not None:
-        assert [n.split("::")[1] for n in seen.names].count(case.operator) == 1
+    assert [n.split("::")[1] for n in seen.names].count(case.operator) == 1
     for mode in (SeenWithin(), FunctionsSeen(), FlopCounterMode(display=False)):
         with mode:
             ours = eager(name, given)
@@ -278,7 +261,7 @@ class Wrapping(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         unwrapped = tree_map(lambda x: x.inner if isinstance(x, Wrapping) else x, (args, kwargs or {}))
         made = func(*unwrapped[0], **unwrapped[1])
-        if func._schema.is_mutable and made is not None:
+        if func._schema.name.endswith("_"):  # torch's own, in place
             return args[0]
         return tree_map(lambda x: Wrapping(x) if isinstance(x, torch.Tensor) else x, made)
 
@@ -289,13 +272,9 @@ class Named(torch.Tensor):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_classes_of_tensors(name: str) -> None:
-    case, given = CASES[name], inputs(CASES[name], 1)
+    given = inputs(CASES[name], 1)
     expected = eager(name, given)
     ours = eager(name, tuple(tensor.as_subclass(Named) for tensor in given))
     assert same(tuple(tensor.as_subclass(torch.Tensor) for tensor in ours), expected)
-    if case.operator is None:
-        with refused(name):
-            case.call(*map(Wrapping, given))
-    else:
-        ours = eager(name, tuple(map(Wrapping, given)))
-        assert same(tuple(t.inner if isinstance(t, Wrapping) else t for t in ours), expected)
+    ours = eager(name, tuple(map(Wrapping, given)))
+    assert same(tuple(t.inner if isinstance(t, Wrapping) else t for t in ours), expected)

@@ -19,7 +19,7 @@ Tensors = tuple[torch.Tensor, ...]
 class Case(NamedTuple):
     call: Callable[..., Tensors]  # gives what it writes and returns; what is written is made inside
     make: Callable[[torch.Generator], Tensors]
-    operator: str | None  # of the graph; None where there is none, and the call is refused
+    operator: str  # of the graph
 
 
 def operations() -> dict[str, Callable[..., Any]]:
@@ -118,6 +118,16 @@ def langevin(x: Any, score: Any, step: Any, noise_scale: Any, seed: Any, chain: 
     return (mcmc.langevin(x, score, step, noise_scale, seed=seed, chain=chain, draw=draw),)
 
 
+def langevin_out(x: Any, score: Any, step: Any, noise_scale: Any, noise: Any) -> Tensors:
+    out = torch.empty_like(x)
+    return (mcmc.langevin(x, score, step, noise_scale, noise=noise, out=out),)
+
+
+def langevin_in_place(x: Any, score: Any, step: Any, noise_scale: Any, scale: Any, noise: Any) -> Tensors:
+    x = x.clone()
+    return (mcmc.langevin(x, score, step, noise_scale, scale=scale, noise=noise, out=x, lo=-1, hi=0.5),)
+
+
 def mala_accept(x: Any, y: Any, s: Any, t: Any, e: Any, f: Any, h: Any, seed: Any, chain: Any, draw: Any) -> Tensors:
     x, s, e = x.clone(), s.clone(), e.clone()
     return (*mcmc.mala_accept(x, y, s, t, e, f, h, seed=seed, chain=chain, draw=draw), x, s, e)
@@ -142,6 +152,10 @@ def evaluate(x: Any) -> Tensors:
     energy, score = mcmc.evaluate(DENSITY, x)
     assert energy is not None
     return energy, score
+
+
+def evaluate_score(x: Any) -> Tensors:
+    return (mcmc.evaluate(DENSITY, x, energy=False)[1],)
 
 
 def run(x: Any, coef: Any, seed: Any, chain: Any, draw: Any) -> Tensors:
@@ -170,15 +184,20 @@ CASES = {
     "look_up": Case(look_up, _each(_normal(5), ROW, PER_CHAIN), "look_up"),
     "advance": Case(advance, _each(CURSOR, X), "advance"),
     "torch_normal": Case(torch_normal, _each(X), "normal_"),
-    "langevin": Case(langevin, _each(X, X, PER_CHAIN, PER_CHAIN, *STREAM), None),
-    "mala_accept": Case(mala_accept, _each(X, X, X, X, WIDE, WIDE, PER_CHAIN, *STREAM), None),
-    "kick_drift": Case(kick_drift, _each(X, X, X, PER_CHAIN, PER_CHAIN), None),
-    "squared_norm": Case(squared_norm, _each(X), None),
-    "accept": Case(accept, _each(WIDE, X, X, *STREAM), None),
-    "evaluate": Case(evaluate, _each(X), None),
-    "run": Case(run, _each(X, _normal(B, 4), *STREAM), None),
-    "gaussian_kl": Case(gaussian_kl, _each(X, X, X, X), None),
-    "discretised_log_likelihood": Case(discretised_log_likelihood, _each(X, X, X), None),
+    "langevin": Case(langevin, _each(X, X, PER_CHAIN, PER_CHAIN, *STREAM), "langevin"),
+    "langevin with out": Case(langevin_out, _each(X, X, PER_CHAIN, PER_CHAIN, X), "langevin_out"),
+    "langevin in place": Case(
+        langevin_in_place, _each(X, X, PER_CHAIN, PER_CHAIN, _normal(N), X), "langevin_in_place"
+    ),
+    "mala_accept": Case(mala_accept, _each(X, X, X, X, WIDE, WIDE, PER_CHAIN, *STREAM), "mala_accept"),
+    "kick_drift": Case(kick_drift, _each(X, X, X, PER_CHAIN, PER_CHAIN), "kick_drift"),
+    "squared_norm": Case(squared_norm, _each(X), "squared_norm"),
+    "accept": Case(accept, _each(WIDE, X, X, *STREAM), "accept"),
+    "evaluate": Case(evaluate, _each(X), "evaluate"),
+    "evaluate without energies": Case(evaluate_score, _each(X), "evaluate_score"),
+    "run": Case(run, _each(X, _normal(B, 4), *STREAM), "run"),
+    "gaussian_kl": Case(gaussian_kl, _each(X, X, X, X), "gaussian_kl"),
+    "discretised_log_likelihood": Case(discretised_log_likelihood, _each(X, X, X), "discretised_log_likelihood"),
 }  # fmt: skip
 
 

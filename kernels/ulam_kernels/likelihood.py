@@ -22,7 +22,7 @@ import torch
 from ulam_kernels.arguments import choice, whole
 from ulam_kernels.autograd import check_no_gradient
 from ulam_kernels.dispatch import select
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import through_operator
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
 
 CDFS = ("exact", "tanh")
@@ -49,8 +49,9 @@ def gaussian_kl(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout.
     """
-    check_not_recorded("gaussian_kl", mean_a, log_var_a, mean_b, log_var_b)
     check_no_gradient("gaussian_kl", mean_a=mean_a, log_var_a=log_var_a, mean_b=mean_b, log_var_b=log_var_b)
+    if through_operator("gaussian_kl", mean_a, log_var_a, mean_b, log_var_b, pure=True):
+        return torch.ops.ulam.gaussian_kl(mean_a, log_var_a, mean_b, log_var_b, backend)  # type: ignore[no-any-return]
     _check_first(mean_a, "mean_a")
     check(mean_b, "mean_b", mean_a.dtype, mean_a.device, mean_a.shape)
     each_a, each_b = _each(log_var_a, "log_var_a", mean_a), _each(log_var_b, "log_var_b", mean_a)
@@ -88,8 +89,11 @@ def discretised_log_likelihood(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or out of range.
     """
-    check_not_recorded("discretised_log_likelihood", x, mean, log_scale)
     check_no_gradient("discretised_log_likelihood", x=x, mean=mean, log_scale=log_scale)
+    if through_operator("discretised_log_likelihood", x, mean, log_scale, pure=True):
+        return torch.ops.ulam.discretised_log_likelihood(  # type: ignore[no-any-return]
+            x, mean, log_scale, bins, cdf, backend
+        )
     _check_first(x, "x")
     check(mean, "mean", x.dtype, x.device, x.shape)
     each = _each(log_scale, "log_scale", x)

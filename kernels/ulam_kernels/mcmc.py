@@ -46,7 +46,7 @@ from ulam_kernels.arguments import bounds, choice, described, switch, whole
 from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import constant_beside, through_operator
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
@@ -99,8 +99,16 @@ def langevin(
             range, or a missing one.
     """
     operands = {"x": x, "score": score, "step": step, "noise_scale": noise_scale, "scale": scale, "noise": noise}
-    check_not_recorded("langevin", *operands.values(), seed, chain, draw, out)
     check_no_gradient("langevin", **operands, out=out)
+    if through_operator("langevin", *operands.values(), seed, chain, draw, out, pure=out is None):
+        operator, rest = torch.ops.ulam, (seed, chain, draw, noise, backend)
+        if out is None:
+            return operator.langevin(x, score, step, noise_scale, scale, lo, hi, *rest)  # type: ignore[no-any-return]
+        if out is x:
+            operator.langevin_in_place(x, score, step, noise_scale, scale, lo, hi, *rest)
+        else:
+            operator.langevin_out(x, score, step, noise_scale, scale, lo, hi, out, *rest)
+        return out
     _check_state(x, "x")
     out = torch.empty_like(x) if out is None else out
     _check_like(x, score=score, out=out, **_given(noise=noise))
@@ -155,8 +163,12 @@ def mala_accept(
     """
     states = {"x": x, "proposal": proposal, "score": score, "proposal_score": proposal_score}
     numbers = {"energy": energy, "proposal_energy": proposal_energy, "step": step, "scale": scale}
-    check_not_recorded("mala_accept", *states.values(), *numbers.values(), inverse_temperature, seed, chain, draw)
     check_no_gradient("mala_accept", **states, **numbers)
+    if through_operator("mala_accept", *states.values(), *numbers.values(), inverse_temperature, seed, chain, draw):
+        return torch.ops.ulam.mala_accept(  # type: ignore[no-any-return]
+            x, proposal, score, proposal_score, energy, proposal_energy, step, inverse_temperature, scale,
+            seed, chain, draw, backend,
+        )  # fmt: skip
     _check_state(x, "x")
     _check_like(x, proposal=proposal, score=score, proposal_score=proposal_score)
     for name, value in (("energy", energy), ("proposal_energy", proposal_energy)):
@@ -213,8 +225,12 @@ def kick_drift(
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     coefficients = {"kick": kick, "drift": drift, "keep": keep, "noise_scale": noise_scale, "scale": scale}
-    check_not_recorded("kick_drift", x, v, score, *coefficients.values(), noise, seed, chain, draw)
     check_no_gradient("kick_drift", x=x, v=v, score=score, **coefficients, noise=noise)
+    if through_operator("kick_drift", x, v, score, *coefficients.values(), noise, seed, chain, draw):
+        torch.ops.ulam.kick_drift(
+            x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise, backend
+        )  # fmt: skip
+        return
     _check_state(x, "x")
     _check_like(x, v=v, score=score, **_given(noise=noise))
     _check_per_chain(x, kick=kick, **_given(drift=drift, keep=keep, noise_scale=noise_scale))
@@ -235,8 +251,9 @@ def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
-    check_not_recorded("squared_norm", x)
     check_no_gradient("squared_norm", x=x)
+    if through_operator("squared_norm", x, pure=True):
+        return torch.ops.ulam.squared_norm(x, backend)  # type: ignore[no-any-return]
     _check_state(x, "x")
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if x.numel():
@@ -267,7 +284,12 @@ def accept(
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
     given = [tensor for pair in pairs for tensor in pair] if _are_pairs(pairs) else []
-    check_not_recorded("accept", log_ratio, seed, chain, draw, *given)
+    check_no_gradient("accept", log_ratio=log_ratio)
+    for kept, proposed in zip(given[::2], given[1::2], strict=True):
+        check_no_gradient("accept", kept=kept, proposed=proposed)
+    if through_operator("accept", log_ratio, seed, chain, draw, *given):
+        lists = given[::2], given[1::2]
+        return torch.ops.ulam.accept(log_ratio, *lists, seed, chain, draw, backend)  # type: ignore[no-any-return]
     check_tensor(log_ratio, "log_ratio")
     if log_ratio.dim() != 1:
         raise ValueError(f"log_ratio: got shape {list(log_ratio.shape)}, expected [B]")
@@ -277,9 +299,7 @@ def accept(
         raise TypeError(f"pairs: got {described(pairs)}, expected a sequence of (kept, proposed)")
     if len(pairs) > MOST_PAIRS:
         raise ValueError(f"pairs: got {len(pairs)}, expected at most {MOST_PAIRS}")
-    check_no_gradient("accept", log_ratio=log_ratio)
     for kept, proposed in pairs:
-        check_no_gradient("accept", kept=kept, proposed=proposed)
         check_tensor(kept, "pairs")
         if kept.dtype not in (torch.float32, torch.float64) or kept.shape[:1] != log_ratio.shape:
             raise ValueError(f"pairs: got {kept.dtype} {list(kept.shape)}, expected float32 or float64 [B, ...]")
@@ -303,8 +323,11 @@ def evaluate(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
-    check_not_recorded("evaluate", x)
     check_no_gradient("evaluate", x=x)
+    if through_operator("evaluate", x, pure=True) and isinstance(density, Density):
+        if switch(energy, "energy"):
+            return torch.ops.ulam.evaluate(*_fields(density, x), x, backend)  # type: ignore[no-any-return]
+        return None, torch.ops.ulam.evaluate_score(*_fields(density, x), x, backend)
     _check_density(density, x)
     switch(energy, "energy")
     score = torch.empty_like(x)
@@ -370,7 +393,14 @@ def run(
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
     """
-    check_not_recorded("run", x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged)
+    check_no_gradient("run", x=x, coef=coef, v=v, scale=scale)
+    tensors = (x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged)
+    if through_operator("run", *tensors) and isinstance(density, Density):
+        torch.ops.ulam.run(
+            *_fields(density, x), x, sampler, coef, steps, seed, chain, draw, v, leapfrog, scale, lo, hi, thin,
+            draws, energies, moments, accepted, diverged, backend,
+        )  # fmt: skip
+        return
     _check_density(density, x)
     choice(sampler, "sampler", SAMPLERS)
     steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
@@ -395,7 +425,6 @@ def run(
     ):
         if tensor is not None:
             check(tensor, label, dtype, device, shape)
-    check_no_gradient("run", x=x, coef=coef, v=v, scale=scale)
     if chains and steps:
         params = density.to(device, x.dtype)
         _backend(backend, x).run(
@@ -410,6 +439,12 @@ def run(
 
 def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None) -> ModuleType:
     return importlib.import_module(select(name, x.device.type, dtype or x.dtype).__name__ + ".mcmc")
+
+
+def _fields(density: Density, x: torch.Tensor) -> tuple[str, int, int, int, torch.Tensor]:
+    """A density in the parts that an operator takes; its numbers as the tracer takes a constant."""
+    params = density.params if torch.compiler.is_compiling() else constant_beside(density.params, x)
+    return density.name, density.kind, density.dimension, density.components, params
 
 
 def _are_pairs(pairs: object) -> bool:

@@ -97,7 +97,8 @@ class Table:
             raise ValueError(f"flags: on {self.flags.device}, expected {self.coef.device} like coef")
         if not (self.coef.is_contiguous() and self.flags.is_contiguous()):
             raise ValueError("coef, flags: got a layout with gaps, expected contiguous tensors")
-        if self.coef.is_neg() or self.flags.is_neg():
+        compiling = torch.compiler.is_compiling()  # which cannot ask; the operator makes a table where it runs
+        if not compiling and (self.coef.is_neg() or self.flags.is_neg()):
             raise ValueError("coef, flags: got torch's negative bit, expected plain memory: use resolve_neg()")
 
     @classmethod

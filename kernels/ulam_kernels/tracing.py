@@ -65,6 +65,13 @@ def by_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) ->
     return bool(modes()) or traced() is not None or any(_wrapped(t) or _dispatches(t) for t in tensors)
 
 
+def through_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) -> bool:
+    """Whether a call of a public operation is to be its operator's: torch compiles it, or see :func:`by_operator`."""
+    if _running.operator:
+        return False
+    return torch.compiler.is_compiling() or (not eager(*tensors) and by_operator(name, *tensors, pure=pure))
+
+
 def check_not_recorded(what: str, *tensors: object) -> None:
     """Raises RuntimeError where something records, fakes or transforms a call that no operator stands for."""
     # torch.compile breaks its graph further on, and calls the rest as it is
@@ -96,6 +103,14 @@ def check_read(tensor: torch.Tensor, name: str, right: str = "a number or a NumP
     by = recorder() or (f"a {type(tensor).__name__}" if without_memory(tensor) else None)
     if by is not None:
         raise RuntimeError(f"{name}: got a tensor under {by}, expected {right}: its values are read on the host")
+
+
+def constant_beside(constant: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A real tensor as an argument of an operator beside ``x``: fake where ``x`` is, or a constant of the graph."""
+    if modes():
+        return torch.tensor(constant.tolist(), dtype=constant.dtype)
+    fake, _ = _without_memory_types()
+    return x.fake_mode.from_tensor(constant) if isinstance(x, fake) else constant  # type: ignore[attr-defined]
 
 
 def without_memory(tensor: object) -> bool:
