@@ -1,5 +1,5 @@
 // How the operations' arguments come from Python: integers for sizes, addresses and dtypes, then one argument of the
-// backend's own (the CPU's thread count, a CUDA stream). The order is that of kernels/ulam_kernels/native.py.
+// backend's own (the CPU's thread count, a CUDA stream). The order is that of kernels/ulam_kernels/native/rows.py.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // How the arguments of the Langevin and Metropolis operations come from Python, as in arguments.h: the order is that of
-// kernels/ulam_kernels/native_mcmc.py. `Own` is the backend's own argument (the CPU's thread count, a CUDA stream).
+// kernels/ulam_kernels/native/mcmc.py. `Own` is the backend's own argument (the CPU's thread count, a CUDA stream).
 #pragma once
 
 #include <pybind11/pybind11.h>

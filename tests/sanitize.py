@@ -57,10 +57,11 @@ def make_a_fault(kind: str) -> None:
 
     import torch
 
-    from ulam_kernels import _cpu, native
+    from ulam_kernels import _cpu
+    from ulam_kernels.native import rows
 
     x, m, out, one = torch.ones(1, 4096), torch.ones(1, 4096), torch.ones(1, 4096), torch.ones(1)
-    chains, elements, *rest = native.affine_arguments(x, m, one, one, out)
+    chains, elements, *rest = rows.affine(x, m, one, one, out)
     if kind == "address":
         elements += 16
     gate = threading.Barrier(2)

@@ -14,8 +14,7 @@ RuntimeError where an argument requires grad while gradients are recorded.
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -108,8 +107,8 @@ def discretised_log_likelihood(
     return out
 
 
-def _backend(name: str | None, x: torch.Tensor) -> ModuleType:
-    return importlib.import_module(select(name, x.device.type, x.dtype).__name__ + ".likelihood")
+def _backend(name: str | None, x: torch.Tensor) -> Any:
+    return select(name, x.device.type, x.dtype).likelihood
 
 
 def _check_first(x: torch.Tensor, name: str) -> None:

@@ -35,10 +35,9 @@ may be float64 on the reference backend, for checking formulas.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -437,8 +436,8 @@ def run(
             written(tensor)
 
 
-def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None) -> ModuleType:
-    return importlib.import_module(select(name, x.device.type, dtype or x.dtype).__name__ + ".mcmc")
+def _backend(name: str | None, x: torch.Tensor, dtype: torch.dtype | None = None) -> Any:
+    return select(name, x.device.type, dtype or x.dtype).mcmc
 
 
 def _fields(density: Density, x: torch.Tensor) -> tuple[str, int, int, int, torch.Tensor]:

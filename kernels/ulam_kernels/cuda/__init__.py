@@ -6,24 +6,18 @@ stream. Importing this module raises ImportError with the reason where nothing c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 if find_spec("ulam_kernels._cuda") is None:
     raise ImportError("ulam was built without nvcc: its CUDA extension is missing")
 
-from ulam_kernels import _cuda
-from ulam_kernels.native import (
-    advance_arguments,
-    affine_arguments,
-    blend_arguments,
-    fill_arguments,
-    look_up_arguments,
-    reduce_arguments,
-    step_arguments,
-)
+from ulam_kernels import _cuda, native
+from ulam_kernels.native import likelihood as _likelihood
+from ulam_kernels.native import mcmc as _mcmc
+from ulam_kernels.native import rows as _rows
 
 if (_reason := _cuda.unavailable_reason()) is not None:
     raise ImportError(_reason)
@@ -31,36 +25,14 @@ if not torch.cuda.is_available():
     raise ImportError("torch sees no CUDA device (is it a build for the CPU?)")
 
 
-def _launch(operation: Callable[..., None], device: torch.device, arguments: tuple[float, ...]) -> None:
+def _call(operation: native.Operation, arguments: tuple[Any, ...], given: tuple[Any, ...]) -> None:
+    device = next(value.device for value in given if isinstance(value, torch.Tensor))
     if torch.cuda.current_device() != device.index:
         with torch.cuda.device(device):
-            return _launch(operation, device, arguments)
+            return _call(operation, arguments, given)
     operation(*arguments, torch.cuda.current_stream(device).cuda_stream)
 
 
-def step(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
-    _launch(_cuda.step, state.device, step_arguments(state, *tensors, **named))  # type: ignore[arg-type]
-
-
-def reduce(state: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
-    _launch(_cuda.reduce, state.device, reduce_arguments(state, *tensors, **named))  # type: ignore[arg-type]
-
-
-def blend(x: torch.Tensor, *tensors: torch.Tensor | int | None, **named: torch.Tensor | int | None) -> None:
-    _launch(_cuda.blend, x.device, blend_arguments(x, *tensors, **named))  # type: ignore[arg-type]
-
-
-def fill_normal(out: torch.Tensor, *stream: torch.Tensor | float, **named: torch.Tensor | float) -> None:
-    _launch(_cuda.fill_normal, out.device, fill_arguments(out, *stream, **named))  # type: ignore[arg-type]
-
-
-def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    _launch(_cuda.affine, x.device, affine_arguments(x, m, a, b, out))
-
-
-def look_up(times: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
-    _launch(_cuda.look_up, times.device, look_up_arguments(times, *tensors, **named))  # type: ignore[arg-type]
-
-
-def advance(cursor: torch.Tensor, *tensors: torch.Tensor | None, **named: torch.Tensor | None) -> None:
-    _launch(_cuda.advance, cursor.device, advance_arguments(cursor, *tensors, **named))  # type: ignore[arg-type]
+globals().update(vars(native.operations(_rows, _cuda, _call)))
+mcmc = native.operations(_mcmc, _cuda, _call, "mcmc_")
+likelihood = native.operations(_likelihood, _cuda, _call)

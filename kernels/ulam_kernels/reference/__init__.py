@@ -1,9 +1,10 @@
 """The readable exact backend in NumPy: slow, and the oracle that every other backend is held against."""
 
+from ulam_kernels.reference import likelihood, mcmc
 from ulam_kernels.reference.blend import blend
 from ulam_kernels.reference.fill import affine, fill_normal
 from ulam_kernels.reference.reduce import reduce
 from ulam_kernels.reference.step import step
 from ulam_kernels.reference.tick import advance, look_up
 
-__all__ = ["advance", "affine", "blend", "fill_normal", "look_up", "reduce", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "reduce", "step"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ulam_kernels.triton import likelihood, mcmc
 from ulam_kernels.triton.affine import affine
 from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.fill import fill_normal
@@ -15,7 +16,8 @@ from ulam_kernels.triton.reduce import reduce
 from ulam_kernels.triton.step import step
 from ulam_kernels.triton.tick import advance, look_up
 
-__all__ = ["advance", "affine", "blend", "fill_normal", "look_up", "reduce", "require_device", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "reduce", "require_device",
+           "step"]  # fmt: skip
 
 
 def require_device() -> None:

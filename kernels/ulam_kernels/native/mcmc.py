@@ -1,7 +1,4 @@
-"""Arguments of the native Langevin and Metropolis operations, of tensors that `mcmc` has validated.
-
-The order is that of bindings/mcmc.h; each backend appends one argument of its own.
-"""
+"""Arguments of the Langevin and Metropolis operations, as bindings/mcmc.h has them, of tensors that `mcmc` has checked."""
 
 from __future__ import annotations
 
@@ -10,20 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from ulam_kernels.densities import Density
+from ulam_kernels.native.addresses import address, addresses, sizes
 
 Arguments = tuple[object, ...]
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
-    return [_address(tensor) for tensor in tensors]
-
-
-def _sizes(x: torch.Tensor) -> tuple[int, int]:
-    return len(x), x.numel() // len(x)
 
 
 def langevin(
@@ -37,12 +23,14 @@ def langevin(
     *rest: torch.Tensor | None,
 ) -> Arguments:
     """``rest``: seed, chain, draw, noise, out."""
-    return (*_sizes(x), *_addresses([x, score, step, noise_scale, scale]), lo, hi, *_addresses(rest))
+    return (*sizes(x), *addresses([x, score, step, noise_scale, scale]), lo, hi, *addresses(rest))
 
 
-def of_chains(x: torch.Tensor, *tensors: torch.Tensor | None) -> Arguments:
-    """kick_drift, mala_accept and squared_norm: the sizes of x, then every tensor."""
-    return (*_sizes(x), *_addresses([x, *tensors]))
+def kick_drift(x: torch.Tensor, *tensors: torch.Tensor | None) -> Arguments:
+    return (*sizes(x), *addresses([x, *tensors]))
+
+
+mala_accept = squared_norm = kick_drift
 
 
 def accept(
@@ -53,13 +41,13 @@ def accept(
     flat = [
         (kept.data_ptr(), proposed.data_ptr(), kept.numel() // chains * kept.element_size()) for kept, proposed in pairs
     ]
-    return (chains, log_ratio.data_ptr(), tuple(number for pair in flat for number in pair), *_addresses(rest))
+    return (chains, log_ratio.data_ptr(), tuple(number for pair in flat for number in pair), *addresses(rest))
 
 
 def evaluate(
     density: Density, params: torch.Tensor, x: torch.Tensor, energy: torch.Tensor | None, score: torch.Tensor
 ) -> Arguments:
-    return (*_target(density, params), len(x), *_addresses([x, energy, score]))
+    return (*_target(density, params), len(x), *addresses([x, energy, score]))
 
 
 def run(
@@ -88,13 +76,13 @@ def run(
         sampler,
         coef.data_ptr(),
         steps,
-        *_addresses([seed, chain, draw, v]),
+        *addresses([seed, chain, draw, v]),
         leapfrog,
-        _address(scale),
+        address(scale),
         lo,
         hi,
         thin,
-        *_addresses(outputs),
+        *addresses(outputs),
     )
 
 

@@ -1,22 +1,17 @@
-"""Arguments of the native backends: sizes, addresses and dtype numbers of tensors that `ops` has validated.
-
-The order is that of bindings/arguments.h; each backend appends one argument of its own.
-"""
+"""Arguments of the operations on rows and ticks, as bindings/{arguments,tick}.h have them, of checked tensors."""
 
 from __future__ import annotations
 
 import torch
+
+from ulam_kernels.native.addresses import address
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OUTPUT_DTYPES = DTYPES | {torch.float64: 3}  # of what is only looked at
 MODEL_LAST, NET_LAST = 1, 2  # tensors whose channels lie innermost: they are no others that are not contiguous
 
 
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def step_arguments(
+def step(
     state: torch.Tensor,
     coef: torch.Tensor,
     flags: torch.Tensor,
@@ -50,7 +45,7 @@ def step_arguments(
     )
 
 
-def reduce_arguments(
+def reduce(
     state: torch.Tensor,
     coef: torch.Tensor,
     flags: torch.Tensor,
@@ -108,7 +103,7 @@ def _row_arguments(
     )
 
 
-def blend_arguments(
+def blend(
     x: torch.Tensor,
     known: torch.Tensor,
     mask: torch.Tensor,
@@ -133,20 +128,20 @@ def blend_arguments(
         mask.data_ptr(),
         a.data_ptr(),
         b.data_ptr(),
-        _address(seed),
-        _address(chain),
-        _address(draw),
-        _address(noise),
-        _address(net_in),
+        address(seed),
+        address(chain),
+        address(draw),
+        address(noise),
+        address(net_in),
         0 if net_in is None else DTYPES[net_in.dtype],
-        _address(c_next),
-        _address(row),
+        address(c_next),
+        address(row),
         a.size(0),
         stage,
     )
 
 
-def fill_arguments(
+def fill_normal(
     out: torch.Tensor,
     seed: torch.Tensor,
     chain: torch.Tensor,
@@ -170,9 +165,7 @@ def fill_arguments(
     )
 
 
-def affine_arguments(
-    x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor
-) -> tuple[int, ...]:
+def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> tuple[int, ...]:
     chains = x.size(0)
     return (
         chains,
@@ -188,7 +181,7 @@ def affine_arguments(
     )
 
 
-def look_up_arguments(
+def look_up(
     times: torch.Tensor,
     row: torch.Tensor,
     out: torch.Tensor,
@@ -203,13 +196,13 @@ def look_up_arguments(
         times.dtype == torch.int64,
         row.data_ptr(),
         out.data_ptr(),
-        _address(guidance),
-        _address(interval),
-        _address(weight),
+        address(guidance),
+        address(interval),
+        address(weight),
     )
 
 
-def advance_arguments(
+def advance(
     cursor: torch.Tensor,
     now: torch.Tensor,
     model: torch.Tensor | None,
@@ -223,10 +216,10 @@ def advance_arguments(
         elements,
         cursor.data_ptr(),
         now.data_ptr(),
-        _address(model),
-        _address(uncond),
+        address(model),
+        address(uncond),
         0 if model is None else OUTPUT_DTYPES[model.dtype],
         elements if model is None or chains < 2 else model.stride(0),
         elements if uncond is None or chains < 2 else uncond.stride(0),
-        _address(guidance),
+        address(guidance),
     )
