@@ -1,8 +1,8 @@
 """The backends in C++, on the CPU and in CUDA: the same operations on the same arguments.
 
-A module here is a family of operations, and a public function of it makes an operation's arguments: sizes, addresses and
-numbers. The extensions, ``_cpu`` and ``_cuda``, have an operation of that name, and take one argument more: the number
-of threads, or a stream.
+A module here is a family of operations, and a public function of it makes an operation's arguments: sizes, addresses
+and numbers. The extensions, ``_cpu`` and ``_cuda``, have an operation of that name, and take one argument more: the
+number of threads, or a stream.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arguments of the Langevin and Metropolis operations, as bindings/mcmc.h has them, of tensors that `mcmc` has checked."""
+"""Arguments of the Langevin and Metropolis operations, as bindings/mcmc.h has them, of checked tensors."""
 
 from __future__ import annotations
 
