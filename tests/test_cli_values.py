@@ -64,6 +64,11 @@ def test_every_name_of_noise_levels_is_an_option(folder: Path, capsys, name: str
         (f"{SAMPLE} --sampler euler --sigmas 3,x", r"argument --sigmas: got '3,x', expected karras, .* or levels"),
         (f"{SAMPLE} --sampler euler --sigmas karas", r"sigmas must be one of karras, .*, got 'karas'"),
         (f"{SAMPLE} --threshold x", r"argument --threshold: got 'x', expected numbers such as 0.995"),
+        (
+            f"{SAMPLE} --threshold 0.9,1,2",
+            r"threshold: got \(0.9, 1.0, 2.0\), expected a quantile, or quantile and cap",
+        ),
+        (f"{SAMPLE} --sampler annealedlangevin", r"steps: the sampler annealedlangevin does not take it"),
         (f"{SAMPLE} --slots x", r"argument --slots: got 'x', expected a whole number or auto"),
         (f"{SAMPLE} --option steps=2", r"steps: got it twice, expected it once"),
         (f"{SAMPLE} --option eta=1 --option eta=0", r"eta: got it twice, expected it once"),

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ulam_kernels.arguments import described
+
 from . import samplers
 from .builder import DynamicThreshold
 from .conditioning import Shared, shared
@@ -148,8 +150,11 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     if (threshold := given.pop("threshold", None)) is not None:
         if "clip" in given:
             raise ValueError("threshold: got one beside clip, expected one of them")
-        given["clip"] = DynamicThreshold(*(threshold if isinstance(threshold, tuple) else (threshold,)))
-    taken = {option.name: option for option in fields(make)}
+        numbers = threshold if isinstance(threshold, tuple) else (threshold,)
+        if not 1 <= len(numbers) <= 2:
+            raise ValueError(f"threshold: got {described(threshold)}, expected a quantile, or quantile and cap")
+        given["clip"] = DynamicThreshold(*numbers)
+    taken = {option.name: option for option in fields(make) if option.init}
     if strange := given.keys() - taken.keys():
         raise ValueError(f"{sorted(strange)[0]}: the sampler {name} does not take it")
     lists = any(isinstance(given.get(key), tuple) for key in ("timesteps", "sigmas", "levels"))
