@@ -8,6 +8,7 @@ and torch's look-up of the current device and stream.
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
@@ -56,13 +57,19 @@ def stubbed_extension(folder: Path) -> ModuleType:
     include.append(f"-I{sysconfig.get_path('include')}")
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "bindings/cuda.cpp", folder / "runtime.cpp"]
     target = ["-gencode=arch=compute_100,code=compute_100", "--fmad=false"]
-    # -Bsymbolic: the stand-in is kept to, also where torch has brought the real runtime.
-    shared = ["-Xcompiler=-fPIC,-O2", "-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
+    # -Bsymbolic: the stand-in is kept to, also where torch has brought the real runtime. What a step never calls is
+    # not looked for: the rest of the runtime is not there.
+    shared = ["-Xcompiler=-fPIC,-O2", "-shared", "-cudart=none", "-Xlinker=-Bsymbolic", "-Xlinker=-z,lazy"]
     command = ["nvcc", "-O3", "-std=c++17", *target, *shared, *include]
     subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
     spec = importlib.util.spec_from_file_location("ulam_kernels._cuda", library)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY)
+    try:
+        module = importlib.util.module_from_spec(spec)
+    finally:
+        sys.setdlopenflags(before)
     spec.loader.exec_module(module)
     return module
 

@@ -118,6 +118,44 @@ def test_a_network_that_hides_its_derivative_is_refused_by_everything(how, mode)
                 assert "\n" not in str(told.value), name
 
 
+@pytest.mark.parametrize("mode", ["auto", "reverse"])
+def test_a_network_that_hides_its_derivative_at_some_noise_levels_is_refused_there(mode) -> None:
+    """What was seen at one level is no proof for levels far away; in between it stays."""
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) / 4
+
+    def net(x, t):
+        return torch.tanh(torch.where(t[:, None] >= 1, x.detach(), x) @ weight)
+
+    y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    for use in (
+        lambda denoiser, sigma: sure.estimate(denoiser, y, sigma),
+        lambda denoiser, sigma: tweedie.covariance_product(denoiser, y, sigma, y),
+        lambda denoiser, sigma: tweedie.third_cumulant(denoiser, y, sigma, y),
+        lambda denoiser, sigma: sure.estimate(denoiser, y, torch.tensor([0.5, 0.5, 0.5, sigma])),
+        lambda denoiser, sigma: ulam.bounds.likelihood(denoiser, y, steps=20, sigma_max=sigma),
+    ):
+        denoiser = Denoiser(net, VE, predicts="x0", derivatives=mode)
+        use(denoiser, 0.5)
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"^net: got net, whose derivative in x .* off finite differences"):
+                use(denoiser, 5.0)
+        use(denoiser, 0.5)
+
+
+def test_a_network_is_looked_into_once_for_levels_that_are_near(monkeypatch) -> None:
+    net, looks = make("MLP silu"), []
+    held = ulam.derivatives.held
+    monkeypatch.setattr(ulam.derivatives, "held", lambda *given: looks.append(given[2]) or held(*given))
+    y, v = state(net)
+    denoiser = Denoiser(net, VP)
+    for sigma in (0.5, 0.6, 0.9, 0.3):
+        sure.estimate(denoiser, y, sigma)
+    assert looks == ["forward"]
+    sure.estimate(denoiser, y, 5.0)
+    tweedie.covariance_product(denoiser, y, 5.5, v)
+    assert looks == ["forward", "forward"]
+
+
 def test_forward_mode_sees_through_no_grad() -> None:
     torch.manual_seed(0)
     net = Hidden(HIDING["no_grad"]).double()

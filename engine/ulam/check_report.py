@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from .arguments import resolve_device
 from .check import Level
 from .denoiser import Denoiser
 from .estimate import Inputs
-from .files import one_line, whole, writable_folder, written
+from .files import json_text, one_line, whole, writable_folder, written
 from .loading import Model, load_model
 from .mcmc.plots import require_matplotlib
 from .models.train_digits import load_mnist5k
@@ -110,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
         def write(folder: Path) -> list[str]:
             with whole(*(folder / name for name in names)) as paths:
-                paths[0].write_text(json.dumps(report, indent=1) + "\n")
+                paths[0].write_text(json_text(report))
                 if not options.no_plots:
                     paths[1].write_bytes(picture(found, model.name))
             return names
@@ -235,6 +234,8 @@ def _line(cells: tuple[str, ...]) -> str:
 
 def _sigmas(options: argparse.Namespace, model: Model) -> list[float]:
     if options.noisy is not None:
+        if not 0 < options.noisy < math.inf:
+            raise ValueError(f"noisy: got {options.noisy:g}, expected a noise level above 0")
         levels = [options.noisy]
     else:
         low, high = options.sigmas
@@ -261,10 +262,10 @@ def _data(options: argparse.Namespace, model: Model) -> Data:
         _, held_out = load_mnist5k()
         there = Data(held_out.images, held_out.labels, "the held-out digits")
     else:
-        pixels = options.pixels if options.pixels is not None or model.name != "digits" else (-1.0, 1.0)
+        pixels, usual = options.pixels, (-1.0, 1.0) if model.name == "digits" else None
         if pixels is not None and not (math.isfinite(sum(pixels)) and pixels[0] != pixels[1]):
             raise ValueError(f"pixels: got {pixels[0]} {pixels[1]}, expected two finite numbers that differ")
-        there = load_data(options.data, model.shape, pixels)
+        there = load_data(options.data, model.shape, pixels, usual)
     count = min(options.chains, len(there.x)) // 2 * 2
     if count < 4:
         raise ValueError(f"data: {options.data} has {len(there.x)} examples, expected at least 4")
@@ -272,43 +273,60 @@ def _data(options: argparse.Namespace, model: Model) -> Data:
     return Data(there.x[chosen], None if there.labels is None else there.labels[chosen], there.source)
 
 
-def load_data(path: Path, shape: tuple[int, ...], pixels: tuple[float, float] | None = None) -> Data:
+def load_data(
+    path: Path,
+    shape: tuple[int, ...],
+    pixels: tuple[float, float] | None = None,
+    usual: tuple[float, float] | None = None,
+) -> Data:
     """Examples from an npz as `ulam sample` writes it; uint8 pictures are scaled to ``pixels``, the numbers that black
-    and white were to the network in training.
+    and white were to the network in training, or to those that are ``usual`` for it.
 
     Raises:
-        OSError, ValueError: no such file, not examples of this shape, or uint8 pictures without ``pixels``.
+        OSError, ValueError: no such file, not examples of this shape, pictures without ``pixels``, or other data with.
     """
     if not path.is_file():
         raise FileNotFoundError(f"data: no file {path}")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
-    except Exception as error:  # a damaged archive raises what its reader happens to meet
-        raise ValueError(f"data: {path} is not an npz of plain arrays ({one_line(error)})") from None
+    arrays = _arrays(path)
     if "arr_0" not in arrays:
         raise ValueError(f"data: {path} has no arr_0, the examples")
     given = arrays["arr_0"]
     if given.dtype == np.uint8 and given.ndim == 4:
-        if pixels is None:
+        if (ends := pixels or usual) is None:
             raise ValueError(
                 "pixels: got none for uint8 data, expected what black and white were to the network in training, "
                 "such as --pixels -1 1 or --pixels 0 1"
             )
-        black, white = pixels
+        black, white = ends
         given = given.transpose(0, 3, 1, 2).astype(np.float32) / (255 / (white - black)) + black
+    elif pixels is not None:
+        raise ValueError(f"pixels: got them for {given.dtype} data, expected none: uint8 pictures alone are scaled")
     if given.dtype.kind != "f" or given.shape[1:] != shape:
         raise ValueError(
             f"data: arr_0 is {given.dtype} {list(given.shape)}, expected float [N, {', '.join(map(str, shape))}] "
             "or uint8 [N, H, W, C]"
         )
-    if not np.isfinite(given).all():
-        raise ValueError(f"data: {path} has values that are not finite")
+    with np.errstate(over="ignore"):
+        x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32))
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"data: {path} has values that are not finite, or not in float32")
     labels = arrays.get("arr_1")
     if labels is not None and (labels.shape != given.shape[:1] or labels.dtype.kind not in "iu"):
         raise ValueError(f"data: arr_1 is {labels.dtype} {list(labels.shape)}, expected {len(given)} whole numbers")
-    x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32))
+    if labels is not None and len(labels) and int(labels.max()) >= 1 << 63:
+        raise ValueError(f"data: arr_1 has {labels.max()}, expected labels of 64 bits with a sign")
     return Data(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), str(path))
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays ``arr_0`` and ``arr_1`` of an npz, as far as it has them."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in ("arr_0", "arr_1") if name in file}
+    except Exception as error:  # a damaged archive raises what its reader happens to meet
+        lone = isinstance(error, TypeError) and "context manager" in str(error)
+        why = "one array of its own: np.savez(..., arr_0=array) makes an npz" if lone else one_line(error)
+        raise ValueError(f"data: {path} is not an npz of plain arrays ({why})") from None
 
 
 def _cond(data: Data, model: Model, device: torch.device) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ standard deviation) for constants, so a second derivative through them is wrong 
 reverse mode is not. Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused
 kernels have no second derivative.
 
-The first use of every mode is held against finite differences (:mod:`ulam.differences`): a network may hide its
-dependence on x.
+The first use of every mode is held against finite differences (:mod:`ulam.differences`), anew at noise levels far from
+those before: a network may hide its dependence on x, at some levels too.
 """
 
 from __future__ import annotations
@@ -30,30 +30,25 @@ from .gradients import plain, without_graph
 class Derivatives:
     """Derivatives at y ``[B, *shape]`` of D, the function of an :class:`ulam.estimate.Estimator`.
 
-    Which modes serve is settled once for a denoiser and a kind of input, and remembered by the denoiser. ``mode`` is
+    Which modes serve is settled once for a denoiser, a kind of input and a range of noise levels
+    (:meth:`ulam.estimate.Estimator.octaves`), and remembered by the denoiser. ``mode`` is
     the one that ran last. Results carry no gradient.
 
     Args:
         first: modes of first derivatives in the order in which they are tried, unless the denoiser names one.
-        check: whether a mode that is used for the first time is held against differences.
 
     Raises:
         TypeError: in every method, a network that hides its dependence on x or has no derivatives in these modes.
     """
 
     def __init__(
-        self,
-        estimator: Estimator,
-        y: torch.Tensor,
-        *,
-        first: tuple[str, ...] = ("forward", "reverse"),
-        check: bool = True,
+        self, estimator: Estimator, y: torch.Tensor, *, first: tuple[str, ...] = ("forward", "reverse")
     ) -> None:
         with torch.inference_mode(False):
             self._y = plain(y)
         wanted = estimator.denoiser.derivatives
         self._modes = first if wanted == "auto" else (wanted,)
-        self._estimator, self._check = estimator, check
+        self._estimator = estimator
         self._found = estimator.denoiser._found
         self._graphs: dict[str, Graph] = {}
         self.mode = ""
@@ -85,15 +80,12 @@ class Derivatives:
 
     def _by(self, ways: tuple[str, ...], v: torch.Tensor) -> torch.Tensor:
         """The result of the first of these ways that serves."""
-        refusals: dict[object, Refusal] = {}
+        refusals: list[Refusal] = []
         for way in ways:
-            key = (way, *self._estimator.kind())
-            known, result = self._found.get(key), None
+            known, result = self._known(way), None
             try:
-                if known is None and self._check:
-                    direction = direction_at(self._y, self._estimator.sigma)
-                    reduced = self._estimator.reduced()
-                    known = held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
+                if known is None:
+                    known = self._held(way)
                 if not isinstance(known, Refusal):
                     result = self._graph(way)(v.to(self._y.dtype))
             except torch.OutOfMemoryError:
@@ -101,18 +93,49 @@ class Derivatives:
             except RuntimeError as error:  # NotImplementedError too: what torch raises where there is no formula
                 known = Refusal(way, " ".join(str(error).split()))
             if isinstance(known, Refusal):
-                refusals[key] = known
+                refusals.append(known)
                 continue
             assert result is not None
-            self._found |= refusals
+            self._remember(refusals)
             if known is not None:
-                self._found[key] = known
+                self._found |= dict.fromkeys(self._keys(way), known)
             self.mode = "forward" if way == "forward" else "reverse"
             return result
         without_graph(self._estimator, self._y)  # what is wrong with the network itself says so
-        self._found |= refusals
+        self._remember(refusals)
         denoiser = self._estimator.denoiser
-        raise TypeError(refused("net", denoiser.net, list(refusals.values()), denoiser.derivatives))
+        raise TypeError(refused("net", denoiser.net, refusals, denoiser.derivatives))
+
+    def _held(self, way: str) -> bool | Refusal | None:
+        """Whether a way agrees with differences at these levels; of a second derivative, at new ones, its first one."""
+        served, direction = self._served(way), direction_at(self._y, self._estimator.sigma)
+        if served and way == "second":
+            self.product(direction)
+            return True
+        reduced = self._estimator.reduced()
+        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output, served)
+
+    def _keys(self, way: str) -> list[tuple[object, ...]]:
+        """What is remembered of a way, one for each range of noise levels in the batch."""
+        return [(way, octave, *self._estimator.kind()) for octave in self._estimator.octaves()]
+
+    def _known(self, way: str) -> bool | Refusal | None:
+        """Whether a way serves at all levels of the batch, as far as it was looked into."""
+        known = [self._found.get(key) for key in self._keys(way)]
+        refusal = next((found for found in known if isinstance(found, Refusal)), None)
+        return refusal or (None if None in known else True)
+
+    def _served(self, way: str) -> bool:
+        """Whether a way was held at other noise levels."""
+        kind = self._estimator.kind()
+        return any(key[0] == way and key[2:] == kind for key, known in self._found.items() if known is True)
+
+    def _remember(self, refusals: list[Refusal]) -> None:
+        """A way without a formula has none at any level; where a derivative is off, it may be at one of several."""
+        for refusal in refusals:
+            keys = self._keys(refusal.way)
+            if refusal.hidden is None or len(keys) == 1:
+                self._found |= dict.fromkeys(keys, refusal)
 
     def _graph(self, way: str) -> Graph:
         if way not in self._graphs:

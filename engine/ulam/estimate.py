@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -83,6 +84,10 @@ class Estimator:
         """What may decide which of its operations the network runs."""
         y = self._like
         return y.dtype, y.device.type, y.shape[1:], *sorted(self._cond), *autocast_state(y.device)
+
+    def octaves(self) -> list[int]:
+        """The noise levels of the batch, increasing, two octaves as one: what the network does may depend on them."""
+        return sorted({math.floor(math.log2(sigma) / 2) for sigma in self.sigma})
 
     def reduced(self) -> bool:
         """Whether the network computes in bfloat16 or float16, as far as can be seen."""

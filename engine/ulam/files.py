@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ulam_kernels.arguments import described
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,6 +120,8 @@ def parse_json(name: str, text: str) -> Any:
     Raises:
         ValueError: in one line that begins with ``name``.
     """
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"{name}: got {described(text)}, expected JSON")
     try:
         return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant, parse_int=_whole)
     except (ValueError, RecursionError) as error:
@@ -129,6 +134,19 @@ def parse_toml(name: str, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: got {_why(error)}, expected TOML") from None
+
+
+def json_text(value: object) -> str:
+    """A report as JSON, which has no NaN and no Infinity: null stands for them."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

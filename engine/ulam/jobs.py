@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from ulam_kernels.arguments import described
 
 from . import samplers
 from .builder import DynamicThreshold
@@ -33,6 +36,7 @@ EIGHT_BITS, SIXTEEN_BITS = (
     ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"),
     ("I;16", "I;16B", "I;16L", "I"),
 )
+EXIF_ORIENTATION = 0x0112
 SUBMITTED = ("guidance_interval", "guidance_rescale", "priority", "weight", "deadline")
 
 
@@ -146,8 +150,11 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     if (threshold := given.pop("threshold", None)) is not None:
         if "clip" in given:
             raise ValueError("threshold: got one beside clip, expected one of them")
-        given["clip"] = DynamicThreshold(*(threshold if isinstance(threshold, tuple) else (threshold,)))
-    taken = {option.name: option for option in fields(make)}
+        numbers = threshold if isinstance(threshold, tuple) else (threshold,)
+        if not 1 <= len(numbers) <= 2:
+            raise ValueError(f"threshold: got {described(threshold)}, expected a quantile, or quantile and cap")
+        given["clip"] = DynamicThreshold(*numbers)
+    taken = {option.name: option for option in fields(make) if option.init}
     if strange := given.keys() - taken.keys():
         raise ValueError(f"{sorted(strange)[0]}: the sampler {name} does not take it")
     lists = any(isinstance(given.get(key), tuple) for key in ("timesteps", "sigmas", "levels"))
@@ -237,6 +244,8 @@ def _pixels(name: str, path: Path, shape: tuple[int, ...], grey: bool) -> npt.ND
         if picture.size != (shape[2], shape[1]):
             came, expected = f"{picture.width}x{picture.height}", f"{shape[2]}x{shape[1]}"
             raise ValueError(f"{name}: got {path} of {came} pixels, expected {expected} like the samples")
+        if (strange := _not_as_it_lies(picture)) is not None:
+            raise ValueError(f"{name}: got {path} {strange}")
         if picture.mode in SIXTEEN_BITS:
             wide = np.asarray(picture, dtype=np.float64) / 65535
             if not ((wide >= 0) & (wide <= 1)).all():
@@ -245,6 +254,28 @@ def _pixels(name: str, path: Path, shape: tuple[int, ...], grey: bool) -> npt.ND
         if picture.mode not in EIGHT_BITS:
             raise ValueError(f"{name}: got {path} of mode {picture.mode}, expected 8 or 16 bits a pixel")
         return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.float32) / np.float32(255)
+
+
+def _not_as_it_lies(picture: Image.Image) -> str | None:
+    """How a picture shows something else than the numbers that lie in it, and what is expected; None where it does not.
+
+    Pillow hands over 16-bit numbers, and those of TIFFs with other widths or signs or with black and white changed
+    about, as they lie in the file.
+    """
+    if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:  # JPEGs may hold previews
+        return f"with {frames} pictures, expected one"
+    if picture.mode in SIXTEEN_BITS and isinstance(picture, TiffImageFile):
+        tags = picture.tag_v2
+        bits, kind, photometric = (tags.get(tag, usual) for tag, usual in ((258, (1,)), (339, (1,)), (262, 1)))
+        if (*bits, *kind) != (16, 1):
+            return f"of {bits[0]} {'unsigned' if kind[0] == 1 else 'signed'} bits a pixel, expected 8, or 16 unsigned"
+        if photometric != 1:
+            return "of 16 bits a pixel where 0 is white, expected 0 to be black"
+    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        return "with transparent pixels, whose colours are not seen, expected an opaque picture"
+    if (turned := picture.getexif().get(EXIF_ORIENTATION, 1)) != 1:
+        return f"that its EXIF orientation {turned} turns or mirrors, expected one that is stored as it is seen"
+    return None
 
 
 def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
@@ -257,7 +288,7 @@ def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
         with warnings.catch_warnings():  # the size is looked at before anything is decoded
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             pixels = _pixels(name, Path(path), shape, grey=name == "mask" or shape[0] == 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged picture raises what its reader happens to meet
         if str(error).startswith(f"{name}: "):
             raise
         raise ValueError(f"{name}: got {path}, which is no picture ({one_line(error)})") from None

@@ -161,7 +161,7 @@ class _Flow:
         with torch.inference_mode(False):
             at = y.clone().to(self._dtype)
             estimator = Estimator(self._denoiser, at, min(max(math.exp(level), low), high), self._cond)
-            derivatives = Derivatives(estimator, at, first=("reverse", "forward"), check=self.evaluations == 1)
+            derivatives = Derivatives(estimator, at, first=("reverse", "forward"))
             products = [dot(v, derivatives.image(v)) for v in self._directions(at)]
         self.mode = derivatives.mode
         divergence = torch.stack(products)

@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ulam_kernels.arguments import described
+
 from . import schedules
 from .denoiser import Denoiser
 from .files import one_line
@@ -60,6 +62,8 @@ def load_model(
     Raises:
         ValueError, TypeError, OSError, ImportError: what was asked for cannot be had, in one line.
     """
+    if null_class is not None and not -(1 << 63) <= null_class < 1 << 63:
+        raise ValueError(f"null-class: got {described(null_class)}, expected a whole number of 64 bits")
     if name in BUILT_IN:
         given = {"weights": weights, "shape": shape, "schedule": schedule, "predicts": predicts}
         for option, value in {**given, "null-class": null_class}.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from .files import whole
+from .files import json_text, whole
 from .job import Job
 from .preview import Preview
 
@@ -101,7 +100,7 @@ def write_run(
         if picture:
             shown = samples[:GRID_LIMIT]
             grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
-        paths["report.json"].write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+        paths["report.json"].write_text(json_text({**report, "files": names}))
     for name in set(FILES) - set(names):
         (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
     return names

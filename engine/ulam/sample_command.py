@@ -26,6 +26,7 @@ from .job import Job
 from .jobs import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, sampler_names
 from .loading import Model, load_model
 from .network import NetworkOptions
+from .samplers.sigmas import SIGMAS
 from .sampling import DEFAULT_SLOTS
 from .scheduler import POLICIES
 from .streams import TERMINATED, Terminated
@@ -54,7 +55,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--threshold", type=_numbers, metavar="P[,CAP]", help="dynamic thresholding at this quantile, such as 0.995"
     )
     job.add_argument("--spacing", help="of the timesteps: leading, linspace, trailing, ...")
-    job.add_argument("--sigmas", type=_words, help="karras, exponential, beta, beta-time, or levels: 10,3,1,0.3,0")
+    job.add_argument("--sigmas", type=_sigmas, help=f"{', '.join(SIGMAS)}, or levels: 10,3,1,0.3,0")
     job.add_argument("--variance", help="ddpm: posterior (default), beta, learned or learned_range")
     job.add_argument(
         "--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help="of the sampler, any number"
@@ -105,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(
         options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
     )
+    if options.preview_every is not None and options.preview_every < 1:
+        raise ValueError(f"preview-every: got {options.preview_every}, expected at least 1")
     if options.preview_every is not None and not output.is_image(model.shape):
         raise ValueError(f"preview-every: samples of shape {model.shape} are no pictures")
     specs = _jobs(options, model, device)
@@ -125,7 +128,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _jobs(options: argparse.Namespace, model: Model, device: torch.device) -> list[JobSpec]:
     table = {name: getattr(options, name) for name in JOB_OPTIONS if getattr(options, name) is not None}
-    table |= dict(options.option)
+    for name, value in options.option:
+        if name in table:
+            raise ValueError(f"{name}: got it twice, expected it once")
+        table[name] = value
     return [make_job(table, model, device)] if options.jobs is None else read_jobs(options.jobs, table, model, device)
 
 
@@ -295,15 +301,26 @@ class _Sampling:
 
 
 def _slots(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number or auto") from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers such as 0.995 or 0.995,2") from None
 
 
-def _words(text: str) -> str | tuple[float, ...]:
-    return text if re.fullmatch(r"[a-z_]+", text) else _numbers(text)
+def _sigmas(text: str) -> str | tuple[float, ...]:
+    if re.fullmatch(r"[a-z]\w*(-\w+)*", text):
+        return text  # a name, which the sampler knows or not
+    try:
+        return _numbers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {', '.join(SIGMAS)} or levels: 10,3,1,0") from None
 
 
 def _labels(text: str) -> list[int]:

@@ -29,6 +29,9 @@ L = 1 has the bits of None. Velocities are whitened: v ~ N(0, temperature I), x 
 
 No operation has a derivative: RuntimeError where an argument requires grad while gradients are recorded.
 
+What an operation reads may share memory with what it writes: it is read before anything is written. Tensors that it
+writes to must not share memory with each other.
+
 Per-chain coefficients are float32 tensors ``[B]``. Tensors are contiguous; floats are float32, except that all of them
 may be float64 on the reference backend, for checking formulas.
 """
@@ -46,7 +49,7 @@ from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
 from ulam_kernels.tracing import constant_beside, through_operator
-from ulam_kernels.validation import MAX_ELEMENTS, check, check_ids, check_tensor
+from ulam_kernels.validation import MAX_ELEMENTS, apart, check, check_ids, check_memory_of_its_own, check_tensor
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
@@ -88,7 +91,7 @@ def langevin(
         scale: ``[*shape]``.
         seed, chain, draw: ``[B]`` int64, read as unsigned; None where ``noise`` is given.
         noise: ``[B, *shape]``, used in place of the generated z.
-        out: ``[B, *shape]``, by default a new tensor; may be ``x``, not ``score`` nor ``noise``.
+        out: ``[B, *shape]``, by default a new tensor; may be ``x``.
 
     Returns:
         ``out``.
@@ -116,6 +119,9 @@ def langevin(
     _check_noise(x, seed, chain, draw, noise)
     lo, hi = bounds(lo, hi)
     if x.numel():
+        x, score, noise, step, noise_scale, scale, seed, chain, draw = apart(
+            (x, score, noise, step, noise_scale, scale, seed, chain, draw), 1, out
+        )
         _backend(backend, x).langevin(x, score, step, noise_scale, scale, lo, hi, seed, chain, draw, noise, out)
         written(out)
     return out
@@ -175,9 +181,14 @@ def mala_accept(
     _check_per_chain(x, step=step, **_given(inverse_temperature=inverse_temperature))
     _check_scale(x, scale)
     _check_ids(x, seed, chain, draw)
+    check_memory_of_its_own(x=x, score=score, energy=energy)
     accepted = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     log_ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if x.numel():
+        reads = proposal, proposal_score, proposal_energy, step, inverse_temperature, scale, seed, chain, draw
+        proposal, proposal_score, proposal_energy, step, inverse_temperature, scale, seed, chain, draw = apart(
+            apart(reads, 0, x, score), 0, energy
+        )
         _backend(backend, x).mala_accept(
             x, proposal, score, proposal_score, energy, proposal_energy, step, inverse_temperature, scale,
             seed, chain, draw, accepted, log_ratio,
@@ -239,7 +250,12 @@ def kick_drift(
         raise ValueError(f"drift, keep, noise_scale: got {given}, expected keep and noise_scale with drift, or neither")
     if keep is not None:
         _check_noise(x, seed, chain, draw, noise)
+    if drift is not None:
+        check_memory_of_its_own(x=x, v=v)
     if x.numel():
+        score, noise, kick, drift, keep, noise_scale, scale, seed, chain, draw = apart(
+            (score, noise, kick, drift, keep, noise_scale, scale, seed, chain, draw), 0, v, None if drift is None else x
+        )
         _backend(backend, x).kick_drift(x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise)
         written(v, None if drift is None else x)
 
@@ -304,8 +320,14 @@ def accept(
             raise ValueError(f"pairs: got {kept.dtype} {list(kept.shape)}, expected float32 or float64 [B, ...]")
         check(kept, "pairs", kept.dtype, log_ratio.device, kept.shape)
         check(proposed, "pairs", kept.dtype, log_ratio.device, kept.shape)
+    check_memory_of_its_own(**{f"pairs[{number}]": kept for number, (kept, _) in enumerate(pairs)})
     accepted = torch.empty(len(log_ratio), dtype=torch.bool, device=log_ratio.device)
     if len(log_ratio):
+        reads = (log_ratio, seed, chain, draw, *(proposed for _, proposed in pairs))
+        for kept, _ in pairs:
+            reads = apart(reads, 0, kept)
+        log_ratio, seed, chain, draw, *proposals = reads
+        pairs = [(kept, proposed) for (kept, _), proposed in zip(pairs, proposals, strict=True)]
         _backend(backend, log_ratio, torch.float32).accept(log_ratio, pairs, seed, chain, draw, accepted)
         for kept, _ in pairs:
             written(kept)
@@ -424,15 +446,18 @@ def run(
     ):
         if tensor is not None:
             check(tensor, label, dtype, device, shape)
+    outputs = _given(x=x, v=v, draws=draws, energies=energies, moments=moments, accepted=accepted, diverged=diverged)
+    check_memory_of_its_own(**outputs)
     if chains and steps:
-        params = density.to(device, x.dtype)
+        reads = density.to(device, x.dtype), coef, scale, seed, chain, draw
+        for tensor in outputs.values():
+            reads = apart(reads, 0, tensor)
+        params, coef, scale, seed, chain, draw = reads
         _backend(backend, x).run(
             density, params, x, SAMPLERS.index(sampler), coef, steps, seed, chain, draw,
             v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted, diverged,
         )  # fmt: skip
-        for tensor in _given(
-            x=x, v=v, draws=draws, energies=energies, moments=moments, accepted=accepted, diverged=diverged
-        ).values():
+        for tensor in outputs.values():
             written(tensor)
 
 

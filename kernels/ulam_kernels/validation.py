@@ -256,6 +256,17 @@ def apart(
     return reads if private is None else tuple(private)
 
 
+def check_memory_of_its_own(**written: torch.Tensor) -> None:
+    """Raise ValueError where two tensors without holes that an operation writes to share memory."""
+    names, tensors = list(written), list(written.values())
+    for k in range(1, len(tensors)):
+        if separate(tensors[k], 0, *tensors[:k]):
+            continue
+        for name, tensor in zip(names, tensors[:k], strict=False):
+            if _overlap(tensors[k], tensor):
+                raise ValueError(f"{names[k]}: shares memory with {name}, expected memory of its own")
+
+
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the memory of two tensors without holes meets."""
     begin, at = one.data_ptr(), other.data_ptr()

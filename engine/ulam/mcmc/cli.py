@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import MAX_ELEMENTS
+
 from .. import info, loading
-from ..files import whole, writable_folder, written
+from ..files import json_text, whole, writable_folder, written
 from . import densities, plots
 from .chains import Chains
 from .densities import BuiltIn
@@ -96,6 +100,8 @@ def _target(options: argparse.Namespace) -> Target:
     if name in TARGETS:
         if options.shape is not None:
             raise ValueError(f"shape: {name} has its own, give --dimension")
+        if options.dimension is not None and not 1 <= options.dimension <= MAX_ELEMENTS:
+            raise ValueError(f"dimension: got {described(options.dimension)}, expected 1 to 2^30")
         make, default = TARGETS[name]
         return make(default if options.dimension is None else options.dimension)
     if ":" not in name:
@@ -139,7 +145,7 @@ def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Ch
                 with path.open("wb") as file:
                     np.savez(file, **arrays)  # type: ignore[arg-type]
             elif name == "report.json":
-                path.write_text(json.dumps({**report, "files": names}, indent=1) + "\n")
+                path.write_text(json_text({**report, "files": names}))
             else:
                 plot = name.removesuffix(".png")
                 more = {"exact": exact} if plot == "marginal" else {}
@@ -162,7 +168,9 @@ def _report(options: argparse.Namespace, chains: Chains) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     try:
-        table = chains.summary()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ArviZ's arithmetic: what chains did is told already
+            table = chains.summary()
     except ImportError as error:
         told["summary"] = None
         print(f"ulam: no R-hat and ESS: {error}", file=sys.stderr)
