@@ -35,8 +35,8 @@ AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", 
 # One build serves every x86-64: only files with these endings may use the newer instructions, and they are
 # entered at run time when the processor has them. gcc 12 wrongly warns inside its own AVX-512 headers.
 INSTRUCTION_SETS = {
-    "_avx2.cpp": AVX2_FLAGS,
-    "_avx512.cpp": [*AVX512_FLAGS, "-Wno-maybe-uninitialized", *(["-Wno-uninitialized"] if SANITIZE else [])],
+    "/avx2.cpp": AVX2_FLAGS,
+    "/avx512.cpp": [*AVX512_FLAGS, "-Wno-maybe-uninitialized", *(["-Wno-uninitialized"] if SANITIZE else [])],
 }
 
 

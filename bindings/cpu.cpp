@@ -10,7 +10,6 @@
 #include "bound_step.h"
 #include "kernels.h"
 #include "likelihood.h"
-#include "likelihood_kernels.h"
 #include "mcmc_cpu.h"
 #include "tick.h"
 #include "torch_normal.h"

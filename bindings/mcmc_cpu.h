@@ -2,7 +2,7 @@
 #pragma once
 
 #include "mcmc.h"
-#include "mcmc_kernels.h"
+#include "kernels.h"
 
 namespace ulam {
 

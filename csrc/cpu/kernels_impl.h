@@ -4,9 +4,12 @@
 
 #include "blend.h"
 #include "groups.h"
+#include "likelihood.h"
+#include "mcmc_steps.h"
 #include "reduce.h"
 #include "step.h"
 #include "tick.h"
+#include "torch_normal_impl.h"
 
 namespace ulam::cpu {
 namespace {
@@ -91,8 +94,33 @@ void hash_noise_words(uint64_t first, uint64_t count, uint64_t sums[3]) {
 
 template <class V>
 constexpr Kernels kernels_of(const char* name) {
-  return {name,           step_any<V>,     reduce_chains<V>, blend_units<V>, fill_units<V>,      affine_units<V>,
-          find_bad_units, count_on_chains, look_up_chains,   first_outside,  hash_noise_words<V>};
+  Kernels k{};
+  k.name = name;
+  k.width = V::width;
+  k.step = step_any<V>;
+  k.reduce = reduce_chains<V>;
+  k.blend = blend_units<V>;
+  k.fill = fill_units<V>;
+  k.affine = affine_units<V>;
+  k.find_bad = find_bad_units;
+  k.count_on = count_on_chains;
+  k.look_up = look_up_chains;
+  k.first_outside = first_outside;
+  k.langevin = langevin_units<V>;
+  k.kick_drift = kick_drift_units<V>;
+  k.mala_accept = mala_accept_groups<V>;
+  k.squared_norm = squared_norm_groups<V>;
+  k.accept = accept_groups<V>;
+  k.evaluate = evaluate_groups<V>;
+  k.run = run_groups<V>;
+  k.gaussian_kl = gaussian_kl_of<V>;
+  k.discretised = discretised_of<V>;
+  k.hash_noise = hash_noise_words<V>;
+  if constexpr (V::width > 1) {
+    k.mt19937 = extend<V>;
+    k.torch_transform = transform<V>;
+  }
+  return k;
 }
 
 }  // namespace

@@ -107,6 +107,49 @@ struct Avx2 {
     return type == kBFloat16 ? widen_bfloat16(h) : _mm256_cvtph_ps(h);
   }
 
+  // Sums over a chain, and the normal distribution's tail.
+  static inline f add(f a, f b) { return _mm256_add_ps(a, b); }
+  static inline f div(f a, f b) { return _mm256_div_ps(a, b); }
+  static inline f less(f a, f b, f then, f otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static inline bool any(f a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ)); }
+  static inline f load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline void accumulate(double* lanes, f x) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    _mm256_store_pd(lanes, _mm256_add_pd(_mm256_load_pd(lanes), low));
+    _mm256_store_pd(lanes + 4, _mm256_add_pd(_mm256_load_pd(lanes + 4), high));
+  }
+
+  // Four chains' Philox in step.
+  using half = __m256i;  // every other chain's 32 bits, in 64 each; the upper ones are ignored
+  static inline half load_half(const uint64_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static inline void store_half(uint64_t* p, half x) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), x); }
+  static inline half product(half a, half b) { return _mm256_mul_epu32(a, b); }
+  static inline half plus(half a, half b) { return _mm256_add_epi64(a, b); }
+  static inline half upper(half a) { return _mm256_srli_epi64(a, 32); }
+  static inline half xor2(half a, half b) { return _mm256_xor_si256(a, b); }
+  static inline half xor3(half a, half b, half c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+  static inline u merged(half even, half odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
+  static inline f root(f a) { return _mm256_sqrt_ps(a); }
+
+  // mt19937 and torch's Box-Muller.
+  static constexpr int groups = 1;
+  template <int n>
+  static inline u shr(u a) {
+    return _mm256_srli_epi32(a, n);
+  }
+  static inline f choose(u top, f a, f b) { return _mm256_blendv_ps(b, a, as_float(top)); }
+  static inline void load(const uint32_t* p, u& first, u& second) {
+    first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8));
+  }
+  static inline void store(uint32_t* p, f first, f second) {
+    _mm256_storeu_ps(reinterpret_cast<float*>(p), first);
+    _mm256_storeu_ps(reinterpret_cast<float*>(p + 8), second);
+  }
+
  private:
   static inline f widen_bfloat16(__m128i h) { return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
   static inline __m128i round_bfloat16(f x) {

@@ -107,6 +107,53 @@ struct Avx512 {
     return type == kBFloat16 ? widen_bfloat16(h) : _mm512_cvtph_ps(h);
   }
 
+  // Sums over a chain, and the normal distribution's tail.
+  static inline f add(f a, f b) { return _mm512_add_ps(a, b); }
+  static inline f div(f a, f b) { return _mm512_div_ps(a, b); }
+  static inline f less(f a, f b, f then, f otherwise) {
+    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), then);
+  }
+  static inline bool any(f a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+  static inline f load(const float* p) { return _mm512_loadu_ps(p); }
+  static inline void accumulate(double* lanes, f x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    _mm512_store_pd(lanes, _mm512_add_pd(_mm512_load_pd(lanes), low));
+    _mm512_store_pd(lanes + 8, _mm512_add_pd(_mm512_load_pd(lanes + 8), high));
+  }
+
+  // Four chains' Philox in step.
+  using half = __m512i;  // every other chain's 32 bits, in 64 each; the upper ones are ignored
+  static inline half load_half(const uint64_t* p) { return _mm512_load_si512(reinterpret_cast<const __m512i*>(p)); }
+  static inline void store_half(uint64_t* p, half x) { _mm512_store_si512(reinterpret_cast<__m512i*>(p), x); }
+  static inline half product(half a, half b) { return _mm512_mul_epu32(a, b); }
+  static inline half plus(half a, half b) { return _mm512_add_epi64(a, b); }
+  static inline half upper(half a) { return _mm512_srli_epi64(a, 32); }
+  static inline half xor2(half a, half b) { return _mm512_xor_si512(a, b); }
+  static inline half xor3(half a, half b, half c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static inline u merged(half even, half odd) {
+    return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
+  static inline f root(f a) { return _mm512_sqrt_ps(a); }
+
+  // mt19937 and torch's Box-Muller.
+  static constexpr int groups = 2;
+  template <int n>
+  static inline u shr(u a) {
+    return _mm512_srli_epi32(a, n);
+  }
+  static inline f choose(u top, f a, f b) { return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(top), a); }
+  static inline void load(const uint32_t* p, u& first, u& second) {
+    const u a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 16);
+    first = _mm512_shuffle_i32x4(a, b, 0x44);
+    second = _mm512_shuffle_i32x4(a, b, 0xee);
+  }
+  static inline void store(uint32_t* p, f first, f second) {
+    const f a = _mm512_shuffle_f32x4(first, second, 0x44), b = _mm512_shuffle_f32x4(first, second, 0xee);
+    _mm512_storeu_ps(p, a);
+    _mm512_storeu_ps(p + 16, b);
+  }
+
  private:
   static inline f widen_bfloat16(__m256i h) { return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
   static inline __m256i round_bfloat16(f x) {

@@ -1,6 +1,8 @@
 // The portable path: one lane, any machine.
 #pragma once
 
+#include <cmath>
+
 #include "half.h"
 #include "kernels.h"
 #include "ulam/noise.h"
@@ -36,6 +38,14 @@ struct Portable : Scalar {
         return from_float16(static_cast<uint16_t*>(p)[i] = to_float16(x));
     }
   }
+
+  static inline f add(f a, f b) { return a + b; }
+  static inline f div(f a, f b) { return a / b; }
+  static inline f root(f a) { return std::sqrt(a); }
+  static inline f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
+  static inline bool any(f a) { return a != 0.0f; }
+  static inline f load(const float* p) { return *p; }
+  static inline void accumulate(double* lanes, f x) { lanes[0] += x; }
 };
 
 }  // namespace

@@ -84,7 +84,7 @@ void mixture(const Target& t, const Lanes<V>& x, Lanes<V>& score, Lanes<V>& scra
   if (!energy) return;
   alignas(64) float m[V::width], l[V::width];
   put<V>(m, largest);
-  put<V>(l, ulam::log<V>(total));
+  put<V>(l, radius_log<V>(total));
   for (int k = 0; k < V::width; ++k) energy[k] = -(static_cast<double>(m[k]) + static_cast<double>(l[k]));
 }
 

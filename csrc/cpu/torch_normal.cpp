@@ -3,21 +3,13 @@
 
 #include <algorithm>
 
+#include "threads.h"
+
 namespace ulam::cpu {
 namespace {
 
-constexpr int64_t kSerialElements = 8192;  // a parallel region costs about 5 us; below this one thread is faster
-constexpr int kBlock = 624;                // the words of mt19937's state
-constexpr int kAgain = 16;                 // the values that torch makes anew at the end of an uneven size
-
-const TorchNormal* torch_normal_of(const Kernels& k) {
-#if !defined(ULAM_NO_X86)
-  if (&k == &avx512_kernels) return &torch_normal_avx512;
-  if (&k == &avx2_kernels) return &torch_normal_avx2;
-#endif
-  (void)k;
-  return nullptr;
-}
+constexpr int kBlock = 624;  // the words of mt19937's state
+constexpr int kAgain = 16;   // the values that torch makes anew at the end of an uneven size
 
 bool understood(const TorchState& s) {
   if (s.seeded != 1 || s.next > kBlock) return false;
@@ -27,18 +19,18 @@ bool understood(const TorchState& s) {
 // Draws out[0 .. count) and, if `uneven`, again[0 .. kAgain), which is written in any case. Where x[0 .. 624) is the
 // state and x goes on as mt19937 does, the first word to draw is x[next]. The window is x from `base` on, far enough
 // for the whole block of the last word drawn: torch's state is that block.
-void draw(const TorchNormal& k, TorchState& s, uint32_t* out, int64_t count, uint32_t* again, bool uneven) {
+void draw(const Kernels& k, TorchState& s, uint32_t* out, int64_t count, uint32_t* again, bool uneven) {
   uint32_t window[3 * kBlock + kAgain];
   std::copy(s.state, s.state + kBlock, window);
-  k.extend(window, 2 * kBlock + kAgain);
+  k.mt19937(window, 2 * kBlock + kAgain);
   const int64_t next = s.left == 1 ? kBlock : static_cast<int64_t>(s.next);
   const int64_t known = std::min<int64_t>(count, 2 * kBlock - next);
   std::copy(window + next, window + next + known, out);
   int64_t base = 0;
   if (known < count) {
-    k.extend(out + known - kBlock, count - known);
+    k.mt19937(out + known - kBlock, count - known);
     std::copy(out + count - kBlock, out + count, window);
-    k.extend(window, 2 * kBlock + kAgain);
+    k.mt19937(window, 2 * kBlock + kAgain);
     base = next + count - kBlock;
   }
   const uint32_t* const behind = window + next + count - base;
@@ -51,24 +43,22 @@ void draw(const TorchNormal& k, TorchState& s, uint32_t* out, int64_t count, uin
 
 }  // namespace
 
-bool torch_normal(const Kernels& kernels, float* out, int64_t count, TorchState& state, int64_t state_bytes,
-                  int threads) {
-  const TorchNormal* const k = torch_normal_of(kernels);
-  if (!k || count < kAgain || state_bytes != sizeof state || !understood(state)) return false;
+bool torch_normal(const Kernels& k, float* out, int64_t count, TorchState& state, int64_t state_bytes, int threads) {
+  if (!k.torch_transform || count < kAgain || state_bytes != sizeof state || !understood(state)) return false;
   uint32_t* const words = reinterpret_cast<uint32_t*>(out);
   uint32_t again[kAgain];
   const bool uneven = count % 16 != 0;
-  draw(*k, state, words, count, again, uneven);
+  draw(k, state, words, count, again, uneven);
   const int64_t groups = count / 16;
   const int parts = count <= kSerialElements ? 1 : std::max(threads, 1);
 #pragma omp parallel for num_threads(parts) if (parts > 1) schedule(static, 1)
   for (int part = 0; part < parts; ++part) {
     const int64_t begin = groups * part / parts, end = groups * (part + 1) / parts;
-    k->transform(words + 16 * begin, end - begin);
+    k.torch_transform(words + 16 * begin, end - begin);
   }
   if (uneven) {
     std::copy(again, again + kAgain, words + count - kAgain);
-    k->transform(words + count - kAgain, 1);
+    k.torch_transform(words + count - kAgain, 1);
   }
   return true;
 }

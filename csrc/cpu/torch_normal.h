@@ -24,16 +24,6 @@ struct TorchState {
 };
 static_assert(sizeof(TorchState) == 5056);
 
-// One instruction set: `extend` makes x[624 .. 624 + count) of the 624 words of mt19937 before them; `transform` turns
-// groups of 16 words into normals, in place.
-struct TorchNormal {
-  void (*extend)(uint32_t* x, int64_t count);
-  void (*transform)(uint32_t* words, int64_t groups);
-};
-#if !defined(ULAM_NO_X86)
-extern const TorchNormal torch_normal_avx2, torch_normal_avx512;
-#endif
-
 // Fills out[0 .. count) and leaves the state as torch leaves it. False, and nothing is touched, if count < 16, if the
 // state is not as described above, and with portable kernels: torch's bits are those of fused multiply-adds.
 bool torch_normal(const Kernels&, float* out, int64_t count, TorchState& state, int64_t state_bytes, int threads);

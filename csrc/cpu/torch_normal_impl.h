@@ -135,10 +135,5 @@ void transform(uint32_t* words, int64_t groups) {
     for (int j = 0; j < 8; ++j) transform_once<TorchScalar>(words + 16 * g + j);
 }
 
-template <class V>
-constexpr TorchNormal torch_normal_with() {
-  return {extend<V>, transform<V>};
-}
-
 }  // namespace
 }  // namespace ulam::cpu

@@ -12,7 +12,7 @@ namespace {
 constexpr int kSumThreads = kLanes / 4;
 constexpr int kMostQuads = 4;  // of a thread that shares a warp's chain
 
-// One element, with what ulam/special.h asks for beyond Scalar.
+// One element, with what ulam/elementary.h asks for beyond Scalar.
 struct One : Scalar {
   static ULAM_HD f add(f a, f b) { return sub(a, -b); }
   static ULAM_HD f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }

@@ -101,7 +101,7 @@ ULAM_DEVICE double mixture(const Target& target, const Place& p, const Shares& s
     ULAM_UNROLL
     for (int j = 0; j < 4; ++j) s[j] = k ? Lane::fma(weight, away(k, j), s[j]) : Lane::mul(weight, away(k, j));
   }
-  return -(static_cast<double>(largest) + static_cast<double>(log<Lane>(total)));
+  return -(static_cast<double>(largest) + static_cast<double>(radius_log<Lane>(total)));
 }
 
 // The score of the thread's elements; the energy is returned, in every thread of the chain, if it is asked for.

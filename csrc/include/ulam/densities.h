@@ -5,7 +5,7 @@
 // correctly rounded over all numbers. An energy that is a sum over elements is summed in float64.
 #pragma once
 
-#include "ulam/exp.h"
+#include "ulam/elementary.h"
 #include "ulam/mcmc.h"
 #include "ulam/noise.h"
 
@@ -16,25 +16,6 @@ ULAM_HD int sum_width(int64_t d) {
   int width = 1;
   while (width < d) width *= 2;
   return width;
-}
-
-// ln x of a positive normal number, by the polynomial of noise-v1's radius.
-template <class V>
-ULAM_HD typename V::f log(typename V::f x) {
-  using f = typename V::f;
-  const typename V::u i = V::bits(x);
-  const typename V::u e = V::and_(V::sub_u(i, V::set_u(0x3f2aaaabu)), 0xff800000u);
-  const f m = V::sub(V::as_float(V::sub_u(i, e)), V::set(1.0f));
-  f q = V::set(-0x1.1f28p-2f);
-  q = V::fma(q, m, V::set(0x1.3b0c5cp-2f));
-  q = V::fma(q, m, V::set(-0x1.1ea89ap-2f));
-  q = V::fma(q, m, V::set(0x1.5038p-2f));
-  q = V::fma(q, m, V::set(-0x1.99d3bp-2f));
-  q = V::fma(q, m, V::set(0x1.00144ep-1f));
-  q = V::fma(q, m, V::set(-0x1.5554fcp-1f));
-  q = V::fma(q, m, V::set(0x1.ffffd6p-1f));
-  q = V::fma(q, m, V::set(-0x1p+1f));
-  return V::mul(V::set(-0.5f), V::fma(V::from_signed(e), V::set(-0x1.62e43p-23f), V::mul(q, m)));
 }
 
 // Gaussian: u = x - mean, s = -A u, E = sum_i -1/2 u_i s_i.

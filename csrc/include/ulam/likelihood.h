@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "ulam/special.h"
+#include "ulam/elementary.h"
 
 namespace ulam {
 

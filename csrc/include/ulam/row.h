@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "ulam/exp.h"
+#include "ulam/elementary.h"
 #include "ulam/platform.h"
 
 namespace ulam {

@@ -89,7 +89,7 @@ def exp(x: RealArray) -> RealArray:
     The argument saturates at -86 and 88, between which the result is a normal number; NaN stays NaN.
     ``x = k ln 2 + r`` with an integer ``k`` and ``|r| <= ln(2)/2``; ``exp(r)`` is a polynomial, and ``k`` is
     added to the exponent bits. The error is at most 0.892 ulp (measured on every number). Every backend runs
-    these operations (csrc/include/ulam/exp.h), so rows with a learned noise scale are bit-identical too.
+    these operations (csrc/include/ulam/elementary.h), so rows with a learned noise scale are bit-identical too.
     float64 arguments get ``numpy.exp``.
     """
     x = np.asarray(x)

@@ -58,7 +58,7 @@ def clip(x, lo, hi):
 
 @triton.jit
 def exp(x):
-    """exp in correctly rounded operations: see ``csrc/include/ulam/exp.h``."""
+    """exp in correctly rounded operations: see ``csrc/include/ulam/elementary.h``."""
     y = clip(x, -86.0, 88.0)
     shift = tl.full(x.shape, EXP_SHIFT, tl.float32)
     t = tl.fma(y, tl.full(x.shape, EXP_SCALE, tl.float32), shift)

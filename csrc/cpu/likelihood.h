@@ -1,22 +1,11 @@
-// Sums over a chain with one instruction set's lanes, in an unnamed namespace like kernels_impl.h. V has, beyond what
-// ulam/special.h asks for, accumulate(lanes, x): lanes[k] += x[k] in double.
+// Sums over a chain of a variational bound's terms, over one instruction set's lanes, as in kernels_impl.h.
 #pragma once
 
-#include "likelihood_kernels.h"
 #include "reduce.h"
+#include "ulam/likelihood.h"
 
 namespace ulam::cpu {
 namespace {
-
-// One lane, for what is left over by the vectors.
-struct OneLane : Scalar {
-  static ULAM_HD f add(f a, f b) { return a + b; }
-  static ULAM_HD f div(f a, f b) { return a / b; }
-  static ULAM_HD f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
-  static ULAM_HD bool any(f a) { return a != 0.0f; }
-  static ULAM_HD f load(const float* p) { return *p; }
-  static ULAM_HD void accumulate(double* lanes, f x) { lanes[0] += x; }
-};
 
 // A tensor of one chain: `each` tells whether it has one number an element, or one for all.
 struct Numbers {
@@ -42,7 +31,7 @@ double sum_terms(int64_t elements, const Term& term) {
   for (int l = 0; l < width; ++l) lanes[l] = 0.0;
   int64_t i = 0;
   for (; i + V::width <= elements; i += V::width) V::accumulate(lanes + i % kLanes, term.template at<V>(i));
-  for (; i < elements; ++i) OneLane::accumulate(lanes + i % kLanes, term.template at<OneLane>(i));
+  for (; i < elements; ++i) Portable::accumulate(lanes + i % kLanes, term.template at<Portable>(i));
   return sum_lanes(lanes, width);
 }
 
@@ -66,8 +55,8 @@ template <class V, bool each_excess, bool each_precision>
 double kl_of_chain(const GaussianKl& s, int64_t b) {
   const Numbers log_var_a = numbers_of(s.log_var_a, s.each_a, b, s.elements);
   const Numbers log_var_b = numbers_of(s.log_var_b, s.each_b, b, s.elements);
-  const float excess = kl_excess<OneLane>(*log_var_a.address, *log_var_b.address);
-  const float precision = reciprocal_exp<OneLane>(*log_var_b.address);
+  const float excess = kl_excess<Portable>(*log_var_a.address, *log_var_b.address);
+  const float precision = reciprocal_exp<Portable>(*log_var_b.address);
   const int64_t first = b * s.elements;
   const TwiceKl<each_excess, each_precision> term{s.mean_a + first, s.mean_b + first, log_var_a,
                                                   log_var_b,        excess,           precision};
@@ -101,7 +90,7 @@ template <class V, bool each, Cdf cdf>
 double likelihood_of_chain(const DiscretisedLikelihood& s, int64_t b) {
   const Numbers log_scale = numbers_of(s.log_scale, each, b, s.elements);
   const int64_t first = b * s.elements;
-  const LogBin<each, cdf> term{s.x + first, s.mean + first, log_scale, reciprocal_exp<OneLane>(*log_scale.address),
+  const LogBin<each, cdf> term{s.x + first, s.mean + first, log_scale, reciprocal_exp<Portable>(*log_scale.address),
                                s.half,      s.edge};
   return sum_terms<V>(s.elements, term);
 }
@@ -112,11 +101,6 @@ void discretised_of(const DiscretisedLikelihood& s, int64_t begin, int64_t end) 
                             ? (s.each ? likelihood_of_chain<V, true, kExact> : likelihood_of_chain<V, false, kExact>)
                             : (s.each ? likelihood_of_chain<V, true, kTanh> : likelihood_of_chain<V, false, kTanh>);
   for (int64_t b = begin; b < end; ++b) s.out[b] = of_chain(s, b);
-}
-
-template <class V>
-constexpr LikelihoodKernels likelihood_with() {
-  return {gaussian_kl_of<V>, discretised_of<V>};
 }
 
 }  // namespace

@@ -4,5 +4,5 @@
 #include "kernels_impl.h"
 
 namespace ulam::cpu {
-const Kernels avx2_kernels = kernels_of<Avx2>("avx2");
+constexpr Kernels avx2_kernels = kernels_of<Avx2>("avx2");
 }

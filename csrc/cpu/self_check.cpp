@@ -1,58 +1,13 @@
-// Which instruction sets run here, how an operation is shared among threads, and the import-time check.
-#include <algorithm>
+// Which instruction sets run here, and the check of each when the extension is imported.
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <utility>
-
-#if !defined(ULAM_NO_X86)
-#include <immintrin.h>
-#endif
 
 #include "kernels.h"
 #include "select.h"
 #include "ulam/reduce.h"
 
 namespace ulam::cpu {
-namespace {
-
-// A parallel region costs about 5 us; below this much work one thread is faster.
-constexpr int64_t kSerialElements = 8192;
-constexpr int64_t kChunk = 16384;
-
-// The arithmetic of the standard whatever the caller's thread is set to: round to nearest, keep subnormal numbers.
-class StandardArithmetic {
-#if !defined(ULAM_NO_X86)
- public:
-  StandardArithmetic() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~kFlushAndRounding); }
-  ~StandardArithmetic() { _mm_setcsr(before_); }
-
- private:
-  static constexpr unsigned kFlushAndRounding = 0xE040u;
-  unsigned before_;
-#else
- public:
-  StandardArithmetic() {}  // not trivial, so that no compiler calls it unused
-#endif
-};
-
-template <class Run>
-void parallel(int64_t chains, int64_t elements, int threads, const Run& run) {
-  if (chains == 0 || elements == 0) return;
-  if (threads <= 1 || chains * elements <= kSerialElements) {
-    const StandardArithmetic standard;
-    return run(elements, 0, chains);
-  }
-  const int64_t chunk = elements <= kChunk ? elements : kChunk;
-  const int64_t units = chains * ((elements + chunk - 1) / chunk);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int part = 0; part < threads; ++part) {
-    const StandardArithmetic standard;
-    run(chunk, units * part / threads, units * (part + 1) / threads);
-  }
-}
-
-}  // namespace
 
 const Kernels* const* usable_kernels() {
   static const Kernels* usable[4] = {};
@@ -71,56 +26,6 @@ const Kernels* const* usable_kernels() {
   }();
   (void)filled;
   return usable;
-}
-
-void step(const Kernels& k, const Step& s, int threads) {
-  parallel(s.chains, s.elements, threads,
-           [&](int64_t chunk, int64_t begin, int64_t end) { k.step(s, chunk, begin, end); });
-}
-
-void reduce(const Kernels& k, const Reduce& s, int threads) {
-  const int64_t chains = s.step.chains, elements = s.step.elements;
-  if (chains == 0 || elements == 0) return;
-  const bool serial = threads <= 1 || chains * elements <= kSerialElements;
-  const int64_t parts = serial ? 1 : std::min<int64_t>(threads, chains);
-  const std::unique_ptr<uint32_t[]> scratch(new uint32_t[2 * elements * parts]);
-  const auto run = [&](int64_t part) {
-    const StandardArithmetic standard;
-    k.reduce(s, scratch.get() + 2 * elements * part, chains * part / parts, chains * (part + 1) / parts);
-  };
-  if (serial) return run(0);
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-  for (int64_t part = 0; part < parts; ++part) run(part);
-}
-
-void blend(const Kernels& k, const Blend& s, int threads) {
-  parallel(s.chains, s.elements, threads,
-           [&](int64_t chunk, int64_t begin, int64_t end) { k.blend(s, chunk, begin, end); });
-}
-
-void fill(const Kernels& k, const Fill& s, int threads) {
-  parallel(s.chains, s.elements, threads,
-           [&](int64_t chunk, int64_t begin, int64_t end) { k.fill(s, chunk, begin, end); });
-}
-
-void affine(const Kernels& k, const Affine& s, int threads) {
-  parallel(s.chains, s.elements, threads,
-           [&](int64_t chunk, int64_t begin, int64_t end) { k.affine(s, chunk, begin, end); });
-}
-
-void hash_noise(const Kernels& k, uint64_t first, uint64_t count, uint64_t sums[3], int threads) {
-  uint64_t a = 0, b = 0, c = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : a, b, c)
-  for (int64_t block = 0; block < static_cast<int64_t>(count >> 10); ++block) {
-    uint64_t part[3] = {};
-    k.hash_noise(first + (static_cast<uint64_t>(block) << 10), 1 << 10, part);
-    a += part[0];
-    b += part[1];
-    c += part[2];
-  }
-  sums[0] = a;
-  sums[1] = b;
-  sums[2] = c;
 }
 
 namespace {

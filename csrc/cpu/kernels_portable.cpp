@@ -1,5 +1,0 @@
-#include "kernels_impl.h"
-
-namespace ulam::cpu {
-const Kernels portable_kernels = kernels_of<Portable>("portable");
-}
