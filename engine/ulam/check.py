@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from scipy.special import chdtr, chdtri
 
+from ulam_kernels.tracing import outside_graphs
+
 from .denoiser import Denoiser
 from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, levels
@@ -102,6 +104,7 @@ class Level:
         return all(passed for passed, _ in self.verdicts.values())
 
 
+@outside_graphs
 def measure(
     denoiser: Denoiser,
     x: torch.Tensor,
@@ -146,6 +149,7 @@ def measure(
     return (_level(denoiser, x, sigma, cond or {}, noisy, batch, seed, row) for row, sigma in enumerate(checked))
 
 
+@outside_graphs
 def _level(
     denoiser: Denoiser, x: torch.Tensor, sigma: float, cond: Inputs, noisy: bool, batch: int, seed: int, row: int
 ) -> Level:
