@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from scipy.special import chdtr, chdtri
 
-from ulam_kernels.tracing import outside_graphs
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
+from ulam_kernels.validation import check_data
 
 from .denoiser import Denoiser
 from .derivatives import Derivatives
@@ -133,9 +134,11 @@ def measure(
         TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
             x or has no derivative. RuntimeError: x or cond requires grad while gradients are recorded.
     """
+    check_not_recorded("measure")
     check_no_gradient("check.measure", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
         raise TypeError(f"x must be a float tensor [N, *shape], got {getattr(x, 'dtype', type(x).__name__)}")
+    check_data(x, "x")
     if len(x) < 4 or len(x) % 2:
         raise ValueError(f"x must have an even number of examples, at least 4, got {len(x)}")
     if whole_number("batch", batch) < 2 or batch % 2:
@@ -143,6 +146,7 @@ def measure(
     if not len(sigmas) or (noisy and len(sigmas) > 1):
         raise ValueError(f"sigmas must be {'the one level of the data' if noisy else 'not empty'}, got {len(sigmas)}")
     for name, value in (cond or {}).items():
+        check_data(value, f"cond[{name!r}]")
         if len(value) != len(x):
             raise ValueError(f"cond: {name} must have {len(x)} rows, one an example, got {len(value)}")
     checked = [float(levels(x[:1], sigma)[0]) for sigma in sigmas]
