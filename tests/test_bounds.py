@@ -421,7 +421,7 @@ def test_wrong_arguments_of_the_likelihood() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             bounds.likelihood(denoiser, POINTS, **options)
-    with pytest.raises(ValueError, match="x: got a tensor of torch.int64 .*, expected a float tensor"):
+    with pytest.raises(ValueError, match=r"x: got a tensor of torch.int64 .*, expected a float tensor"):
         bounds.likelihood(denoiser, torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="range of sigma/alpha"):
         bounds.likelihood(TWO.denoiser(vp(10)), POINTS, sigma_max=1e4)

@@ -67,9 +67,9 @@ ENTRIES = {
     "eigenpairs": Entry(lambda y: tweedie.eigenpairs(DENOISER, y, 1.0, 2)[0], X, "y"),
     "third_cumulant": Entry(lambda y: tweedie.third_cumulant(DENOISER, y, 1.0, y + 1), X, "y"),
     "sure": Entry(lambda y: sure.estimate(DENOISER, y, 1.0).per_chain, X, "y"),
-    "measure": Entry(lambda x: [*check.measure(DENOISER, x.repeat(2, 1, 1, 1), [1.0])][0].sure, X, "measure"),
+    "measure": Entry(lambda x: next(check.measure(DENOISER, x.repeat(2, 1, 1, 1), [1.0])).sure, X, "measure"),
     "vlb": Entry(lambda x: ulam.bounds.vlb(DENOISER, x).per_chain, X.clamp(-1, 1), "vlb"),
-    "mcmc": Entry(lambda x: mcmc.run(GAUSSIAN, mcmc.ULA(step=0.1), chains=2, seed=1, x_init=x, steps=3).draws, X, "run"),
+    "mcmc": Entry(lambda x: mcmc.run(GAUSSIAN, mcmc.ULA(0.1), chains=2, seed=1, x_init=x, steps=3).draws, X, "run"),
     **{f"{name} of x": Entry(conversion(name, at_t=False), X) for name in CONVERSIONS},
     **{f"{name} at t": Entry(conversion(name, at_t=True), TIMES, "t") for name in CONVERSIONS},
 }  # fmt: skip
