@@ -105,8 +105,8 @@ inline PyObject* run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
 inline PyObject* scalar(PyObject*, PyObject* tensor) {
   const auto view = view_of(tensor);
   if (!view || !view->on_cpu() || view->elements() != 1) Py_RETURN_NONE;
-  if (view->is(kInteger, 64)) return PyFloat_FromDouble(static_cast<double>(*view->address<int64_t>()));
   if (negative(tensor)) Py_RETURN_NONE;
+  if (view->is(kInteger, 64)) return PyFloat_FromDouble(static_cast<double>(*view->address<int64_t>()));
   if (view->is(kFloat, 32)) return PyFloat_FromDouble(*view->address<float>());
   if (view->is(kFloat, 64)) return PyFloat_FromDouble(*view->address<double>());
   Py_RETURN_NONE;

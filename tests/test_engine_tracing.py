@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ulam
-from ulam import mcmc, noise, objectives, ops
+from ulam import check, mcmc, noise, objectives, ops, sure, tweedie
 from ulam.likelihood import likelihood
 from ulam.noising import add_noise
 from ulam.samplers import DDIM
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]  # fmt: skip
 SCHEDULE = ulam.schedules.vp_linear(1000)
 DENOISER = ulam.Denoiser(lambda x, t: x * 0.5, SCHEDULE)
+GUIDED = ulam.Denoiser(lambda x, t, c: x * c, SCHEDULE)
 X, TIMES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 7])
 GAUSSIAN = mcmc.Gaussian(torch.zeros(3), torch.ones(3))
 
@@ -52,10 +53,23 @@ ENTRIES = {
     "implicit_score_matching": Entry(
         lambda x: objectives.implicit_score_matching(lambda y: -(y**3), x), X[:, :1, :2, :2].contiguous()
     ),
-    "sample": Entry(lambda x: ulam.sample(DENOISER, (3, 4, 4), DDIM(steps=3), 2, x_init=x), X, "sample"),
+    "sample": Entry(lambda x: ulam.sample(DENOISER, DDIM(steps=3), (3, 4, 4), 2, x_init=x), X, "sample"),
     "likelihood": Entry(lambda x: likelihood(DENOISER, x, steps=2).per_chain, X, "likelihood"),
+    "mean": Entry(lambda y: tweedie.mean(DENOISER, y, 1.0), X, "y"),
+    "mean at sigma": Entry(lambda sigma: tweedie.mean(DENOISER, X, sigma), TIMES.float(), "(y|sigma)"),
+    "mean with cond": Entry(
+        lambda c: tweedie.mean(GUIDED, X, 1.0, {"c": c}), X, r"(y|cond\['c'\])"
+    ),
+    "covariance_product": Entry(lambda y: tweedie.covariance_product(DENOISER, y, 1.0, y + 1), X, "y"),
+    "covariance_product along v": Entry(lambda v: tweedie.covariance_product(DENOISER, X, 1.0, v), X, "(y|v)"),
+    "covariance_diagonal": Entry(lambda y: tweedie.covariance_diagonal(DENOISER, y, 1.0, samples=1), X, "y"),
+    "covariance_trace": Entry(lambda y: tweedie.covariance_trace(DENOISER, y, 1.0, samples=6).value, X, "y"),
+    "eigenpairs": Entry(lambda y: tweedie.eigenpairs(DENOISER, y, 1.0, 2)[0], X, "y"),
+    "third_cumulant": Entry(lambda y: tweedie.third_cumulant(DENOISER, y, 1.0, y + 1), X, "y"),
+    "sure": Entry(lambda y: sure.estimate(DENOISER, y, 1.0).per_chain, X, "y"),
+    "measure": Entry(lambda x: next(check.measure(DENOISER, x.repeat(2, 1, 1, 1), [1.0])).sure, X, "measure"),
     "vlb": Entry(lambda x: ulam.bounds.vlb(DENOISER, x).per_chain, X.clamp(-1, 1), "vlb"),
-    "mcmc": Entry(lambda x: mcmc.run(GAUSSIAN, mcmc.ULA(step=0.1), chains=2, x_init=x, steps=3).draws, X, "run"),
+    "mcmc": Entry(lambda x: mcmc.run(GAUSSIAN, mcmc.ULA(0.1), chains=2, seed=1, x_init=x, steps=3).draws, X, "run"),
     **{f"{name} of x": Entry(conversion(name, at_t=False), X) for name in CONVERSIONS},
     **{f"{name} at t": Entry(conversion(name, at_t=True), TIMES, "t") for name in CONVERSIONS},
 }  # fmt: skip
@@ -90,3 +104,13 @@ def test_fake_inputs(name: str) -> None:
                 RuntimeError, match=rf"^{entry.refused}: got a (tensor|call) under FakeTensorMode, expected"
             ):
                 entry.call(mode.from_tensor(entry.given))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.refused is not None])
+@pytest.mark.parametrize("by", [None, *TRACERS])
+def test_meta_inputs_are_refused(name: str, by: str | None) -> None:
+    """They have no numbers, whatever records the call."""
+    entry = ENTRIES[name]
+    with pytest.raises((RuntimeError, ValueError), match=r"^[\w\[\]']+: got [^\n]*, expected [^\n]*\Z"):
+        given = entry.given.to("meta")
+        entry.call(given) if by is None else TRACERS[by](entry.call, given)

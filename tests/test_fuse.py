@@ -184,7 +184,7 @@ def test_gradients_are_refused() -> None:
     scheduler = fuse(diffusers.DDIMScheduler())
     scheduler.set_timesteps(4)
     x = torch.zeros(SHAPE, requires_grad=True)
-    with pytest.raises(RuntimeError, match="step has no gradient"):
+    with pytest.raises(RuntimeError, match=r"^model_output: got a tensor that requires grad, but step has no gradient"):
         scheduler.step(x, 500, x)
     with torch.no_grad():
         assert not scheduler.step(x, 500, x).prev_sample.requires_grad
@@ -225,11 +225,11 @@ def test_other_arguments_are_refused() -> None:
 
     with pytest.raises(TypeError, match="scheduler must have the step of diffusers, OwnStep has one of its own"):
         fuse(OwnStep())
-    with pytest.raises(TypeError, match="scheduler must be of one of the classes DDPMScheduler"):
+    with pytest.raises(TypeError, match=r"scheduler: got .*, expected one of diffusers' classes DDPM"):
         fuse(diffusers.IPNDMScheduler())
     with pytest.raises(TypeError, match="scheduler must be a scheduler of diffusers, got DDIM"):
         fuse(DDIM(10))
-    with pytest.raises(ValueError, match="noise must be one of torch, noise-v1, got 'gpu'"):
+    with pytest.raises(ValueError, match="noise: got 'gpu', expected one of torch, noise-v1"):
         fuse(diffusers.DDIMScheduler(), noise="gpu")
     with pytest.raises(ValueError, match="Number of inference steps is 'None'"):
         fuse(diffusers.DDIMScheduler()).step(torch.zeros(SHAPE), 5, torch.zeros(SHAPE))

@@ -52,7 +52,7 @@ def test_spacings_are_those_of_the_format():
         for temperature in (spacing / COARSE * 1.01, spacing / COARSE * 0.99):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = warn_of_rounding(at.double() + 0, torch.tensor([temperature]).double(), 1)
+                found = warn_of_rounding(at.double() + 0, torch.tensor([temperature]).double())
             assert found == (spacing / temperature > COARSE) == bool(caught)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described, real, whole
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
 from .denoiser import Denoiser, check_denoiser
@@ -121,6 +121,7 @@ class ReverseChain:
         return (low + high) / 2 + (high - low) / 2 * v
 
 
+@outside_graphs
 def vlb(
     denoiser: Denoiser,
     x_0: torch.Tensor,

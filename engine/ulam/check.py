@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from scipy.special import chdtr, chdtri
 
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
+from ulam_kernels.validation import check_data
+
 from .denoiser import Denoiser
 from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, levels
@@ -102,6 +105,7 @@ class Level:
         return all(passed for passed, _ in self.verdicts.values())
 
 
+@outside_graphs
 def measure(
     denoiser: Denoiser,
     x: torch.Tensor,
@@ -130,9 +134,11 @@ def measure(
         TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
             x or has no derivative. RuntimeError: x or cond requires grad while gradients are recorded.
     """
+    check_not_recorded("measure")
     check_no_gradient("check.measure", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
         raise TypeError(f"x must be a float tensor [N, *shape], got {getattr(x, 'dtype', type(x).__name__)}")
+    check_data(x, "x")
     if len(x) < 4 or len(x) % 2:
         raise ValueError(f"x must have an even number of examples, at least 4, got {len(x)}")
     if whole_number("batch", batch) < 2 or batch % 2:
@@ -140,12 +146,14 @@ def measure(
     if not len(sigmas) or (noisy and len(sigmas) > 1):
         raise ValueError(f"sigmas must be {'the one level of the data' if noisy else 'not empty'}, got {len(sigmas)}")
     for name, value in (cond or {}).items():
+        check_data(value, f"cond[{name!r}]")
         if len(value) != len(x):
             raise ValueError(f"cond: {name} must have {len(x)} rows, one an example, got {len(value)}")
     checked = [float(levels(x[:1], sigma)[0]) for sigma in sigmas]
     return (_level(denoiser, x, sigma, cond or {}, noisy, batch, seed, row) for row, sigma in enumerate(checked))
 
 
+@outside_graphs
 def _level(
     denoiser: Denoiser, x: torch.Tensor, sigma: float, cond: Inputs, noisy: bool, batch: int, seed: int, row: int
 ) -> Level:

@@ -22,6 +22,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described, real, whole
+from ulam_kernels.tracing import outside_graphs
 
 from .arguments import check_shape, resolve_device
 from .mcmc import diagnosis
@@ -84,6 +85,7 @@ class PersistentChains:
         self.x = torch.empty(count, *self.shape, device=device)
         self.x.copy_(self._fresh(self._state(self.x, self._chain)))
 
+    @outside_graphs
     def sample(self, energy: Callable[..., Any] | Energy, *, batch: int, steps: int) -> torch.Tensor:
         """Run the next ``batch`` chains ``steps`` steps on under the energy; their states ``[batch, *shape]``, a copy.
 
@@ -112,7 +114,7 @@ class PersistentChains:
             state.advance()
         if self.sampler.adjusted and not self._warned and self._calls % LOOK_EVERY == 0:
             assert state.energy is not None
-            self._warned = diagnosis.warn_of_rounding(state.energy, one[1], stacklevel=2)
+            self._warned = diagnosis.warn_of_rounding(state.energy, one[1])
         self._calls += 1
         self.x[rows] = state.x
         self.clock[rows] += steps

@@ -13,7 +13,7 @@ import torch
 import ulam_kernels.dispatch
 from ulam_kernels.arguments import choice, described, positive, real, switch
 from ulam_kernels.ops import FLOATS
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from .arguments import (
     check_callback,
@@ -84,6 +84,7 @@ class Engine:
         TypeError, ValueError: an argument that cannot be, named in the message.
     """
 
+    @outside_graphs
     def __init__(
         self,
         denoiser: Denoiser,
@@ -156,6 +157,7 @@ class Engine:
         self._stopped = False  # no more ticks
         self._watchdog = Watchdog(self._runner.network, watchdog, self.report.add_fallback) if watchdog else None
 
+    @outside_graphs
     def submit(
         self,
         sampler: Sampler | Program,
@@ -255,6 +257,7 @@ class Engine:
         if self._closed:
             raise RuntimeError("submit: the engine is closed")
 
+    @outside_graphs
     def cancel(self, job: Job) -> int:
         """Drop a job's chains that have not been delivered; how many. Other jobs keep their bits."""
         _check_job(job)
@@ -266,6 +269,7 @@ class Engine:
             self._room.notify_all()
         return int(dropped)
 
+    @outside_graphs
     def drop_waiting(self) -> int:
         """Drop all chains that wait for a slot; how many. Those in slots run to their end."""
         with self._lock:
@@ -281,6 +285,7 @@ class Engine:
         """Chains that wait for a slot."""
         return self._scheduler.waiting
 
+    @outside_graphs
     def predicted_end(self, job: Job) -> int | None:
         """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None when it has."""
         _check_job(job)
@@ -289,6 +294,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- results
 
+    @outside_graphs
     def stream(self) -> Iterator[Result]:
         """Run until no chain is left, yielding each as it finishes. Jobs may be submitted meanwhile.
 
@@ -310,6 +316,10 @@ class Engine:
         After an exception, calling again goes on and returns what had finished before too. Chains that failed, were
         cancelled or that :meth:`stream` has delivered already are NaN.
         """
+        if torch.compiler.is_dynamo_compiling():  # not by a function around this one: an interrupt there costs results
+            from ulam_kernels.outside import call
+
+            return call(Engine.run, self)  # type: ignore[no-any-return]
         with self._turn:
             while (batch := self._next_batch()) is not None:
                 self._take(batch, apart=False)
@@ -317,6 +327,7 @@ class Engine:
                 self._delivery.join()
         return self._delivery.joined.pop(threading.get_ident())
 
+    @outside_graphs
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
         """As :meth:`stream`, by groups of chains that end together.
 
@@ -325,10 +336,12 @@ class Engine:
         check_not_recorded("finished")
         return filter(None, chain.from_iterable(iter(partial(self._next_groups, progress), None)))
 
+    @outside_graphs
     def _next_chains(self) -> Iterator[Result | None] | None:
         """Run until chains are out; None once there is none left."""
         return self._delivery.chains() if self._advance(True, None) else None
 
+    @outside_graphs
     def _next_groups(self, progress: Callable[[int], object] | None) -> Iterator[Finished | None] | None:
         """Run until groups are out; None once there is none left."""
         return self._delivery.groups() if self._advance(False, progress) else None
@@ -378,6 +391,7 @@ class Engine:
             with self._lock:
                 self._delivery.take(batch, part, states, apart)
 
+    @outside_graphs
     def close(self, drain: bool = False) -> list[Result]:
         """End: new jobs are refused, waiting and running chains are dropped, a stream ends.
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .job import Job
 
 
+OURS = (__package__, "ulam_kernels", "torch")  # whose frames a warning is not about
 GRADIENTS = "options=ulam.NetworkOptions(gradients=True)"
 
 
@@ -34,9 +35,9 @@ class QueueFull(RuntimeError):
     """A bounded queue has no room for a job; nothing has changed."""
 
 
-def warn(message: str) -> None:
-    """A UserWarning at the line that called into this package, however deep inside it is given."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning at the line that called into this package, however deep inside it is given, and by torch.compile."""
     frame, depth = sys._getframe(1), 3
-    while frame.f_back is not None and frame.f_back.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__", "").split(".")[0] in OURS:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, UserWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)

@@ -44,7 +44,7 @@ class Estimator:
         self.sigma, self.denoiser = levels(y, sigma), denoiser
         self._net, self._like = denoiser.net, y
         with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
-            self._cond = {key: _for_graphs(value) for key, value in (cond or {}).items()}
+            self._cond = {key: _for_graphs(key, value) for key, value in (cond or {}).items()}
             self._set_coefficients(denoiser, y)
 
     def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
@@ -98,7 +98,9 @@ class Estimator:
         return self._tensor(values)
 
 
-def _for_graphs(value: object) -> object:
+def _for_graphs(key: str, value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        check_data(value, f"cond[{key!r}]")
     return plain(value) if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import choice, described, positive, whole
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
 from .denoiser import Denoiser, check_denoiser
@@ -50,6 +50,7 @@ class Likelihood:
     derivatives: str
 
 
+@outside_graphs
 def likelihood(
     denoiser: Denoiser,
     x: torch.Tensor,

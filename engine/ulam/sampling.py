@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
 
 from ulam_kernels.arguments import switch
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from .conditioning import Cond, Shared
 from .denoiser import Denoiser, Sampler
 from .engine import Engine
+from .errors import warn
 from .job import Noise
 from .network import NetworkOptions
 from .noise import chain_ids
@@ -22,6 +22,7 @@ from .program import Program
 DEFAULT_SLOTS = 256
 
 
+@outside_graphs
 def sample(
     denoiser: Denoiser,
     sampler: Sampler | Program,
@@ -116,9 +117,8 @@ def sample(
                     out[place] = float("nan")
     if failed:
         first = "chain {} at row {}".format(*next(iter(failed.items())))
-        warnings.warn(
+        warn(
             f"{len(failed)} of {len(ids)} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
             RuntimeWarning,
-            stacklevel=2,
         )
     return out

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ulam_kernels.tracing import outside_graphs
+
 from .denoiser import Denoiser
 from .derivatives import Derivatives
 from .estimate import Estimator, Inputs, Sigma
@@ -33,6 +35,7 @@ class Sure:
     derivatives: str
 
 
+@outside_graphs
 def estimate(
     denoiser: Denoiser,
     y: torch.Tensor,

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from ulam_kernels.arguments import choice
+from ulam_kernels.tracing import outside_graphs
 from ulam_kernels.validation import check_data
 
 from .denoiser import Denoiser
@@ -54,6 +55,7 @@ def mean(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None 
     return estimator(y) if differentiable else without_graph(estimator, y)
 
 
+@outside_graphs
 def covariance_product(
     denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, v: torch.Tensor, cond: Inputs | None = None
 ) -> torch.Tensor:
@@ -64,6 +66,7 @@ def covariance_product(
     return estimator.per_chain(estimator.sigma**2) * Derivatives(estimator, y).product(v)
 
 
+@outside_graphs
 def covariance_diagonal(
     denoiser: Denoiser,
     y: torch.Tensor,
@@ -94,6 +97,7 @@ def covariance_diagonal(
     return out
 
 
+@outside_graphs
 def covariance_trace(
     denoiser: Denoiser,
     y: torch.Tensor,
@@ -131,6 +135,7 @@ def covariance_trace(
     return Estimate(remainder + known, error, derivatives.mode)
 
 
+@outside_graphs
 def eigenpairs(
     denoiser: Denoiser,
     y: torch.Tensor,
@@ -178,6 +183,7 @@ def eigenpairs(
     return values, (basis @ vectors).mT.reshape(len(y), count, *y.shape[1:])
 
 
+@outside_graphs
 def third_cumulant(
     denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, v: torch.Tensor, cond: Inputs | None = None
 ) -> torch.Tensor:

@@ -6,10 +6,12 @@ written to; fake tensors and those of ``torch.func`` have no memory at all.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +30,29 @@ modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 _functorch: Any = torch._C._functorch
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def outside_graphs(function: F) -> F:
+    """The function, outside of the graphs of torch.compile with all that it calls, and the function itself elsewhere.
+
+    It depends on memory that no graph sees, or on its caller's progress. With fullgraph=True torch refuses the call.
+    """
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if compiles():
+            from .outside import call
+
+            return call(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
+
+
+def compiles() -> bool:
+    """Whether torch.compile may trace what runs now: it has been imported."""
+    return "torch._dynamo" in sys.modules
 
 
 class _Running(threading.local):

@@ -13,10 +13,11 @@ chains' median, while they accept more than the target by a third of what is lef
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
+
+from .. import errors
 
 if TYPE_CHECKING:
     from .batch import Batch, Plan
@@ -36,20 +37,18 @@ def warn(result: Chains, plan: Plan, batches: list[Batch]) -> None:
         given = torch.cat([batch.given for batch in batches])[: len(plan.ids)]  # without the last batch's padding
         _warn_of_frozen_chains(result, plan.adapt, given)
     for batch in batches:
-        if (energy := batch.energies()) is not None and warn_of_rounding(energy, batch.temperature, 4):
+        if (energy := batch.energies()) is not None and warn_of_rounding(energy, batch.temperature):
             return
 
 
 def warn_of_repeated_noise() -> None:
     """That a run from given states begins with the noise that others began with."""
-    warnings.warn(
+    errors.warn(
         "x_init: the noise begins anew at step 0 of seed 0; pass resume= to go on from a run, or seed= or first_step=",
-        UserWarning,
-        stacklevel=3,
     )
 
 
-def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor, stacklevel: int) -> bool:
+def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor) -> bool:
     """Warn where energies ``[B]`` float64 lie too far apart to be told at the temperatures ``[B]``; whether it did."""
     finite = torch.isfinite(energy)
     energy, temperature = energy[finite], temperature[finite]
@@ -60,12 +59,11 @@ def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor, stacklevel
     if not len(coarse) or float(coarse.max()) <= COARSE:
         return False
     worst = int(coarse.argmax())
-    warnings.warn(
+    errors.warn(
         f"target: energies near {float(energy[worst]):.4g} are {float(spacing[worst]):.3g} apart in "
         f"{str(kind).removeprefix('torch.')}, too far for the Metropolis test at temperature "
         f"{float(temperature[worst]):g}: take a constant off the energy, or compute it in float64",
         RuntimeWarning,
-        stacklevel=stacklevel + 1,
     )
     return True
 
@@ -85,7 +83,7 @@ def _warn_of_divergence(result: Chains, plan: Plan) -> None:
             f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
             "their draws from there on are not finite"
         )
-    warnings.warn(f"{told}: try a smaller step", RuntimeWarning, stacklevel=4)
+    errors.warn(f"{told}: try a smaller step", RuntimeWarning)
 
 
 def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> None:
@@ -98,10 +96,9 @@ def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> 
     if not len(frozen):
         return
     names = ", ".join(str(chain) for chain in result.ids[frozen[:NAMED]].tolist())
-    warnings.warn(
+    errors.warn(
         f"adapt: the step fell to {float(step[frozen].min()):.2g} (median {float(median):.2g}) in {len(frozen)} of "
         f"{len(step)} chains ({names}{', ...' if len(frozen) > NAMED else ''}), which hardly move now: give a longer "
         "warm-up, or start them elsewhere by x_init",
         RuntimeWarning,
-        stacklevel=4,
     )

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import ulam_kernels.dispatch
 from ulam_kernels.arguments import described, switch
-from ulam_kernels.tracing import check_not_recorded
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
 from ..arguments import check_shape, check_slots, fallbacks, resolve_device
@@ -29,6 +29,7 @@ REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
 MOST_STEPS = 1 << 60  # noise-v1 numbers the steps of a chain below it
 
 
+@outside_graphs
 def run(
     target: Target,
     sampler: ChainSampler | ParallelTempering,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,6 +143,13 @@ def check_config(config: Mapping[str, Any], name: str, where: str = "") -> None:
     for key, rule in rules.items():
         if key in config and not rule.holds(config[key]):
             raise ValueError(f"{where}{key}: got {short(config[key])}, expected {rule.expected}")
+
+
+def check_complete(config: Mapping[str, Any], parameters: Iterable[str], where: str = "") -> None:
+    """Raises ValueError, as `check_config`, for a key of these, which its class takes, that the configuration lacks."""
+    for key in parameters:
+        if key in RULES and key not in config:
+            raise ValueError(f"{where}{key}: got no such key in the configuration, expected {RULES[key].expected}")
 
 
 def short(value: object) -> str:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
 import ulam_kernels
 from ulam_kernels import torch_normal
 
-from .noise import Generators, Streams, drawn
+from .arguments import check_noise, check_sample
+from .noise import Generators, Streams, check_generators, drawn
 from .plan import Kind, Plan
 from .threads import Local
 
-GENERATOR, TENSOR = torch.Generator, torch.Tensor
+GENERATOR = torch.Generator
 
 
 def short_way(
@@ -66,10 +66,8 @@ class Call:
     backend: str | None
 
     def __post_init__(self) -> None:
+        check_sample(self.sample, self.model_output)
         plan, sample, chains = self.plan, self.sample, len(self.sample)
-        model = self.model_output
-        if sample.is_meta or model.is_meta or type(sample) is not TENSOR or type(model) is not TENSOR:
-            _check_memory(sample=sample, model_output=model)
         self.device, self.wide = sample.device, wide(sample)
         if self.wide == torch.float64:
             self.backend = None
@@ -89,6 +87,10 @@ class Call:
             )
             self.rows = self.row.to(self.device)
         self.draws, self.reduces, self.writes = kind.draws, kind.reduces, kind.writes
+        if self.noise is not None:
+            check_noise(self.noise, sample, "variance_noise")
+        elif self.draws and self.streams is None:
+            check_generators(self.generator, chains)
         channels = sample.shape[1] * 2 if sample.dim() > 1 else 0
         if kind.learns and self.model_output.shape[1] != channels:
             raise ValueError(
@@ -126,7 +128,7 @@ class Call:
     def _noise(self, local: Local, out: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """The noise as operands of the fused step; `out`: what the step is about to overwrite."""
         if self.noise is not None:
-            return {"noise": self.noise.to(self.device, self.wide).contiguous()}
+            return {"noise": self.noise.detach().to(self.device, self.wide).resolve_neg().contiguous()}
         if not self.draws:
             return {}
         if self.streams is not None:
@@ -167,13 +169,6 @@ class Call:
             out = torch.empty((len(source), 4), dtype=self.wide, device=self.device)
             scales = ulam_kernels.reduce(state, table, self.rows, out=out, **operands)
         ulam_kernels.step(state, table, self.rows, source=source, scales=scales, net_in=net_in, **operands)
-
-
-def _check_memory(**tensors: torch.Tensor) -> None:
-    """Raises RuntimeError, with the name, for a tensor that only has a shape."""
-    for name, tensor in tensors.items():
-        if tensor.is_meta or isinstance(tensor, FakeTensor):
-            raise RuntimeError(f"{name}: got a {type(tensor).__name__} without memory, expected one with numbers")
 
 
 def wide(sample: torch.Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,9 +16,11 @@ except ImportError as error:
     raise ImportError("ulam.integrations.diffusers.fuse needs diffusers: pip install 'ulam[diffusers]'") from error
 
 from ulam_kernels import torch_normal
+from ulam_kernels.arguments import choice, described
 from ulam_kernels.dispatch import load
 
-from .configuration import check_config
+from .arguments import check_grid, of_diffusers
+from .configuration import check_complete, check_config
 from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
 from .noise import KINDS, Streams
 from .outputs import later_class
@@ -90,16 +93,19 @@ def fuse(
     as it is, with a break in the graph; torch.jit.trace, make_fx, torch.export and torch.func raise RuntimeError.
 
     Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows;
-    `set_timesteps` raises ValueError for levels that rise or are not finite.
+    `set_timesteps` raises ValueError for levels that rise or are not finite. Both it and `step` name an argument that
+    cannot be, and what they refuse leaves the timesteps, the loop and the generators as they were. Of a loop's
+    timesteps only the first is looked up where diffusers counts calls, as there.
     """
     if not isinstance(scheduler, diffusers.SchedulerMixin):
         raise TypeError(f"scheduler must be a scheduler of diffusers, got {type(scheduler).__name__}")
-    if noise not in KINDS:
-        raise ValueError(f"noise must be one of {', '.join(KINDS)}, got {noise!r}")
+    choice(noise, "noise", KINDS)
     new = fused(type(scheduler)).__new__(fused(type(scheduler)))
     new._restore(scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
+    own = next(c for c in type(new).__mro__ if _is_own(c))
+    check_complete(new.config, inspect.signature(own).parameters)
     check_config(new.config, type(new).__name__)
     new._check()
     load("cpu")  # this and what follows: what the first step would wait for
@@ -110,20 +116,25 @@ def fuse(
     return new
 
 
-@cache
 def fused(scheduler_class: type) -> Any:
     """The class of `fuse(scheduler)`, derived from a scheduler class of diffusers; it is used as that class is.
 
     It keeps the name and module of the original, under which diffusers saves schedulers and pipelines. Raises TypeError
-    for other classes.
+    for what is no class, and for other classes.
     """
+    if not isinstance(scheduler_class, type):
+        raise TypeError(f"scheduler_class: got {described(scheduler_class)}, expected a class of diffusers' schedulers")
+    return _fused(scheduler_class)
+
+
+@cache
+def _fused(scheduler_class: type) -> Any:
     if issubclass(scheduler_class, Fused):
         return scheduler_class
     family = next((FAMILIES[c.__name__] for c in scheduler_class.__mro__ if _is_own(c)), None)
     if family is None:
-        raise TypeError(
-            f"scheduler must be of one of the classes {', '.join(FAMILIES)}, got {scheduler_class.__name__}"
-        )
+        known = ", ".join(name.removesuffix("Scheduler") for name in FAMILIES)
+        raise TypeError(f"scheduler: got {scheduler_class.__name__}, expected one of diffusers' classes {known}")
     owner = next(c for c in scheduler_class.__mro__ if "step" in vars(c) or "step_pred" in vars(c))
     if not _is_own(owner):
         raise TypeError(f"scheduler must have the step of diffusers, {scheduler_class.__name__} has one of its own")
@@ -146,12 +157,27 @@ def _is_own(scheduler_class: type) -> bool:
 
 
 def _beginning_anew(set_timesteps: Any) -> Any:
+    signature = inspect.signature(set_timesteps)
+
     @outside_graphs
     @functools.wraps(set_timesteps)
     def begin(self: Any, *args: Any, **kwargs: Any) -> None:
         check_not_recorded("set_timesteps")
-        self._begin()
-        set_timesteps(self, *args, **kwargs)
-        self._prepare()
+        try:
+            given = dict(signature.bind(self, *args, **kwargs).arguments)
+        except TypeError as error:
+            names = ", ".join(list(signature.parameters)[1:])
+            raise TypeError(f"set_timesteps: {error}, expected {names}") from None
+        del given[next(iter(given))]  # self
+        check_grid(given)
+        with self._as_before_if_refused():
+            self._begin()
+            try:
+                set_timesteps(self, *args, **kwargs)
+            except ImportError:
+                raise
+            except Exception as error:
+                raise of_diffusers(error, type(self).__name__, given) from error
+            self._prepare()
 
     return begin

@@ -12,6 +12,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+from ulam_kernels.arguments import real, switch
+
 from ...builder import ProgramBuilder
 from ...program import Program
 from ...samplers import DDIM, DDPM, LCM, PNDM
@@ -176,10 +178,15 @@ class FusedDDIM(Fused):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
+        eta = real(eta, "eta", "a finite number of at least 0")
+        if eta < 0:
+            raise ValueError(f"eta: got {eta:g}, expected at least 0")
         if eta > 0 and variance_noise is not None and generator is not None:
-            raise ValueError("generator and variance_noise must not both be given")
+            raise ValueError("generator, variance_noise: got both, expected one of them")
         noise = variance_noise if eta > 0 else None
-        options = (eta, bool(use_clipped_model_output))  # pipelines pass None
+        if use_clipped_model_output is not None:  # as pipelines pass
+            switch(use_clipped_model_output, "use_clipped_model_output")
+        options = (eta, bool(use_clipped_model_output))
         return self._run(model_output, timestep, sample, generator, return_dict, options=options, noise=noise)
 
 

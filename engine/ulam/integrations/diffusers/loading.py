@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ulam_kernels.arguments import described
+
 from ... import schedules
 from ...denoiser import Denoiser
 from ...files import one_line
 from ...loading import complex_weight
 from ...schedules import Schedule
-from .configuration import check_config, short
+from .arguments import FLOATS
+from .configuration import check_complete, check_config, short
 from .networks import MODELS, Clock, DiffusersNetwork, FluxNetwork, known
 
 VP = (
@@ -85,6 +90,11 @@ def denoiser_from_diffusers(
     """
     if scheduler is not None and not isinstance(scheduler, _diffusers().SchedulerMixin):
         raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w.-]{1,100}", variant)):
+        kind = ValueError if isinstance(variant, str) else TypeError
+        raise kind(f"variant: got {described(variant)}, expected a name such as 'fp16', or None")
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
+        raise TypeError(f"dtype: got {described(dtype)}, expected torch.float32, bfloat16, float16, float64, or None")
     if isinstance(source, (str, os.PathLike)):
         model, scheduler = _from_folder(Path(source), scheduler, variant, dtype)
     else:
@@ -140,7 +150,8 @@ def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
 
 def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
     if not folder.is_dir():
-        raise NotADirectoryError(f"source: {folder} is not a folder (nothing is fetched from the network)")
+        came = str(folder) if str(folder).isprintable() else short(str(folder))
+        raise NotADirectoryError(f"source: {came} is not a folder (nothing is fetched from the network)")
     if (folder / "model_index.json").is_file():
         index = _json(folder / "model_index.json")
         present = [name for name in ("unet", "transformer") if index.get(name) not in (None, [None, None])]
@@ -249,6 +260,7 @@ def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
     if name is None:
         expected = ", ".join((*VP, *FLOW, *EDM, *VE))
         raise ValueError(f"source: the scheduler is a {type(scheduler).__name__}, expected one of {expected}")
+    check_complete(config, inspect.signature(getattr(_diffusers(), name)).parameters, "source: scheduler: ")
     check_config(config, name, "source: scheduler: ")
     try:
         return _in_terms_of_ulam(scheduler, name, config)

@@ -189,7 +189,13 @@ class Plan:
             pass
         module = select(backend, "cpu", torch.float32)
         bound = None
-        if name_of(module) == "cpu" and self.registers == 1 and not self.second_reads_noise and shape.numel() > 0:
+        if (
+            name_of(module) == "cpu"
+            and self.registers == 1
+            and not self.second_reads_noise
+            and shape
+            and shape.numel() > 0
+        ):
             bound = module.BoundStep(self.table(torch.device("cpu"), torch.float32), shape)
         if len(self._bound) >= MOST_INDICES:
             self._bound = {}

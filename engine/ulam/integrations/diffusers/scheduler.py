@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from ...schedules import Array
+from .arguments import check_batch, check_return_dict, check_sample, check_timestep
 from .configuration import check_config, short
 from .execution import Call, short_way
 from .levels import LAST_RISE, numbers
@@ -21,6 +24,7 @@ from .threads import Local, Times
 from .tracing import apart, check_not_recorded, modes, traced, transformed
 
 Timestep = float | torch.Tensor
+TENSOR = torch.Tensor
 MOST_PLANS = 32
 
 
@@ -79,6 +83,26 @@ class Fused:
         local = self._local
         local._step_index = local._begin_index = local.chains = local.shift = None
         local.start = local.level = local.corrections = 0
+
+    @contextmanager
+    def _as_before_if_refused(self) -> Iterator[None]:
+        """Within it an exception leaves this thread's schedule, and its progress, as they were."""
+        local = vars(self._local)
+        own, shared = dict(local), dict(self._shared)
+        try:
+            yield
+        except Exception:
+            for name, value in local.items():
+                if name not in self._shared or self._shared[name] is not value:
+                    continue  # another thread's, or none
+                if name not in shared:
+                    del self._shared[name]
+                else:
+                    self._shared[name] = shared[name]
+            local.clear()
+            local.update(own)
+            self._version += 1
+            raise
 
     # ---------------------------------------------------------------------------------- what a family provides
 
@@ -174,7 +198,7 @@ class Fused:
 
     # -------------------------------------------------------------------------------------------------- position
 
-    def _row(self, plan: Plan, timestep: Timestep, chains: int) -> int | torch.Tensor:
+    def _row(self, plan: Plan, timestep: Timestep, sample: torch.Tensor) -> int | torch.Tensor:
         """The table's row of this call, or the row of every chain [B]; counts on."""
         local = self._local
         if not self.counted:
@@ -182,7 +206,8 @@ class Fused:
             if row is not None:
                 return row
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            return self._rows_of_chains(plan, timestep, chains)
+            check_batch(sample, "sample")
+            return self._rows_of_chains(plan, timestep, len(sample))
         if not self.counted:
             return self._looked_up(plan, timestep)
         position = local._step_index
@@ -192,10 +217,27 @@ class Fused:
             or (position and local.times.value(timestep) == plan.first and self._begins_anew(plan, position, timestep))
         ):
             position = self._begun(plan, timestep)
-        local._step_index = position + 1
         if local.shift is None:
-            local.shift = plan.shift(local.start)
+            try:
+                local.shift = plan.shift(local.start)
+            except ValueError:  # no rows from there on
+                local.start, local.shift, local._step_index = local.before or (0, None, None)
+                raise
+        local._step_index = position + 1
         return position + local.shift
+
+    def _step_back(self, of_chains: bool) -> None:
+        """The progress before a call that was refused behind `_row`."""
+        local = self._local
+        if not self.counted:
+            return
+        if of_chains:
+            local.chains = local.chains_before
+            return
+        assert local._step_index is not None
+        local._step_index -= 1
+        if local._step_index == local.start and local.before is not None:
+            local.start, local.shift, local._step_index = local.before
 
     def _looked_up(self, plan: Plan, timestep: Timestep) -> int:
         """The row of a timestep of a scheduler that does not count calls."""
@@ -219,6 +261,7 @@ class Fused:
         local = self._local
         begin = local._begin_index
         position = self._lookup(plan, timestep) if begin is None else _checked_begin(plan, begin)
+        local.before = local.start, local.shift, local._step_index
         local.start, local.shift, local._step_index = position, None, position
         return position
 
@@ -235,6 +278,8 @@ class Fused:
         times = self._local.times
         value = times.value(timestep)
         time = float(timestep if value is None else value)
+        if not math.isfinite(time):
+            raise ValueError(f"timestep: got {time}, expected one of scheduler.timesteps")
         equal = plan.positions.get(time, ())
         if len(equal) > 1:
             position = times.position(timestep)
@@ -252,6 +297,7 @@ class Fused:
     def _rows_of_chains(self, plan: Plan, timestep: torch.Tensor, chains: int) -> torch.Tensor:
         """[B] rows; a chain goes on where it was, if its timestep is the next there, and starts at it otherwise."""
         local = self._local
+        check_timestep(timestep)
         times = timestep.tolist()
         if timestep.dim() != 1 or len(times) != chains:
             raise ValueError(f"timestep must be a number or [{chains}], got shape {list(timestep.shape)}")
@@ -264,7 +310,7 @@ class Fused:
                 shift = plan.shift(position)
             now.append((position, shift))
         if self.counted:
-            local.chains = now
+            local.chains_before, local.chains = local.chains, now
         rows = [position + shift for position, shift in now]
         return torch.tensor(rows, device=timestep.device)
 
@@ -304,21 +350,29 @@ class Fused:
             )
         if modes() or traced() is not None or transformed() is not None:
             check_not_recorded("step")
-        if sample.requires_grad or model_output.requires_grad:
-            check_no_gradient(model_output, sample)
+        if type(sample) is not TENSOR or type(model_output) is not TENSOR:
+            check_sample(sample, model_output)
+        if return_dict is not True and return_dict is not False:
+            check_return_dict(return_dict)
+        if sample.requires_grad or model_output.requires_grad or noise is not None:
+            check_no_gradient(model_output=model_output, sample=sample, variance_noise=noise)
         local = self._local
         plan = local.plan
         if plan is None or local.version != self._version or plan.options != options:
             plan = self._plan(options)
-        row = self._row(plan, timestep, sample.shape[0])
+        row = self._row(plan, timestep, sample)
         dtype = noise_dtype or model_output.dtype
         arguments = (plan, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
         previous, keeps = None, {}
-        if noise is None and self._streams is None and dtype == torch.float32:
-            previous = short_way(plan, row, model_output, sample, generator, local, self._backend)
-        if previous is None:
-            call = Call(*arguments)
-            previous, keeps = call.previous(local), call.kept_noise(local)
+        try:
+            if noise is None and self._streams is None and dtype == torch.float32:
+                previous = short_way(plan, row, model_output, sample, generator, local, self._backend)
+            if previous is None:
+                call = Call(*arguments)
+                previous, keeps = call.previous(local), call.kept_noise(local)
+        except Exception:
+            self._step_back(isinstance(row, torch.Tensor))
+            raise
         if local._step_index == plan.length:  # the loop is over
             local.registers = local.noise = None
         kind, second = self.output
@@ -345,6 +399,8 @@ class ScaledInput(Fused):
             return _scaled_apart(self, sample, timestep)
         if modes() or traced() is not None or transformed() is not None:
             check_not_recorded("scale_model_input")
+        if type(sample) is not TENSOR or sample.is_meta or sample.dtype is not torch.float32 or sample.is_sparse:
+            check_batch(sample, "sample")
         local = self._local
         plan = local.plan
         if plan is None or local.version != self._version:
@@ -367,10 +423,16 @@ class ScaledInput(Fused):
 _scaled_apart = apart(ScaledInput.scale_model_input)
 
 
-def check_no_gradient(model_output: torch.Tensor, sample: torch.Tensor) -> None:
+def check_no_gradient(**tensors: object) -> None:
     """Raises RuntimeError where autograd expects a gradient of the step, which has none."""
-    if (sample.requires_grad or model_output.requires_grad) and torch.is_grad_enabled():
-        raise RuntimeError("step has no gradient: call it under torch.no_grad(), or detach model_output and sample")
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            raise RuntimeError(
+                f"{name}: got a tensor that requires grad, but step has no gradient, expected its .detach(), or a call "
+                "under torch.no_grad()"
+            )
 
 
 def index_for_timestep(self: Any, timestep: Timestep, schedule_timesteps: Any = None) -> int:

@@ -11,14 +11,16 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.arguments import described
 
 from ...builder import ProgramBuilder
 from ...noise import DRAWS_PER_ROW
 from ...program import Program
 from ...schedules import Array, ve
+from .arguments import check_return_dict, check_sample, check_timestep, number
 from .execution import wide
 from .levels import numbers
-from .noise import Generators, drawn
+from .noise import Generators, check_generators, drawn
 from .outputs import Later, Pair, later_class
 from .scheduler import Fused, Timestep, check_no_gradient
 from .tracing import check_not_recorded, outside_graphs
@@ -53,8 +55,8 @@ class FusedScoreSdeVe(Fused):
     ) -> Any:
         """x + g^2 s + g z, g^2 = sigma_i^2 - sigma_{i-1}^2 [Song 2021b, eq. 9 of algorithm 2]."""
         check_not_recorded("step_pred")
-        check_no_gradient(model_output, sample)
-        rows = (timestep * torch.ones(len(sample), device=sample.device) * (len(self.timesteps) - 1)).long()
+        self._check_call(model_output, sample, generator, return_dict)
+        rows = self._rows_at(timestep, sample)
         draw = (len(self.timesteps) - 1 - rows) * DRAWS_PER_ROW
         if self._streams is not None:
             noise = {**self._streams.operands(len(sample), sample.device), "draw": draw}
@@ -76,7 +78,7 @@ class FusedScoreSdeVe(Fused):
     ) -> Any:
         """x + h s + sqrt(2 h) z, h = 2 (snr mean norm(z) / mean norm(s))^2 [Song 2021b, algorithm 4]."""
         check_not_recorded("step_correct")
-        check_no_gradient(model_output, sample)
+        self._check_call(model_output, sample, generator, return_dict)
         local, device = self._local, sample.device
         draw = torch.full((len(sample),), local.level * DRAWS_PER_ROW + 1 + local.corrections % 15, device=device)
         local.corrections += 1
@@ -88,6 +90,36 @@ class FusedScoreSdeVe(Fused):
         rows = torch.zeros(len(sample), dtype=torch.int64, device=device)
         previous = self._executed(CORRECTOR, rows, sample, model_output, {"noise": noise, "scales": scales})
         return SchedulerOutput(previous) if return_dict else (previous,)
+
+    def _check_call(self, model_output: Any, sample: Any, generator: Generators, return_dict: object) -> None:
+        """Raise TypeError, ValueError or RuntimeError for arguments that cannot be, before anything is drawn."""
+        check_sample(sample, model_output)
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output: got shape {list(model_output.shape)}, expected {list(sample.shape)} like sample"
+            )
+        check_generators(generator, len(sample))
+        check_return_dict(return_dict)
+        check_no_gradient(model_output=model_output, sample=sample)
+        if self.timesteps is None or getattr(self, "discrete_sigmas", None) is None:
+            raise ValueError("timesteps: got none, expected a call of set_timesteps and set_sigmas first")
+
+    def _rows_at(self, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:
+        """[B] rows of timesteps in [0, 1], one for all or one a sample."""
+        if isinstance(timestep, torch.Tensor):
+            check_timestep(timestep)
+            if timestep.numel() > 1 and timestep.shape != sample.shape[:1]:
+                raise ValueError(f"timestep must be a number or [{len(sample)}], got shape {list(timestep.shape)}")
+            timestep = timestep.detach().reshape(-1)
+        else:
+            timestep = number(timestep)
+        here = timestep if not isinstance(timestep, torch.Tensor) else timestep if timestep.is_cpu else None
+        if here is not None:  # on a GPU reading them would wait for it
+            times = torch.as_tensor(here, dtype=torch.float64)
+            if not bool(((times >= 0) & (times <= 1)).all()):
+                came = described(here) if times.numel() > 1 else f"{times.item():g}"
+                raise ValueError(f"timestep: got {came}, expected one of scheduler.timesteps, from 0 to 1")
+        return (timestep * torch.ones(len(sample), device=sample.device) * (len(self.timesteps) - 1)).long()
 
     def _explicit_noise(self, sample: torch.Tensor, generator: Generators, draw: torch.Tensor) -> torch.Tensor:
         """The corrector's noise, which its norm needs: from a CPU generator, as in diffusers, or noise-v1."""

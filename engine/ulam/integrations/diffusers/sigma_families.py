@@ -17,6 +17,8 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 
+from ulam_kernels.arguments import whole
+
 from ...builder import ProgramBuilder
 from ...denoiser import x0_coefficients
 from ...program import Program
@@ -24,6 +26,7 @@ from ...samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
 from ...samplers.euler import Terms
 from ...samplers.grid import Grid, GridSampler
 from ...schedules import Array, Schedule, edm, flow
+from .arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
 from .levels import (
     Steps,
     at_sigmas,
@@ -36,11 +39,9 @@ from .levels import (
     vp_schedule,
     with_negated_output,
 )
-from .noise import Generators
+from .noise import Generators, check_generators
 from .plan import Calls
 from .scheduler import Fused, ScaledInput, Timestep
-
-CHURN_OFF = (0.0, 0.0, math.inf, 1.0)
 
 
 class OnSigmas(ScaledInput):
@@ -116,8 +117,8 @@ class FusedEuler(OnSigmas):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        _reject_index(timestep)
-        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else CHURN_OFF
+        check_index(timestep)
+        options = churn(s_churn, s_tmin, s_tmax, s_noise)
         return self._run(model_output, timestep, sample, generator, return_dict, options=options)
 
 
@@ -163,7 +164,7 @@ class FusedEulerAncestral(OnSigmas):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        _reject_index(timestep)
+        check_index(timestep)
         return self._run(model_output, timestep, sample, generator, return_dict)
 
 
@@ -235,7 +236,8 @@ class FusedLMS(OnSigmas):
         order: int = 4,
         return_dict: bool = True,
     ) -> Any:
-        return self._run(model_output, timestep, sample, None, return_dict, options=(order,))
+        options = (whole(order, "order", 1, 4),)
+        return self._run(model_output, timestep, sample, None, return_dict, options=options)
 
 
 class FusedEDMEuler(ScaledInput):
@@ -288,10 +290,12 @@ class FusedEDMEuler(ScaledInput):
         return_dict: bool = True,
         pred_original_sample: torch.Tensor | None = None,
     ) -> Any:
-        _reject_index(timestep)
-        given = pred_original_sample is not None
-        options = ((s_churn, s_tmin, s_tmax, s_noise) if s_churn else CHURN_OFF) + (given,)
-        output = model_output if pred_original_sample is None else pred_original_sample
+        check_index(timestep)
+        options = (*churn(s_churn, s_tmin, s_tmax, s_noise), pred_original_sample is not None)
+        output = model_output
+        if pred_original_sample is not None:
+            check_sample(sample, pred_original_sample, "pred_original_sample")
+            output = pred_original_sample
         return self._run(output, timestep, sample, generator, return_dict, options=options)
 
 
@@ -343,17 +347,38 @@ class FusedFlowMatchEuler(Fused):
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        _reject_index(timestep)
+        check_index(timestep)
+        churn(s_churn, s_tmin, s_tmax, s_noise)  # which diffusers does not read either
         if per_token_timesteps is not None:
+            self._check_per_token(model_output, timestep, sample, generator, per_token_timesteps)
+            check_return_dict(return_dict)
             return super().step(  # type: ignore[misc]
                 model_output,
-                timestep,
+                timestep.detach() if isinstance(timestep, torch.Tensor) else timestep,
                 sample,
                 generator=generator,
                 per_token_timesteps=per_token_timesteps,
                 return_dict=return_dict,
             )
         return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
+
+    def _check_per_token(
+        self, model_output: Any, timestep: Timestep, sample: Any, generator: Generators, per_token: Any
+    ) -> None:
+        """Raise TypeError or ValueError for what diffusers' step would not take."""
+        check_sample(sample, model_output)
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output: got shape {list(model_output.shape)}, expected {list(sample.shape)} like sample"
+            )
+        check_batch(per_token, "per_token_timesteps")
+        if sample.dim() != 3 or per_token.shape != sample.shape[:2]:
+            right = f"{list(sample.shape[:2])}, one a token of the sample [B, tokens, C]"
+            raise ValueError(f"per_token_timesteps: got shape {list(per_token.shape)}, expected {right}")
+        check_generators(generator, len(sample))
+        plan = self._plan()
+        if self._local._step_index is None and self._local._begin_index is None:
+            self._lookup(plan, timestep)
 
 
 def _rising(schedule: Schedule, sigmas: Array, fresh: bool) -> Program:
@@ -363,9 +388,3 @@ def _rising(schedule: Schedule, sigmas: Array, fresh: bool) -> Program:
     on_D: Terms = {"x": 1 - after, "m": -(1 - after) * t, "z": after}
     builder.rows(t, levels=(1 - t, t), x=on_D if fresh else {"x": 1.0, "m": after - t})
     return builder.program(sampler="Euler", init_scale=1.0)
-
-
-def _reject_index(timestep: Timestep) -> None:
-    """Raise ValueError for an integer, an index of the timesteps, as diffusers does."""
-    if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
-        raise ValueError(f"timestep must be one of scheduler.timesteps, not an index, got {timestep!r}")

@@ -182,7 +182,7 @@ class FusedUniPC(Solver):
 
     def _check(self) -> None:
         super()._check()
-        if self.config.solver_p is not None:
+        if self.config.get("solver_p") is not None:
             raise unsupported("solver_p", type(self.config.solver_p).__name__, "the predictor is UniP, use None")
 
     def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:

@@ -9,6 +9,7 @@ import torch
 
 from ulam_kernels.dispatch import load
 
+from .arguments import check_timestep, number
 from .buffers import Buffers
 
 if TYPE_CHECKING:
@@ -67,13 +68,14 @@ class Times:
         if value is not None:
             return value
         if not isinstance(timestep, torch.Tensor):
-            return float(timestep)
+            return float(timestep) if type(timestep) is float else number(timestep)
+        check_timestep(timestep)
         if timestep.numel() != 1:
             return None
         position = self.position(timestep)
         if position is not None:
             return self._values[position]
-        return float(timestep) if timestep.is_cpu else None
+        return float(timestep.detach()) if timestep.is_cpu else None
 
     def position(self, timestep: float | torch.Tensor) -> int | None:
         """Where a timestep lies among those kept; None for one that is no part of their memory, or changed."""
@@ -94,10 +96,12 @@ class Local(threading.local):
     plan: Plan | None = None
     times: Times  # those of the plan
     start: int = 0  # the position that the loop began at
+    before: tuple[int, int | None, int | None] | None = None  # start, shift and _step_index when the loop began
     shift: int | None = None  # row of the plan's table less position in the timesteps, None where not known yet
     registers: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     chains: list[tuple[int, int]] | None = None  # (position, shift) of every chain, where timesteps differ
+    chains_before: list[tuple[int, int]] | None = None  # before the last call
     level: int = 0  # predictor steps of a score SDE so far
     corrections: int = 0  # its corrector steps since
     score_tables: tuple[Any, dict[Any, Any]] | None = None

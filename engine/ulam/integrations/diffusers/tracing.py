@@ -7,12 +7,12 @@ only give the numbers of one call, or none.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 
 from ulam_kernels.tracing import modes as modes
+from ulam_kernels.tracing import outside_graphs as outside_graphs
 from ulam_kernels.tracing import recorder
 from ulam_kernels.tracing import traced as traced
 from ulam_kernels.tracing import transformed as transformed
@@ -24,19 +24,6 @@ def apart(function: F) -> F:
     """The function, which torch.compile calls as it is, with a break in its graph, and all that it calls likewise."""
     reason = "a fused scheduler's calls stay outside of the graph: compile without fullgraph=True"
     return torch.compiler.disable(function, reason=reason)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def outside_graphs(method: F) -> F:
-    """The method, outside of the graphs of torch.compile, and the method itself elsewhere."""
-    disabled = apart(method)
-
-    @wraps(method)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            return disabled(*args, **kwargs)
-        return method(*args, **kwargs)
-
-    return called  # type: ignore[return-value]
 
 
 def check_not_recorded(what: str) -> None:

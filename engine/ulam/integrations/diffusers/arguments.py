@@ -1,0 +1,153 @@
+"""The arguments of a fused scheduler's methods, checked: what came and what would be right, in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ulam_kernels.arguments import described, is_real, real, switch, whole
+from ulam_kernels.validation import REALS, check_tensor, real_numbers
+
+from ...arguments import resolve_device
+from ...files import one_line
+from .configuration import MOST_STEPS, short
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+CHURN_OFF = (0.0, 0.0, math.inf, 1.0)
+COUNTS = ("num_inference_steps", "original_inference_steps")
+GRIDS = ("timesteps", "sigmas")
+
+
+def check_batch(tensor: object, name: str) -> None:
+    """Raises TypeError, ValueError or RuntimeError for what is no batch of float numbers in memory, [B, *shape]."""
+    if isinstance(tensor, torch.Tensor) and (tensor.is_meta or isinstance(tensor, FakeTensor)):
+        raise RuntimeError(f"{name}: got a {type(tensor).__name__} without memory, expected one with numbers")
+    check_tensor(tensor, name)
+    assert isinstance(tensor, torch.Tensor)
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name}: got {described(tensor)}, expected a float tensor")
+    if not tensor.dim():
+        raise ValueError(f"{name}: got shape [], expected [B, *shape]")
+
+
+def check_sample(sample: torch.Tensor, model_output: torch.Tensor, model_name: str = "model_output") -> None:
+    """Raises TypeError, ValueError or RuntimeError unless a network may have made `model_output` of `sample`."""
+    if (
+        type(sample) is type(model_output) is torch.Tensor
+        and sample.dtype in FLOATS
+        and model_output.dtype in FLOATS
+        and sample.layout is model_output.layout is torch.strided
+        and sample.device == model_output.device
+        and not sample.is_meta
+        and sample.dim()
+        and sample.shape == model_output.shape
+    ):  # the usual case, at a third of the time
+        return
+    check_batch(sample, "sample")
+    check_batch(model_output, model_name)
+    shape = sample.shape
+    if model_output.shape != shape:
+        doubled = (*shape[:1], 2 * shape[1], *shape[2:]) if len(shape) > 1 else shape
+        if model_output.shape != doubled:
+            right = f"{list(shape)} like sample, or twice the channels"
+            raise ValueError(f"{model_name}: got shape {list(model_output.shape)}, expected {right}")
+    if model_output.device != sample.device:
+        raise ValueError(f"{model_name}: is on {model_output.device}, expected {sample.device} like sample")
+
+
+def check_noise(noise: object, sample: torch.Tensor, name: str) -> None:
+    """Raises TypeError, ValueError or RuntimeError for what is no noise for a sample."""
+    check_batch(noise, name)
+    assert isinstance(noise, torch.Tensor)
+    if noise.shape != sample.shape:
+        raise ValueError(f"{name}: got shape {list(noise.shape)}, expected {list(sample.shape)} like sample")
+
+
+def number(value: object) -> float:
+    """A timestep that is no tensor. Raises TypeError or ValueError for what is no number."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    if not is_real(value):
+        raise TypeError(f"timestep: got {described(value)}, expected one of scheduler.timesteps")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"timestep: got {described(value)}, expected one of scheduler.timesteps") from None
+
+
+def check_timestep(timestep: torch.Tensor) -> None:
+    """Raises TypeError, ValueError or RuntimeError for a tensor that holds no timesteps."""
+    if timestep.is_meta or isinstance(timestep, FakeTensor):
+        raise RuntimeError(f"timestep: got a {type(timestep).__name__} without memory, expected one with numbers")
+    check_tensor(timestep, "timestep")
+    if timestep.dtype not in REALS or not timestep.numel():
+        raise TypeError(f"timestep: got {described(timestep)}, expected one of scheduler.timesteps")
+
+
+def check_index(timestep: object) -> None:
+    """Raises ValueError for an integer, an index of the timesteps, as diffusers does."""
+    if isinstance(timestep, torch.Tensor):
+        if timestep.is_floating_point():
+            return
+        check_timestep(timestep)
+    elif not isinstance(timestep, (int, np.integer)) or isinstance(timestep, bool):
+        return
+    raise ValueError(f"timestep must be one of scheduler.timesteps, not an index, got {described(timestep)}")
+
+
+def check_return_dict(value: object) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    if value is not True and value is not False:
+        switch(value, "return_dict")
+
+
+def churn(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> tuple[float, float, float, float]:
+    """Churn's numbers [Karras 2022, algorithm 2], `CHURN_OFF` without it. Raises TypeError or ValueError for others."""
+    floats = type(s_churn) is type(s_tmin) is type(s_tmax) is type(s_noise) is float
+    if floats and (s_churn, s_tmin, s_tmax, s_noise) == CHURN_OFF:  # the usual case
+        return CHURN_OFF
+    given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise}
+    made = {name: real(value, name, "a finite number of at least 0") for name, value in given.items()}
+    made["s_tmax"] = real(s_tmax, "s_tmax", "a number of at least 0", float("inf"))
+    for name, value in made.items():
+        if value < 0:
+            raise ValueError(f"{name}: got {value:g}, expected at least 0")
+    if not made["s_churn"]:
+        return CHURN_OFF
+    return made["s_churn"], made["s_tmin"], made["s_tmax"], made["s_noise"]
+
+
+def check_grid(given: Mapping[str, Any]) -> None:
+    """The arguments of `set_timesteps`, by name. Raises TypeError or ValueError for what cannot be, whatever the class.
+
+    What its class alone knows, as that only one of several may be given, diffusers tells.
+    """
+    for name in COUNTS:
+        if given.get(name) is not None:
+            whole(given[name], name, 1, MOST_STEPS)
+    for name in GRIDS:
+        if given.get(name) is None:
+            continue
+        values = real_numbers(name, given[name])
+        if values.dim() != 1 or not 0 < len(values) <= MOST_STEPS or not values.isfinite().all():
+            raise ValueError(f"{name}: got {short(values.tolist())}, expected finite numbers, at least one")
+    if given.get("mu") is not None:
+        real(given["mu"], "mu")
+    if "strength" in given and not 0 < real(given["strength"], "strength", "a number from 0 to 1") <= 1:
+        raise ValueError(f"strength: got {described(given['strength'])}, expected a number above 0 and at most 1")
+    if given.get("device") is not None:
+        resolve_device(given["device"])
+
+
+def of_diffusers(error: Exception, who: str, given: Mapping[str, Any]) -> Exception:
+    """What diffusers said of the arguments of `set_timesteps`, in one line behind their names."""
+    told = {name: value for name, value in given.items() if value is not None and name != "device"}
+    told = told or {"num_inference_steps": None}
+    came = ", ".join(map(described, told.values()))
+    kind = type(error) if isinstance(error, (TypeError, ValueError)) else ValueError
+    return kind(f"{', '.join(told)}: got {came}, expected what {who} takes: {one_line(error)[:200]}")
