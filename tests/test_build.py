@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CPU = ("dispatch", "kernels_portable", "likelihood", "likelihood_portable", "mcmc", "mcmc_portable", "select", "tick",
-       "torch_normal")  # fmt: skip
+CPU = ("operations", "portable", "select", "self_check", "torch_normal")
 SOURCES = ["bindings/cpu.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension in other ways")
@@ -61,7 +60,7 @@ def what_the_check_says(folder: Path, altered: tuple[str, str, str]) -> str:
     """What the check at import finds in the portable path, with one of its headers altered."""
     copied(folder, altered)
     (folder / "check.cpp").write_text(CHECK)
-    sources = ["check.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("dispatch", "kernels_portable", "select", "tick"))]
+    sources = ["check.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("self_check", "operations", "portable", "select"))]
     options = ["-O0", "-std=c++17", "-fopenmp", "-DULAM_NO_X86", *INCLUDE]
     subprocess.run(["g++", *options, *sources, "-o", "check"], cwd=folder, check=True, capture_output=True)
     return subprocess.run(["./check"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
