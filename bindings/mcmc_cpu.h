@@ -1,8 +1,8 @@
 // The Langevin and Metropolis operations of ulam_kernels._cpu.
 #pragma once
 
-#include "mcmc.h"
 #include "kernels.h"
+#include "mcmc.h"
 
 namespace ulam {
 

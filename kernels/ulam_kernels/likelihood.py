@@ -4,9 +4,9 @@
     discretised_log_likelihood   ln of the Gaussian probability of bins, as of 8-bit images
 
 A term, of one element, is float32 operations in a fixed order, each rounded once; exp, ln and the normal tail are the
-polynomials of ``csrc/include/ulam/elementary.h``. Terms are summed in float64 in the order of :func:`ulam_kernels.reduce`:
-lane l of 1024 adds the elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w = 512, ... 1. So
-a chain's number depends on its own elements alone.
+polynomials of ``csrc/include/ulam/elementary.h``. Terms are summed in float64 in the order of
+:func:`ulam_kernels.reduce`: lane l of 1024 adds the elements e with e mod 1024 = l in order of e, then lane l adds lane
+l + w for w = 512, ... 1. So a chain's number depends on its own elements alone.
 
 Tensors are contiguous float32, or all float64 on the reference backend, for checking. There are no gradients:
 RuntimeError where an argument requires grad while gradients are recorded.
