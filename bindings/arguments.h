@@ -42,7 +42,7 @@ inline Step row_arguments(int64_t chains, int64_t elements, int registers, uintp
 }
 
 template <class Own, class Run>
-auto step_function(Run run) {
+auto function_of(const Step*, Run run) {
   return
       [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
             uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
@@ -61,7 +61,7 @@ auto step_function(Run run) {
 }
 
 template <class Own, class Run>
-auto reduce_function(Run run) {
+auto function_of(const Reduce*, Run run) {
   return [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
                uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
                int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
@@ -73,7 +73,7 @@ auto reduce_function(Run run) {
 }
 
 template <class Own, class Run>
-auto blend_function(Run run) {
+auto function_of(const Blend*, Run run) {
   return [run](int64_t chains, int64_t elements, uintptr_t state, int state_type, uintptr_t known, uintptr_t mask,
                uintptr_t a, uintptr_t b, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
                uintptr_t net_in, int net_type, uintptr_t c_next, uintptr_t row, int64_t rows, int64_t stage, Own own) {
@@ -101,7 +101,7 @@ auto blend_function(Run run) {
 }
 
 template <class Own, class Run>
-auto fill_function(Run run) {
+auto function_of(const Fill*, Run run) {
   return [run](int64_t chains, int64_t elements, int64_t offset, uintptr_t out, int type, uintptr_t seed,
                uintptr_t chain, uintptr_t draw, uint32_t tag, float scale, Own own) {
     Fill s;
@@ -120,7 +120,7 @@ auto fill_function(Run run) {
 }
 
 template <class Own, class Run>
-auto affine_function(Run run) {
+auto function_of(const Affine*, Run run) {
   return [run](int64_t chains, int64_t elements, uintptr_t x, int x_type, uintptr_t m, int m_type, uintptr_t out,
                int out_type, uintptr_t a, uintptr_t b, Own own) {
     Affine s;
@@ -139,7 +139,7 @@ auto affine_function(Run run) {
 }
 
 template <class Own, class Run>
-auto look_up_function(Run run) {
+auto function_of(const LookUp*, Run run) {
   return [run](int64_t chains, int64_t rows, uintptr_t times, bool whole, uintptr_t row, uintptr_t out,
                uintptr_t guidance, uintptr_t interval, uintptr_t weight, Own own) {
     LookUp s;
@@ -157,7 +157,7 @@ auto look_up_function(Run run) {
 }
 
 template <class Own, class Run>
-auto advance_function(Run run) {
+auto function_of(const Advance*, Run run) {
   return [run](int64_t chains, int64_t elements, uintptr_t cursor, uintptr_t now, uintptr_t model, uintptr_t uncond,
                int type, int64_t model_stride, int64_t uncond_stride, uintptr_t guidance, Own own) {
     Advance s;

@@ -10,7 +10,7 @@
 #include "bound_step.h"
 #include "kernels.h"
 #include "likelihood.h"
-#include "mcmc_cpu.h"
+#include "mcmc.h"
 #include "tick.h"
 #include "torch_normal.h"
 #include "ulam/row.h"
@@ -45,32 +45,6 @@ void check_rows(const Step& s, const char* operation, const Read reads) {
   }
 }
 
-// The kernels are looked up while the GIL is held, and run without it.
-template <class Arguments>
-auto unlocked(void (*operation)(const Kernels&, const Arguments&, int)) {
-  return [operation](const Arguments& s, int threads) {
-    const Kernels& kernels = *g_kernels;
-    py::gil_scoped_release release;
-    operation(kernels, s, threads);
-  };
-}
-
-void check_step(const Step& s) {
-  check_rows(s, "step", [](uint32_t flags, const float*) { return flags; });
-}
-
-void run_step(const Step& s, int threads) {
-  check_step(s);
-  unlocked<Step> (&step)(s, threads);
-}
-
-void run_checked_step(const Step& s, int threads) { step(*g_kernels, s, threads); }
-
-void run_reduce(const Reduce& s, int threads) {
-  check_rows(s.step, "reduce", ulam::reduction_reads);
-  unlocked<Reduce> (&reduce)(s, threads);
-}
-
 // Whether each chain's row is in a table of so many rows.
 void check_rows_inside(const int64_t* row, int64_t chains, int64_t rows, int threads) {
   const int64_t b = first_outside(*g_kernels, row, chains, rows, threads);
@@ -79,21 +53,37 @@ void check_rows_inside(const int64_t* row, int64_t chains, int64_t rows, int thr
                           ", expected a row of the table of " + std::to_string(rows));
 }
 
-void run_blend(const Blend& s, int threads) {
+// What an operation's arrays must hold.
+template <class Arguments>
+void check(const Arguments&, int) {}
+void check(const Step& s, int) {
+  check_rows(s, "step", [](uint32_t flags, const float*) { return flags; });
+}
+void check(const Reduce& s, int) {
+  check_rows(s.step, "reduce", [](uint32_t flags, const float* coef) { return ulam::reduction_reads(flags, coef); });
+}
+void check(const Blend& s, int threads) {
   if (s.row) check_rows_inside(s.row, s.chains, s.rows, threads);
-  unlocked<Blend> (&blend)(s, threads);
+}
+void check(const LookUp& s, int threads) { check_rows_inside(s.row, s.chains, s.rows, threads); }
+
+// The kernels are looked up while the GIL is held, and run without it.
+template <class Arguments>
+auto checked(void (*operation)(const Kernels&, const Arguments&, int)) {
+  return [operation](const Arguments& s, int threads) {
+    check(s, threads);
+    const Kernels& kernels = *g_kernels;
+    py::gil_scoped_release release;
+    operation(kernels, s, threads);
+  };
 }
 
+void check_step(const Step& s) { check(s, 1); }
+void run_checked_step(const Step& s, int threads) { step(*g_kernels, s, threads); }
 void run_checked_look_up(const LookUp& s, int threads) {
-  check_rows_inside(s.row, s.chains, s.rows, threads);
+  check(s, threads);
   look_up(*g_kernels, s, threads);
 }
-
-void run_look_up(const LookUp& s, int threads) {
-  py::gil_scoped_release release;
-  run_checked_look_up(s, threads);
-}
-
 void run_advance(const Advance& s, int threads) { advance(*g_kernels, s, threads); }
 
 bool fill_torch_normal(uintptr_t out, int64_t count, uintptr_t state, int64_t state_bytes, int threads) {
@@ -142,18 +132,13 @@ PYBIND11_MODULE(_cpu, m) {
       throw py::import_error(std::string("ulam_kernels._cpu was miscompiled (") + (*k)->name + "): " + difference +
                              "; rebuild it without fast-math options, or with another compiler");
   g_kernels = *usable_kernels();
-  m.def("step", ulam::step_function<int>(&run_step));
+#define ULAM_REGISTER(operation, Arguments)                                              \
+  m.def(#operation, ulam::function_of<int>(static_cast<const ulam::Arguments*>(nullptr), \
+                                           checked<ulam::Arguments>(&ulam::cpu::operation)));
+  ULAM_OPERATIONS(ULAM_REGISTER)
+#undef ULAM_REGISTER
   ulam::register_bound_step<&check_step, &run_checked_step>(m);
-  m.def("reduce", ulam::reduce_function<int>(&run_reduce));
-  m.def("blend", ulam::blend_function<int>(&run_blend));
-  m.def("fill_normal", ulam::fill_function<int>(unlocked<Fill>(&fill)));
-  m.def("affine", ulam::affine_function<int>(unlocked<Affine>(&affine)));
-  m.def("look_up", ulam::look_up_function<int>(&run_look_up));
-  m.def("advance", ulam::advance_function<int>(unlocked<Advance>(&advance)));
   ulam::quick::register_quick(m, {run_checked_look_up, is_small}, {run_advance, is_small});
-  ulam::register_mcmc(m, g_kernels);
-  ulam::register_likelihood<int>(m, unlocked<ulam::GaussianKl>(&gaussian_kl),
-                                 unlocked<ulam::DiscretisedLikelihood>(&discretised));
   m.def("torch_normal", &fill_torch_normal, "The normals of torch's CPU generator: see torch_normal.h.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");

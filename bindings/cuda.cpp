@@ -7,8 +7,7 @@
 #include "arguments.h"
 #include "kernels.h"
 #include "likelihood.h"
-#include "likelihood_kernels.h"
-#include "mcmc_cuda.h"
+#include "mcmc.h"
 
 namespace py = pybind11;
 using namespace ulam::cuda;
@@ -28,16 +27,11 @@ auto launched(const char* (*operation)(const Arguments&, void*)) {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA operations of ulam_kernels, on raw device pointers and a stream of the current device.";
-  m.def("step", ulam::step_function<uintptr_t>(launched<ulam::Step>(&step)));
-  m.def("reduce", ulam::reduce_function<uintptr_t>(launched<ulam::Reduce>(&reduce)));
-  m.def("blend", ulam::blend_function<uintptr_t>(launched<ulam::Blend>(&blend)));
-  m.def("fill_normal", ulam::fill_function<uintptr_t>(launched<ulam::Fill>(&fill_normal)));
-  m.def("look_up", ulam::look_up_function<uintptr_t>(launched<ulam::LookUp>(&look_up)));
-  m.def("advance", ulam::advance_function<uintptr_t>(launched<ulam::Advance>(&advance)));
-  m.def("affine", ulam::affine_function<uintptr_t>(launched<ulam::Affine>(&affine)));
-  ulam::register_likelihood<uintptr_t>(m, launched<ulam::GaussianKl>(&gaussian_kl),
-                                       launched<ulam::DiscretisedLikelihood>(&discretised));
-  ulam::register_mcmc(m);
+#define ULAM_REGISTER(operation, Arguments)                                                    \
+  m.def(#operation, ulam::function_of<uintptr_t>(static_cast<const ulam::Arguments*>(nullptr), \
+                                                 launched<ulam::Arguments>(&ulam::cuda::operation)));
+  ULAM_OPERATIONS(ULAM_REGISTER)
+#undef ULAM_REGISTER
   m.def("device_count", &device_count, "How many devices of this machine can run these kernels.");
   m.def("unavailable_reason", &unavailable_reason, "Why there is none, in one line; None if there is one.");
 }

@@ -13,58 +13,58 @@ inline Ids ids_of(uintptr_t seed, uintptr_t chain, uintptr_t draw) {
   return {pointer<const int64_t>(seed), pointer<const int64_t>(chain), pointer<const int64_t>(draw)};
 }
 
-template <class Own, class Run>
-auto langevin_function(Run run) {
-  return [run](int64_t chains, int64_t elements, uintptr_t x, uintptr_t score, uintptr_t step, uintptr_t noise_scale,
-               uintptr_t scale, float lo, float hi, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
-               uintptr_t out, Own own) {
-    run(Langevin{chains, elements, pointer<const float>(x), pointer<const float>(score), pointer<const float>(step),
-                 pointer<const float>(noise_scale), pointer<const float>(scale), lo, hi, ids_of(seed, chain, draw),
-                 pointer<const float>(noise), pointer<float>(out)},
-        own);
+template <class Own, class Execute>
+auto function_of(const Langevin*, Execute execute) {
+  return [execute](int64_t chains, int64_t elements, uintptr_t x, uintptr_t score, uintptr_t step,
+                   uintptr_t noise_scale, uintptr_t scale, float lo, float hi, uintptr_t seed, uintptr_t chain,
+                   uintptr_t draw, uintptr_t noise, uintptr_t out, Own own) {
+    execute(Langevin{chains, elements, pointer<const float>(x), pointer<const float>(score), pointer<const float>(step),
+                     pointer<const float>(noise_scale), pointer<const float>(scale), lo, hi, ids_of(seed, chain, draw),
+                     pointer<const float>(noise), pointer<float>(out)},
+            own);
   };
 }
 
-template <class Own, class Run>
-auto kick_drift_function(Run run) {
-  return [run](int64_t chains, int64_t elements, uintptr_t x, uintptr_t v, uintptr_t score, uintptr_t kick,
-               uintptr_t drift, uintptr_t keep, uintptr_t noise_scale, uintptr_t scale, uintptr_t seed, uintptr_t chain,
-               uintptr_t draw, uintptr_t noise, Own own) {
-    run(KickDrift{chains, elements, pointer<float>(x), pointer<float>(v), pointer<const float>(score),
-                  pointer<const float>(kick), pointer<const float>(drift), pointer<const float>(keep),
-                  pointer<const float>(noise_scale), pointer<const float>(scale), ids_of(seed, chain, draw),
-                  pointer<const float>(noise)},
-        own);
+template <class Own, class Execute>
+auto function_of(const KickDrift*, Execute execute) {
+  return [execute](int64_t chains, int64_t elements, uintptr_t x, uintptr_t v, uintptr_t score, uintptr_t kick,
+                   uintptr_t drift, uintptr_t keep, uintptr_t noise_scale, uintptr_t scale, uintptr_t seed,
+                   uintptr_t chain, uintptr_t draw, uintptr_t noise, Own own) {
+    execute(KickDrift{chains, elements, pointer<float>(x), pointer<float>(v), pointer<const float>(score),
+                      pointer<const float>(kick), pointer<const float>(drift), pointer<const float>(keep),
+                      pointer<const float>(noise_scale), pointer<const float>(scale), ids_of(seed, chain, draw),
+                      pointer<const float>(noise)},
+            own);
   };
 }
 
-template <class Own, class Run>
-auto mala_accept_function(Run run) {
-  return [run](int64_t chains, int64_t elements, uintptr_t x, uintptr_t proposal, uintptr_t score,
-               uintptr_t proposal_score, uintptr_t energy, uintptr_t proposal_energy, uintptr_t step,
-               uintptr_t inverse_temperature, uintptr_t scale, uintptr_t seed, uintptr_t chain, uintptr_t draw,
-               uintptr_t accepted, uintptr_t log_ratio, Own own) {
-    run(MalaAccept{chains, elements, pointer<float>(x), pointer<float>(score), pointer<const float>(proposal),
-                   pointer<const float>(proposal_score), pointer<double>(energy),
-                   pointer<const double>(proposal_energy), pointer<const float>(step),
-                   pointer<const float>(inverse_temperature), pointer<const float>(scale), ids_of(seed, chain, draw),
-                   pointer<bool>(accepted), pointer<double>(log_ratio)},
-        own);
+template <class Own, class Execute>
+auto function_of(const MalaAccept*, Execute execute) {
+  return [execute](int64_t chains, int64_t elements, uintptr_t x, uintptr_t proposal, uintptr_t score,
+                   uintptr_t proposal_score, uintptr_t energy, uintptr_t proposal_energy, uintptr_t step,
+                   uintptr_t inverse_temperature, uintptr_t scale, uintptr_t seed, uintptr_t chain, uintptr_t draw,
+                   uintptr_t accepted, uintptr_t log_ratio, Own own) {
+    execute(MalaAccept{chains, elements, pointer<float>(x), pointer<float>(score), pointer<const float>(proposal),
+                       pointer<const float>(proposal_score), pointer<double>(energy),
+                       pointer<const double>(proposal_energy), pointer<const float>(step),
+                       pointer<const float>(inverse_temperature), pointer<const float>(scale),
+                       ids_of(seed, chain, draw), pointer<bool>(accepted), pointer<double>(log_ratio)},
+            own);
   };
 }
 
-template <class Own, class Run>
-auto squared_norm_function(Run run) {
-  return [run](int64_t chains, int64_t elements, uintptr_t x, uintptr_t out, Own own) {
-    run(SquaredNorm{chains, elements, pointer<const float>(x), pointer<double>(out)}, own);
+template <class Own, class Execute>
+auto function_of(const SquaredNorm*, Execute execute) {
+  return [execute](int64_t chains, int64_t elements, uintptr_t x, uintptr_t out, Own own) {
+    execute(SquaredNorm{chains, elements, pointer<const float>(x), pointer<double>(out)}, own);
   };
 }
 
 // `pairs` holds the addresses of kept and proposed and a chain's bytes, for each pair.
-template <class Own, class Run>
-auto accept_function(Run run) {
-  return [run](int64_t chains, uintptr_t log_ratio, const pybind11::tuple& pairs, uintptr_t seed, uintptr_t chain,
-               uintptr_t draw, uintptr_t accepted, Own own) {
+template <class Own, class Execute>
+auto function_of(const Accept*, Execute execute) {
+  return [execute](int64_t chains, uintptr_t log_ratio, const pybind11::tuple& pairs, uintptr_t seed, uintptr_t chain,
+                   uintptr_t draw, uintptr_t accepted, Own own) {
     Accept s{};
     s.chains = chains;
     s.log_ratio = pointer<const double>(log_ratio);
@@ -74,25 +74,25 @@ auto accept_function(Run run) {
                     pointer<const char>(pairs[3 * i + 1].cast<uintptr_t>()), pairs[3 * i + 2].cast<int64_t>()};
     s.ids = ids_of(seed, chain, draw);
     s.accepted = pointer<bool>(accepted);
-    run(s, own);
-  };
-}
-
-template <class Own, class Run>
-auto evaluate_function(Run run) {
-  return [run](int kind, int64_t dimension, int64_t components, uintptr_t params, int64_t chains, uintptr_t x,
-               uintptr_t energy, uintptr_t score, Own own) {
-    run(Evaluate{{kind, dimension, components, pointer<const float>(params)},
-                 chains,
-                 pointer<const float>(x),
-                 pointer<double>(energy),
-                 pointer<float>(score)},
-        own);
+    execute(s, own);
   };
 }
 
 template <class Own, class Execute>
-auto run_function(Execute execute) {
+auto function_of(const Evaluate*, Execute execute) {
+  return [execute](int kind, int64_t dimension, int64_t components, uintptr_t params, int64_t chains, uintptr_t x,
+                   uintptr_t energy, uintptr_t score, Own own) {
+    execute(Evaluate{{kind, dimension, components, pointer<const float>(params)},
+                     chains,
+                     pointer<const float>(x),
+                     pointer<double>(energy),
+                     pointer<float>(score)},
+            own);
+  };
+}
+
+template <class Own, class Execute>
+auto function_of(const Run*, Execute execute) {
   return [execute](int kind, int64_t dimension, int64_t components, uintptr_t params, int64_t chains, uintptr_t x,
                    int sampler, uintptr_t coef, int64_t steps, uintptr_t seed, uintptr_t chain, uintptr_t draw,
                    uintptr_t v, int64_t leapfrog, uintptr_t scale, float lo, float hi, int64_t thin, uintptr_t draws,

@@ -337,7 +337,7 @@ class Sums(cuda_simulator.Device):
             self.each = at[:2] + at[2:] * case["each"]
             target = self.put(out)
             rest = case["each"], case["half"], case["edge"], int(case["tanh"]), target
-            self.call("discretised", struct.pack("<qqQQQiffiQ", *sizes, *at, *rest))
+            self.call("discretised_log_likelihood", struct.pack("<qqQQQiffiQ", *sizes, *at, *rest))
         self.take(target, out)
         return out
 
@@ -365,7 +365,9 @@ def cuda_device(cuda_build: Path) -> Sums:
     from ptx_interpreter import parse
 
     cuda_simulator.SYMBOLS["gaussian_kl"] = "_ZN4ulam4cuda11gaussian_klERKNS_10GaussianKlEPv"
-    cuda_simulator.SYMBOLS["discretised"] = "_ZN4ulam4cuda11discretisedERKNS_21DiscretisedLikelihoodEPv"
+    cuda_simulator.SYMBOLS["discretised_log_likelihood"] = (
+        "_ZN4ulam4cuda26discretised_log_likelihoodERKNS_21DiscretisedLikelihoodEPv"
+    )
     return Sums(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
 
 

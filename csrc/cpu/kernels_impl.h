@@ -29,7 +29,7 @@ struct FillChain {
 };
 
 template <class V>
-void fill_units(const Fill& s, int64_t chunk, int64_t begin, int64_t end) {
+void fill_normal_units(const Fill& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const int64_t b = span.chain;
@@ -97,24 +97,14 @@ constexpr Kernels kernels_of(const char* name) {
   Kernels k{};
   k.name = name;
   k.width = V::width;
-  k.step = step_any<V>;
+#define ULAM_UNITS(operation, Arguments) k.operation = operation##_units<V>;
+  ULAM_SHARED_OPERATIONS(ULAM_UNITS)
+#undef ULAM_UNITS
   k.reduce = reduce_chains<V>;
-  k.blend = blend_units<V>;
-  k.fill = fill_units<V>;
-  k.affine = affine_units<V>;
   k.find_bad = find_bad_units;
   k.count_on = count_on_chains;
   k.look_up = look_up_chains;
   k.first_outside = first_outside;
-  k.langevin = langevin_units<V>;
-  k.kick_drift = kick_drift_units<V>;
-  k.mala_accept = mala_accept_groups<V>;
-  k.squared_norm = squared_norm_groups<V>;
-  k.accept = accept_groups<V>;
-  k.evaluate = evaluate_groups<V>;
-  k.run = run_groups<V>;
-  k.gaussian_kl = gaussian_kl_of<V>;
-  k.discretised = discretised_of<V>;
   k.hash_noise = hash_noise_words<V>;
   if constexpr (V::width > 1) {
     k.mt19937 = extend<V>;

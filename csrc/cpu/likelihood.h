@@ -64,7 +64,7 @@ double kl_of_chain(const GaussianKl& s, int64_t b) {
 }
 
 template <class V>
-void gaussian_kl_of(const GaussianKl& s, int64_t begin, int64_t end) {
+void gaussian_kl_units(const GaussianKl& s, int64_t, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b)
     s.out[b] = s.each_b   ? kl_of_chain<V, true, true>(s, b)
                : s.each_a ? kl_of_chain<V, true, false>(s, b)
@@ -96,7 +96,7 @@ double likelihood_of_chain(const DiscretisedLikelihood& s, int64_t b) {
 }
 
 template <class V>
-void discretised_of(const DiscretisedLikelihood& s, int64_t begin, int64_t end) {
+void discretised_log_likelihood_units(const DiscretisedLikelihood& s, int64_t, int64_t begin, int64_t end) {
   const auto of_chain = s.cdf == kExact
                             ? (s.each ? likelihood_of_chain<V, true, kExact> : likelihood_of_chain<V, false, kExact>)
                             : (s.each ? likelihood_of_chain<V, true, kTanh> : likelihood_of_chain<V, false, kTanh>);

@@ -1,4 +1,4 @@
-// Whole chains side by side: a lane is a chain, its state lies in the nearest cache. Part of mcmc_impl.h.
+// Whole chains side by side: a lane is a chain, its state lies in the nearest cache. Part of kernels_impl.h.
 #pragma once
 
 #include <cstring>
@@ -249,12 +249,12 @@ class Chains {
 };
 
 template <class V>
-void run_groups(const Run& s, int64_t begin, int64_t end) {
+void run_units(const Run& s, int64_t, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) Chains<V>(s, group * V::width).run();
 }
 
 template <class V>
-void evaluate_groups(const Evaluate& s, int64_t begin, int64_t end) {
+void evaluate_units(const Evaluate& s, int64_t, int64_t begin, int64_t end) {
   const int64_t d = s.target.dimension;
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * V::width;

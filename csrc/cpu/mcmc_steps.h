@@ -1,4 +1,4 @@
-// Langevin and Metropolis steps of given scores and energies. Part of mcmc_impl.h.
+// Langevin and Metropolis steps of given scores and energies. Part of kernels_impl.h.
 #pragma once
 
 #include "mcmc_run.h"
@@ -173,7 +173,7 @@ void test_radii(const Ids& ids, int64_t first, int64_t chains, float* r) {
 }
 
 template <class V>
-void mala_accept_groups(const MalaAccept& s, int64_t begin, int64_t end) {
+void mala_accept_units(const MalaAccept& s, int64_t, int64_t begin, int64_t end) {
   const int64_t n = s.elements;
   alignas(64) double lanes[kLanes];
   alignas(64) float r[V::width];
@@ -203,7 +203,7 @@ void mala_accept_groups(const MalaAccept& s, int64_t begin, int64_t end) {
 }
 
 template <class V>
-void accept_groups(const Accept& s, int64_t begin, int64_t end) {
+void accept_units(const Accept& s, int64_t, int64_t begin, int64_t end) {
   alignas(64) float r[V::width];
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * V::width, last = first + V::width < s.chains ? first + V::width : s.chains;
@@ -219,7 +219,7 @@ void accept_groups(const Accept& s, int64_t begin, int64_t end) {
 }
 
 template <class V>
-void squared_norm_groups(const SquaredNorm& s, int64_t begin, int64_t end) {
+void squared_norm_units(const SquaredNorm& s, int64_t, int64_t begin, int64_t end) {
   alignas(64) double lanes[kLanes];
   const int64_t first = begin * V::width, last = end * V::width < s.chains ? end * V::width : s.chains;
   for (int64_t b = first; b < last; ++b) {

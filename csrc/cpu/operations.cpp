@@ -10,13 +10,38 @@ namespace {
 
 constexpr int64_t kLongestShort = 128;  // up to here chains are worked on side by side
 
-// An operation whose elements are independent, so that a long chain may be cut.
+// Elements that a chain is worth.
 template <class Arguments>
-void elementwise(void (*operation)(const Arguments&, int64_t, int64_t, int64_t), const Arguments& s, int width,
-                 int threads) {
-  if (s.elements > kLongestShort) return in_chunks(operation, s, threads);
-  share((s.chains + width - 1) / width, s.chains * s.elements, threads,
-        [&](int64_t begin, int64_t end) { operation(s, 0, begin, end); });
+int64_t work_of(const Arguments& s) {
+  return s.elements;
+}
+int64_t work_of(const Accept& s) {
+  int64_t words = 16;
+  for (int i = 0; i < s.count; ++i) words += s.pairs[i].bytes / 4;
+  return words;
+}
+int64_t work_of(const Evaluate& s) { return s.target.dimension * (1 + s.target.components); }
+int64_t work_of(const Run& s) {
+  const int64_t steps = std::min(s.steps, kSerialElements);  // more change no choice
+  return s.target.dimension * (1 + s.target.components) * steps;
+}
+
+template <class Arguments>
+void shared(void (*units)(const Arguments&, int64_t, int64_t, int64_t), const Arguments& s, int width, int threads) {
+  constexpr Sharing sharing = Arguments::sharing;
+  const int64_t each = work_of(s), work = s.chains * each;
+  if (work == 0) return;
+  int64_t chunk = 0, count = s.chains;
+  if constexpr (sharing == Sharing::kPieces || sharing == Sharing::kSideBySide) {
+    const bool whole = each <= kChunk || (sharing == Sharing::kPieces && parts_of(work, work, threads) == 1);
+    chunk = whole ? each : kChunk;
+    count = s.chains * ((each + chunk - 1) / chunk);
+  }
+  if (sharing == Sharing::kGroups || (sharing == Sharing::kSideBySide && each <= kLongestShort)) {
+    chunk = 0;
+    count = (s.chains + width - 1) / width;
+  }
+  share(count, work, threads, [&](int64_t begin, int64_t end) { units(s, chunk, begin, end); });
 }
 
 void count_on(const Kernels& k, const Advance& s, const uint8_t* bad, int threads) {
@@ -33,10 +58,10 @@ void check_and_count_on(const Kernels& k, const Advance& s, uint8_t* bad, int th
 
 }  // namespace
 
-void step(const Kernels& k, const Step& s, int threads) { in_chunks(k.step, s, threads); }
-void blend(const Kernels& k, const Blend& s, int threads) { in_chunks(k.blend, s, threads); }
-void fill(const Kernels& k, const Fill& s, int threads) { in_chunks(k.fill, s, threads); }
-void affine(const Kernels& k, const Affine& s, int threads) { in_chunks(k.affine, s, threads); }
+#define ULAM_SHARE(operation, Arguments) \
+  void operation(const Kernels& k, const Arguments& s, int threads) { shared(k.operation, s, k.width, threads); }
+ULAM_SHARED_OPERATIONS(ULAM_SHARE)
+#undef ULAM_SHARE
 
 void reduce(const Kernels& k, const Reduce& s, int threads) {
   const int64_t chains = s.step.chains, elements = s.step.elements;
@@ -76,40 +101,6 @@ int64_t first_outside(const Kernels& k, const int64_t* row, int64_t chains, int6
   };
   share(chains, chains, threads, look);
   return first;
-}
-
-void langevin(const Kernels& k, const Langevin& s, int threads) { elementwise(k.langevin, s, k.width, threads); }
-void kick_drift(const Kernels& k, const KickDrift& s, int threads) { elementwise(k.kick_drift, s, k.width, threads); }
-
-void mala_accept(const Kernels& k, const MalaAccept& s, int threads) {
-  by_chain(k.mala_accept, s, k.width, s.elements, threads);
-}
-
-void squared_norm(const Kernels& k, const SquaredNorm& s, int threads) {
-  by_chain(k.squared_norm, s, k.width, s.elements, threads);
-}
-
-void accept(const Kernels& k, const Accept& s, int threads) {
-  int64_t words = 16;
-  for (int i = 0; i < s.count; ++i) words += s.pairs[i].bytes / 4;
-  by_chain(k.accept, s, k.width, words, threads);
-}
-
-void evaluate(const Kernels& k, const Evaluate& s, int threads) {
-  by_chain(k.evaluate, s, k.width, s.target.dimension * (1 + s.target.components), threads);
-}
-
-void run(const Kernels& k, const Run& s, int threads) {
-  const int64_t steps = std::min(s.steps, kSerialElements);  // more change no choice
-  by_chain(k.run, s, k.width, s.target.dimension * (1 + s.target.components) * steps, threads);
-}
-
-void gaussian_kl(const Kernels& k, const GaussianKl& s, int threads) {
-  by_chain(k.gaussian_kl, s, 1, s.elements, threads);
-}
-
-void discretised(const Kernels& k, const DiscretisedLikelihood& s, int threads) {
-  by_chain(k.discretised, s, 1, s.elements, threads);
 }
 
 void hash_noise(const Kernels& k, uint64_t first, uint64_t count, uint64_t sums[3], int threads) {

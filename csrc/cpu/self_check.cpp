@@ -37,7 +37,7 @@ bool makes_known_normals(const Kernels& k) {
                                         0xbedca016, 0x3e876ecb, 0xbc2befad, 0xbdf8a5db};
   const int64_t zero = 0;
   float z[64];
-  fill(k, Fill{1, 64, 0, z, kFloat32, &zero, &zero, &zero, 0, 1.0f}, 1);
+  fill_normal(k, Fill{1, 64, 0, z, kFloat32, &zero, &zero, &zero, 0, 1.0f}, 1);
   return std::memcmp(z, expected, sizeof expected) == 0;
 }
 

@@ -276,7 +276,7 @@ class Tiled {
 };
 
 template <class V, int R>
-void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
+void step_registers(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Span span(unit, s.elements, chunk);
     const StepChain<R> chain(s, span.chain);
@@ -289,8 +289,8 @@ void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
 }
 
 template <class V>
-void step_any(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
-  with_registers(s.registers, [&](auto registers) { step_units<V, registers>(s, chunk, begin, end); });
+void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
+  with_registers(s.registers, [&](auto registers) { step_registers<V, registers>(s, chunk, begin, end); });
 }
 
 }  // namespace

@@ -56,23 +56,4 @@ void share(int64_t units, int64_t work, int threads, const Units& run) {
   in_parts(parts, [&](int64_t part) { run(units * part / parts, units * (part + 1) / parts); });
 }
 
-// operation(s, chunk, begin, end) on shares of the units of at most `chunk` elements.
-template <class Arguments>
-void in_chunks(void (*operation)(const Arguments&, int64_t, int64_t, int64_t), const Arguments& s, int threads) {
-  if (s.chains == 0 || s.elements == 0) return;
-  const int64_t work = s.chains * s.elements;
-  const bool whole = threads <= 1 || work <= kSerialElements || s.elements <= kChunk;
-  const int64_t chunk = whole ? s.elements : kChunk;
-  share(s.chains * ((s.elements + chunk - 1) / chunk), work, threads,
-        [&](int64_t begin, int64_t end) { operation(s, chunk, begin, end); });
-}
-
-// operation(s, begin, end) on shares of the groups of `width` chains, each chain so many elements of work.
-template <class Arguments>
-void by_chain(void (*operation)(const Arguments&, int64_t, int64_t), const Arguments& s, int width, int64_t work,
-              int threads) {
-  share((s.chains + width - 1) / width, s.chains * work, threads,
-        [&](int64_t begin, int64_t end) { operation(s, begin, end); });
-}
-
 }  // namespace ulam::cpu

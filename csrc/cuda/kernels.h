@@ -1,20 +1,16 @@
 // The CUDA operations: plain structures of device pointers, a stream, and an error text. No CUDA header is needed.
 #pragma once
 
-#include "ulam/operations.h"
+#include "ulam/operation_list.h"
 
 namespace ulam::cuda {
 
 // A row that is outside the table, or reads what is not given, writes NaN (-1 where times are whole): nobody on the
 // host can see it to raise, and silence would be worse. Each launches on `stream` of the current device, allocates
 // nothing, and returns null or what went wrong.
-const char* step(const Step&, void* stream);
-const char* reduce(const Reduce&, void* stream);
-const char* blend(const Blend&, void* stream);
-const char* fill_normal(const Fill&, void* stream);
-const char* affine(const Affine&, void* stream);
-const char* look_up(const LookUp&, void* stream);
-const char* advance(const Advance&, void* stream);
+#define ULAM_DECLARE(operation, Arguments) const char* operation(const Arguments&, void* stream);
+ULAM_OPERATIONS(ULAM_DECLARE)
+#undef ULAM_DECLARE
 
 // How many devices these kernels can run on, and why there is none (null if there is one).
 int device_count();

@@ -1,6 +1,6 @@
 // Per-chain sums of a variational bound's terms, in the lanes of ulam/reduce.h: a block a chain, a cluster where chains
 // are few and long, a part of a warp where they are short.
-#include "likelihood_kernels.h"
+#include "kernels.h"
 
 #include "group.h"
 #include "launch.h"
@@ -219,7 +219,7 @@ const char* gaussian_kl(const GaussianKl& s, void* stream) {
   return told(error, "gaussian_kl", s);
 }
 
-const char* discretised(const DiscretisedLikelihood& s, void* stream) {
+const char* discretised_log_likelihood(const DiscretisedLikelihood& s, void* stream) {
   if (s.chains == 0) return nullptr;
   const uint32_t width = access_width(
       s.elements, {element_wise(s.x, true), element_wise(s.mean, true), element_wise(s.log_scale, s.each)});

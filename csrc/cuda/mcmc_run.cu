@@ -3,8 +3,8 @@
 // A few threads of a warp, at most all 32, hold a chain, each of them four neighbouring elements: one block of the
 // noise. All that lives along the loop is in registers, moments and a thread's numbers of the density among it: loaded
 // before the loop, stored after it. Sums over a chain go by shuffles, in the order of the contract.
+#include "kernels.h"
 #include "launch.h"
-#include "mcmc_kernels.h"
 #include "mcmc_noise.h"
 #include "mcmc_sums.h"
 #include "ulam/densities.h"

@@ -1,6 +1,6 @@
 // Langevin and Metropolis steps of given scores and energies: see kernels/ulam_kernels/mcmc.py.
+#include "kernels.h"
 #include "launch.h"
-#include "mcmc_kernels.h"
 #include "mcmc_noise.h"
 #include "mcmc_sums.h"
 #include "ulam/densities.h"

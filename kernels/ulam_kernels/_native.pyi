@@ -155,7 +155,7 @@ def discretised_log_likelihood(
     own: int,
     /,
 ) -> None: ...
-def mcmc_langevin(
+def langevin(
     chains: int,
     elements: int,
     x: int,
@@ -173,7 +173,7 @@ def mcmc_langevin(
     own: int,
     /,
 ) -> None: ...
-def mcmc_kick_drift(
+def kick_drift(
     chains: int,
     elements: int,
     x: int,
@@ -191,7 +191,7 @@ def mcmc_kick_drift(
     own: int,
     /,
 ) -> None: ...
-def mcmc_mala_accept(
+def mala_accept(
     chains: int,
     elements: int,
     x: int,
@@ -211,7 +211,7 @@ def mcmc_mala_accept(
     own: int,
     /,
 ) -> None: ...
-def mcmc_squared_norm(
+def squared_norm(
     chains: int,
     elements: int,
     x: int,
@@ -219,7 +219,7 @@ def mcmc_squared_norm(
     own: int,
     /,
 ) -> None: ...
-def mcmc_accept(
+def accept(
     chains: int,
     log_ratio: int,
     pairs: tuple[int, ...],
@@ -230,7 +230,7 @@ def mcmc_accept(
     own: int,
     /,
 ) -> None: ...
-def mcmc_evaluate(
+def evaluate(
     kind: int,
     dimension: int,
     components: int,
@@ -242,7 +242,7 @@ def mcmc_evaluate(
     own: int,
     /,
 ) -> None: ...
-def mcmc_run(
+def run(
     kind: int,
     dimension: int,
     components: int,

@@ -6,11 +6,13 @@
 #include <cstdint>
 
 #include "ulam/elementary.h"
+#include "ulam/operations.h"
 
 namespace ulam {
 
 // B chains of n elements; a log-variance (log-scale) is one number a chain, or one an element where `each` says so.
 struct GaussianKl {
+  static constexpr Sharing sharing = Sharing::kChains;
   int64_t chains, elements;
   const float *mean_a, *log_var_a, *mean_b, *log_var_b;
   int each_a, each_b;
@@ -21,6 +23,7 @@ enum Cdf : int { kExact = 0, kTanh = 1 };
 
 // `half` is half the width of a bin, `edge` the |x| beyond which a bin is the outermost and reaches to infinity.
 struct DiscretisedLikelihood {
+  static constexpr Sharing sharing = Sharing::kChains;
   int64_t chains, elements;
   const float *x, *mean, *log_scale;
   int each;

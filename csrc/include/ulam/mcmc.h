@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ulam/operations.h"
 #include "ulam/platform.h"
 
 namespace ulam {
@@ -23,6 +24,7 @@ struct Ids {  // [B] each
 
 // B chains of n elements. Optional pointers may be null.
 struct Langevin {
+  static constexpr Sharing sharing = Sharing::kSideBySide;
   int64_t chains, elements;
   const float *x, *score;           // [B, n]
   const float *step, *noise_scale;  // [B]
@@ -34,6 +36,7 @@ struct Langevin {
 };
 
 struct KickDrift {
+  static constexpr Sharing sharing = Sharing::kSideBySide;
   int64_t chains, elements;
   float *x, *v;                                    // [B, n]
   const float* score;                              // [B, n]
@@ -44,6 +47,7 @@ struct KickDrift {
 };
 
 struct MalaAccept {
+  static constexpr Sharing sharing = Sharing::kGroups;
   int64_t chains, elements;
   float *x, *score;                         // [B, n]
   const float *proposal, *proposal_score;   // [B, n]
@@ -57,6 +61,7 @@ struct MalaAccept {
 };
 
 struct SquaredNorm {
+  static constexpr Sharing sharing = Sharing::kGroups;
   int64_t chains, elements;
   const float* x;  // [B, n]
   double* out;     // [B]
@@ -69,6 +74,7 @@ struct Pair {
 };
 
 struct Accept {
+  static constexpr Sharing sharing = Sharing::kGroups;
   int64_t chains;
   const double* log_ratio;  // [B]
   int count;
@@ -84,6 +90,7 @@ struct Target {
 };
 
 struct Evaluate {
+  static constexpr Sharing sharing = Sharing::kGroups;
   Target target;
   int64_t chains;
   const float* x;  // [B, d]
@@ -92,6 +99,7 @@ struct Evaluate {
 };
 
 struct Run {
+  static constexpr Sharing sharing = Sharing::kGroups;
   Target target;
   int64_t chains;
   float* x;  // [B, d]

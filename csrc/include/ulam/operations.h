@@ -11,9 +11,14 @@ enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };  /
 // pixels], m, then v, of a pixel side by side; net_in is [B, pixels, C].
 enum Last : int { kModelLast = 1, kNetLast = 2 };
 
+// What may be worked on apart: pieces of a chain; whole chains; or groups of as many chains as a vector has lanes, and
+// pieces of long ones (kSideBySide) or not (kGroups).
+enum class Sharing { kPieces, kChains, kSideBySide, kGroups };
+
 // B chains of n elements, n <= 2^30. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
 // null.
 struct Step {
+  static constexpr Sharing sharing = Sharing::kPieces;
   int64_t chains, elements;
   int registers;
   void* state;
@@ -45,6 +50,7 @@ struct Reduce {
 
 // r_0 of B chains becomes k = a known + b z where the mask is 1; z and the rest as in Step.
 struct Blend {
+  static constexpr Sharing sharing = Sharing::kPieces;
   int64_t chains, elements;
   void* state;  // [B, n]
   DType state_type;
@@ -61,6 +67,7 @@ struct Blend {
 };
 
 struct Fill {
+  static constexpr Sharing sharing = Sharing::kPieces;
   int64_t chains, elements, offset;
   void* out;
   DType type;
@@ -70,6 +77,7 @@ struct Fill {
 };
 
 struct Affine {
+  static constexpr Sharing sharing = Sharing::kPieces;
   int64_t chains, elements;
   const void *x, *m;
   void* out;

@@ -22,5 +22,5 @@ def _call(operation: native.Operation, arguments: tuple[Any, ...], given: tuple[
 
 
 globals().update(vars(native.operations(_rows, _cpu, _call)))
-mcmc = native.operations(_mcmc, _cpu, _call, "mcmc_")
+mcmc = native.operations(_mcmc, _cpu, _call)
 likelihood = native.operations(_likelihood, _cpu, _call)

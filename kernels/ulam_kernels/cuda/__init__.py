@@ -34,5 +34,5 @@ def _call(operation: native.Operation, arguments: tuple[Any, ...], given: tuple[
 
 
 globals().update(vars(native.operations(_rows, _cuda, _call)))
-mcmc = native.operations(_mcmc, _cuda, _call, "mcmc_")
+mcmc = native.operations(_mcmc, _cuda, _call)
 likelihood = native.operations(_likelihood, _cuda, _call)

@@ -15,15 +15,14 @@ Operation = Callable[..., None]
 Call = Callable[[Operation, tuple[Any, ...], tuple[Any, ...]], None]
 
 
-def operations(family: ModuleType, extension: ModuleType, call: Call, prefix: str = "") -> SimpleNamespace:
+def operations(family: ModuleType, extension: ModuleType, call: Call) -> SimpleNamespace:
     """The operations of a family by name, on tensors.
 
     Args:
         call: runs an operation of the extension, with the arguments made of what is given; it is told both.
-        prefix: of the operations' names in the extension.
     """
     return SimpleNamespace(**{
-        name: _operation(getattr(extension, prefix + name), make, call)
+        name: _operation(getattr(extension, name), make, call)
         for name, make in vars(family).items()
         if isinstance(make, FunctionType) and make.__module__ == family.__name__ and name[0] != "_"
     })  # fmt: skip
