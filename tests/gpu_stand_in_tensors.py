@@ -11,7 +11,7 @@ from gpu_stand_in_shapes import shapes
 from gpu_stand_in_streams import Event, Stream
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from ulam_kernels import library
+from ulam_kernels import operator
 
 aten = torch.ops.aten
 # Read a value on the host, or have a size that depends on one.
@@ -78,7 +78,7 @@ class CudaTensor(torch.Tensor):
         kwargs = dict(kwargs or {})
         name = func._schema.name.removeprefix("aten::")
         if func.namespace == "ulam":  # its backend launches it
-            return getattr(library, func._opname)(*args, **kwargs)
+            return operator.implementations[func._opname](*args, **kwargs)
         if name == "item":
             return aten._local_scalar_dense.default(args[0])
         if func._can_decompose() and name not in SYNCHRONIZING:

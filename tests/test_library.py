@@ -15,7 +15,7 @@ from tracing_cases import CASES
 from tracing_cases import inputs as inputs_of
 
 import ulam_kernels
-from ulam_kernels import Table, library, ops
+from ulam_kernels import Table, operator, ops
 from ulam_kernels.dispatch import select
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no g++"))]
@@ -293,4 +293,4 @@ def test_every_operation_compiles_whole(name: str, backend: str) -> None:
 
 
 def test_every_operator_has_a_case() -> None:
-    assert set(library.SCHEMAS) == {case.operator for case in CASES.values()} - {"normal_"} | {"torch_normal"}
+    assert set(operator.schemas) == {case.operator for case in CASES.values()} - {"normal_"} | {"torch_normal"}

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ulam
 import ulam_kernels
 from ulam.samplers import DDIM, DDPM, Heun
-from ulam_kernels import library
+from ulam_kernels import operator
 
 SLOTS, TICKS = 16, 1000
 # What reads a value on the host, or has a size that depends on one.
@@ -46,7 +46,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "ulam":  # what it asks torch for is looked at, in its place
             with self:
-                return getattr(library, func._opname)(*args, **(kwargs or {}))
+                return operator.implementations[func._opname](*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         self.current[func._schema.name.removeprefix("aten::")] += 1
         tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from tracing_cases import CASES, Case, Tensors, inputs, operations
 
-from ulam_kernels import library
+from ulam_kernels import operator
 
 pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]  # fmt: skip
@@ -224,7 +224,7 @@ class SeenWithin(Seen):
         self.names.append(func._schema.name)
         if func.namespace == "ulam":
             with self:
-                return library.implementations[func._opname](*args, **(kwargs or {}))
+                return operator.implementations[func._opname](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -6,7 +6,8 @@
 >>> _ = ulam_kernels.fill_normal(out, seed=torch.zeros_like(ids), chain=ids, draw=torch.zeros_like(ids))
 """
 
-from ulam_kernels import library as library  # registers torch.ops.ulam
+from ulam_kernels import likelihood as likelihood
+from ulam_kernels import mcmc as mcmc
 from ulam_kernels.dispatch import backends
 from ulam_kernels.ops import affine, blend, fill_normal, reduce, step
 from ulam_kernels.table import Table

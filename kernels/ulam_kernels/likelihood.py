@@ -21,12 +21,17 @@ import torch
 from ulam_kernels.arguments import choice, whole
 from ulam_kernels.autograd import check_no_gradient
 from ulam_kernels.dispatch import select
+from ulam_kernels.operator import BACKEND, operator, per_chain
 from ulam_kernels.tracing import through_operator
 from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
 
 CDFS = ("exact", "tanh")
 
 
+@operator(
+    f"gaussian_kl(Tensor mean_a, Tensor log_var_a, Tensor mean_b, Tensor log_var_b, {BACKEND}) -> Tensor",
+    per_chain(torch.float64),
+)
 def gaussian_kl(
     mean_a: torch.Tensor,
     log_var_a: torch.Tensor,
@@ -60,6 +65,11 @@ def gaussian_kl(
     return out
 
 
+@operator(
+    "discretised_log_likelihood(Tensor x, Tensor mean, Tensor log_scale, SymInt bins=256, str cdf='exact', "
+    f"{BACKEND}) -> Tensor",
+    per_chain(torch.float64),
+)
 def discretised_log_likelihood(
     x: torch.Tensor,
     mean: torch.Tensor,

@@ -48,6 +48,7 @@ from ulam_kernels.arguments import bounds, choice, described, switch, whole
 from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
 from ulam_kernels.dispatch import select
+from ulam_kernels.operator import BACKEND, IDS, NOISE, Values, like_first, operator, per_chain
 from ulam_kernels.tracing import constant_beside, through_operator
 from ulam_kernels.validation import MAX_ELEMENTS, apart, check, check_ids, check_memory_of_its_own, check_tensor
 
@@ -59,7 +60,23 @@ MOST_PAIRS = 4
 MOST_STEPS = 1 << 40  # of a launch, thinned or not: at a nanosecond a step a quarter of an hour
 MOST_LEAPS = 1 << 30
 
+DENSITY = "str name, SymInt kind, SymInt dimension, SymInt components, Tensor params"
 
+
+def _with_density(values: Values) -> None:
+    fields = [values.pop(name) for name in ("name", "kind", "dimension", "components", "params")]
+    values["density"] = Density(*fields)
+
+
+def _with_pairs(values: Values) -> None:
+    values["pairs"] = list(zip(values.pop("kept"), values.pop("proposed"), strict=True))
+
+
+UPDATE = "Tensor score, Tensor step, Tensor noise_scale, Tensor? scale, float lo, float hi"
+
+
+@operator(f"langevin_out(Tensor x, {UPDATE}, Tensor(a!) out, {NOISE}, {BACKEND}) -> ()")
+@operator(f"langevin(Tensor x, {UPDATE}, {NOISE}, {BACKEND}) -> Tensor", like_first)
 def langevin(
     x: torch.Tensor,
     score: torch.Tensor,
@@ -127,6 +144,21 @@ def langevin(
     return out
 
 
+@operator(f"langevin_in_place(Tensor(a!) x, {UPDATE}, {NOISE}, {BACKEND}) -> ()")
+def _langevin_in_place(x: torch.Tensor, **values: Any) -> None:
+    langevin(x, out=x, **values)
+
+
+def _tested(x: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape[:1], dtype=torch.bool), x.new_empty(x.shape[:1], dtype=torch.float64)
+
+
+@operator(
+    "mala_accept(Tensor(a!) x, Tensor proposal, Tensor(b!) score, Tensor proposal_score, Tensor(c!) energy, "
+    f"Tensor proposal_energy, Tensor step, Tensor? inverse_temperature, Tensor? scale, {IDS}, {BACKEND}) "
+    "-> (Tensor, Tensor)",
+    _tested,
+)
 def mala_accept(
     x: torch.Tensor,
     proposal: torch.Tensor,
@@ -198,6 +230,10 @@ def mala_accept(
     return accepted, log_ratio
 
 
+@operator(
+    "kick_drift(Tensor(a!) x, Tensor(b!) v, Tensor score, Tensor kick, Tensor? drift, Tensor? keep, "
+    f"Tensor? noise_scale, Tensor? scale, {NOISE}, {BACKEND}) -> ()"
+)
 def kick_drift(
     x: torch.Tensor,
     v: torch.Tensor,
@@ -260,6 +296,7 @@ def kick_drift(
         written(v, None if drift is None else x)
 
 
+@operator(f"squared_norm(Tensor x, {BACKEND}) -> Tensor", per_chain(torch.float64))
 def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """``sum_i x_i^2`` of every chain, ``[B]`` float64: squares are exact, sums in the order of this module.
 
@@ -276,6 +313,11 @@ def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor
     return out
 
 
+@operator(
+    f"accept(Tensor log_ratio, Tensor(a!)[] kept, Tensor[] proposed, {IDS}, {BACKEND}) -> Tensor",
+    per_chain(torch.bool),
+    _with_pairs,
+)
 def accept(
     log_ratio: torch.Tensor,
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
@@ -334,6 +376,11 @@ def accept(
     return accepted
 
 
+def _evaluated(x: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape[:1], dtype=torch.float64), torch.empty_like(x)
+
+
+@operator(f"evaluate({DENSITY}, Tensor x, {BACKEND}) -> (Tensor, Tensor)", _evaluated, _with_density)
 def evaluate(
     density: Density, x: torch.Tensor, *, energy: bool = True, backend: str | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -358,6 +405,19 @@ def evaluate(
     return energies, score
 
 
+@operator(
+    f"evaluate_score({DENSITY}, Tensor x, {BACKEND}) -> Tensor", lambda x, **_: torch.empty_like(x), _with_density
+)
+def _score(density: Density, x: torch.Tensor, backend: str | None = None) -> torch.Tensor:
+    return evaluate(density, x, energy=False, backend=backend)[1]
+
+
+@operator(
+    f"run({DENSITY}, Tensor(a!) x, str sampler, Tensor coef, SymInt steps, {IDS}, Tensor(b!)? v, SymInt leapfrog, "
+    "Tensor? scale, float lo, float hi, SymInt thin, Tensor(c!)? draws, Tensor(d!)? energies, Tensor(e!)? moments, "
+    f"Tensor(f!)? accepted, Tensor(g!)? diverged, {BACKEND}) -> ()",
+    pack=_with_density,
+)
 def run(
     density: Density,
     x: torch.Tensor,

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import torch
 
 from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
-from ulam_kernels.autograd import check_no_gradient, forward_mode, recorded, recording, written
+from ulam_kernels.autograd import (
+    check_no_gradient,
+    forward_mode,
+    of_affine,
+    recorded,
+    recording,
+    save_for_affine,
+    written,
+)
 from ulam_kernels.dispatch import select
+from ulam_kernels.operator import BACKEND, IDS, Values, library, operator
 from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.tracing import by_operator, eager, transformed
 from ulam_kernels.validation import FLOATS as FLOATS
@@ -33,7 +43,20 @@ from ulam_kernels.validation import (
     ready,
 )
 
+ROWS = (
+    "Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, Tensor? guidance, Tensor? seed, "
+    "Tensor? chain, Tensor? draw, Tensor? noise"
+)
 
+
+def _with_table(values: Values) -> None:
+    values["table"] = Table(values.pop("coef"), values.pop("flags"), values["state"].shape[0])
+
+
+@operator(
+    f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, Tensor? scales=None, {BACKEND}, Tensor? source=None) -> ()",
+    pack=_with_table,
+)
 def step(
     state: torch.Tensor,
     table: Table,
@@ -148,6 +171,7 @@ def step(
     written(state, net_in)
 
 
+@operator(f"reduce(Tensor state, {ROWS}, Tensor(a!) out, {BACKEND}) -> ()", pack=_with_table)
 def reduce(
     state: torch.Tensor,
     table: Table,
@@ -214,6 +238,11 @@ def reduce(
     return out
 
 
+@operator(
+    "blend(Tensor(a!) state, Tensor known, Tensor mask, Tensor a, Tensor b, Tensor? seed, Tensor? chain, "
+    f"Tensor? draw, Tensor? noise=None, Tensor(b!)? net_in=None, Tensor? c_next=None, {BACKEND}, Tensor? row=None, "
+    "SymInt stage=0) -> ()"
+)
 def blend(
     state: torch.Tensor,
     known: torch.Tensor,
@@ -306,6 +335,7 @@ def blend(
     written(state, net_in)
 
 
+@operator(f"fill_normal(Tensor(a!) out, {IDS}, SymInt tag=0, float scale=1.0, SymInt offset=0, {BACKEND}) -> ()")
 def fill_normal(
     out: torch.Tensor,
     *,
@@ -363,6 +393,12 @@ def fill_normal(
     return out
 
 
+def _promoted(x: torch.Tensor, m: torch.Tensor, **_: Any) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=torch.promote_types(x.dtype, m.dtype), device=x.device)
+
+
+@operator(f"affine_out(Tensor x, Tensor m, Tensor a, Tensor b, Tensor(a!) out, {BACKEND}) -> ()")
+@operator(f"affine(Tensor x, Tensor m, Tensor a, Tensor b, {BACKEND}) -> Tensor", _promoted)
 def affine(
     x: torch.Tensor,
     m: torch.Tensor,
@@ -419,3 +455,6 @@ def affine(
     select(backend, x.device.type, wanted).affine(x, m, a, b, out)
     written(out)
     return out
+
+
+torch.library.register_autograd("ulam::affine", of_affine, setup_context=save_for_affine, lib=library)

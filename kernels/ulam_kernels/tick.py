@@ -17,6 +17,7 @@ from torch.compiler import is_compiling
 
 from ulam_kernels.autograd import check_no_gradient, recording, written
 from ulam_kernels.dispatch import load, select
+from ulam_kernels.operator import BACKEND, operator
 from ulam_kernels.tracing import by_operator
 from ulam_kernels.validation import FLOATS, check, check_tensor
 
@@ -24,6 +25,10 @@ CURSOR_LINES = 6  # row, draw, row_advance, draw_advance, failed, parts
 TIMES = (torch.float32, torch.int64, torch.float64)
 
 
+@operator(
+    "look_up(Tensor times, Tensor row, Tensor(a!) out, Tensor? guidance=None, Tensor? interval=None, "
+    f"Tensor(b!)? weight=None, {BACKEND}) -> ()"
+)
 def look_up(
     times: torch.Tensor,
     row: torch.Tensor,
@@ -91,6 +96,10 @@ def look_up(
     written(out, weight)
 
 
+@operator(
+    "advance(Tensor(a!) cursor, Tensor(b!) now, Tensor? model=None, Tensor? uncond=None, Tensor? guidance=None, "
+    f"{BACKEND}) -> ()"
+)
 def advance(
     cursor: torch.Tensor,
     now: torch.Tensor,

@@ -10,10 +10,12 @@ import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.autograd import written
+from ulam_kernels.operator import operator
 from ulam_kernels.tracing import eager
 from ulam_kernels.validation import check_tensor
 
 
+@operator("torch_normal(Tensor(a!) out) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
 def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Fill ``out`` as ``out.normal_(generator=generator)`` does: the same bits, and the same state afterwards.
 

@@ -1,0 +1,88 @@
+"""The operations as ``torch.ops.ulam.*``, so that ``torch.compile`` keeps them in its graph.
+
+Each has a schema that declares what it mutates, a fake for tracing, and one implementation for every device: the
+public function, which validates and selects the backend when the compiled graph runs. That function calls the operator
+only while a graph is being traced; eager calls go straight to the backend, because PyTorch's dispatcher would cost
+them several times what the launch does.
+
+A schema names the arguments of its function. What is no tensor or number comes in parts: a table as ``coef`` and
+``flags``, a density as its fields, pairs as two lists.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from ulam_kernels.tracing import operator_runs
+
+IDS = "Tensor seed, Tensor chain, Tensor draw"
+NOISE = "Tensor? seed=None, Tensor? chain=None, Tensor? draw=None, Tensor? noise=None"
+BACKEND = "str? backend=None"
+
+F = TypeVar("F", bound=Callable[..., Any])
+Values = dict[str, Any]
+schemas: dict[str, str] = {}
+implementations: dict[str, Callable[..., Any]] = {}
+library = torch.library.Library("ulam", "DEF")  # the registrations live as long as this object
+
+
+def nothing(**_: Any) -> None:
+    """What operators that write in place return."""
+
+
+def like_first(**values: Any) -> torch.Tensor:
+    """A tensor like the first argument."""
+    return torch.empty_like(next(iter(values.values())))
+
+
+def per_chain(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """One number a chain, of which the first argument has as many."""
+
+    def fake(**values: Any) -> torch.Tensor:
+        first: torch.Tensor = next(iter(values.values()))
+        return first.new_empty(first.shape[:1], dtype=dtype)
+
+    return fake
+
+
+def operator(
+    schema: str,
+    fake: Callable[..., Any] = nothing,
+    pack: Callable[[Values], None] | None = None,
+    tags: tuple[torch.Tag, ...] = (),
+) -> Callable[[F], F]:
+    """Register a public function as the operator of a schema, "name(arguments) -> results".
+
+    Args:
+        fake: of the arguments by name, what the operator returns of fake tensors; :func:`nothing` for ().
+        pack: makes the arguments of the function that come in parts, in place.
+        tags: of torch, beside those that all have.
+    """
+    name = schema.partition("(")[0]
+
+    def register(function: F) -> F:
+        # The layouts that the graph was traced with are kept: states are updated in place and must be contiguous.
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order, *tags))
+        names = [argument.name for argument in getattr(torch.ops.ulam, name).default._schema.arguments]
+
+        @operator_runs()
+        def run(*given: Any) -> Any:
+            values = dict(zip(names, given, strict=False))  # without those that have their defaults
+            if pack is not None:
+                pack(values)
+            made = function(**values)
+            return None if fake is nothing else made
+
+        schemas[name], implementations[name] = schema, run
+        library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(
+            f"ulam::{name}", lambda *given: fake(**dict(zip(names, given, strict=False))), lib=library
+        )
+        return function
+
+    return register
