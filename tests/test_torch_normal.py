@@ -229,3 +229,17 @@ def test_refuses_what_torch_refuses():
 
 def test_exported():
     assert "torch_normal" in ulam_kernels.__all__
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_compiled_calls_have_the_same_bits(own: bool) -> None:
+    """Of torch's own generator in the graph, of another one outside of it."""
+    torch._dynamo.reset()
+
+    def draw(x: torch.Tensor, seed: int) -> torch.Tensor:
+        generator = torch.manual_seed(seed) if own else torch.Generator().manual_seed(seed)
+        return torch_normal(x * 1.0, None if own else generator) + 1
+
+    compiled = torch.compile(draw, backend="aot_eager")
+    for seed in (3, 4):
+        assert torch.equal(compiled(torch.zeros(100), seed), draw(torch.zeros(100), seed))

@@ -42,7 +42,12 @@ def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) ->
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: got {described(generator)}, expected a torch.Generator")
-    if generator is None and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        if generator is not None:  # which no graph holds
+            from ulam_kernels.outside import call
+
+            filled: torch.Tensor = call(torch_normal, out, generator)
+            return filled
         torch.ops.ulam.torch_normal(out)
         return out
     # what records, fakes or wraps the call would miss the native code's writing
