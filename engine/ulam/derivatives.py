@@ -113,7 +113,7 @@ class Derivatives:
             self.product(direction)
             return True
         reduced = self._estimator.reduced()
-        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output, served)
+        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
 
     def _keys(self, way: str) -> list[tuple[object, ...]]:
         """What is remembered of a way, one for each range of noise levels in the batch."""
