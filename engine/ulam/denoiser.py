@@ -16,6 +16,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
+from .held import Held
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
@@ -196,7 +197,7 @@ class Denoiser:
     @property
     def modes(self) -> dict[str, str]:
         """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
-        served = [way for (way, *_), known in self._found.items() if known is True]
+        served = [way for (way, *_), known in self._found.items() if isinstance(known, Held)]
         return {
             "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
         }

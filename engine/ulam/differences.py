@@ -134,8 +134,9 @@ class _Claim:
         return max(self._off(self._at(part * step), slope) for part in (-1.0, -0.5, 0.5, 1.0))
 
     def _off(self, other: _Claim, slope: torch.Tensor) -> float:
-        known = self._along is not None and other._along is not None
-        along = float((self._along - other._along).norm()) if known else 0.0
+        along = 0.0
+        if self._along is not None and other._along is not None:
+            along = float((self._along - other._along).norm())
         return max(along, abs(self._pulled(slope) - other._pulled(slope)))
 
     def _pulled(self, slope: torch.Tensor) -> float:
