@@ -196,7 +196,7 @@ class Batch:
             finite &= torch.isfinite(state.energy)
         if not bool(finite.all()):
             bad = (~finite).nonzero()[:, 0]
-            stopped = (state.chain[bad] // self.replicas).unique()
+            stopped = {int(chain) // self.replicas for chain in state.chain[bad]}
             chain, more = int(state.chain[bad[0]]) // self.replicas, len(stopped) - 1
             what = "score" if state.energy is None or bool(torch.isfinite(state.energy[bad[0]])) else "energy"
             others = f" (and of {more} others)" if more else ""
