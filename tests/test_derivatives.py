@@ -85,6 +85,51 @@ def test_no_right_network_is_refused_at_any_precision(name, precision) -> None:
                     assert derivative(v).isfinite().all()
 
 
+LARGE = ("transformer gelu", "MLP sine", "MLP softshrink", "MLP glu", "fused float", "einsum", "MLP tanh")
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("precision", ["float64", "float32", "autocast", "bfloat16"])
+def test_no_right_network_is_refused_where_states_are_far_larger_than_what_it_changes_on(name, precision) -> None:
+    """A step of the differences jumps over many waves of the network there, or from one flat end to the other."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    schedule = schedules.ve(0.001, 200)
+    for seed in range(2):
+        net = make(name, dtype, seed)
+        y, v = state(net, dtype, seed)
+        function = net
+        if precision == "bfloat16":
+            net.bfloat16()
+
+            def function(x, t, net=net):
+                return net(x.bfloat16(), t).float()
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            for levels in ((50.0,), (150.0,), (0.5, 50.0)):
+                denoiser = Denoiser(function, schedule, "x0")
+                for sigma in levels:
+                    derivatives = Derivatives(Estimator(denoiser, y * sigma, sigma), y * sigma)
+                    for derivative in (derivatives.image, derivatives.product, derivatives.second):
+                        assert derivative(v).isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_half_precision_hides_nothing_at_further_noise_levels(precision) -> None:
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) / 4
+    kept = weight.bfloat16() if precision == "bfloat16" else weight
+
+    def net(x, t):
+        hidden = torch.where(t[:, None] >= 1, x.detach(), x).to(kept.dtype)
+        return torch.tanh(hidden @ kept).to(x.dtype)
+
+    y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        denoiser = Denoiser(net, VE, predicts="x0")
+        sure.estimate(denoiser, y, 0.5)
+        with pytest.raises(TypeError, match=r"^net: got net, whose derivative in x .* off finite differences"):
+            sure.estimate(denoiser, y, 5.0)
+
+
 def users(denoiser: Denoiser, y: torch.Tensor):
     """Everything that differentiates a denoiser, by name."""
     v = torch.ones_like(y)

@@ -177,3 +177,18 @@ def test_states_alone_bring_a_warning_that_the_noise_begins_anew():
         first = mcmc.run(gaussian(), ULA(0.1), steps=1, x_init=start, seed=0, progress=False)
         mcmc.run(gaussian(), ULA(0.1), steps=1, x_init=start, first_step=1, progress=False)
         go_on(gaussian(), ULA(0.1), first, steps=1)
+
+
+@pytest.mark.parametrize("inner", [ULA, SGLD, lambda step: BAOAB(step, friction=1.0)])
+def test_a_diverged_tempering_is_not_gone_on_with_and_says_what_to_do(inner) -> None:
+    target = mcmc.Energy(lambda x: (x**4).sum(1))
+    tempering = mcmc.ParallelTempering(inner(5.0), (1.0, 2.0))
+    start = torch.full((3, 2), 3.0)
+    with pytest.warns(RuntimeWarning, match="left the finite numbers"):
+        diverged = run(target, tempering, chains=3, steps=30, x_init=start)
+    expected = (
+        r"^resume: got a run whose \w+ is not finite at chain 0 \(and of 2 others\), expected one that did not "
+        r"diverge: begin anew with a smaller step, or with x_init= in place of resume=$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        go_on(target, tempering, diverged, steps=3)

@@ -16,10 +16,14 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
+from .held import Held
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
 DERIVATIVES = ("auto", "forward", "reverse")
+LARGEST_TIME = float(np.finfo(np.float32).max)  # networks are told float32
+LAST_TIMES = {"flow": 1.0, "subvp": 1.0}
+TIME_ROUNDING = 1e-6  # relative
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "raw")
 
 
@@ -196,7 +200,7 @@ class Denoiser:
     @property
     def modes(self) -> dict[str, str]:
         """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
-        served = [way for (way, *_), known in self._found.items() if known is True]
+        served = [way for (way, *_), known in self._found.items() if isinstance(known, Held)]
         return {
             "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
         }
@@ -209,7 +213,8 @@ class Denoiser:
     def program(self, sampler: Sampler | Program) -> Program:
         """`sampler` compiled for this denoiser, or a program that was.
 
-        Raises ValueError for times that time="index" cannot tell, and for a program of another schedule or prediction.
+        Raises ValueError for times that are none of the schedule or that time="index" cannot tell, and for a program of
+        another schedule or prediction.
         """
         if isinstance(sampler, Program):
             came, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
@@ -220,7 +225,18 @@ class Denoiser:
             program = by_index(self.schedule, self.predicts)
         else:
             program = sampler.program(self.schedule, self.predicts)
+        self._check_times(program)
         fractional = program.time[program.time % 1 > 0]
         if self.time == "index" and len(fractional):
             raise ValueError(f"timesteps: got {fractional[0]!s} under time='index', expected whole training steps")
         return program
+
+    def _check_times(self, program: Program) -> None:
+        """Raises ValueError for a time that the schedule does not have, or that float32 does not hold."""
+        last = self.schedule.steps - 1 if self.schedule.steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
+        off = program.evaluates & ~((program.time >= 0) & (program.time <= last * (1 + TIME_ROUNDING)))
+        for row in np.flatnonzero(off):
+            raise ValueError(
+                f"time: got {program.time[row]!s} at row {row} of {program.sampler}, expected 0 to {last:.9g}, as "
+                f"{self.schedule!r} has"
+            )

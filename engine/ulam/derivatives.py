@@ -14,10 +14,15 @@ reverse mode is not. Where reverse mode is itself differentiated, attention runs
 kernels have no second derivative.
 
 The first use of every mode is held against finite differences (:mod:`ulam.differences`), anew at noise levels far from
-those before: a network may hide its dependence on x, at some levels too.
+those before and for conditioning that differs from that before: a network may hide its dependence on x at some levels,
+or for some labels, alone. Conditioning is that of single rows, so a batch of labels that were all seen is not new; at
+each range of levels the first 10 batches with something new are held, and then no more than one in 16
+(:mod:`ulam.held`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable
 
 import torch
 
@@ -25,14 +30,15 @@ from .autograd import Graph
 from .differences import Refusal, direction_at, held, refused
 from .estimate import Estimator
 from .gradients import plain, without_graph
+from .held import Held
 
 
 class Derivatives:
     """Derivatives at y ``[B, *shape]`` of D, the function of an :class:`ulam.estimate.Estimator`.
 
-    Which modes serve is settled once for a denoiser, a kind of input and a range of noise levels
-    (:meth:`ulam.estimate.Estimator.octaves`), and remembered by the denoiser. ``mode`` is
-    the one that ran last. Results carry no gradient.
+    Which modes serve is settled for a denoiser, a kind of input, a range of noise levels and the conditioning of their
+    rows (:meth:`ulam.estimate.Estimator.octaves`), and remembered by the denoiser. ``mode`` is the one that ran last.
+    Results carry no gradient.
 
     Args:
         first: modes of first derivatives in the order in which they are tried, unless the denoiser names one.
@@ -75,16 +81,17 @@ class Derivatives:
 
     # ------------------------------------------------------------------------------------------- which way
 
-    def _first(self, backward: str, v: torch.Tensor) -> torch.Tensor:
-        return self._by(tuple(backward if mode == "reverse" else mode for mode in self._modes), v)
+    def _first(self, backward: str, v: torch.Tensor, look: bool = False) -> torch.Tensor:
+        return self._by(tuple(backward if mode == "reverse" else mode for mode in self._modes), v, look)
 
-    def _by(self, ways: tuple[str, ...], v: torch.Tensor) -> torch.Tensor:
-        """The result of the first of these ways that serves."""
+    def _by(self, ways: tuple[str, ...], v: torch.Tensor, look: bool = False) -> torch.Tensor:
+        """The result of the first of these ways that serves. ``look``: it is held against differences in any case."""
         refusals: list[Refusal] = []
         for way in ways:
             known, result = self._known(way), None
+            new = known is None or (look and known is True)
             try:
-                if known is None:
+                if new:
                     known = self._held(way)
                 if not isinstance(known, Refusal):
                     result = self._graph(way)(v.to(self._y.dtype))
@@ -97,8 +104,9 @@ class Derivatives:
                 continue
             assert result is not None
             self._remember(refusals)
-            if known is not None:
-                self._found |= dict.fromkeys(self._keys(way), known)
+            if new and known:
+                for key, rows in self._keys(way).items():
+                    self._found.setdefault(key, Held()).add(rows)
             self.mode = "forward" if way == "forward" else "reverse"
             return result
         without_graph(self._estimator, self._y)  # what is wrong with the network itself says so
@@ -107,35 +115,39 @@ class Derivatives:
         raise TypeError(refused("net", denoiser.net, refusals, denoiser.derivatives))
 
     def _held(self, way: str) -> bool | Refusal | None:
-        """Whether a way agrees with differences at these levels; of a second derivative, at new ones, its first one."""
-        served, direction = self._served(way), direction_at(self._y, self._estimator.sigma)
-        if served and way == "second":
-            self.product(direction)
+        """Whether a way agrees with differences here; of a second derivative that did elsewhere, its first one."""
+        direction = direction_at(self._y, self._estimator.sigma)
+        if way == "second" and self._served(way):
+            self._first("double", direction, look=True)
             return True
         reduced = self._estimator.reduced()
-        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output, served)
+        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
 
-    def _keys(self, way: str) -> list[tuple[object, ...]]:
-        """What is remembered of a way, one for each range of noise levels in the batch."""
-        return [(way, octave, *self._estimator.kind()) for octave in self._estimator.octaves()]
+    def _keys(self, way: str) -> dict[tuple[object, ...], set[Hashable]]:
+        """What is remembered of a way, one for each range of noise levels in the batch, and the rows of that."""
+        kind = self._estimator.kind()
+        return {(way, octave, *kind): rows for octave, rows in self._estimator.octaves.items()}
 
     def _known(self, way: str) -> bool | Refusal | None:
         """Whether a way serves at all levels of the batch, as far as it was looked into."""
-        known = [self._found.get(key) for key in self._keys(way)]
-        refusal = next((found for found in known if isinstance(found, Refusal)), None)
-        return refusal or (None if None in known else True)
+        known = {key: (self._found.get(key), rows) for key, rows in self._keys(way).items()}
+        refusal = next((found for found, _ in known.values() if isinstance(found, Refusal)), None)
+        served = [isinstance(found, Held) and found.serves(rows) for found, rows in known.values()]
+        return refusal or (True if all(served) else None)
 
     def _served(self, way: str) -> bool:
-        """Whether a way was held at other noise levels."""
+        """Whether a way was held at some noise levels."""
         kind = self._estimator.kind()
-        return any(key[0] == way and key[2:] == kind for key, known in self._found.items() if known is True)
+        return any(key[0] == way and key[2:] == kind for key, known in self._found.items() if isinstance(known, Held))
 
     def _remember(self, refusals: list[Refusal]) -> None:
         """A way without a formula has none at any level; where a derivative is off, it may be at one of several."""
         for refusal in refusals:
-            keys = self._keys(refusal.way)
-            if refusal.hidden is None or len(keys) == 1:
-                self._found |= dict.fromkeys(keys, refusal)
+            for key in (keys := self._keys(refusal.way)):
+                if refusal.hidden is None or len(keys) == 1:
+                    self._found[key] = refusal
+                elif isinstance(known := self._found.get(key), Held):
+                    known.wary = True
 
     def _graph(self, way: str) -> Graph:
         if way not in self._graphs:

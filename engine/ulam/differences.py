@@ -2,8 +2,9 @@
 
 A function may hide it wholly or in one branch (`detach`, `.data`, `no_grad`, numpy), and a mode of automatic
 differentiation may lack a formula without a word. Central differences along one direction show both, in two further
-evaluations, and a few more where those cannot tell. Their error bar is measured, from the second difference and from
-the next step: rounding in any precision, curvature and kinks never have a right function refused.
+evaluations, and a few more where those cannot tell. Their error bar is measured, from the second difference, from the
+next step and from how the derivative itself changes over a step: rounding in any precision, curvature, kinks and
+functions that change on a shorter length never have a right function refused.
 """
 
 from __future__ import annotations
@@ -66,13 +67,12 @@ def held(
     direction: torch.Tensor,
     reduced: bool,
     first: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    elsewhere: bool = False,
 ) -> bool | Refusal | None:
     """Whether derivatives of the network's output agree with differences, or these cannot tell; None where all are 0.
 
-    They disagree where two central differences are much closer to each other than to the derivative, and the two sides
-    of the finer one are: at a kink these are not. ``elsewhere``: the way was held at other noise levels; half precision
-    is too coarse to doubt it where states are far larger than those.
+    They disagree where two central differences are much closer to each other than to the derivative, the two sides of
+    the finer one are, which at a kink are not, and the derivatives half a step and a step to either side, which are not
+    where a step is longer than the length on which the function changes.
     """
     claim = _Claim(way, output, y, direction)
 
@@ -81,8 +81,6 @@ def held(
 
     centre = function(y) if way == "second" else claim.output
     rules = _rules(claim.output, reduced)
-    if elsewhere and rules is HALF:
-        return True
     before, sides = None, 0.0
     for step in rules.steps:
         ahead, behind = function(y + step * direction), function(y - step * direction)
@@ -99,7 +97,8 @@ def held(
             continue
         if before is not None:
             limit = BAR * (float((slope - before).norm()) + rounding) + sides + rules.off * size
-            if min(gap, claim.gap(before)) > limit:
+            least = min(gap, claim.gap(before))
+            if least > limit and least > BAR * claim.change(step, slope):
                 return Refusal(way, "", gap / size)
         before, sides = slope, curved
     return True
@@ -109,6 +108,7 @@ class _Claim:
     """What one way says of the derivative of a function at y along a direction."""
 
     def __init__(self, way: str, function: Function, y: torch.Tensor, direction: torch.Tensor) -> None:
+        self._at: Callable[[float], _Claim] = lambda step: _Claim(way, function, y + step * direction, direction)
         self._direction, self._along, self._pull = direction, None, None
         graph = Graph(way, function, y)
         if way == "reverse":
@@ -127,12 +127,25 @@ class _Claim:
     def gap(self, slope: torch.Tensor) -> float:
         """How far it is from the slope that differences found."""
         gap = 0.0 if self._along is None else float((self._along - slope).norm())
+        return max(gap, abs(float(slope.norm()) - self._pulled(slope)))
+
+    def change(self, step: float, slope: torch.Tensor) -> float:
+        """The most by which it is another within a step to either side."""
+        return max(self._off(self._at(part * step), slope) for part in (-1.0, -0.5, 0.5, 1.0))
+
+    def _off(self, other: _Claim, slope: torch.Tensor) -> float:
+        along = 0.0
+        if self._along is not None and other._along is not None:
+            along = float((self._along - other._along).norm())
+        return max(along, abs(self._pulled(slope) - other._pulled(slope)))
+
+    def _pulled(self, slope: torch.Tensor) -> float:
+        """The derivative along the direction, as far as it lies in the slope; where only J' u is known, the one way."""
         length = float(slope.norm())
-        if self._pull is not None and length:
-            u = (slope / length).to(self._direction.dtype)
-            pulled = float((self._pull(u).double() * self._direction.double()).sum())
-            gap = max(gap, abs(length - pulled))
-        return gap
+        if self._pull is None or not length:
+            return length
+        u = (slope / length).to(self._direction.dtype)
+        return float((self._pull(u).double() * self._direction.double()).sum())
 
 
 def _rules(output: torch.Tensor, reduced: bool) -> Differences:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from ulam_kernels.validation import check_data, check_real, real_numbers
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
 from .differences import reduced_precision
 from .gradients import plain
+from .held import rows_of
 from .network import autocast_state, in_eval_mode
 from .schedules import Array, Schedule, VariancePreserving
 
@@ -85,9 +87,14 @@ class Estimator:
         y = self._like
         return y.dtype, y.device.type, y.shape[1:], *sorted(self._cond), *autocast_state(y.device)
 
-    def octaves(self) -> list[int]:
-        """The noise levels of the batch, increasing, two octaves as one: what the network does may depend on them."""
-        return sorted({math.floor(math.log2(sigma) / 2) for sigma in self.sigma})
+    @cached_property
+    def octaves(self) -> dict[int, set[Hashable]]:
+        """What the network does may depend on: the noise levels of the batch, two octaves as one, increasing; of each
+        the conditioning of its rows, see :func:`ulam.held.rows_of`."""
+        found: dict[int, set[Hashable]] = {}
+        for sigma, row in zip(self.sigma, rows_of(self._cond, len(self._like)), strict=True):
+            found.setdefault(math.floor(math.log2(sigma) / 2), set()).add(row)
+        return dict(sorted(found.items()))
 
     def reduced(self) -> bool:
         """Whether the network computes in bfloat16 or float16, as far as can be seen."""

@@ -196,9 +196,15 @@ class Batch:
             finite &= torch.isfinite(state.energy)
         if not bool(finite.all()):
             bad = (~finite).nonzero()[:, 0]
-            chain, more = int(state.chain[bad[0]]) // self.replicas, len(bad) - 1
+            stopped = {int(chain) // self.replicas for chain in state.chain[bad]}
+            chain, more = int(state.chain[bad[0]]) // self.replicas, len(stopped) - 1
             what = "score" if state.energy is None or bool(torch.isfinite(state.energy[bad[0]])) else "energy"
             others = f" (and of {more} others)" if more else ""
+            if self.plan.position is not None:
+                raise ValueError(
+                    f"resume: got a run whose {what} is not finite at chain {chain}{others}, expected one that did not "
+                    "diverge: begin anew with a smaller step, or with x_init= in place of resume="
+                )
             raise ValueError(
                 f"target: the {what} is not finite at the start of chain {chain}{others}; "
                 "check it, or give x_init where it is finite"

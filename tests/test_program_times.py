@@ -1,0 +1,38 @@
+"""Programs read from files that would tell a network times which its schedule does not have."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from ulam import Denoiser, Program, sample, schedules
+from ulam.samplers import DDIM
+
+
+@pytest.mark.parametrize(
+    "schedule, time, told",
+    [
+        (schedules.vp_linear(), "index", -5.0),
+        (schedules.vp_linear(), "index", 1000.0),
+        (schedules.vp_linear(), "auto", 1e300),
+        (schedules.ve(0.01, 50.0), "auto", 1e300),
+        (schedules.ve(0.01, 50.0), "auto", -1e-3),
+        (schedules.edm(), "auto", 1e39),
+        (schedules.flow(), "auto", 1.5),
+        (schedules.sub_vp(), "auto", 2.0),
+    ],
+)
+def test_times_that_no_network_of_the_schedule_knows_are_refused(schedule, time, told) -> None:
+    program = DDIM(3).program(schedule, "x0")
+    data = json.loads(program.to_json())
+    data["time"][1] = told
+    read = Program.from_json(json.dumps(data))
+    denoiser = Denoiser(lambda x, t: x, schedule, "x0", time=time)
+    with pytest.raises(
+        ValueError, match=rf"^time: got {re.escape(str(told))} at row 1 of DDIM.*, expected 0 to "
+    ) as got:
+        sample(denoiser, read, chains=1, shape=(2,))
+    assert "\n" not in str(got.value)
+    assert denoiser.program(program) is program
