@@ -403,6 +403,19 @@ def test_shards_variants_and_dtype(folder):
     assert all(torch.equal(got[key], value.bfloat16()) for key, value in expected.state_dict().items())
 
 
+def test_names_that_diffusers_has_changed_since_are_read(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    expected, old = unet_2d().state_dict(), {}
+    for name, tensor in expected.items():
+        for own, former in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{own}.", f".{former}.")
+        old[name] = tensor
+    assert old.keys() != expected.keys()
+    safetensors.torch.save_file(old, path)
+    got = weights(ulam.Denoiser.from_diffusers(folder))
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
 def unlink(path):
     return lambda folder: (folder / path).unlink()
 
@@ -429,6 +442,49 @@ def incomplete(folder):
     safetensors.torch.save_file(tensors, path)
 
 
+def with_weight(name, change):
+    """The weights with one more, or another in place of one."""
+
+    def break_it(folder):
+        path = folder / "unet/diffusion_pytorch_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        safetensors.torch.save_file({**tensors, name: change(tensors["conv_in.weight"])}, path)
+
+    return break_it
+
+
+def sharded(edit):
+    """The weights in two files, whose index and second tensors ``edit`` changes."""
+
+    def break_it(folder):
+        path = folder / "unet/diffusion_pytorch_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        names = sorted(tensors)
+        parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+        files = {file: {name: tensors[name] for name in part} for file, part in parts.items()}
+        where = {name: file for file, part in parts.items() for name in part}
+        edit(where, files["b.safetensors"], tensors)
+        for file, part in files.items():
+            safetensors.torch.save_file(part, path.with_name(file))
+        path.with_name(path.name + ".index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        path.unlink()
+
+    return break_it
+
+
+def elsewhere(where, second, tensors):
+    where.update(dict.fromkeys(second, "a.safetensors"))
+
+
+def in_both(where, second, tensors):
+    second.update({name: 2 * tensors[name] for name in sorted(tensors)[:1]})
+
+
+def twice_a_key(folder):
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + ', "prediction_type": "v_prediction"}')
+
+
 def changed(path, **changes):
     return lambda folder: edit(folder / path, **changes)
 
@@ -448,6 +504,17 @@ BROKEN = [
     (write("unet/diffusion_pytorch_model.safetensors", b"no"), ValueError, "cannot load"),
     (changed("unet/config.json", block_out_channels=[8, 24]), ValueError, "cannot load"),
     (incomplete, ValueError, "lack 1 of the model's, such as conv_out.weight"),
+    (with_weight("conv_in.more", torch.clone), ValueError, r"got 1 weights .* does not have, such as conv_in.more"),
+    (changed("unet/config.json", add_attention=False), ValueError, r"got 10 weights .* does not have, such as mid_"),
+    (
+        with_weight("conv_in.weight", lambda own: (own * 99).to(torch.int8)),
+        ValueError,
+        "conv_in.weight got int weights",
+    ),
+    (with_weight("conv_in.weight", lambda own: own > 0), ValueError, "got bool weights, expected float ones"),
+    (sharded(elsewhere), ValueError, r"in a.safetensors, which does not hold it"),
+    (sharded(in_both), ValueError, "in two files, expected it in one"),
+    (twice_a_key, ValueError, "the key 'prediction_type' twice"),
     (pickled, ValueError, r"holds pickled weights \(diffusion_pytorch_model.bin\), which are not opened"),
     (pickled_shards, ValueError, "not safetensors; pickles are not opened"),
 ]
@@ -467,7 +534,7 @@ def test_a_model_folder_without_a_scheduler_beside_it(folder):
         ulam.Denoiser.from_diffusers(folder / "unet")
 
 
-def test_what_is_wrong_with_an_object_is_said_in_one_line():
+def test_what_is_wrong_with_an_object_is_said_in_one_line(folder):
     class Custom(diffusers.DDIMScheduler):
         pass
 
@@ -483,6 +550,8 @@ def test_what_is_wrong_with_an_object_is_said_in_one_line():
         read(diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"))
     with pytest.raises(ValueError, match="use_dynamic_shifting=True"):
         read(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(TypeError, match="dtype: got 'float16', expected a dtype of torch, or None"):
+        ulam.Denoiser.from_diffusers(folder, dtype="float16")
     pipe.unet = autoencoder()
     with pytest.raises(ValueError, match="source: the model is a AutoencoderKL"):
         ulam.Denoiser.from_diffusers(pipe)

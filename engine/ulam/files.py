@@ -123,7 +123,7 @@ def parse_json(name: str, text: str) -> Any:
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"{name}: got {described(text)}, expected JSON")
     try:
-        return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant, parse_int=_whole)
+        return json.loads(text, object_pairs_hook=each_key_once, parse_constant=_no_constant, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: got {_why(error)}, expected JSON") from None
 
@@ -149,7 +149,7 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -134,10 +134,12 @@ def load_weights(net: object, path: Path) -> None:
         raise ValueError(f"weights: {path} is not for this network: {one_line(error)}") from None
 
 
-def complex_weight(path: Path) -> str | None:
-    """The name of a complex tensor in a safetensors file, where it has one. Its header alone is read."""
+def kinds_of_weights(path: Path) -> dict[str, str]:
+    """By name, whether the tensors of a safetensors file are complex, float, bool or int. Its header alone is read."""
     with safetensors.safe_open(path, framework="pt") as file:
-        return next((name for name in file.keys() if file.get_slice(name).get_dtype().startswith("C")), None)  # noqa: SIM118
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    kinds = {"C": "complex", "F": "float", "B": "bool"}
+    return {name: "float" if kind == "BF16" else kinds.get(kind[0], "int") for name, kind in types.items()}
 
 
 def _kind(tensor: torch.Tensor) -> str:

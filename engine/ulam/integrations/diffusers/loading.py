@@ -17,8 +17,8 @@ from ulam_kernels.arguments import described
 
 from ... import schedules
 from ...denoiser import Denoiser
-from ...files import one_line
-from ...loading import complex_weight
+from ...files import each_key_once, one_line
+from ...loading import kinds_of_weights
 from ...schedules import Schedule
 from .arguments import FLOATS
 from .configuration import check_complete, check_config, short
@@ -180,8 +180,10 @@ def _load_scheduler(folder: Path) -> Any:
 
 
 def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: got {described(dtype)}, expected a dtype of torch, or None")
     made = _class(folder / "config.json", MODELS)
-    _check_weights(folder, variant)
+    kinds = _kinds(folder, variant)
     try:
         model, report = made.from_pretrained(
             folder,
@@ -195,36 +197,76 @@ def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) ->
         raise ValueError(f"source: cannot load {folder}: {one_line(error)}") from error
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"source: the weights in {folder} lack {len(lost)} of the model's, such as {lost[0]}")
+    if more := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"source: {folder}: got {len(more)} weights that the model of its config.json does not have, such as "
+            f"{more[0]:.80}, expected those of the model alone"
+        )
+    _check_kinds(folder, kinds, model.state_dict())
     return model
 
 
-def _check_weights(folder: Path, variant: str | None) -> None:
-    """Raises FileNotFoundError or ValueError unless the model's weights are there, in safetensors throughout."""
+def _check_kinds(folder: Path, kinds: dict[str, str], own: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError for codes or flags in place of the model's numbers; old names, which change, are of numbers."""
+    for name, kind in kinds.items():
+        wanted = "float" if name not in own or own[name].is_floating_point() else kind
+        if kind != wanted:
+            raise ValueError(
+                f"source: {folder}: {name:.80} got {kind} weights, expected {wanted} ones like the model's"
+            )
+
+
+def _kinds(folder: Path, variant: str | None) -> dict[str, str]:
+    """The model's weights by name, as they lie in its files, see :func:`ulam.loading.kinds_of_weights`.
+
+    Raises FileNotFoundError or ValueError unless they are all there, in safetensors throughout, and none is complex.
+    """
     infix = "" if variant is None else f".{variant}"
     whole = folder / f"diffusion_pytorch_model{infix}.safetensors"
     index = folder / f"diffusion_pytorch_model.safetensors.index{infix}.json"
     if index.is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise ValueError(f"source: {index}: weight_map: got {short(shards)}, expected names of files by weight")
-        shards = shards.values()
-        if pickled := sorted({shard for shard in shards if not shard.endswith(".safetensors")}):
-            raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
-        files = [folder / shard for shard in sorted(set(shards))]
-    elif not whole.is_file():
-        if pickled := sorted(path.name for path in folder.glob("*.bin")):
-            raise ValueError(
-                f"source: {folder} holds pickled weights ({pickled[0]}), which are not opened: save them as safetensors"
-            )
-        others = sorted(path.name for path in folder.glob("*.safetensors"))
-        there = f", only {', '.join(others)} (see variant=)" if others else ""
-        raise FileNotFoundError(f"source: no weights {whole}{there}")
+        files = _shards(folder, index)
+    elif whole.is_file():
+        files = {whole: []}
     else:
-        files = [whole]
-    for path in files:
+        raise _without_weights(folder, whole)
+    found: dict[str, str] = {}
+    for path, names in files.items():
+        kinds: dict[str, str] = {}
         with suppress(OSError, SafetensorError):  # which the loading tells
-            if (name := complex_weight(path)) is not None:
+            kinds = kinds_of_weights(path)
+        for name, kind in kinds.items():
+            if kind == "complex":
                 raise ValueError(f"source: {path}: {name} got complex numbers, expected real ones like the model's")
+        if kinds and (lost := [name for name in names if name not in kinds]):
+            raise ValueError(f"source: {index}: got {lost[0]:.80} in {path.name}, which does not hold it")
+        if twice := sorted(kinds.keys() & found.keys()):
+            raise ValueError(f"source: {folder}: got {twice[0]:.80} in two files, expected it in one")
+        found |= kinds
+    return found
+
+
+def _shards(folder: Path, index: Path) -> dict[Path, list[str]]:
+    """The files of sharded weights, and the names that the index finds in each."""
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"source: {index}: weight_map: got {short(shards)}, expected names of files by weight")
+    if pickled := sorted({shard for shard in shards.values() if not shard.endswith(".safetensors")}):
+        raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
+    files: dict[Path, list[str]] = {}
+    for name, shard in sorted(shards.items()):
+        files.setdefault(folder / shard, []).append(name)
+    return files
+
+
+def _without_weights(folder: Path, whole: Path) -> Exception:
+    if pickled := sorted(path.name for path in folder.glob("*.bin")):
+        return ValueError(
+            f"source: {folder} holds pickled weights ({pickled[0]}), which are not opened: save them as safetensors"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = f", only {', '.join(others)} (see variant=)" if others else ""
+    return FileNotFoundError(f"source: no weights {whole}{there}")
 
 
 def _class(path: Path, allowed: Any) -> Any:
@@ -243,7 +285,7 @@ def _class(path: Path, allowed: Any) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"source: cannot read {path}: {one_line(error)}") from None
     if not isinstance(content, dict):
