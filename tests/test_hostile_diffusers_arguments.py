@@ -185,7 +185,7 @@ def grids(name: str) -> Iterator[tuple[str, Given]]:
     names = parameters(_made(name, "torch", None).set_timesteps)
     yield name, {key: GRID[key] for key in names if key in GRID}
     known = FLOW_GRIDS if name.startswith("Flow") else GIVEN_GRIDS
-    for key in known.keys() & set(names):
+    for key in sorted(known.keys() & set(names)):
         yield f"{name}, {key}", {key: known[key], "device": "cpu"}
 
 
