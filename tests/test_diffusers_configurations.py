@@ -122,4 +122,4 @@ def test_an_index_of_weights_that_is_none_is_named(shards: Any, tmp_path: Path) 
     path = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(ValueError, match=r"^source: .*weight_map: got .*, expected names of files by weight$"):
-        loading._check_weights(tmp_path, None)
+        loading._shards(tmp_path, path)

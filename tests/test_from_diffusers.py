@@ -550,7 +550,7 @@ def test_what_is_wrong_with_an_object_is_said_in_one_line(folder):
         read(diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"))
     with pytest.raises(ValueError, match="use_dynamic_shifting=True"):
         read(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
-    with pytest.raises(TypeError, match="dtype: got 'float16', expected a dtype of torch, or None"):
+    with pytest.raises(TypeError, match="dtype: got 'float16', expected"):
         ulam.Denoiser.from_diffusers(folder, dtype="float16")
     pipe.unet = autoencoder()
     with pytest.raises(ValueError, match="source: the model is a AutoencoderKL"):

@@ -180,8 +180,6 @@ def _load_scheduler(folder: Path) -> Any:
 
 
 def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype: got {described(dtype)}, expected a dtype of torch, or None")
     made = _class(folder / "config.json", MODELS)
     kinds = _kinds(folder, variant)
     try:
