@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ulam import Denoiser, Program, sample, schedules
+from ulam import Denoiser, Program, sample, samplers, schedules
 from ulam.samplers import DDIM
 
 
@@ -36,3 +36,25 @@ def test_times_that_no_network_of_the_schedule_knows_are_refused(schedule, time,
         sample(denoiser, read, chains=1, shape=(2,))
     assert "\n" not in str(got.value)
     assert denoiser.program(program) is program
+
+
+SCHEDULES = (schedules.vp_linear(), schedules.vp_cosine(), schedules.ve(0.01, 50.0), schedules.edm(), schedules.flow(),
+             schedules.sub_vp(), schedules.zero_terminal_snr(schedules.vp_linear()))  # fmt: skip
+KINDS = sorted(set(samplers.__all__) - {"DynamicThreshold", "Grid", "GridSampler"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", KINDS)
+def test_no_program_of_our_own_is_refused(name: str) -> None:
+    """Consistency models are told 250 log sigma, which is below 0 for small sigma."""
+    taken = 0
+    for schedule in SCHEDULES:
+        for predicts in ("eps", "x0", "v", "score", "flow", "raw"):
+            for steps in (1, 2, 6, 40):
+                try:
+                    program = getattr(samplers, name)(steps).program(schedule, predicts)
+                except ValueError:  # which the sampler itself has a reason for
+                    continue
+                assert Denoiser(lambda x, t: x, schedule, predicts).program(program) is program
+                taken += 1
+    assert taken >= 20

@@ -234,9 +234,8 @@ class Denoiser:
     def _check_times(self, program: Program) -> None:
         """Raises ValueError for a time that the schedule does not have, or that float32 does not hold."""
         last = self.schedule.steps - 1 if self.schedule.steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
-        off = program.evaluates & ~((program.time >= 0) & (program.time <= last * (1 + TIME_ROUNDING)))
+        first = -last if self.predicts == "raw" else 0.0  # whose networks are told logarithms of sigma
+        off = program.evaluates & ~((program.time >= first) & (program.time <= last * (1 + TIME_ROUNDING)))
         for row in np.flatnonzero(off):
-            raise ValueError(
-                f"time: got {program.time[row]!s} at row {row} of {program.sampler}, expected 0 to {last:.9g}, as "
-                f"{self.schedule!r} has"
-            )
+            right = f"{first:.9g} to {last:.9g}, as {self.schedule!r} has"
+            raise ValueError(f"time: got {program.time[row]!s} at row {row} of {program.sampler}, expected {right}")
