@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ulam.integrations.diffusers import buffers, fuse, threads
+from ulam.integrations.diffusers import scheduler as fused_scheduler
 from ulam_kernels.cpu import address
 
 X, M = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -163,3 +164,27 @@ def test_references_are_counted_as_this_python_counts_them() -> None:
     address = first.data_ptr()
     del first
     assert mine.empty(second.shape).data_ptr() == address
+
+
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "DPMSolverMultistep", "UniPCMultistep"])
+def test_an_interrupted_step_does_not_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the call goes on after Ctrl-C, its step is taken anew."""
+    made = fuse(getattr(diffusers, f"{name}Scheduler")())
+    made.set_timesteps(6)
+    expected = stepped(made, 6)
+    made.set_timesteps(6)
+    whole, call, x = fused_scheduler.short_way, fused_scheduler.Call.previous, X
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for number, t in enumerate(made.timesteps):
+        if number in (0, 3):
+            with monkeypatch.context() as patch:
+                patch.setattr(fused_scheduler, "short_way", interrupted)
+                patch.setattr(fused_scheduler.Call, "previous", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    made.step(M, t, x)
+        x = made.step(M, t, x).prev_sample
+    assert fused_scheduler.short_way is whole and fused_scheduler.Call.previous is call
+    assert torch.equal(x, expected)

@@ -16,7 +16,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
-from .held import Held
+from .derivative_checks import Held
 from .program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 

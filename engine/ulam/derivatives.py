@@ -17,7 +17,7 @@ The first use of every mode is held against finite differences (:mod:`ulam.diffe
 those before and for conditioning that differs from that before: a network may hide its dependence on x at some levels,
 or for some labels, alone. Conditioning is that of single rows, so a batch of labels that were all seen is not new; at
 each range of levels the first 10 batches with something new are held, and then no more than one in 16
-(:mod:`ulam.held`).
+(:mod:`ulam.derivative_checks`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from collections.abc import Hashable
 import torch
 
 from .autograd import Graph
+from .derivative_checks import Held
 from .differences import Refusal, direction_at, held, refused
 from .estimate import Estimator
 from .gradients import plain, without_graph
-from .held import Held
 
 
 class Derivatives:

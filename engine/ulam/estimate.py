@@ -14,9 +14,9 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data, check_real, real_numbers
 
 from .denoiser import Denoiser, sigma_data_of, x0_coefficients
+from .derivative_checks import rows_of
 from .differences import reduced_precision
 from .gradients import plain
-from .held import rows_of
 from .network import autocast_state, in_eval_mode
 from .schedules import Array, Schedule, VariancePreserving
 
@@ -90,7 +90,7 @@ class Estimator:
     @cached_property
     def octaves(self) -> dict[int, set[Hashable]]:
         """What the network does may depend on: the noise levels of the batch, two octaves as one, increasing; of each
-        the conditioning of its rows, see :func:`ulam.held.rows_of`."""
+        the conditioning of its rows, see :func:`ulam.derivative_checks.rows_of`."""
         found: dict[int, set[Hashable]] = {}
         for sigma, row in zip(self.sigma, rows_of(self._cond, len(self._like)), strict=True):
             found.setdefault(math.floor(math.log2(sigma) / 2), set()).add(row)

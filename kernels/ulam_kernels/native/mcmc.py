@@ -30,7 +30,7 @@ def kick_drift(x: torch.Tensor, *tensors: torch.Tensor | None) -> Arguments:
     return (*sizes(x), *addresses([x, *tensors]))
 
 
-mala_accept = squared_norm = kick_drift
+mala_accept = squared_norm = kick_drift  # the sizes of x, then every tensor, here too
 
 
 def accept(

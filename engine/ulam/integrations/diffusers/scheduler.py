@@ -91,7 +91,7 @@ class Fused:
         own, shared = dict(local), dict(self._shared)
         try:
             yield
-        except Exception:
+        except BaseException:  # an interrupt too
             for name, value in local.items():
                 if name not in self._shared or self._shared[name] is not value:
                     continue  # another thread's, or none
@@ -370,7 +370,7 @@ class Fused:
             if previous is None:
                 call = Call(*arguments)
                 previous, keeps = call.previous(local), call.kept_noise(local)
-        except Exception:
+        except BaseException:  # an interrupt too
             self._step_back(isinstance(row, torch.Tensor))
             raise
         if local._step_index == plan.length:  # the loop is over
