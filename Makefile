@@ -28,7 +28,7 @@ help:
 	@echo "make demo    sample a grid of digits into demo/"
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
 	@echo "make lint    ruff, mypy on both packages, clang-format"
-	@echo "make interrupts  interrupt the engine at every bytecode of a run (two hours)"
+	@echo "make interrupts  interrupt the engine at every bytecode of a run (ten minutes)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
 	@echo "make sanitize  the native kernels under AddressSanitizer, UBSan and ThreadSanitizer (ten minutes)"
 	@echo "make bench   measure the CPU step and the noise"
@@ -56,7 +56,7 @@ test-triton-step:
 test-triton-rest:
 	$(PROVE) $(filter-out tests/test_triton_static.py,$(PROOFS))
 
-# An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: two hours.
+# An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: ten minutes.
 interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
 	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/test_engine_interrupts.py
 
