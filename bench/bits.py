@@ -191,7 +191,7 @@ COMMANDS = {
 
 
 def of_commands() -> Iterator[Case]:
-    from ulam import cli
+    from ulam.cli import main as cli
 
     for name, words in COMMANDS.items():
 

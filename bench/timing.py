@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ulam import info
+from ulam.cli import info
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ulam import Denoiser, noise, sample, samplers, tweedie
-from ulam.loading import load_model
-from ulam.models.train_digits import load_mnist5k
+from ulam.cli.models import load_model
+from ulam.training.digits import load_mnist5k
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import ulam
-from ulam.builder import ProgramBuilder
+from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDPM
 
 SCHEDULE = ulam.schedules.vp_linear(1000, 1e-4, 0.02)

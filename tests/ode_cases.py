@@ -12,7 +12,7 @@ import torch
 from oracles import execute, gaussian_output, in_float64
 
 from ulam import Program
-from ulam.builder import ProgramBuilder
+from ulam.programs.builder import ProgramBuilder
 from ulam.samplers.grid import GridSampler
 from ulam.schedules import Schedule, VariancePreserving
 

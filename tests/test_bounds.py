@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ulam import Denoiser, bounds, objectives, schedules
+from ulam.estimation.forward import add_noise
 from ulam.noise import BOUND, TRAINING, normal, normal_for
-from ulam.noising import add_noise
 
 Tensor = torch.Tensor
 FP64 = torch.float64

@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from ulam import Denoiser, bounds, check, check_report, cli, schedules, sure
-from ulam.loading import load_model
-from ulam.models.train_digits import load_mnist5k
+from ulam import Denoiser, bounds, schedules, sure
+from ulam.cli import check as check_report
+from ulam.cli import main as cli
+from ulam.cli.models import load_model
+from ulam.estimation import measure as check
+from ulam.training.digits import load_mnist5k
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 

@@ -86,7 +86,7 @@ def test_digits_run_leaves_samples_grid_and_report(folder: Path):
     assert report["versions"]["ulam"] == ulam.__version__
 
     # The samples are those of the library, and the grid shows them in order, ten a row, enlarged twice.
-    from ulam.loading import load_model
+    from ulam.cli.models import load_model
 
     labels = torch.arange(12) % 10
     model = load_model("digits")
@@ -234,7 +234,7 @@ BAD = {
 
 def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(folder: Path, capsys, monkeypatch):
     """All in one process: importing torch for each would take minutes."""
-    from ulam import cli
+    from ulam.cli import main as cli
 
     broken_weights(folder)
     broken_jobs(folder)
@@ -294,7 +294,7 @@ def test_ctrl_c_keeps_the_samples_that_are_finished(folder: Path):
 
 
 def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
-    from ulam import output
+    from ulam.cli import output
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -308,7 +308,7 @@ def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
 
 def here(folder: Path, monkeypatch, *arguments: str) -> int:
     """`ulam sample` in this process: importing torch for each would take minutes."""
-    from ulam import cli
+    from ulam.cli import main as cli
 
     monkeypatch.chdir(folder)
     return cli.main(["sample", "--out", "out", *arguments])
@@ -428,7 +428,7 @@ def test_sampler_arguments(folder: Path, monkeypatch):
 def test_guidance_interval_and_rescale(folder: Path, monkeypatch):
     options = "--model digits --labels 0-2 --chains 3 --steps 4 --guidance 3 --guidance-interval 300 600"
     assert here(folder, monkeypatch, *options.split(), "--guidance-rescale", "0.5") == 0
-    from ulam.loading import load_model
+    from ulam.cli.models import load_model
 
     model, y = load_model("digits"), torch.arange(3)
     with ulam.Engine(model.denoiser, model.shape, 3) as engine:

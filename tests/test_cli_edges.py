@@ -18,10 +18,11 @@ from archives import arrays
 from PIL import Image
 
 import ulam
-from ulam import cli, output
+from ulam.cli import main as cli
+from ulam.cli import output
+from ulam.cli.job_tables import make_job, make_sampler, read_jobs
+from ulam.cli.models import Model, parse_schedule
 from ulam.files import parse_json, parse_toml, whole, writable_folder
-from ulam.jobs import make_job, make_sampler, read_jobs
-from ulam.loading import Model, parse_schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
@@ -307,7 +308,7 @@ def test_pictures_that_are_none_are_refused_in_a_line(tmp_path: Path, kind: str)
 
 
 def test_pixels_of_data_to_check_need_the_range_that_the_network_knows(tmp_path: Path):
-    from ulam.check_report import load_data
+    from ulam.cli.check import load_data
 
     pixels = np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8, 1)
     np.savez(tmp_path / "data.npz", arr_0=pixels)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ulam import cli
+from ulam.cli import main as cli
 from ulam.files import json_text, parse_json
-from ulam.program import Program
+from ulam.programs.program import Program
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 

@@ -14,9 +14,10 @@ from network_zoo import HIDING, Hidden, make, smooth
 from torch import nn
 
 import ulam
-from ulam import Denoiser, check, schedules, sure, tweedie
-from ulam.derivatives import Derivatives
-from ulam.estimate import Estimator
+from ulam import Denoiser, schedules, sure, tweedie
+from ulam.estimation import measure as check
+from ulam.estimation.derivatives import Derivatives
+from ulam.estimation.estimator import Estimator
 
 VE, VP = schedules.ve(0.01, 50.0), schedules.vp_linear()
 SIGMA = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)
@@ -189,8 +190,8 @@ def test_a_network_that_hides_its_derivative_at_some_noise_levels_is_refused_the
 
 def test_a_network_is_looked_into_once_for_levels_that_are_near(monkeypatch) -> None:
     net, looks = make("MLP silu"), []
-    held = ulam.derivatives.held
-    monkeypatch.setattr(ulam.derivatives, "held", lambda *given: looks.append(given[2]) or held(*given))
+    held = ulam.estimation.derivatives.held
+    monkeypatch.setattr(ulam.estimation.derivatives, "held", lambda *given: looks.append(given[2]) or held(*given))
     y, v = state(net)
     denoiser = Denoiser(net, VP)
     for sigma in (0.5, 0.6, 0.9, 0.3):

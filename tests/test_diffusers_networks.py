@@ -12,7 +12,7 @@ from archives import arrays
 from test_from_diffusers import CHAINS, autoencoder, difference, dit, randn, sample, unet_2d, unet_condition
 
 import ulam
-from ulam.cli import main
+from ulam.cli.main import main
 from ulam.samplers import DDIM, Euler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")

@@ -11,7 +11,7 @@ from bench.digits_quality import generate, quality
 
 from ulam import models
 from ulam.models.digits import NULL_CLASS
-from ulam.models.train_digits import eps_loss, load_mnist5k
+from ulam.training.digits import eps_loss, load_mnist5k
 
 FOLDER = Path(models.__file__).parent
 RECORD = json.loads((FOLDER / "digits.json").read_text())

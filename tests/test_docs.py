@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from oracles import execute, impulses
 
-from ulam import catalogue, samplers, schedules
+from ulam import samplers, schedules
+from ulam.cli import samplers_page as catalogue
 from ulam.samplers.grid import GridSampler
 
 PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"
@@ -22,11 +23,11 @@ FOLDER = Path(samplers.__path__[0])
 
 
 def test_the_page_is_what_the_classes_say_now() -> None:
-    assert PAGE.read_text() == catalogue.page(), "run `python -m ulam.catalogue docs/samplers.md`"
+    assert PAGE.read_text() == catalogue.page(), "run `python -m ulam.cli.samplers_page docs/samplers.md`"
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "ulam.catalogue", str(tmp_path / "page.md")], check=True)
+    subprocess.run([sys.executable, "-m", "ulam.cli.samplers_page", str(tmp_path / "page.md")], check=True)
     assert (tmp_path / "page.md").read_text() == catalogue.page()
 
 

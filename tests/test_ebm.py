@@ -138,7 +138,7 @@ def test_the_committed_energy_samples_digits():
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
-    from ulam.models.train_ebm import TASKS, draw
+    from ulam.training.ebm import TASKS, draw
 
     samples = draw(TASKS["digits"], load_digits_energy(), 256, seed=2)
     assert samples.shape == (256, *DIGITS_SHAPE)
@@ -151,7 +151,7 @@ def test_the_committed_energy_samples_digits():
 
 def test_the_training_report_says_how_to_repeat_it():
     report = json.loads((ROOT / "engine/ulam/models/digits_ebm.json").read_text())
-    assert report["command"] == "python -m ulam.models.train_ebm --data digits --fits 5000 --updates 1500 --seed 0"
+    assert report["command"] == "python -m ulam.training.ebm --data digits --fits 5000 --updates 1500 --seed 0"
     assert report["minutes"] < 60
     assert (ROOT / "engine/ulam/models/digits_ebm.safetensors").stat().st_size < 1 << 20
     assert (ROOT / "docs/ebm.png").exists()
@@ -159,7 +159,7 @@ def test_the_training_report_says_how_to_repeat_it():
 
 def test_training_lowers_the_energy_gap_on_two_moons():
     """A short run of the whole script's training: samples land near the two half circles, in both."""
-    from ulam.models.train_ebm import TASKS, Training, draw, load_data
+    from ulam.training.ebm import TASKS, Training, draw, load_data
 
     task = TASKS["moons"]
     training = Training(task, load_data("moons"), seed=0)

@@ -11,8 +11,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import ulam
-from ulam import bounds, check, ebm, mcmc, objectives, sure, tweedie, vae
-from ulam.likelihood import likelihood
+from ulam import bounds, ebm, mcmc, objectives, sure, tweedie, vae
+from ulam.estimation import measure as check
+from ulam.estimation.likelihood import likelihood
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 from ulam_kernels.outside import REASON
 

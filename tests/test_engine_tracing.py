@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ulam
-from ulam import check, mcmc, noise, objectives, ops, sure, tweedie
-from ulam.likelihood import likelihood
-from ulam.noising import add_noise
+from ulam import mcmc, noise, objectives, ops, sure, tweedie
+from ulam.estimation import measure as check
+from ulam.estimation.forward import add_noise
+from ulam.estimation.likelihood import likelihood
 from ulam.samplers import DDIM
 
 pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),

@@ -9,16 +9,7 @@ import torch
 from engine_cases import SCHEDULE, SHAPE, net
 
 import ulam
-from ulam.samplers import (
-    DDIM,
-    DDPM,
-    LCM,
-    TCD,
-    AnnealedLangevin,
-    DPMSolverPP,
-    EulerAncestral,
-    PredictorCorrector,
-)
+from ulam.samplers import DDIM, DDPM, LCM, TCD, AnnealedLangevin, DPMSolverPP, EulerAncestral, PredictorCorrector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import ulam
 from ulam import Denoiser, NetworkOptions, objectives, sure, tweedie
-from ulam.derivatives import Derivatives
-from ulam.estimate import Estimator
+from ulam.estimation.derivatives import Derivatives
+from ulam.estimation.estimator import Estimator
 from ulam.gradients import without_graph
 from ulam.samplers import DDIM, DDPM, ULA, RePaint
 
@@ -150,7 +150,7 @@ def test_options_are_checked() -> None:
 
 
 def test_the_command_has_the_option(tmp_path, capsys, monkeypatch) -> None:
-    from ulam import cli
+    from ulam.cli import main as cli
 
     (tmp_path / "guided.py").write_text(
         "import torch\ndef make():\n    def net(x, t):\n        x = x.requires_grad_()\n"
@@ -268,7 +268,7 @@ def test_inputs_that_require_grad_are_refused_where_no_gradient_flows(name) -> N
         ("cond", lambda: ulam.bounds.likelihood(MODEL, torch.zeros(3, 6), {"c": wanting(3)}, steps=1)),
         ("x_0", lambda: ulam.bounds.vlb(MODEL, wanting(*IMAGE).tanh(), timesteps=[0, 9])),
         ("cond", lambda: ulam.bounds.vlb(MODEL, torch.zeros(IMAGE), {"c": wanting(3)}, timesteps=[0, 9])),
-        ("x", lambda: list(ulam.check.measure(MODEL, wanting(4, 6), [0.5]))),
+        ("x", lambda: list(ulam.estimation.measure.measure(MODEL, wanting(4, 6), [0.5]))),
         ("x_init", lambda: draw(identity, x_init=wanting(5, 6))),
         ("x_init", lambda: draw(identity, x_init=ulam.shared(wanting(6)))),
         ("cond", lambda: draw(identity, cond={"c": wanting(5)})),

@@ -14,8 +14,8 @@ import scipy.stats
 import torch
 
 from ulam import Program, schedules
-from ulam.builder import ProgramBuilder
 from ulam.integrations.diffusers import fuse
+from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
 from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, told

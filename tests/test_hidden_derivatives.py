@@ -58,8 +58,8 @@ def test_a_network_that_hides_its_derivative_for_some_conditioning_is_refused_th
 
 
 def test_labels_are_looked_into_once_and_a_loop_over_new_conditioning_now_and_then(monkeypatch) -> None:
-    looks, held = [], ulam.derivatives.held
-    monkeypatch.setattr(ulam.derivatives, "held", lambda *given: looks.append(given[2]) or held(*given))
+    looks, held = [], ulam.estimation.derivatives.held
+    monkeypatch.setattr(ulam.estimation.derivatives, "held", lambda *given: looks.append(given[2]) or held(*given))
     y, generator = torch.randn(4, 6), torch.Generator().manual_seed(0)
     for count, most, draw in (
         (60, 1, lambda: torch.randperm(4, generator=generator) % 3),  # in another order

@@ -11,7 +11,7 @@ from hostile_arguments import Given, failures
 
 import ulam
 from ulam import noise, objectives, ops
-from ulam.noising import add_noise
+from ulam.estimation.forward import add_noise
 
 SCHEDULE = ulam.schedules.vp_linear(1000)
 DENOISER = ulam.Denoiser(lambda x, t: x * 0.5, SCHEDULE)

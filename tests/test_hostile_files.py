@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ulam
-from ulam import tuning
-from ulam.check_report import load_data
-from ulam.jobs import _image, read_jobs
-from ulam.loading import Model, load_weights
-from ulam.program import Program
+from ulam.cli.check import load_data
+from ulam.cli.job_tables import _image, read_jobs
+from ulam.cli.models import Model, load_weights
+from ulam.engine import best_slots as tuning
+from ulam.programs.program import Program
 from ulam.samplers import DDIM, DDPM, DPMSolverPP
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # of metadata that it skips

@@ -14,10 +14,11 @@ import torch
 from gmm import Mixture
 
 import ulam
-from ulam import Program, bounds, check_report, schedules, sure, tweedie
-from ulam.builder import ProgramBuilder
-from ulam.catalogue import catalogue
+from ulam import Program, bounds, schedules, sure, tweedie
+from ulam.cli import check as check_report
+from ulam.cli.samplers_page import catalogue
 from ulam.denoiser import Denoiser
+from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDIM, DPM2, LMS, PNDM, Euler, EulerAncestral, Grid, GridSampler, Heun
 
 pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")

@@ -31,7 +31,7 @@ MEAN, STD = 0.7, 0.5
 
 
 def execute(program: Program, x: Array, network: Callable[[int, Array], Array], noise: Callable[[int], Array]) -> Array:
-    """The last state of x [chains, d] by the formulas of ulam.program, one register, norms over d."""
+    """The last state of x [chains, d] by the formulas of ulam.programs.program, one register, norms over d."""
     for row, A in enumerate(program.A[:, 0]):
         m, z = network(row, program.c_in[row] * x), noise(row)
         D = program.kx[row] * x + program.km[row] * m

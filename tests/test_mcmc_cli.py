@@ -9,7 +9,7 @@ import pytest
 from archives import arrays
 
 from ulam import mcmc
-from ulam.cli import main
+from ulam.cli.main import main
 
 SIZES = ["--chains", "8", "--steps", "40", "--warmup", "20", "--thin", "4", "--seed", "3"]
 

@@ -12,7 +12,7 @@ from chain_runs import curved, run, same
 
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA
-from ulam.mcmc.state import State
+from ulam.samplers.markov.state import State
 
 
 def state(chains, draw, backend=None):

@@ -10,6 +10,7 @@ import torch
 
 import ulam
 from ulam import bounds, noise
+from ulam.estimation import forward
 from ulam.noise import Purpose
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,9 @@ def test_a_bound_and_training_share_no_noise():
     x_0 = torch.zeros(2, 1, 16)  # x_t is sigma z
     bounds.vlb(ulam.Denoiser(net, schedule), x_0, seed=0)
     for step in range(10):
-        z = ulam.noising.add_noise(x_0, torch.zeros(2, dtype=torch.float64), schedule, "eps", step=step).target
+        z = forward.add_noise(
+            x_0, torch.zeros(2, dtype=torch.float64), schedule, "eps", step=step
+        ).target
         for x_t in seen:
             ratio = x_t[0, 0] / z[0, 0]
             assert ratio.std() > 1e-3, f"evaluation at the noise of training step {step}"

@@ -10,8 +10,8 @@ import torch
 
 import ulam
 from ulam import Denoiser, noise, objectives, schedules
+from ulam.estimation.forward import add_noise
 from ulam.noise import TRAINING
-from ulam.noising import add_noise
 
 VP = schedules.vp_linear()
 T = torch.tensor([0, 250, 999])

@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 
 import ulam
 from ulam import schedules
-from ulam.catalogue import catalogue
+from ulam.cli.samplers_page import catalogue
 from ulam.samplers.grid import GridSampler, levels_at
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 

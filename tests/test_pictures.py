@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ulam.jobs import _image
+from ulam.cli.job_tables import _image
 
 HEIGHT, WIDTH = 5, 7
 GREY = np.linspace(0, 255, HEIGHT * WIDTH).round().astype(np.uint8).reshape(HEIGHT, WIDTH)

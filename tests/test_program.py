@@ -14,8 +14,8 @@ from oracles import execute
 
 import ulam_kernels
 from ulam import Denoiser, Program, schedules
-from ulam.builder import DynamicThreshold, ProgramBuilder
 from ulam.denoiser import PREDICTIONS, combine, eps_coefficients, x0_coefficients
+from ulam.programs.builder import DynamicThreshold, ProgramBuilder
 from ulam.samplers import DDIM, DDPM
 
 SCHEDULE = schedules.vp_linear(100)

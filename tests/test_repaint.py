@@ -24,7 +24,7 @@ MASK = np.array([0.0, 1.0])  # element 0 is painted, element 1 is known
 
 
 def execute(program: Program, x: Array, outputs: Array, noises: Array, known_noises: Array, image: Array) -> Array:
-    """The last state of x [..., 2] by the formulas of ulam.program, one register, blending by MASK."""
+    """The last state of x [..., 2] by the formulas of ulam.programs.program, one register, blending by MASK."""
     for row, A in enumerate(program.A[:, 0]):
         D = np.clip(program.kx[row] * x + program.km[row] * outputs[row], program.lo[row], program.hi[row])
         x = A[0] * x + A[1] * D + A[2] * outputs[row] + A[3] * noises[row]

@@ -9,7 +9,7 @@ import torch
 from engine_cases import SCHEDULE, SHAPE, net
 
 import ulam
-from ulam.row_table import CAPACITY, RowTable
+from ulam.engine.row_table import CAPACITY, RowTable
 from ulam.samplers import DDIM, DDPM, PNDM, DPMSolverPP
 from ulam_kernels.table import C_NEXT
 

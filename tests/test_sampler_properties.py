@@ -16,7 +16,7 @@ from law_cases import Array, Law, end_law
 from ode_cases import recorded
 
 from ulam import schedules
-from ulam.catalogue import catalogue
+from ulam.cli.samplers_page import catalogue
 from ulam.samplers import DDIM, DDPM, DPM2, EulerAncestral, Grid, GridSampler, PredictorCorrector
 from ulam.samplers.start import start_below_noise
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving

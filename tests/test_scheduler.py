@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ulam.errors import QueueFull
-from ulam.scheduler import POLICIES, Scheduler
+from ulam.engine.errors import QueueFull
+from ulam.engine.scheduler import POLICIES, Scheduler
 
 
 @dataclass
@@ -405,12 +405,12 @@ def test_nothing_is_kept_of_jobs_that_are_over(policy):
 
 
 def test_torch_is_not_imported():
-    """It imports nothing but the standard library, `ulam.shares` and `ulam.errors`, which do not import torch."""
+    """It imports nothing but the standard library, `fair_shares` and `errors`, which do not import torch."""
     code = (
         "import sys, types, pathlib\n"
         "package = types.ModuleType('ulam'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['ulam'] = package\n"
-        "import ulam.scheduler\n"
+        "import ulam.engine.scheduler\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     folder = sys.modules["ulam"].__path__[0]

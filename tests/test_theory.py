@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ulam import catalogue, cli
+from ulam.cli import main as cli
+from ulam.cli import samplers_page as catalogue
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "theory.md").read_text()

@@ -11,7 +11,8 @@ import torch
 from engine_cases import SCHEDULE, net
 
 import ulam
-from ulam import NetworkOptions, tuning
+from ulam import NetworkOptions
+from ulam.engine import best_slots as tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 

@@ -25,7 +25,7 @@ from oracles import in_float64
 from scipy.integrate import quad
 
 from ulam import schedules
-from ulam.builder import DynamicThreshold
+from ulam.programs.builder import DynamicThreshold
 from ulam.samplers.deis import DEIS
 from ulam.samplers.exponential import moments
 from ulam.samplers.grid import Grid

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ulam
-from ulam.loading import load_weights
+from ulam.cli.models import load_weights
 
 
 class Net(nn.Module):

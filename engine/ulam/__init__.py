@@ -8,16 +8,16 @@ from ulam_kernels import __version__, backends
 from . import bounds, ebm, mcmc, noise, objectives, ops, samplers, schedules, sure, tweedie, vae
 from .conditioning import shared
 from .denoiser import Denoiser
-from .engine import Engine
-from .errors import NetworkError, QueueFull
-from .job import Job
+from .engine.engine import Engine
+from .engine.errors import NetworkError, QueueFull
+from .engine.job import Job
+from .engine.network import NetworkOptions
+from .engine.preview import Preview
+from .engine.report import Report
+from .engine.results import Result
+from .engine.sample import sample
 from .mcmc import Energy
-from .network import NetworkOptions
-from .preview import Preview
-from .program import Program
-from .report import Report
-from .results import Result
-from .sampling import sample
+from .programs.program import Program
 
 __all__ = [
     "Denoiser",

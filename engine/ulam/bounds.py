@@ -1,7 +1,7 @@
 """How likely data are under a trained denoiser, in bits per dimension: the DDPM bound and the exact ODE likelihood.
 
 >>> bound = ulam.bounds.vlb(denoiser, x_0)                    # the variational bound, term by term
->>> exact = ulam.bounds.likelihood(denoiser, x_0, samples=8)  # the probability-flow ODE, see ulam.likelihood
+>>> exact = ulam.bounds.likelihood(denoiser, x_0, samples=8)  # the probability-flow ODE, see ulam.estimation.likelihood
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
 from .denoiser import Denoiser, check_denoiser
-from .estimate import Inputs
+from .engine.network import in_eval_mode
+from .estimation.estimator import Inputs
+from .estimation.forward import add_noise
+from .estimation.likelihood import Likelihood, likelihood
+from .estimation.probes import MOST_PROBES
 from .gradients import check_no_gradient, without_graph
-from .likelihood import Likelihood, likelihood
-from .network import in_eval_mode
 from .noise import BOUND, SAMPLED_STEPS, chain_ids, normal_for, whole_number
-from .noising import add_noise
 from .ops import predict_x0
-from .probes import MOST_PROBES
 from .samplers.ddpm import VARIANCES
 from .schedules import Array, Schedule, VariancePreserving, posterior
 

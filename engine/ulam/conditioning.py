@@ -10,7 +10,7 @@ import torch
 
 from ulam_kernels.validation import real_numbers
 
-from .transfers import on_device
+from .engine.transfers import on_device
 
 Cond: TypeAlias = "Mapping[str, torch.Tensor | Shared]"
 

@@ -16,8 +16,8 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
-from .derivative_checks import Held
-from .program import Program
+from .estimation.derivative_checks import Held
+from .programs.program import Program
 from .schedules import EDM, Array, Schedule, check_schedule
 
 DERIVATIVES = ("auto", "forward", "reverse")
@@ -155,8 +155,8 @@ class Denoiser:
     not (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval
     mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
 
-    derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam.check` and the likelihood differentiate the network: "forward"
-    or "reverse" mode, or "auto", whichever it has formulas for (`ulam.derivatives`). `modes` says what ran.
+    derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
+    or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.
     """
 
     net: Callable[..., Any]
@@ -164,7 +164,9 @@ class Denoiser:
     predicts: str = "eps"
     time: str = "auto"
     derivatives: str = "auto"
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # by :mod:`ulam.derivatives`
+    _found: dict[Any, Any] = field(
+        default_factory=dict, init=False, repr=False
+    )  # by estimation.derivatives
 
     def __post_init__(self) -> None:
         if not callable(self.net):

@@ -24,12 +24,12 @@ import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described, real, whole
 from ulam_kernels.tracing import outside_graphs
 
-from .arguments import check_shape, resolve_device
+from .engine.arguments import check_shape, resolve_device
 from .mcmc import diagnosis
-from .mcmc.samplers import ChainSampler, of_rows
-from .mcmc.state import State
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART, seed_int64, whole_number
+from .samplers.markov.samplers import ChainSampler, of_rows
+from .samplers.markov.state import State
 
 LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
 

@@ -24,12 +24,12 @@ from ulam_kernels.validation import check_real, check_tensor
 
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser, check_denoiser
-from .differences import check_score
+from .estimation.differences import check_score
+from .estimation.forward import Noised, add_noise
+from .estimation.probes import probes
 from .gradients import check_no_gradient
 from .noise import TRAINING, normal_for, whole_number
-from .noising import Noised, add_noise
 from .ops import Time, _times, predict_x0
-from .probes import probes
 from .schedules import Array
 
 LARGEST_SIGMA = 1e18  # whose square is a float32

@@ -20,9 +20,9 @@ from ulam_kernels import Table
 from ulam_kernels.arguments import described, positive, real, switch, whole
 from ulam_kernels.validation import check_batch
 
-from .arguments import check_shape, check_slots, resolve_device
+from .engine.arguments import check_shape, check_slots, resolve_device
+from .estimation.probes import MOST_PROBES
 from .noise import LEVEL, POSTERIOR, Purpose, chain_ids, seed_int64
-from .probes import MOST_PROBES
 
 Chains: TypeAlias = "int | range | Sequence[int] | torch.Tensor"
 Network: TypeAlias = Callable[..., torch.Tensor]

@@ -1,10 +1,10 @@
 """Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
 
+from ..samplers.markov.samplers import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
 from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
 from .run import run
-from .samplers import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
 from .targets import DenoiserScore, Energy, Score
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import errors
+from ..engine import errors
 
 if TYPE_CHECKING:
     from .batch import Batch, Plan

@@ -14,15 +14,15 @@ from ulam_kernels.arguments import described, switch
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
-from ..arguments import check_shape, check_slots, fallbacks, resolve_device
 from ..denoiser import Denoiser
+from ..engine.arguments import check_shape, check_slots, fallbacks, resolve_device
 from ..gradients import check_no_gradient
 from ..noise import chain_ids, seed_int64, whole_number
+from ..samplers.markov.samplers import ChainSampler, ParallelTempering, of_rows
 from . import diagnosis
 from .batch import Batch, Plan, Record
 from .chains import Chains, Position
 from .densities import BuiltIn
-from .samplers import ChainSampler, ParallelTempering, of_rows
 from .targets import Target
 
 REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it

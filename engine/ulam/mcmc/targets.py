@@ -10,9 +10,9 @@ import torch
 
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, eps_coefficients, sigma_data_of
-from ..estimate import Estimator, Sigma, levels
+from ..engine.network import in_eval_mode
+from ..estimation.estimator import Estimator, Sigma, levels
 from ..gradients import without_graph
-from ..network import in_eval_mode
 
 Evaluated: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"  # energy [B] float64 (or None) and score like x
 Evaluate: TypeAlias = Callable[[torch.Tensor, bool], Evaluated]  # of x [B, *shape], and whether the energy is wanted
@@ -120,7 +120,7 @@ class DenoiserScore:
 
     Robbins 1956; Efron 2011. Any :class:`ulam.Denoiser` serves: one that predicts the score gives it without the
     detour through E[x | y], and no prediction loses digits at small sigma. Where a schedule has alpha below 1, y is
-    read as x_t = alpha_t y (see :class:`ulam.estimate.Estimator`).
+    read as x_t = alpha_t y (see :class:`ulam.estimation.estimator.Estimator`).
 
     Args:
         denoiser: the trained network.

@@ -7,13 +7,7 @@ import importlib
 import inspect
 import pkgutil
 
-from ..builder import DynamicThreshold
-from ..mcmc.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
-from ..mcmc.samplers import HMC as HMC
-from ..mcmc.samplers import MALA as MALA
-from ..mcmc.samplers import SGLD as SGLD
-from ..mcmc.samplers import ULA as ULA
-from ..mcmc.samplers import ParallelTempering as ParallelTempering
+from ..programs.builder import DynamicThreshold
 from .consistency import Consistency
 from .ddim import DDIM
 from .ddpm import DDPM
@@ -27,6 +21,12 @@ from .heun import Heun
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .lcm import LCM
 from .lms import LMS
+from .markov.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from .markov.samplers import HMC as HMC
+from .markov.samplers import MALA as MALA
+from .markov.samplers import SGLD as SGLD
+from .markov.samplers import ULA as ULA
+from .markov.samplers import ParallelTempering as ParallelTempering
 from .pndm import PNDM
 from .repaint import RePaint
 from .tcd import TCD

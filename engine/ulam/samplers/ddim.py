@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..builder import Clip, ProgramBuilder
-from ..program import Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Schedule, correlation
 from .arguments import check_clip, check_flag, check_number
 from .grid import Grid, GridSampler

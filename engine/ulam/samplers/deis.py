@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..builder import Clip, ProgramBuilder
-from ..program import Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule
 from .arguments import check_clip, check_flag, check_whole
 from .exponential import Form, moments, multistep, multistep_orders

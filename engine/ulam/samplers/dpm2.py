@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..builder import ProgramBuilder
-from ..program import Program
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving
 from .arguments import check_number
 from .euler import Coordinates, Terms, ancestral, at_ratio

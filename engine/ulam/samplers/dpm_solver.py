@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..builder import Clip, ProgramBuilder
-from ..program import Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule
 from .arguments import check_choice, check_clip, check_flag, check_whole
 from .exponential import Form, Terms, combined, moments, multistep, multistep_orders, weights

@@ -11,9 +11,9 @@ import numpy as np
 
 from ulam_kernels.arguments import is_real
 
-from ..builder import Clip, ProgramBuilder
 from ..denoiser import combine, sigma_data_of
-from ..program import Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number
 from .grid import Grid, GridSampler, levels_at, told

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import hyp1f1
 
-from ..builder import ProgramBuilder
+from ..programs.builder import ProgramBuilder
 from ..schedules import Array
 from .grid import Grid
 

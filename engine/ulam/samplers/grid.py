@@ -35,8 +35,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..builder import compiled
-from ..program import Program
+from ..programs.builder import compiled
+from ..programs.program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
 from .arguments import SPACINGS, check_choice, check_final, check_sigmas, check_steps, check_timesteps
 from .sigmas import beta_times, sigma_grid

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..program import Program
+from ..programs.program import Program
 from ..schedules import Schedule
 from .euler import ChurnSampler, Coordinates
 from .grid import ROUNDING, Grid, not_an_index, told

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..builder import ProgramBuilder
-from ..program import Program
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving, posterior
 from .arguments import check_choice, check_flag, check_number, check_whole
 from .grid import Grid, GridSampler

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from ..builder import ProgramBuilder
-from ..program import Program
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule
 from .arguments import check_whole
 from .euler import Coordinates, Terms

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..builder import Clip, ProgramBuilder
-from ..program import Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Schedule, posterior
 from .arguments import check_clip, check_number, check_whole
 from .grid import Grid, GridSampler

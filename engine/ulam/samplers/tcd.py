@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..builder import ProgramBuilder
-from ..program import Program
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving, correlation
 from .arguments import check_number, check_whole
 from .grid import Grid, GridSampler, at_sigma_min, to_the_data

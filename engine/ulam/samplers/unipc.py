@@ -10,8 +10,8 @@ import numpy as np
 
 from ulam_kernels.arguments import described
 
-from ..builder import Clip, ProgramBuilder
-from ..program import Flags, Program
+from ..programs.builder import Clip, ProgramBuilder
+from ..programs.program import Flags, Program
 from ..schedules import Array, Schedule
 from .arguments import check_choice, check_clip, check_flag, check_whole
 from .exponential import Form, Integers, Steps, Terms, append, combined, moments, weights

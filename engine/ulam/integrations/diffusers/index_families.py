@@ -14,8 +14,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from ulam_kernels.arguments import real, switch
 
-from ...builder import ProgramBuilder
-from ...program import Program
+from ...programs.builder import ProgramBuilder
+from ...programs.program import Program
 from ...samplers import DDIM, DDPM, LCM, PNDM
 from ...samplers.euler import Coordinates
 from ...samplers.grid import Grid

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...builder import Clip, DynamicThreshold, ProgramBuilder
-from ...program import Flags, Program
+from ...programs.builder import Clip, DynamicThreshold, ProgramBuilder
+from ...programs.program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
 from .loading import PREDICTS

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from ulam_kernels.arguments import described
 
 from ... import schedules
+from ...cli.models import kinds_of_weights
 from ...denoiser import Denoiser
 from ...files import each_key_once, one_line
-from ...loading import kinds_of_weights
 from ...schedules import Schedule
 from .arguments import FLOATS
 from .configuration import check_complete, check_config, short
@@ -215,7 +215,7 @@ def _check_kinds(folder: Path, kinds: dict[str, str], own: dict[str, torch.Tenso
 
 
 def _kinds(folder: Path, variant: str | None) -> dict[str, str]:
-    """The model's weights by name, as they lie in its files, see :func:`ulam.loading.kinds_of_weights`.
+    """The model's weights by name, as they lie in its files, see :func:`ulam.cli.models.kinds_of_weights`.
 
     Raises FileNotFoundError or ValueError unless they are all there, in safetensors throughout, and none is complex.
     """

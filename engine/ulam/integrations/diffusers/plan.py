@@ -16,7 +16,7 @@ from ulam_kernels import Table
 from ulam_kernels.dispatch import name_of, select
 
 from ...noise import DRAWS_PER_ROW
-from ...program import Program
+from ...programs.program import Program
 from ...schedules import Array
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...loading import Model
+from ...cli.models import Model
 from .loading import denoiser_from_diffusers
 
 LABEL = "class_labels"

@@ -13,9 +13,9 @@ import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.arguments import described
 
-from ...builder import ProgramBuilder
 from ...noise import DRAWS_PER_ROW
-from ...program import Program
+from ...programs.builder import ProgramBuilder
+from ...programs.program import Program
 from ...schedules import Array, ve
 from .arguments import check_return_dict, check_sample, check_timestep, number
 from .execution import wide

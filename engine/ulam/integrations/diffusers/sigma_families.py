@@ -19,9 +19,9 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 
 from ulam_kernels.arguments import whole
 
-from ...builder import ProgramBuilder
 from ...denoiser import x0_coefficients
-from ...program import Program
+from ...programs.builder import ProgramBuilder
+from ...programs.program import Program
 from ...samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
 from ...samplers.euler import Terms
 from ...samplers.grid import Grid, GridSampler

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...builder import Clip
-from ...program import Program
+from ...programs.builder import Clip
+from ...programs.program import Program
 from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ...samplers.grid import Grid, GridSampler
 from ...schedules import Array, Schedule, VariancePreserving, flow

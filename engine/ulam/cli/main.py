@@ -1,0 +1,108 @@
+"""The command line: `ulam sample`, `ulam check` and `ulam info`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from . import check as check_report
+from . import info
+from . import mcmc as mcmc_command
+from . import sample as sample_command
+from .streams import TERMINATED, Terminated, lenient_streams, termination
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C, 143 after
+    SIGTERM. A reader of its output that goes away changes nothing.
+    """
+    with lenient_streams(), warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(arguments)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"ulam: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        with termination():
+            return int(options.run(options))
+    except KeyboardInterrupt as error:
+        print("ulam: interrupted", file=sys.stderr)
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    except Exception as error:
+        if options.traceback:
+            raise
+        known = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        text = str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)"
+        print(f"ulam: error: {' '.join(text.split())}", file=sys.stderr)
+        return BAD_INPUT if known else FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"ulam: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="ulam", description="Sample trained diffusion models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = _Parser(add_help=False)
+    common.add_argument("--traceback", action="store_true", help="show where an error comes from")
+
+    told = commands.add_parser("info", parents=[common], help="versions, devices and backends")
+    told.add_argument("--json", action="store_true", help="print JSON")
+    told.set_defaults(run=_info)
+
+    p = commands.add_parser("sample", parents=[common], help="draw samples from a trained model")
+    _add_model(p)
+    sample_command.add_arguments(p)
+
+    p = commands.add_parser("check", parents=[common], help="test a trained denoiser: SURE, calibration, its score")
+    _add_model(p)
+    check_report.add_arguments(p)
+
+    p = commands.add_parser("mcmc", parents=[common], help="run Markov chains of a density or an energy")
+    mcmc_command.add_arguments(p)
+    return parser
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    """The options that choose a model."""
+    p.add_argument("--model", required=True, help="digits, a diffusers pipeline's folder, or your own module:factory")
+    p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
+    p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
+    p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
+    p.add_argument("--predicts", help="eps, x0, v, score, flow or raw (your network; default eps)")
+    p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
+
+
+def _info(options: argparse.Namespace) -> int:
+    facts = info.collect()
+    print(json.dumps(facts, indent=1) if options.json else info.text(facts))
+    return 0
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 3,32,32")
+    return tuple(int(part) for part in text.split(","))

@@ -1,0 +1,181 @@
+"""`ulam mcmc`: Markov chains of a built-in density, or of an energy of your own, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import MAX_ELEMENTS
+
+from ..files import json_text, whole, writable_folder, written
+from ..mcmc import densities
+from ..mcmc.chains import Chains
+from ..mcmc.densities import BuiltIn
+from ..mcmc.run import run
+from ..mcmc.targets import Energy, Target
+from ..samplers.markov.samplers import BAOAB, HMC, MALA, SGLD, ULA, ChainSampler
+from . import info
+from . import mcmc_plots as plots
+from . import models as loading
+
+EXACT_DRAWS = 50_000  # behind the marginal plot
+FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
+
+TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
+    "gaussian": (lambda d: densities.Gaussian(torch.zeros(d)), 2),
+    "mixture": (lambda d: densities.GaussianMixture(torch.stack([-2 * torch.ones(d), 2 * torch.ones(d)]), 0.7), 2),
+    "double-well": (densities.DoubleWell, 2),
+    "rosenbrock": (densities.Rosenbrock, 2),
+    "funnel": (densities.Funnel, 10),
+    "ring": (densities.Ring, 2),
+}
+SAMPLERS: dict[str, type[ChainSampler]] = {"ula": ULA, "mala": MALA, "baoab": BAOAB, "hmc": HMC, "sgld": SGLD}
+OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay")
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The options of `ulam mcmc`."""
+    p.set_defaults(run=execute)
+    p.add_argument("--target", required=True, help=f"{', '.join(TARGETS)}, or module:factory for an energy of your own")
+    p.add_argument("--dimension", type=int, metavar="D", help="of a built-in target (default 2; funnel 10)")
+    p.add_argument("--shape", type=_sizes, metavar="C,H,W", help="of one state of your own energy, such as 1,8,8")
+    p.add_argument("--sampler", default="mala", help=f"one of {', '.join(SAMPLERS)} (default mala)")
+    p.add_argument("--step", type=float, default=0.1, help="ULA's eta, HMC's leapfrog or BAOAB's time step (0.1)")
+    p.add_argument("--temperature", type=float, help="default 1")
+    p.add_argument("--friction", type=float, help="baoab: default 1")
+    p.add_argument("--leapfrog", type=int, help="hmc: leapfrog steps a transition (default 10)")
+    p.add_argument("--jitter", type=float, metavar="J", help="hmc: its path varies by this share (default 0.5; 0: not)")
+    p.add_argument("--decay", type=float, help="sgld: power of the decreasing steps (default 0.55)")
+    p.add_argument("--delay", type=float, help="sgld: steps until they fall (default 1)")
+    p.add_argument("--chains", type=int, default=64, metavar="N", help="default 64")
+    p.add_argument("--steps", type=int, default=1000, metavar="N", help="after warm-up (default 1000)")
+    p.add_argument("--warmup", type=int, default=500, metavar="N", help="steps that are not kept (default 500)")
+    p.add_argument("--thin", type=int, default=1, metavar="N", help="keep every N-th state (default 1)")
+    p.add_argument("--adapt", type=float, metavar="RATE", help="tune steps to this acceptance in warm-up (mala, hmc)")
+    p.add_argument("--slots", type=int, help="chains in one batch (default: all)")
+    p.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same chains")
+    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    p.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
+    p.add_argument("--no-plots", action="store_true", help="write no pictures (matplotlib is not needed then)")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES)}")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the chains and write what they leave; the exit code."""
+    if not options.no_plots:
+        plots.require_matplotlib()
+    target, sampler = _target(options), _sampler(options)
+    print(f"ulam: {options.chains} chains of {target!r}, {sampler}")
+    with writable_folder(options.out, FILES):
+        chains = run(
+            target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
+            warmup=options.warmup, thin=options.thin, adapt=options.adapt, slots=options.slots, device=options.device,
+            backend=options.backend,
+        )  # fmt: skip
+        paths, lost = written(options.out, lambda folder: _write(folder, options, target, chains))
+    rate = "" if chains.acceptance is None else f", acceptance {float(chains.acceptance.mean()):.3f}"
+    print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(paths)}")
+    if lost is not None:
+        raise lost
+    return 0
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 1,8,8") from None
+
+
+def _target(options: argparse.Namespace) -> Target:
+    name = options.target
+    if name in TARGETS:
+        if options.shape is not None:
+            raise ValueError(f"shape: {name} has its own, give --dimension")
+        if options.dimension is not None and not 1 <= options.dimension <= MAX_ELEMENTS:
+            raise ValueError(f"dimension: got {described(options.dimension)}, expected 1 to 2^30")
+        make, default = TARGETS[name]
+        return make(default if options.dimension is None else options.dimension)
+    if ":" not in name:
+        raise ValueError(f"target: got {name!r}, expected one of {', '.join(TARGETS)}, or module:factory")
+    if options.dimension is not None:
+        raise ValueError("dimension: is for built-in targets, give --shape")
+    if options.shape is None:
+        raise ValueError("shape: needed with an energy of your own, such as --shape 2")
+    made: Any = loading._call_factory(name)
+    return made if hasattr(made, "bind") else Energy(made)
+
+
+def _sampler(options: argparse.Namespace) -> ChainSampler:
+    name = options.sampler.lower()
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler: got {options.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+    make = SAMPLERS[name]
+    given = {option: getattr(options, option) for option in OPTIONS if getattr(options, option) is not None}
+    taken = make.__dataclass_fields__  # type: ignore[attr-defined]
+    if strange := [option for option in given if option not in taken]:
+        raise ValueError(f"{strange[0]}: the sampler {name} does not take it")
+    made: ChainSampler = make(options.step, **given)  # type: ignore[call-arg]
+    return made
+
+
+def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Chains) -> list[str]:
+    """Write the files, each whole or not at all; their names."""
+    report = _report(options, chains)
+    exact = None
+    if isinstance(target, BuiltIn) and options.temperature in (None, 1.0):
+        exact = target.sample(EXACT_DRAWS, seed=options.seed + 1)[:, : plots.MOST_ELEMENTS].numpy()
+    assert chains.draws is not None
+    arrays = {"draws": chains.draws.cpu().numpy(), "chains": chains.ids.numpy()}
+    for name in ("energies", "acceptance", "divergences", "step"):
+        if (values := getattr(chains, name)) is not None:
+            arrays[name] = values.cpu().numpy()
+    names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]
+    with whole(*(folder / name for name in names)) as paths:
+        for name, path in zip(names, paths, strict=True):
+            if name == "draws.npz":
+                with path.open("wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+            elif name == "report.json":
+                path.write_text(json_text({**report, "files": names}))
+            else:
+                plot = name.removesuffix(".png")
+                more = {"exact": exact} if plot == "marginal" else {}
+                plots.PLOTS[plot](chains, **more).savefig(path, dpi=150, format="png")
+    return names
+
+
+def _report(options: argparse.Namespace, chains: Chains) -> dict[str, Any]:
+    finite = [float(value) for value in chains.mean().flatten()[:16]]
+    told = {
+        **chains.report,
+        "seed": options.seed,
+        "adapt": options.adapt,
+        "acceptance": None if chains.acceptance is None else float(chains.acceptance.mean()),
+        "step": {"least": float(chains.step.min()), "most": float(chains.step.max())},
+        "divergent_chains": chains.ids[chains.divergences.cpu() > 0].tolist(),
+        "mean": finite,
+        "variance": [float(value) for value in chains.variance().flatten()[:16]],
+        "versions": info.versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ArviZ's arithmetic: what chains did is told already
+            table = chains.summary()
+    except ImportError as error:
+        told["summary"] = None
+        print(f"ulam: no R-hat and ESS: {error}", file=sys.stderr)
+    else:
+        told["summary"] = json.loads(table.head(64).to_json(orient="index"))
+    return told

@@ -1,0 +1,106 @@
+"""What a sampling run leaves behind: a picture, the samples, a report. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ..engine.job import Job
+from ..engine.preview import Preview
+from ..files import json_text, whole
+
+Pixels = npt.NDArray[np.uint8]
+GAP = 2
+GRID_LIMIT = 400
+PREVIEWED = 64
+FILES = ("samples.npz", "grid.png", "report.json")
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a sample of this shape is a picture: [1 or 3, H, W]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def to_pixels(x: torch.Tensor) -> Pixels:
+    """Samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded to nearest; outside values are clipped."""
+    scaled = ((x.float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(pixels: Pixels, columns: int) -> Image.Image:
+    """The pictures [N, H, W, C] row by row, small ones enlarged by whole factors to at least 56 pixels."""
+    factor = max(1, math.ceil(56 / max(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = pixels.shape
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 64, dtype=np.uint8)
+    for index, picture in enumerate(pixels):
+        top = GAP + index // columns * (height + GAP)
+        left = GAP + index % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+class Previews:
+    """A callback that writes x_0 estimates as pictures: previews/job-J-row-R.png, the first chains of each job.
+
+    ``jobs``: all of them, whose places give J; to be set before the first call.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "previews"
+        self.jobs: list[Job] = []
+        self._shown: dict[tuple[int, int], torch.Tensor] = {}
+
+    def __call__(self, preview: Preview) -> None:
+        """Put a group's estimates into their picture."""
+        if preview.x0 is None:
+            return
+        ids = preview.job.ids
+        key = self.jobs.index(preview.job), preview.row
+        shown = self._shown.get(key)
+        if shown is None:
+            shown = self._shown[key] = torch.full((min(len(ids), PREVIEWED), *preview.x0.shape[1:]), -1.0)
+        first = ids.index(preview.chains[0])
+        if first >= len(shown):
+            return
+        count = min(len(shown) - first, len(preview.chains))
+        shown[first : first + count] = preview.x0[:count]
+        self._folder.mkdir(exist_ok=True)
+        name = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
+        with whole(name) as (partial,):
+            grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
+
+
+def write_run(
+    folder: Path, x: torch.Tensor, labels: list[int] | None, columns: int | None, report: Mapping[str, Any]
+) -> list[str]:
+    """Write samples.npz, grid.png (pictures only) and report.json; their names. Raises OSError.
+
+    samples.npz holds ``arr_0``: uint8 [N, H, W, C] for pictures (what FID tools read), else float32 [N, *shape]; and
+    ``arr_1``: the labels, int64 [N], where there are any.
+    """
+    picture = is_image(tuple(x.shape[1:]))
+    samples: npt.NDArray[Any] = to_pixels(x) if picture else x.float().cpu().numpy()
+    arrays: dict[str, Any] = {"arr_0": samples}
+    if labels is not None:
+        arrays["arr_1"] = np.array(labels, dtype=np.int64)
+    names = [name for name in FILES if picture or name != "grid.png"]
+    with whole(*(folder / name for name in names)) as partial:
+        paths = dict(zip(names, partial, strict=True))
+        with paths["samples.npz"].open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        if picture:
+            shown = samples[:GRID_LIMIT]
+            grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
+        paths["report.json"].write_text(json_text({**report, "files": names}))
+    for name in set(FILES) - set(names):
+        (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
+    return names

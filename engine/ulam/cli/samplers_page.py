@@ -1,0 +1,176 @@
+"""The page of all samplers, made from the samplers themselves: `python -m ulam.cli.samplers_page docs/samplers.md`.
+
+Formula, source and arguments are a class's docstring, its section, when to use it and the variants shown are declared
+beside them (`GridSampler`); order, evaluations, registers and needs are read off the programs that it compiles to. What
+stands here is the order of the sections, and the bibliography.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import samplers, schedules
+from ..samplers import grid
+from ..samplers.grid import GridSampler
+
+# The sections in their order; others follow, sorted.
+SECTIONS = (
+    "Ancestral and marginal-preserving steps",
+    "Solvers of the probability flow",
+    "Stochastic",
+    "Few steps, from distilled networks",
+    "Langevin dynamics",
+    "Inpainting",
+)
+
+REFERENCES: dict[str, str] = {
+    "Ho 2020": "Ho, Jain, Abbeel. Denoising diffusion probabilistic models. arXiv:2006.11239",
+    "Jolicoeur-Martineau 2021": "Jolicoeur-Martineau et al. Adversarial score matching and improved sampling for image "
+    "generation. arXiv:2009.05475",
+    "Karras 2022": "Karras et al. Elucidating the design space of diffusion-based generative models. arXiv:2206.00364",
+    "Kingma 2021": "Kingma, Salimans, Poole, Ho. Variational diffusion models. arXiv:2107.00630",
+    "Lee 2024": "Lee et al. Beta sampling is all you need. arXiv:2407.12173",
+    "Lipman 2023": "Lipman et al. Flow matching for generative modeling. arXiv:2210.02747",
+    "Liu 2022": "Liu, Ren, Lin, Zhao. Pseudo numerical methods for diffusion models on manifolds. arXiv:2202.09778",
+    "Lu 2022a": "Lu et al. DPM-Solver. arXiv:2206.00927",
+    "Lu 2022b": "Lu et al. DPM-Solver++. arXiv:2211.01095",
+    "Lugmayr 2022": "Lugmayr et al. RePaint: inpainting using denoising diffusion probabilistic models. "
+    "arXiv:2201.09865",
+    "Luo 2023": "Luo et al. Latent consistency models. arXiv:2310.04378",
+    "Nichol & Dhariwal 2021": "Nichol, Dhariwal. Improved denoising diffusion probabilistic models. arXiv:2102.09672",
+    "Saharia 2022": "Saharia et al. Photorealistic text-to-image diffusion models (Imagen). arXiv:2205.11487",
+    "Song & Ermon 2019": "Song, Ermon. Generative modeling by estimating gradients of the data distribution. "
+    "arXiv:1907.05600",
+    "Song 2021a": "Song, Meng, Ermon. Denoising diffusion implicit models. arXiv:2010.02502",
+    "Song 2021b": "Song et al. Score-based generative modeling through stochastic differential equations. "
+    "arXiv:2011.13456",
+    "Song 2023": "Song, Dhariwal, Chen, Sutskever. Consistency models. arXiv:2303.01469",
+    "Zhang & Chen 2023": "Zhang, Chen. Fast sampling of diffusion models with exponential integrator. arXiv:2204.13902",
+    "Zhao 2023": "Zhao et al. UniPC: a unified predictor-corrector framework. arXiv:2302.04867",
+    "Zheng 2024": "Zheng et al. Trajectory consistency distillation. arXiv:2402.19159",
+    "k-diffusion": "Crowson. github.com/crowsonkb/k-diffusion",
+}
+
+STEPS = 20
+LEVELS = {
+    "index": "{} spacing of whole indices",
+    "fractional": "{} spacing, not rounded to whole indices",
+    "endless": "{} spacing of one level more than the steps, the last left out",
+}
+INTRODUCTION = """\
+# Samplers
+
+Made by `python -m ulam.cli.samplers_page` from the classes of `ulam.samplers`; do not edit.
+
+Notation: x_t = alpha_t x_0 + sigma_t eps. D is the network's estimate of x_0 and eps that of the noise, whatever it
+predicts; s is the next level after t; q = alpha_t sigma_s / (alpha_s sigma_t); z is fresh standard normal noise. A
+sampler takes any schedule and any prediction. It compiles to a table of rows, each at most one evaluation of the
+network and one fused update: `print(sampler.program(schedule, predicts))` shows it.
+"""
+COSTS = f"""\
+Order is the global order of accuracy, start-up included, in the step of log-SNR (weak order where noise is added); 0
+means that more steps do not remove the error. Evaluations are those of {STEPS} steps on a VP schedule. Registers are
+kept states beyond x, each as large as x.
+"""
+
+
+def catalogue() -> dict[str, type[GridSampler]]:
+    """Every public sampler on a grid of noise levels, by name."""
+    exported = {name: getattr(samplers, name) for name in sorted(samplers.__all__)}
+    return {
+        name: it
+        for name, it in exported.items()
+        if isinstance(it, type) and issubclass(it, GridSampler) and it is not GridSampler
+    }
+
+
+def page() -> str:
+    """docs/samplers.md."""
+    classes = catalogue()
+    sections = _sections(classes)
+    inside = [cls for section in sections.values() for cls in section]
+    uses = [(cls.__name__, _own(cls, "use", "")) for cls in inside]
+    choice = [f"- [{name}](#{name.lower()}){use and f': {use}'}\n" for name, use in uses]
+    parts = [INTRODUCTION, "## Which one\n", "".join(choice), "## What they cost\n", COSTS, _table(inside)]
+    for title, section in sections.items():
+        parts += [f"## {title}\n", *map(_entry, section)]
+    parts.append("## What several samplers share\n")
+    for cls in _shared(classes):
+        parts.append(f"### {cls.__name__}\n\n{inspect.getdoc(cls)}\n")
+    parts.append(f"### Levels\n\n{inspect.cleandoc(grid.__doc__ or '')}\n")
+    parts += ["## Sources\n", _sources("\n".join(parts))]
+    return "\n".join(parts)
+
+
+def citations(text: str) -> set[str]:
+    """What stands in the square brackets of `text` as a source: an author and year, or a library."""
+    inside = " ; ".join(re.findall(r"\[([^][]*)\]", " ".join(text.split())))
+    return {*re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)? \d{4}[a-z]?", inside), *re.findall("k-diffusion", inside)}
+
+
+def _sections(classes: dict[str, type[GridSampler]]) -> dict[str, list[type[GridSampler]]]:
+    """The samplers of each section by name, the sections in the order of SECTIONS."""
+    titles = {cls.section for cls in classes.values()}
+    ordered = [title for title in SECTIONS if title in titles] + sorted(titles - {*SECTIONS})
+    return {title: [cls for cls in classes.values() if cls.section == title] for title in ordered}
+
+
+def _table(classes: list[type[GridSampler]]) -> str:
+    rows = ["| sampler | order | evaluations | registers | needs |", "|---|---|---|---|---|"]
+    for cls in classes:
+        for options in ({}, *_own(cls, "variants", ())):
+            program = cls(STEPS, **options).program(schedules.vp_linear(), "eps")
+            needs = ", ".join(need for need in program.needs if need != "registers") or "none"
+            call = f"{cls.__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+            name = f"[{call}](#{cls.__name__.lower()})" if not options else f"`{call}`"
+            rows.append(f"| {name} | {program.order} | {program.nfe} | {program.registers - 1} | {needs} |")
+    return "\n".join(rows) + "\n"
+
+
+def _own(cls: type, name: str, default: Any) -> Any:
+    """What a class says of itself, and not what a sampler that it builds on says."""
+    return vars(cls).get(name, default)
+
+
+def _entry(cls: type[GridSampler]) -> str:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    shared = {field.name for field in dataclasses.fields(GridSampler)} - {"steps"}
+    own = [_argument(field) for name, field in fields.items() if field.init and name not in shared]
+    call = f"{cls.__name__}({', '.join(own)}, *, ...)"
+    defaults = [f"final {fields['final'].default!r}"]
+    if cls._times is GridSampler._times:
+        defaults.insert(0, LEVELS[cls.convention].format(cls.default_spacing))
+    return f"### {cls.__name__}\n\n    {call}\n\n{inspect.getdoc(cls)}\n\nDefault levels: {'; '.join(defaults)}.\n"
+
+
+def _argument(field: dataclasses.Field[Any]) -> str:
+    return field.name if field.name == "steps" else f"{field.name}={field.default!r}"
+
+
+def _shared(classes: dict[str, type[GridSampler]]) -> list[type]:
+    """The classes that the samplers' docstrings refer to, samplers aside, in the order of their names."""
+    found = {}
+    for cls in classes.values():
+        known = vars(samplers) | vars(inspect.getmodule(cls))
+        for name in re.findall(r"`([A-Z]\w+)`", f"{inspect.getdoc(cls)} `GridSampler`"):
+            if name not in classes and inspect.isclass(known.get(name)):
+                found[name] = known[name]
+    return [found[name] for name in sorted(found)]
+
+
+def _sources(text: str) -> str:
+    """What REFERENCES says of the sources cited in `text`; those that it does not know as they are cited."""
+    lines: dict[str, str] = {}
+    for key in citations(text):
+        known = {name: f"- {name}: {about}" for name, about in REFERENCES.items() if name.startswith(key)}
+        lines |= known or {key: f"- {key}"}
+    return "\n".join(lines[name] for name in sorted(lines, key=str.lower)) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page())

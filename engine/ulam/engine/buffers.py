@@ -1,0 +1,211 @@
+"""The tensors behind the slots: states, what the network is given, tables of rows; chains enter and leave here.
+
+Nothing here waits for the device. Everything that a CUDA graph holds is made once: states are reserved for the most
+registers where there are graphs, a program that is new changes values only, and what few programs need (reductions,
+known images, scaled inputs) is made when the first of them comes and belongs to ticks of another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+
+import ulam_kernels
+from ulam_kernels import Table
+from ulam_kernels.table import MAX_REGISTERS
+
+from ..conditioning import ConditioningBuffers, Shared
+from ..noise import FIRST_STATE, ROW
+from ..programs.program import Program
+from .inpainting import KnownImages
+from .job import Job
+from .row_table import Place, RowTable
+from .scheduler import Group
+from .slots import Slots, places
+from .transfers import on_device
+
+
+class Buffers:
+    """State, row pointers and conditioning of a fixed number of slots. Idle slots point at an idle row.
+
+    net_dtype: of the network's parameters. channels_last: images are handed to it in that memory format, in which the
+    fused step writes them. own_inputs: the network never reads the states themselves.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        slots: int,
+        device: torch.device,
+        backend: str | None,
+        dtype: torch.dtype,
+        net_dtype: torch.dtype,
+        time_dtype: torch.dtype,
+        reserve: bool,
+        channels_last: bool = False,
+    ) -> None:
+        self.shape, self.size, self.device, self.backend, self.dtype = shape, slots, device, backend, dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.slots = Slots(slots, device)
+        self.rows = RowTable(device, wide, time_dtype)
+        self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
+        self._view = self.state, 1, self.state[:1]
+        self.t = torch.zeros(slots, dtype=time_dtype, device=device)
+        self.cond = ConditioningBuffers("cond", slots, device)
+        self.uncond = ConditioningBuffers("uncond", slots, device)
+        self.scales: torch.Tensor | None = None  # of the rows with reductions, where a program has any
+        self.known: KnownImages | None = None  # where a program blends with known images
+        # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
+        self._input_dtype = torch.float32 if net_dtype == torch.float64 != dtype else net_dtype
+        converted = channels_last and len(shape) == 3 and shape[0] > 1  # one channel lies in both ways
+        self._input_format = torch.channels_last if converted else torch.contiguous_format
+        self.own_inputs = net_dtype != dtype or converted
+        self.net_in: torch.Tensor | None = None
+        self._inputs_are_current = False
+        if self.own_inputs:
+            self._current_inputs()
+
+    # ------------------------------------------------------------------------------------------------ programs
+
+    def load(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
+        """A program's rows in the table, with the buffers that they need; those that are ``running`` stay."""
+        if (place := self.rows.find(program)) is not None:
+            return place
+        with torch.inference_mode(False):  # buffers stay, and their versions are watched
+            if program.registers > len(self.state):
+                more = self.state.new_zeros(program.registers - len(self.state), *self.state.shape[1:])
+                self.state = torch.cat([self.state, more])
+            if program.needs_reductions and self.scales is None:
+                self.scales = torch.ones(self.size, 4, dtype=self.rows.columns.c_next.dtype, device=self.device)
+            if self.known is None and bool(program.blends.any()):
+                self.known = KnownImages(self.size, self.shape, self.device, self.rows.columns.c_next.dtype)
+            self.rows.table(program.registers)
+            return self.rows.load(program, running)
+
+    def registers(self, count: int) -> tuple[torch.Tensor, Table]:
+        """The first registers of all states, and the table of programs that have no more."""
+        if self._view[0] is not self.state or self._view[1] != count:
+            self._view = self.state, count, self.state[:count]
+        return self._view[2], self.rows.table(count)
+
+    def inputs_are(self, scaled: bool) -> torch.Tensor | None:
+        """Where the network's inputs are at a tick: None for the states themselves, unless programs scale them."""
+        if scaled or self.own_inputs:
+            return self.net_in
+        self._inputs_are_current = False
+        return None
+
+    def _current_inputs(self) -> None:
+        """Have the inputs of all slots hold their states, from before there was a program that scales them."""
+        if not self._inputs_are_current:
+            if self.net_in is None:
+                with torch.inference_mode(False):
+                    self.net_in = torch.zeros(self.size, *self.shape, dtype=self._input_dtype, device=self.device)
+                    self.net_in = self.net_in.contiguous(memory_format=self._input_format)
+            self.net_in.copy_(self.state[0])
+            self._inputs_are_current = True
+
+    # ---------------------------------------------------------------------------------- entering and leaving
+
+    def enter(self, groups: list[Group[Job]], running: Callable[[], Collection[Program]]) -> None:
+        """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
+        at, sizes = places([group.slots for group in groups])
+        jobs = [group.job for group in groups]
+        programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
+        rows = {key: self.load(program, running).begin for key, program in programs.items()}
+        begun = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
+        row, first, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
+        self.slots.begin(
+            at, row, ROW.draws(first), seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups])
+        )
+        for group in groups:
+            job = group.job
+            if job.cond:
+                self.cond.enter(group.slots, group.chains, job.cond)
+            if job.weights is not None:
+                lo, hi = job.interval or (-np.inf, np.inf)
+                weight = job.weights[group.chains]
+                self.slots.put(group.slots, weight=weight, guided_from=lo, guided_to=hi, rescale=job.rescale)
+                self.uncond.enter(group.slots, group.chains, job.uncond)
+            if job.known is not None and self.known is not None:
+                self.known.enter(group.slots, group.chains, job.known)
+        self.slots.commit()
+        self._first_states(groups, sizes, on_device(torch.from_numpy(at), self.device))
+
+    def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
+        x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
+        seed, chain = self.slots.ids.index_select(1, at)
+        draw, begin = torch.zeros_like(seed), 0
+        runs = _runs(groups, sizes)
+        for scale, count in runs:  # neighbours with one scale are one launch
+            part = [x, seed, chain, draw]
+            if len(runs) > 1:
+                part = [values[begin : begin + count] for values in part]
+            ulam_kernels.fill_normal(
+                part[0],
+                seed=part[1],
+                chain=part[2],
+                draw=part[3],
+                tag=FIRST_STATE.tag,
+                scale=scale,
+                backend=self.backend,
+            )
+            begin += count
+        if self.own_inputs or any(group.job.program.scales_input for group in groups):
+            self._current_inputs()
+        self.state[0].index_copy_(0, at, x)
+        for group in groups:
+            if (given := group.job.x_init) is not None:
+                first = given.tensor if isinstance(given, Shared) else given[group.chains]
+                self.state[0, group.slots].copy_(on_device(first.to(self.dtype), self.device))
+        registers = max(group.job.program.registers for group in groups)
+        if registers > 1:
+            self.state[1:registers].index_fill_(1, at, 0)
+        if self.net_in is not None and self._inputs_are_current:
+            self._first_inputs([group.job.program for group in groups], sizes, at)
+
+    def _first_inputs(self, programs: list[Program], sizes: list[int], at: torch.Tensor) -> None:
+        assert self.net_in is not None
+        wide = self.rows.columns.c_next.dtype
+        c_in = np.array([program.c_in[program.evaluating[0]] for program in programs])
+        scale = on_device(torch.from_numpy(c_in.repeat(sizes)).to(wide), self.device)
+        x = self.state[0].index_select(0, at)
+        scaled = torch.empty_like(x, dtype=self.net_in.dtype)
+        ulam_kernels.affine(x, x, scale, torch.zeros_like(scale), out=scaled, backend=self.backend)
+        self.net_in.index_copy_(0, at, scaled)
+
+    def leave(self, groups: list[Group[Job]]) -> None:
+        """Idle these groups' slots."""
+        self.slots.idle(places([group.slots for group in groups])[0])
+        self.slots.commit()
+
+    def idle_but(self, groups: list[Group[Job]]) -> None:
+        """Idle all slots but these groups'."""
+        idle = np.ones(self.size, dtype=np.bool_)
+        for group in groups:
+            idle[group.slots] = False
+        self.slots.idle(np.flatnonzero(idle))
+        self.slots.commit()
+
+    def taken(self, groups: list[Group[Job]], with_failures: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""
+        if len(groups) == 1:
+            at = groups[0].slots
+            return self.state[0, at].clone(), self.slots.failed[at].clone() if with_failures else None
+        slots = on_device(torch.from_numpy(places([group.slots for group in groups])[0]), self.device)
+        failed = self.slots.failed.index_select(0, slots) if with_failures else None
+        return self.state[0].index_select(0, slots), failed
+
+
+def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:
+    """(scale of the first state, chains) of neighbours in the list with the same scale."""
+    runs: list[tuple[float, int]] = []
+    for group, size in zip(groups, sizes, strict=True):
+        scale = group.job.program.init_scale
+        if runs and runs[-1][0] == scale:
+            runs[-1] = scale, runs[-1][1] + size
+        else:
+            runs.append((scale, size))
+    return runs

@@ -1,0 +1,85 @@
+"""A job: chains of one sampler with their seed, conditioning and guidance, as `Engine.submit` returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..conditioning import Shared
+from ..programs.program import Program
+from .inpainting import Known
+from .preview import Preview
+
+Noise: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+Callback: TypeAlias = Callable[[Preview], object]
+Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What an engine was asked for. All that is per chain is ``[chains, ...]`` in the order of ``chains``.
+
+    Attributes:
+        program: the compiled sampler. chains: ``[n]`` int64 ids. seed: as an int64.
+        cond, uncond: the network's further arguments; uncond is empty where ``guidance`` is None.
+        guidance: ``[n]`` float32 weights. interval: (lo, hi), the times at which they hold. rescale: phi.
+        x_init: ``[n, *shape]`` first states (``[*shape]`` if shared), or None for noise. first_row: of the noise.
+        known: image and mask, for inpainting.
+        noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
+        callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
+        priority, deadline: see :class:`ulam.engine.scheduler.Scheduler`.
+        ticks: evaluations of the network a chain. traits: what its ticks need beyond one evaluation and one fused step,
+            by the names of :class:`ulam.engine.tick_needs.Work`. chain_ids, weights: ids and guidance as arrays.
+    """
+
+    program: Program
+    chains: torch.Tensor
+    seed: int
+    cond: dict[str, torch.Tensor | Shared]
+    uncond: dict[str, torch.Tensor | Shared]
+    guidance: torch.Tensor | None
+    x_init: torch.Tensor | Shared | None
+    noise: Noise | None
+    known: Known | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    callback: Callback | None = None
+    every: int = 1
+    finish: Finish | None = None
+    priority: int = 0
+    deadline: float | None = None
+    first_row: int = 0
+    ticks: int = field(init=False, repr=False)
+    traits: tuple[str, ...] = field(init=False, repr=False)
+    chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)
+    weights: npt.NDArray[np.float32] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """What every tick asks for is found out here, once."""
+        has = {
+            "silent": self.program.nfe != len(self.program),
+            "noisy": self.noise is not None,
+            "intervals": self.interval is not None,
+            "guided": self.guidance is not None,
+            "rescaled": self.rescale > 0,
+            "reduces": self.program.needs_reductions,
+            "blends": self.known is not None,
+            "scaled": self.program.scales_input,
+            "previews": self.callback is not None,
+        }
+        object.__setattr__(self, "traits", tuple(name for name, there in has.items() if there))
+        object.__setattr__(self, "ticks", self.program.nfe)
+        object.__setattr__(self, "chain_ids", self.chains.numpy())
+        object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The ids as numbers."""
+        numbers: list[int] = self.chain_ids.tolist()
+        return numbers

@@ -1,0 +1,209 @@
+"""Calling the network: dtype, memory format, autocast, guidance in two batches or one, and what goes wrong there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ulam_kernels.arguments import described
+
+from ..denoiser import Denoiser
+from ..gradients import plain, wants_gradients
+from .errors import NetworkError
+from .report import Report
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """How the network is called; the defaults change nothing about it.
+
+    autocast: a dtype for ``torch.autocast``, or None. channels_last: hand over x in that memory format.
+    compile: run it through ``torch.compile``. doubled: evaluate the guided and the unguided branch in one batch of
+    twice the slots, in place of two calls: faster on small networks; a chain's bits may then depend on whether there
+    is guided company. gradients: call it where gradients are recorded, for a network that takes some inside, as
+    classifier guidance does; without it gets inference mode, which has none.
+    """
+
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
+    compile: bool = False
+    doubled: bool = False
+    gradients: bool = False
+
+    def __post_init__(self) -> None:
+        known = self.autocast is None or isinstance(self.autocast, torch.dtype)
+        if not known or self.autocast not in (None, torch.bfloat16, torch.float16):
+            came = described(self.autocast)
+            raise ValueError(f"autocast: got {came}, expected torch.bfloat16, torch.float16 or None")
+        for name in ("channels_last", "compile", "doubled", "gradients"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {described(getattr(self, name))}, expected True or False")
+
+
+class Network:
+    """The network of a denoiser over a batch of slots.
+
+    When it runs out of memory the batch is halved and evaluated part by part; ``batch`` remembers what fits.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, slots: int, device: torch.device, options: NetworkOptions, report: Report
+    ) -> None:
+        self._eager: Callable[..., Any] = denoiser.net
+        self._net = torch.compile(denoiser.net, dynamic=False) if options.compile else denoiser.net
+        self._device, self._options, self._report = device, options, report
+        self._plain = options.autocast is None and device.type != "cuda"  # no autocast to be asked for, or kept away
+        self.batch = slots
+        self.seconds = 0.0
+        self.began: float | None = None  # when the call under way began, for a watchdog
+        self.dtype = _computing_dtype(denoiser.net)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        cond: dict[str, torch.Tensor],
+        uncond: dict[str, torch.Tensor] | None,
+        shared: set[str],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The outputs of the conditional and, unless ``uncond`` is None, the unconditional branch.
+
+        Raises whatever the network raises, and TypeError or ValueError for an output that cannot be.
+        """
+        begin = self.began = time.perf_counter()
+        try:
+            while True:
+                try:
+                    return self._branches(x, t, cond, uncond, shared)
+                except torch.OutOfMemoryError as error:
+                    if self.batch == 1 or self._capturing():  # what is under capture cannot give memory back
+                        raise NetworkError(error, {}) from error
+                    reason = str(error).split("\n")[0]
+                self.batch = (self.batch + 1) // 2
+                self._report.batch = self.batch
+                self._report.add_fallback(
+                    f"the network ran out of memory ({reason}): it sees {self.batch} chains a call"
+                )
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+        finally:
+            self.seconds += time.perf_counter() - begin
+            self.began = None
+
+    def _branches(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        cond: dict[str, torch.Tensor],
+        uncond: dict[str, torch.Tensor] | None,
+        shared: set[str],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if uncond is None:
+            return self._parts(x, t, cond, shared, self.batch), None
+        if not self._options.doubled:
+            return self._parts(x, t, cond, shared, self.batch), self._parts(x, t, uncond, shared, self.batch)
+        both = {key: v if key in shared else torch.cat([v, uncond[key]]) for key, v in cond.items()}
+        m = self._parts(torch.cat([x, x]), torch.cat([t, t]), both, shared, 2 * self.batch)
+        return m[: len(x)], m[len(x) :]
+
+    def _parts(
+        self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor], shared: set[str], batch: int
+    ) -> torch.Tensor:
+        """The whole batch at once, or in overlapping parts of ``batch`` chains, all of one shape."""
+        chains = x.shape[0]
+        if batch >= chains:
+            return self._call(x, t, inputs)
+        out: torch.Tensor | None = None
+        for begin in range(0, chains, batch):
+            first = min(begin, chains - batch)
+            at = slice(first, first + batch)
+            m = self._call(x[at], t[at], {key: v if key in shared else v[at] for key, v in inputs.items()})
+            if out is None:
+                out = m.new_empty(chains, *m.shape[1:])
+            out[at] = m
+        assert out is not None
+        return out
+
+    def _call(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        version = None if x.is_inference() else x._version  # an inference tensor is a copy, made for this call
+        given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
+        try:
+            with _PLAINLY if self._plain else self._autocast():
+                m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
+        if version is not None and x._version != version:
+            raise ValueError("net: changed its input x in place, which is the engine's own; work on x.clone()")
+        if not isinstance(m, torch.Tensor):
+            raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
+        if m.shape != x.shape:
+            doubled = [x.shape[0], 2 * x.shape[1], *x.shape[2:]] if x.dim() > 1 else None
+            if list(m.shape) != doubled:
+                raise ValueError(f"net: returned shape {list(m.shape)}, expected {list(x.shape)} like its input")
+        if not m.is_floating_point() or m.device != x.device:
+            raise TypeError(f"net: returned {m.dtype} on {m.device}, expected a float tensor on {x.device}")
+        return m
+
+    def _recorded(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
+        """The output of a network that may take gradients, in x too: what it is given are leaves of its own."""
+        with torch.inference_mode(False), torch.enable_grad():
+            m = self._compiled(plain(x), plain(t), {key: plain(value) for key, value in inputs.items()})
+        return m.detach() if isinstance(m, torch.Tensor) else m
+
+    def _compiled(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
+        if self._net is self._eager:
+            return self._eager(x, t, **inputs)
+        try:
+            return self._net(x, t, **inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self._net = self._eager
+            self._report.add_fallback(f"torch.compile failed, the network runs eagerly: {str(error).splitlines()[0]}")
+            return self._eager(x, t, **inputs)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast as asked for; what the caller's own has cached of the weights must not enter a graph."""
+        dtype = self._options.autocast
+        if self._capturing():
+            outer, outer_dtype = autocast_state(self._device)
+            if outer:
+                return torch.autocast(self._device.type, dtype or outer_dtype, cache_enabled=False)
+        return torch.autocast(self._device.type, dtype) if dtype is not None else _PLAINLY
+
+    def _capturing(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_PLAINLY = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """A network samples in eval mode; of its modules those in training go back to it."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
+    """Whether the caller runs under autocast, and to which dtype."""
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+def _computing_dtype(net: Any) -> torch.dtype | None:
+    """The dtype of the network's floating-point parameters, None without any."""
+    for parameter in net.parameters() if isinstance(net, torch.nn.Module) else ():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return None

@@ -1,0 +1,336 @@
+"""One tick of all slots: look up the times, evaluate the network, check its output, execute one fused step.
+
+Nothing here waits for the device: what happens at a tick is known in advance from the programs. What a tick does on the
+device is one function of static buffers (``_evaluate_and_step``), so that a CUDA graph can hold all of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import record_function
+
+import ulam_kernels
+
+from ..denoiser import Denoiser
+from .buffers import Buffers
+from .guidance import rescaled
+from .job import Job
+from .network import Network, NetworkOptions, autocast_state
+from .preview import Preview
+from .report import Report
+from .scheduler import Group
+from .slots import IDLE_ROW
+from .tick_graphs import TickGraphs, addresses
+from .tick_needs import Work, due, row_of, silent_rows
+
+
+class Begun(NamedTuple):
+    """The tick under way, or the next one: silent rows done before the evaluation and behind it, and whether it is."""
+
+    tick: int
+    before: int = 0
+    evaluated: bool = False
+    after: int = 0
+
+
+class Runner:
+    """Ticks of a fixed number of slots, whose tensors are in ``buffers``."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        slots: int,
+        device: torch.device,
+        backend: str | None,
+        dtype: torch.dtype,
+        options: NetworkOptions,
+        report: Report,
+        check_finite: bool = True,
+        graphs: bool = True,
+        trace: bool = False,
+    ) -> None:
+        self.denoiser, self.device, self.report = denoiser, device, report
+        self.network = Network(denoiser, slots, device, options, report)
+        net_dtype = self.network.dtype or dtype
+        time_dtype = denoiser.time_dtype
+        if dtype == net_dtype == torch.float64 and denoiser.time != "index":
+            time_dtype = torch.float64  # for checking: float32 would limit the accuracy
+        self.graphs: TickGraphs | None = None
+        if graphs and device.type == "cuda":
+            if report.backend == "reference":
+                report.add_fallback("no CUDA graph, ticks run eagerly: the reference backend computes on the host")
+            else:
+                self.graphs = TickGraphs(device, report)
+        reserve, last = self.graphs is not None, options.channels_last
+        self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, reserve, last)
+        self._net_dtype = net_dtype
+        self._stream: torch.cuda.Stream | None = None
+        self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, inside its interval
+        self.check_finite = check_finite
+        self.previews: list[Preview] = []  # taken, not yet given to their callbacks
+        self._begun = Begun(0)
+        self.torn = False  # an interrupt came while states were written, which cannot be done twice
+        self.step_seconds = 0.0
+        self._range: Callable[[str], AbstractContextManager[object]] = record_function if trace else _no_range
+
+    @property
+    def between_ticks(self) -> bool:
+        """False after an exception inside a tick that has begun, until :meth:`tick` has completed it."""
+        return not (self._begun.before or self._begun.evaluated)
+
+    @property
+    def next_tick(self) -> int:
+        """The tick under way, or the next one."""
+        return self._begun.tick
+
+    def join_stream(self) -> None:
+        """Have the caller's current stream go on behind the one that the last caller used."""
+        if self.device.type == "cuda" and (stream := torch.cuda.current_stream(self.device)) != self._stream:
+            if self._stream is not None:
+                stream.wait_stream(self._stream)
+            self._stream = stream
+
+    def begin_run(self) -> None:
+        """What ticks rely on until the next event is looked at: where the tables and the network's weights are."""
+        if self.graphs is not None:
+            self.graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
+
+    # ---------------------------------------------------------------------------------------------- a tick
+
+    def tick(self, tick: int, work: Work) -> None:
+        """One evaluation of the network and one fused step for every chain in the slots.
+
+        Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
+        evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
+        where this one stopped, unless states were being written: ``torn`` is then True, and all chains must enter their
+        slots again (:meth:`begin_anew`).
+        """
+        begun = self._begun
+        if tick < begun.tick:
+            return  # an interrupt came between its end and the caller's count
+        before, after = silent_rows(tick, work.groups) if work.silent else ((), ())
+        for moving in before[begun.before :]:
+            self._step_silently(moving, work)
+            begun = self._so_far(begun._replace(before=begun.before + 1))
+        if not begun.evaluated:
+            self._evaluate_and_step(tick, work)
+            begun = self._so_far(begun._replace(evaluated=True)) if after else begun
+        for moving in after[begun.after :]:
+            self._step_silently(moving, work)
+            begun = self._so_far(begun._replace(after=begun.after + 1))
+        self._so_far(Begun(tick + 1))
+
+    def _so_far(self, begun: Begun) -> Begun:
+        """Note in one assignment what is done."""
+        self._begun = begun
+        self.torn = False
+        return begun
+
+    def begin_anew(self) -> None:
+        """Forget a tick that has begun: all chains enter their slots again."""
+        self._begun = Begun(self._begun.tick)
+        self.torn = False
+
+    def _evaluate_and_step(self, tick: int, work: Work) -> None:
+        guided = self._guided_at(tick, work)
+        explicit = [(g, row_of(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
+        previews = [(g, row_of(g, tick)) for g in work.groups if due(g, tick)] if work.previews else []
+        if self.graphs is None or explicit or work.previews:
+            self._run_tick(guided, work, explicit, previews)
+            return
+        key = (guided, self.network.batch, autocast_state(self.device), *work.kind)
+        graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, work))
+        if graph is not None:
+            self.torn = True
+            graph.replay()
+
+    def _guided_at(self, tick: int, work: Work) -> bool:
+        """Whether a chain needs the unconditional branch at this tick."""
+        if not work.intervals:
+            return work.guided
+        for group in work.groups:
+            job = group.job
+            if job.guidance is not None:
+                t = self.buffers.rows[job.program].told[tick - group.start]
+                if job.interval is None or job.interval[0] <= t <= job.interval[1]:
+                    return True
+        return False
+
+    def _run_tick(
+        self,
+        guided: bool,
+        work: Work,
+        explicit: list[tuple[Group[Job], int]] | None = None,
+        previews: list[tuple[Group[Job], int]] | None = None,
+    ) -> None:
+        """All that a tick with an evaluation does on the device."""
+        buffers, slots = self.buffers, self.buffers.slots
+        net_in = buffers.inputs_are(work.scaled)
+        weight = self._look_up(guided and work.intervals)
+        m, uncond = self._evaluate(guided, net_in)
+        noise = self._explicit_noise(explicit) if explicit else None
+        mixed = m, uncond, weight
+        if uncond is not None and work.rescaled:
+            mixed = self._rescaled(m, uncond, weight)
+        taken = [(group, row, self._x0(group, row, *mixed)) for group, row in previews or ()]
+        self.torn = True
+        if self.check_finite:
+            guidance = None if uncond is None else weight
+            ulam_kernels.advance(
+                slots.cursor, slots.now, model=m, uncond=uncond, guidance=guidance, backend=buffers.backend
+            )
+        else:
+            ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
+        self._step(slots.now_row, slots.now_draw, *mixed, noise, net_in, work)
+        for group, row, x0 in taken:
+            job, x = group.job, buffers.state[0, group.slots].clone()
+            self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
+
+    def _look_up(self, intervals: bool) -> torch.Tensor:
+        """Tell the network its times; the weights of guidance, which hold in their intervals."""
+        slots, backend, times = self.buffers.slots, self.buffers.backend, self.buffers.rows.columns.times
+        if not intervals:
+            ulam_kernels.look_up(times, slots.row, self.buffers.t, backend=backend)
+            return slots.weight
+        ulam_kernels.look_up(
+            times,
+            slots.row,
+            self.buffers.t,
+            guidance=slots.weight,
+            interval=slots.interval,
+            weight=self._weight,
+            backend=backend,
+        )
+        return self._weight
+
+    def _rescaled(
+        self, m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Outputs and weights with the rescaled chains' guidance done; the others' is left to the fused step."""
+        wide = torch.promote_types(m.dtype, torch.float32)
+        m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.buffers.slots.rescale
+        own, other = self._without_variances(m), self._without_variances(uncond)
+        chosen = (phi > 0).view(-1, *[1] * (m.dim() - 1))
+        own.copy_(torch.where(chosen, rescaled(own, other, weight, phi), own))
+        return m, uncond, torch.where(phi > 0, 1.0, weight)
+
+    def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
+        """The network's output without the learned variances that may stand behind it."""
+        return m[:, : self.buffers.shape[0]] if self.buffers.shape else m
+
+    def _x0(
+        self, group: Group[Job], row: int, m: torch.Tensor, uncond: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The x_0 estimate of a group's chains before the update of `row`; None on corrector rows, which have none."""
+        program, at = group.job.program, group.slots
+        if program.normalise[row]:
+            return None
+        x, m = self.buffers.state[0, at], self._without_variances(m)[at]
+        if uncond is not None:
+            w, other = weight[at].view(-1, *[1] * (x.dim() - 1)), self._without_variances(uncond)[at]
+            m = torch.where(w == 1, m, other + w * (m - other))
+        return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
+
+    def _evaluate(self, guided: bool, net_in: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
+
+        Unless asked for in one, these are two calls, so that the network sees the same batch shape, and a chain gets
+        the same bits, whether or not there are guided chains in the batch.
+        """
+        buffers = self.buffers
+        x = buffers.state[0] if net_in is None else net_in
+        if self._net_dtype == torch.float64 != x.dtype:
+            x = x.double()
+        with self._range("ulam.network"):
+            inputs = buffers.uncond.inputs if guided else None
+            m, uncond = self.network(x, buffers.t, buffers.cond.inputs, inputs, buffers.cond.shared)
+        if m.dtype == torch.float64 != buffers.dtype:  # once for the check and the step
+            m, uncond = m.float(), None if uncond is None else uncond.float()
+        return m, uncond
+
+    def _step_silently(self, moving: list[tuple[Group[Job], int]], work: Work) -> None:
+        """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
+        slots = self.buffers.slots
+        row, advance = torch.full_like(slots.row, IDLE_ROW), torch.zeros_like(slots.cursor[2:4])
+        for group, _ in moving:
+            row[group.slots] = slots.row[group.slots]
+            advance[:, group.slots] = slots.cursor[2:4, group.slots]
+        explicit = [(group, row) for group, row in moving if group.job.noise]
+        noise = self._explicit_noise(explicit) if explicit else None
+        self.torn = True
+        self._step(row, slots.draw, None, None, None, noise, self.buffers.inputs_are(work.scaled), work)
+        slots.cursor[:2] += advance
+
+    def _step(
+        self,
+        row: torch.Tensor,
+        draw: torch.Tensor,
+        m: torch.Tensor | None,
+        uncond: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        net_in: torch.Tensor | None,
+        work: Work,
+    ) -> None:
+        begin = time.perf_counter()
+        buffers, slots, columns = self.buffers, self.buffers.slots, self.buffers.rows.columns
+        state, table = buffers.registers(work.registers)
+        inputs: dict[str, Any] = {
+            "model": m,
+            "uncond": uncond,
+            "guidance": None if uncond is None else weight,
+            "seed": slots.seed,
+            "chain": slots.chain,
+            "draw": draw,
+            "noise": noise,
+            "backend": buffers.backend,
+        }
+        with self._range("ulam.step"):
+            scales = buffers.scales if work.reduces else None
+            if scales is not None:
+                ulam_kernels.reduce(state, table, row, **inputs, out=scales)
+            ulam_kernels.step(state, table, row, **inputs, net_in=net_in, scales=scales)
+            if work.blends and buffers.known is not None:
+                buffers.known.blend(
+                    state,
+                    a=columns.known_a,
+                    b=columns.known_b,
+                    c_next=None if net_in is None else columns.c_next,
+                    row=row,
+                    net_in=net_in,
+                    seed=slots.seed,
+                    chain=slots.chain,
+                    draw=draw,
+                    backend=buffers.backend,
+                )
+        self.step_seconds += time.perf_counter() - begin
+
+    def _explicit_noise(self, explicit: list[tuple[Group[Job], int]]) -> torch.Tensor:
+        """The noise of all slots, where some jobs bring their own for the row given; the others keep noise-v1."""
+        buffers, slots = self.buffers, self.buffers.slots
+        noise = torch.empty(len(slots.row), *buffers.shape, dtype=buffers.rows.columns.c_next.dtype, device=self.device)
+        ulam_kernels.fill_normal(noise, seed=slots.seed, chain=slots.chain, draw=slots.draw, backend=buffers.backend)
+        for group, row in explicit:
+            if not (group.job.program.A[row, :, -1] != 0).any() or group.job.noise is None:
+                continue
+            row += group.job.first_row
+            z = group.job.noise(row, group.job.chains[group.chains])
+            expected = [group.size, *buffers.shape]
+            if not isinstance(z, torch.Tensor) or list(z.shape) != expected or not z.is_floating_point():
+                came = f"{z.dtype} {list(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
+                raise ValueError(f"noise: returned {came} for row {row}, expected a float tensor {expected}")
+            noise[group.slots] = z
+        return noise
+
+
+def _no_range(_: str) -> AbstractContextManager[object]:
+    return _NO_RANGE
+
+
+_NO_RANGE = nullcontext()

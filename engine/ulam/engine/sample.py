@@ -1,0 +1,124 @@
+"""`ulam.sample`: one call from a denoiser and a sampler to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from ulam_kernels.arguments import switch
+from ulam_kernels.tracing import check_not_recorded, outside_graphs
+
+from ..conditioning import Cond, Shared
+from ..denoiser import Denoiser, Sampler
+from ..noise import chain_ids
+from ..programs.program import Program
+from .engine import Engine
+from .errors import warn
+from .job import Noise
+from .network import NetworkOptions
+
+DEFAULT_SLOTS = 256
+
+
+@outside_graphs
+def sample(
+    denoiser: Denoiser,
+    sampler: Sampler | Program,
+    shape: Sequence[int],
+    chains: int | range | Sequence[int] | torch.Tensor,
+    seed: int | None = None,
+    *,
+    cond: Cond | None = None,
+    guidance: float | Sequence[float] | torch.Tensor | None = None,
+    uncond: Cond | None = None,
+    slots: int | None = None,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    x_init: torch.Tensor | Shared | None = None,
+    noise: Noise | None = None,
+    known: torch.Tensor | Shared | None = None,
+    mask: torch.Tensor | Shared | None = None,
+    first_row: int = 0,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
+    options: NetworkOptions | None = None,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
+
+    A chain's numbers depend on its id and the seed, never on who shares the batch: same bits for any number and order
+    of chains at equal ``slots``, and for any ``slots`` where the network treats the rows of a batch independently.
+
+    Args:
+        denoiser: the trained network, its schedule and what it predicts.
+        sampler: one of :mod:`ulam.samplers`, or a program that it compiled to for this schedule and prediction.
+        shape: of one sample, without the batch.
+        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
+        seed: any integer in [-2^63, 2^64); 0 by default.
+        cond: further arguments of the network, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
+        guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
+            one number or one a chain; with ``uncond``, the arguments of the unconditional evaluation.
+        slots: chains in one batch; min(chains, 256) by default.
+        device, backend, dtype: see :class:`ulam.Engine`.
+        x_init: ``[chains, *shape]``, or ``[*shape]`` for all by :func:`ulam.shared`: the states at the first row's
+            noise level, in place of noise. Without it a sampler that begins far below the schedule's noisiest level,
+            where noise lacks signal, gives one UserWarning. Where the sampler adds noise, states that an earlier run
+            returned need ``first_row`` or another ``seed``, or they get the noise that they had before; a warning says
+            so.
+        first_row: the noise row at which the run begins: rows 0 to n - 1 of its program draw the noise of rows
+            first_row to first_row + n - 1. A chain run in two pieces, ``program[:k]`` and then ``program[k:]`` with
+            the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
+        noise: ``noise(row, chains) -> z``, standard normal noise ``[len(chains), *shape]`` in place of noise-v1, asked
+            for the rows that add noise.
+        guidance_interval: (lo, hi), the times t the network is told at which guidance holds, with weight 1 elsewhere
+            [Kynkaanniemi 2024]. guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
+        known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is to be kept, 0 where it
+            is to be sampled, each ``[chains, *shape]`` or what broadcasts to it, or one for all by :func:`ulam.shared`.
+        options: how the network is called, see :class:`ulam.NetworkOptions`; one that takes gradients inside needs
+            ``NetworkOptions(gradients=True)``.
+        progress: show a bar where stderr is a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, named in the message, before anything runs.
+        RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
+    """
+    check_not_recorded("sample")
+    switch(progress, "progress")
+    ids = chain_ids(chains)
+    if slots is None:
+        slots = min(max(len(ids), 1), DEFAULT_SLOTS)
+    with Engine(denoiser, shape, slots, device, backend, dtype, options=options) as engine:
+        job = engine.submit(
+            sampler,
+            ids,
+            seed,
+            cond,
+            guidance,
+            uncond,
+            x_init,
+            noise,
+            known,
+            mask,
+            first_row=first_row,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+        )
+        out = torch.empty(len(ids), *engine.shape, dtype=dtype, device=engine.report.device)
+        total = len(ids) * job.program.nfe
+        failed: dict[int, int] = {}
+        with tqdm(total=total, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+            for group in engine.finished(bar.update):
+                out[group.chains] = group.states
+                failed |= {job.ids[place]: row for place, row in group.failed.items()}
+                for place in group.failed:
+                    out[place] = float("nan")
+    if failed:
+        first = "chain {} at row {}".format(*next(iter(failed.items())))
+        warn(
+            f"{len(failed)} of {len(ids)} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
+            RuntimeWarning,
+        )
+    return out

@@ -1,0 +1,448 @@
+"""Which chains sit in which slots, and when. Plain Python: no tensors, no clock.
+
+A chain's number of ticks is known before it starts, so every departure is known at its arrival, and the end of every
+job can be told in advance. Chains of one job that enter neighbouring slots together form a group, which also leaves
+together: the work follows events, not chains.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar, cast
+
+from .errors import QueueFull
+from .fair_shares import Job, Record, shares
+
+POLICIES = ("fifo", "shortest", "fair", "deadline")
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _changes(method: Method) -> Method:
+    """A method that changes the scheduler and raises nothing; what an interrupt leaves half done, the next mends."""
+
+    @functools.wraps(method)
+    def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
+        self.settle()
+        self._changing = True
+        result = method(self, *arguments, **named)
+        self._changing = False
+        return result
+
+    return cast(Method, change)
+
+
+@dataclass(slots=True, eq=False)
+class Group(Generic[Job]):
+    """Chains ``first .. first + len(slots) - 1`` of a job, in neighbouring slots from tick ``start`` until ``end``."""
+
+    job: Job
+    first: int
+    slots: slice
+    start: int
+    end: int
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = int(self.slots.stop - self.slots.start)
+
+    @property
+    def chains(self) -> slice:
+        """Where the group's chains stand in their job."""
+        return slice(self.first, self.first + self.size)
+
+
+class Scheduler(Generic[Job]):
+    """Jobs in a queue, and their chains in a fixed number of slots; no chain in a slot makes way for another.
+
+    A free slot goes to a waiting job of the highest priority; among those, by the policy, to the job with
+
+    | policy | the least |
+    |---|---|
+    | fifo | number of submission |
+    | shortest | waiting work (chains times ticks) over weight [Smith 1956] |
+    | fair | (slots held + 1) / weight: slots in proportion to the weights, as far as jobs can use them |
+    | deadline | latest start, ``deadline - ceil(chains / slots) ticks``; jobs without a deadline come last |
+
+    and ties by submission. Under the first three, jobs whose deadline presses come before the others of their priority,
+    the least waiting work over weight first. A deadline presses as soon as waiting for the longest chain submitted so
+    far could make the job miss its latest start. It is never a promise; :meth:`plan` says whether it is met.
+
+    capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
+    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
+    caller empties it. :meth:`settle` mends what an interrupt leaves half done: which jobs there are and which groups
+    are in the slots changes in one assignment each, and all else follows from these.
+
+    Raises ValueError for an invalid argument.
+    """
+
+    def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
+        if slots < 1:
+            raise ValueError(f"slots: got {slots}, expected at least 1")
+        if policy not in POLICIES:
+            raise ValueError(f"policy: got {policy!r}, expected one of {', '.join(POLICIES)}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity: got {capacity}, expected at least 1 chain, or None")
+        self.slots, self.policy, self.capacity = slots, policy, capacity
+        self.tick = 0
+        self.active = 0  # slots with a chain
+        self.waiting = 0  # chains without a slot
+        self._groups: dict[Group[Job], None] = {}
+        self._listed: list[Group[Job]] | None = []
+        self._free = [(0, slots)]
+        self._records: dict[Job, Record[Job]] = {}
+        self._jobs: dict[int, Job] = {}  # by their numbers
+        self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
+        self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
+        self._ends: dict[int, list[Group[Job]]] = {}  # the groups by the tick at which they end
+        self._ticks: list[int] = []  # these ticks, a heap
+        self._longest = 0
+        self._numbers = 0
+        self._plan: dict[Job, int] | None = {}
+        self.newest: list[Group[Job]] = []
+        self._changing = False
+
+    # ------------------------------------------------------------------------------------------------ the queue
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._groups or self.waiting)
+
+    @property
+    def free(self) -> int:
+        """Slots without a chain."""
+        return self.slots - self.active
+
+    @property
+    def groups(self) -> list[Group[Job]]:
+        """The groups in the slots, in the order of their entry."""
+        if self._listed is None:
+            self._listed = list(self._groups)
+        return self._listed
+
+    def check(
+        self,
+        chains: int,
+        ticks: int,
+        priority: int = 0,
+        weight: float = 1.0,
+        deadline: float | None = None,
+    ) -> None:
+        """Raise what :meth:`submit` would: ValueError for a bad argument, QueueFull where there is no room."""
+        self.settle()
+        for name, value in (("chains", chains), ("ticks", ticks)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise ValueError(f"priority: got {priority!r}, expected a whole number (higher is sooner)")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weight: got {weight!r}, expected a finite number above 0")
+        if deadline is not None and not math.isfinite(deadline):
+            raise ValueError(f"deadline: got {deadline!r}, expected a number of ticks from now, or None")
+        if self.capacity is not None and chains > self.capacity:
+            raise QueueFull(f"submit: {chains} chains never fit a queue of {self.capacity}")
+        if not self._has_room(chains):
+            came = f"{self.waiting} chains wait, {chains} more do not fit a queue of {self.capacity}"
+            raise QueueFull(f"submit: {came} for another {self.room_in(chains)} ticks")
+
+    def submit(
+        self,
+        job: Job,
+        chains: int,
+        ticks: int,
+        priority: int = 0,
+        weight: float = 1.0,
+        deadline: float | None = None,
+    ) -> None:
+        """Queue a job of ``chains`` chains, each lasting ``ticks`` ticks (both at least 1).
+
+        priority: higher comes first. weight: see the class. deadline: the number of ticks from now in which the job
+        should have ended. Raises ValueError for a bad argument, QueueFull where there is no room.
+        """
+        self.check(chains, ticks, priority, weight, deadline)
+        if job in self._records:
+            raise ValueError(f"job: {job!r:.60} is here already")
+        self._submit(job, chains, ticks, priority, weight, deadline)
+
+    @_changes
+    def _submit(self, job: Job, chains: int, ticks: int, priority: int, weight: float, deadline: float | None) -> None:
+        self._numbers += 1
+        latest = math.inf
+        if deadline is not None:
+            latest = self.tick + deadline - math.ceil(chains / self.slots) * ticks
+        record = Record(job, self._numbers, ticks, chains, priority, weight, latest)
+        self._records[job], self._jobs[record.number] = record, job
+        self.waiting += chains
+        if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
+            self._due = [(at + self._longest - ticks, number) for at, number in self._due]
+            self._longest = ticks
+        self._await_deadline(record)
+        self._enqueue(record)
+        self._plan = None
+
+    @_changes
+    def cancel(self, job: Job) -> tuple[int, list[Group[Job]]]:
+        """Drop a job: how many chains, in the queue and in slots, and the groups that left their slots.
+
+        A job that is not here, or not any more, is left alone.
+        """
+        if (record := self._records.get(job)) is None:
+            return 0, []
+        left = [group for group in self._groups if group.job == job]
+        self.waiting -= record.waiting
+        self._leave(left)
+        self._list_ends()
+        self._forget(record)
+        self._plan = None
+        return record.waiting + record.held, left
+
+    @_changes
+    def drop_waiting(self) -> None:
+        """Drop the chains in the queue, and leave those in slots."""
+        self.waiting = 0
+        self._queue, self._due = [], []
+        for record in list(self._records.values()):
+            record.chains = record.entered
+            if not record.held:
+                self._forget(record)
+        self._plan = None
+
+    # ------------------------------------------------------------------------------------------------ the slots
+
+    @_changes
+    def admit(self) -> list[Group[Job]]:
+        """Fill the free slots from the queue; the groups that entered."""
+        while self._due and self._due[0][0] <= self.tick:
+            record = self._numbered(heapq.heappop(self._due)[1])
+            if record is not None and record.waiting:
+                record.pressing = True
+                self._enqueue(record)
+        entered: list[Group[Job]] = []
+        while self._free and (records := self._next()):
+            for record, count in shares(records, self.free):
+                self._enter(record, count, entered)
+                self._enqueue(record)
+        return entered
+
+    @property
+    def ticks_until_event(self) -> int:
+        """Ticks until the next group leaves; nothing enters before."""
+        return self._ticks[0] - self.tick if self._ticks else 0
+
+    def ending(self) -> list[Group[Job]]:
+        """The groups that end at this tick, as :meth:`retire` will free their slots."""
+        return list(self._ends[self._ticks[0]]) if self._ticks and self._ticks[0] <= self.tick else []
+
+    @_changes
+    def retire(self) -> list[Group[Job]]:
+        """Free the slots of the groups that end at this tick; those groups."""
+        left = self.ending()
+        if not left:
+            return left
+        del self._ends[heapq.heappop(self._ticks)]
+        for group in left:
+            self._records[group.job].held -= group.size
+        self._leave(left)
+        for job in {group.job: None for group in left}:
+            record = self._records[job]
+            if not record.held and not record.waiting:
+                self._forget(record)
+            elif self.policy == "fair":
+                self._enqueue(record)  # its turn may come sooner now
+        return left
+
+    def settle(self) -> None:
+        """After an interrupt in the midst of a change: work out, from the jobs and groups there are, all else."""
+        if not self._changing:
+            return
+        for record in self._records.values():
+            record.held = 0
+            self._longest = max(self._longest, record.ticks)
+        free, begin = [], 0
+        for group in sorted(self._groups, key=lambda group: group.slots.start):
+            record = self._records[group.job]
+            record.held += group.size
+            record.entered = max(record.entered, group.chains.stop)
+            free.append((begin, group.slots.start))
+            begin = group.slots.stop
+        self._free = [(begin, end) for begin, end in (*free, (begin, self.slots)) if begin < end]
+        self.active = self.slots - sum(end - begin for begin, end in self._free)
+        self.newest = [group for group in self.newest if group in self._groups]
+        self._records = {job: record for job, record in self._records.items() if record.waiting or record.held}
+        self._jobs = {record.number: job for job, record in self._records.items()}
+        self.waiting = sum(record.waiting for record in self._records.values())
+        self._queue, self._due, self._listed, self._plan = [], [], None, None
+        self._list_ends()
+        for record in self._records.values():
+            self._await_deadline(record)
+            self._enqueue(record)
+        self._changing = False
+
+    def begin_anew(self) -> None:
+        """Have all chains in the slots enter once more, at this tick."""
+        for group in self._groups:
+            group.start, group.end = self.tick, self.tick + self._records[group.job].ticks
+        self._list_ends()
+        self.newest = list(self._groups)
+        self._plan = None
+
+    # ------------------------------------------------------------------------------------------------- the plan
+
+    def plan(self) -> dict[Job, int]:
+        """The tick at which each job's last chain leaves: exact for as long as nothing is submitted or cancelled."""
+        self.settle()
+        if self._plan is None:
+            ends: dict[Job, int] = {}
+            ahead = self._fork()
+            while ahead.busy:
+                ahead.admit()
+                ends.update((group.job, ahead.tick) for group in ahead._next_event())
+            self._plan = ends
+        return dict(self._plan)
+
+    def predicted_end(self, job: Job) -> int | None:
+        """Ticks from now until a job's last chain leaves, as :meth:`plan` has it; None for a job that is not here."""
+        end = self.plan().get(job)
+        return None if end is None else end - self.tick
+
+    def room_in(self, chains: int) -> int:
+        """Ticks from now until ``chains`` more (at most ``capacity``) may be submitted, exact as :meth:`plan` is."""
+        self.settle()
+        ahead = self._fork()
+        while ahead.waiting and not ahead._has_room(chains):
+            ahead.admit()
+            if not ahead._has_room(chains):
+                ahead._next_event()
+        return ahead.tick - self.tick
+
+    def _next_event(self) -> list[Group[Job]]:
+        self.tick += self.ticks_until_event
+        return self.retire()
+
+    def _fork(self) -> Scheduler[Job]:
+        """A copy that may be run ahead."""
+        ahead = copy.copy(self)
+        ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
+        ahead._queue, ahead._due = list(self._queue), list(self._due)
+        ahead._ends, ahead._ticks = {end: list(groups) for end, groups in self._ends.items()}, list(self._ticks)
+        ahead._jobs = dict(self._jobs)
+        ahead._records = {job: replace(record) for job, record in self._records.items()}
+        return ahead
+
+    # ------------------------------------------------------------------------------------------------ the parts
+
+    def _has_room(self, chains: int) -> bool:
+        return self.capacity is None or self.waiting + chains <= self.capacity
+
+    def _await_deadline(self, record: Record[Job]) -> None:
+        """Note when the deadline of a job begins to press, if it has any."""
+        if record.latest < math.inf and self.policy != "deadline" and not record.pressing:
+            heapq.heappush(self._due, (record.latest - self._longest, record.number))
+
+    def _enqueue(self, record: Record[Job]) -> None:
+        """Put a job where it now belongs in the queue; its entry before is out of date."""
+        self._numbers += 1
+        record.stamp = self._numbers
+        if not record.waiting:
+            return
+        if len(self._queue) > 2 * len(self._records) + 64:
+            self._queue = [entry for entry in self._queue if self._valid(entry)]
+            heapq.heapify(self._queue)
+        value = 0.0
+        if record.pressing or self.policy == "shortest":
+            value = record.waiting * record.ticks / record.weight
+        elif self.policy == "fair":
+            value = (record.held + 1) / record.weight
+        elif self.policy == "deadline":
+            value = record.latest
+        entry = (-record.priority, not record.pressing, value, record.number, record.stamp)
+        heapq.heappush(self._queue, entry)
+
+    def _valid(self, entry: tuple[int, bool, float, int, int]) -> bool:
+        record = self._numbered(entry[3])
+        return record is not None and record.stamp == entry[4]
+
+    def _numbered(self, number: int) -> Record[Job] | None:
+        return self._records[self._jobs[number]] if number in self._jobs else None
+
+    def _forget(self, record: Record[Job]) -> None:
+        """Keep nothing of a job that is over: it may hold large tensors."""
+        del self._records[record.job], self._jobs[record.number]
+        if self._plan is not None:
+            self._plan.pop(record.job, None)
+
+    def _next(self) -> list[Record[Job]]:
+        """The jobs that the free slots go to: one, or under "fair" all between which they might be shared."""
+        chosen: list[Record[Job]] = []
+        first = None
+        while self._queue and len(chosen) < self.free:
+            if self._valid(self._queue[0]):
+                entry = self._queue[0]
+                if first is not None and entry[:2] != first[:2]:
+                    break
+                first = entry
+                chosen.append(self._records[self._jobs[entry[3]]])
+            heapq.heappop(self._queue)
+            if chosen and (self.policy != "fair" or chosen[0].pressing):
+                break
+        return chosen
+
+    def _enter(self, record: Record[Job], count: int, entered: list[Group[Job]]) -> None:
+        """Put the next ``count`` chains of a job into free slots, the groups behind those that entered."""
+        while count:
+            begin, end = self._free[0]
+            size = min(count, end - begin)
+            self._free[:1] = [(begin + size, end)] if begin + size < end else []
+            slots = slice(begin, begin + size)
+            group = Group(record.job, record.entered, slots, self.tick, self.tick + record.ticks)
+            self.newest.append(group)
+            self._groups[group] = None
+            self._list_end(group)
+            entered.append(group)
+            count -= size
+            record.entered += size
+            record.held += size
+            self.waiting -= size
+            self.active += size
+        self._listed = None
+
+    def _list_end(self, group: Group[Job]) -> None:
+        if (ending := self._ends.get(group.end)) is not None:
+            ending.append(group)
+        else:
+            self._ends[group.end] = [group]
+            heapq.heappush(self._ticks, group.end)
+
+    def _list_ends(self) -> None:
+        """List anew when each group ends."""
+        self._ends, self._ticks = {}, []
+        for group in self._groups:
+            self._list_end(group)
+
+    def _leave(self, groups: list[Group[Job]]) -> None:
+        """Free the slots of these groups."""
+        for group in groups:
+            del self._groups[group]
+            self.active -= group.size
+        if self.newest:
+            self.newest = [group for group in self.newest if group in self._groups]
+        if groups:
+            self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
+            self._listed = None
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted ranges, neighbours joined."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined

@@ -1,0 +1,143 @@
+"""What the kernels read of every slot: row pointer, noise counter, seed, chain, guidance. Written on the host.
+
+On the CPU the arrays are the tensors' own memory. On a GPU the host fills pinned staging and one asynchronous copy and
+one select a table put it into the slots that changed, so nothing waits and what the device counts itself stays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..noise import DRAWS_PER_ROW
+
+IDLE_ROW = 0
+CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # as ulam_kernels.advance counts on
+INTEGERS = (*CURSOR, "seed", "chain")
+FLOATS = ("weight", "guided_from", "guided_to", "rescale")
+Ints: TypeAlias = "npt.NDArray[np.int64]"
+Places: TypeAlias = "slice | Ints"
+PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
+UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # of FLOATS
+STAGINGS = 4  # copies under way at once
+
+
+class Slots:
+    """``[slots]`` tensors on the device, by name; ``put`` and ``commit`` change them.
+
+    row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
+    the network's output was not finite, 0 while all is well. parts: the operation's own. cursor: these six lines.
+    ids: seed and chain.
+    now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, used where
+    guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4.
+    """
+
+    row: torch.Tensor
+    draw: torch.Tensor
+    seed: torch.Tensor
+    chain: torch.Tensor
+    failed: torch.Tensor
+    weight: torch.Tensor
+    guided_from: torch.Tensor
+    guided_to: torch.Tensor
+    rescale: torch.Tensor
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._live = (
+            torch.zeros(len(INTEGERS), slots, dtype=torch.int64, device=device),
+            torch.zeros(len(FLOATS), slots, dtype=torch.float32, device=device),
+        )
+        self.cursor, self.ids = self._live[0][: len(CURSOR)], self._live[0][len(CURSOR) :]
+        self.interval = self._live[1][1:3]
+        self.now = torch.zeros(2, slots, dtype=torch.int64, device=device)
+        self.now_row, self.now_draw = self.now
+        for names, table in zip((INTEGERS, FLOATS), self._live, strict=True):
+            for name, values in zip(names, table, strict=True):
+                setattr(self, name, values)
+        self.weight.fill_(1.0)
+        self._direct = device.type == "cpu"
+        self._stagings = deque([] if self._direct else [_Staging(slots, device) for _ in range(STAGINGS)])
+        self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
+
+    def begin(self, at: Places, row: Ints, draw: Ints, seed: Ints, chain: Ints) -> None:
+        """Have chains of these ids begin in these slots at these rows, without guidance, from ``commit`` on."""
+        columns = np.zeros((len(INTEGERS), len(chain)), dtype=np.int64)
+        columns[0], columns[1], columns[2], columns[3], columns[6], columns[7] = (
+            row,
+            draw,
+            1,
+            DRAWS_PER_ROW,
+            seed,
+            chain,
+        )
+        self._host[0][:, at] = columns
+        self._host[1][:, at] = UNGUIDED
+        if not self._direct:
+            self._stagings[0].changed[at] = True
+
+    def put(self, at: Places, **values: int | float | npt.NDArray[Any]) -> None:
+        """Set named values of these slots, from ``commit`` on."""
+        for name, value in values.items():
+            table, line = PLACES[name]
+            self._host[table][line, at] = value
+        if not self._direct:
+            self._stagings[0].changed[at] = True
+
+    def idle(self, at: Places) -> None:
+        """Have these slots stand still, from ``commit`` on; the rest of what they hold stays."""
+        self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
+        if not self._direct:
+            self._stagings[0].changed[at] = True
+
+    def commit(self) -> None:
+        """Make what was put visible to the device's next operation."""
+        if self._direct or not self._stagings[0].changed.any():
+            return
+        self._stagings[0].upload(self._live)
+        self._stagings.rotate(-1)
+        self._stagings[0].wait()
+        self._host = self._stagings[0].arrays
+
+
+class _Staging:
+    """One pinned image of the tables, and the event after which it may be written again."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        def pair(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+            return (
+                torch.zeros(rows, slots, dtype=dtype, pin_memory=True),
+                torch.zeros(rows, slots, dtype=dtype, device=device),
+            )
+
+        self._tables = pair(len(INTEGERS), torch.int64), pair(len(FLOATS), torch.float32)
+        self._changed = pair(1, torch.bool)
+        self._device = device
+        self.arrays = tuple(host.numpy() for host, _ in self._tables)
+        self.changed = self._changed[0].numpy()[0]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def upload(self, live: tuple[torch.Tensor, torch.Tensor]) -> None:
+        for host, device in (*self._tables, self._changed):
+            device.copy_(host, non_blocking=True)
+        for (_, fresh), table in zip(self._tables, live, strict=True):
+            torch.where(self._changed[1], fresh, table, out=table)
+        self._event.record(torch.cuda.current_stream(self._device))  # of this device, whichever is the current one
+
+    def wait(self) -> None:
+        """Until the copies of the last upload are done: STAGINGS - 1 events ago, so in practice at once."""
+        self._event.synchronize()
+        self.changed[:] = False
+
+
+def places(ranges: list[slice]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """The slots of all ranges, one after another, and how many each has."""
+    sizes = [at.stop - at.start for at in ranges]
+    starts = np.array([at.start for at in ranges])
+    if len(ranges) == sum(sizes):
+        return starts, sizes
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + (starts - ends + sizes).repeat(sizes), sizes

@@ -1,0 +1,1 @@
+"""What a denoiser says beyond samples: its estimates at a noise level, their derivatives, likelihoods and errors."""

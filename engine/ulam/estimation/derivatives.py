@@ -1,0 +1,161 @@
+"""Derivatives of a denoiser: by which mode of automatic differentiation, and whether they are the network's own.
+
+| order | mode | what is computed | passes |
+|---|---|---|---|
+| first | forward | J v, a Jacobian-vector product | 1 forward |
+| first | reverse | J' v; J v as the derivative in u of J' u, which is linear in u [Townsend 2017] | 1, 2 reverse |
+| second | reverse | d^2 D[v, v] as the derivative in u of that of u' J v in y along v | 3 reverse |
+
+Forward mode comes first: it holds no graph, and the numbers are the same. A network without its formulas (fused
+attention, most autograd.Functions) is differentiated in reverse. Second derivatives are in reverse always. torch's
+forward-mode formulas of layer_norm, batch_norm, instance_norm and others take what the operation saved (a mean, a
+standard deviation) for constants, so a second derivative through them is wrong without a word; reverse mode over
+reverse mode is not. Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused
+kernels have no second derivative.
+
+The first use of every mode is held against finite differences (:mod:`ulam.differences`), anew at noise levels far from
+those before and for conditioning that differs from that before: a network may hide its dependence on x at some levels,
+or for some labels, alone. Conditioning is that of single rows, so a batch of labels that were all seen is not new; at
+each range of levels the first 10 batches with something new are held, and then no more than one in 16
+(:mod:`ulam.derivative_checks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+
+from ..gradients import plain, without_graph
+from .autograd import Graph
+from .derivative_checks import Held
+from .differences import Refusal, direction_at, held, refused
+from .estimator import Estimator
+
+
+class Derivatives:
+    """Derivatives at y ``[B, *shape]`` of D, the function of an :class:`ulam.estimation.estimator.Estimator`.
+
+    Which modes serve is settled for a denoiser, a kind of input, a range of noise levels and the conditioning of their
+    rows (:meth:`.estimator.Estimator.octaves`), and remembered by the denoiser. ``mode`` is the one that ran last.
+    Results carry no gradient.
+
+    Args:
+        first: modes of first derivatives in the order in which they are tried, unless the denoiser names one.
+
+    Raises:
+        TypeError: in every method, a network that hides its dependence on x or has no derivatives in these modes.
+    """
+
+    def __init__(
+        self, estimator: Estimator, y: torch.Tensor, *, first: tuple[str, ...] = ("forward", "reverse")
+    ) -> None:
+        with torch.inference_mode(False):
+            self._y = plain(y)
+        wanted = estimator.denoiser.derivatives
+        self._modes = first if wanted == "auto" else (wanted,)
+        self._estimator = estimator
+        self._found = estimator.denoiser._found
+        self._graphs: dict[str, Graph] = {}
+        self.mode = ""
+
+    def value(self) -> torch.Tensor:
+        """D(y), of the evaluation that the last derivative is of."""
+        for graph in self._graphs.values():
+            if graph.output is not None:
+                return graph.output.detach()
+        return without_graph(self._estimator, self._y)
+
+    def image(self, v: torch.Tensor) -> torch.Tensor:
+        """J v in forward mode, J' v in reverse mode, like y: enough for v' J v, in one pass."""
+        return self._first("reverse", v)
+
+    def product(self, v: torch.Tensor) -> torch.Tensor:
+        """J v, like y."""
+        return self._first("double", v)
+
+    def second(self, v: torch.Tensor) -> torch.Tensor:
+        """The second derivative along v, (d^2 D / dy^2)[v, v], like y."""
+        self.mode = "reverse"
+        return self._by(("second",), v)
+
+    # ------------------------------------------------------------------------------------------- which way
+
+    def _first(self, backward: str, v: torch.Tensor, look: bool = False) -> torch.Tensor:
+        return self._by(tuple(backward if mode == "reverse" else mode for mode in self._modes), v, look)
+
+    def _by(self, ways: tuple[str, ...], v: torch.Tensor, look: bool = False) -> torch.Tensor:
+        """The result of the first of these ways that serves. ``look``: it is held against differences in any case."""
+        refusals: list[Refusal] = []
+        for way in ways:
+            known, result = self._known(way), None
+            new = known is None or (look and known is True)
+            try:
+                if new:
+                    known = self._held(way)
+                if not isinstance(known, Refusal):
+                    result = self._graph(way)(v.to(self._y.dtype))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # NotImplementedError too: what torch raises where there is no formula
+                known = Refusal(way, " ".join(str(error).split()))
+            if isinstance(known, Refusal):
+                refusals.append(known)
+                continue
+            assert result is not None
+            self._remember(refusals)
+            if new and known:
+                for key, rows in self._keys(way).items():
+                    self._found.setdefault(key, Held()).add(rows)
+            self.mode = "forward" if way == "forward" else "reverse"
+            return result
+        without_graph(self._estimator, self._y)  # what is wrong with the network itself says so
+        self._remember(refusals)
+        denoiser = self._estimator.denoiser
+        raise TypeError(refused("net", denoiser.net, refusals, denoiser.derivatives))
+
+    def _held(self, way: str) -> bool | Refusal | None:
+        """Whether a way agrees with differences here; of a second derivative that did elsewhere, its first one."""
+        direction = direction_at(self._y, self._estimator.sigma)
+        if way == "second" and self._served(way):
+            self._first("double", direction, look=True)
+            return True
+        reduced = self._estimator.reduced()
+        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
+
+    def _keys(self, way: str) -> dict[tuple[object, ...], set[Hashable]]:
+        """What is remembered of a way, one for each range of noise levels in the batch, and the rows of that."""
+        kind = self._estimator.kind()
+        return {(way, octave, *kind): rows for octave, rows in self._estimator.octaves.items()}
+
+    def _known(self, way: str) -> bool | Refusal | None:
+        """Whether a way serves at all levels of the batch, as far as it was looked into."""
+        known = {key: (self._found.get(key), rows) for key, rows in self._keys(way).items()}
+        refusal = next((found for found, _ in known.values() if isinstance(found, Refusal)), None)
+        served = [isinstance(found, Held) and found.serves(rows) for found, rows in known.values()]
+        return refusal or (True if all(served) else None)
+
+    def _served(self, way: str) -> bool:
+        """Whether a way was held at some noise levels."""
+        kind = self._estimator.kind()
+        return any(key[0] == way and key[2:] == kind for key, known in self._found.items() if isinstance(known, Held))
+
+    def _remember(self, refusals: list[Refusal]) -> None:
+        """A way without a formula has none at any level; where a derivative is off, it may be at one of several."""
+        for refusal in refusals:
+            for key in (keys := self._keys(refusal.way)):
+                if refusal.hidden is None or len(keys) == 1:
+                    self._found[key] = refusal
+                elif isinstance(known := self._found.get(key), Held):
+                    known.wary = True
+
+    def _graph(self, way: str) -> Graph:
+        if way not in self._graphs:
+            self._graphs[way] = Graph(way, self._estimator, self._y)
+        return self._graphs[way]
+
+    def _first_of_output(self, at: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The network's own J v at another state, by whichever mode serves."""
+        self.product(v)
+        way = "forward" if self.mode == "forward" else "double"
+        return Graph(way, self._estimator.output, at)(v)

@@ -1,0 +1,219 @@
+"""Derivatives held against finite differences: whether a function hides its dependence on x.
+
+A function may hide it wholly or in one branch (`detach`, `.data`, `no_grad`, numpy), and a mode of automatic
+differentiation may lack a formula without a word. Central differences along one direction show both, in two further
+evaluations, and a few more where those cannot tell. Their error bar is measured, from the second difference, from the
+next step and from how the derivative itself changes over a step: rounding in any precision, curvature, kinks and
+functions that change on a shorter length never have a right function refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ulam_kernels.tracing import recorder
+
+from ..engine.network import autocast_state, in_eval_mode
+from ..engine.tick_graphs import modules_of
+from ..gradients import plain, without_graph
+from ..schedules import Array
+from .autograd import Function, Graph
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a derivative is held against differences, at one precision of the network.
+
+    steps: in units of :func:`direction_at`. off: the share that the derivative's own rounding may be off. coarse: an
+    error bar above this share proves nothing. rounding: of the output, counted at the least.
+    """
+
+    steps: tuple[float, ...]
+    off: float
+    coarse: float
+    rounding: float
+
+
+DOUBLE = Differences((1e-4, 1e-3, 1e-2, 5e-2), 1e-4, 1e-3, 2**-48)
+SINGLE = Differences((3e-3, 1e-2, 3e-2, 1e-1), 3e-3, 3e-2, 2**-19)
+HALF = Differences((5e-2, 0.1, 0.2, 0.4), 5e-2, 0.3, 2**-8)  # bfloat16, float16 and autocast
+BAR = 3.0  # error bars within which a derivative may be
+EXAMPLES = 8  # of data that a score is looked into on
+DERIVED = 8  # how much more rounding there is in a first derivative than in the output
+
+_looked_into: WeakKeyDictionary[torch.nn.Module, set[Any]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a way does not serve: torch's words, or how far it is from finite differences."""
+
+    way: str
+    reason: str
+    hidden: float | None = None
+
+
+def held(
+    output: Function,
+    y: torch.Tensor,
+    way: str,
+    direction: torch.Tensor,
+    reduced: bool,
+    first: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> bool | Refusal | None:
+    """Whether derivatives of the network's output agree with differences, or these cannot tell; None where all are 0.
+
+    They disagree where two central differences are much closer to each other than to the derivative, the two sides of
+    the finer one are, which at a kink are not, and the derivatives half a step and a step to either side, which are not
+    where a step is longer than the length on which the function changes.
+    """
+    claim = _Claim(way, output, y, direction)
+
+    def function(at: torch.Tensor) -> torch.Tensor:
+        return without_graph(output, at) if first is None or way != "second" else first(at, direction)
+
+    centre = function(y) if way == "second" else claim.output
+    rules = _rules(claim.output, reduced)
+    before, sides = None, 0.0
+    for step in rules.steps:
+        ahead, behind = function(y + step * direction), function(y - step * direction)
+        slope = (ahead.double() - behind.double()) / (2 * step)
+        size = max(claim.size, float(slope.norm()))
+        if not size:
+            return True if way == "second" else None  # a network that is 0 until it is trained shows nothing
+        gap = claim.gap(slope)
+        rounding = rules.rounding * float(centre.double().norm()) / step * (DERIVED if way == "second" else 1)
+        curved = float((ahead.double() - 2 * centre.double() + behind.double()).norm()) / step
+        if gap <= max(rules.off, min((curved + rounding) / size, rules.coarse)) * size:
+            return True
+        if not slope.any():  # the step was lost in rounding
+            continue
+        if before is not None:
+            limit = BAR * (float((slope - before).norm()) + rounding) + sides + rules.off * size
+            least = min(gap, claim.gap(before))
+            if least > limit and least > BAR * claim.change(step, slope):
+                return Refusal(way, "", gap / size)
+        before, sides = slope, curved
+    return True
+
+
+class _Claim:
+    """What one way says of the derivative of a function at y along a direction."""
+
+    def __init__(self, way: str, function: Function, y: torch.Tensor, direction: torch.Tensor) -> None:
+        self._at: Callable[[float], _Claim] = lambda step: _Claim(way, function, y + step * direction, direction)
+        self._direction, self._along, self._pull = direction, None, None
+        graph = Graph(way, function, y)
+        if way == "reverse":
+            self._pull = graph
+            with suppress(RuntimeError):  # the same path twice shows more, where it can be gone twice
+                twice = Graph("double", function, y)(direction).double()
+                u = _signs(y)
+                off = abs(float((u * twice).sum() - (graph(u).double() * direction.double()).sum()))
+                self._along = twice if off <= HALF.off * float(u.norm() * twice.norm()) else None
+        else:
+            self._along = graph(direction).double()
+        assert graph.output is not None
+        self.output = graph.output.detach()
+        self.size = 0.0 if self._along is None else float(self._along.norm())
+
+    def gap(self, slope: torch.Tensor) -> float:
+        """How far it is from the slope that differences found."""
+        gap = 0.0 if self._along is None else float((self._along - slope).norm())
+        return max(gap, abs(float(slope.norm()) - self._pulled(slope)))
+
+    def change(self, step: float, slope: torch.Tensor) -> float:
+        """The most by which it is another within a step to either side."""
+        return max(self._off(self._at(part * step), slope) for part in (-1.0, -0.5, 0.5, 1.0))
+
+    def _off(self, other: _Claim, slope: torch.Tensor) -> float:
+        along = 0.0
+        if self._along is not None and other._along is not None:
+            along = float((self._along - other._along).norm())
+        return max(along, abs(self._pulled(slope) - other._pulled(slope)))
+
+    def _pulled(self, slope: torch.Tensor) -> float:
+        """The derivative along the direction, as far as it lies in the slope; where only J' u is known, the one way."""
+        length = float(slope.norm())
+        if self._pull is None or not length:
+            return length
+        u = (slope / length).to(self._direction.dtype)
+        return float((self._pull(u).double() * self._direction.double()).sum())
+
+
+def _rules(output: torch.Tensor, reduced: bool) -> Differences:
+    """By the precision of the network, as far as it shows."""
+    halves = any(torch.equal(output, output.to(half).to(output.dtype)) for half in (torch.bfloat16, torch.float16))
+    if halves or reduced:
+        return HALF
+    single = output.dtype == torch.float32 or torch.equal(output, output.float().double())
+    return SINGLE if single else DOUBLE
+
+
+def direction_at(y: torch.Tensor, sigma: Array | None = None) -> torch.Tensor:
+    """Random signs times the length on which the function changes: that of the noise, or of y where it is shorter."""
+    length = y.flatten(1).double().pow(2).mean(1).sqrt()
+    noise = torch.full_like(length, math.inf) if sigma is None else torch.tensor(sigma).to(length)
+    length = torch.where(length > 0, torch.minimum(length, noise), 1.0 if sigma is None else noise)
+    return (_signs(y) * length.view(-1, *[1] * (y.dim() - 1))).to(y.dtype)
+
+
+def _signs(y: torch.Tensor) -> torch.Tensor:
+    return (torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(y)
+
+
+def refused(argument: str, function: object, refusals: list[Refusal], mode: str = "auto") -> str:
+    """One line: the function, what is wrong with its derivatives, and the way out."""
+    name = f"{argument}: got {getattr(function, '__name__', type(function).__name__)}"
+    way_out = "" if mode == "auto" else f", or derivatives='auto' in place of {mode!r}"
+    one = next((refusal for refusal in refusals if refusal.way != "forward"), refusals[0])
+    if one.hidden is None:
+        told = "; ".join(f"{refusal.way}: {refusal.reason:.160}" for refusal in refusals if refusal.hidden is None)
+        return f"{name} without the derivative in x ({told}), expected torch operations that have one{way_out}"
+    order = "second derivative" if one.way == "second" else "derivative"
+    return (
+        f"{name}, whose {order} in x by automatic differentiation is {one.hidden:.0%} off finite "
+        "differences, expected differentiable torch operations all the way from x (no detach, .data, no_grad, "
+        "inference_mode, numpy or once_differentiable in between; create_graph=True where autograd.grad is called)"
+        f"{way_out}"
+    )
+
+
+def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]) -> None:
+    """Raises TypeError where a score, ``checked`` for its shape, hides its dependence on x or has no derivative.
+
+    A function of a module is looked into once, in eval mode and on few examples, and what it draws is drawn again.
+    """
+    if torch.compiler.is_compiling() or recorder() is not None:
+        return  # numbers cannot be looked at
+    module = next(modules_of(score, set()), None)
+    kind = getattr(getattr(score, "__func__", score), "__code__", type(score)), x.dtype, x.shape[1:]
+    if module is not None and kind in _looked_into.get(module, ()):
+        return
+    y, modules = plain(x)[:EXAMPLES], list(modules_of(score, set()))
+    reduced = reduced_precision(y, modules)
+    devices = [] if y.device.type == "cpu" else [y.device]
+    with in_eval_mode(modules), torch.random.fork_rng(devices=devices, device_type=y.device.type):
+        try:
+            known = held(checked, y, "reverse", direction_at(y), reduced)
+        except RuntimeError as error:
+            without_graph(checked, y)  # what is wrong with the function itself says so
+            known = Refusal("reverse", " ".join(str(error).split()))
+    if isinstance(known, Refusal):
+        raise TypeError(refused("score", score, [known]))
+    if known and module is not None:
+        _looked_into.setdefault(module, set()).add(kind)
+
+
+def reduced_precision(x: torch.Tensor, modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether modules compute in bfloat16 or float16 here, as far as can be seen."""
+    parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    halves = (torch.bfloat16, torch.float16)
+    return autocast_state(x.device)[0] or any(tensor.dtype in halves for tensor in (x, *parameters))

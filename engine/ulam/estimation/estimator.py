@@ -1,0 +1,148 @@
+"""A denoiser as the function D(y, sigma) = E[x | y] of a noisy observation y = x + sigma z."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import check_data, check_real, real_numbers
+
+from ..denoiser import Denoiser, sigma_data_of, x0_coefficients
+from ..engine.network import autocast_state, in_eval_mode
+from ..gradients import plain
+from ..schedules import Array, Schedule, VariancePreserving
+from .derivative_checks import rows_of
+from .differences import reduced_precision
+
+Sigma: TypeAlias = "float | torch.Tensor | Array"
+Inputs: TypeAlias = Mapping[str, torch.Tensor]
+LARGEST_SIGMA = 1e75  # whose fourth power is a float64
+SAME_LEVEL = 1e-6  # relative: what float32 makes of a level is still that level
+
+
+class Estimator:
+    """D(y, sigma_b) for a batch y ``[B, *shape]`` with one noise level a chain: a differentiable function of y.
+
+    Where a schedule has alpha below 1, y = x + sigma z is read as x_t = alpha_t y at the t with sigma_t / alpha_t =
+    sigma; under time="index" that must be a training step. Coefficients are worked out in float64 and rounded once to
+    the dtype of y. The network is called in eval mode with ``cond`` as further arguments.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range, named in the message.
+    """
+
+    def __init__(self, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"denoiser must be a ulam.Denoiser, got {type(denoiser).__name__}")
+        check_observation(y)
+        if cond is not None and not isinstance(cond, Mapping):
+            raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
+        self.sigma, self.denoiser = levels(y, sigma), denoiser
+        self._net, self._like = denoiser.net, y
+        with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
+            self._cond = {key: _for_graphs(key, value) for key, value in (cond or {}).items()}
+            self._set_coefficients(denoiser, y)
+
+    def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
+        self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
+        schedule = denoiser.schedule
+        by_index = denoiser.time == "index"
+        time = training_steps(schedule, self.sigma) if by_index else schedule.t_of_sigma(self.sigma)
+        alpha, noise = schedule.levels(time)
+        sigma_data = sigma_data_of(schedule, denoiser.predicts)
+        kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, sigma_data)
+        self._to_net, self._on_y, self._on_m = (self._tensor(c) for c in (c_in * alpha, kx * alpha, km))
+        exact = y.dtype == torch.float64 and not by_index  # for checking
+        told = torch.float64 if exact else denoiser.time_dtype
+        self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, told)
+
+    def _tensor(self, coefficients: Array) -> torch.Tensor:
+        with torch.inference_mode(False):  # graphs may hold it
+            numbers = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._like.device, self._like.dtype)
+            return numbers.view(-1, *[1] * (self._like.dim() - 1))
+
+    def __call__(self, y: torch.Tensor) -> torch.Tensor:
+        """D, shaped like y."""
+        return self._on_y * y + self._on_m * self.output(y)
+
+    def output(self, y: torch.Tensor) -> torch.Tensor:
+        """What the network predicts, shaped like y and in its dtype."""
+        x = self._to_net * y
+        with in_eval_mode(self._modules):
+            m = self._net(x, self._t, **self._cond)
+        if not isinstance(m, torch.Tensor) or m.shape not in (y.shape, (len(y), 2 * y.shape[1], *y.shape[2:])):
+            came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
+            raise ValueError(f"net: returned {came}, expected {list(y.shape)} like its input")
+        check_real(m, "net")
+        return m[:, : y.shape[1]].to(y.dtype)
+
+    def kind(self) -> tuple[object, ...]:
+        """What may decide which of its operations the network runs."""
+        y = self._like
+        return y.dtype, y.device.type, y.shape[1:], *sorted(self._cond), *autocast_state(y.device)
+
+    @cached_property
+    def octaves(self) -> dict[int, set[Hashable]]:
+        """What the network does may depend on: the noise levels of the batch, two octaves as one, increasing; of each
+        the conditioning of its rows, see :func:`ulam.derivative_checks.rows_of`."""
+        found: dict[int, set[Hashable]] = {}
+        for sigma, row in zip(self.sigma, rows_of(self._cond, len(self._like)), strict=True):
+            found.setdefault(math.floor(math.log2(sigma) / 2), set()).add(row)
+        return dict(sorted(found.items()))
+
+    def reduced(self) -> bool:
+        """Whether the network computes in bfloat16 or float16, as far as can be seen."""
+        return reduced_precision(self._like, self._modules)
+
+    def per_chain(self, values: Array) -> torch.Tensor:
+        """``[B]`` numbers as a tensor that broadcasts over y."""
+        return self._tensor(values)
+
+
+def _for_graphs(key: str, value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        check_data(value, f"cond[{key!r}]")
+    return plain(value) if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+
+def check_observation(y: object) -> None:
+    """Raises TypeError, ValueError or RuntimeError for what is no batch of numbers to denoise."""
+    if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+        raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
+    if y.dim() < 2 or not y.numel():
+        raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
+    check_data(y, "y")
+
+
+def levels(y: torch.Tensor, sigma: Sigma) -> Array:
+    """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
+    values = real_numbers("sigma", sigma).numpy()
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != len(y)):
+        raise ValueError(f"sigma must be a number or have shape [{len(y)}], chains, got {list(values.shape)}")
+    values = np.broadcast_to(values, (len(y),))
+    if (wrong := ~((values > 0) & (values < np.inf))).any():
+        raise ValueError(f"sigma must be finite and above 0, got {values[wrong][0]:g}")
+    if values.max() > LARGEST_SIGMA:
+        raise ValueError(f"sigma: got {values.max():g}, expected at most {LARGEST_SIGMA:g}")
+    return values
+
+
+def training_steps(schedule: Schedule, sigma: Array) -> Array:
+    """The whole training steps ``[B]`` at which sigma / alpha is ``sigma``, to six digits; else ValueError."""
+    assert isinstance(schedule, VariancePreserving), "a denoiser told indices has training steps"
+    known = schedule.ratios[np.isfinite(schedule.ratios)]
+    steps = np.rint(np.interp(sigma, known, np.arange(len(known))))
+    nearest = known[steps.astype(np.int64)]
+    off = ~(abs(nearest - sigma) <= SAME_LEVEL * sigma)
+    if off.any():
+        raise ValueError(
+            f"sigma: got {sigma[off][0]:g} under time='index', expected sigma / alpha of a training step: use "
+            f"{nearest[off][0]:.9g}, that of step {steps[off][0]:g} (schedule.ratios has them all)"
+        )
+    return np.asarray(steps)

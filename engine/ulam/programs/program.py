@@ -1,0 +1,379 @@
+"""A program: what a sampler compiles to. Pure float64 data, one row per fused update.
+
+Row i, on registers r0 (the state x), r1, ...; model output m; noise z:
+
+    D    = clip(kx r0 + km m, lo, hi)
+    D    = clip(kx r0 + km m, -s, s) / s                    threshold rows; s = the lo-quantile of |D|, in [1, hi]
+    D, z = g D, sqrt(g) z                                   normalise rows; g = (|z| / |D|)^2, D not clipped
+    z    = exp(lv_m v + lv_b) z                             learned rows; v is the second half of the output
+    r_j  = A[j, 0] r0 + ... + A[j, R-1] r_{R-1} + A[j, R] D + A[j, R+1] m + A[j, R+2] z     where writes[j]
+    x    = mask (known_a y + known_b z') + (1 - mask) x     blending rows, after the update; y is the known image
+
+s and |.| are over the elements of one chain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ulam_kernels.table import MAX_REGISTERS, Table
+
+from ..files import parse_json
+from ..schedules import Array
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+FORMAT = "ulam-program-2"
+COLUMNS = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_in", "time", "known_a", "known_b")
+FLAGS = ("learned", "threshold", "normalise", "evaluates")
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Program:
+    """Rows of float64 coefficients, immutable, comparable and hashable by value.
+
+    kx, km, lo, hi, lv_m, lv_b, c_in, time, known_a, known_b: [n]; A: [n, R, R + 3]; writes: [n, R] bool; learned,
+    threshold, normalise, evaluates: [n] bool. Rows with known_a = known_b = 0 do not blend. `c_in[i]` scales the
+    network's input at row i itself. `time[i]` is what the network is told, nan where the row does not evaluate it.
+    The first state is `init_scale` times standard normal noise. `order` is the global order of accuracy;
+    `predicts`, `sampler` and `schedule` say what the program was compiled from.
+
+    Raises ValueError, naming the row and column, for a coefficient that is not finite (lo and hi may be
+    infinite), for lo > hi, and for wrong shapes.
+    """
+
+    registers: int
+    kx: Array
+    km: Array
+    lo: Array
+    hi: Array
+    lv_m: Array
+    lv_b: Array
+    c_in: Array
+    A: Array
+    writes: Flags
+    learned: Flags
+    evaluates: Flags
+    time: Array
+    known_a: Array
+    known_b: Array
+    threshold: Flags
+    normalise: Flags
+    init_scale: float
+    order: int
+    predicts: str
+    sampler: str
+    schedule: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.registers <= MAX_REGISTERS:
+            raise ValueError(f"registers must be 1 to {MAX_REGISTERS}, got {self.registers!r}")
+        for name, shape in self._shapes().items():
+            is_flag = name in ("writes", *FLAGS)
+            array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.bool_ if is_flag else np.float64)
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+            if not is_flag:  # one nan and no -0.0, so that equal programs have equal bytes
+                array = np.where(np.isnan(array), np.nan, array + 0.0)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if self.order < 0:
+            raise ValueError(f"order: got {self.order}, expected at least 0")
+        if not (np.isfinite(self.init_scale) and self.init_scale > 0):
+            raise ValueError(f"init_scale must be finite and above 0, got {self.init_scale!r}")
+        self._check_values()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, registers = len(self.kx), self.registers
+        return {
+            **dict.fromkeys((*COLUMNS, *FLAGS), (n,)),
+            "writes": (n, registers),
+            "A": (n, registers, registers + 3),
+        }
+
+    def _check_values(self) -> None:
+        for name in COLUMNS:
+            values = getattr(self, name)
+            bad = np.isnan(values) if name in ("lo", "hi") else ~np.isfinite(values)
+            if name == "time":
+                bad = self.evaluates != np.isfinite(values)
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise ValueError(f"{name} must be {_rule(name)}, got {values[row]!s} at row {row}")
+        for i, register, term in np.argwhere(~np.isfinite(self.A)):
+            names = term_names(self.registers)
+            value = self.A[i, register, term]
+            raise ValueError(f"A[{names[register]}, {names[term]}] must be finite, got {value!s} at row {i}")
+        for i in np.flatnonzero(self.lo > self.hi):
+            raise ValueError(f"lo must be at most hi, got {self.lo[i]!s} and {self.hi[i]!s} at row {i}")
+        for i in np.flatnonzero(self.threshold & ~((self.lo > 0) & (self.lo <= 1) & (self.hi >= 1))):
+            raise ValueError(
+                f"lo must be a quantile in (0, 1] and hi at least 1 on threshold rows, got {self.lo[i]!s} and "
+                f"{self.hi[i]!s} at row {i}"
+            )
+        for i in np.flatnonzero(self.threshold & self.normalise):
+            raise ValueError(f"threshold and normalise must not both be set, they are at row {i}")
+        reads_output = (self.A[:, :, self.registers : self.registers + 2] != 0).any(axis=(1, 2))
+        for i in np.flatnonzero(reads_output & ~self.evaluates):
+            raise ValueError(f"A must have no D or m term where the network is not evaluated, it has at row {i}")
+
+    def __len__(self) -> int:
+        return len(self.kx)
+
+    @property
+    def nfe(self) -> int:
+        """The number of network evaluations."""
+        return int(self.evaluates.sum())
+
+    @cached_property
+    def evaluating(self) -> list[int]:
+        """The rows that evaluate the network, in order."""
+        return [int(row) for row in np.flatnonzero(self.evaluates)]
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether any row adds noise (the initial state aside)."""
+        return bool((self.A[:, :, -1] != 0).any())
+
+    @cached_property
+    def needs_reductions(self) -> bool:
+        """Whether any row needs a quantile or norms of a whole chain."""
+        return bool((self.threshold | self.normalise).any())
+
+    @cached_property
+    def scales_input(self) -> bool:
+        """Whether the network reads anything but the state itself."""
+        return bool((self.c_in != 1).any())
+
+    @cached_property
+    def blends(self) -> Flags:
+        """[n] bool: the rows that blend with a known image through a mask."""
+        return np.asarray((self.known_a != 0) | (self.known_b != 0))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a run needs beside the network: of "noise", "registers", "reductions", "known image"."""
+        wants = {
+            "noise": self.needs_noise,
+            "registers": self.registers > 1,
+            "reductions": self.needs_reductions,
+            "known image": bool(self.blends.any()),
+        }
+        return tuple(name for name, wanted in wants.items() if wanted)
+
+    def __getitem__(self, rows: slice) -> Program:
+        """Consecutive rows as a program of their own: a run of ``program[:k]`` can be gone on with by ``program[k:]``.
+
+        The second run is given the first's result as ``x_init``, and ``first_row=k`` for the noise.
+
+        Raises:
+            TypeError: an index that is not a slice of step 1.
+            ValueError: no rows; rows that read registers which earlier rows wrote, as only the state goes on.
+        """
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"rows: got {rows!r}, expected a slice of consecutive rows, such as program[:10]")
+        begin, end, _ = rows.indices(len(self))
+        if begin >= end:
+            raise ValueError(f"rows: got {begin} to {end}, expected at least one of {len(self)} rows")
+        written = np.zeros(self.registers, dtype=np.bool_)
+        written[0] = True
+        for row in range(begin, end if begin else begin):
+            reads = (self.A[row, :, : self.registers] != 0)[self.writes[row]].any(axis=0)
+            if (missing := np.flatnonzero(reads & ~written)).size:
+                raise ValueError(
+                    f"rows: got a beginning at row {begin}, but row {row} reads r{missing[0]} from before it: only the "
+                    "state goes on, expected a beginning at 0 or a sampler without history"
+                )
+            written |= self.writes[row]
+        per_row = (*COLUMNS, *FLAGS, "A", "writes")
+        return replace(self, **{name: getattr(self, name)[begin:end] for name in per_row})
+
+    def rescaled(self, scale: Array) -> Program:
+        """The same sampler on the state x / scale: row i reads x / scale[i] and leaves x / scale[i + 1], [n + 1].
+
+        Other registers and the network's input stay as they are. Used where another library keeps the state in other
+        units (x / alpha instead of x).
+        """
+        scale = np.asarray(scale, dtype=np.float64)
+        if scale.shape != (len(self) + 1,) or not (np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(f"scale must be [{len(self) + 1}] numbers above 0, got shape {list(scale.shape)}")
+        before, after = scale[:-1], scale[1:]
+        A, writes = self.A.copy(), self.writes.copy()
+        unwritten = ~writes[:, 0] & (before != after)  # rows that leave x alone leave it in the units of before
+        A[unwritten, 0] = np.eye(A.shape[2])[0]
+        writes[unwritten, 0] = True
+        A[:, :, 0] *= before[:, None]
+        A[:, 0, :] /= after[:, None]
+        return replace(
+            self,
+            kx=self.kx * before,
+            c_in=self.c_in * before,
+            A=A,
+            writes=writes,
+            known_a=self.known_a / after,
+            known_b=self.known_b / after,
+            init_scale=self.init_scale / float(scale[0]),
+        )
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        return tuple(
+            value.tobytes() if isinstance(value := getattr(self, f.name), np.ndarray) else value for f in fields(self)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Program) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Program {self.sampler} on {self.schedule}, predicts {self.predicts}: rows {len(self)}, "
+            f"nfe {self.nfe}, registers {self.registers}, order {self.order}>"
+        )
+
+    def __str__(self) -> str:
+        """The program as a table: row, time, updates."""
+        lines = [f"  {'row':>4} {'time':>10}  update"]
+        for row in range(len(self)):
+            told = f"{self.time[row]:10.6g}" if self.evaluates[row] else f"{'-':>10}"
+            lines.append(f"  {row:>4} {told}  {'; '.join(self._updates(row))}")
+        return "\n".join([repr(self)[1:-1], f"  start: x = {self.init_scale:g} z", *lines])
+
+    def _updates(self, row: int) -> list[str]:
+        names, R = term_names(self.registers), self.registers
+        updates = []
+        if (self.A[row, :, R] != 0).any():
+            D = _terms((self.kx[row], self.km[row]), ("x", "m"))
+            clipped = np.isfinite(self.lo[row]) or np.isfinite(self.hi[row])
+            if self.threshold[row]:
+                D = f"threshold({D}, {self.lo[row]:g}, {self.hi[row]:g})"
+            elif clipped:
+                D = f"clip({D}, {self.lo[row]:g}, {self.hi[row]:g})"
+            updates.append(f"D = {D}")
+        if self.normalise[row]:
+            updates.append("g = (|z| / |D|)^2, D = g D, z = sqrt(g) z")
+        if self.learned[row]:
+            names = [*names[:-1], f"exp({self.lv_m[row]:+.6g} v {self.lv_b[row]:+.6g}) z"]
+        written = np.flatnonzero(self.writes[row])
+        updates += [f"{names[j]} <- {_terms(self.A[row, j], names)}" for j in written]
+        if self.blends[row]:
+            known = _terms((self.known_a[row], self.known_b[row]), ("y", "z'"))
+            updates.append(f"x <- mask ({known}) + (1 - mask) x")
+        return updates
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles go through JSON, so that they are immutable too."""
+        return Program.from_json, (self.to_json(),)
+
+    def to_json(self) -> str:
+        """The program as JSON; `from_json` gives back an equal program, bit for bit."""
+        data = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return json.dumps({"format": FORMAT, **data}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Program:
+        """The program that `to_json` wrote. Raises ValueError for anything else."""
+        data = parse_json("text", text)
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise ValueError(f"text: got no program, expected the JSON of one (format {FORMAT!r})")
+        expected = {f.name for f in fields(cls)}
+        if data.keys() != expected:
+            differing = ", ".join(f"{name!r:.60}" for name in sorted(data.keys() ^ expected)[:9])
+            raise ValueError(f"text: got a program with other fields ({differing}), expected those of {FORMAT}")
+        for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
+            if type(data[name]) is not kind:
+                raise ValueError(f"text: got {name} = {data[name]!r:.60}, expected {kind.__name__}")
+        for name in (*COLUMNS, "A", "init_scale"):  # "inf" and "nan" are strings, JSON has no such numbers
+            data[name] = _numbers(name, data[name])
+        for name in ("writes", *FLAGS):
+            data[name] = _flags(name, data[name])
+        try:
+            return cls(**{**data, "init_scale": float(data["init_scale"])})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"text: {error}") from None
+
+    def table(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Table:
+        """The rows packed for the kernels: c_next[i] is c_in of the next evaluating row, 1 after the last."""
+        c_next = np.ones(len(self))
+        for row in reversed(range(len(self) - 1)):
+            c_next[row] = self.c_in[row + 1] if self.evaluates[row + 1] else c_next[row + 1]
+        return Table.pack(
+            self.kx,
+            self.km,
+            self.lo,
+            self.hi,
+            self.lv_m,
+            self.lv_b,
+            c_next,
+            self.A,
+            self.writes,
+            self.learned,
+            threshold=self.threshold,
+            normalise=self.normalise,
+            dtype=dtype,
+            device=device,
+        )
+
+
+def term_names(registers: int) -> list[str]:
+    """The terms of a row, in the order of A's last axis."""
+    return ["x", *(f"r{j}" for j in range(1, registers)), "D", "m", "z"]
+
+
+def _terms(coefficients: npt.ArrayLike, names: list[str] | tuple[str, ...]) -> str:
+    pairs = zip(np.asarray(coefficients), names, strict=True)
+    return " ".join(f"{value:+.6g} {name}" for value, name in pairs if value != 0) or "0"
+
+
+def _rule(name: str) -> str:
+    return {"lo": "a number", "hi": "a number", "time": "finite just where the row evaluates"}.get(name, "finite")
+
+
+def _numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """Numbers, nested in lists or alone. Raises ValueError for anything else."""
+    for value in _leaves(values):
+        if type(value) not in (int, float) and value not in ("inf", "-inf", "nan"):
+            raise ValueError(f"text: got {value!r:.60} in {name}, expected numbers")
+    return _array(name, values, np.float64)
+
+
+def _flags(name: str, values: Any) -> npt.NDArray[np.bool_]:
+    for value in _leaves(values):
+        if type(value) is not bool:
+            raise ValueError(f"text: got {value!r:.60} in {name}, expected true and false")
+    return _array(name, values, np.bool_)
+
+
+def _array(name: str, values: Any, dtype: Any) -> npt.NDArray[Any]:
+    try:
+        return np.array(values, dtype=dtype)
+    except ValueError:
+        raise ValueError(f"text: got lists of different lengths in {name}, expected a regular array") from None
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    if isinstance(values, list):
+        for value in values:
+            yield from _leaves(value)
+    else:
+        yield values
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; floats as shortest exact decimals, those that are not finite as strings."""
+    if isinstance(value, np.ndarray):
+        return [_plain(element) for element in value.tolist()]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    return value if not isinstance(value, float) or np.isfinite(value) else str(value)

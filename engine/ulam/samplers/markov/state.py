@@ -1,0 +1,87 @@
+"""The chains of one batch while they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+
+import ulam_kernels
+
+from ...mcmc.targets import Evaluate
+from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
+
+JITTERS_AHEAD = 16  # steps whose uniforms are made together
+
+Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(eq=False)
+class State:
+    """B chains: their states, energies and scores, and where they stand in the noise.
+
+    ``x``, ``score`` ``[B, *shape]``, ``v`` whitened velocities likewise or None; ``energy`` ``[B]`` float64, None where
+    nobody asked for it; ``seed``, ``chain``, ``draw`` ``[B]`` int64. ``record``: energies are wanted after the step
+    under way. ``accepted`` ``[B]`` bool: of the last step. ``ends``: the numbers of leapfrog steps a transition, each
+    with the chains ``[B]`` bool that take so many (None: all); empty where the sampler's own number holds.
+    """
+
+    x: torch.Tensor
+    evaluate: Evaluate
+    seed: torch.Tensor
+    chain: torch.Tensor
+    draw: torch.Tensor
+    scale: torch.Tensor | None
+    backend: str | None
+    v: torch.Tensor | None = None
+    energy: torch.Tensor | None = None
+    record: bool = True
+    accepted: torch.Tensor | None = None
+    ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.spare = torch.empty_like(self.x)
+        self.score = torch.empty_like(self.x)
+        self._uniforms: list[torch.Tensor] = []  # of the steps from here on
+
+    def look(self, energy: bool) -> None:
+        """Evaluate energy and score where the chains are: copies, which a Metropolis test may write to."""
+        found, score = self.evaluate(self.x, energy)
+        self.energy, self.score = None if found is None else found.clone(), score.clone()
+
+    def advance(self, steps: int = 1) -> None:
+        """Go on by so many steps in the noise."""
+        self.draw += DRAWS_PER_ROW * steps
+        del self._uniforms[:steps]
+
+    def uniforms(self) -> torch.Tensor:
+        """Numbers u ``[B]`` float64, uniform on [-1, 1], of the step under way; the same until :meth:`advance`.
+
+        u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point of the sphere [Archimedes], by
+        operations that round alike everywhere. z is the noise of the step's HMC_PATH.
+        """
+        if not self._uniforms:
+            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + HMC_PATH.stage
+            draw = (self.draw + ahead).flatten()
+            z = torch.empty(len(draw), 3, dtype=torch.float32, device=self.x.device)
+            seed, chain = self.seed.repeat(JITTERS_AHEAD), self.chain.repeat(JITTERS_AHEAD)
+            ulam_kernels.fill_normal(z, seed=seed, chain=chain, draw=draw, backend=self.backend)
+            a, b, c = z.double().unbind(1)
+            u = a / (a * a + b * b + c * c).sqrt()
+            self._uniforms = list(u.view(JITTERS_AHEAD, -1).unbind())
+        return self._uniforms[0]
+
+    def ids(self, purpose: Purpose = ROW) -> dict[str, torch.Tensor]:
+        """What an operation draws its noise by; the tag is the operation's own."""
+        draw = self.draw + purpose.stage if purpose.stage else self.draw
+        return {"seed": self.seed, "chain": self.chain, "draw": draw}
+
+    def normals(self, purpose: Purpose = ROW) -> torch.Tensor:
+        """Standard normal noise like x."""
+        out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
+        ids = self.ids(purpose)
+        ulam_kernels.fill_normal(
+            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, backend=self.backend
+        )
+        return out.to(self.x.dtype)

@@ -1,0 +1,1 @@
+"""How the trained networks that come with the package were made: `python -m ulam.training.NAME`."""
