@@ -13,13 +13,13 @@ CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.c
 # the one that constraints.txt pins, in a folder of its own that comes first on the path.
 TRITON := 3.6.0
 WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
-PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/test_*.py)
+PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/*/test_*.py)
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
 # What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.
-SANITIZED := $(patsubst %,tests/test_%.py,step reduce blend tick ops layouts row_table arguments kernels_door \
-	kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal)
-SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/sanitize.py
+SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick ops layouts row_table arguments kernels_door \
+	kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal))
+SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
 .PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts fuzz sanitize lint bench gpu-check clean
 .DELETE_ON_ERROR:
@@ -51,23 +51,23 @@ test-triton: $(VENV)/package.stamp $(VENV)/tools.stamp $(VENV)/triton-$(TRITON).
 	$(MAKE) --no-print-directory --jobs=2 --output-sync test-triton-step test-triton-rest
 
 test-triton-step:
-	$(PROVE) tests/test_triton_static.py
+	$(PROVE) tests/gpu_without_gpu/test_triton_static.py
 
 test-triton-rest:
-	$(PROVE) $(filter-out tests/test_triton_static.py,$(PROOFS))
+	$(PROVE) $(filter-out tests/gpu_without_gpu/test_triton_static.py,$(PROOFS))
 
 # An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: ten minutes.
 interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
-	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/test_engine_interrupts.py
+	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/engine/test_engine_interrupts.py
 
 fuzz: $(VENV)/package.stamp $(VENV)/tools.stamp
-	ULAM_FUZZ=100000 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/test_hostile_files.py
+	ULAM_FUZZ=100000 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/cli/test_hostile_files.py
 
 # Memory and undefined behaviour in the kernels' tests; then races, where several Python threads call them at once.
 sanitize: build/sanitize/address.stamp build/sanitize/thread.stamp $(VENV)/tools.stamp
 	$(SANITIZE) address build/sanitize/address -p no:cacheprovider \
 		-k 'not all_words and not all_radii and not ptx and not cuda and not triton' $(SANITIZED)
-	$(SANITIZE) thread build/sanitize/thread -p no:cacheprovider tests/test_kernels_at_once.py
+	$(SANITIZE) thread build/sanitize/thread -p no:cacheprovider tests/kernels/test_kernels_at_once.py
 
 lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .

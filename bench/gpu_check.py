@@ -40,11 +40,11 @@ from bench.shard import VARIABLE
 
 ROOT = Path(__file__).parents[1]
 # Each file is a process of its own, all at once, or as many as SHARDS says; those behind the first four need no GPU.
-SHARDS = {"tests/test_triton_gpu.py": 5}  # which spends its time in Triton's compiler, on one core
-KERNEL_TESTS = ("tests/test_cuda_gpu.py", "tests/test_triton_gpu.py", "tests/test_mcmc_gpu.py",
-                "tests/test_likelihood_gpu.py", "tests/test_step.py", "tests/test_engine.py",
-                "tests/test_engine_robust.py")  # fmt: skip
-ENGINE_TESTS = ("tests/test_engine_gpu.py", "tests/test_no_sync.py")
+SHARDS = {"tests/gpu/test_triton_gpu.py": 5}  # which spends its time in Triton's compiler, on one core
+KERNEL_TESTS = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_triton_gpu.py", "tests/gpu/test_mcmc_gpu.py",
+                "tests/gpu/test_likelihood_gpu.py", "tests/kernels/test_step.py", "tests/engine/test_engine.py",
+                "tests/engine/test_engine_robust.py")  # fmt: skip
+ENGINE_TESTS = ("tests/gpu/test_engine_gpu.py", "tests/gpu_without_gpu/test_no_sync.py")
 SECONDS = 465.0  # for all parts together
 BITS = (sys.executable, "-m", "bench.gpu_bits")
 Result = dict[str, Any]

@@ -164,9 +164,7 @@ class Denoiser:
     predicts: str = "eps"
     time: str = "auto"
     derivatives: str = "auto"
-    _found: dict[Any, Any] = field(
-        default_factory=dict, init=False, repr=False
-    )  # by estimation.derivatives
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # by estimation.derivatives
 
     def __post_init__(self) -> None:
         if not callable(self.net):

@@ -49,7 +49,7 @@ def estimate(
     """SURE of ``denoiser`` at y ``[B, *shape]`` with noise ``sigma``, one number or one a chain.
 
     The divergence is the mean of v' (dD/dy) v over ``samples`` probes [Hutchinson 1990; Ramani 2008, here with the
-    exact derivative, see :mod:`.estimation.derivatives`]. They are noise-v1's with ``seed``: a chain's estimate does not
+    exact derivative, see `estimation.derivatives`]. They are noise-v1's with ``seed``: a chain's estimate does not
     depend on its batch. No gradient flows through the result.
 
     Raises:

@@ -10,7 +10,7 @@ A denoiser is any :class:`ulam.Denoiser`; y is ``[B, *shape]``, sigma one number
 further arguments. Everything is batched: one chain's answer does not depend on the others where the network treats
 rows independently. Results have the dtype of y; use float64 networks and y where many digits matter.
 
-Derivatives are automatic, in the mode of the denoiser's ``derivatives`` (:mod:`.estimation.derivatives`), and held against
+Derivatives are automatic, in the mode of the denoiser's ``derivatives`` (`estimation.derivatives`), and held against
 finite differences at their first use. Results carry no gradient, but for :func:`mean`. Every function raises TypeError
 or ValueError naming the argument; TypeError too for a network that hides its dependence on x or has no derivative, and
 RuntimeError for an input that requires grad while gradients are recorded.

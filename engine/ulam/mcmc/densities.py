@@ -18,7 +18,7 @@ from ulam_kernels.arguments import positive
 from ulam_kernels.validation import MAX_ELEMENTS, real_numbers
 
 from .. import noise
-from .targets import Evaluate, Evaluated
+from ..samplers.markov.state import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
 QUADRATURE = 40_001  # points of a one-dimensional law's table

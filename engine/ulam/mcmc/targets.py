@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from ..denoiser import Denoiser, eps_coefficients, sigma_data_of
 from ..engine.network import in_eval_mode
 from ..estimation.estimator import Estimator, Sigma, levels
 from ..gradients import without_graph
-
-Evaluated: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"  # energy [B] float64 (or None) and score like x
-Evaluate: TypeAlias = Callable[[torch.Tensor, bool], Evaluated]  # of x [B, *shape], and whether the energy is wanted
+from ..samplers.markov.state import Evaluate, Evaluated
 
 
 class Target(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -9,11 +10,12 @@ import torch
 
 import ulam_kernels
 
-from ...mcmc.targets import Evaluate
 from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
 
 JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
+Evaluated: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"  # energy [B] float64 (or None) and score like x
+Evaluate: TypeAlias = Callable[[torch.Tensor, bool], Evaluated]  # of x [B, *shape], and whether the energy is wanted
 Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 

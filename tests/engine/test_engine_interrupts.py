@@ -1,0 +1,194 @@
+"""An interrupt at any bytecode of the engine: going on gives the undisturbed bits, each chain once.
+
+A signal may land between any two bytecodes of Python, so a tracing function raises at the n-th that the engine's files
+execute. Every n: `make interrupts`; here a fixed sample of them.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import ulam
+from engine_cases import SCHEDULE
+from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
+ENGINE = str(Path(ulam.__file__).parent)
+SHAPE = (2,)
+
+
+class Interrupt(BaseException):
+    """As KeyboardInterrupt."""
+
+
+def net(x, t, y):
+    return torch.tanh(x) * (1 + t[:, None] / 1000) + 0.1 * y[:, None]
+
+
+def engine_with_jobs():
+    """Mixed programs in three slots: registers, reductions, guidance in an interval, silent rows and known images."""
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 3)
+    y, null = {"y": torch.arange(2.0)}, {"y": torch.full((2,), 10.0)}
+    image = {"known": torch.ones(2, 2), "mask": torch.tensor([[1.0, 0.0]]).repeat(2, 1)}
+    jobs = [
+        engine.submit(DDPM(steps=2), 2, 5, y),
+        engine.submit(DDIM(steps=3), 2, 6, y, 2.0, null, guidance_interval=(100.0, 700.0)),
+        engine.submit(DPMSolverPP(3, clip=DynamicThreshold(0.9)), 2, 7, y, finish=lambda x: x + 1),
+        engine.submit(RePaint(3, 1, 2), 2, 8, y, **image),
+    ]
+    return engine, jobs
+
+
+def by_run(engine, delivered):
+    for job, x in engine.run().items():
+        for place in range(len(x)):
+            delivered.append((job, place, x[place]))
+
+
+def by_stream(engine, delivered):
+    for result in engine.stream():
+        delivered.append((result.job, result.chain, result.x))
+
+
+def hands_over(frame):
+    """Whether it is at the bytecode by which run() returns the results: from there on they are the caller's."""
+    if frame.f_code is not ulam.Engine.run.__code__:
+        return False
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN")
+
+
+def tracer(at, counted):
+    """Raises at the bytecode number ``at`` of the engine's files (0: nowhere); counts them."""
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.startswith(ENGINE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            counted[0] += 1
+            if counted[0] == at and not hands_over(frame):
+                sys.settrace(None)
+                raise Interrupt
+        return trace
+
+    return trace
+
+
+def traced(call, at):
+    """Call with an interrupt at the bytecode number ``at``; the bytecodes up to it, or to the end."""
+    counted, before = [0], sys.gettrace()
+    sys.settrace(tracer(at, counted))
+    try:
+        call()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return counted[0]
+
+
+def run_traced(deliver, at=0):
+    """What was delivered (job, chain, x), the jobs, and the bytecodes up to the interrupt or the end."""
+    engine, jobs = engine_with_jobs()
+    delivered = []
+    counted = traced(lambda: deliver(engine, delivered), at)
+    if at:
+        deliver(engine, delivered)
+    return delivered, jobs, counted
+
+
+def undisturbed_run(deliver):
+    """What it delivered, by job and chain, and its bytecodes: a process's first run, which fills caches, has more."""
+    run_traced(deliver)
+    delivered, jobs, counted = run_traced(deliver)
+    return {(jobs.index(job), chain): x for job, chain, x in delivered}, counted
+
+
+def failures(deliver, places):
+    """The places after which going on gave other chains or bits than the undisturbed run."""
+    expected, _ = undisturbed_run(deliver)
+    wrong = []
+    for at in places:
+        delivered, jobs, _ = run_traced(deliver, at)
+        came = Counter((jobs.index(job), chain) for job, chain, _ in delivered)
+        same = all(torch.equal(x, expected[jobs.index(job), chain]) for job, chain, x in delivered)
+        if not same or came != Counter(expected.keys()):
+            wrong.append(at)
+    return wrong
+
+
+@pytest.mark.parametrize("deliver", [by_run, by_stream])
+def test_an_interrupt_anywhere_costs_nothing(deliver):
+    _, total = undisturbed_run(deliver)
+    places = range(1, total + 1)
+    count = int(os.environ.get("ULAM_INTERRUPTS", 120))
+    wrong = failures(deliver, random.Random(0).sample(places, min(count, len(places))))
+    assert not wrong, f"{len(wrong)}: {wrong[:20]}"
+
+
+def by_groups(engine, delivered):
+    for group in engine.finished():
+        for place, x in zip(range(group.chains.start, group.chains.stop), group.states, strict=True):
+            delivered.append((group.job, place, x))
+
+
+@pytest.mark.parametrize("other", [by_stream, by_groups])
+def test_what_an_interrupted_run_had_joined_comes_by_a_stream_too(other):
+    expected, total = undisturbed_run(by_run)
+    for at in range(total - 150, total):
+        engine, jobs = engine_with_jobs()
+        delivered = []
+        traced(lambda engine=engine: engine.run(), at)
+        other(engine, delivered)
+        came = [(jobs.index(job), chain) for job, chain, _ in delivered]
+        assert sorted(came) == sorted(expected), at - total
+        assert all(torch.equal(x, expected[jobs.index(job), chain]) for job, chain, x in delivered)
+        assert not engine.run()
+
+
+def test_a_job_cancelled_after_an_interrupted_run_does_not_come_back():
+    _, total = undisturbed_run(by_run)
+    for at in range(total - 20, total - 1):
+        engine, jobs = engine_with_jobs()
+        traced(lambda engine=engine: engine.run(), at)
+        assert engine.cancel(jobs[1]) == 2
+        assert engine.run().keys() == {jobs[0], jobs[2], jobs[3]}
+
+
+def change_traced(change, at=0):
+    """The jobs' results with ``change(engine, jobs)`` interrupted after the first; how many in all; the bytecodes."""
+    engine, jobs = engine_with_jobs()
+    first = next(engine.stream())
+    counted = traced(lambda: change(engine, jobs), at)
+    results = [first, *engine.stream()]
+    assert not engine.waiting
+    return {(jobs.index(r.job), r.chain): r.x for r in results if r.job in jobs}, len(results), counted
+
+
+def submit_another(engine, jobs):
+    engine.submit(DDIM(steps=2), 2, 9, {"y": torch.arange(2.0)}, priority=1)
+
+
+def cancel_the_third(engine, jobs):
+    engine.cancel(jobs[2])
+
+
+@pytest.mark.parametrize(("change", "may_go"), [(submit_another, []), (cancel_the_third, [2])])
+def test_an_interrupt_while_jobs_come_and_go_costs_no_other(change, may_go):
+    undisturbed, _, _ = change_traced(lambda engine, jobs: None)
+    _, _, total = change_traced(change)
+    for at in range(1, total + 1, max(1, total // 100)):
+        results, count, _ = change_traced(change, at)
+        others = {key: x for key, x in results.items() if key[0] not in may_go}
+        expected = {key: x for key, x in undisturbed.items() if key[0] not in may_go}
+        assert others.keys() == expected.keys() and all(torch.equal(x, expected[key]) for key, x in others.items()), at
+        assert results.keys() <= undisturbed.keys() and count - len(results) in (0, 2), at
