@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import ulam
 from ulam.models import load_digits
 from ulam.models.digits import BETA_END, BETA_START, CLASSES, NULL_CLASS, TRAIN_STEPS
-from ulam.training.digits import Digits, augment, batches, load_mnist5k
+from ulam.models.mnist import Digits, load_mnist5k
+from ulam.training.digits import augment, batches
 
 CLASSIFIER_STEPS = 700
 PEAK_RATE = 3e-3

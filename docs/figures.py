@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ulam import Denoiser, noise, sample, samplers, tweedie
 from ulam.cli.models import load_model
-from ulam.training.digits import load_mnist5k
+from ulam.models.mnist import load_mnist5k
 
 HERE = Path(__file__).parent
 

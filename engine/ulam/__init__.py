@@ -10,9 +10,8 @@ from .conditioning import shared
 from .denoiser import Denoiser
 from .engine.engine import Engine
 from .engine.errors import NetworkError, QueueFull
-from .engine.job import Job
+from .engine.job import Job, Preview
 from .engine.network import NetworkOptions
-from .engine.preview import Preview
 from .engine.report import Report
 from .engine.results import Result
 from .engine.sample import sample

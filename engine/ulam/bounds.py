@@ -20,14 +20,15 @@ from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
+from .arguments import chain_ids, whole_number
 from .denoiser import Denoiser, check_denoiser
-from .engine.network import in_eval_mode
 from .estimation.estimator import Inputs
 from .estimation.forward import add_noise
 from .estimation.likelihood import Likelihood, likelihood
 from .estimation.probes import MOST_PROBES
+from .evaluation import in_eval_mode
 from .gradients import check_no_gradient, without_graph
-from .noise import BOUND, SAMPLED_STEPS, chain_ids, normal_for, whole_number
+from .noise import BOUND, SAMPLED_STEPS, normal_for
 from .ops import predict_x0
 from .samplers.ddpm import VARIANCES
 from .schedules import Array, Schedule, VariancePreserving, posterior

@@ -24,10 +24,10 @@ import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described, real, whole
 from ulam_kernels.tracing import outside_graphs
 
-from .engine.arguments import check_shape, resolve_device
+from .arguments import check_shape, resolve_device, seed_int64, whole_number
 from .mcmc import diagnosis
 from .mcmc.targets import Energy
-from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART, seed_int64, whole_number
+from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART
 from .samplers.markov.samplers import ChainSampler, of_rows
 from .samplers.markov.state import State
 

@@ -6,7 +6,6 @@ What noise is for decides its tag and stage: the purposes below are all there ar
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,10 @@ import torch
 import ulam_kernels
 from ulam_kernels.arguments import described
 from ulam_kernels.ops import MAX_ELEMENTS
-from ulam_kernels.tracing import check_read
-from ulam_kernels.validation import check_tensor
+
+from .arguments import as_int64, chain_ids, check_device, seed_int64, whole_number
 
 DRAWS_PER_ROW = 16  # stages of noise that a row may draw
-MAX_CHAINS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -107,68 +105,6 @@ def normal(
     )
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device that is meant. Raises ValueError where torch knows none such."""
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"device: got {described(device)}, expected cpu or cuda") from None
-
-
 def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
     """:func:`normal` of one purpose."""
     return normal(shape, row=row, stage=purpose.stage, tag=purpose.tag, **names)
-
-
-def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for what is not ids in [0, 2^63)."""
-    if isinstance(chains, torch.Tensor):
-        if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
-            came = f"{chains.dtype} {list(chains.shape)}"
-            raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
-        check_tensor(chains, "chains")
-        check_read(chains, "chains")
-        ids = chains.detach().to("cpu", torch.int64, copy=True)
-        if len(ids) and int(ids.min()) < 0:
-            raise ValueError("chains: ids must lie in [0, 2^63)")
-    elif isinstance(chains, range):
-        if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
-            raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
-        ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
-    elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
-        values = [whole_number("chains", chain) for chain in chains]
-        if any(not 0 <= value < 1 << 63 for value in values):
-            raise ValueError("chains: ids must lie in [0, 2^63)")
-        ids = torch.tensor(values, dtype=torch.int64)
-    else:
-        count = whole_number("chains", chains)
-        if not 0 <= count <= MAX_CHAINS:
-            raise ValueError(f"chains: got {count}, expected 1 to 2^40 (or a range, or a sequence of ids)")
-        ids = torch.arange(count, dtype=torch.int64)
-    return ids
-
-
-def seed_int64(seed: int) -> int:
-    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits."""
-    seed = whole_number("seed", seed)
-    if not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
-    return as_int64(seed)
-
-
-def as_int64(value: int) -> int:
-    """The int64 with the low 64 bits of ``value``."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def whole_number(name: str, value: object) -> int:
-    """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: got {described(value)}, expected an integer")
-    try:
-        number = int(operator.index(value))
-    except TypeError:  # an array of several, a tensor of a float, a class
-        raise TypeError(f"{name}: got {described(value)}, expected an integer") from None
-    if number.bit_length() > 128:  # which messages further on would print
-        raise ValueError(f"{name}: got {described(number)}, expected one of at most 64 bits")
-    return number

@@ -22,14 +22,15 @@ from ulam_kernels.arguments import choice, described, real, switch, whole
 from ulam_kernels.tracing import check_read, recorder, without_memory
 from ulam_kernels.validation import check_real, check_tensor
 
+from .arguments import Time, chain_times, whole_number
 from .bounds import Index, ReverseChain
 from .denoiser import Denoiser, check_denoiser
 from .estimation.differences import check_score
 from .estimation.forward import Noised, add_noise
 from .estimation.probes import probes
 from .gradients import check_no_gradient
-from .noise import TRAINING, normal_for, whole_number
-from .ops import Time, _times, predict_x0
+from .noise import TRAINING, normal_for
+from .ops import predict_x0
 from .schedules import Array
 
 LARGEST_SIGMA = 1e18  # whose square is a float32
@@ -93,7 +94,7 @@ def edm(
     if denoiser.predicts != "raw":
         raise ValueError(f"denoiser must predict 'raw' (EDM preconditioning), got {denoiser.predicts!r}")
     _check_batch(x_0, "x_0")
-    if _times(x_0, sigma, "sigma").max() > LARGEST_SIGMA:
+    if chain_times(x_0, sigma, "sigma").max() > LARGEST_SIGMA:
         raise ValueError(f"sigma: got {described(sigma)}, expected at most {LARGEST_SIGMA:g}")
     batch = add_noise(x_0, sigma, denoiser.schedule, "x0", seed=seed, step=step, chains=chains)
     data = float(denoiser.schedule.sigma_data)  # type: ignore[attr-defined]
@@ -133,7 +134,7 @@ def hybrid(
     choice(variance, "variance", ("learned", "learned_range"))
     weight, bins = real(weight, "weight"), whole(bins, "bins", 2, 1 << 24)
     chain = ReverseChain(denoiser.schedule)
-    k = _times(x_0, t)
+    k = chain_times(x_0, t)
     if (k % 1 != 0).any():
         raise ValueError(f"t must be a whole training step, got {k[k % 1 != 0][0]:g}")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)

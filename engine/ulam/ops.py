@@ -13,22 +13,16 @@ alpha = 0).
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
 
 import ulam_kernels
-from ulam_kernels.arguments import described, real
 from ulam_kernels.autograd import forward_mode, recorded
-from ulam_kernels.tracing import check_read
 from ulam_kernels.validation import check_tensor
 
-from .denoiser import check_predicts, combine, sigma_data_of
-from .gradients import check_no_gradient
+from .arguments import Time, chain_times
+from .programs.predictions import check_predicts, combine, sigma_data_of
 from .schedules import Array, Schedule, VariancePreserving, check_schedule, posterior
-
-Time = int | float | torch.Tensor | np.ndarray
 
 
 def predict_x0(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps") -> torch.Tensor:
@@ -71,7 +65,7 @@ def posterior_mean(
     For eps it is (x_t - beta_t / sigma_t eps) / sqrt(1 - beta_t) [Ho 2020, eq. 11]. VP schedules, whole t.
     """
     alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
-    on_x, on_D, _ = posterior(alpha, sigma, *_previous(_times(x_t, t), sigma, schedule))
+    on_x, on_D, _ = posterior(alpha, sigma, *_previous(chain_times(x_t, t), sigma, schedule))
     x, model = combine(predicts, alpha, sigma, D=on_D)
     return _affine(x_t, m, on_x + x, model)
 
@@ -85,7 +79,7 @@ def posterior_variance(
     whole t.
     """
     alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
-    alpha_s, sigma_s = _previous(_times(x_t, t), sigma, schedule)
+    alpha_s, sigma_s = _previous(chain_times(x_t, t), sigma, schedule)
     _, _, fresh = posterior(alpha, sigma, alpha_s, sigma_s)
     return torch.from_numpy(sigma_s**2 * fresh).to(x_t.device, torch.promote_types(x_t.dtype, m.dtype))
 
@@ -105,29 +99,7 @@ def _levels(
         raise ValueError(f"m must have the shape of x_t, {list(x_t.shape)} (chains first), got {list(m.shape)}")
     if x_t.device != m.device:
         raise ValueError(f"m must be on the device of x_t, {x_t.device}, got {m.device}")
-    return *schedule.levels(_times(x_t, t)), sigma_data
-
-
-def _times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
-    """`t` as [B] float64; ``name`` is what errors call it."""
-    if isinstance(t, (np.ndarray, torch.Tensor)):
-        if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
-            raise ValueError(f"{name} must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
-        array = t if isinstance(t, np.ndarray) else _read(t, name)
-        if array.dtype.kind not in "iuf":
-            raise TypeError(f"{name} must hold integers or floats, got {t.dtype}")
-        return np.broadcast_to(array.astype(np.float64), (len(x_t),))
-    if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number or a tensor of one per chain, got {described(t)}")
-    return np.full(len(x_t), real(t, name, most=sys.float_info.max))
-
-
-def _read(t: torch.Tensor, name: str) -> Array:
-    check_tensor(t, name)
-    check_read(t, name)
-    check_no_gradient("a conversion", t=t)
-    t = t.detach().cpu().resolve_neg()
-    return (t.double() if t.is_floating_point() else t).numpy()
+    return *schedule.levels(chain_times(x_t, t)), sigma_data
 
 
 def _previous(times: Array, sigma: Array, schedule: Schedule) -> tuple[Array, Array]:

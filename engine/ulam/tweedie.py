@@ -27,12 +27,12 @@ from ulam_kernels.arguments import choice
 from ulam_kernels.tracing import outside_graphs
 from ulam_kernels.validation import check_data
 
+from .arguments import whole_number
 from .denoiser import Denoiser
 from .estimation.derivatives import Derivatives
 from .estimation.estimator import Estimator, Inputs, Sigma, check_observation
 from .estimation.probes import dot, probes
 from .gradients import check_no_gradient, without_graph
-from .noise import whole_number
 
 
 @dataclass(frozen=True)

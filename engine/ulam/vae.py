@@ -20,9 +20,10 @@ from ulam_kernels import Table
 from ulam_kernels.arguments import described, positive, real, switch, whole
 from ulam_kernels.validation import check_batch
 
-from .engine.arguments import check_shape, check_slots, resolve_device
+from .arguments import chain_ids, check_shape, resolve_device, seed_int64
+from .engine.arguments import check_slots
 from .estimation.probes import MOST_PROBES
-from .noise import LEVEL, POSTERIOR, Purpose, chain_ids, seed_int64
+from .noise import LEVEL, POSTERIOR, Purpose
 
 Chains: TypeAlias = "int | range | Sequence[int] | torch.Tensor"
 Network: TypeAlias = Callable[..., torch.Tensor]

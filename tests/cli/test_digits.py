@@ -11,7 +11,8 @@ from bench.digits_quality import generate, quality
 
 from ulam import models
 from ulam.models.digits import NULL_CLASS
-from ulam.training.digits import eps_loss, load_mnist5k
+from ulam.models.mnist import load_mnist5k
+from ulam.training.digits import eps_loss
 
 FOLDER = Path(models.__file__).parent
 RECORD = json.loads((FOLDER / "digits.json").read_text())

@@ -25,7 +25,7 @@ from exponential_cases import (
 )
 from oracles import execute, in_float64
 from ulam import schedules
-from ulam.programs.builder import DynamicThreshold
+from ulam.programs.clip import DynamicThreshold
 from ulam.samplers.dpm_solver import DPMSolver
 from ulam.samplers.dpm_solver_pp import DPMSolverPP
 from ulam.schedules import Schedule

@@ -15,7 +15,7 @@ import torch
 
 from oracles import Array, execute, gaussian_output, impulses, in_float64
 from ulam import Program, schedules
-from ulam.programs.builder import DynamicThreshold
+from ulam.programs.clip import DynamicThreshold
 from ulam.samplers.consistency import Consistency
 from ulam.samplers.ddim import DDIM
 from ulam.samplers.grid import sigma_min

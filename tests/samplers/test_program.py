@@ -14,8 +14,9 @@ import torch
 import ulam_kernels
 from oracles import execute
 from ulam import Denoiser, Program, schedules
-from ulam.denoiser import PREDICTIONS, combine, eps_coefficients, x0_coefficients
-from ulam.programs.builder import DynamicThreshold, ProgramBuilder
+from ulam.programs.builder import ProgramBuilder
+from ulam.programs.clip import DynamicThreshold
+from ulam.programs.predictions import PREDICTIONS, combine, eps_coefficients, x0_coefficients
 from ulam.samplers import DDIM, DDPM
 
 SCHEDULE = schedules.vp_linear(100)

@@ -25,7 +25,7 @@ from exponential_cases import (
 )
 from oracles import in_float64
 from ulam import schedules
-from ulam.programs.builder import DynamicThreshold
+from ulam.programs.clip import DynamicThreshold
 from ulam.samplers.deis import DEIS
 from ulam.samplers.exponential import moments
 from ulam.samplers.grid import Grid

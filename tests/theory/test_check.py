@@ -20,7 +20,7 @@ from ulam.cli import check as check_report
 from ulam.cli import main as cli
 from ulam.cli.models import load_model
 from ulam.estimation import measure as check
-from ulam.training.digits import load_mnist5k
+from ulam.models.mnist import load_mnist5k
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from .. import bounds
+from ..arguments import resolve_device
 from ..denoiser import Denoiser
-from ..engine.arguments import resolve_device
 from ..estimation import measure as check
 from ..estimation.estimator import Inputs
 from ..estimation.measure import Level
 from ..files import json_text, one_line, whole, writable_folder, written
-from ..training.digits import load_mnist5k
+from ..models.mnist import load_mnist5k
 from . import info
 from .mcmc_plots import require_matplotlib
 from .models import Model, load_model

@@ -21,7 +21,7 @@ from .. import samplers
 from ..conditioning import Shared, shared
 from ..denoiser import Sampler
 from ..files import one_line, parse_toml
-from ..programs.builder import DynamicThreshold
+from ..programs.clip import DynamicThreshold
 from .models import Model
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50

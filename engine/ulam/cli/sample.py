@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine.arguments import resolve_device
+from ..arguments import resolve_device
 from ..engine.best_slots import best_slots
 from ..engine.engine import Engine
 from ..engine.job import Job
@@ -26,6 +26,7 @@ from ..engine.network import NetworkOptions
 from ..engine.sample import DEFAULT_SLOTS
 from ..engine.scheduler import POLICIES
 from ..files import writable_folder, written
+from ..pictures import is_image
 from ..samplers.sigmas import SIGMAS
 from . import info, output
 from .job_tables import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, sampler_names
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.preview_every is not None and options.preview_every < 1:
         raise ValueError(f"preview-every: got {options.preview_every}, expected at least 1")
-    if options.preview_every is not None and not output.is_image(model.shape):
+    if options.preview_every is not None and not is_image(model.shape):
         raise ValueError(f"preview-every: samples of shape {model.shape} are no pictures")
     specs = _jobs(options, model, device)
     if isinstance(model.denoiser.net, torch.nn.Module):

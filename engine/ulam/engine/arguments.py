@@ -10,12 +10,11 @@ import torch
 
 import ulam_kernels.dispatch
 from ulam_kernels.arguments import described
-from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.validation import check_data, real_numbers
 
+from ..arguments import seed_int64, whole_number
 from ..conditioning import Shared
 from ..denoiser import Denoiser, Sampler
-from ..noise import check_device, seed_int64, whole_number
 from ..programs.program import Program
 from ..samplers.grid import GridSampler
 from ..samplers.start import start_below_noise
@@ -27,38 +26,12 @@ NORMS_DEFINED = 3  # the fewest elements whose inverse squared norm has a mean
 NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standard deviation, is at most 1%
 
 
-def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
-    """``shape`` as a tuple of sizes of at least 1, ``least`` of them or more."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < least:
-        raise TypeError(f"{name}: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
-    sizes = tuple(whole_number(name, size) for size in shape)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name}: got {sizes}, expected sizes of at least 1")
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise ValueError(f"{name}: got {sizes}, a sample may have at most 2^30 elements")
-    return sizes
-
-
 def check_slots(slots: object) -> int:
     """How many chains stand in a batch. Raises TypeError or ValueError unless it is 1 to 2^31 - 1."""
     count = whole_number("slots", slots)
     if not 1 <= count < 1 << 31:
         raise ValueError(f"slots: got {count}, expected at least 1" + (" and at most 2^31 - 1" if count > 0 else ""))
     return count
-
-
-def resolve_device(device: torch.device | str) -> torch.device:
-    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
-    where = check_device(device)
-    if where.type == "cpu":
-        return torch.device("cpu")
-    if where.type != "cuda":
-        raise ValueError(f"device: got {described(str(device))}, expected cpu or cuda")
-    count = torch.cuda.device_count()
-    index = where.index if where.index is not None or not count else torch.cuda.current_device()
-    if index is None or index >= count:
-        raise ValueError(f"device: got {described(str(device))}, but torch sees {count} CUDA devices here")
-    return torch.device("cuda", index)
 
 
 def check_network_device(denoiser: Denoiser, device: torch.device) -> None:

@@ -16,9 +16,10 @@ import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.table import MAX_REGISTERS
 
-from ..conditioning import ConditioningBuffers, Shared
+from ..conditioning import Shared
 from ..noise import FIRST_STATE, ROW
 from ..programs.program import Program
+from .conditioning import ConditioningBuffers
 from .inpainting import KnownImages
 from .job import Job
 from .row_table import Place, RowTable

@@ -15,10 +15,10 @@ from ulam_kernels.arguments import choice, described, positive, real, switch
 from ulam_kernels.ops import FLOATS
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
+from ..arguments import chain_ids, check_shape, resolve_device, whole_number
 from ..conditioning import Cond, Shared, check_cond, check_guidance
 from ..denoiser import Denoiser, Sampler
 from ..gradients import check_no_gradient
-from ..noise import chain_ids, whole_number
 from ..programs.program import Program
 from .arguments import (
     check_callback,
@@ -28,11 +28,9 @@ from .arguments import (
     check_network_device,
     check_norms,
     check_seed,
-    check_shape,
     check_slots,
     check_start,
     fallbacks,
-    resolve_device,
 )
 from .delivery import Delivery
 from .inpainting import check_known

@@ -14,10 +14,9 @@ import torch
 from ..conditioning import Shared
 from ..programs.program import Program
 from .inpainting import Known
-from .preview import Preview
 
 Noise: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
-Callback: TypeAlias = Callable[[Preview], object]
+Callback: TypeAlias = "Callable[[Preview], object]"
 Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -83,3 +82,17 @@ class Job:
         """The ids as numbers."""
         numbers: list[int] = self.chain_ids.tolist()
         return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Chains of a job after a row: their ids, the state ``x`` and the x_0 estimate before the update, ``[n, *shape]``.
+
+    ``x0`` is what the row's network output says of the data (before any clip), None on rows that have no estimate.
+    """
+
+    job: Job
+    chains: list[int]
+    row: int
+    x: torch.Tensor
+    x0: torch.Tensor | None

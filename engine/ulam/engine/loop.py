@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import torch
 
+from ..evaluation import in_eval_mode
 from ..programs.program import Program
 from .errors import NetworkError
 from .job import Job
-from .network import in_eval_mode
 from .results import Outbox
 from .runner import Runner
 from .scheduler import Group, Scheduler

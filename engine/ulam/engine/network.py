@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ulam_kernels.arguments import described
 
 from ..denoiser import Denoiser
+from ..evaluation import autocast_state
 from ..gradients import plain, wants_gradients
 from .errors import NetworkError
 from .report import Report
@@ -181,24 +182,6 @@ class Network:
 
 
 _PLAINLY = contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """A network samples in eval mode; of its modules those in training go back to it."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
-    """Whether the caller runs under autocast, and to which dtype."""
-    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
 def _computing_dtype(net: Any) -> torch.dtype | None:

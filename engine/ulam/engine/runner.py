@@ -17,11 +17,11 @@ from torch.profiler import record_function
 import ulam_kernels
 
 from ..denoiser import Denoiser
+from ..evaluation import autocast_state
 from .buffers import Buffers
 from .guidance import rescaled
-from .job import Job
-from .network import Network, NetworkOptions, autocast_state
-from .preview import Preview
+from .job import Job, Preview
+from .network import Network, NetworkOptions
 from .report import Report
 from .scheduler import Group
 from .slots import IDLE_ROW

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from ulam_kernels.arguments import switch
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
+from ..arguments import chain_ids
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
-from ..noise import chain_ids
 from ..programs.program import Program
 from .engine import Engine
 from .errors import warn

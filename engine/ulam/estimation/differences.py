@@ -20,8 +20,8 @@ import torch
 
 from ulam_kernels.tracing import recorder
 
-from ..engine.network import autocast_state, in_eval_mode
 from ..engine.tick_graphs import modules_of
+from ..evaluation import autocast_state, in_eval_mode
 from ..gradients import plain, without_graph
 from ..schedules import Array
 from .autograd import Function, Graph

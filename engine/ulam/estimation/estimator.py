@@ -13,9 +13,10 @@ import torch
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data, check_real, real_numbers
 
-from ..denoiser import Denoiser, sigma_data_of, x0_coefficients
-from ..engine.network import autocast_state, in_eval_mode
+from ..denoiser import Denoiser
+from ..evaluation import autocast_state, in_eval_mode
 from ..gradients import plain
+from ..programs.predictions import sigma_data_of, x0_coefficients
 from ..schedules import Array, Schedule, VariancePreserving
 from .derivative_checks import rows_of
 from .differences import reduced_precision

@@ -13,10 +13,10 @@ from ulam_kernels import Table
 from ulam_kernels.tracing import check_not_recorded, traced
 from ulam_kernels.validation import check_tensor
 
-from ..denoiser import check_predicts
+from ..arguments import Time, chain_ids, chain_times, seed_int64, whole_number
 from ..gradients import check_no_gradient
-from ..noise import TRAINING, chain_ids, seed_int64, whole_number
-from ..ops import Time, _times
+from ..noise import TRAINING
+from ..programs.predictions import check_predicts
 from ..schedules import Array, Schedule, check_schedule
 
 
@@ -74,7 +74,7 @@ def add_noise(
         check_not_recorded("add_noise")
     check_tensor(x_0, "x_0")
     check_no_gradient("add_noise", noise=noise)
-    times = _times(x_0, t)
+    times = chain_times(x_0, t)
     alpha, sigma = schedule.levels(times)
     ids = chain_ids(len(x_0) if chains is None else chains)
     if len(ids) != len(x_0):

@@ -18,9 +18,10 @@ from scipy.special import chdtr, chdtri
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
+from ..arguments import whole_number
 from ..denoiser import Denoiser
 from ..gradients import check_no_gradient
-from ..noise import CHECK, normal_for, whole_number
+from ..noise import CHECK, normal_for
 from .derivatives import Derivatives
 from .estimator import Estimator, Inputs, levels
 from .probes import dot, probes

@@ -9,6 +9,7 @@ import torch
 from ulam_kernels.arguments import described
 
 from .. import noise
+from ..arguments import whole_number
 
 MOST_PROBES = 1 << 30
 KINDS = ("rademacher", "gaussian")
@@ -24,7 +25,7 @@ def probes(
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {described(kind)}")
-    if noise.whole_number("probes", count) < 1:
+    if whole_number("probes", count) < 1:
         raise ValueError(f"probes must be at least 1, got {count}")
     if count > MOST_PROBES:
         raise ValueError(f"probes: got {count}, expected at most 2^30")

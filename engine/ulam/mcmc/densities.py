@@ -18,6 +18,7 @@ from ulam_kernels.arguments import positive
 from ulam_kernels.validation import MAX_ELEMENTS, real_numbers
 
 from .. import noise
+from ..arguments import whole_number
 from ..samplers.markov.state import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
@@ -349,7 +350,7 @@ def _number(name: str, value: float) -> float:
 
 
 def _dimension(dimension: int, least: int) -> int:
-    whole = noise.whole_number("dimension", dimension)
+    whole = whole_number("dimension", dimension)
     if not least <= whole <= MAX_ELEMENTS:
         rule = f"at least {least}" if whole < least else "at most 2^30"
         raise ValueError(f"dimension: got {whole}, expected {rule}")

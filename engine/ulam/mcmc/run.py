@@ -14,10 +14,10 @@ from ulam_kernels.arguments import described, switch
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
+from ..arguments import chain_ids, check_shape, resolve_device, seed_int64, whole_number
 from ..denoiser import Denoiser
-from ..engine.arguments import check_shape, check_slots, fallbacks, resolve_device
+from ..engine.arguments import check_slots, fallbacks
 from ..gradients import check_no_gradient
-from ..noise import chain_ids, seed_int64, whole_number
 from ..samplers.markov.samplers import ChainSampler, ParallelTempering, of_rows
 from . import diagnosis
 from .batch import Batch, Plan, Record

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ..conditioning import Cond, Shared, check_cond
-from ..denoiser import Denoiser, eps_coefficients, sigma_data_of
-from ..engine.network import in_eval_mode
+from ..denoiser import Denoiser
 from ..estimation.estimator import Estimator, Sigma, levels
+from ..evaluation import in_eval_mode
 from ..gradients import without_graph
+from ..programs.predictions import eps_coefficients, sigma_data_of
 from ..samplers.markov.state import Evaluate, Evaluated
 
 

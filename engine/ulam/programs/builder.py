@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ulam_kernels.arguments import as_float, described, is_real
-
-from ..denoiser import check_predicts, combine, eps_coefficients, sigma_data_of, x0_coefficients
 from ..schedules import Array, Numbers, Schedule, check_schedule
+from .clip import Clip, DynamicThreshold
+from .predictions import check_predicts, combine, eps_coefficients, sigma_data_of, x0_coefficients
 from .program import COLUMNS, FLAGS, Flags, Program, term_names
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class DynamicThreshold:
-    """clip=DynamicThreshold(): D <- clip(D, -s, s) / s with s the `quantile` of |D| over a chain, in [1, cap].
-
-    [Imagen, Saharia 2022, sec. 2.3]. cap=1 is the static clip to [-1, 1]; diffusers calls it sample_max_value. Raises
-    ValueError naming the argument.
-    """
-
-    quantile: float = 0.995
-    cap: float = math.inf
-
-    def __post_init__(self) -> None:
-        for name, value in (("quantile", self.quantile), ("cap", self.cap)):
-            if not is_real(value):
-                raise ValueError(f"{name} must be a number, got {described(value)}")
-        if not 0 < as_float(self.quantile) <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {described(self.quantile)}")
-        if not as_float(self.cap) >= 1:
-            raise ValueError(f"cap must be at least 1, got {described(self.cap)}")
-
-
-Clip: TypeAlias = tuple[float, float] | DynamicThreshold | None
 
 
 class ProgramBuilder:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 
-from ..programs.builder import DynamicThreshold
+from ..programs.clip import DynamicThreshold
 from .consistency import Consistency
 from .ddim import DDIM
 from .ddpm import DDPM

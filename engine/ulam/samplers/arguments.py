@@ -13,7 +13,7 @@ import torch
 from ulam_kernels.arguments import as_float, described, is_real
 from ulam_kernels.validation import real_numbers
 
-from ..programs.builder import DynamicThreshold
+from ..programs.clip import DynamicThreshold
 from .sigmas import SIGMAS
 
 LARGEST = 1e150  # whose square is a float too

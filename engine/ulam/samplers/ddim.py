@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..programs.builder import Clip, ProgramBuilder
+from ..programs.builder import ProgramBuilder
+from ..programs.clip import Clip
 from ..programs.program import Program
 from ..schedules import Schedule, correlation
 from .arguments import check_clip, check_flag, check_number

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..programs.builder import Clip, ProgramBuilder
+from ..programs.builder import ProgramBuilder
+from ..programs.clip import Clip
 from ..programs.program import Program
 from ..schedules import Array, Schedule
 from .arguments import check_clip, check_flag, check_whole

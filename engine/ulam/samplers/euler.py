@@ -11,8 +11,9 @@ import numpy as np
 
 from ulam_kernels.arguments import is_real
 
-from ..denoiser import combine, sigma_data_of
-from ..programs.builder import Clip, ProgramBuilder
+from ..programs.builder import ProgramBuilder
+from ..programs.clip import Clip
+from ..programs.predictions import combine, sigma_data_of
 from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..programs.builder import Clip, ProgramBuilder
+from ..programs.builder import ProgramBuilder
+from ..programs.clip import Clip
 from ..programs.program import Program
 from ..schedules import Schedule, posterior
 from .arguments import check_clip, check_number, check_whole

@@ -10,7 +10,8 @@ import numpy as np
 
 from ulam_kernels.arguments import described
 
-from ..programs.builder import Clip, ProgramBuilder
+from ..programs.builder import ProgramBuilder
+from ..programs.clip import Clip
 from ..programs.program import Flags, Program
 from ..schedules import Array, Schedule
 from .arguments import check_choice, check_clip, check_flag, check_whole

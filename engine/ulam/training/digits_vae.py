@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from ..models.digits_vae import DigitsVAE
-from .digits import BATCH, batches, load_mnist5k
+from ..models.mnist import load_mnist5k
+from .digits import BATCH, batches
 
 HERE = Path(__file__).parents[1] / "models"
 RATE, WARM_KL = 2e-3, 0.3  # the KL's weight rises from 0 to 1 over this share of the run

@@ -23,8 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .. import mcmc, noise
-from ..cli import output
+from .. import mcmc, noise, pictures
 from ..ebm import PersistentChains
 from ..files import whole
 from ..mcmc import ULA, Energy
@@ -173,14 +172,14 @@ def picture(task: Task, energy: TiltedGaussian, data: Tensor, samples: Tensor) -
     """Digits: half a picture of data above samples. Plane: the data, exp(-E) and the samples, side by side."""
     if task.name == "digits":
         shown = data[: len(samples)].view_as(samples)
-        return output.grid(output.to_pixels(torch.cat([shown, samples])), columns=16)
+        return pictures.grid(pictures.to_pixels(torch.cat([shown, samples])), columns=16)
     edges = np.linspace(-2, 2, PIXELS + 1)
     at = torch.from_numpy((edges[1:] + edges[:-1]) / 2).float()
     y, x = torch.meshgrid(at.flip(0), at, indexing="ij")
     density = (-energy(torch.stack([x, y], 2).view(-1, 2))).exp().view(PIXELS, PIXELS)
     panels = [_histogram(data, edges), density, _histogram(samples, edges)]
     scaled = torch.stack([2 * (panel / panel.max()).clamp(0, 1) - 1 for panel in panels])
-    return output.grid(output.to_pixels(scaled[:, None]), columns=3)
+    return pictures.grid(pictures.to_pixels(scaled[:, None]), columns=3)
 
 
 def _histogram(points: Tensor, edges: np.ndarray) -> Tensor:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ulam_kernels.arguments import described, is_real, real, switch, whole
 from ulam_kernels.validation import REALS, check_tensor, real_numbers
 
-from ...engine.arguments import resolve_device
+from ...arguments import resolve_device
 from ...files import one_line
 from .configuration import MOST_STEPS, short
 

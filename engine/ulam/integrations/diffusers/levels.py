@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...programs.builder import Clip, DynamicThreshold, ProgramBuilder
+from ...programs.builder import ProgramBuilder
+from ...programs.clip import Clip, DynamicThreshold
 from ...programs.program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod

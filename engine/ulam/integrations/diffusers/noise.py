@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 import ulam_kernels
 
-from ...noise import chain_ids, seed_int64
+from ...arguments import chain_ids, seed_int64
 
 Generators = torch.Generator | list[torch.Generator] | None
 KINDS = ("torch", "noise-v1")

@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 
 from ulam_kernels.arguments import whole
 
-from ...denoiser import x0_coefficients
 from ...programs.builder import ProgramBuilder
+from ...programs.predictions import x0_coefficients
 from ...programs.program import Program
 from ...samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
 from ...samplers.euler import Terms

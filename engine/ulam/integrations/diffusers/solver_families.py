@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...programs.builder import Clip
+from ...programs.clip import Clip
 from ...programs.program import Program
 from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ...samplers.grid import Grid, GridSampler

@@ -18,7 +18,7 @@ import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described, switch
 from ulam_kernels.validation import real_numbers
 
-from ...noise import whole_number
+from ...arguments import whole_number
 from .state import Columns, State
 
 LONGEST_PATH = 1 << 26  # leapfrog steps that may be asked for

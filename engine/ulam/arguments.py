@@ -1,0 +1,136 @@
+"""What every part of ulam checks of its arguments in one way: numbers, ids, seeds, times, shapes, devices."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ulam_kernels.arguments import described, real
+from ulam_kernels.ops import MAX_ELEMENTS
+from ulam_kernels.tracing import check_read
+from ulam_kernels.validation import check_tensor
+
+from .gradients import check_no_gradient
+
+Array: TypeAlias = npt.NDArray[np.float64]
+MAX_CHAINS = 1 << 40
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device that is meant. Raises ValueError where torch knows none such."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device: got {described(device)}, expected cpu or cuda") from None
+
+
+def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for what is not ids in [0, 2^63)."""
+    if isinstance(chains, torch.Tensor):
+        if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
+            came = f"{chains.dtype} {list(chains.shape)}"
+            raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
+        check_tensor(chains, "chains")
+        check_read(chains, "chains")
+        ids = chains.detach().to("cpu", torch.int64, copy=True)
+        if len(ids) and int(ids.min()) < 0:
+            raise ValueError("chains: ids must lie in [0, 2^63)")
+    elif isinstance(chains, range):
+        if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
+            raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
+        ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
+    elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
+        values = [whole_number("chains", chain) for chain in chains]
+        if any(not 0 <= value < 1 << 63 for value in values):
+            raise ValueError("chains: ids must lie in [0, 2^63)")
+        ids = torch.tensor(values, dtype=torch.int64)
+    else:
+        count = whole_number("chains", chains)
+        if not 0 <= count <= MAX_CHAINS:
+            raise ValueError(f"chains: got {count}, expected 1 to 2^40 (or a range, or a sequence of ids)")
+        ids = torch.arange(count, dtype=torch.int64)
+    return ids
+
+
+def seed_int64(seed: int) -> int:
+    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits."""
+    seed = whole_number("seed", seed)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
+    return as_int64(seed)
+
+
+def as_int64(value: int) -> int:
+    """The int64 with the low 64 bits of ``value``."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def whole_number(name: str, value: object) -> int:
+    """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {described(value)}, expected an integer")
+    try:
+        number = int(operator.index(value))
+    except TypeError:  # an array of several, a tensor of a float, a class
+        raise TypeError(f"{name}: got {described(value)}, expected an integer") from None
+    if number.bit_length() > 128:  # which messages further on would print
+        raise ValueError(f"{name}: got {described(number)}, expected one of at most 64 bits")
+    return number
+
+
+Time = int | float | torch.Tensor | np.ndarray
+
+
+def chain_times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
+    """`t` as [B] float64; ``name`` is what errors call it."""
+    if isinstance(t, (np.ndarray, torch.Tensor)):
+        if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
+            raise ValueError(f"{name} must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
+        array = t if isinstance(t, np.ndarray) else _read(t, name)
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must hold integers or floats, got {t.dtype}")
+        return np.broadcast_to(array.astype(np.float64), (len(x_t),))
+    if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number or a tensor of one per chain, got {described(t)}")
+    return np.full(len(x_t), real(t, name, most=sys.float_info.max))
+
+
+def _read(t: torch.Tensor, name: str) -> Array:
+    check_tensor(t, name)
+    check_read(t, name)
+    check_no_gradient("a conversion", t=t)
+    t = t.detach().cpu().resolve_neg()
+    return (t.double() if t.is_floating_point() else t).numpy()
+
+
+def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
+    """``shape`` as a tuple of sizes of at least 1, ``least`` of them or more."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < least:
+        raise TypeError(f"{name}: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
+    sizes = tuple(whole_number(name, size) for size in shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name}: got {sizes}, expected sizes of at least 1")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise ValueError(f"{name}: got {sizes}, a sample may have at most 2^30 elements")
+    return sizes
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
+    where = check_device(device)
+    if where.type == "cpu":
+        return torch.device("cpu")
+    if where.type != "cuda":
+        raise ValueError(f"device: got {described(str(device))}, expected cpu or cuda")
+    count = torch.cuda.device_count()
+    index = where.index if where.index is not None or not count else torch.cuda.current_device()
+    if index is None or index >= count:
+        raise ValueError(f"device: got {described(str(device))}, but torch sees {count} CUDA devices here")
+    return torch.device("cuda", index)

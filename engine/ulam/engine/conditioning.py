@@ -1,0 +1,88 @@
+"""The network's further arguments for the slots of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..conditioning import Shared
+from .transfers import on_device
+
+
+@dataclass(frozen=True)
+class Input:
+    """What one argument of the network is for all jobs of an engine: its dtype and shape, behind the chains' if any."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    shared: torch.Tensor | None
+
+    @classmethod
+    def of(cls, value: torch.Tensor | Shared) -> Input:
+        if isinstance(value, Shared):
+            return cls(value.tensor.dtype, value.tensor.shape, value.tensor)
+        return cls(value.dtype, value.shape[1:], None)
+
+    def check(self, name: str, value: torch.Tensor | Shared) -> None:
+        """Raise ValueError unless this value can stand in one batch with those before."""
+        came = Input.of(value)
+        if (came.shared is None) != (self.shared is None):
+            raise ValueError(f"{name}: all jobs of an engine share it, or none")
+        if (came.dtype, came.shape) != (self.dtype, self.shape):
+            shapes = ([*(["chains"] if i.shared is None else []), *i.shape] for i in (came, self))
+            told, like = (f"{i.dtype} {shape}" for i, shape in zip((came, self), shapes, strict=True))
+            raise ValueError(f"{name}: got {told}, expected {like} like the jobs before")
+        if self.shared is not None and came.shared is not self.shared:
+            assert came.shared is not None
+            if not torch.equal(self.shared.cpu(), came.shared.cpu()):
+                raise ValueError(f"{name}: a shared tensor must be the same for all jobs of an engine")
+
+
+class ConditioningBuffers:
+    """The network's further arguments for all slots, in one of the two branches: ``[slots, ...]`` a key.
+
+    What they are is declared by the first job, from any thread; the tensors are made by the thread that runs the
+    chains, when the first of them enter.
+    """
+
+    def __init__(self, name: str, slots: int, device: torch.device) -> None:
+        self._name, self._slots, self._device = name, slots, device
+        self._declared: dict[str, Input] | None = None
+        self.inputs: dict[str, torch.Tensor] = {}  # the network's keyword arguments
+        self.shared: set[str] = set()
+
+    def check(self, values: dict[str, torch.Tensor | Shared]) -> None:
+        """Raise ValueError unless these inputs can stand in one batch with those of the jobs before."""
+        if self._declared is None:
+            return
+        if self._declared.keys() != values.keys():
+            came = f"{sorted(values)}, the jobs before {sorted(self._declared)}"
+            raise ValueError(f"{self._name}: got {came}: jobs in one engine share the arguments of the network")
+        for key, value in values.items():
+            self._declared[key].check(f"{self._name}[{key!r}]", value)
+
+    def declare(self, values: dict[str, torch.Tensor | Shared]) -> None:
+        """Settle what the inputs are, unless an earlier job did."""
+        if self._declared is None:
+            self._declared = {key: Input.of(value) for key, value in values.items()}
+
+    def enter(self, slots: slice, chains: slice, values: dict[str, torch.Tensor | Shared]) -> None:
+        """Copy the inputs of these chains of a job to these slots."""
+        if not self.inputs:
+            self._allocate()
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                self.inputs[key][slots].copy_(on_device(value[chains], self._device))
+
+    def _allocate(self) -> None:
+        inputs, shared = {}, set()
+        with torch.inference_mode(False):  # they stay, and their versions are watched
+            for key, given in (self._declared or {}).items():
+                if given.shared is None:
+                    inputs[key] = torch.zeros(self._slots, *given.shape, dtype=given.dtype, device=self._device)
+                else:
+                    inputs[key] = on_device(given.shared, self._device)
+                    shared.add(key)
+        self.shared = shared
+        self.inputs = inputs

@@ -1,0 +1,40 @@
+"""Samples as pixels and grids of pictures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+GAP = 2
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a sample of this shape is a picture: [1 or 3, H, W]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def to_pixels(x: torch.Tensor) -> Pixels:
+    """Samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded to nearest; outside values are clipped."""
+    scaled = ((x.float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(pixels: Pixels, columns: int) -> Image.Image:
+    """The pictures [N, H, W, C] row by row, small ones enlarged by whole factors to at least 56 pixels."""
+    factor = max(1, math.ceil(56 / max(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = pixels.shape
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 64, dtype=np.uint8)
+    for index, picture in enumerate(pixels):
+        top = GAP + index // columns * (height + GAP)
+        left = GAP + index % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
