@@ -72,6 +72,11 @@ def as_int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+def whole_numbers(**values: object) -> list[int]:
+    """:func:`whole_number` of each, by name."""
+    return [whole_number(name, value) for name, value in values.items()]
+
+
 def whole_number(name: str, value: object) -> int:
     """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -124,7 +124,8 @@ class Denoiser:
 
     def _check_times(self, program: Program) -> None:
         """Raises ValueError for a time that the schedule does not have, or that float32 does not hold."""
-        last = self.schedule.steps - 1 if self.schedule.steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
+        steps = self.schedule.steps
+        last = steps - 1 if steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
         first = -last if self.predicts == "raw" else 0.0  # whose networks are told logarithms of sigma
         off = program.evaluates & ~((program.time >= first) & (program.time <= last * (1 + TIME_ROUNDING)))
         for row in np.flatnonzero(off):

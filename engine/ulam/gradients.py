@@ -37,8 +37,12 @@ def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **ten
     """Raises RuntimeError where a caller may expect a gradient of ``what``, which has none."""
     if not torch.is_grad_enabled():
         return
-    further = cond.items() if isinstance(cond, Mapping) else ()
-    given = tensors | {f"cond[{key!r}]": value for key, value in further}
+    given: dict[str, object] = {}
+    for name, value in {**tensors, "cond": cond}.items():
+        named = (
+            {f"{name}[{key!r}]": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        given.update(named)
     for name, value in given.items():
         tensor = getattr(value, "tensor", value)  # of what ulam.shared wraps
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:

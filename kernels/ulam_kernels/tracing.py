@@ -50,6 +50,18 @@ def outside_graphs(function: F) -> F:
     return called  # type: ignore[return-value]
 
 
+def not_recorded(function: F) -> F:
+    """As :func:`outside_graphs`, and refused by :func:`check_not_recorded` where anything else records the call."""
+
+    @outside_graphs
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check_not_recorded(function.__name__)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
 def compiles() -> bool:
     """Whether torch.compile may trace what runs now: it has been imported."""
     return "torch._dynamo" in sys.modules

@@ -16,6 +16,11 @@ from ulam_kernels.table import C_NEXT
 CPU = torch.device("cpu")
 
 
+def load(rows, program, running):
+    """The program's place, made if it has none."""
+    return rows.find(program) or rows.add(program, running)
+
+
 def programs(*samplers):
     return [sampler.program(SCHEDULE) for sampler in samplers]
 
@@ -35,15 +40,15 @@ def expect_values(rows, program):
             assert torch.equal(table.flags[at], packed.flags)
     columns = rows.columns
     assert torch.equal(columns.c_next[at], packed.coef[:, C_NEXT])
-    assert columns.times[at][program.evaluating].tolist() == place.told
-    assert place.told == [float(torch.tensor(t, dtype=torch.float32)) for t in program.time[program.evaluates]]
+    assert columns.times[at][program.evaluating].tolist() == place.network_times
+    assert place.network_times == [float(torch.tensor(t, dtype=torch.float32)) for t in program.time[program.evaluates]]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_programs_of_all_widths_lie_in_every_table_that_is_wide_enough(order):
     rows, made = new_table(), programs(DDPM(steps=7), DPMSolverPP(9), PNDM(12))
     for number in order:
-        rows.load(made[number], set)
+        load(rows, made[number], set)
         rows.table(made[number].registers)
         for program in rows.programs:
             expect_values(rows, program)
@@ -57,12 +62,12 @@ def test_programs_without_chains_make_way_the_longest_unused_first():
     rows, made = new_table(), programs(*(DDIM(steps=1000, eta=eta / 10) for eta in range(6)))
     before = rows.columns
     for program in made[:4]:
-        rows.load(program, set)
-    rows.load(made[0], set)  # used again: the second is now the one that waited longest
-    rows.load(made[4], lambda: {made[2]})
+        load(rows, program, set)
+    load(rows, made[0], set)  # used again: the second is now the one that waited longest
+    load(rows, made[4], lambda: {made[2]})
     assert rows.columns is before, "nothing moved"
     assert set(rows.programs) == {made[0], made[2], made[3], made[4]}
-    rows.load(made[5], lambda: {made[2], made[0]})
+    load(rows, made[5], lambda: {made[2], made[0]})
     assert set(rows.programs) == {made[0], made[2], made[4], made[5]}
     for program in rows.programs:
         expect_values(rows, program)
@@ -72,7 +77,7 @@ def test_a_table_of_running_programs_grows_geometrically_and_keeps_every_place()
     rows, made = new_table(), programs(*(DDIM(steps=1000, eta=eta / 20) for eta in range(12)))
     sizes, places = [], {}
     for program in made:
-        rows.load(program, lambda: set(made))
+        load(rows, program, lambda: set(made))
         assert all((rows[p].begin, rows[p].end) == place for p, place in places.items())
         places[program] = rows[program].begin, rows[program].end
         sizes.append(len(rows))
@@ -86,8 +91,8 @@ def test_a_program_larger_than_the_table_fits():
     (program,) = programs(DDIM(steps=1000))
     long = ulam.samplers.RePaint(200, jump_length=10, jump_n_sample=30).program(SCHEDULE)
     assert len(long) > CAPACITY
-    rows.load(program, lambda: {program})
-    rows.load(long, lambda: {program})
+    load(rows, program, lambda: {program})
+    load(rows, long, lambda: {program})
     assert len(rows) >= len(long) + len(program)
     expect_values(rows, program)
     expect_values(rows, long)
@@ -116,9 +121,9 @@ def test_failures_are_told_by_the_rows_that_the_program_had_when_its_chains_left
     engine = ulam.Engine(ulam.Denoiser(network, SCHEDULE), SHAPE, 2)
     engine.submit(DDIM(steps=9), 2)
     rows = engine._runner.buffers.rows
-    while not engine._outbox._batches:
+    while not engine._delivery._departures:
         engine._loop.run_to_next_event(None)
     for program in programs(*(DDIM(steps=1000, eta=eta / 10) for eta in range(5))):
-        rows.load(program, set)
+        load(rows, program, set)
     assert DDIM(steps=9).program(SCHEDULE) not in rows.programs
     assert [result.failed for result in engine.stream()] == [5, 5]

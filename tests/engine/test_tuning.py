@@ -35,14 +35,14 @@ def home(tmp_path, monkeypatch):
 
 
 def best(network, **options):
-    return tuning.best_slots(ulam.Denoiser(network, SCHEDULE), (4,), CPU, **options)
+    return ulam.Engine.best_slots(ulam.Denoiser(network, SCHEDULE), (4,), CPU, **options)
 
 
 def with_curve(monkeypatch, rate):
     """Trials that give rate(slots); the slots that were tried."""
     tried = []
 
-    def trial(denoiser, shape, device, backend, dtype, options, cond, slots):
+    def trial(engine, denoiser, shape, device, backend, dtype, options, cond, slots):
         tried.append(slots)
         return rate(slots)
 
@@ -79,7 +79,7 @@ def test_a_result_is_remembered_for_what_it_depends_on(home, monkeypatch):
         lambda: best(Linear(), backend="reference"),
         lambda: best(Linear(), dtype=torch.bfloat16),
         lambda: best(Linear().bfloat16()),
-        lambda: tuning.best_slots(ulam.Denoiser(Linear(), SCHEDULE), (3, 4), CPU),
+        lambda: ulam.Engine.best_slots(ulam.Denoiser(Linear(), SCHEDULE), (3, 4), CPU),
     ):
         tried.clear()
         assert other() == 8 and len(tried) == 6

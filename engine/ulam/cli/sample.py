@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from ..arguments import resolve_device
-from ..engine.best_slots import best_slots
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..engine.network import NetworkOptions
@@ -145,7 +144,7 @@ def _engine(options: argparse.Namespace, model: Model, specs: list[JobSpec], dev
         slots = min(sum(len(spec.chains) for spec in specs), DEFAULT_SLOTS)
     elif slots == "auto":
         cond = {name: value[:1] for name, value in specs[0].cond.items()}
-        slots = best_slots(
+        slots = Engine.best_slots(
             model.denoiser, model.shape, device, backend=options.backend, options=network, cond=cond
         )  # fmt: skip
         print(f"ulam: {slots} slots")

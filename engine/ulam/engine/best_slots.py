@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ulam_kernels import __version__
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser
 from ..files import parse_json, whole
+from ..samplers.ddim import DDIM
 from .errors import NetworkError
 from .network import NetworkOptions
 
@@ -35,6 +36,7 @@ MEMORY = 0.5  # the part of the device's memory from which on nothing more is tr
 
 
 def best_slots(
+    engine: Callable[..., Any],
     denoiser: Denoiser,
     shape: tuple[int, ...],
     device: torch.device,
@@ -53,6 +55,7 @@ def best_slots(
     ``torch.nn.Module`` are tried every time.
 
     Args:
+        engine: makes the engines of the trials, :class:`ulam.Engine` (which imports this module).
         denoiser, shape, device, backend, dtype, options: as of the :class:`ulam.Engine` to be.
         cond: further arguments of the network for one chain, ``[1, ...]``, or shared.
 
@@ -66,7 +69,7 @@ def best_slots(
     rates: dict[int, float] = {}
     slots, idle = 1, 0
     while slots <= MOST and idle < 2:
-        rate = _rate(denoiser, shape, device, backend, dtype, given, cond or {}, slots)
+        rate = _rate(engine, denoiser, shape, device, backend, dtype, given, cond or {}, slots)
         log.info("slots=%d: %.1f evaluations/s", slots, rate)
         idle = idle + 1 if rate < WORTH * max(rates.values(), default=0.0) else 0
         rates[slots] = rate
@@ -80,6 +83,7 @@ def best_slots(
 
 
 def _rate(
+    engine: Callable[..., Any],
     denoiser: Denoiser,
     shape: tuple[int, ...],
     device: torch.device,
@@ -90,20 +94,17 @@ def _rate(
     slots: int,
 ) -> float:
     """Evaluations a second with this many chains; 0 where they do not fit the memory. The better of two trials."""
-    from ..samplers import DDIM
-    from .engine import Engine
-
     per_chain = {
         name: value if isinstance(value, Shared) else value.expand(slots, *value.shape[1:])
         for name, value in cond.items()
     }
     rates = []
     try:
-        engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options)
+        trial = engine(denoiser, shape, slots, device, backend, dtype, options=options)
         for _ in range(3):  # the first warms up
-            engine.submit(DDIM(steps=TICKS), slots, cond=per_chain)
+            trial.submit(DDIM(steps=TICKS), slots, cond=per_chain)
             begin = time.perf_counter()
-            engine.run()
+            trial.run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             rates.append(slots * TICKS / (time.perf_counter() - begin))
@@ -117,10 +118,10 @@ def _rate(
         if isinstance(error.__cause__, TypeError):
             raise TypeError(
                 f"slots: 'auto' called the network with x, t and cond={sorted(cond)}: {error.__cause__}; give it what "
-                "it needs by slots=ulam.engine.best_slots.best_slots(..., cond={...})"
+                "it needs by slots=ulam.Engine.best_slots(..., cond={...})"
             ) from error
         raise
-    return 0.0 if engine.report.batch < slots else max(rates[1:])
+    return 0.0 if trial.report.batch < slots else max(rates[1:])
 
 
 def _has_room(device: torch.device) -> bool:

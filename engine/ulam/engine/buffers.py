@@ -22,7 +22,7 @@ from ..programs.program import Program
 from .conditioning import ConditioningBuffers
 from .inpainting import KnownImages
 from .job import Job
-from .row_table import Place, RowTable
+from .row_table import Columns, Place, RowTable
 from .scheduler import Group
 from .slots import Slots, places
 from .transfers import on_device
@@ -52,7 +52,7 @@ class Buffers:
         self.slots = Slots(slots, device)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
-        self._view = self.state, 1, self.state[:1]
+        self._view: tuple[torch.Tensor, Columns, int, torch.Tensor, Table] | None = None
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
         self.cond = ConditioningBuffers("cond", slots, device)
         self.uncond = ConditioningBuffers("uncond", slots, device)
@@ -82,21 +82,21 @@ class Buffers:
                 self.scales = torch.ones(self.size, 4, dtype=self.rows.columns.c_next.dtype, device=self.device)
             if self.known is None and bool(program.blends.any()):
                 self.known = KnownImages(self.size, self.shape, self.device, self.rows.columns.c_next.dtype)
-            self.rows.table(program.registers)
-            return self.rows.load(program, running)
+            return self.rows.add(program, running)
 
-    def registers(self, count: int) -> tuple[torch.Tensor, Table]:
-        """The first registers of all states, and the table of programs that have no more."""
-        if self._view[0] is not self.state or self._view[1] != count:
-            self._view = self.state, count, self.state[:count]
-        return self._view[2], self.rows.table(count)
+    def of_tick(self, registers: int, scaled: bool) -> tuple[torch.Tensor, Table, torch.Tensor | None]:
+        """The first registers of all states, the table of programs that have no more, and the network's inputs.
 
-    def inputs_are(self, scaled: bool) -> torch.Tensor | None:
-        """Where the network's inputs are at a tick: None for the states themselves, unless programs scale them."""
+        The last is None where these are the states themselves, unless programs scale them.
+        """
+        view = self._view
+        if view is None or view[0] is not self.state or view[1] is not self.rows.columns or view[2] != registers:
+            table = self.rows.table(registers)
+            self._view = view = self.state, self.rows.columns, registers, self.state[:registers], table
         if scaled or self.own_inputs:
-            return self.net_in
+            return view[3], view[4], self.net_in
         self._inputs_are_current = False
-        return None
+        return view[3], view[4], None
 
     def _current_inputs(self) -> None:
         """Have the inputs of all slots hold their states, from before there was a program that scales them."""
@@ -179,16 +179,13 @@ class Buffers:
 
     def leave(self, groups: list[Group[Job]]) -> None:
         """Idle these groups' slots."""
-        self.slots.idle(places([group.slots for group in groups])[0])
-        self.slots.commit()
+        self.slots.idle([group.slots for group in groups])
 
     def idle_but(self, groups: list[Group[Job]]) -> None:
         """Idle all slots but these groups'."""
-        idle = np.ones(self.size, dtype=np.bool_)
-        for group in groups:
-            idle[group.slots] = False
-        self.slots.idle(np.flatnonzero(idle))
-        self.slots.commit()
+        ends = [0, *(end for group in groups for end in (group.slots.start, group.slots.stop)), self.size]
+        ends.sort()
+        self.slots.idle([slice(begin, end) for begin, end in zip(ends[::2], ends[1::2], strict=True) if begin < end])
 
     def taken(self, groups: list[Group[Job]], with_failures: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""

@@ -7,40 +7,28 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any, cast
 
 import torch
 
-import ulam_kernels.dispatch
-from ulam_kernels.arguments import choice, described, positive, real, switch
-from ulam_kernels.ops import FLOATS
-from ulam_kernels.tracing import check_not_recorded, outside_graphs
+from ulam_kernels.arguments import described, real, switch
+from ulam_kernels.tracing import not_recorded, outside_graphs
 
-from ..arguments import chain_ids, check_shape, resolve_device, whole_number
-from ..conditioning import Cond, Shared, check_cond, check_guidance
+from ..arguments import check_shape, resolve_device
+from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
-from ..gradients import check_no_gradient
 from ..programs.program import Program
-from .arguments import (
-    check_callback,
-    check_first_row,
-    check_first_states,
-    check_guidance_options,
-    check_network_device,
-    check_norms,
-    check_seed,
-    check_slots,
-    check_start,
-    fallbacks,
-)
-from .delivery import Delivery
-from .inpainting import check_known
+from .arguments import backend_name, check_options, check_slots
+from .best_slots import best_slots
+from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
 from .loop import Loop
 from .network import NetworkOptions
 from .report import Report
-from .results import Batch, Finished, Outbox, Result
+from .results import Finished, Result
 from .runner import Runner
-from .scheduler import POLICIES, Scheduler
+from .scheduler import Scheduler
+from .submission import job_of
 from .watchdog import Watchdog
 
 __all__ = ["Engine", "Report", "Result"]
@@ -65,7 +53,7 @@ class Engine:
         denoiser: the network with its schedule. It is called under ``torch.inference_mode``, unless ``options`` say
             that it takes gradients inside. No gradient flows through samples.
         shape: of one chain's sample. slots: chains in one batch, or "auto": found by short trials
-            (:func:`ulam.engine.best_slots.best_slots`).
+            (:meth:`best_slots`).
         device: where the states live; the network must be there.
         backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
         policy: which chains enter first, see :class:`ulam.engine.scheduler.Scheduler`.
@@ -101,36 +89,19 @@ class Engine:
         watchdog: float | None = None,
         trace: bool = False,
     ) -> None:
-        if not isinstance(denoiser, Denoiser):
-            raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
+        check_options(
+            denoiser, dtype, policy, queue, options, results, watchdog,
+            check_finite=check_finite, graphs=graphs, trace=trace,
+        )  # fmt: skip
         sizes = check_shape(shape)
-        automatic = isinstance(slots, str) and slots == "auto"
-        if not automatic:
-            check_slots(slots)
-        if not isinstance(dtype, torch.dtype) or dtype not in (*FLOATS, torch.float64):
-            raise ValueError(f"dtype: got {described(dtype)}, expected float32, bfloat16, float16 or float64")
-        if queue is not None and whole_number("queue", queue) < 1:
-            raise ValueError(f"queue: got {queue}, expected at least 1 chain, or None")
-        choice(policy, "policy", POLICIES)
-        choice(results, "results", ("device", "host"))
-        if watchdog is not None:
-            watchdog = positive(watchdog, "watchdog")
-        if options is not None and not isinstance(options, NetworkOptions):
-            raise TypeError(f"options: got {described(options)}, expected a ulam.NetworkOptions, or None")
-        for name, flag in (("check_finite", check_finite), ("graphs", graphs), ("trace", trace)):
-            switch(flag, name)
+        count = None if isinstance(slots, str) and slots == "auto" else check_slots(slots)
         where = resolve_device(device)
-        module = ulam_kernels.dispatch.select(backend, where.type, dtype)
-        check_network_device(denoiser, where)
-        if automatic:
-            from .best_slots import best_slots
-
-            slots = best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=options)
-        count = check_slots(slots)
+        name, slow = backend_name(denoiser, where, backend, dtype)
+        if count is None:
+            count = self.best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=options)
         self.denoiser, self.shape, self.slots = denoiser, sizes, count
         self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
-        name = ulam_kernels.dispatch.name_of(module)
-        self.report = Report(name, str(where), count, fallbacks=fallbacks(name, backend, dtype))
+        self.report = Report(name, str(where), count, fallbacks=slow)
         with torch.inference_mode(False):
             self._runner = Runner(
                 denoiser,
@@ -145,17 +116,31 @@ class Engine:
                 graphs,
                 trace,
             )
-        self._outbox = Outbox(self._runner, results == "host")
-        self._delivery = Delivery(self._outbox)
-        self._turn = threading.RLock()  # whose turn it is to run the chains
         self._lock = threading.RLock()  # over the scheduler and the results; nothing waits for the device under it
         self._room = threading.Condition(self._lock)
-        self._loop = Loop(self._scheduler, self._runner, self._outbox, self._room)
+        self._delivery = Delivery(self._runner.buffers, self.report, self._lock, check_finite, results == "host")
+        self._loop = Loop(self._scheduler, self._runner, self._delivery, self._room)
         self._closed = False  # no more jobs
-        self._stopped = False  # no more ticks
-        self._watchdog = Watchdog(self._runner.network, watchdog, self.report.add_fallback) if watchdog else None
+        self._watchdog: Watchdog | None = None
+        if watchdog is not None:
+            self._watchdog = Watchdog(self._runner.network, float(watchdog), self.report.add_fallback)
 
-    @outside_graphs
+    @classmethod
+    def best_slots(
+        cls,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        device: torch.device,
+        *,
+        backend: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        options: NetworkOptions | None = None,
+        cond: Cond | None = None,
+    ) -> int:
+        """The slots with which a network is fastest, found by short trials and remembered: `best_slots.best_slots`."""
+        return best_slots(cls, denoiser, shape, device, backend=backend, dtype=dtype, options=options, cond=cond)
+
+    @not_recorded
     def submit(
         self,
         sampler: Sampler | Program,
@@ -192,62 +177,35 @@ class Engine:
             QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed, or an
             argument requires grad while gradients are recorded.
         """
-        check_not_recorded("submit")
         switch(block, "block")
         weight = real(weight, "weight", "a finite number above 0")
         if deadline is not None:
             deadline = real(deadline, "deadline", "a number of ticks from now, or None")
-        check_no_gradient("sampling", cond, x_init=x_init, guidance=guidance, known=known, mask=mask)
-        check_no_gradient("sampling", uncond)
-        if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
-            came = type(sampler).__name__
-            raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
-        ids = chain_ids(chains)
-        if not len(ids):
-            raise ValueError("chains: got none, expected at least 1")
-        if len(torch.unique(ids)) != len(ids):
-            raise ValueError("chains: got an id twice in one job (use two jobs)")
-        program = self.denoiser.program(sampler)
-        if program.nfe == 0:
-            raise ValueError(f"sampler: {sampler!r} never evaluates the network")
-        first_row = check_first_row(first_row)
-        check_first_states(x_init, len(ids), self.shape)
-        check_norms(program, self.shape)
-        if x_init is None and not isinstance(sampler, Program):
-            check_start(sampler, self.denoiser.schedule)
-        seed = check_seed(seed, x_init is not None and not first_row and program.needs_noise)
-        if noise is not None and not callable(noise):
-            raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
-        interval, rescale = check_guidance_options(guidance, guidance_interval, guidance_rescale)
-        check_callback(callback, every, finish)
-        kept = check_known(known, mask, program, len(ids), self.shape)
-        if kept is not None and noise is not None:
-            raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always")
-        conditional = check_cond("cond", cond, len(ids))
-        weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
-        job = Job(
-            program, ids, seed, conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
-            callback, every, finish, whole_number("priority", priority), deadline, first_row,
+        job = job_of(
+            self.denoiser, self.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
+            first_row, guidance_interval, guidance_rescale, callback, every, finish, priority, deadline,
         )  # fmt: skip
-        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
-            self._check_open()
-            inputs = [(self._runner.buffers.cond, conditional)]
-            if weights is not None:
-                inputs.append((self._runner.buffers.uncond, unconditional))
-            for buffers, values in inputs:
-                buffers.check(values)
-            self._wait_for_room(len(ids), block)
-            self._scheduler.check(len(ids), job.ticks, job.priority, weight, deadline)
-            for buffers, values in inputs:
-                buffers.check(values)  # a job that came while this one waited may have been the first
-                buffers.declare(values)
-            self._scheduler.submit(job, len(ids), job.ticks, job.priority, weight, deadline)
-            self._loop.changed = True
+        self._queue(job, weight, block)
         return job
 
-    def _wait_for_room(self, chains: int, block: bool) -> None:
+    def _queue(self, job: Job, weight: float = 1.0, block: bool = False) -> None:
+        chains, buffers = len(job.chains), self._runner.buffers
+        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
+            self._check_open()
+            inputs = [(buffers.cond, job.cond)] + ([(buffers.uncond, job.uncond)] if job.guidance is not None else [])
+            if block:
+                for arguments, values in inputs:
+                    arguments.check(values)  # what is refused need not wait
+                self._wait_for_room(chains)
+            self._scheduler.check(chains, job.ticks, job.priority, weight, job.deadline)
+            for arguments, values in inputs:
+                arguments.declare(values)
+            self._scheduler.submit(job, chains, job.ticks, job.priority, weight, job.deadline)
+            self._loop.changed = True
+
+    def _wait_for_room(self, chains: int) -> None:
         limit = self._scheduler.capacity
-        while block and limit is not None and chains <= limit < self._scheduler.waiting + chains:
+        while limit is not None and chains <= limit < self._scheduler.waiting + chains:
             self._room.wait()
             self._check_open()
 
@@ -262,18 +220,21 @@ class Engine:
         with self._lock:
             dropped, running = self._scheduler.cancel(job)
             self._loop.cancel(job, running)
-            dropped += self._outbox.cancel(job) + self._delivery.cancel(job)
-            self.report.cancelled += dropped
+            dropped += self._delivery.cancel(job)
+            self.report.add_cancelled(dropped)
             self._room.notify_all()
         return int(dropped)
 
     @outside_graphs
     def drop_waiting(self) -> int:
         """Drop all chains that wait for a slot; how many. Those in slots run to their end."""
+        return self._drop_waiting()
+
+    def _drop_waiting(self) -> int:
         with self._lock:
-            dropped = self.waiting
+            dropped = self._scheduler.waiting
             self._scheduler.drop_waiting()
-            self.report.cancelled += dropped
+            self.report.add_cancelled(dropped)
             self._loop.changed = True
             self._room.notify_all()
         return dropped
@@ -300,13 +261,13 @@ class Engine:
         evaluation. A stream that is left early loses nothing: the next one, or :meth:`run`, delivers what this one did
         not.
         """
-        return filter(None, chain.from_iterable(iter(self._next_chains, None)))
+        return _each(outside_graphs(self._loop.next_results), True)
 
     async def astream(self) -> AsyncIterator[Result]:
         """:meth:`stream` for asyncio: the work runs in a thread, results arrive with ``async for``."""
-        while (results := await asyncio.to_thread(self._next_chains)) is not None:
+        while (results := await asyncio.to_thread(outside_graphs(self._loop.next_results), True)) is not None:
             for result in filter(None, results):
-                yield result
+                yield cast(Result, result)
 
     def run(self) -> dict[Job, torch.Tensor]:
         """Run until no chain is left; each unfinished job's results ``[chains, ...]``, in the order of its chains.
@@ -318,76 +279,19 @@ class Engine:
             from ulam_kernels.outside import call
 
             return call(Engine.run, self)  # type: ignore[no-any-return]
-        with self._turn:
-            while (batch := self._next_batch()) is not None:
-                self._take(batch, apart=False)
-            with self._lock:
-                self._delivery.join()
+        self._loop.run_out()
         return self._delivery.joined.pop(threading.get_ident())
 
-    @outside_graphs
+    @not_recorded
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
         """As :meth:`stream`, by groups of chains that end together.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
-        check_not_recorded("finished")
-        return filter(None, chain.from_iterable(iter(partial(self._next_groups, progress), None)))
+        return _each(outside_graphs(self._loop.next_results), False, progress)
 
-    @outside_graphs
-    def _next_chains(self) -> Iterator[Result | None] | None:
-        """Run until chains are out; None once there is none left."""
-        return self._delivery.chains() if self._advance(True, None) else None
-
-    @outside_graphs
-    def _next_groups(self, progress: Callable[[int], object] | None) -> Iterator[Finished | None] | None:
-        """Run until groups are out; None once there is none left."""
-        return self._delivery.groups() if self._advance(False, progress) else None
-
-    def _advance(self, apart: bool, progress: Callable[[int], object] | None) -> bool:
-        """Run until something can be handed out, chain by chain or in groups; False once no chain is left."""
-        with self._turn:
-            while True:
-                with self._lock:
-                    if self._delivery.ready(apart):
-                        return True
-                if (batch := self._next_batch(progress)) is None:
-                    return False
-                self._take(batch, apart)
-
-    def _next_batch(self, progress: Callable[[int], object] | None = None) -> Batch | None:
-        """Run until something is out; None once no chain is left."""
-        with self._lock:
-            self._delivery.settle()
-            self._loop.settle()
-        while not self._stopped:
-            if self._runner.previews:
-                self._loop.call_back()
-            with self._lock:
-                batch = self._outbox.next()
-            if batch is not None:
-                return batch
-            if self._scheduler.busy:
-                self._loop.run_to_next_event(progress)
-            elif not self._outbox.wait():
-                return None
-        return None
-
-    def _take(self, batch: Batch, apart: bool) -> None:
-        """Take out a batch's groups; an exception of a ``finish`` leaves its group where it is."""
-        with self._lock:
-            if apart and all(part.group.job.finish is None for part in batch.parts):
-                self._delivery.take_all(batch)
-        while True:
-            with self._lock:
-                part = batch.parts[0] if batch.parts else None
-            if part is None:
-                return
-            states, finish = self._outbox.states(batch, part), part.group.job.finish
-            if finish is not None:
-                states = finish(states)
-            with self._lock:
-                self._delivery.take(batch, part, states, apart)
+    def _finished(self, progress: Callable[[int], object]) -> Iterator[Finished]:
+        return _each(self._loop.next_results, False, progress)
 
     @outside_graphs
     def close(self, drain: bool = False) -> list[Result]:
@@ -395,14 +299,17 @@ class Engine:
 
         With ``drain`` those in the slots run to their end first and are returned.
         """
+        return self._close(drain)
+
+    def _close(self, drain: bool = False) -> list[Result]:
         drained: list[Result] = []
         with self._lock:
             self._closed = True
-            self.drop_waiting()
+            self._drop_waiting()
         if drain:
             drained = list(self.stream())
         with self._lock:
-            self._stopped = self._loop.changed = True
+            self._loop.stopped = self._loop.changed = True
         if self._watchdog is not None:
             self._watchdog.close()
         return drained
@@ -411,7 +318,15 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._close()
+
+
+def _each(next_results: Callable[..., Handed | None], *arguments: object) -> Iterator[Any]:
+    """One result after another of what further calls give, until one gives None; those that have gone left out.
+
+    All of it runs in C, so that no interrupt comes between a result's leaving the engine and the caller's loop.
+    """
+    return filter(None, chain.from_iterable(iter(partial(next_results, *arguments), None)))
 
 
 def _check_job(job: object) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .job import Job
 
 
-OURS = (__package__, "ulam_kernels", "torch")  # whose frames a warning is not about
+OURS = ("ulam", "ulam_kernels", "torch")  # whose frames a warning is not about
 GRADIENTS = "options=ulam.NetworkOptions(gradients=True)"
 
 

@@ -34,7 +34,7 @@ class Job:
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
         priority, deadline: see :class:`ulam.engine.scheduler.Scheduler`.
         ticks: evaluations of the network a chain. traits: what its ticks need beyond one evaluation and one fused step,
-            by the names of :class:`ulam.engine.tick_needs.Work`. chain_ids, weights: ids and guidance as arrays.
+            by the names of :class:`ulam.engine.tick_needs.TickNeeds`. chain_ids, weights: ids and guidance as arrays.
     """
 
     program: Program
@@ -61,8 +61,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """What every tick asks for is found out here, once."""
+        ticks = self.program.nfe
         has = {
-            "silent": self.program.nfe != len(self.program),
+            "without_evaluation": ticks != len(self.program.time),
             "noisy": self.noise is not None,
             "intervals": self.interval is not None,
             "guided": self.guidance is not None,
@@ -73,7 +74,7 @@ class Job:
             "previews": self.callback is not None,
         }
         object.__setattr__(self, "traits", tuple(name for name, there in has.items() if there))
-        object.__setattr__(self, "ticks", self.program.nfe)
+        object.__setattr__(self, "ticks", ticks)
         object.__setattr__(self, "chain_ids", self.chains.numpy())
         object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
 

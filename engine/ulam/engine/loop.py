@@ -1,4 +1,4 @@
-"""The engine's loop: from what the scheduler decides to ticks of the runner, event by event."""
+"""The engine's loop: from what the scheduler decides to ticks of the runner, event by event, up to the results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from ..evaluation import in_eval_mode
 from ..programs.program import Program
+from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
 from .job import Job
-from .results import Outbox
 from .runner import Runner
 from .scheduler import Group, Scheduler
-from .tick_needs import Work
+from .tick_needs import TickNeeds
 
 Progress: TypeAlias = Callable[[int], object]
 
@@ -24,24 +24,74 @@ Progress: TypeAlias = Callable[[int], object]
 class Loop:
     """Runs the chains of a scheduler's slots on a runner; one thread at a time.
 
-    ``room`` is held over the scheduler and the outbox, never while ticks run, and notified when the queue gets shorter.
-    Whoever changes the scheduler meanwhile says so by ``changed``: the slots are then filled anew at the next tick.
+    ``room`` is held over the scheduler and the results, never while ticks run, and notified when the queue gets
+    shorter. Whoever changes the scheduler meanwhile says so by ``changed``: the slots are then filled anew at the next
+    tick. Once ``stopped``, there are no more ticks.
     """
 
-    def __init__(self, scheduler: Scheduler[Job], runner: Runner, outbox: Outbox, room: threading.Condition) -> None:
-        self._scheduler, self._runner, self._outbox, self._room = scheduler, runner, outbox, room
+    def __init__(
+        self, scheduler: Scheduler[Job], runner: Runner, delivery: Delivery, room: threading.Condition
+    ) -> None:
+        self._scheduler, self._runner, self._delivery, self._room = scheduler, runner, delivery, room
+        self._turn = threading.RLock()  # whose turn it is to run the chains
         self.changed = False  # something was submitted, cancelled or closed since the slots were last filled
-        self._work = Work()
+        self.stopped = False
+        self._needs = TickNeeds()
         self._disturbed = False  # an exception came since the last event
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
         net = runner.denoiser.net
         self._modules = list(net.modules()) if isinstance(net, torch.nn.Module) else []
+
+    # ------------------------------------------------------------------------------------------------- results
+
+    def next_results(self, split: bool, progress: Progress | None = None) -> Handed | None:
+        """Run until something can be handed out, chain by chain or in groups; None once no chain is left."""
+        with self._turn:
+            handed = self._delivery.hand_out(split)
+            while handed is None and (departures := self._next_departures(progress)) is not None:
+                handed = self._delivery.take(departures, split)
+            return handed
+
+    def run_out(self) -> None:
+        """Run until no chain is left, and join what each job's chains have become, for this thread to take."""
+        with self._turn:
+            self._delivery.hand_out(split=False)  # completes what was interrupted
+            while (departures := self._next_departures(None)) is not None:
+                self._delivery.take(departures, split=False)
+            self._delivery.join()
+
+    def _next_departures(self, progress: Progress | None) -> Departures | None:
+        """Run until chains have left their slots; None once no chain is left."""
+        scheduler = self._scheduler
+        with self._room:
+            self._settle()
+        while not self.stopped:
+            if self._runner.previews:
+                self._call_back()
+            busy = bool(scheduler.active or scheduler.waiting)
+            departures = self._delivery.next(wait=not busy)
+            if departures is not None or not busy:
+                return departures
+            self.run_to_next_event(progress)
+        return None
+
+    def _call_back(self) -> None:
+        """Give the previews that were taken to their jobs' callbacks."""
+        previews = self._runner.previews
+        while previews:
+            with self._room:
+                preview = previews.pop(0)
+            if preview.job.callback is not None:
+                preview.job.callback(preview)
+            previews = self._runner.previews  # a callback may cancel
 
     def cancel(self, job: Job, groups: list[Group[Job]]) -> None:
         """Take a cancelled job's groups, which have left the scheduler's slots, out of the runner's; under ``room``."""
         self._cancelled += groups
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
+
+    # --------------------------------------------------------------------------------------------------- ticks
 
     def run_to_next_event(self, progress: Progress | None) -> None:
         """Fill the free slots and tick until a group is done, or something else is to be done."""
@@ -53,60 +103,62 @@ class Loop:
                 runner.join_stream()
                 with self._room:
                     ticks = self._fill()
-                runner.begin_run()
+                if runner.graphs is not None:
+                    runner.check_graphs(runner.graphs)
                 for _ in range(ticks):
                     self._tick(progress)
                     if runner.previews or self.changed:
                         break
                 with self._room:
                     if left := scheduler.ending():
-                        self._outbox.put(left)
+                        self._delivery.put(left)
                         scheduler.retire()
                         runner.buffers.leave(left)
-                        self._work.leave(left)
+                        self._needs.leave(left)
             self._disturbed = False
         finally:
             report.seconds += time.perf_counter() - begin
             report.network_seconds += runner.network.seconds - network
             report.step_seconds += runner.step_seconds - step
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Complete, after an exception, what it may have come in the midst of; under ``room``.
 
         What the scheduler says of the slots holds. States of which only a part was written are lost: all chains in
         the slots then begin anew, which gives them the same bits.
         """
         scheduler, runner = self._scheduler, self._runner
-        scheduler.settle()
+        if scheduler.changing:
+            scheduler.settle()
         if not self._disturbed:
             return
         scheduler.tick = runner.next_tick
         if runner.torn:
             scheduler.begin_anew()
             runner.begin_anew()
-        if any(self._outbox.holds(group) for group in scheduler.ending()):
+        if any(self._delivery.holds(group) for group in scheduler.ending()):
             scheduler.retire()
         runner.buffers.idle_but(scheduler.groups)
         self._cancelled = []
-        self._work = Work(scheduler.groups)
+        self._needs = TickNeeds(scheduler.groups)
         self._disturbed = False
 
     def _fill(self) -> int:
         """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
-        scheduler, runner, work = self._scheduler, self._runner, self._work
+        scheduler, runner, needs = self._scheduler, self._runner, self._needs
         self.changed = False
         if self._cancelled:
             runner.buffers.leave(self._cancelled)
-            work.leave(self._cancelled)
+            needs.leave(self._cancelled)
             self._cancelled = []
         if runner.between_ticks:
             if entered := scheduler.admit():
-                work.enter(entered)
+                needs.enter(entered)
                 self._room.notify_all()
             if scheduler.newest:
                 runner.buffers.enter(scheduler.newest, self._running)
                 scheduler.newest = []
-        work.groups, work.active = scheduler.groups, scheduler.active
+        needs.groups, needs.active = scheduler.groups, scheduler.active
         return scheduler.ticks_until_event
 
     def _running(self) -> set[Program]:
@@ -114,26 +166,16 @@ class Loop:
         return {group.job.program for group in self._scheduler.groups}
 
     def _tick(self, progress: Progress | None) -> None:
-        work, report = self._work, self._runner.report
+        needs, report = self._needs, self._runner.report
         try:
-            self._runner.tick(self._scheduler.tick, work)
+            self._runner.tick(self._scheduler.tick, needs)
         except NetworkError as error:
             ids: dict[Job, list[int]] = {}
-            for group in work.groups:
+            for group in needs.groups:
                 ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
             raise NetworkError(error.__cause__ or error, ids, error.wants_gradients) from error.__cause__
         self._scheduler.tick += 1
         report.ticks += 1
-        report.evaluations += work.active
+        report.evaluations += needs.active
         if progress is not None:
-            progress(work.active)
-
-    def call_back(self) -> None:
-        """Give the previews that were taken to their jobs' callbacks."""
-        previews = self._runner.previews
-        while previews:
-            with self._room:
-                preview = previews.pop(0)
-            if preview.job.callback is not None:
-                preview.job.callback(preview)
-            previews = self._runner.previews  # a callback may cancel
+            progress(needs.active)

@@ -86,10 +86,7 @@ class Network:
                         raise NetworkError(error, {}) from error
                     reason = str(error).split("\n")[0]
                 self.batch = (self.batch + 1) // 2
-                self._report.batch = self.batch
-                self._report.add_fallback(
-                    f"the network ran out of memory ({reason}): it sees {self.batch} chains a call"
-                )
+                self._report.shrink(self.batch, reason)
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
         finally:

@@ -81,6 +81,25 @@ class Report:
         if reason not in self.fallbacks:
             self.fallbacks += (reason,)
 
+    def add_capture(self, seconds: float) -> None:
+        """Count a CUDA graph that was captured in so many seconds."""
+        self.captures += 1
+        self.capture_seconds += seconds
+
+    def add_delivered(self, chains: int, failed: int) -> None:
+        """Count chains that left their slots, and those among them that failed."""
+        self.chains += chains
+        self.failed += failed
+
+    def add_cancelled(self, chains: int) -> None:
+        """Count chains that were dropped before they were delivered."""
+        self.cancelled += chains
+
+    def shrink(self, batch: int, reason: str) -> None:
+        """Say that the network sees ``batch`` chains at once from here on, and why."""
+        self.batch = batch
+        self.add_fallback(f"the network ran out of memory ({reason}): it sees {batch} chains a call")
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         names = (

@@ -12,18 +12,22 @@ from ulam_kernels import Table
 from ulam_kernels.table import C_NEXT, width
 
 from ..programs.program import Program
-from .transfers import on_device
+from .transfers import write_rows
 
 CAPACITY = 4096  # rows at first: 180 KB for programs of one register
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Place:
-    """Where a program's rows are, and the times of its evaluations as the network is told them."""
+    """Where a program's rows are, the times of its evaluations as the network is told them, and when it was last used.
+
+    The last is a count of the uses of all programs.
+    """
 
     begin: int
     end: int
-    told: list[float]
+    network_times: list[float]
+    used: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,6 @@ class RowTable:
     def __init__(self, device: torch.device, dtype: torch.dtype, time_dtype: torch.dtype) -> None:
         self._device, self._dtype, self._time_dtype = device, dtype, time_dtype
         self._places: dict[Program, Place] = {}
-        self._used: dict[Program, int] = {}  # when a program was last asked for, in loads
         self._loads = 0
         self.columns = self._empty(CAPACITY)
 
@@ -69,16 +72,15 @@ class RowTable:
         """A program's place, if it has one; it counts as used."""
         place = self._places.get(program)
         if place is not None:
-            self._loads += 1
-            self._used[program] = self._loads
+            place.used = self._loads = self._loads + 1
         return place
 
-    def load(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
-        """A program's place, made now if it has none; those that are ``running`` keep theirs."""
-        if (place := self.find(program)) is None:
-            place = self._write(program, self._room(len(program), running))
-            self._used[program] = self._loads = self._loads + 1
-            self._places[program] = place
+    def add(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
+        """A place for a program that has none; the programs that are ``running`` keep theirs."""
+        self.table(program.registers)  # so that its rows are written there too
+        place = self._write(program, self._room(len(program.time), running))
+        place.used = self._loads = self._loads + 1
+        self._places[program] = place
         return place
 
     def table(self, registers: int) -> Table:
@@ -88,7 +90,9 @@ class RowTable:
             coef = self._zeros(len(self), width(registers), dtype=self._dtype)
             table = Table(coef, self.columns.flags, registers)
             for program, place in self._places.items():
-                self._fill(table, program.table(dtype=self._dtype), place.begin)
+                if program.registers <= registers:
+                    packed = program.table(dtype=self._dtype)
+                    write_rows(place.begin, (coef, packed.widen(registers).coef))
             self.columns.tables[registers] = table
         return table
 
@@ -102,13 +106,12 @@ class RowTable:
                     return begin
             kept = running()
             if unused := [program for program in self._places if program not in kept]:
-                self._forget(min(unused, key=self._used.__getitem__))
+                self._forget(min(unused, key=lambda program: self._places[program].used))
             else:
                 self.columns = self._longer(max(2 * len(self), len(self) + rows))
 
     def _forget(self, program: Program) -> None:
         del self._places[program]
-        del self._used[program]
 
     def _gaps(self) -> Iterator[tuple[int, int]]:
         """The ranges between those of the programs."""
@@ -144,21 +147,19 @@ class RowTable:
         times = torch.from_numpy(np.nan_to_num(program.time)).to(self._time_dtype)
         if not self._places:
             # Idle slots are told the first program's first time, which the network can surely take.
-            self._put(columns.times, 0, times[program.evaluating[0] :][:1])
-        self._put(columns.times, begin, times)
-        self._put(columns.known_a, begin, torch.from_numpy(program.known_a.copy()))
-        self._put(columns.known_b, begin, torch.from_numpy(program.known_b.copy()))
-        self._put(columns.c_next, begin, packed.coef[:, C_NEXT])
-        self._put(columns.flags, begin, packed.flags)
-        for table in columns.tables.values():
-            self._fill(table, packed, begin)
-        told = times.to(torch.float64)[program.evaluating].tolist()
-        return Place(begin, begin + len(program), told)
+            write_rows(0, (columns.times, times[program.evaluating[0] :][:1]))
+        write_rows(
+            begin,
+            (columns.times, times),
+            (columns.known_a, torch.from_numpy(program.known_a.copy())),
+            (columns.known_b, torch.from_numpy(program.known_b.copy())),
+            (columns.c_next, packed.coef[:, C_NEXT]),
+            (columns.flags, packed.flags),
+            *((table.coef, packed.widen(table.registers).coef) for table in _serving(columns.tables, packed.registers)),
+        )
+        return Place(begin, begin + len(times), times.to(torch.float64)[program.evaluating].tolist())
 
-    def _fill(self, table: Table, packed: Table, begin: int) -> None:
-        """A program's coefficients, unless it needs more registers than this table has."""
-        if packed.registers <= table.registers:
-            self._put(table.coef, begin, packed.widen(table.registers).coef)
 
-    def _put(self, column: torch.Tensor, begin: int, values: torch.Tensor) -> None:
-        column[begin : begin + len(values)].copy_(on_device(values.to(column.dtype), self._device))
+def _serving(tables: dict[int, Table], registers: int) -> list[Table]:
+    """The tables of at least so many registers."""
+    return [table for table in tables.values() if table.registers >= registers]

@@ -15,6 +15,7 @@ import torch
 from torch.profiler import record_function
 
 import ulam_kernels
+from ulam_kernels import Table
 
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
@@ -26,11 +27,11 @@ from .report import Report
 from .scheduler import Group
 from .slots import IDLE_ROW
 from .tick_graphs import TickGraphs, addresses
-from .tick_needs import Work, due, row_of, silent_rows
+from .tick_needs import TickNeeds, due, row_of, rows_without_evaluation
 
 
 class Begun(NamedTuple):
-    """The tick under way, or the next one: silent rows done before the evaluation and behind it, and whether it is."""
+    """The tick under way, or the next one: rows done before and after its evaluation, and whether that is done."""
 
     tick: int
     before: int = 0
@@ -96,14 +97,13 @@ class Runner:
                 stream.wait_stream(self._stream)
             self._stream = stream
 
-    def begin_run(self) -> None:
-        """What ticks rely on until the next event is looked at: where the tables and the network's weights are."""
-        if self.graphs is not None:
-            self.graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
+    def check_graphs(self, graphs: TickGraphs) -> None:
+        """Drop graphs of ticks where the tables or the network's weights have moved since their capture."""
+        graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
 
     # ---------------------------------------------------------------------------------------------- a tick
 
-    def tick(self, tick: int, work: Work) -> None:
+    def tick(self, tick: int, needs: TickNeeds) -> None:
         """One evaluation of the network and one fused step for every chain in the slots.
 
         Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
@@ -114,15 +114,15 @@ class Runner:
         begun = self._begun
         if tick < begun.tick:
             return  # an interrupt came between its end and the caller's count
-        before, after = silent_rows(tick, work.groups) if work.silent else ((), ())
+        before, after = rows_without_evaluation(tick, needs.groups) if needs.without_evaluation else ((), ())
         for moving in before[begun.before :]:
-            self._step_silently(moving, work)
+            self._step_without_evaluation(moving, needs)
             begun = self._so_far(begun._replace(before=begun.before + 1))
         if not begun.evaluated:
-            self._evaluate_and_step(tick, work)
+            self._evaluate_and_step(tick, needs)
             begun = self._so_far(begun._replace(evaluated=True)) if after else begun
         for moving in after[begun.after :]:
-            self._step_silently(moving, work)
+            self._step_without_evaluation(moving, needs)
             begun = self._so_far(begun._replace(after=begun.after + 1))
         self._so_far(Begun(tick + 1))
 
@@ -137,27 +137,27 @@ class Runner:
         self._begun = Begun(self._begun.tick)
         self.torn = False
 
-    def _evaluate_and_step(self, tick: int, work: Work) -> None:
-        guided = self._guided_at(tick, work)
-        explicit = [(g, row_of(g, tick)) for g in work.groups if g.job.noise] if work.noisy else []
-        previews = [(g, row_of(g, tick)) for g in work.groups if due(g, tick)] if work.previews else []
-        if self.graphs is None or explicit or work.previews:
-            self._run_tick(guided, work, explicit, previews)
+    def _evaluate_and_step(self, tick: int, needs: TickNeeds) -> None:
+        guided = self._guided_at(tick, needs)
+        explicit = [(g, row_of(g, tick)) for g in needs.groups if g.job.noise] if needs.noisy else []
+        previews = [(g, row_of(g, tick)) for g in needs.groups if due(g, tick)] if needs.previews else []
+        if self.graphs is None or explicit or needs.previews:
+            self._run_tick(guided, needs, explicit, previews)
             return
-        key = (guided, self.network.batch, autocast_state(self.device), *work.kind)
-        graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, work))
+        key = (guided, self.network.batch, autocast_state(self.device), *needs.kind)
+        graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, needs))
         if graph is not None:
             self.torn = True
             graph.replay()
 
-    def _guided_at(self, tick: int, work: Work) -> bool:
+    def _guided_at(self, tick: int, needs: TickNeeds) -> bool:
         """Whether a chain needs the unconditional branch at this tick."""
-        if not work.intervals:
-            return work.guided
-        for group in work.groups:
+        if not needs.intervals:
+            return needs.guided
+        for group in needs.groups:
             job = group.job
             if job.guidance is not None:
-                t = self.buffers.rows[job.program].told[tick - group.start]
+                t = self.buffers.rows[job.program].network_times[tick - group.start]
                 if job.interval is None or job.interval[0] <= t <= job.interval[1]:
                     return True
         return False
@@ -165,18 +165,18 @@ class Runner:
     def _run_tick(
         self,
         guided: bool,
-        work: Work,
+        needs: TickNeeds,
         explicit: list[tuple[Group[Job], int]] | None = None,
         previews: list[tuple[Group[Job], int]] | None = None,
     ) -> None:
         """All that a tick with an evaluation does on the device."""
         buffers, slots = self.buffers, self.buffers.slots
-        net_in = buffers.inputs_are(work.scaled)
-        weight = self._look_up(guided and work.intervals)
+        states, table, net_in = buffers.of_tick(needs.registers, needs.scaled)
+        weight = self._look_up(guided and needs.intervals)
         m, uncond = self._evaluate(guided, net_in)
         noise = self._explicit_noise(explicit) if explicit else None
         mixed = m, uncond, weight
-        if uncond is not None and work.rescaled:
+        if uncond is not None and needs.rescaled:
             mixed = self._rescaled(m, uncond, weight)
         taken = [(group, row, self._x0(group, row, *mixed)) for group, row in previews or ()]
         self.torn = True
@@ -187,7 +187,7 @@ class Runner:
             )
         else:
             ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
-        self._step(slots.now_row, slots.now_draw, *mixed, noise, net_in, work)
+        self._step(states, table, slots.now_row, slots.now_draw, *mixed, noise, net_in, needs)
         for group, row, x0 in taken:
             job, x = group.job, buffers.state[0, group.slots].clone()
             self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
@@ -254,7 +254,7 @@ class Runner:
             m, uncond = m.float(), None if uncond is None else uncond.float()
         return m, uncond
 
-    def _step_silently(self, moving: list[tuple[Group[Job], int]], work: Work) -> None:
+    def _step_without_evaluation(self, moving: list[tuple[Group[Job], int]], needs: TickNeeds) -> None:
         """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
         slots = self.buffers.slots
         row, advance = torch.full_like(slots.row, IDLE_ROW), torch.zeros_like(slots.cursor[2:4])
@@ -264,11 +264,14 @@ class Runner:
         explicit = [(group, row) for group, row in moving if group.job.noise]
         noise = self._explicit_noise(explicit) if explicit else None
         self.torn = True
-        self._step(row, slots.draw, None, None, None, noise, self.buffers.inputs_are(work.scaled), work)
+        states, table, net_in = self.buffers.of_tick(needs.registers, needs.scaled)
+        self._step(states, table, row, slots.draw, None, None, None, noise, net_in, needs)
         slots.cursor[:2] += advance
 
     def _step(
         self,
+        states: torch.Tensor,
+        table: Table,
         row: torch.Tensor,
         draw: torch.Tensor,
         m: torch.Tensor | None,
@@ -276,11 +279,10 @@ class Runner:
         weight: torch.Tensor | None,
         noise: torch.Tensor | None,
         net_in: torch.Tensor | None,
-        work: Work,
+        needs: TickNeeds,
     ) -> None:
         begin = time.perf_counter()
         buffers, slots, columns = self.buffers, self.buffers.slots, self.buffers.rows.columns
-        state, table = buffers.registers(work.registers)
         inputs: dict[str, Any] = {
             "model": m,
             "uncond": uncond,
@@ -292,13 +294,13 @@ class Runner:
             "backend": buffers.backend,
         }
         with self._range("ulam.step"):
-            scales = buffers.scales if work.reduces else None
+            scales = buffers.scales if needs.reduces else None
             if scales is not None:
-                ulam_kernels.reduce(state, table, row, **inputs, out=scales)
-            ulam_kernels.step(state, table, row, **inputs, net_in=net_in, scales=scales)
-            if work.blends and buffers.known is not None:
+                ulam_kernels.reduce(states, table, row, **inputs, out=scales)
+            ulam_kernels.step(states, table, row, **inputs, net_in=net_in, scales=scales)
+            if needs.blends and buffers.known is not None:
                 buffers.known.blend(
-                    state,
+                    states,
                     a=columns.known_a,
                     b=columns.known_b,
                     c_next=None if net_in is None else columns.c_next,

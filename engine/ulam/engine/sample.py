@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ulam_kernels.arguments import switch
-from ulam_kernels.tracing import check_not_recorded, outside_graphs
+from ulam_kernels.tracing import not_recorded
 
 from ..arguments import chain_ids
 from ..conditioning import Cond, Shared
@@ -18,11 +18,12 @@ from .engine import Engine
 from .errors import warn
 from .job import Noise
 from .network import NetworkOptions
+from .submission import job_of
 
 DEFAULT_SLOTS = 256
 
 
-@outside_graphs
+@not_recorded
 def sample(
     denoiser: Denoiser,
     sampler: Sampler | Program,
@@ -85,40 +86,28 @@ def sample(
         TypeError, ValueError: an argument that cannot be, named in the message, before anything runs.
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
-    check_not_recorded("sample")
     switch(progress, "progress")
-    ids = chain_ids(chains)
+    count = len(chain_ids(chains))
     if slots is None:
-        slots = min(max(len(ids), 1), DEFAULT_SLOTS)
-    with Engine(denoiser, shape, slots, device, backend, dtype, options=options) as engine:
-        job = engine.submit(
-            sampler,
-            ids,
-            seed,
-            cond,
-            guidance,
-            uncond,
-            x_init,
-            noise,
-            known,
-            mask,
-            first_row=first_row,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-        )
-        out = torch.empty(len(ids), *engine.shape, dtype=dtype, device=engine.report.device)
-        total = len(ids) * job.program.nfe
-        failed: dict[int, int] = {}
-        with tqdm(total=total, unit="eval", desc="ulam", disable=None if progress else True) as bar:
-            for group in engine.finished(bar.update):
-                out[group.chains] = group.states
-                failed |= {job.ids[place]: row for place, row in group.failed.items()}
-                for place in group.failed:
-                    out[place] = float("nan")
+        slots = min(max(count, 1), DEFAULT_SLOTS)
+    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options)
+    job = job_of(
+        denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
+        first_row, guidance_interval, guidance_rescale,
+    )  # fmt: skip
+    engine._queue(job)
+    out = torch.empty(count, *engine.shape, dtype=dtype, device=engine.report.device)
+    failed: dict[int, int] = {}
+    with tqdm(total=count * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+        for group in engine._finished(bar.update):
+            out[group.chains] = group.states
+            failed |= {job.ids[place]: row for place, row in group.failed.items()}
+            for place in group.failed:
+                out[place] = float("nan")
     if failed:
         first = "chain {} at row {}".format(*next(iter(failed.items())))
         warn(
-            f"{len(failed)} of {len(ids)} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
+            f"{len(failed)} of {count} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
             RuntimeWarning,
         )
     return out

@@ -30,9 +30,9 @@ def _changes(method: Method) -> Method:
     @functools.wraps(method)
     def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
         self.settle()
-        self._changing = True
+        self.changing = True
         result = method(self, *arguments, **named)
-        self._changing = False
+        self.changing = False
         return result
 
     return cast(Method, change)
@@ -48,14 +48,11 @@ class Group(Generic[Job]):
     start: int
     end: int
     size: int = field(init=False)
+    chains: slice = field(init=False)  # where they stand in their job
 
     def __post_init__(self) -> None:
         self.size = int(self.slots.stop - self.slots.start)
-
-    @property
-    def chains(self) -> slice:
-        """Where the group's chains stand in their job."""
-        return slice(self.first, self.first + self.size)
+        self.chains = slice(self.first, self.first + self.size)
 
 
 class Scheduler(Generic[Job]):
@@ -76,8 +73,8 @@ class Scheduler(Generic[Job]):
 
     capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
     ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
-    caller empties it. :meth:`settle` mends what an interrupt leaves half done: which jobs there are and which groups
-    are in the slots changes in one assignment each, and all else follows from these.
+    caller empties it. :meth:`settle` mends what an interrupt leaves half done (``changing``): which jobs there are and
+    which groups are in the slots changes in one assignment each, and all else follows from these.
 
     Raises ValueError for an invalid argument.
     """
@@ -106,7 +103,7 @@ class Scheduler(Generic[Job]):
         self._numbers = 0
         self._plan: dict[Job, int] | None = {}
         self.newest: list[Group[Job]] = []
-        self._changing = False
+        self.changing = False
 
     # ------------------------------------------------------------------------------------------------ the queue
 
@@ -259,7 +256,7 @@ class Scheduler(Generic[Job]):
 
     def settle(self) -> None:
         """After an interrupt in the midst of a change: work out, from the jobs and groups there are, all else."""
-        if not self._changing:
+        if not self.changing:
             return
         for record in self._records.values():
             record.held = 0
@@ -282,7 +279,7 @@ class Scheduler(Generic[Job]):
         for record in self._records.values():
             self._await_deadline(record)
             self._enqueue(record)
-        self._changing = False
+        self.changing = False
 
     def begin_anew(self) -> None:
         """Have all chains in the slots enter once more, at this tick."""

@@ -87,11 +87,13 @@ class Slots:
         if not self._direct:
             self._stagings[0].changed[at] = True
 
-    def idle(self, at: Places) -> None:
-        """Have these slots stand still, from ``commit`` on; the rest of what they hold stays."""
+    def idle(self, ranges: list[slice]) -> None:
+        """Have these slots stand still; the rest of what they hold stays."""
+        at = places(ranges)[0]
         self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
         if not self._direct:
             self._stagings[0].changed[at] = True
+        self.commit()
 
     def commit(self) -> None:
         """Make what was put visible to the device's next operation."""

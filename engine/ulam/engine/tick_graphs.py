@@ -121,8 +121,7 @@ class TickGraphs:
             finally:
                 self._generator.graphsafe_set_state(random)
         self._pool = pool
-        self._report.captures += 1
-        self._report.capture_seconds += time.perf_counter() - begin
+        self._report.add_capture(time.perf_counter() - begin)
         return graph
 
     def _refuse(self, key: Hashable, why: str) -> None:

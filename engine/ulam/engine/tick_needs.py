@@ -8,10 +8,10 @@ from .job import Job
 from .scheduler import Group
 
 
-class Work:
+class TickNeeds:
     """What the chains in the slots have in common until the next of them enters or leaves, known on the host."""
 
-    silent = False  # rows without an evaluation
+    without_evaluation = False  # rows that do not evaluate the network
     noisy = False  # noise given by the caller
     intervals = False  # guidance that depends on the time
     guided = False
@@ -51,28 +51,28 @@ class Work:
         self.registers = max((count for count, groups in self._registers.items() if groups), default=1)
 
 
-Silent = list[list[tuple[Group[Job], int]]]
+Rows = list[list[tuple[Group[Job], int]]]
 
 
-def silent_rows(tick: int, groups: list[Group[Job]]) -> tuple[Silent, Silent]:
-    """Rows without an evaluation that come before this tick's evaluation, and behind it if it is the last.
+def rows_without_evaluation(tick: int, groups: list[Group[Job]]) -> tuple[Rows, Rows]:
+    """Rows without an evaluation that come before this tick's evaluation, and after it if it is the last.
 
     Each list holds fused steps; each step the groups that take part in it, with the row of their program.
     """
-    before: Silent = []
-    after: Silent = []
+    before: Rows = []
+    after: Rows = []
     for group in groups:
         rows, evaluation = group.job.program.evaluating, tick - group.start
         if len(rows) == len(group.job.program):
             continue
         previous = rows[evaluation - 1] + 1 if evaluation else 0
         trailing = rows[-1] + 1 if evaluation == len(rows) - 1 else len(group.job.program)
-        for steps, silent in (
+        for steps, rows_between in (
             (before, range(previous, rows[evaluation])),
             (after, range(trailing, len(group.job.program))),
         ):
-            steps += [[] for _ in range(len(silent) - len(steps))]
-            for step, row in zip(steps, silent, strict=False):
+            steps += [[] for _ in range(len(rows_between) - len(steps))]
+            for step, row in zip(steps, rows_between, strict=False):
                 step.append((group, row))
     return before, after
 

@@ -16,3 +16,9 @@ def on_device(source: torch.Tensor, device: torch.device) -> torch.Tensor:
     if source.device.type == "cpu":
         source = source.contiguous().pin_memory()
     return source.to(device, non_blocking=True)
+
+
+def write_rows(begin: int, *columns: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Write each column's values, rounded to its dtype, into its rows from ``begin`` on."""
+    for column, values in columns:
+        column[begin : begin + len(values)].copy_(on_device(values.to(column.dtype), column.device))

@@ -1,0 +1,174 @@
+"""From what a caller submits to a job: every check of it, before anything is queued."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import check_data, real_numbers
+
+from ..arguments import chain_ids, seed_int64, whole_numbers
+from ..conditioning import Cond, Shared, check_cond, check_guidance
+from ..denoiser import Denoiser, Sampler
+from ..gradients import check_no_gradient
+from ..programs.program import Program
+from ..samplers.grid import GridSampler
+from ..samplers.start import start_below_noise
+from ..schedules import Schedule
+from .errors import warn
+from .inpainting import check_known
+from .job import Callback, Finish, Job, Noise
+
+LAST_ROW = 1 << 59  # so that no row of a program goes beyond the 2^60 of noise-v1
+NORMS_DEFINED = 3  # the fewest elements whose inverse squared norm has a mean
+NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standard deviation, is at most 1%
+
+
+def job_of(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    sampler: Sampler | Program,
+    chains: int | range | Sequence[int] | torch.Tensor,
+    seed: int | None,
+    cond: Cond | None,
+    guidance: float | Sequence[float] | torch.Tensor | None,
+    uncond: Cond | None,
+    x_init: torch.Tensor | Shared | None,
+    noise: Noise | None,
+    known: torch.Tensor | Shared | None,
+    mask: torch.Tensor | Shared | None,
+    first_row: int,
+    guidance_interval: tuple[float, float] | None,
+    guidance_rescale: float,
+    callback: Callback | None = None,
+    every: int = 1,
+    finish: Finish | None = None,
+    priority: int = 0,
+    deadline: float | None = None,
+) -> Job:
+    """A job for an engine of this denoiser and shape of a sample, of the arguments of :meth:`ulam.Engine.submit`.
+
+    Raises:
+        TypeError, ValueError: an invalid argument, named in the message.
+        RuntimeError: an argument requires grad while gradients are recorded.
+    """
+    check_no_gradient("sampling", cond, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask)
+    if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
+        came = type(sampler).__name__
+        raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
+    ids = chain_ids(chains)
+    if not len(ids):
+        raise ValueError("chains: got none, expected at least 1")
+    if len(torch.unique(ids)) != len(ids):
+        raise ValueError("chains: got an id twice in one job, expected distinct ids (use two jobs)")
+    program = denoiser.program(sampler)
+    if not program.evaluates.any():
+        raise ValueError(f"sampler: got {sampler!r}, which never evaluates the network, expected one that does")
+    first_row, every, priority = whole_numbers(first_row=first_row, every=every, priority=priority)
+    if not 0 <= first_row < LAST_ROW:
+        raise ValueError(f"first_row: got {first_row}, expected 0 to 2^59 - 1")
+    _check_first_states(x_init, (len(ids), *shape))
+    _check_norms(program, shape)
+    if x_init is None and not isinstance(sampler, Program):
+        _check_start(sampler, denoiser.schedule)
+    seed = _seed(seed, anew=x_init is not None and not first_row and program.needs_noise)
+    if noise is not None and not callable(noise):
+        raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
+    interval, rescale = _guidance_options(guidance, guidance_interval, guidance_rescale)
+    _check_callback(callback, every, finish)
+    kept = check_known(known, mask, program, len(ids), shape)
+    if kept is not None and noise is not None:
+        raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always, expected None")
+    conditional = check_cond("cond", cond, len(ids))
+    weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
+    return Job(
+        program, ids, seed, conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
+        callback, every, finish, priority, deadline, first_row,
+    )  # fmt: skip
+
+
+def _check_first_states(x_init: object, expected: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless it is ``[chains, *shape]``, ``[*shape]`` under :class:`Shared`, or None."""
+    if x_init is None:
+        return
+    if isinstance(x_init, Shared):
+        x_init, expected = x_init.tensor, expected[1:]
+    if not isinstance(x_init, torch.Tensor) or not x_init.is_floating_point():
+        raise TypeError(f"x_init: got {described(x_init)}, expected a float tensor {list(expected)} or None")
+    check_data(x_init, "x_init")
+    if tuple(x_init.shape) != expected:
+        raise ValueError(f"x_init: got shape {list(x_init.shape)}, expected {list(expected)} (chains first)")
+
+
+def _seed(seed: int | None, anew: bool) -> int:
+    """The seed as an int64, 0 for None; ``anew``: warn that without one a state gets the noise that it had before."""
+    if seed is None and anew:
+        warn(
+            "x_init: got states without a seed, the noise begins anew at row 0 of seed 0, expected first_row= (rows "
+            "that they have run so far) or another seed= where they go on from an earlier run"
+        )
+    return seed_int64(0 if seed is None else seed)
+
+
+def _check_start(sampler: Sampler, schedule: Schedule) -> None:
+    """Warn where a run without x_init starts from noise alone at a level that holds signal."""
+    if isinstance(sampler, GridSampler) and (told := start_below_noise(sampler, schedule)) is not None:
+        warn(told)
+
+
+def _check_norms(program: Program, shape: tuple[int, ...]) -> None:
+    """Warn, or raise ValueError, where steps come from a chain's own norms and it has few elements.
+
+    See :class:`ulam.samplers.PredictorCorrector` for the bias.
+    """
+    elements = math.prod(shape)
+    if not program.normalise.any() or elements >= NORMS_USABLE:
+        return
+    told = f"norms: got 'chain' for samples of {elements} elements, expected"
+    if elements < NORMS_DEFINED:
+        raise ValueError(f"{told} at least {NORMS_DEFINED}: the variance has no bound, use norms='expected'")
+    warn(
+        f"{told} at least {NORMS_USABLE}: standard deviations come out about {200 / (elements - 2):.2g}% too large, "
+        "use norms='expected'"
+    )
+
+
+def _guidance_options(guidance: object, interval: object, rescale: object) -> tuple[tuple[float, float] | None, float]:
+    """The interval as (lo, hi) or None, rounded to float32 as the slots hold it, and phi.
+
+    Raises:
+        TypeError, ValueError: an invalid interval or phi.
+    """
+    phi = _number("guidance_rescale", rescale)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"guidance_rescale: got {described(rescale)}, expected a number in [0, 1]")
+    if guidance is None and (interval is not None or phi):
+        name = "guidance_rescale" if interval is None else "guidance_interval"
+        raise ValueError(f"guidance: got None beside {name}, expected a weight")
+    if interval is None:
+        return None, phi
+    if not isinstance(interval, Sequence) or len(interval) != 2:
+        raise TypeError(f"guidance_interval: got {described(interval)}, expected a pair (lo, hi) of times, or None")
+    lo, hi = (torch.tensor(_number("guidance_interval", end), dtype=torch.float32).item() for end in interval)
+    if not lo <= hi:  # NaN too
+        raise ValueError(f"guidance_interval: got {described(interval)}, expected lo <= hi")
+    return (lo, hi), phi
+
+
+def _check_callback(callback: object, every: int, finish: object) -> None:
+    """Raises TypeError or ValueError for an invalid function or period."""
+    for name, function in (("callback", callback), ("finish", finish)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: got {type(function).__name__}, expected a callable or None")
+    if every < 1:
+        raise ValueError(f"every: got {every}, expected at least 1")
+
+
+def _number(name: str, value: object) -> float:
+    number = real_numbers(name, value)
+    if number.dim():
+        raise ValueError(f"{name}: got shape {list(number.shape)}, expected a number")
+    return float(number)
