@@ -63,7 +63,8 @@ class ConditioningBuffers:
             self._declared[key].check(f"{self._name}[{key!r}]", value)
 
     def declare(self, values: dict[str, torch.Tensor | Shared]) -> None:
-        """Settle what the inputs are, unless an earlier job did."""
+        """Settle what the inputs are, or :meth:`check` them where an earlier job has."""
+        self.check(values)
         if self._declared is None:
             self._declared = {key: Input.of(value) for key, value in values.items()}
 

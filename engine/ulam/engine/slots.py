@@ -138,7 +138,7 @@ class _Staging:
 def places(ranges: list[slice]) -> tuple[npt.NDArray[np.int64], list[int]]:
     """The slots of all ranges, one after another, and how many each has."""
     sizes = [at.stop - at.start for at in ranges]
-    starts = np.array([at.start for at in ranges])
+    starts = np.array([at.start for at in ranges], dtype=np.int64)
     if len(ranges) == sum(sizes):
         return starts, sizes
     ends = np.cumsum(sizes)
