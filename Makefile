@@ -13,7 +13,7 @@ CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.c
 # the one that constraints.txt pins, in a folder of its own that comes first on the path.
 TRITON := 3.6.0
 WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
-PROOFS := $(shell grep -lE 'triton_simulator|EXACT_INTERPRETER' tests/*/test_*.py)
+PROOFS := $(shell grep -lE 'triton_simulator|triton_interpreter' tests/*/test_*.py)
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
 # What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.

@@ -8,10 +8,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from test_from_diffusers import CHAINS, autoencoder, difference, dit, randn, sample, unet_2d, unet_condition
 
 import ulam
 from archives import arrays
+from pipeline_cases import CHAINS, autoencoder, difference, dit, randn, sample, unet_2d, unet_condition
 from ulam.cli.main import main
 from ulam.samplers import DDIM, Euler
 

@@ -15,83 +15,25 @@ import torch
 
 import ulam
 import ulam.integrations.diffusers
+from pipeline_cases import (
+    CHAINS,
+    STEPS,
+    autoencoder,
+    difference,
+    dit,
+    edit,
+    randn,
+    sample,
+    stable_diffusion,
+    unet_2d,
+    unet_condition,
+)
 from ulam.samplers import DDIM, DDPM
 from ulam.schedules import from_betas, vp_cosine, vp_linear, vp_scaled_linear, vp_sigmoid, zero_terminal_snr
 
 pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-
-STEPS, CHAINS = 20, 3
-TINY = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
-
-
-def unet_2d(**options):
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return diffusers.UNet2DModel(**{"in_channels": 3, "out_channels": 3, **TINY, **blocks, **options}).eval()
-
-
-def unet_condition(**options):
-    torch.manual_seed(1)
-    blocks = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 12,
-    }
-    return diffusers.UNet2DConditionModel(**{"in_channels": 4, "out_channels": 4, **TINY, **blocks, **options}).eval()
-
-
-def autoencoder():
-    torch.manual_seed(2)
-    return diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=8).eval()
-
-
-def dit():
-    torch.manual_seed(3)
-    model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8, in_channels=4, out_channels=8
-    )
-    for parameter in model.parameters():  # some start at zero, where the labels would not matter
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def stable_diffusion(**scheduler):
-    pytest.importorskip("transformers", reason="StableDiffusionPipeline needs transformers")
-    defaults = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=autoencoder(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet_condition(),
-        scheduler=diffusers.DDIMScheduler(steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.scheduler = diffusers.DDIMScheduler(**{**defaults, **scheduler})  # the constructor insists on an offset of 1
-    return pipe
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def sample(denoiser, sampler, shape, x_init, **options):
-    return ulam.sample(denoiser, sampler, shape=shape, chains=len(x_init), x_init=x_init, progress=False, **options)
-
-
-def difference(got, expected):
-    """The largest, of the largest value where that is above 1."""
-    got, expected = torch.as_tensor(got), torch.as_tensor(expected)
-    return (got - expected).abs().max() / expected.abs().max().clamp(min=1)
 
 
 @pytest.fixture(autouse=True)
@@ -360,10 +302,6 @@ def test_prediction_type(prediction, predicts):
 
 
 # ------------------------------------------------------------------------------------------------- folders
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.fixture(scope="module")

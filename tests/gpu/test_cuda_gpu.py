@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_blend
 import torch
-from test_reduce import MIXED, mixed_table, random_inputs
 
+import blend_cases
 import tick_cases
 import ulam_kernels
+from reduce_cases import MIXED, mixed_table, random_inputs
 from ulam_kernels import Table
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -144,7 +144,7 @@ def test_reductions_and_their_step_have_the_bits_of_the_cpu(state: torch.dtype) 
 def test_blend_has_the_bits_of_the_cpu(state: torch.dtype) -> None:
     rng = np.random.default_rng(4)
     for chains, n in ((6, 1), (5000, 34), (96, 1027), (64, 12_288)):
-        given = test_blend.random_inputs(rng, (n,), chains)
+        given = blend_cases.random_inputs(rng, (n,), chains)
         given |= {"net_in": torch.full((chains, n), 7.0, dtype=state), "c_next": torch.linspace(-2, 2, chains)}
         values = torch.from_numpy(rng.normal(size=(2, chains, n))).to(state)
         moved, there = values.cuda(), to("cuda", given)
@@ -157,7 +157,7 @@ def test_blend_has_the_bits_of_the_cpu(state: torch.dtype) -> None:
 def test_blend_by_row_has_the_bits_of_the_cpu() -> None:
     rng = np.random.default_rng(5)
     for chains, n in ((5000, 34), (64, 12_288)):
-        given = test_blend.random_inputs(rng, (n,), chains)
+        given = blend_cases.random_inputs(rng, (n,), chains)
         given |= {name: torch.from_numpy(rng.normal(size=9)).float() for name in ("a", "b", "c_next")}
         given |= {"net_in": torch.full((chains, n), 7.0), "row": torch.from_numpy(rng.integers(0, 9, chains))}
         values = torch.from_numpy(rng.normal(size=(1, chains, n))).float()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_likelihood_kernels import cases, result
-from test_mcmc_gpu import BACKENDS
 
+from gpu_backends import BACKENDS
+from likelihood_cases import cases, result
 from ulam_kernels.cpu import likelihood as cpu
 
 SIZES = [(1, 1), (5, 7), (300, 100), (24, 3007), (4, 3, 64, 64), (3, 200_003)]

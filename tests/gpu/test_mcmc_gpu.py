@@ -10,18 +10,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 import mcmc_cases
-import ulam_kernels
+from gpu_backends import BACKENDS
 from mcmc_cases import Cases, agree, evaluated
 from ulam_kernels import mcmc
-
-
-def _there(backend: str, device: str) -> Any:
-    state = ulam_kernels.backends()[backend]
-    marks = [pytest.mark.gpu, pytest.mark.skipif(state != "usable", reason=f"no GPU for {backend}: {state}")]
-    return pytest.param(backend, device, marks=marks if device == "cuda" else [], id=backend)
-
-
-BACKENDS = [_there("cuda", "cuda"), _there("triton", "cuda"), _there("reference", "cpu")]
 
 
 class Moved:

@@ -10,11 +10,9 @@ import tick_cases
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from test_triton_reduce import blending, reduction
-from test_triton_static import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal, same_bits
-from test_triton_tick import by_row
-
 import ulam_kernels
+from triton_cases import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal, same_bits
+from triton_reduce_cases import blending, by_row, reduction
 from ulam_kernels import cpu
 
 REASON = ulam_kernels.backends()["triton"]

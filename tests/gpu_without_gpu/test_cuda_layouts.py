@@ -11,11 +11,11 @@ import pytest
 import torch
 from bench import sass as machine_code
 from bench.sass import Sass, cheapest_pass, disassembled
-from test_cuda_static import FAST, plain_row
 
 import cuda_simulator
 import memory_trips
 import ulam_kernels
+from cuda_cases import FAST, plain_row
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device
 from layout_cases import LAYOUTS, cases, laid_out, normal, random_case, same_bits
 from memory_trips import Trips

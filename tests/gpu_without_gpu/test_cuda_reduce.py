@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import test_blend
 import torch
-from test_reduce import LEVELS, mixed_table, random_inputs, table_of
 
+import blend_cases
 import cuda_simulator
 import ulam_kernels
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device, differences
+from machine_code import loads_in_flight
+from reduce_cases import LEVELS, mixed_table, random_inputs, table_of
 from ulam_kernels.table import NORMALISE, READS_M, THRESHOLD
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -271,7 +271,7 @@ def test_rows_that_cannot_be_reduced_get_nan(device: Device) -> None:
 def test_blends_have_the_bits_of_the_cpu(device: Device, case: tuple[Any, ...]) -> None:
     chains, n, state, net, explicit, skew = case
     rng = np.random.default_rng(n)
-    given: dict[str, Any] = test_blend.random_inputs(rng, (n,), chains)
+    given: dict[str, Any] = blend_cases.random_inputs(rng, (n,), chains)
     if explicit:
         given["noise"] = torch.from_numpy(rng.normal(size=(chains, n))).float()
     values = torch.from_numpy(rng.normal(size=(2, chains, n))).to(state)
@@ -287,28 +287,6 @@ def test_blends_have_the_bits_of_the_cpu(device: Device, case: tuple[Any, ...]) 
 
 
 # --- Machine code ---------------------------------------------------------------------------------------------------
-
-LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
-
-
-def loads_in_flight(code: str) -> list[int]:
-    """How many loads of 16 bytes follow one another before any of their registers is used, a number for each group.
-
-    A branch that may be taken, or not, does not wait for them; the straight way on is followed.
-    """
-    groups, waiting = [0], set()
-    for guard, operation, operands in LINE.findall(code):
-        used = {int(register) for register in re.findall(r"\bR(\d+)", operands)}
-        if operation.startswith("LDG.E.128"):
-            first = int(re.findall(r"\bR(\d+)", operands)[0])
-            used = {int(register) for register in re.findall(r"\[R(\d+)", operands)}
-            if waiting & used:
-                groups, waiting = [*groups, 0], set()
-            groups[-1] += 1
-            waiting |= set(range(first, first + 4))
-        elif waiting & used or (operation.startswith(("BRA", "EXIT")) and not guard and operands[:2] in ("", "0x")):
-            groups, waiting = [*groups, 0], set()
-    return [size for size in groups if size]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

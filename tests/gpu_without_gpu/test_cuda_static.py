@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from bench.sass import WIDE_SLOTS, Sass, cheapest_pass, counts_an_element, disassembled
-from test_reduce import table_of
 
 import cuda_simulator
 import ulam_kernels
+from cuda_cases import FAST, plain_row
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
 from ptx_interpreter import Instruction, parse
+from reduce_cases import table_of
 from ulam_kernels import Table
 
-FAST = [(FP32, FP32), (FP32, BF16), (FP32, FP16), (BF16, BF16), (FP16, FP16)]
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -123,16 +123,6 @@ def test_other_chains_have_the_bits_of_the_cpu(device: Device, registers: int) -
         assert ("step_quads" if chains * shape[-1] > 500_000 else "step_short") in device.used
         total += values[0].numel()
     assert total >= 100_000
-
-
-def plain_row(registers: int = 1) -> Table:
-    """A row of DDPM without clipping: x, model output and noise."""
-    matrix = np.zeros((1, registers, registers + 3))
-    matrix[0, 0, 0], matrix[0, 0, -2:] = 1.01, (-0.05, 0.1)
-    writes = np.zeros((1, registers), bool)
-    writes[0, 0] = True
-    zero, infinite = np.zeros(1), np.full(1, np.inf)
-    return Table.pack(zero, zero, -infinite, infinite, zero, zero, zero + 1, matrix, writes, np.zeros(1, bool))
 
 
 def plain_step(device: Device, chains: int, elements: int, dtype: torch.dtype = FP32) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from bench.sass import SASS_LINE, Sass
-from test_blend import random_inputs
 
 import cuda_simulator
 import ulam_kernels
+from blend_cases import random_inputs
 from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device, differences
 from ptx_interpreter import parse
 from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick

@@ -213,9 +213,8 @@ def test_a_triton_launch_reaches_128_processors() -> None:
 def test_triton_keeps_a_long_chain_in_registers(use: Any, density: Density, sampler: str, tmp_path: Path) -> None:
     """Where a tile's layout becomes one of whole rows a thread, the machine code is tens of thousands of spills."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from test_triton_static import disassemble, opcodes
-
     import triton_simulator
+    from machine_code import disassemble, opcodes
     from ulam_kernels.triton import mcmc as steps
     from ulam_kernels.triton import mcmc_run
 

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import triton_interpreter
 from cuda_simulator import ARCHITECTURES, CUOBJDUMP, FLAGS, NVCC, ROOT
-from mcmc_cases import Cases, agree, evaluated
+from mcmc_cases import Cases
 from ulam_kernels import densities, mcmc
 
 SOURCES = [ROOT / "csrc/cuda" / name for name in ("mcmc_steps.cu", "mcmc_run.cu")]
-INTERPRETED = """
-import test_mcmc_static
-test_mcmc_static.check_interpreted()
-print("agrees")
-"""
-
-
-def check_interpreted() -> None:
-    """Called in a process of its own, because Triton's interpreter is chosen when kernels are defined."""
-    from ulam_kernels.cpu import mcmc as cpu
-    from ulam_kernels.triton import mcmc as triton
-
-    mcmc._backend = lambda name, *_: {"cpu": cpu, "triton": triton}[str(name)]
-    cases = Cases(20)
-    for number, density in enumerate(cases.densities()):
-        assert agree(evaluated(density, cases.normal(5, density.dimension)), "cpu", "triton"), density
-        sampler = mcmc.SAMPLERS[number % 4]
-        assert agree(cases.run(density, sampler, 5, scaled=number % 2 == 0), "cpu", "triton"), (density, sampler)
-    assert agree(cases.run(densities.funnel(3), "mala", 130, scaled=True), "cpu", "triton")
-    for chains, n in ((3, 5), (2, 600), (2, 1025)):
-        for name, step in cases.steps(chains, n):
-            assert agree(step, "cpu", "triton"), (name, chains, n)
 
 
 def test_interpreted_triton_has_the_bits_of_the_cpu() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from test_triton_static import EXACT_INTERPRETER
-
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    program = EXACT_INTERPRETER + INTERPRETED
-    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "agrees", ran.stderr[-3000:]
+    triton_interpreter.run("check_mcmc")
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
@@ -55,9 +26,8 @@ def test_triton_compiles_without_local_memory(
     architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from test_triton_static import disassemble, opcodes
-
     import triton_simulator
+    from machine_code import disassemble, opcodes
     from ulam_kernels.triton import mcmc as steps
     from ulam_kernels.triton import mcmc_run
 

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import triton_interpreter
 from layout_cases import LAYOUTS, SHAPES, cases, laid_out, random_case, same_bits
-from ulam_kernels import Table, reference
+from ulam_kernels import reference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from test_triton_static import (  # noqa: E402
-    APPROXIMATE,
-    ARCHITECTURES,
-    PLAIN,
-    Variant,
-    copy_of,
-    disassemble,
-    executed,
-    opcodes,
-)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import memory_trips  # noqa: E402
 import triton_simulator  # noqa: E402
+from layout_cases import arguments  # noqa: E402
+from machine_code import APPROXIMATE, disassemble, executed, opcodes  # noqa: E402
+from triton_cases import ARCHITECTURES, PLAIN, Variant, copy_of  # noqa: E402
 from triton_simulator import cuda, simulated  # noqa: E402
 from ulam_kernels.triton.step import step  # noqa: E402
 
 LARGE = ((3, 32, 24), (4, 31, 17), (5, 2, 8, 8))
-
-
-def arguments(state: torch.Tensor, table: Table, row: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of a backend's ``step``."""
-    missing = dict.fromkeys(("uncond", "guidance", "noise", "source"))
-    return {"state": state, "coef": table.coef, "flags": table.flags, "row": row, **missing, **given}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -135,28 +120,6 @@ def test_short_chains_wait_twice_for_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert memory_trips.Trips.latest > 3  # the measure tells the others apart
 
 
-INTERPRETED = """
-import numpy as np, test_triton_layouts as t
-for seed in range(2):
-    rng = np.random.default_rng(seed)
-    for shape, registers, types in t.cases(seed):
-        start, table, row, given = t.random_case(rng, shape, 5, types, registers)
-        for layout in t.LAYOUTS:
-            state, expected, operands = start.clone(), start.clone(), t.laid_out(given, *layout)
-            net = operands["net_in"].clone()
-            t.reference.step(**t.arguments(expected, table, row, {**operands, "net_in": net}))
-            t.step(**t.arguments(state, table, row, operands))
-            assert t.same_bits(state, expected) and t.same_bits(operands["net_in"], net), (shape, layout)
-print("agrees")
-"""
-
-
 def test_interpreted_kernels_give_the_bits_of_the_reference() -> None:
-    from test_triton_static import EXACT_INTERPRETER
-
     assert {1, 2, 3, 4, 5, 8} <= {shape[0] for shape in SHAPES}
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    script = EXACT_INTERPRETER + INTERPRETED
-    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "agrees", ran.stderr[-3000:]
+    triton_interpreter.run("check_layouts")

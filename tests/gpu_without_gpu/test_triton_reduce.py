@@ -3,77 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import triton_interpreter
+
 pytest.importorskip("triton", reason="triton is not installed")
 
-import test_blend
-from test_reduce import LEVELS, mixed_table, random_inputs, table_of
-from test_triton_static import ARCHITECTURES, disassemble, opcodes, same_bits
 from triton.backends.compiler import GPUTarget
 
+from machine_code import disassemble, inside_loops, opcodes
+from reduce_cases import LEVELS, table_of
+from triton_cases import ARCHITECTURES
+from triton_reduce_cases import BF16, BLENDS, FP32, REDUCTIONS, agrees, blending, reduction
 from triton_simulator import cuda, simulated
 from ulam_kernels import cpu
 from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.reduce import reduce
-
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-Case = dict[str, Any]
-# chains, elements, state, model, guided, noise given
-REDUCTIONS = [
-    (24, 1, FP32, FP32, False, False), (24, 100, BF16, FP32, True, False), (24, 128, FP32, FP16, True, True),
-    (24, 129, FP16, FP16, False, False), (24, 2048, FP32, BF16, True, False), (12, 3007, FP32, FP32, True, True),
-    (6, 12_288, FP32, FP32, True, True), (4, 16_381, BF16, BF16, False, False), (3, 17_000, FP32, BF16, True, False),
-]  # fmt: skip
-# chains, elements, state, network input, noise given
-BLENDS = [
-    (5, 1, FP32, None, False), (300, 34, BF16, FP32, False), (9, 512, FP32, FP16, True), (7, 1027, FP16, None, False),
-    (9, 11_120, FP32, FP32, False), (3, 2048, BF16, BF16, True),
-]  # fmt: skip
-
-
-def reduction(rng: np.random.Generator, chains: int, n: int, state: torch.dtype, model: torch.dtype, guided: bool,
-              explicit: bool) -> Case:  # fmt: skip
-    """Random arguments of a backend's ``reduce``, every kind of row among them."""
-    table, some = mixed_table(2), torch.tensor([4, 8, 3, 9, 10, 6])
-    row = torch.from_numpy(rng.permutation(np.arange(chains) % len(table))) if chains > len(some) else some[:chains]
-    inputs = random_inputs(rng, (1, n), model, chains, guided, explicit)
-    names = ("model", "uncond", "guidance", "seed", "chain", "draw", "noise")
-    values = torch.from_numpy(2 * rng.normal(size=(2, chains, 1, n))).to(state)
-    return {
-        "state": values, "coef": table.coef, "flags": table.flags,
-        "row": row,
-        **{name: inputs.get(name) for name in names}, "out": torch.full((chains, 4), math.nan),
-    }  # fmt: skip
-
-
-def blending(rng: np.random.Generator, chains: int, n: int, state: torch.dtype, net: torch.dtype | None,
-             explicit: bool) -> Case:  # fmt: skip
-    """Random arguments of a backend's ``blend``."""
-    inputs = test_blend.random_inputs(rng, (n,), chains)
-    values = torch.from_numpy(rng.normal(size=(chains, n))).to(state)
-    return {
-        "x": values, **inputs, "noise": torch.from_numpy(rng.normal(size=(chains, n))).float() if explicit else None,
-        "net_in": None if net is None else torch.full((chains, n), math.nan, dtype=net),
-        "c_next": None if net is None else torch.linspace(-2, 2, chains),
-    }  # fmt: skip
-
-
-def agrees(operation: Callable[..., None], of_the_cpu: Callable[..., None], case: Case, *written: str) -> bool:
-    """Whether the operation writes the bits of the CPU."""
-    expected = {name: value.clone() if torch.is_tensor(value) else value for name, value in case.items()}
-    of_the_cpu(**expected)
-    operation(**case)
-    return all(same_bits(case[name], expected[name]) for name in written)
 
 
 @pytest.mark.parametrize("case", REDUCTIONS, ids=str)
@@ -186,15 +135,6 @@ def kernels(target: GPUTarget) -> list[Any]:
     return gpu.compiled
 
 
-def inside_loops(code: list[str]) -> list[str]:
-    """The lines that a backward branch repeats; outside, a few words may wait in local memory for a loop to end."""
-    place = {line.split(":")[0]: k for k, line in enumerate(code) if line.startswith(".L_x")}
-    branches = [(k, place[m[1]]) for k, line in enumerate(code) if (m := re.search(r"BRA `\((\.L_x_\d+)\)", line))]
-    repeated = [range(target, k + 1) for k, target in branches if target <= k]
-    assert repeated
-    return [line for k, line in enumerate(code) if any(k in loop for loop in repeated)]
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_without_spills_and_without_approximations(architecture: int, tmp_path: Any) -> None:
     for kernel in kernels(cuda(architecture)):
@@ -229,23 +169,5 @@ def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
     assert len({id(kernel) for kernel in gpu.compiled}) == 3 + 2
 
 
-# Triton's own interpreter, in a process of its own because it is chosen when kernels are defined.
-
-
-def check_interpreted() -> None:
-    """Called there."""
-    rng = np.random.default_rng(3)
-    for case in (*REDUCTIONS[:4], (2, 5000, FP32, FP32, False, False), (1, 17_000, FP32, FP32, False, False)):
-        assert agrees(reduce, cpu.reduce, reduction(rng, *case), "out"), case
-    for case in BLENDS:
-        assert agrees(blend, cpu.blend, blending(rng, *case), "x", "net_in"), case
-
-
 def test_interpreted_kernels_give_the_bits_of_the_cpu() -> None:
-    from test_triton_static import EXACT_INTERPRETER
-
-    program = EXACT_INTERPRETER + "import test_triton_reduce\ntest_triton_reduce.check_interpreted()\nprint('agrees')\n"
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "agrees", ran.stderr[-3000:]
+    triton_interpreter.run("check_reductions")

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import triton_interpreter
+
 pytest.importorskip("triton", reason="triton is not installed")
 
-from test_triton_reduce import BLENDS, blending, inside_loops
-from test_triton_static import ARCHITECTURES, disassemble, opcodes, same_bits
 from triton.backends.compiler import GPUTarget
 
-from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick
+from machine_code import disassemble, inside_loops, opcodes
+from tick_cases import ORDERS, OUTPUTS, expected_of, looked_up, not_finite, random_look_up, random_tick
+from triton_cases import ARCHITECTURES, same_bits
+from triton_reduce_cases import BLENDS, by_row
 from triton_simulator import cuda, simulated
+from triton_tick_cases import LOOK_UP, agrees, run
 from ulam_kernels import cpu
 from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.tick import TILE, advance, long_parts, look_up
 
 BYTES = {dtype: torch.finfo(dtype).bits // 8 for dtype in OUTPUTS}
-ADVANCE, LOOK_UP = ("cursor", "now", "model", "uncond", "guidance"), ("times", "row", "out", "guidance", "interval")
-
-
-def run(given: dict[str, Any]) -> None:
-    advance(*(given.get(name) for name in ADVANCE))
-
-
-def agrees(given: dict[str, Any]) -> bool:
-    """Whether the kernel does what the rules say."""
-    expected, done = expected_of(given), clone_of(given)
-    run(done)
-    return torch.equal(done["cursor"], expected[0]) and torch.equal(done["now"], expected[1])
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -135,14 +124,6 @@ def test_a_whole_time_is_rounded_once() -> None:
     with simulated(cuda(90), execute=True):
         look_up(times, torch.arange(2), out, torch.tensor([3.0, 4.0]), torch.stack([bound, bound]), weight)
     assert torch.equal(out, times) and weight.tolist() == [3, 4]
-
-
-def by_row(rng: np.random.Generator, case: tuple[Any, ...]) -> dict[str, Any]:
-    """A blending whose coefficients are in tables."""
-    given = blending(rng, *case)
-    given |= {name: torch.from_numpy(rng.normal(size=9)).float() for name in ("a", "b", "c_next")}
-    given["a"][1::3], given["b"][1::2] = 0, 0
-    return given | {"row": torch.from_numpy(rng.integers(0, 9, case[0])), "stage": 3}
 
 
 @pytest.mark.parametrize("case", BLENDS, ids=str)
@@ -253,33 +234,5 @@ def test_nothing_is_compiled_again_when_sizes_change() -> None:
 # Triton's own interpreter, in a process of its own because it is chosen when kernels are defined.
 
 
-def check_interpreted() -> None:
-    """Called there."""
-    rng = np.random.default_rng(11)
-    for dtype in OUTPUTS:
-        for chains, n in ((5, 2), (40, 100), (3, 2 * TILE + 3)):
-            for guided in (False, True):
-                assert agrees(random_tick(rng, chains, (n,), dtype, guided, bad=0.4)), (dtype, chains, n)
-    assert agrees(random_tick(rng, 30, (1,), torch.float32, False) | {"model": None})
-    for dtype in (torch.float32, torch.int64):
-        given = random_look_up(rng, 300, 40, dtype, limited=True)
-        expected, weights = looked_up(given)
-        look_up(*(given[name] for name in LOOK_UP), given["weight"])
-        assert torch.equal(given["out"].nan_to_num(8), expected.nan_to_num(8))
-        assert weights is not None and torch.equal(given["weight"], weights)
-    for case in BLENDS[1:4]:
-        given = by_row(rng, case)
-        expected = {name: value.clone() if torch.is_tensor(value) else value for name, value in given.items()}
-        cpu.blend(**expected)
-        blend(**given)
-        assert same_bits(given["x"], expected["x"]) and same_bits(given["net_in"], expected["net_in"])
-
-
 def test_interpreted_kernels_agree() -> None:
-    from test_triton_static import EXACT_INTERPRETER
-
-    program = EXACT_INTERPRETER + "import test_triton_tick\ntest_triton_tick.check_interpreted()\nprint('agrees')\n"
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "agrees", ran.stderr[-3000:]
+    triton_interpreter.run("check_ticks")

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import ulam_kernels
+from kernel_arguments import (
+    CHAINS,
+    Given,
+    N,
+    affine_arguments,
+    blend_arguments,
+    fill_arguments,
+    reduce_arguments,
+    step_arguments,
+    table_of,
+)
 from ulam_kernels import Table
 from ulam_kernels.arguments import described
 from ulam_kernels.cpu import BoundStep, scalar
 
 BACKENDS = ["reference", "cpu"]
-CHAINS, N = 4, 6
-Given = dict[str, Any]
-
-
-def table_of(registers: int = 1) -> Table:
-    """One row: r_0 = 0.9 r_0 + 0.3 m + 0.1 z, the other registers the same; with a D that is bounded by scales."""
-    zero, one = np.zeros(1), np.ones(1)
-    matrix = np.zeros((1, registers, registers + 3))
-    matrix[0, :, 0], matrix[0, :, registers:] = 0.9, (0.2, 0.3, 0.1)
-    none = zero > 0
-    return Table.pack(one, one, one * 0.9, one * np.inf, zero, zero, one * 2, matrix, ~none[None].repeat(registers, 1),
-                      none, threshold=~none)  # fmt: skip
-
-
-def step_arguments() -> Given:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.arange(CHAINS)
-    return {
-        "state": torch.randn(1, CHAINS, N, generator=generator), "table": table_of(), "row": torch.zeros_like(ids),
-        "model": torch.randn(CHAINS, N, generator=generator), "uncond": torch.randn(CHAINS, N, generator=generator),
-        "guidance": torch.tensor([0.0, 1.0, 2.5, -1.0]), "seed": ids, "chain": ids + 3, "draw": 16 * ids,
-        "noise": torch.randn(CHAINS, N, generator=generator), "source": torch.randn(CHAINS, N, generator=generator),
-        "scales": torch.tensor([[-0.5, 0.5, 2.0, 1.0]]).repeat(CHAINS, 1), "net_in": torch.zeros(CHAINS, N),
-    }  # fmt: skip
 
 
 def run_step(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
@@ -48,25 +34,10 @@ def run_step(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
     return given["state"], given["net_in"]
 
 
-def reduce_arguments() -> Given:
-    return {k: x for k, x in step_arguments().items() if k not in ("scales", "source", "net_in")} | {
-        "out": torch.zeros(CHAINS, 4)
-    }
-
-
 def run_reduce(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
     ulam_kernels.reduce(given["state"], given["table"], given["row"], backend=backend,
                         **{name: x for name, x in given.items() if name not in ("state", "table", "row")})  # fmt: skip
     return (given["out"],)
-
-
-def blend_arguments() -> Given:
-    given = step_arguments()
-    return {
-        "state": given["state"], "known": given["model"], "mask": given["uncond"], "a": given["guidance"],
-        "b": given["scales"][:, 1].clone(), "noise": given["noise"], "net_in": given["net_in"],
-        "c_next": given["guidance"] + 1, **{name: given[name] for name in ("seed", "chain", "draw")},
-    }  # fmt: skip
 
 
 def run_blend(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
@@ -74,18 +45,8 @@ def run_blend(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
     return given["state"], given["net_in"]
 
 
-def fill_arguments() -> Given:
-    return {"out": torch.zeros(CHAINS, N)} | {k: step_arguments()[k] for k in ("seed", "chain", "draw")}
-
-
 def run_fill(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
     return (ulam_kernels.fill_normal(**given, backend=backend),)
-
-
-def affine_arguments() -> Given:
-    given = step_arguments()
-    return {"x": given["model"], "m": given["uncond"], "a": given["guidance"], "b": given["guidance"] + 0.5,
-            "out": given["net_in"]}  # fmt: skip
 
 
 def run_affine(given: Given, backend: str) -> tuple[torch.Tensor, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_arguments import blend_arguments, reduce_arguments, step_arguments
 
 from hostile_arguments import Given, failures
+from kernel_arguments import blend_arguments, reduce_arguments, step_arguments
 from tracing_cases import DENSITY, B, N, operations
 from ulam_kernels import Table, densities
 

@@ -14,12 +14,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_reduce import MIXED, mixed_table, random_inputs, reduced
-from test_step import same_bits
 
 import ulam_kernels
 from layout_cases import innermost, random_case
 from mcmc_cases import Cases, Outputs, evaluated
+from reduce_cases import MIXED, mixed_table, random_inputs, reduced
+from step_cases import same_bits
 from tick_cases import random_cursor, random_output
 from ulam_kernels import Table, _cpu, likelihood, torch_normal
 from ulam_kernels.cpu import BoundStep

@@ -16,59 +16,13 @@ import torch
 from scipy import stats
 
 import cuda_simulator
+from likelihood_cases import Case, bin_case, cases, generator, kl_case, result
 from ulam_kernels import _cpu
 from ulam_kernels.cpu import likelihood as cpu
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 from ulam_kernels.reference import likelihood as reference
 
-HALF = 1 / 255
 SIZES = [(1, 1), (5, 7), (3, 100), (2, 1024), (7, 1025), (3, 3001), (2, 3, 5, 7)]
-Case = dict[str, Any]
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def kl_case(shape: tuple[int, ...], each_a: bool, each_b: bool) -> Case:
-    """Close and distant Gaussians, as a backend's gaussian_kl takes them; the result is poisoned."""
-    g = generator(sum(shape))
-    mean_a, mean_b, log_var_a, other = (torch.randn(shape, generator=g) for _ in range(4))
-    spread = torch.logspace(-6, 0.8, other[0].numel()).view(shape[1:])
-    log_var_b = log_var_a + other * spread
-    of_chain = lambda x: x.flatten(1)[:, -1].contiguous()  # noqa: E731
-    return {
-        "mean_a": mean_a, "log_var_a": log_var_a if each_a else of_chain(log_var_a),
-        "mean_b": mean_a + mean_b * spread, "log_var_b": log_var_b if each_b else of_chain(log_var_b),
-        "each_a": each_a, "each_b": each_b, "out": torch.full(shape[:1], math.nan, dtype=torch.float64),
-    }  # fmt: skip
-
-
-def bin_case(shape: tuple[int, ...], each: bool, tanh: bool) -> Case:
-    """Levels of 8 bits, every edge among them, scales from far below a bin to far above the range."""
-    g = generator(sum(shape) + 1)
-    level = torch.randint(0, 256, shape, generator=g)
-    level.view(-1)[::5], level.view(-1)[1::7] = 0, 255
-    x = level / 127.5 - 1
-    log_scale = 3 * torch.randn(shape, generator=g) - 3
-    return {
-        "x": x, "mean": x + 0.1 * torch.randn(shape, generator=g),
-        "log_scale": log_scale if each else log_scale.flatten(1)[:, 0].contiguous(), "each": each,
-        "half": HALF, "edge": 1 - HALF / 2, "tanh": tanh, "out": torch.full(shape[:1], math.nan, dtype=torch.float64),
-    }  # fmt: skip
-
-
-def result(backend: Any, case: Case) -> torch.Tensor:
-    out = case["out"].clone()
-    getattr(backend, "gaussian_kl" if "mean_a" in case else "discretised_log_likelihood")(**case | {"out": out})
-    return out
-
-
-def cases(shape: tuple[int, ...]) -> list[Case]:
-    choices = (True, False)
-    return [kl_case(shape, a, b) for a in choices for b in choices] + [
-        bin_case(shape, each, tanh) for each in choices for tanh in choices
-    ]
 
 
 @pytest.fixture(params=_cpu.instruction_sets())
@@ -285,8 +239,7 @@ def test_triton_ptx_gives_the_bits_of_the_cpu(triton_backend: Any) -> None:
 
 
 def test_triton_compiles_without_spills_and_approximations(triton_backend: Any, tmp_path: Path) -> None:
-    from test_triton_static import disassemble, opcodes
-
+    from machine_code import disassemble, opcodes
     from triton_simulator import cuda, simulated
 
     for architecture in (80, 90, 100):
@@ -428,7 +381,7 @@ def test_cuda_sums_of_long_chains_have_the_bits_of_the_cpu(
 @pytest.mark.parametrize("architecture", cuda_simulator.ARCHITECTURES)
 def test_cuda_machine_code(cuda_build: Path, architecture: str) -> None:
     """No local memory; of the approximate instructions only those of a correctly rounded division and its NaN."""
-    from test_cuda_reduce import loads_in_flight
+    from machine_code import loads_in_flight
 
     text = dump(cuda_build, "-sass", "-arch", architecture)
     kernels = text.split("Function : ")[1:]

@@ -92,3 +92,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     integer = {2: torch.int16, 4: torch.int32}[a.element_size()]
     differ = a.contiguous().view(integer) != b.contiguous().view(integer)
     return bool((~differ | (a.isnan() & b.isnan())).all())
+
+
+def arguments(state: torch.Tensor, table: Table, row: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a backend's ``step``."""
+    missing = dict.fromkeys(("uncond", "guidance", "noise", "source"))
+    return {"state": state, "coef": table.coef, "flags": table.flags, "row": row, **missing, **given}

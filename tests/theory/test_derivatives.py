@@ -13,6 +13,7 @@ from torch import nn
 
 import network_zoo
 import ulam
+from central_differences import close, differences
 from network_zoo import HIDING, Hidden, make, smooth
 from ulam import Denoiser, schedules, sure, tweedie
 from ulam.estimation import measure as check
@@ -30,17 +31,6 @@ def state(net, dtype=torch.float64, seed=1) -> tuple[torch.Tensor, torch.Tensor]
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(2, len(SIGMA), *net.shape, generator=generator, dtype=torch.float64)
     return draw[0].to(dtype), draw[1].to(dtype)
-
-
-def differences(function, y, v, h=1e-3):
-    """First and second derivatives along v to order 4, from four further states."""
-    with torch.no_grad():
-        two, one, at, _one, _two = (function(y + k * h * v) for k in (2, 1, 0, -1, -2))
-        return (8 * (one - _one) - (two - _two)) / (12 * h), (16 * (one + _one) - (two + _two) - 30 * at) / (12 * h**2)
-
-
-def close(found, expected, tolerance):
-    assert float((found - expected).norm()) <= tolerance * float(expected.norm()) + 1e-9
 
 
 @pytest.mark.parametrize("name", ZOO)

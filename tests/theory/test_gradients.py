@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_derivatives import close, differences
 from torch import nn
 
 import network_zoo
 import ulam
+from central_differences import close, differences
 from engine_cases import SCHEDULE
 from network_zoo import HIDING, Hidden
 from ulam import Denoiser, NetworkOptions, objectives, sure, tweedie
