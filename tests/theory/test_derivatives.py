@@ -19,6 +19,7 @@ from ulam import Denoiser, schedules, sure, tweedie
 from ulam.estimation import measure as check
 from ulam.estimation.derivatives import Derivatives
 from ulam.estimation.estimator import Estimator
+from ulam.estimation.probes import probes
 
 VE, VP = schedules.ve(0.01, 50.0), schedules.vp_linear()
 SIGMA = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)
@@ -375,7 +376,7 @@ def test_networks_of_diffusers(name) -> None:
     close(tweedie.covariance_product(denoiser, y, SIGMA, v, cond), variance * first, 1e-6)
     close(tweedie.third_cumulant(denoiser, y, SIGMA, v, cond), variance**2 * second, 1e-3)
     risk = sure.estimate(denoiser, y, SIGMA, cond)
-    probe = next(ulam.probes.probes(y, 1))
+    probe = next(probes(y, 1))
     along = (probe * differences(estimator, y, probe, h=2e-4)[0]).flatten(1).sum(1)
     torch.testing.assert_close(risk.divergence, along, rtol=1e-5, atol=1e-6)
     assert risk.derivatives == "reverse" and denoiser.modes["second"] == "reverse"
