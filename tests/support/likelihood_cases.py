@@ -54,3 +54,6 @@ def cases(shape: tuple[int, ...]) -> list[Case]:
     return [kl_case(shape, a, b) for a in choices for b in choices] + [
         bin_case(shape, each, tanh) for each in choices for tanh in choices
     ]
+
+
+GPU_SIZES = [(3, 1), (2, 100), (2, 128), (3, 129), (2, 2048), (2, 3007)]

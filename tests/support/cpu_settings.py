@@ -1,0 +1,34 @@
+"""The CPU backend with other instructions or another number of threads, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ulam_kernels import _cpu
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[str]:
+    """The backend, "reference" or the CPU's with these instructions."""
+    before = _cpu.instruction_set()
+    if name == "reference":
+        yield name
+        return
+    _cpu.use_instruction_set(name)
+    try:
+        yield "cpu"
+    finally:
+        _cpu.use_instruction_set(before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
