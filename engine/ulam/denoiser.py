@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from .estimation.derivative_checks import Held
 from .programs.predictions import check_predicts, sigma_data_of
 from .programs.program import Program
 from .schedules import Schedule, check_schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DERIVATIVES = ("auto", "forward", "reverse")
 LARGEST_TIME = float(np.finfo(np.float32).max)  # networks are told float32
@@ -77,16 +80,17 @@ class Denoiser:
         scheduler: object = None,
         variant: str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Denoiser:
+    ) -> Self:
         """The denoiser in a saved diffusers pipeline (a folder), in one in memory, or of a model beside a scheduler.
 
         UNet2DModel, UNet2DConditionModel, or the transformer of DiT, Stable Diffusion 3 or Flux, with its scheduler's
         schedule and prediction; see
-        :func:`ulam.integrations.diffusers.loading.denoiser_from_diffusers` for arguments and errors.
+        :func:`ulam.integrations.diffusers.loading.network_from_diffusers` for arguments and errors.
         """
-        from .integrations.diffusers.loading import denoiser_from_diffusers
+        # The one import from a higher floor: the bridge is reached from the class that it makes, and loaded when asked.
+        from .integrations.diffusers.loading import network_from_diffusers
 
-        return denoiser_from_diffusers(source, scheduler=scheduler, variant=variant, dtype=dtype)
+        return cls(*network_from_diffusers(source, scheduler=scheduler, variant=variant, dtype=dtype))
 
     @property
     def modes(self) -> dict[str, str]:

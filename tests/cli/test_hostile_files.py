@@ -27,8 +27,9 @@ from PIL import Image
 import ulam
 from ulam.cli.check import load_data
 from ulam.cli.job_tables import _image, read_jobs
-from ulam.cli.models import Model, load_weights
 from ulam.engine import best_slots as tuning
+from ulam.models.built_in import Model
+from ulam.models.weights import load_weights
 from ulam.programs.program import Program
 from ulam.samplers import DDIM, DDPM, DPMSolverPP
 

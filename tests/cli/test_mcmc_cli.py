@@ -52,7 +52,7 @@ def test_an_energy_of_your_own(tmp_path, monkeypatch):
         (["--target", "ring", "--sampler", "ula", "--leapfrog", "3"], "leapfrog: the sampler ula does not take it"),
         (["--target", "ring", "--step", "0"], "step: got 0, expected a finite number above 0"),
         (["--target", "ring", "--temperature", "-1"], "temperature: got -1, expected"),
-        (["--target", "math:sqrt"], "shape: needed with an energy of your own"),
+        (["--target", "math:sqrt"], "shape: got none, expected that of a state of your own energy"),
         (["--target", "ring", "--shape", "2"], "shape: ring has its own"),
     ],
 )

@@ -157,20 +157,25 @@ def test_conditioning_that_a_model_cannot_do_without_is_named():
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
     sdxl = unet_condition(**added, projection_class_embeddings_input_dim=34)
     cases = [
-        (dit(), vp, {}, "DiTTransformer2DModel needs class_labels"),
-        (unet_2d(num_class_embeds=7), vp, {}, "UNet2DModel needs class_labels"),
-        (unet_condition(), vp, {}, "UNet2DConditionModel needs encoder_hidden_states"),
-        (sdxl, vp, {"encoder_hidden_states": randn(CHAINS, 7, 12)}, "UNet2DConditionModel needs text_embeds, time_ids"),
-        (sd3(), flow, {}, "SD3Transformer2DModel needs encoder_hidden_states, pooled_projections"),
-        (flux(guidance_embeds=True), flow, conditioning(), "FluxTransformer2DModel needs guidance"),
+        (dit(), vp, {}, "class_labels, which DiTTransformer2DModel needs"),
+        (unet_2d(num_class_embeds=7), vp, {}, "class_labels, which UNet2DModel needs"),
+        (unet_condition(), vp, {}, "encoder_hidden_states, which UNet2DConditionModel needs"),
+        (
+            sdxl,
+            vp,
+            {"encoder_hidden_states": randn(CHAINS, 7, 12)},
+            "text_embeds, time_ids, which UNet2DCond.*",
+        ),
+        (sd3(), flow, {}, "encoder_hidden_states, pooled_projections, which SD3Transformer2DModel needs"),
+        (flux(guidance_embeds=True), flow, conditioning(), "guidance, which FluxTransformer2DModel needs"),
     ]
     for model, scheduler, cond, message in cases:
         net = ulam.Denoiser.from_diffusers(model, scheduler=scheduler).net
-        with pytest.raises(TypeError, match=f"cond: got .*, but {message}$"):
+        with pytest.raises(TypeError, match=f"cond: got .*, expected also {message}$"):
             net(x, t, **cond)
     net = ulam.Denoiser.from_diffusers(sd3(), scheduler=flow).net
     with pytest.raises(
-        TypeError, match=r"cond: got \['y'\], but SD3Transformer2DModel takes encoder_hidden_states, pooled"
+        TypeError, match=r"cond: got y, expected only what SD3Transformer2DModel takes: encoder_hidden_states, pooled"
     ):
         net(x, t, **conditioning(), y=t)
 
@@ -208,7 +213,7 @@ def test_a_pipelines_folder_on_the_command_line(tmp_path, capsys):
     for option, value in (("--schedule", "vp_linear(1000)"), ("--predicts", "eps"), ("--weights", "x.safetensors")):
         capsys.readouterr()
         assert main([*arguments, option, value, "--out", str(tmp_path / "no")]) == 2
-        assert f"{option[2:]}: the pipeline in" in capsys.readouterr().err
+        assert f"{option[2:]}: got " in (said := capsys.readouterr().err) and "expected none: the pipeline in" in said
 
 
 def test_classes_on_the_command_line(tmp_path):
@@ -239,7 +244,8 @@ def test_a_pipeline_that_needs_more_than_a_label_is_refused(tmp_path, capsys):
     unet_condition().save_pretrained(tmp_path / "unet")
     assert main(["sample", "--model", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "model: the UNet2DConditionModel" in said and "needs encoder_hidden_states: sample it from Python" in said
+    assert "model: got the UNet2DConditionModel" in said and "which needs encoder_hidden_states, " in said
+    assert "sample it from Python" in said
     assert len(said.strip().splitlines()) == 1
     assert main(["sample", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
     assert "expected digits, a folder that is there or module:factory" in capsys.readouterr().err

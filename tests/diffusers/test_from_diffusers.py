@@ -428,10 +428,10 @@ def changed(path, **changes):
 
 
 BROKEN = [
-    (shutil.rmtree, NotADirectoryError, "is not a folder"),
+    (shutil.rmtree, NotADirectoryError, "expected a folder: nothing is fetched"),
     (unlink("model_index.json"), FileNotFoundError, "no model_index.json"),
-    (write("model_index.json", b"{"), ValueError, "cannot read .*model_index.json"),
-    (write("model_index.json", b"[]"), ValueError, "not a JSON object"),
+    (write("model_index.json", b"{"), ValueError, "got .*model_index.json .*, expected a JSON object"),
+    (write("model_index.json", b"[]"), ValueError, "with a list, expected a JSON object"),
     (changed("model_index.json", unet=[None, None]), ValueError, "neither unet nor transformer"),
     (unlink("unet/config.json"), FileNotFoundError, "no file .*config.json"),
     (changed("unet/config.json", _class_name="UNet3DConditionModel"), ValueError, "class UNet3DConditionModel"),
@@ -439,22 +439,22 @@ BROKEN = [
     (changed("scheduler/scheduler_config.json", _class_name="VQDiffusionScheduler"), ValueError, "VQDiffusion"),
     (changed("scheduler/scheduler_config.json", prediction_type="x1"), ValueError, "prediction_type='x1'"),
     (unlink("unet/diffusion_pytorch_model.safetensors"), FileNotFoundError, "no weights"),
-    (write("unet/diffusion_pytorch_model.safetensors", b"no"), ValueError, "cannot load"),
-    (changed("unet/config.json", block_out_channels=[8, 24]), ValueError, "cannot load"),
+    (write("unet/diffusion_pytorch_model.safetensors", b"no"), ValueError, "expected a model that diffusers loads"),
+    (changed("unet/config.json", block_out_channels=[8, 24]), ValueError, "expected a model that diffusers loads"),
     (incomplete, ValueError, "lack 1 of the model's, such as conv_out.weight"),
     (with_weight("conv_in.more", torch.clone), ValueError, r"got 1 weights .* does not have, such as conv_in.more"),
     (changed("unet/config.json", add_attention=False), ValueError, r"got 10 weights .* does not have, such as mid_"),
     (
         with_weight("conv_in.weight", lambda own: (own * 99).to(torch.int8)),
         ValueError,
-        "conv_in.weight got int weights",
+        "got int weights conv_in.weight in",
     ),
-    (with_weight("conv_in.weight", lambda own: own > 0), ValueError, "got bool weights, expected float ones"),
-    (sharded(elsewhere), ValueError, r"in a.safetensors, which does not hold it"),
-    (sharded(in_both), ValueError, "in two files, expected it in one"),
+    (with_weight("conv_in.weight", lambda own: own > 0), ValueError, "got bool weights .*, expected float ones"),
+    (sharded(elsewhere), ValueError, r"in a.safetensors, expected the file that holds it"),
+    (sharded(in_both), ValueError, "in two files of .*, expected it in one"),
     (twice_a_key, ValueError, "the key 'prediction_type' twice"),
-    (pickled, ValueError, r"holds pickled weights \(diffusion_pytorch_model.bin\), which are not opened"),
-    (pickled_shards, ValueError, "not safetensors; pickles are not opened"),
+    (pickled, ValueError, r"got pickled weights \(diffusion_pytorch_model.bin\) in .*: pickles are not opened"),
+    (pickled_shards, ValueError, "expected safetensors: pickles are not opened"),
 ]
 
 
@@ -468,7 +468,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(breaks, error, message,
 
 def test_a_model_folder_without_a_scheduler_beside_it(folder):
     shutil.rmtree(folder / "scheduler")
-    with pytest.raises(FileNotFoundError, match=r"source: no file .*scheduler_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"source: got no file .*scheduler_config.json, expected one"):
         ulam.Denoiser.from_diffusers(folder / "unet")
 
 
@@ -480,9 +480,9 @@ def test_what_is_wrong_with_an_object_is_said_in_one_line(folder):
     assert read(Custom()).schedule == vp_linear(1000)
     with pytest.raises(TypeError, match="source: got Linear, expected a folder or a pipeline or model of diffusers"):
         ulam.Denoiser.from_diffusers(torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="variant, dtype: only for folders"):
+    with pytest.raises(ValueError, match=r"variant, dtype: got None, torch.float16, expected None but for folders"):
         ulam.Denoiser.from_diffusers(pipe, dtype=torch.float16)
-    with pytest.raises(ValueError, match="source: the scheduler is a IPNDMScheduler"):
+    with pytest.raises(ValueError, match="source: got a scheduler IPNDMScheduler, expected one of"):
         read(diffusers.IPNDMScheduler())
     with pytest.raises(ValueError, match="timestep_type='continuous'"):
         read(diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"))
@@ -491,23 +491,32 @@ def test_what_is_wrong_with_an_object_is_said_in_one_line(folder):
     with pytest.raises(TypeError, match="dtype: got 'float16', expected"):
         ulam.Denoiser.from_diffusers(folder, dtype="float16")
     pipe.unet = autoencoder()
-    with pytest.raises(ValueError, match="source: the model is a AutoencoderKL"):
+    with pytest.raises(ValueError, match="source: got a model AutoencoderKL, expected one of"):
         ulam.Denoiser.from_diffusers(pipe)
     pipe.unet = unet_condition(in_channels=9)
     with pytest.raises(ValueError, match="reads 9 channels and returns 4"):
         ulam.Denoiser.from_diffusers(pipe)
     pipe.unet = None
-    with pytest.raises(ValueError, match="DDIMPipeline lacks a unet or transformer"):
+    with pytest.raises(ValueError, match="got a DDIMPipeline without a unet or transformer"):
         ulam.Denoiser.from_diffusers(pipe)
+
+
+def test_a_subclass_is_made_where_it_is_asked_for(folder):
+    class Mine(ulam.Denoiser):
+        """A denoiser of one's own."""
+
+    denoiser = Mine.from_diffusers(folder)
+    assert type(denoiser) is Mine and denoiser.predicts == "eps" and denoiser.schedule == vp_linear(1000)
+    assert type(ulam.Denoiser.from_diffusers(folder)) is ulam.Denoiser
 
 
 def test_without_diffusers(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"from_diffusers needs diffusers: pip install 'ulam\[diffusers\]'"):
+    with pytest.raises(ImportError, match=r"diffusers: got no such package, .* pip install 'ulam\[diffusers\]'"):
         ulam.Denoiser.from_diffusers(folder)
 
 
 def test_unknown_conditioning_is_named():
     net = read(diffusers.DDIMScheduler()).net
-    with pytest.raises(TypeError, match=r"cond: got \['y'\], but UNet2DModel takes class_labels"):
+    with pytest.raises(TypeError, match=r"cond: got y, expected only what UNet2DModel takes: class_labels"):
         net(randn(1, 3, 8, 8), torch.zeros(1), y=torch.zeros(1))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ulam
-from ulam.cli.models import load_weights
+from ulam.models.weights import load_weights
 
 
 class Net(nn.Module):
@@ -43,7 +43,7 @@ def test_another_kind_of_number_is_refused(key, dtype, tmp_path) -> None:
     net = Net()
     own = net.state_dict()[key]
     path = saved(tmp_path, **{key: torch.ones(own.shape, dtype=dtype)})
-    message = f"weights: {path}: {key} got {dtype}, expected {own.dtype} or another type of its kind"
+    message = f"weights: got {dtype} as {key} in {path}, expected {own.dtype} or another type of its kind"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_weights(net, path)
     assert not any(tensor.any() for tensor in net.state_dict().values())
@@ -71,6 +71,6 @@ def test_complex_weights_of_diffusers_are_refused(sharded, tmp_path) -> None:
     tensors = safetensors.torch.load_file(path)
     name = sorted(tensors)[0]
     safetensors.torch.save_file({**tensors, name: tensors[name] * 1j}, path)
-    message = f"source: {path}: {name} got complex numbers, expected real ones like the model's"
+    message = f"source: got complex weights {name} in {path}, expected real ones like the model's"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ulam.Denoiser.from_diffusers(tmp_path)

@@ -20,10 +20,11 @@ from ..estimation import measure as check
 from ..estimation.estimator import Inputs
 from ..estimation.measure import Level
 from ..files import json_text, one_line, whole, writable_folder, written
+from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import info
 from .mcmc_plots import require_matplotlib
-from .models import Model, load_model
+from .models import load_model
 
 STEPS = 20  # terms of the bound that are evaluated beside L_0
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")

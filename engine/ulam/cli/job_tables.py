@@ -21,8 +21,8 @@ from .. import samplers
 from ..conditioning import Shared, shared
 from ..denoiser import Sampler
 from ..files import one_line, parse_toml
+from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
-from .models import Model
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
 MOST_CHAINS, MOST_LABELS = 10**9, 100_000

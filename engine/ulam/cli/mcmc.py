@@ -26,7 +26,7 @@ from ..mcmc.targets import Energy, Target
 from ..samplers.markov.samplers import BAOAB, HMC, MALA, SGLD, ULA, ChainSampler
 from . import info
 from . import mcmc_plots as plots
-from . import models as loading
+from .models import call_factory
 
 EXACT_DRAWS = 50_000  # behind the marginal plot
 FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
@@ -112,7 +112,7 @@ def _target(options: argparse.Namespace) -> Target:
         raise ValueError("dimension: is for built-in targets, give --shape")
     if options.shape is None:
         raise ValueError("shape: needed with an energy of your own, such as --shape 2")
-    made: Any = loading._call_factory(name)
+    made: Any = call_factory("target", name)
     return made if hasattr(made, "bind") else Energy(made)
 
 

@@ -25,11 +25,12 @@ from ..engine.network import NetworkOptions
 from ..engine.sample import DEFAULT_SLOTS
 from ..engine.scheduler import POLICIES
 from ..files import writable_folder, written
+from ..models.built_in import Model
 from ..pictures import is_image
 from ..samplers.sigmas import SIGMAS
 from . import info, output
 from .job_tables import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, sampler_names
-from .models import Model, load_model
+from .models import load_model
 from .streams import TERMINATED, Terminated
 
 FAILED, INTERRUPTED = 1, 130

@@ -1,7 +1,9 @@
 """A small class-conditional U-Net for 28x28 digits: the denoiser that comes with the package."""
 
 import math
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,3 +123,11 @@ class DigitsUNet(nn.Module):
         h = F.interpolate(self.up2(torch.cat([h, h2], dim=1), emb), scale_factor=2.0)
         v: Tensor = self.head(self.up1(torch.cat([h, h1], dim=1), emb))
         return v
+
+
+def load_digits() -> DigitsUNet:
+    """The trained digits network, in fp32 and eval mode: eps = net(x [B, 1, 28, 28], t [B], y [B])."""
+    weights = safetensors.torch.load_file(Path(__file__).with_name("digits.safetensors"))
+    net = DigitsUNet()
+    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True)
+    return net.eval().requires_grad_(False)

@@ -1,13 +1,15 @@
 """A small hierarchical VAE for 28x28 digits: two levels of latents, z_2 [32] and z_1 [8, 7, 7]."""
 
+from pathlib import Path
+
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..vae import HierarchicalVAE, Level
-
 TOP, BELOW = (32,), (8, 7, 7)
 WIDTH = 48
+WEIGHTS = Path(__file__).with_name("digits_vae.safetensors")
 
 
 class Down(nn.Module):
@@ -77,7 +79,9 @@ class DigitsVAE(nn.Module):
         mean = self.decoder_last(h)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=1)
 
-    def model(self) -> HierarchicalVAE:
-        """The networks as a hierarchical VAE."""
-        levels = [Level(TOP, None, self.posterior_top), Level(BELOW, self.prior, self.posterior_below)]
-        return HierarchicalVAE(levels, self.decode, scale=None)
+
+def load_digits_vae(path: Path = WEIGHTS) -> DigitsVAE:
+    """The trained network, in eval mode."""
+    net = DigitsVAE().eval()
+    net.load_state_dict({name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()})
+    return net

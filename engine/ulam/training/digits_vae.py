@@ -12,13 +12,22 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..models.digits_vae import DigitsVAE
+from ..files import whole
+from ..models.built_in import BUILT_IN
+from ..models.digits import NULL_CLASS
+from ..models.digits_vae import BELOW, TOP, WEIGHTS, DigitsVAE, load_digits_vae
 from ..models.mnist import load_mnist5k
+from ..vae import HierarchicalVAE, Level
 from .digits import BATCH, batches
 
-HERE = Path(__file__).parents[1] / "models"
 RATE, WARM_KL = 2e-3, 0.3  # the KL's weight rises from 0 to 1 over this share of the run
 FREE_NATS = (8.0, 24.0)  # of each level, top first, that cost nothing: against posterior collapse [Kingma 2016]
+
+
+def hierarchy(net: DigitsVAE) -> HierarchicalVAE:
+    """The networks as a hierarchical VAE, top level first."""
+    levels = [Level(TOP, None, net.posterior_top), Level(BELOW, net.prior, net.posterior_below)]
+    return HierarchicalVAE(levels, net.decode, scale=None)
 
 
 def train(steps: int, seed: int = 0) -> tuple[DigitsVAE, dict[str, object]]:
@@ -26,13 +35,14 @@ def train(steps: int, seed: int = 0) -> tuple[DigitsVAE, dict[str, object]]:
     torch.manual_seed(seed)
     data, held_out = load_mnist5k(seed)
     net, stream = DigitsVAE(), batches(data, torch.Generator().manual_seed(seed))
+    model = hierarchy(net)
     optimiser = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.05)
     curve: list[dict[str, float]] = []
     begin = time.monotonic()
     for step in range(steps):
         x, _ = next(stream)
-        bound = net.model().elbo(x, seed=step)
+        bound = model.elbo(x, seed=step)
         weight = min(1.0, step / (WARM_KL * steps))
         kl = torch.maximum(bound.kl.mean(0), torch.tensor(FREE_NATS)).sum()
         loss = (weight * kl - bound.reconstruction.mean()) / x[0].numel()
@@ -47,8 +57,8 @@ def train(steps: int, seed: int = 0) -> tuple[DigitsVAE, dict[str, object]]:
             print(f"step {step}: bound {curve[-1]['nats']:.1f} nats, KL {top:.1f} + {below:.1f}", flush=True)
     net.eval()
     with torch.no_grad():
-        final = net.model().elbo(held_out.images, samples=20)
-        active = [int(units.sum()) for units in net.model().active_units(held_out.images)]
+        final = model.elbo(held_out.images, samples=20)
+        active = [int(units.sum()) for units in model.active_units(held_out.images)]
     record: dict[str, object] = {
         "seed": seed,
         "steps": steps,
@@ -64,26 +74,17 @@ def train(steps: int, seed: int = 0) -> tuple[DigitsVAE, dict[str, object]]:
     return net, record
 
 
-def load(path: Path = HERE / "digits_vae.safetensors") -> DigitsVAE:
-    """The trained network, in eval mode."""
-    net = DigitsVAE().eval()
-    net.load_state_dict({name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()})
-    return net
-
-
 def picture(file: Path, columns: int = 10, rows: int = 4) -> None:
     """Three blocks from top to bottom: held-out digits, the VAE's decoder means, the diffusion model's samples."""
     from PIL import Image
 
     from .. import sample, samplers
-    from ..cli.models import load_model
-    from ..models.digits import NULL_CLASS
 
     count = rows * columns
     _, held_out = load_mnist5k()
     real = held_out.images[torch.arange(count) * (len(held_out.labels) // count)]
-    blurred = load().model().sample(count, seed=0, slots=count)
-    digits = load_model("digits")
+    blurred = hierarchy(load_digits_vae()).sample(count, seed=0, slots=count)
+    digits = BUILT_IN["digits"]()
     labels = torch.arange(count) % 10
     drawn = sample(
         digits.denoiser, samplers.DDIM(50), (1, 28, 28), count, cond={"y": labels}, guidance=2.0,
@@ -100,6 +101,7 @@ def picture(file: Path, columns: int = 10, rows: int = 4) -> None:
 
 
 def main() -> None:
+    """Read the command line; train, or draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -110,8 +112,9 @@ def main() -> None:
         return
     net, record = train(options.steps, options.seed)
     weights = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
-    safetensors.torch.save_file(weights, HERE / "digits_vae.safetensors")
-    (HERE / "digits_vae.json").write_text(json.dumps(record, indent=1) + "\n")
+    with whole(WEIGHTS, WEIGHTS.with_suffix(".json")) as (network, report):
+        network.write_bytes(safetensors.torch.save(weights))
+        report.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Models and schedulers of diffusers on ulam: `fuse`, `fused`, and `loading.denoiser_from_diffusers`."""
+"""Schedulers and models of diffusers on ulam: `fuse` and `fused`, and what `Denoiser.from_diffusers` reads.
+
+`families/` holds the rows of the schedulers, one file for those that share their coordinates.
+"""
 
 from __future__ import annotations
 

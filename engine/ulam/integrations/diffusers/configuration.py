@@ -134,22 +134,27 @@ RULES: dict[str, Rule] = {
 NEEDS_SIGMAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "ScoreSdeVeScheduler")
 
 
-def check_config(config: Mapping[str, Any], name: str, where: str = "") -> None:
-    """Raises ValueError, in one line that names the key, for a value that is not of its kind.
+def check_config(config: Mapping[str, Any], name: str, argument: str = "scheduler", place: str = "") -> None:
+    """Raises ValueError, in one line that names the key, for an invalid value.
 
-    name: the scheduler's class. where: what the line begins with.
+    name: the scheduler's class. argument, place: how the caller named the configuration, and where it was found.
     """
     rules = RULES | (dict.fromkeys(("sigma_min", "sigma_max"), POSITIVE) if name in NEEDS_SIGMAS else {})
     for key, rule in rules.items():
         if key in config and not rule.holds(config[key]):
-            raise ValueError(f"{where}{key}: got {short(config[key])}, expected {rule.expected}")
+            raise ValueError(f"{argument}: got {key}={short(config[key])}{place}, expected {rule.expected}")
 
 
-def check_complete(config: Mapping[str, Any], parameters: Iterable[str], where: str = "") -> None:
+def check_complete(config: Mapping[str, Any], parameters: Iterable[str], argument: str = "scheduler") -> None:
     """Raises ValueError, as `check_config`, for a key of these, which its class takes, that the configuration lacks."""
     for key in parameters:
         if key in RULES and key not in config:
-            raise ValueError(f"{where}{key}: got no such key in the configuration, expected {RULES[key].expected}")
+            raise ValueError(f"{argument}: got a configuration without {key}, expected {RULES[key].expected}")
+
+
+def unsupported(key: str, value: object, right: str) -> ValueError:
+    """The error of a valid option that has no rows; right: what to use in its place."""
+    return ValueError(f"scheduler: got {key}={value!r}, expected {right}")
 
 
 def short(value: object) -> str:

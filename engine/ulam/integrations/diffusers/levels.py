@@ -15,8 +15,8 @@ from ...programs.clip import Clip, DynamicThreshold
 from ...programs.program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
-from .loading import PREDICTS
 from .plan import padded
+from .trained_schedule import PREDICTS
 
 
 def numbers(values: Any) -> Array:

@@ -1,8 +1,7 @@
-"""Denoisers from diffusers: a saved pipeline, or one in memory, as a network with its schedule and prediction."""
+"""`Denoiser.from_diffusers`: a saved pipeline, or one in memory, as a network with its schedule and prediction."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -15,53 +14,21 @@ from safetensors import SafetensorError
 
 from ulam_kernels.arguments import described
 
-from ... import schedules
-from ...cli.models import kinds_of_weights
-from ...denoiser import Denoiser
 from ...files import each_key_once, one_line
+from ...models.weights import kinds_in_file
 from ...schedules import Schedule
 from .arguments import FLOATS
-from .configuration import check_complete, check_config, short
-from .networks import MODELS, Clock, DiffusersNetwork, FluxNetwork, known
+from .configuration import check_config, short
+from .networks import MODELS, DiffusersNetwork, FluxNetwork, known
+from .trained_schedule import SCHEDULERS, same, trained_on
 
-VP = (
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "DPMSolverSDEScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "SASolverScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-    "RePaintScheduler",
-)
-FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
-EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-VE = ("ScoreSdeVeScheduler",)
-PREDICTS = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "original_sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
+PARTS = ("unet", "transformer")  # of a pipeline, one of which is the model
 
 
-def denoiser_from_diffusers(
+def network_from_diffusers(
     source: object, *, scheduler: object = None, variant: str | None = None, dtype: torch.dtype | None = None
-) -> Denoiser:
-    """The denoiser in `source`: a model of `networks.MODELS` with the schedule that it was trained on.
+) -> tuple[DiffusersNetwork, Schedule, str]:
+    """(network, schedule, predicts) of `source`: a model of `networks.MODELS` with the schedule that it was trained on.
 
     source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``), the
     folder of a saved model beside a folder ``scheduler/``, a pipeline in memory, whose model is then shared, or a model
@@ -85,8 +52,8 @@ def denoiser_from_diffusers(
     A learned variance (2C output channels) is read by `samplers.DDPM(variance=...)` and ignored by the others.
 
     Raises TypeError, ValueError, OSError or ImportError, in one line: no such folder, a model or scheduler that is not
-    in this list, weights that are missing, incomplete or pickled, a configuration with a value that is none (the key is
-    named), no diffusers.
+    in this list, weights that are missing, incomplete or pickled, an invalid value in a configuration (named by its
+    key), no diffusers.
     """
     if scheduler is not None and not isinstance(scheduler, _diffusers().SchedulerMixin):
         raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
@@ -95,73 +62,77 @@ def denoiser_from_diffusers(
         raise kind(f"variant: got {described(variant)}, expected a name such as 'fp16', or None")
     if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
         raise TypeError(f"dtype: got {described(dtype)}, expected torch.float32, bfloat16, float16, float64, or None")
+    argument = "source" if scheduler is None else "scheduler"  # which of them the schedule comes from
     if isinstance(source, (str, os.PathLike)):
         model, scheduler = _from_folder(Path(source), scheduler, variant, dtype)
     else:
         if variant is not None or dtype is not None:
-            raise ValueError("variant, dtype: only for folders; a pipeline in memory brings its weights")
+            came = f"{described(variant)}, {described(dtype)}"
+            raise ValueError(f"variant, dtype: got {came}, expected None but for folders: others bring their weights")
         model, scheduler = _from_memory(source, scheduler)
     name = known(model, MODELS)
     if name is None:
-        raise ValueError(f"source: the model is a {type(model).__name__}, expected one of {', '.join(MODELS)}")
+        raise ValueError(f"source: got a model {type(model).__name__}, expected one of {', '.join(MODELS)}")
     channels, out = model.config["in_channels"], model.config["out_channels"] or model.config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(
-            f"source: the {name} reads {channels} channels and returns {out}, expected as many or twice as many"
+            f"source: got a {name} that reads {channels} channels and returns {out}, expected as many or twice as many"
         )
-    schedule, predicts, clock, negated = _read_scheduler(scheduler)
+    schedule, predicts, clock, negated = trained_on(scheduler, argument)
     if name == "FluxTransformer2DModel":
         if schedule.kind != "flow":
             raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected one of flow matching for {name}")
-        return Denoiser(FluxNetwork(model, MODELS[name], _same, negated), schedule, predicts)
-    return Denoiser(DiffusersNetwork(model, MODELS[name], clock, negated), schedule, predicts)
-
-
-# ------------------------------------------------------------------------------------------------- the source
+        return FluxNetwork(model, MODELS[name], same, negated), schedule, predicts
+    return DiffusersNetwork(model, MODELS[name], clock, negated), schedule, predicts
 
 
 def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError:
-        raise ImportError("from_diffusers needs diffusers: pip install 'ulam[diffusers]'") from None
+        raise ImportError(
+            "diffusers: got no such package, expected it for from_diffusers: pip install 'ulam[diffusers]'"
+        ) from None
     return diffusers
 
 
 def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
     """(model, scheduler) of a pipeline, or of a model beside a scheduler."""
+    came = type(source).__name__
     if isinstance(source, _diffusers().ModelMixin):
         if scheduler is None:
-            came = type(source).__name__
             raise TypeError(
                 f"source: got {came} alone, expected a pipeline, or also scheduler=, the one that it was trained with"
             )
         return source, scheduler
     if not isinstance(source, _diffusers().DiffusionPipeline):
-        raise TypeError(f"source: got {type(source).__name__}, expected a folder or a pipeline or model of diffusers")
-    parts = (getattr(source, name, None) for name in ("unet", "transformer"))
-    model = next((part for part in parts if part is not None), None)
+        raise TypeError(f"source: got {came}, expected a folder or a pipeline or model of diffusers")
+    model = next((part for part in (getattr(source, name, None) for name in PARTS) if part is not None), None)
     scheduler = getattr(source, "scheduler", None) if scheduler is None else scheduler
     if model is None or scheduler is None:
-        came = type(source).__name__
-        raise ValueError(f"source: {came} lacks a {'unet or transformer' if model is None else 'scheduler'}")
+        missing = "unet or transformer" if model is None else "scheduler"
+        raise ValueError(f"source: got a {came} without a {missing}, expected a pipeline with one")
     return model, scheduler
 
 
 def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """(model, scheduler) of the folder of a saved pipeline, or of a model beside its scheduler's."""
     if not folder.is_dir():
         came = str(folder) if str(folder).isprintable() else short(str(folder))
-        raise NotADirectoryError(f"source: {came} is not a folder (nothing is fetched from the network)")
+        raise NotADirectoryError(f"source: got {came}, expected a folder: nothing is fetched from the network")
     if (folder / "model_index.json").is_file():
         index = _json(folder / "model_index.json")
-        present = [name for name in ("unet", "transformer") if index.get(name) not in (None, [None, None])]
+        present = [name for name in PARTS if index.get(name) not in (None, [None, None])]
         if not present:
-            raise ValueError(f"source: {folder / 'model_index.json'} lists neither unet nor transformer")
+            path = folder / "model_index.json"
+            raise ValueError(f"source: got {path} with neither unet nor transformer, expected one of them")
         model, beside = folder / present[0], folder / "scheduler"
     elif (folder / "config.json").is_file():
         model, beside = folder, folder.resolve().parent / "scheduler"
     else:
-        raise FileNotFoundError(f"source: {folder} holds no model_index.json (a pipeline) and no config.json (a model)")
+        raise FileNotFoundError(
+            f"source: got {folder} with no model_index.json and no config.json, expected a saved pipeline or model"
+        )
     if scheduler is None:
         scheduler = _load_scheduler(beside)
     return _load_model(model, variant, dtype), scheduler
@@ -170,18 +141,18 @@ def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch
 def _load_scheduler(folder: Path) -> Any:
     path = folder / "scheduler_config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"source: no file {path}, expected one, or scheduler= beside the folder of a model")
-    made = _class(path, (*VP, *FLOW, *EDM, *VE))
-    check_config(_json(path), made.__name__, f"source: {path}: ")
+        raise FileNotFoundError(f"source: got no file {path}, expected one, or scheduler= beside the folder of a model")
+    made = _class(path, SCHEDULERS)
+    check_config(_json(path), made.__name__, "source", f" in {path}")
     try:
         return made.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the configuration provokes
-        raise ValueError(f"source: cannot make a {made.__name__} of {path}: {one_line(error)}") from error
+        raise ValueError(f"source: got {path} ({one_line(error)}), expected a valid {made.__name__}") from error
 
 
 def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
     made = _class(folder / "config.json", MODELS)
-    kinds = _kinds(folder, variant)
+    kinds = _kinds_in_folder(folder, variant)
     try:
         model, report = made.from_pretrained(
             folder,
@@ -192,30 +163,37 @@ def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) ->
             output_loading_info=True,
         )
     except Exception as error:  # whatever the files provoke
-        raise ValueError(f"source: cannot load {folder}: {one_line(error)}") from error
+        raise ValueError(f"source: got {folder} ({one_line(error)}), expected a model that diffusers loads") from error
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
-        raise ValueError(f"source: the weights in {folder} lack {len(lost)} of the model's, such as {lost[0]}")
+        raise ValueError(
+            f"source: got weights in {folder} that lack {len(lost)} of the model's, such as {lost[0]}, expected all"
+        )
     if more := sorted(report["unexpected_keys"]):
         raise ValueError(
-            f"source: {folder}: got {len(more)} weights that the model of its config.json does not have, such as "
+            f"source: got {len(more)} weights in {folder} that the model of its config.json does not have, such as "
             f"{more[0]:.80}, expected those of the model alone"
         )
     _check_kinds(folder, kinds, model.state_dict())
     return model
 
 
+# ------------------------------------------------------------------------------------------------ weights' files
+
+
 def _check_kinds(folder: Path, kinds: dict[str, str], own: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError for codes or flags in place of the model's numbers; old names, which change, are of numbers."""
+    """Raise ValueError for codes or flags in place of the model's numbers; a name of old, which diffusers changes, is a
+    number's.
+    """
     for name, kind in kinds.items():
         wanted = "float" if name not in own or own[name].is_floating_point() else kind
         if kind != wanted:
             raise ValueError(
-                f"source: {folder}: {name:.80} got {kind} weights, expected {wanted} ones like the model's"
+                f"source: got {kind} weights {name:.80} in {folder}, expected {wanted} ones like the model's"
             )
 
 
-def _kinds(folder: Path, variant: str | None) -> dict[str, str]:
-    """The model's weights by name, as they lie in its files, see :func:`ulam.cli.models.kinds_of_weights`.
+def _kinds_in_folder(folder: Path, variant: str | None) -> dict[str, str]:
+    """The kinds of the model's weights by name, as they are in its files: see `models.weights.kinds_in_file`.
 
     Raises FileNotFoundError or ValueError unless they are all there, in safetensors throughout, and none is complex.
     """
@@ -232,14 +210,14 @@ def _kinds(folder: Path, variant: str | None) -> dict[str, str]:
     for path, names in files.items():
         kinds: dict[str, str] = {}
         with suppress(OSError, SafetensorError):  # which the loading tells
-            kinds = kinds_of_weights(path)
+            kinds = kinds_in_file(path)
         for name, kind in kinds.items():
             if kind == "complex":
-                raise ValueError(f"source: {path}: {name} got complex numbers, expected real ones like the model's")
+                raise ValueError(f"source: got complex weights {name} in {path}, expected real ones like the model's")
         if kinds and (lost := [name for name in names if name not in kinds]):
-            raise ValueError(f"source: {index}: got {lost[0]:.80} in {path.name}, which does not hold it")
+            raise ValueError(f"source: got {index} with {lost[0]:.80} in {path.name}, expected the file that holds it")
         if twice := sorted(kinds.keys() & found.keys()):
-            raise ValueError(f"source: {folder}: got {twice[0]:.80} in two files, expected it in one")
+            raise ValueError(f"source: got {twice[0]:.80} in two files of {folder}, expected it in one")
         found |= kinds
     return found
 
@@ -248,9 +226,9 @@ def _shards(folder: Path, index: Path) -> dict[Path, list[str]]:
     """The files of sharded weights, and the names that the index finds in each."""
     shards = _json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise ValueError(f"source: {index}: weight_map: got {short(shards)}, expected names of files by weight")
+        raise ValueError(f"source: got weight_map {short(shards)} in {index}, expected names of files by weight")
     if pickled := sorted({shard for shard in shards.values() if not shard.endswith(".safetensors")}):
-        raise ValueError(f"source: {index} names {pickled[0]}, which is not safetensors; pickles are not opened")
+        raise ValueError(f"source: got {pickled[0]} in {index}, expected safetensors: pickles are not opened")
     files: dict[Path, list[str]] = {}
     for name, shard in sorted(shards.items()):
         files.setdefault(folder / shard, []).append(name)
@@ -260,114 +238,36 @@ def _shards(folder: Path, index: Path) -> dict[Path, list[str]]:
 def _without_weights(folder: Path, whole: Path) -> Exception:
     if pickled := sorted(path.name for path in folder.glob("*.bin")):
         return ValueError(
-            f"source: {folder} holds pickled weights ({pickled[0]}), which are not opened: save them as safetensors"
+            f"source: got pickled weights ({pickled[0]}) in {folder}, expected safetensors: pickles are not opened"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    there = f", only {', '.join(others)} (see variant=)" if others else ""
-    return FileNotFoundError(f"source: no weights {whole}{there}")
+    there = f"only {', '.join(others)}, expected variant= to name one" if others else "expected safetensors there"
+    return FileNotFoundError(f"source: got no weights {whole}, {there}")
+
+
+# ----------------------------------------------------------------------------------------------- configurations
 
 
 def _class(path: Path, allowed: Any) -> Any:
-    """The class of diffusers that this configuration names, if it is an allowed one."""
+    """The class of diffusers that this configuration names, if it is one of `allowed`."""
     if not path.is_file():
-        raise FileNotFoundError(f"source: no file {path}")
+        raise FileNotFoundError(f"source: got no file {path}, expected a configuration there")
     config = _json(path)
     name = str(config.get("_class_name"))
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         name = "DiTTransformer2DModel"  # as DiT was saved before it had a class of its own
     if name not in allowed:
         name = name if name.isidentifier() and len(name) < 100 else short(name)
-        raise ValueError(f"source: {path} is of class {name}, expected one of {', '.join(allowed)} (_class_name)")
+        raise ValueError(f"source: got {path} of class {name}, expected one of {', '.join(allowed)} (_class_name)")
     return getattr(_diffusers(), name)
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """A configuration. It may hold infinities, as diffusers writes them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"source: cannot read {path}: {one_line(error)}") from None
+        raise ValueError(f"source: got {path} ({one_line(error)}), expected a JSON object") from None
     if not isinstance(content, dict):
-        raise ValueError(f"source: {path} is not a JSON object")
+        raise ValueError(f"source: got {path} with a {type(content).__name__}, expected a JSON object")
     return content
-
-
-# ---------------------------------------------------------------------------------------------- the scheduler
-
-
-def _read_scheduler(scheduler: Any) -> tuple[Schedule, str, Clock, bool]:
-    """(schedule, predicts, clock, negated) of a scheduler of diffusers."""
-    name, config = known(scheduler, (*VP, *FLOW, *EDM, *VE)), scheduler.config
-    if name is None:
-        expected = ", ".join((*VP, *FLOW, *EDM, *VE))
-        raise ValueError(f"source: the scheduler is a {type(scheduler).__name__}, expected one of {expected}")
-    check_complete(config, inspect.signature(getattr(_diffusers(), name)).parameters, "source: scheduler: ")
-    check_config(config, name, "source: scheduler: ")
-    try:
-        return _in_terms_of_ulam(scheduler, name, config)
-    except ValueError as error:
-        said = str(error)
-        raise ValueError(said if said.startswith("source: ") else f"source: scheduler: {said}") from None
-
-
-def _in_terms_of_ulam(scheduler: Any, name: str, config: Any) -> tuple[Schedule, str, Clock, bool]:
-    if name in EDM:
-        keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
-        negated = _predicts(config) == "v"  # the output of these networks is -F
-        return schedules.edm(**{key: config[key] for key in keys}), "raw", _c_noise, negated
-    if name in VE:
-        return schedules.ve(config["sigma_min"], config["sigma_max"]), "score", _same, False
-    if name in FLOW or config.get("use_flow_sigmas"):
-        if config.get("use_dynamic_shifting"):
-            rather = "pass scheduler=FlowMatchEulerDiscreteScheduler(shift=...), exp(mu) for the size that you sample"
-            raise ValueError(
-                f"source: {name} has use_dynamic_shifting=True, expected one shift for all sizes: {rather}"
-            )
-        shift = config["shift"] if name in FLOW else config["flow_shift"]
-        predicts = "flow" if name in FLOW else _predicts(config)
-        return schedules.flow(shift), predicts, _Scaled(config["num_train_timesteps"]), False
-    if config.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(f"source: {name} has timestep_type={config['timestep_type']!r}, expected 'discrete'")
-    return _variance_preserving(scheduler), _predicts(config), _same, False
-
-
-def _variance_preserving(scheduler: Any) -> Schedule:
-    config = scheduler.config
-    ends = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
-    if config.get("trained_betas") is not None:
-        schedule = schedules.from_betas(config["trained_betas"])
-    elif config["beta_schedule"] == "linear":
-        schedule = schedules.vp_linear(*ends)
-    elif config["beta_schedule"] == "scaled_linear":
-        schedule = schedules.vp_scaled_linear(*ends)
-    elif config["beta_schedule"] == "squaredcos_cap_v2":
-        schedule = schedules.vp_cosine(ends[0])
-    elif config["beta_schedule"] == "sigmoid":
-        schedule = schedules.vp_sigmoid(*ends)
-    else:
-        schedule = schedules.from_betas(scheduler.betas)
-    return schedules.zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
-
-
-def _predicts(config: Any) -> str:
-    name = config.get("prediction_type", "epsilon")
-    if name not in PREDICTS:
-        raise ValueError(f"source: the scheduler has prediction_type={name!r}, expected one of {', '.join(PREDICTS)}")
-    return PREDICTS[name]
-
-
-def _same(t: torch.Tensor) -> torch.Tensor:
-    return t
-
-
-def _c_noise(sigma: torch.Tensor) -> torch.Tensor:
-    return sigma.log() / 4
-
-
-class _Scaled:
-    """t in [0, 1] to an index among training steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        return t * self.steps

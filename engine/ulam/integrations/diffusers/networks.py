@@ -38,7 +38,7 @@ def known(part: object, names: Any) -> str | None:
 
 
 def needs(model: Any) -> tuple[str, ...]:
-    """The names in cond that a model cannot do without, given how it was built."""
+    """The names in cond that a model requires, by its class and configuration."""
     name, config = known(model, MODELS), model.config
     if name == "DiTTransformer2DModel":
         return ("class_labels",)
@@ -58,8 +58,9 @@ class DiffusersNetwork(torch.nn.Module):
     """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
 
     cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
-    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). clock: from t to what the model is told.
-    negated: whether the output changes sign. Raises TypeError for other names in cond, and for one that is missing.
+    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). takes: those names, as in `MODELS`. clock: from ulam's
+    t to what the model is told. negated: whether the output changes sign. Raises TypeError for other names in cond, and
+    for one that is missing.
     """
 
     def __init__(self, model: torch.nn.Module, takes: tuple[str, ...], clock: Clock, negated: bool) -> None:
@@ -68,22 +69,24 @@ class DiffusersNetwork(torch.nn.Module):
         self.needs, self.takes_added = needs(model), known(model, MODELS) == "UNet2DConditionModel"
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        """The prediction [slots, C or 2C, H, W] for x [slots, C, H, W] at ulam's t [slots]."""
         if missing := [name for name in self.needs if name not in cond]:
-            raise TypeError(f"cond: got {sorted(cond) or 'none'}, but {self._name} needs {', '.join(missing)}")
+            came = ", ".join(sorted(cond)) or "none"
+            raise TypeError(f"cond: got {came}, expected also {', '.join(missing)}, which {self._name} needs")
         given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
         if self.takes_added:
             added = {name: cond.pop(name) for name in ADDED if name in cond}
             if "image_embeds" in added:
-                given.setdefault("encoder_hidden_states", None)  # models told by an image alone
+                given.setdefault("encoder_hidden_states", None)  # models conditioned on an image alone
             given["added_cond_kwargs"] = added or None
         if cond:
             takes = ", ".join(self.takes + (ADDED if self.takes_added else ()))
-            raise TypeError(f"cond: got {sorted(cond)}, but {self._name} takes {takes}")
-        m = self.evaluated(x, self.clock(t), given)
+            raise TypeError(f"cond: got {', '.join(sorted(cond))}, expected only what {self._name} takes: {takes}")
+        m = self.evaluate(x, self.clock(t), given)
         return -m if self.negated else m
 
-    def evaluated(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
-        """The model's output, at what it is told."""
+    def evaluate(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """The model's output; t: what the model is told of the time."""
         return self.model(x, timestep=t, return_dict=False, **given)[0]  # type: ignore[no-any-return]
 
     @property
@@ -94,22 +97,22 @@ class DiffusersNetwork(torch.nn.Module):
 class FluxNetwork(DiffusersNetwork):
     """Flux on latents ``[slots, C, H, W]``, H and W even: packed two by two into ``[slots, H W / 4, 4C]``, and back.
 
-    The model is told t in [0, 1], and where every token lies as in diffusers' pipeline: text at 0, images by row and
-    column. Raises ValueError for odd sizes.
+    The model is told t in [0, 1], and the position of every token as in diffusers' pipeline: text at 0, images by row
+    and column. Raises ValueError for odd sizes.
     """
 
-    def evaluated(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    def evaluate(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         slots, channels, height, width = x.shape
         if height % 2 or width % 2:
             raise ValueError(f"shape: got {list(x.shape[1:])}, expected even height and width for {self._name}")
         rows, columns = height // 2, width // 2
         packed = x.reshape(slots, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
         packed = packed.reshape(slots, rows * columns, 4 * channels)
-        places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
-        places[..., 1] = torch.arange(rows, device=x.device, dtype=x.dtype)[:, None]
-        places[..., 2] = torch.arange(columns, device=x.device, dtype=x.dtype)
-        words = torch.zeros(given["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype)
-        ids = {"img_ids": places.flatten(0, 1), "txt_ids": words}
+        positions = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
+        positions[..., 1] = torch.arange(rows, device=x.device, dtype=x.dtype)[:, None]
+        positions[..., 2] = torch.arange(columns, device=x.device, dtype=x.dtype)
+        text = torch.zeros(given["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype)
+        ids = {"img_ids": positions.flatten(0, 1), "txt_ids": text}
         m = self.model(packed, timestep=t, return_dict=False, **ids, **given)[0]
         m = m.reshape(slots, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return m.reshape(slots, channels, height, width)  # type: ignore[no-any-return]
