@@ -11,8 +11,8 @@ import ulam_kernels
 from ulam_kernels import torch_normal
 
 from .arguments import check_noise, check_sample
+from .call_table import Kind, Plan
 from .noise import Generators, Streams, check_generators, drawn
-from .plan import Kind, Plan
 from .threads import Local
 
 GENERATOR = torch.Generator

@@ -21,12 +21,9 @@ from ulam_kernels.dispatch import load
 
 from .arguments import check_grid, of_diffusers
 from .configuration import check_complete, check_config
-from .index_families import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
-from .noise import KINDS, Streams
-from .outputs import later_class
-from .scheduler import Fused, index_for_timestep
-from .score_family import FusedScoreSdeVe
-from .sigma_families import (
+from .families.index import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
+from .families.score import FusedScoreSdeVe
+from .families.sigma import (
     FusedEDMEuler,
     FusedEuler,
     FusedEulerAncestral,
@@ -35,7 +32,10 @@ from .sigma_families import (
     FusedKDPM2,
     FusedLMS,
 )
-from .solver_families import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedEDMDPM, FusedUniPC
+from .families.solver import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedEDMDPM, FusedUniPC
+from .noise import KINDS, Streams
+from .outputs import later_class
+from .scheduler import Fused, index_for_timestep
 from .threads import PROGRESS, SCHEDULE, PerThread
 from .tracing import check_not_recorded, outside_graphs
 

@@ -14,14 +14,14 @@ from torch.compiler import is_dynamo_compiling
 
 from ...schedules import Array
 from .arguments import check_batch, check_return_dict, check_sample, check_timestep
+from .call_table import Calls, Plan
 from .configuration import check_config, short
 from .execution import Call, short_way
-from .levels import LAST_RISE, numbers
 from .noise import Generators, Streams
 from .outputs import Later, Pair, later_class
-from .plan import Calls, Plan
 from .threads import Local, Times
 from .tracing import apart, check_not_recorded, modes, traced, transformed
+from .translation import LAST_RISE, numbers
 
 Timestep = float | torch.Tensor
 TENSOR = torch.Tensor

@@ -13,7 +13,7 @@ from .arguments import check_timestep, number
 from .buffers import Buffers
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .call_table import Plan
 
 # What `set_timesteps` and `step` of diffusers' schedulers assign.
 SCHEDULE = (

@@ -13,17 +13,17 @@ import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.arguments import described
 
-from ...noise import DRAWS_PER_ROW
-from ...programs.builder import ProgramBuilder
-from ...programs.program import Program
-from ...schedules import Array, ve
-from .arguments import check_return_dict, check_sample, check_timestep, number
-from .execution import wide
-from .levels import numbers
-from .noise import Generators, check_generators, drawn
-from .outputs import Later, Pair, later_class
-from .scheduler import Fused, Timestep, check_no_gradient
-from .tracing import check_not_recorded, outside_graphs
+from ....noise import DRAWS_PER_ROW
+from ....programs.builder import ProgramBuilder
+from ....programs.program import Program
+from ....schedules import Array, ve
+from ..arguments import check_return_dict, check_sample, check_timestep, number
+from ..execution import wide
+from ..noise import Generators, check_generators, drawn
+from ..outputs import Later, Pair, later_class
+from ..scheduler import Fused, Timestep, check_no_gradient
+from ..tracing import check_not_recorded, outside_graphs
+from ..translation import numbers
 
 PREDICTOR, MEAN, CORRECTOR = range(3)
 

@@ -19,15 +19,18 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 
 from ulam_kernels.arguments import whole
 
-from ...programs.builder import ProgramBuilder
-from ...programs.predictions import x0_coefficients
-from ...programs.program import Program
-from ...samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
-from ...samplers.euler import Terms
-from ...samplers.grid import Grid, GridSampler
-from ...schedules import Array, Schedule, edm, flow
-from .arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
-from .levels import (
+from ....programs.builder import ProgramBuilder
+from ....programs.predictions import x0_coefficients
+from ....programs.program import Program
+from ....samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
+from ....samplers.euler import Terms
+from ....samplers.grid import Grid, GridSampler
+from ....schedules import Array, Schedule, edm, flow
+from ..arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
+from ..call_table import Calls
+from ..noise import Generators, check_generators
+from ..scheduler import Fused, ScaledInput, Timestep
+from ..translation import (
     Steps,
     at_sigmas,
     clip_of,
@@ -39,9 +42,6 @@ from .levels import (
     vp_schedule,
     with_negated_output,
 )
-from .noise import Generators, check_generators
-from .plan import Calls
-from .scheduler import Fused, ScaledInput, Timestep
 
 
 class OnSigmas(ScaledInput):

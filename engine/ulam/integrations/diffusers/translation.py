@@ -15,7 +15,7 @@ from ...programs.clip import Clip, DynamicThreshold
 from ...programs.program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
-from .plan import padded
+from .call_table import padded
 from .trained_schedule import PREDICTS
 
 

@@ -10,12 +10,15 @@ import numpy.typing as npt
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from ...programs.clip import Clip
-from ...programs.program import Program
-from ...samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
-from ...samplers.grid import Grid, GridSampler
-from ...schedules import Array, Schedule, VariancePreserving, flow
-from .levels import (
+from ....programs.clip import Clip
+from ....programs.program import Program
+from ....samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
+from ....samplers.grid import Grid, GridSampler
+from ....schedules import Array, Schedule, VariancePreserving, flow
+from ..call_table import Calls, Plan, concatenated
+from ..noise import Generators
+from ..scheduler import Fused, ScaledInput, Timestep
+from ..translation import (
     Steps,
     at_sigmas,
     clip_of,
@@ -26,10 +29,7 @@ from .levels import (
     with_negated_output,
     with_scaled_D,
 )
-from .noise import Generators
-from .plan import Calls, Plan, concatenated
-from .scheduler import Fused, ScaledInput, Timestep
-from .sigma_families import edm_options
+from .sigma import edm_options
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 FEW = 15  # rows, below which lower_order_final lowers orders

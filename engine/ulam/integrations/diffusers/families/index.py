@@ -14,14 +14,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from ulam_kernels.arguments import real, switch
 
-from ...programs.builder import ProgramBuilder
-from ...programs.program import Program
-from ...samplers import DDIM, DDPM, LCM, PNDM
-from ...samplers.euler import Coordinates
-from ...samplers.grid import Grid
-from ...samplers.pndm import ADAMS_BASHFORTH, Step
-from ...schedules import posterior
-from .levels import (
+from ....programs.builder import ProgramBuilder
+from ....programs.program import Program
+from ....samplers import DDIM, DDPM, LCM, PNDM
+from ....samplers.euler import Coordinates
+from ....samplers.grid import Grid
+from ....samplers.pndm import ADAMS_BASHFORTH, Step
+from ....schedules import posterior
+from ..call_table import Calls, Plan
+from ..noise import Generators
+from ..scheduler import Fused, Timestep
+from ..tracing import outside_graphs
+from ..translation import (
     Steps,
     clip_of,
     estimates,
@@ -34,10 +38,6 @@ from .levels import (
     vp_schedule,
     with_scaled_D,
 )
-from .noise import Generators
-from .plan import Calls, Plan
-from .scheduler import Fused, Timestep
-from .tracing import outside_graphs
 
 VARIANCES = {
     "fixed_small": "posterior",
