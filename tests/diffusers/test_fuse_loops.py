@@ -65,9 +65,9 @@ def test_a_timestep_for_every_sample(name: str) -> None:
 def test_timesteps_of_the_wrong_count() -> None:
     scheduler = fuse(diffusers.DDPMScheduler())
     x = torch.zeros(SHAPE)
-    with pytest.raises(ValueError, match=r"timestep must be a number or \[3\], got shape \[2\]"):
+    with pytest.raises(ValueError, match=r"timestep: got shape \[2\], expected a number or \[3\]"):
         scheduler.step(x, torch.tensor([3, 4]), x)
-    with pytest.raises(ValueError, match=r"timestep must be one of scheduler\.timesteps, got 3\.5"):
+    with pytest.raises(ValueError, match=r"timestep: got 3\.5, expected one of scheduler\.timesteps"):
         scheduler.step(x, 3.5, x)
 
 
@@ -202,5 +202,5 @@ def test_a_second_output_under_churn_has_the_noise_of_its_step() -> None:
 def test_chains_must_be_as_many_as_samples() -> None:
     scheduler = fuse(diffusers.DDPMScheduler(), noise="noise-v1", chains=2)
     x = torch.zeros(SHAPE)
-    with pytest.raises(ValueError, match="chains must have one id a sample of the batch, got 2 for 3 samples"):
+    with pytest.raises(ValueError, match="chains: got 2 ids for 3 samples, expected one a sample of the batch"):
         scheduler.step(x, 500, x)

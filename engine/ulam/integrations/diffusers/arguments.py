@@ -1,4 +1,4 @@
-"""The arguments of a fused scheduler's methods, checked: what came and what would be right, in one line."""
+"""Checks of the arguments of a fused scheduler's methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRIDS = ("timesteps", "sigmas")
 
 
 def check_batch(tensor: object, name: str) -> None:
-    """Raises TypeError, ValueError or RuntimeError for what is no batch of float numbers in memory, [B, *shape]."""
+    """Raises TypeError, ValueError or RuntimeError unless the tensor is a float batch in memory, [B, *shape]."""
     if isinstance(tensor, torch.Tensor) and (tensor.is_meta or isinstance(tensor, FakeTensor)):
         raise RuntimeError(f"{name}: got a {type(tensor).__name__} without memory, expected one with numbers")
     check_tensor(tensor, name)
@@ -36,7 +36,7 @@ def check_batch(tensor: object, name: str) -> None:
 
 
 def check_sample(sample: torch.Tensor, model_output: torch.Tensor, model_name: str = "model_output") -> None:
-    """Raises TypeError, ValueError or RuntimeError unless a network may have made `model_output` of `sample`."""
+    """Raises TypeError, ValueError or RuntimeError unless `model_output` can be a network's output for `sample`."""
     if (
         type(sample) is type(model_output) is torch.Tensor
         and sample.dtype in FLOATS
@@ -57,19 +57,31 @@ def check_sample(sample: torch.Tensor, model_output: torch.Tensor, model_name: s
             right = f"{list(shape)} like sample, or twice the channels"
             raise ValueError(f"{model_name}: got shape {list(model_output.shape)}, expected {right}")
     if model_output.device != sample.device:
-        raise ValueError(f"{model_name}: is on {model_output.device}, expected {sample.device} like sample")
+        raise ValueError(f"{model_name}: got one on {model_output.device}, expected {sample.device} like sample")
 
 
 def check_noise(noise: object, sample: torch.Tensor, name: str) -> None:
-    """Raises TypeError, ValueError or RuntimeError for what is no noise for a sample."""
+    """Raises TypeError, ValueError or RuntimeError unless the noise is a float batch of the sample's shape."""
     check_batch(noise, name)
     assert isinstance(noise, torch.Tensor)
     if noise.shape != sample.shape:
         raise ValueError(f"{name}: got shape {list(noise.shape)}, expected {list(sample.shape)} like sample")
 
 
+def check_no_gradient(**tensors: object) -> None:
+    """Raises RuntimeError where autograd expects a gradient of the step, which has none."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            raise RuntimeError(
+                f"{name}: got a tensor that requires grad, but step has no gradient, expected its .detach(), or a call "
+                "under torch.no_grad()"
+            )
+
+
 def number(value: object) -> float:
-    """A timestep that is no tensor. Raises TypeError or ValueError for what is no number."""
+    """A timestep that is no tensor, as a float. Raises TypeError or ValueError for what is not a number."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
     if not is_real(value):
@@ -81,7 +93,7 @@ def number(value: object) -> float:
 
 
 def check_timestep(timestep: torch.Tensor) -> None:
-    """Raises TypeError, ValueError or RuntimeError for a tensor that holds no timesteps."""
+    """Raises TypeError, ValueError or RuntimeError for a tensor that cannot hold timesteps."""
     if timestep.is_meta or isinstance(timestep, FakeTensor):
         raise RuntimeError(f"timestep: got a {type(timestep).__name__} without memory, expected one with numbers")
     check_tensor(timestep, "timestep")
@@ -90,24 +102,27 @@ def check_timestep(timestep: torch.Tensor) -> None:
 
 
 def check_index(timestep: object) -> None:
-    """Raises ValueError for an integer, an index of the timesteps, as diffusers does."""
+    """Raises ValueError for an integer, which would be an index of the timesteps, as diffusers does."""
     if isinstance(timestep, torch.Tensor):
         if timestep.is_floating_point():
             return
         check_timestep(timestep)
     elif not isinstance(timestep, (int, np.integer)) or isinstance(timestep, bool):
         return
-    raise ValueError(f"timestep must be one of scheduler.timesteps, not an index, got {described(timestep)}")
+    raise ValueError(f"timestep: got {described(timestep)}, an index, expected one of scheduler.timesteps")
 
 
 def check_return_dict(value: object) -> None:
-    """Raises TypeError for what is neither True nor False."""
+    """Raises TypeError for a value that is neither True nor False."""
     if value is not True and value is not False:
         switch(value, "return_dict")
 
 
 def churn(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> tuple[float, float, float, float]:
-    """Churn's numbers [Karras 2022, algorithm 2], `CHURN_OFF` without it. Raises TypeError or ValueError for others."""
+    """The arguments of churn [Karras 2022, algorithm 2], `CHURN_OFF` where there is none.
+
+    Raises TypeError or ValueError for a number below 0, or what is not a number.
+    """
     floats = type(s_churn) is type(s_tmin) is type(s_tmax) is type(s_noise) is float
     if floats and (s_churn, s_tmin, s_tmax, s_noise) == CHURN_OFF:  # the usual case
         return CHURN_OFF
@@ -123,9 +138,9 @@ def churn(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> tuple
 
 
 def check_grid(given: Mapping[str, Any]) -> None:
-    """The arguments of `set_timesteps`, by name. Raises TypeError or ValueError for what cannot be, whatever the class.
+    """Raises TypeError or ValueError for an invalid argument of `set_timesteps`, given by name.
 
-    What its class alone knows, as that only one of several may be given, diffusers tells.
+    What depends on the class, such as which arguments exclude one another, is left to diffusers.
     """
     for name in COUNTS:
         if given.get(name) is not None:
@@ -144,10 +159,10 @@ def check_grid(given: Mapping[str, Any]) -> None:
         resolve_device(given["device"])
 
 
-def of_diffusers(error: Exception, who: str, given: Mapping[str, Any]) -> Exception:
-    """What diffusers said of the arguments of `set_timesteps`, in one line behind their names."""
-    told = {name: value for name, value in given.items() if value is not None and name != "device"}
-    told = told or {"num_inference_steps": None}
-    came = ", ".join(map(described, told.values()))
+def refused_by_diffusers(error: Exception, who: str, given: Mapping[str, Any]) -> Exception:
+    """diffusers' error about the arguments of `set_timesteps`, as one line that begins with their names."""
+    named = {name: value for name, value in given.items() if value is not None and name != "device"}
+    named = named or {"num_inference_steps": None}
+    came = ", ".join(map(described, named.values()))
     kind = type(error) if isinstance(error, (TypeError, ValueError)) else ValueError
-    return kind(f"{', '.join(told)}: got {came}, expected what {who} takes: {one_line(error)[:200]}")
+    return kind(f"{', '.join(named)}: got {came}, expected what {who} takes: {one_line(error)[:200]}")

@@ -13,18 +13,19 @@ import torch
 try:
     import diffusers
 except ImportError as error:
-    raise ImportError("ulam.integrations.diffusers.fuse needs diffusers: pip install 'ulam[diffusers]'") from error
+    raise ImportError("diffusers: got no such package, expected it for fuse: pip install 'ulam[diffusers]'") from error
 
 from ulam_kernels import torch_normal
 from ulam_kernels.arguments import choice, described
 from ulam_kernels.dispatch import load
+from ulam_kernels.tracing import outside_graphs
 
-from .arguments import check_grid, of_diffusers
+from .arguments import check_grid, refused_by_diffusers
 from .configuration import check_complete, check_config
+from .families.edm import FusedEDMDPM, FusedEDMEuler
 from .families.index import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
 from .families.score import FusedScoreSdeVe
 from .families.sigma import (
-    FusedEDMEuler,
     FusedEuler,
     FusedEulerAncestral,
     FusedFlowMatchEuler,
@@ -32,12 +33,13 @@ from .families.sigma import (
     FusedKDPM2,
     FusedLMS,
 )
-from .families.solver import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedEDMDPM, FusedUniPC
-from .noise import KINDS, Streams
-from .outputs import later_class
-from .scheduler import Fused, index_for_timestep
+from .families.solver import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedUniPC
+from .noise import NOISES, Streams
+from .outputs import lazy_class
+from .positions import index_for_timestep
+from .scheduler import Fused
 from .threads import PROGRESS, SCHEDULE, PerThread
-from .tracing import check_not_recorded, outside_graphs
+from .tracing import check_not_recorded
 
 FAMILIES: dict[str, type[Fused]] = {
     "DDPMScheduler": FusedDDPM,
@@ -79,12 +81,12 @@ def fuse(
     step; the generator is then not read. chains: the ids of a batch's samples, default 0, 1, ...
     backend: as in `ulam.sample`.
 
-    Samples are those of diffusers up to float32 roundings, but where diffusers gives NaN or goes to another noise level
-    than it tells the network: see the docstrings of `FusedDDPM` (two variance types), `FusedDDIM` and `FusedPNDM`
+    Samples are those of diffusers up to float32 roundings, except where diffusers gives NaN or goes to another noise
+    level than it tells the network: see the docstrings of `FusedDDPM` (two variance types), `FusedDDIM` and `FusedPNDM`
     (spacings whose steps are not T // n), `FusedDPMMultistep` and `FusedDPMSinglestep` (order 3 of the SDE), `FusedLMS`
     and `FusedPNDM` (loops that begin in the middle). A loop that begins at the first timestep begins at the first row,
     also where later timesteps equal it (diffusers, unless told by `set_begin_index`, begins at the second of them).
-    Where noise levels repeat, a step goes nowhere and the solver goes on behind it; diffusers' higher orders give NaN.
+    Where noise levels repeat, a step goes nowhere and the solver goes on after it; diffusers' higher orders give NaN.
 
     Several threads may use one fused scheduler, also with different numbers of steps: what `set_timesteps` and `step`
     set is per thread. `step` takes a timestep for every sample of the batch as well as one for all (best on the CPU:
@@ -92,16 +94,15 @@ def fuse(
     The second output (`pred_original_sample`, ...) is computed when it is asked for. Under torch.compile a call is run
     as it is, with a break in the graph; torch.jit.trace, make_fx, torch.export and torch.func raise RuntimeError.
 
-    Raises TypeError for what is no such scheduler, ValueError naming the option for a configuration that has no rows;
-    `set_timesteps` raises ValueError for levels that rise or are not finite. Both it and `step` name an argument that
-    cannot be, and what they refuse leaves the timesteps, the loop and the generators as they were. Of a loop's
-    timesteps only the first is looked up where diffusers counts calls, as there.
+    Raises TypeError for any other scheduler, ValueError naming the option for a configuration that has no rows;
+    `set_timesteps` raises ValueError for levels that rise or are not finite. It and `step` name an invalid argument in
+    the message, and a refused call leaves the timesteps, the loop and the generators as they were. Where diffusers
+    counts calls, only the first timestep of a loop is looked up, as there.
     """
     if not isinstance(scheduler, diffusers.SchedulerMixin):
-        raise TypeError(f"scheduler must be a scheduler of diffusers, got {type(scheduler).__name__}")
-    choice(noise, "noise", KINDS)
-    new = fused(type(scheduler)).__new__(fused(type(scheduler)))
-    new._restore(scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
+        raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
+    choice(noise, "noise", NOISES)
+    new = _rebuilt(type(scheduler), scheduler._snapshot() if isinstance(scheduler, Fused) else vars(scheduler))
     streams = Streams.of(seed, chains)
     new._streams, new._backend = streams if noise == "noise-v1" else None, backend
     own = next(c for c in type(new).__mro__ if _is_own(c))
@@ -111,7 +112,7 @@ def fuse(
     load("cpu")  # this and what follows: what the first step would wait for
     kind, second = new.output
     if second is not None:
-        later_class(kind, second)
+        lazy_class(kind, second)
     torch_normal(torch.empty(0, dtype=torch.float32, device="cpu"), torch.Generator("cpu"))
     return new
 
@@ -120,7 +121,7 @@ def fused(scheduler_class: type) -> Any:
     """The class of `fuse(scheduler)`, derived from a scheduler class of diffusers; it is used as that class is.
 
     It keeps the name and module of the original, under which diffusers saves schedulers and pipelines. Raises TypeError
-    for what is no class, and for other classes.
+    for anything else.
     """
     if not isinstance(scheduler_class, type):
         raise TypeError(f"scheduler_class: got {described(scheduler_class)}, expected a class of diffusers' schedulers")
@@ -137,7 +138,8 @@ def _fused(scheduler_class: type) -> Any:
         raise TypeError(f"scheduler: got {scheduler_class.__name__}, expected one of diffusers' classes {known}")
     owner = next(c for c in scheduler_class.__mro__ if "step" in vars(c) or "step_pred" in vars(c))
     if not _is_own(owner):
-        raise TypeError(f"scheduler must have the step of diffusers, {scheduler_class.__name__} has one of its own")
+        came = scheduler_class.__name__
+        raise TypeError(f"scheduler: got {came} with a step of its own, expected one with the step of diffusers")
     namespace: dict[str, Any] = {name: PerThread(name, progress=False) for name in SCHEDULE}
     namespace |= {name: PerThread(name, progress=True) for name in PROGRESS}
     namespace["set_timesteps"] = _beginning_anew(scheduler_class.set_timesteps)  # type: ignore[attr-defined]
@@ -146,17 +148,30 @@ def _fused(scheduler_class: type) -> Any:
     namespace["__module__"] = scheduler_class.__module__
     namespace["__qualname__"] = f"fused({scheduler_class.__qualname__})"
     namespace["__doc__"] = scheduler_class.__doc__
-    namespace["_original"] = scheduler_class
+    namespace["_original"], namespace["__reduce__"] = scheduler_class, _reduced
     return type(scheduler_class.__name__, (family, scheduler_class), namespace)
 
 
+def _reduced(scheduler: Any) -> Any:
+    """For copy and pickle: a copy has the schedule of the thread that makes it, and begins a new loop."""
+    return _rebuilt, (scheduler._original, scheduler._snapshot())
+
+
+def _rebuilt(original: type, attributes: dict[str, Any]) -> Any:
+    """The fused scheduler of a class of diffusers, with these attributes."""
+    scheduler = _fused(original).__new__(_fused(original))
+    scheduler._restore(attributes)
+    return scheduler
+
+
 def _is_own(scheduler_class: type) -> bool:
-    """Whether diffusers itself has this class, and fuse knows it."""
+    """Whether this class is diffusers' own and in `FAMILIES`."""
     name = scheduler_class.__name__
     return name in FAMILIES and getattr(diffusers, name, None) is scheduler_class
 
 
 def _beginning_anew(set_timesteps: Any) -> Any:
+    """diffusers' `set_timesteps`, after which a loop of this thread begins; what it refuses changes nothing."""
     signature = inspect.signature(set_timesteps)
 
     @outside_graphs
@@ -170,14 +185,14 @@ def _beginning_anew(set_timesteps: Any) -> Any:
             raise TypeError(f"set_timesteps: {error}, expected {names}") from None
         del given[next(iter(given))]  # self
         check_grid(given)
-        with self._as_before_if_refused():
+        with self._unchanged_if_refused():
             self._begin()
             try:
                 set_timesteps(self, *args, **kwargs)
             except ImportError:
                 raise
             except Exception as error:
-                raise of_diffusers(error, type(self).__name__, given) from error
+                raise refused_by_diffusers(error, type(self).__name__, given) from error
             self._prepare()
 
     return begin

@@ -13,7 +13,7 @@ import ulam_kernels
 from ...arguments import chain_ids, seed_int64
 
 Generators = torch.Generator | list[torch.Generator] | None
-KINDS = ("torch", "noise-v1")
+NOISES = ("torch", "noise-v1")
 
 
 def drawn(
@@ -24,7 +24,7 @@ def drawn(
     dtype: torch.dtype,
     wide: torch.dtype,
 ) -> torch.Tensor:
-    """Standard normal numbers as diffusers draws them in `dtype`, then in `wide`; in `out` where it serves."""
+    """Standard normal noise that diffusers would draw in `dtype`, as `wide`; written to `out` where that fits."""
     check_generators(generator, shape[0])
     cpu = device.type == "cpu" and not isinstance(generator, list)
     if cpu and dtype == wide == torch.float32:
@@ -35,9 +35,9 @@ def drawn(
 
 
 def check_generators(generator: Any, chains: int) -> None:
-    """Raises TypeError for what is no generator, ValueError for a list with too few: one, or one a sample."""
-    each = generator if isinstance(generator, list) else [generator]
-    if wrong := [one for one in each if not (one is None or isinstance(one, torch.Generator))]:
+    """Raises TypeError for what is no generator, ValueError for a list that has neither one nor one a sample."""
+    given = generator if isinstance(generator, list) else [generator]
+    if wrong := [one for one in given if not (one is None or isinstance(one, torch.Generator))]:
         raise TypeError(f"generator: got a {type(wrong[0]).__name__}, expected a torch.Generator or a list of them")
     if isinstance(generator, list) and len(generator) != 1 and len(generator) < chains:
         raise ValueError(f"generator: got {len(generator)} generators, expected one, or {chains}, one a sample")
@@ -45,19 +45,19 @@ def check_generators(generator: Any, chains: int) -> None:
 
 @dataclass(frozen=True)
 class Streams:
-    """The seed and the chain ids of noise-v1; no ids stand for 0, 1, ..."""
+    """The seed and the chain ids of noise-v1; None stands for 0, 1, ..."""
 
     seed: int
     chains: torch.Tensor | None
 
     @classmethod
     def of(cls, seed: object, chains: Any) -> Streams:
-        """Checked. Raises TypeError or ValueError."""
+        """The streams of these arguments. Raises TypeError or ValueError for an invalid one."""
         return cls(seed_int64(seed), None if chains is None else chain_ids(chains))  # type: ignore[arg-type]
 
     def operands(self, chains: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """`seed` and `chain` [B] of the fused step. Raises ValueError where the ids are not as many as the samples."""
+        """`seed` and `chain` [B] of the fused step. Raises ValueError unless there is one id a sample."""
         ids = torch.arange(chains) if self.chains is None else self.chains
         if len(ids) != chains:
-            raise ValueError(f"chains must have one id a sample of the batch, got {len(ids)} for {chains} samples")
+            raise ValueError(f"chains: got {len(ids)} ids for {chains} samples, expected one a sample of the batch")
         return {"seed": torch.full((chains,), self.seed, device=device), "chain": ids.to(device)}

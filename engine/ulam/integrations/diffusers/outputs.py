@@ -1,4 +1,4 @@
-"""What `step` returns: diffusers' own classes and tuples, the second member being computed when it is asked for."""
+"""What `step` returns: diffusers' own classes and tuples, the second member being computed when it is read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diffusers.utils.outputs import BaseOutput
 Arguments = tuple[torch.Tensor, torch.Tensor]
 
 
-class Later:
-    """A tensor that is computed from a step's arguments when it is asked for, once.
+class LazyOutput:
+    """A tensor that is computed from a step's arguments once, when it is first read.
 
-    Raises RuntimeError where one of the arguments was changed in place meanwhile.
+    Raises RuntimeError if one of the arguments has been changed in place by then.
     """
 
     __slots__ = ("arguments", "compute", "name", "value", "versions")
@@ -32,7 +32,9 @@ class Later:
         with self.one_at_a_time:
             if self.value is None:
                 if _versions(self.arguments) != self.versions:
-                    raise RuntimeError(f"{self.name} must be read before model_output or sample are changed in place")
+                    raise RuntimeError(
+                        f"{self.name}: got model_output or sample changed in place meanwhile, expected a read before"
+                    )
                 with torch.no_grad():  # as step itself was called, where an argument requires grad
                     self.value = self.compute()
                 del self.compute, self.arguments
@@ -52,12 +54,12 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class Pair(tuple[Any, ...]):
+class LazyPair(tuple[Any, ...]):
     """(prev_sample, second) as `return_dict=False` gives them."""
 
-    _later: Later
+    _later: LazyOutput
 
-    def __new__(cls, first: torch.Tensor, later: Later) -> Pair:
+    def __new__(cls, first: torch.Tensor, later: LazyOutput) -> LazyPair:
         pair = super().__new__(cls, (first, None))
         pair._later = later
         return pair
@@ -85,7 +87,7 @@ class Pair(tuple[Any, ...]):
         return value in self.whole()
 
     def __eq__(self, other: object) -> bool:
-        return self.whole() == (other.whole() if isinstance(other, Pair) else other)
+        return self.whole() == (other.whole() if isinstance(other, LazyPair) else other)
 
     def __hash__(self) -> int:
         return hash(self.whole())
@@ -98,8 +100,8 @@ class Pair(tuple[Any, ...]):
 
 
 @cache
-def later_class(base: type[BaseOutput], second: str) -> Any:
-    """A subclass of diffusers' output class `base` whose member `second` is a `Later`: made as cls(prev, later)."""
+def lazy_class(base: type[BaseOutput], second: str) -> Any:
+    """A subclass of diffusers' output class `base` made as cls(prev, later); `later` gives its member `second`."""
 
     def fill(output: Any) -> Any:
         if "_later" in output.__dict__:
@@ -115,7 +117,7 @@ def later_class(base: type[BaseOutput], second: str) -> Any:
         method = getattr(base, name)
         return lambda output, *args, **kwargs: method(fill(output), *args, **kwargs)
 
-    def init(output: Any, first: torch.Tensor, later: Later) -> None:
+    def init(output: Any, first: torch.Tensor, later: LazyOutput) -> None:
         OrderedDict.__init__(output)
         output.__dict__.update(prev_sample=first, _later=later)
 

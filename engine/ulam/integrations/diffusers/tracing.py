@@ -1,7 +1,7 @@
 """Fused calls where torch records what it runs: torch.compile leaves them out of its graphs, tracers are refused.
 
-A fused call depends on how far its loop has come and writes memory that no tracer sees, so that a recorded one could
-only give the numbers of one call, or none.
+A fused call depends on how far its loop has come and writes memory that no tracer sees, so that a recorded call could
+give the numbers of one call only, or none.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from ulam_kernels.tracing import modes as modes
-from ulam_kernels.tracing import outside_graphs as outside_graphs
 from ulam_kernels.tracing import recorder
-from ulam_kernels.tracing import traced as traced
-from ulam_kernels.tracing import transformed as transformed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def apart(function: F) -> F:
-    """The function, which torch.compile calls as it is, with a break in its graph, and all that it calls likewise."""
+def with_graph_break(function: F) -> F:
+    """The function, which torch.compile calls as it is, with a break in its graph, and all that it calls likewise.
+
+    `ulam_kernels.tracing.outside_graphs` decides that at every call; this is for where the caller has asked already.
+    """
     reason = "a fused scheduler's calls stay outside of the graph: compile without fullgraph=True"
     return torch.compiler.disable(function, reason=reason)  # type: ignore[no-any-return,no-untyped-call]
 

@@ -1,9 +1,9 @@
-"""From a diffusers scheduler to ulam's terms: its noise levels as a grid, its options as arguments, and back."""
+"""A diffusers scheduler in ulam's terms: its noise levels as a grid, its options as arguments of samplers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,14 @@ from ...programs.clip import Clip, DynamicThreshold
 from ...programs.program import Flags, Program
 from ...samplers.grid import Grid
 from ...schedules import Array, FlowMatching, Schedule, VariancePreserving, from_alphas_cumprod
-from .call_table import padded
+from .configuration import unsupported
+from .program_edits import rows_among
 from .trained_schedule import PREDICTS
+
+# How far the last level may lie above the one before it, as a part of that one. diffusers takes Karras' levels in
+# float32: the smallest, a power rho of a difference, is off by rho (sigma_max / sigma_min)^(1 / rho) roundings, and
+# sigma_min itself follows.
+LAST_RISE = 1e-3
 
 
 def numbers(values: Any) -> Array:
@@ -27,10 +33,10 @@ def numbers(values: Any) -> Array:
 
 
 def vp_schedule(scheduler: Any) -> VariancePreserving:
-    """The schedule that a scheduler's own alphas_cumprod are, as far as they decrease above 0 (or to a last 0).
+    """The schedule of a scheduler's own alphas_cumprod, up to where they stop decreasing above 0 (or end at 0).
 
-    Rows take their levels from the grid, so that a schedule which ends early serves the others: where diffusers has
-    2^-24 in the place of a last 0, that may lie above the one before, and alphas_cumprod may underflow.
+    Rows take their levels from the grid, so a schedule that ends early is enough: where diffusers puts 2^-24 for a last
+    0, that may lie above the value before, and alphas_cumprod may underflow.
     """
     abar = numbers(scheduler.alphas_cumprod)
     falls = np.append(True, abar[1:] < abar[:-1]) & ((abar > 0) | (np.arange(len(abar)) == len(abar) - 1))
@@ -41,17 +47,18 @@ def vp_levels(scheduler: Any, times: Array, final: float) -> tuple[Array, Array]
     """(alphas, sigmas) [n + 1] at training indices, the last where alphas_cumprod is `final`."""
     known, at = numbers(scheduler.alphas_cumprod), times.astype(np.int64)
     if not (at < len(known)).all():
-        raise ValueError(f"timesteps must be below num_train_timesteps={len(known)}, got {at.max()}")
+        raise ValueError(f"timesteps: got {at.max()}, expected values below num_train_timesteps={len(known)}")
     if not (at >= 0).all():
-        raise ValueError(f"timesteps must be at least 0, got {at.min()}")
+        raise ValueError(f"timesteps: got {at.min()}, expected values of at least 0")
     abar = np.append(known[at], final)
     if not ((abar >= 0) & (abar <= 1)).all():
-        raise ValueError(f"alphas_cumprod must lie in [0, 1], got {abar.min():g} to {abar.max():g}: use smaller betas")
+        came = f"{abar.min():g} to {abar.max():g}"
+        raise ValueError(f"alphas_cumprod: got {came}, expected values in [0, 1]: use smaller betas")
     return np.sqrt(abar), np.sqrt(1 - abar)
 
 
 def at_sigmas(schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
-    """(alphas, sigmas) shaped like diffusers' `sigmas`: sigma / alpha, on flow schedules sigma itself."""
+    """(alphas, sigmas), each like `sigmas`, which diffusers gives as sigma / alpha, on flow schedules as sigma."""
     if isinstance(schedule, FlowMatching):
         return 1 - sigmas, sigmas
     if isinstance(schedule, VariancePreserving):
@@ -60,16 +67,11 @@ def at_sigmas(schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
     return np.ones_like(sigmas), sigmas
 
 
-# By how much of the level before the last may lie above it. diffusers takes Karras' levels in float32: the smallest,
-# a power rho of a difference, is off by rho (sigma_max / sigma_min)^(1 / rho) roundings, and sigma_min itself follows.
-LAST_RISE = 1e-3
-
-
 def grid_of(times: Array, levels: tuple[Array, Array]) -> Grid:
-    """The grid. Where diffusers ends on the level before, the last step is made one of relative size 1e-9.
+    """The grid of times [n] and levels [n + 1] each. Where the last level repeats, the last step falls by 1e-9 of it.
 
-    Some of its grids repeat their last level (up to rounding, see `LAST_RISE`), so that the last call changes nothing;
-    a `Grid` must decrease.
+    Some grids of diffusers do that (up to rounding, see `LAST_RISE`), so that the last call changes nothing; a `Grid`
+    must decrease.
     """
     alphas, sigmas = (np.array(level) for level in levels)
     before, last = sigmas[-2] * alphas[-1], sigmas[-1] * alphas[-2]
@@ -79,7 +81,7 @@ def grid_of(times: Array, levels: tuple[Array, Array]) -> Grid:
 
 
 def falling(times: Array, levels: tuple[Array, Array]) -> Grid:
-    """The grid for steps with fresh noise only: levels that repeat fall by a relative 1e-9 there."""
+    """The grid for steps with fresh noise only: a level that repeats falls by 1e-9 of itself."""
     alphas, sigmas = (np.array(level) for level in levels)
     for i in np.flatnonzero(_repeats(levels)):
         alphas[i + 1], sigmas[i + 1] = alphas[i], sigmas[i] * (1 - 1e-9)
@@ -95,12 +97,12 @@ def _repeats(levels: tuple[Array, Array]) -> Flags:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """The steps of levels of which some repeat, compiled without those that go nowhere.
+class MovingSteps:
+    """The steps on a grid where levels may repeat, compiled without those that go nowhere.
 
-    times, levels: as of a grid, [n] and ([n + 1], [n + 1]), not rising. moves: [n] whether a step goes anywhere.
-    Where the network sees the same sample at the same level again it says the same, so that a solver's history, and
-    its result, are those of the grid without the repetition: the limit of a step that vanishes.
+    times [n], levels ([n + 1], [n + 1]): as in `grid_of`, not rising. moves: [n] whether a step goes anywhere.
+    Where the network sees the same sample at the same level again it returns the same, so that a solver's history, and
+    its result, are those of the grid without the repetition: the limit of a vanishing step.
     """
 
     times: Array
@@ -118,33 +120,26 @@ class Steps:
         alphas, sigmas = (np.append(level[:-1][self.moves], level[-1]) for level in self.levels)
         return grid_of(self.times[self.moves], (alphas, sigmas))
 
-    def program(self, compile: Callable[[Grid], Program], told: Array, schedule: Schedule, predicts: str) -> Program:
-        """The calls, one or two a step, at the timesteps `told`: those of steps that go nowhere leave all as it is."""
-        calls = np.repeat(self.moves, -(-len(told) // len(self.moves)))[: len(told)]
+    def program(
+        self, compile: Callable[[Grid], Program], network_times: Array, schedule: Schedule, predicts: str
+    ) -> Program:
+        """The rows of all calls, one or two a step; those of steps that go nowhere change nothing.
+
+        compile: makes the rows of the steps that move. network_times: what the network is told, a time a call.
+        """
+        calls = np.repeat(self.moves, -(-len(network_times) // len(self.moves)))[: len(network_times)]
         if calls.all():
             return compile(self.grid)
         builder = ProgramBuilder(schedule, predicts)
-        builder.rows(told, levels=(1.0, 1.0))
+        builder.rows(network_times, levels=(1.0, 1.0))
         nothing = builder.program(sampler="nothing", init_scale=1.0)
-        return _rows_among(compile(self.grid), nothing, calls) if calls.any() else nothing
-
-
-def _rows_among(program: Program, others: Program, at: Flags) -> Program:
-    """`others` with the rows of `program`, in order, in the places `at`, as many. Raises ValueError otherwise."""
-    if len(program) != at.sum():
-        raise ValueError("sigmas: got 0 before the last level, expected only the last step's two calls to lead there")
-    others = padded(others, program.registers)
-    arrays: dict[str, Any] = {}
-    for name in (f.name for f in fields(Program) if isinstance(getattr(program, f.name), np.ndarray)):
-        arrays[name] = np.array(getattr(others, name))
-        arrays[name][at] = getattr(program, name)
-    return replace(program, **arrays)
+        return rows_among(compile(self.grid), nothing, calls) if calls.any() else nothing
 
 
 def predicts_of(config: Any, *names: str) -> str:
     """What the network predicts. Raises ValueError unless `prediction_type` is one of `names`."""
     if config.prediction_type not in names:
-        raise unsupported("prediction_type", config.prediction_type, f"use one of {', '.join(names)}")
+        raise unsupported("prediction_type", config.prediction_type, f"one of {', '.join(names)}")
     return PREDICTS[config.prediction_type]
 
 
@@ -159,43 +154,8 @@ def clip_of(config: Any) -> tuple[Clip, float]:
         if most <= 1:
             return (-most, most), 1 / most
         if not 0 < ratio <= 1:
-            raise unsupported("dynamic_thresholding_ratio", ratio, "use one in (0, 1]")
+            raise unsupported("dynamic_thresholding_ratio", ratio, "one in (0, 1]")
         return DynamicThreshold(ratio, most), 1.0
     if config.get("clip_sample"):
         return (-config.clip_sample_range, config.clip_sample_range), 1.0
     return None, 1.0
-
-
-def with_scaled_D(program: Program, factor: float) -> Program:
-    """The same rows with `factor` D in the place of D."""
-    if factor == 1:
-        return program
-    A = program.A.copy()
-    A[:, :, program.registers] *= factor
-    return replace(program, A=A)
-
-
-def with_negated_output(program: Program) -> Program:
-    """The same rows for a network whose output has the other sign."""
-    A = program.A.copy()
-    A[:, :, program.registers + 1] *= -1
-    return replace(program, A=A, km=-program.km)
-
-
-def estimates(schedule: Schedule, predicts: str, times: Array, levels: tuple[Array, Array], clip: Clip) -> Program:
-    """Rows that give D, the estimate of x_0, at `levels` [n]."""
-    builder = ProgramBuilder(schedule, predicts, clip=clip)
-    builder.rows(times, levels=levels, x={"D": 1.0})
-    return builder.program(sampler="x0")
-
-
-def reading_scaled(program: Program, scale: Array) -> Program:
-    """The same rows on the state x / scale [n], leaving what they left."""
-    A = program.A.copy()
-    A[:, :, 0] *= scale[:, None]
-    return replace(program, A=A, kx=program.kx * scale)
-
-
-def unsupported(name: str, value: object, rather: str) -> ValueError:
-    """The error of an option that has no rows."""
-    return ValueError(f"{name}={value!r} of the scheduler is not supported by fuse: {rather}")

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from ulam_kernels.arguments import real, switch
+from ulam_kernels.tracing import outside_graphs
 
 from ....programs.builder import ProgramBuilder
 from ....programs.program import Program
@@ -21,22 +22,21 @@ from ....samplers.euler import Coordinates
 from ....samplers.grid import Grid
 from ....samplers.pndm import ADAMS_BASHFORTH, Step
 from ....schedules import posterior
-from ..call_table import Calls, Plan
+from ..call_table import CallRows, CallTable
+from ..configuration import unsupported
 from ..noise import Generators
-from ..scheduler import Fused, Timestep
-from ..tracing import outside_graphs
+from ..positions import Timestep
+from ..program_edits import estimates, with_scaled_D
+from ..scheduler import Fused
 from ..translation import (
-    Steps,
+    MovingSteps,
     clip_of,
-    estimates,
     falling,
     grid_of,
     numbers,
     predicts_of,
-    unsupported,
     vp_levels,
     vp_schedule,
-    with_scaled_D,
 )
 
 VARIANCES = {
@@ -63,9 +63,9 @@ class FusedDDPM(Fused):
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip_of(self.config)
         if self.config.variance_type not in VARIANCES:
-            raise unsupported("variance_type", self.config.variance_type, f"use one of {', '.join(VARIANCES)}")
+            raise unsupported("variance_type", self.config.variance_type, f"one of {', '.join(VARIANCES)}")
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         self._check()
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
@@ -76,12 +76,12 @@ class FusedDDPM(Fused):
             sampler = DDPM(len(grid), variance=variance, clip=clip)
             return _rounded_as_in_diffusers(sampler.on(grid, schedule, predicts), grid)
 
-        program = Steps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
+        program = MovingSteps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
         program = with_scaled_D(program, factor)
         if times[-1] > 0:
             program = _with_noise_at_the_end(program, float(sigmas[-2]), variance)
         levels = alphas[:-1], sigmas[:-1]
-        return Calls(
+        return CallRows(
             program,
             times > 0,
             lambda: with_scaled_D(estimates(schedule, predicts, times, levels, clip), factor),
@@ -145,7 +145,7 @@ class FusedDDIM(Fused):
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip_of(self.config)
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         eta, rederive = options
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip, factor = clip_of(self.config)
@@ -155,16 +155,16 @@ class FusedDDIM(Fused):
         def compiled(grid: Grid) -> Program:
             return DDIM(len(grid), eta=eta, clip=clip, rederive_eps=rederive).on(grid, schedule, predicts)
 
-        program = Steps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
-        return Calls(
+        program = MovingSteps(times, (alphas, sigmas)).program(compiled, times, schedule, predicts)
+        return CallRows(
             with_scaled_D(program, factor),
             np.full(len(times), eta > 0),
             lambda: with_scaled_D(estimates(schedule, predicts, times, (alphas[:-1], sigmas[:-1]), clip), factor),
         )
 
-    def _at(self, plan: Plan, time: float) -> int:
-        if time in plan.positions or time not in range(self.config.num_train_timesteps):
-            return super()._at(plan, time)
+    def _at(self, calls: CallTable, time: float) -> int:
+        if time in calls.positions or time not in range(self.config.num_train_timesteps):
+            return super()._at(calls, time)
         return -1 - int(time)
 
     def step(
@@ -208,7 +208,7 @@ class FusedLCM(Fused):
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip_of(self.config)
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction")
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
         grid = falling(times, vp_levels(self, times, 1.0))
@@ -220,7 +220,7 @@ class FusedLCM(Fused):
             A[:, :, -1] = 0.0
             return replace(program, A=A)
 
-        return Calls(program, np.arange(len(grid)) < len(grid) - 1, denoised)
+        return CallRows(program, np.arange(len(grid)) < len(grid) - 1, denoised)
 
     def step(
         self,
@@ -250,12 +250,12 @@ class FusedPNDM(Fused):
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "v_prediction")
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "v_prediction")
         times = np.array(self._timesteps, dtype=np.float64)[::-1]
         skip = bool(self.config.skip_prk_steps)
         if start and not skip:
-            raise unsupported("skip_prk_steps", skip, "a loop that does not begin at the first timestep needs True")
+            raise unsupported("skip_prk_steps", skip, "True for a loop that does not begin at the first timestep")
         first = max(start - 1, min(start, 1))  # the second timestep is told twice, at positions 1 and 2
         alphas, sigmas = vp_levels(self, times, _end(self, times[-1]))
         grid = grid_of(times[first:], (alphas[first:], sigmas[first:]))
@@ -263,7 +263,7 @@ class FusedPNDM(Fused):
             program = _adams_bashforth(grid, schedule, predicts, told_twice=start == 1)
         else:
             program = PNDM(len(grid), skip_prk=skip, mixes="output").on(grid, schedule, predicts)
-        return Calls(program, np.zeros(len(program), dtype=np.bool_))
+        return CallRows(program, np.zeros(len(program), dtype=np.bool_))
 
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
@@ -283,9 +283,9 @@ class FusedPNDM(Fused):
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
         """`step_prk`, after the Runge-Kutta steps. Raises ValueError before, as diffusers does."""
-        before = not self.config.skip_prk_steps and (self._local._step_index or 0) < 12
-        if before and not self.ets:
-            raise ValueError("step_plms must come after 12 calls of step_prk")
+        done = self._local._step_index or 0
+        if not self.config.skip_prk_steps and done < 12 and not self.ets:
+            raise ValueError(f"step_plms: got a call after {done} of step_prk, expected 12 of them first")
         step = super().step_plms if self.ets else self.step  # type: ignore[misc]
         return step(model_output, timestep, sample, return_dict=return_dict)
 

@@ -12,17 +12,19 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.arguments import described
+from ulam_kernels.tracing import outside_graphs
 
 from ....noise import DRAWS_PER_ROW
 from ....programs.builder import ProgramBuilder
 from ....programs.program import Program
 from ....schedules import Array, ve
-from ..arguments import check_return_dict, check_sample, check_timestep, number
+from ..arguments import check_no_gradient, check_return_dict, check_sample, check_timestep, number
 from ..execution import wide
 from ..noise import Generators, check_generators, drawn
-from ..outputs import Later, Pair, later_class
-from ..scheduler import Fused, Timestep, check_no_gradient
-from ..tracing import check_not_recorded, outside_graphs
+from ..outputs import LazyOutput, LazyPair, lazy_class
+from ..positions import Timestep
+from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import numbers
 
 PREDICTOR, MEAN, CORRECTOR = range(3)
@@ -65,8 +67,8 @@ class FusedScoreSdeVe(Fused):
         previous = self._executed(PREDICTOR, rows, sample, model_output, noise)
         self._local.level, self._local.corrections = self._local.level + 1, 0
         second = "prev_sample_mean"
-        later = Later(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
-        return later_class(SdeVeOutput, second)(previous, later) if return_dict else Pair(previous, later)
+        later = LazyOutput(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
+        return lazy_class(SdeVeOutput, second)(previous, later) if return_dict else LazyPair(previous, later)
 
     @outside_graphs
     def step_correct(
@@ -92,7 +94,7 @@ class FusedScoreSdeVe(Fused):
         return SchedulerOutput(previous) if return_dict else (previous,)
 
     def _check_call(self, model_output: Any, sample: Any, generator: Generators, return_dict: object) -> None:
-        """Raise TypeError, ValueError or RuntimeError for arguments that cannot be, before anything is drawn."""
+        """Raise TypeError, ValueError or RuntimeError for an invalid argument, before anything is drawn."""
         check_sample(sample, model_output)
         if model_output.shape != sample.shape:
             raise ValueError(
@@ -109,7 +111,7 @@ class FusedScoreSdeVe(Fused):
         if isinstance(timestep, torch.Tensor):
             check_timestep(timestep)
             if timestep.numel() > 1 and timestep.shape != sample.shape[:1]:
-                raise ValueError(f"timestep must be a number or [{len(sample)}], got shape {list(timestep.shape)}")
+                raise ValueError(f"timestep: got shape {list(timestep.shape)}, expected a number or [{len(sample)}]")
             timestep = timestep.detach().reshape(-1)
         else:
             timestep = number(timestep)

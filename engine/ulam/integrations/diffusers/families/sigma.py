@@ -1,4 +1,4 @@
-"""Euler, Heun, LMS, KDPM2, EDM's Euler and flow matching: schedulers on sigmas, whose samples are x / alpha."""
+"""Euler, Heun, LMS, KDPM2 and flow matching: schedulers on sigmas, whose samples are x / alpha."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
@@ -25,23 +24,14 @@ from ....programs.program import Program
 from ....samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
 from ....samplers.euler import Terms
 from ....samplers.grid import Grid, GridSampler
-from ....schedules import Array, Schedule, edm, flow
+from ....schedules import Array, Schedule, flow
 from ..arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
-from ..call_table import Calls
+from ..call_table import CallRows
 from ..noise import Generators, check_generators
-from ..scheduler import Fused, ScaledInput, Timestep
-from ..translation import (
-    Steps,
-    at_sigmas,
-    clip_of,
-    estimates,
-    falling,
-    numbers,
-    predicts_of,
-    reading_scaled,
-    vp_schedule,
-    with_negated_output,
-)
+from ..positions import Timestep
+from ..program_edits import estimates, reading_scaled
+from ..scheduler import Fused, ScaledInput
+from ..translation import MovingSteps, at_sigmas, clip_of, falling, numbers, predicts_of, vp_schedule
 
 
 class OnSigmas(ScaledInput):
@@ -55,17 +45,17 @@ class OnSigmas(ScaledInput):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         raise NotImplementedError
 
-    def _steps(self, schedule: Schedule, start: int) -> Steps:
+    def _steps(self, schedule: Schedule, start: int) -> MovingSteps:
         """The steps from position `start` on."""
         times = numbers(self.timesteps)
         levels = at_sigmas(schedule, numbers(self.sigmas)[: len(times) + 1])
-        return Steps(times[start:], (levels[0][start:], levels[1][start:]))
+        return MovingSteps(times[start:], (levels[0][start:], levels[1][start:]))
 
     def _row_sigmas(self, start: int) -> Array:
         """The sigma that the network is evaluated at in every call."""
         return numbers(self.sigmas)[start : len(self.timesteps)]
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         schedule, predicts = vp_schedule(self), predicts_of(self.config, *self.predictions)
         times, sigmas = numbers(self.timesteps)[start:], self._row_sigmas(start)
 
@@ -76,7 +66,7 @@ class OnSigmas(ScaledInput):
         levels = at_sigmas(schedule, sigmas)
         last = at_sigmas(schedule, numbers(self.sigmas)[len(times) + start : len(times) + start + 1])[0]
         clip, _ = clip_of(self.config)
-        return Calls(
+        return CallRows(
             program.rescaled(np.append(levels[0], last if len(last) else 1.0)),
             np.full(len(program), program.needs_noise),
             lambda: reading_scaled(estimates(schedule, predicts, times, levels, clip), levels[0]),
@@ -93,17 +83,17 @@ class FusedEuler(OnSigmas):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Euler(steps)
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
-        calls = super()._calls(start, options)
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
+        calls = super()._call_rows(start, options)
         if options == CHURN_OFF:
             return calls
         predicts = predicts_of(self.config, *self.predictions)
         sigmas = numbers(self.sigmas)[start : start + len(calls.program) + 1]
-        hat, std = _raised(sigmas, options)
+        hat, std = raised(sigmas, options)
         at = sigmas[:-1] if predicts == "v" else hat  # diffusers reads v at the level before the churn
         alphas, levels = at_sigmas(vp_schedule(self), at)
         kx, km, _ = x0_coefficients(predicts, alphas, levels)
-        return _churned(calls, _quotients(sigmas, hat), kx * alphas, km, std)
+        return churned(calls, quotients(sigmas, hat), kx * alphas, km, std)
 
     def step(
         self,
@@ -122,7 +112,7 @@ class FusedEuler(OnSigmas):
         return self._run(model_output, timestep, sample, generator, return_dict, options=options)
 
 
-def _raised(sigmas: Array, options: tuple[float, ...]) -> tuple[Array, Array]:
+def raised(sigmas: Array, options: tuple[float, ...]) -> tuple[Array, Array]:
     """(sigma_hat, std of the noise that leads there) [n] under churn [Karras 2022, algorithm 2]."""
     churn, least, most, noise = options
     sigma = sigmas[:-1]
@@ -130,12 +120,12 @@ def _raised(sigmas: Array, options: tuple[float, ...]) -> tuple[Array, Array]:
     return sigma * (1 + gamma), noise * sigma * np.sqrt(gamma * (2 + gamma))
 
 
-def _quotients(sigmas: Array, hat: Array) -> Array:
+def quotients(sigmas: Array, hat: Array) -> Array:
     """sigma_s / sigma_hat [n], 1 where both are 0."""
     return np.asarray(np.divide(sigmas[1:], hat, out=np.ones_like(hat), where=hat > 0))
 
 
-def _churned(calls: Calls, q: Array, kx: Array, km: Array, std: Array) -> Calls:
+def churned(calls: CallRows, q: Array, kx: Array, km: Array, std: Array) -> CallRows:
     """y_hat = y + std z, D = kx y_hat + km m, y' = q y_hat + (1 - q) D, q = sigma_s / sigma_hat; the network saw y."""
 
     def rows(a: Array, b: Array) -> Program:
@@ -145,7 +135,7 @@ def _churned(calls: Calls, q: Array, kx: Array, km: Array, std: Array) -> Calls:
         nothing = np.zeros_like(kx)
         return replace(calls.program, A=A, kx=nothing, km=nothing, writes=np.ones_like(calls.program.writes))
 
-    return Calls(rows(q, 1 - q), std > 0, lambda: rows(np.zeros_like(q), np.ones_like(q)), second_reads_noise=True)
+    return CallRows(rows(q, 1 - q), std > 0, lambda: rows(np.zeros_like(q), np.ones_like(q)), second_reads_noise=True)
 
 
 class FusedEulerAncestral(OnSigmas):
@@ -177,13 +167,13 @@ class FusedHeun(OnSigmas):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Heun(steps, clip=clip_of(self.config)[0])
 
-    def _steps(self, schedule: Schedule, start: int) -> Steps:
+    def _steps(self, schedule: Schedule, start: int) -> MovingSteps:
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)
         if start % 2:
-            raise ValueError(f"timestep must be the first of its two, a loop cannot begin at call {start}")
+            raise ValueError(f"timestep: got that of call {start} to begin at, expected the first of a step's two")
         alphas, levels = at_sigmas(schedule, np.append(sigmas[start::2], sigmas[-1:]))
         count = len(times[start::2])
-        return Steps(times[start::2], (alphas[: count + 1], levels[: count + 1]))
+        return MovingSteps(times[start::2], (alphas[: count + 1], levels[: count + 1]))
 
     def _among(self, equal: Sequence[int]) -> int:
         """The second of them, or the first, which is the first of a step's two calls."""
@@ -240,71 +230,6 @@ class FusedLMS(OnSigmas):
         return self._run(model_output, timestep, sample, None, return_dict, options=options)
 
 
-class FusedEDMEuler(ScaledInput):
-    """EDMEulerScheduler on `ulam.samplers.Euler` and EDM's preconditioning; churn as in `FusedEuler`."""
-
-    output = EDMEulerSchedulerOutput, "pred_original_sample"
-    usual_options = (*CHURN_OFF, False)
-
-    def _check(self) -> None:
-        edm_options(self.config)
-
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
-        schedule, sign = edm_options(self.config)
-        *churn, given = options
-        sigmas = numbers(self.sigmas)[start : len(self.timesteps) + 1]
-        levels, predicts = at_sigmas(schedule, sigmas), "x0" if given else "raw"
-
-        def compiled(grid: Grid) -> Program:
-            return Euler(len(grid)).on(grid, schedule, predicts)
-
-        program = Steps(sigmas[:-1], levels).program(compiled, sigmas[:-1], schedule, predicts)
-
-        def signed(program: Program) -> Program:
-            return with_negated_output(program) if sign < 0 and not given else program
-
-        calls = Calls(
-            signed(program),
-            np.zeros(len(program), dtype=np.bool_),
-            lambda: signed(estimates(schedule, predicts, sigmas[:-1], (levels[0][:-1], levels[1][:-1]), None)),
-        )
-        if tuple(churn) == CHURN_OFF:
-            return calls
-        hat, std = _raised(sigmas, tuple(churn))
-        kx, km, _ = x0_coefficients(predicts, np.ones_like(hat), hat, self.config.sigma_data)
-        return _churned(calls, _quotients(sigmas, hat), kx, km if given else sign * km, std)
-
-    def _input_scales(self) -> Array:
-        return np.asarray(1 / np.hypot(self.config.sigma_data, numbers(self.sigmas)[: len(self.timesteps)]))
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Timestep,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-        pred_original_sample: torch.Tensor | None = None,
-    ) -> Any:
-        check_index(timestep)
-        options = (*churn(s_churn, s_tmin, s_tmax, s_noise), pred_original_sample is not None)
-        output = model_output
-        if pred_original_sample is not None:
-            check_sample(sample, pred_original_sample, "pred_original_sample")
-            output = pred_original_sample
-        return self._run(output, timestep, sample, generator, return_dict, options=options)
-
-
-def edm_options(config: Any) -> tuple[Schedule, int]:
-    """(schedule, sign of the network's output): v_prediction is EDM's F with the other sign."""
-    predicts = predicts_of(config, "epsilon", "v_prediction")
-    return edm(config.sigma_min, config.sigma_max, config.sigma_data, config.rho), 1 if predicts == "eps" else -1
-
-
 class FusedFlowMatchEuler(Fused):
     """FlowMatchEulerDiscreteScheduler on `ulam.samplers.Euler`, with stochastic_sampling on DDIM with all noise fresh.
 
@@ -320,7 +245,7 @@ class FusedFlowMatchEuler(Fused):
     def _on_flow(self) -> bool:
         return True
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         schedule, n = flow(), len(self.timesteps)
         sigmas = np.append(numbers(self.sigmas), 0.0)[start : n + 1]
         times, levels, fresh = sigmas[:-1], at_sigmas(schedule, sigmas), bool(self.config.stochastic_sampling)
@@ -329,10 +254,10 @@ class FusedFlowMatchEuler(Fused):
         elif fresh:
             program = DDIM(len(times), eta=1e12).on(falling(times, levels), schedule, "flow")
         else:
-            program = Steps(times, levels).program(
+            program = MovingSteps(times, levels).program(
                 lambda grid: Euler(len(grid)).on(grid, schedule, "flow"), times, schedule, "flow"
             )
-        return Calls(program, np.full(len(times), fresh))
+        return CallRows(program, np.full(len(times), fresh))
 
     def step(
         self,
@@ -376,9 +301,9 @@ class FusedFlowMatchEuler(Fused):
             right = f"{list(sample.shape[:2])}, one a token of the sample [B, tokens, C]"
             raise ValueError(f"per_token_timesteps: got shape {list(per_token.shape)}, expected {right}")
         check_generators(generator, len(sample))
-        plan = self._plan()
+        calls = self._call_table()
         if self._local._step_index is None and self._local._begin_index is None:
-            self._lookup(plan, timestep)
+            self._lookup(calls, timestep)
 
 
 def _rising(schedule: Schedule, sigmas: Array, fresh: bool) -> Program:

@@ -1,4 +1,4 @@
-"""DPM-Solver (multistep, singlestep, EDM's), UniPC and DEIS: exponential integrators on x = alpha x_0 + sigma eps."""
+"""DPM-Solver (multistep, singlestep), UniPC and DEIS: exponential integrators on x = alpha x_0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -14,22 +14,14 @@ from ....programs.clip import Clip
 from ....programs.program import Program
 from ....samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ....samplers.grid import Grid, GridSampler
-from ....schedules import Array, Schedule, VariancePreserving, flow
-from ..call_table import Calls, Plan, concatenated
+from ....schedules import Schedule, VariancePreserving, flow
+from ..call_table import CallRows, CallTable
+from ..configuration import unsupported
 from ..noise import Generators
-from ..scheduler import Fused, ScaledInput, Timestep
-from ..translation import (
-    Steps,
-    at_sigmas,
-    clip_of,
-    numbers,
-    predicts_of,
-    unsupported,
-    vp_schedule,
-    with_negated_output,
-    with_scaled_D,
-)
-from .sigma import edm_options
+from ..positions import Timestep
+from ..program_edits import concatenated, with_scaled_D
+from ..scheduler import Fused
+from ..translation import MovingSteps, at_sigmas, clip_of, numbers, predicts_of, vp_schedule
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 FEW = 15  # rows, below which lower_order_final lowers orders
@@ -47,19 +39,19 @@ class Solver(Fused):
         self._schedule()
         clip_of(self.config)
         if self.config.solver_order not in self.orders:
-            rather = f"use one of {', '.join(map(str, self.orders))}"
-            raise unsupported("solver_order", self.config.solver_order, rather)
+            right = f"one of {', '.join(map(str, self.orders))}"
+            raise unsupported("solver_order", self.config.solver_order, right)
 
     def _schedule(self) -> tuple[Schedule, str]:
         """(schedule, what the network predicts)."""
         predicts = predicts_of(self.config, "epsilon", "sample", "v_prediction", "flow_prediction")
         if self.config.use_flow_sigmas:
             if predicts == "v":  # diffusers reads x_0 = alpha x - sigma v, true only where alpha^2 + sigma^2 = 1
-                rather = "with use_flow_sigmas=True use flow_prediction, epsilon or sample"
-                raise unsupported("prediction_type", "v_prediction", rather)
+                right = "flow_prediction, epsilon or sample with use_flow_sigmas=True"
+                raise unsupported("prediction_type", "v_prediction", right)
             return flow(), predicts
         if predicts == "flow":
-            raise unsupported("prediction_type", "flow_prediction", "it needs use_flow_sigmas=True")
+            raise unsupported("prediction_type", "flow_prediction", "it with use_flow_sigmas=True only")
         return vp_schedule(self), predicts
 
     def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
@@ -70,20 +62,20 @@ class Solver(Fused):
         """Whether every call draws noise."""
         return str(self.config.get("algorithm_type")).startswith("sde")
 
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         schedule, predicts = self._schedule()
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[: len(self.timesteps) + 1]
-        told = times if isinstance(schedule, VariancePreserving) else sigmas[:-1]
+        network_times = times if isinstance(schedule, VariancePreserving) else sigmas[:-1]
         whole, (clip, factor) = at_sigmas(schedule, sigmas), clip_of(self.config)
-        moving = np.flatnonzero(Steps(told, whole).moves)
+        moving = np.flatnonzero(MovingSteps(network_times, whole).moves)
         first = int(np.searchsorted(moving, start))
 
         def compiled(grid: Grid) -> Program:
             return self._program(grid, schedule, predicts, clip, moving, first)
 
-        steps = Steps(told[start:], (whole[0][start:], whole[1][start:]))
-        program = steps.program(compiled, told[start:], schedule, predicts)
-        return Calls(with_scaled_D(program, factor), np.full(len(program), self._sde()))
+        steps = MovingSteps(network_times[start:], (whole[0][start:], whole[1][start:]))
+        program = steps.program(compiled, network_times[start:], schedule, predicts)
+        return CallRows(with_scaled_D(program, factor), np.full(len(program), self._sde()))
 
     def _program(
         self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, moving: Positions, first: int
@@ -92,9 +84,9 @@ class Solver(Fused):
         few = len(self.timesteps) < FEW
         return self._sampler(len(grid), few, clip, moving[first:]).on(grid, schedule, predicts)
 
-    def _at(self, plan: Plan, time: float) -> int:
+    def _at(self, calls: CallTable, time: float) -> int:
         """The position of a timestep's value; of one that is not there the last, as in diffusers."""
-        return super()._at(plan, time) if time in plan.positions else plan.length - 1
+        return super()._at(calls, time) if time in calls.positions else calls.length - 1
 
 
 class FusedDPMMultistep(Solver):
@@ -183,7 +175,7 @@ class FusedUniPC(Solver):
     def _check(self) -> None:
         super()._check()
         if self.config.get("solver_p") is not None:
-            raise unsupported("solver_p", type(self.config.solver_p).__name__, "the predictor is UniP, use None")
+            raise unsupported("solver_p", type(self.config.solver_p).__name__, "None: the predictor is UniP")
 
     def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
@@ -214,29 +206,3 @@ class FusedDEIS(Solver):
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
         return self._run(model_output, timestep, sample, None, return_dict)
-
-
-class FusedEDMDPM(ScaledInput, FusedDPMMultistep):
-    """EDMDPMSolverMultistepScheduler on `ulam.samplers.DPMSolverPP` and EDM's preconditioning."""
-
-    def _schedule(self) -> tuple[Schedule, str]:
-        return edm_options(self.config)[0], "raw"
-
-    def _calls(self, start: int, options: tuple[Any, ...]) -> Calls:
-        calls = super()._calls(start, options)
-        if edm_options(self.config)[1] > 0:
-            return calls
-        return Calls(with_negated_output(calls.program), calls.draws)
-
-    def _input_scales(self) -> Array:
-        return np.asarray(1 / np.hypot(self.config.sigma_data, numbers(self.sigmas)[: len(self.timesteps)]))
-
-    def step(  # type: ignore[override]
-        self,
-        model_output: torch.Tensor,
-        timestep: Timestep,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        return self._run(model_output, timestep, sample, generator, return_dict)
