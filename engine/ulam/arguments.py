@@ -41,7 +41,7 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         check_read(chains, "chains")
         ids = chains.detach().to("cpu", torch.int64, copy=True)
         if len(ids) and int(ids.min()) < 0:
-            raise ValueError("chains: ids must lie in [0, 2^63)")
+            raise ValueError("chains: got an id outside [0, 2^63), expected ids in it")
     elif isinstance(chains, range):
         if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
             raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
@@ -49,7 +49,7 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
     elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
         values = [whole_number("chains", chain) for chain in chains]
         if any(not 0 <= value < 1 << 63 for value in values):
-            raise ValueError("chains: ids must lie in [0, 2^63)")
+            raise ValueError("chains: got an id outside [0, 2^63), expected ids in it")
         ids = torch.tensor(values, dtype=torch.int64)
     else:
         count = whole_number("chains", chains)
@@ -97,13 +97,13 @@ def chain_times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
     """`t` as [B] float64; ``name`` is what errors call it."""
     if isinstance(t, (np.ndarray, torch.Tensor)):
         if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
-            raise ValueError(f"{name} must be a number or have shape [{len(x_t)}], chains, got {list(t.shape)}")
+            raise ValueError(f"{name}: got shape {list(t.shape)}, expected a number or [{len(x_t)}], one a chain")
         array = t if isinstance(t, np.ndarray) else _read(t, name)
         if array.dtype.kind not in "iuf":
-            raise TypeError(f"{name} must hold integers or floats, got {t.dtype}")
+            raise TypeError(f"{name}: got {t.dtype}, expected integers or floats")
         return np.broadcast_to(array.astype(np.float64), (len(x_t),))
     if isinstance(t, (bool, np.bool_)) or not isinstance(t, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number or a tensor of one per chain, got {described(t)}")
+        raise TypeError(f"{name}: got {described(t)}, expected a number or a tensor of one a chain")
     return np.full(len(x_t), real(t, name, most=sys.float_info.max))
 
 
@@ -123,7 +123,7 @@ def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tu
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name}: got {sizes}, expected sizes of at least 1")
     if math.prod(sizes) > MAX_ELEMENTS:
-        raise ValueError(f"{name}: got {sizes}, a sample may have at most 2^30 elements")
+        raise ValueError(f"{name}: got {sizes}, expected at most 2^30 elements in a sample")
     return sizes
 
 
@@ -137,5 +137,5 @@ def resolve_device(device: torch.device | str) -> torch.device:
     count = torch.cuda.device_count()
     index = where.index if where.index is not None or not count else torch.cuda.current_device()
     if index is None or index >= count:
-        raise ValueError(f"device: got {described(str(device))}, but torch sees {count} CUDA devices here")
+        raise ValueError(f"device: got {described(str(device))}, expected one of {count} CUDA devices here")
     return torch.device("cuda", index)

@@ -49,23 +49,21 @@ def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Ten
     return dict(cond)
 
 
-def check_guidance(
-    guidance: float | Sequence[float] | torch.Tensor | None,
-    cond: dict[str, torch.Tensor | Shared],
-    uncond: Cond | None,
-    chains: int,
-) -> tuple[torch.Tensor | None, dict[str, torch.Tensor | Shared]]:
-    """The weights ``[chains]`` float32 (None where no chain is guided) and the unconditional inputs.
+def check_conditioning(
+    cond: Cond | None, guidance: float | Sequence[float] | torch.Tensor | None, uncond: Cond | None, chains: int
+) -> tuple[dict[str, torch.Tensor | Shared], torch.Tensor | None, dict[str, torch.Tensor | Shared]]:
+    """The conditional inputs, the weights ``[chains]`` float32 (None where none is guided), the unconditional inputs.
 
     A key that ``uncond`` lacks keeps its conditional value.
 
     Raises:
         TypeError, ValueError: weights that are not finite numbers, guidance without ``uncond`` or the reverse.
     """
+    conditional = check_cond("cond", cond, chains)
     if guidance is None:
         if uncond is not None:
             raise ValueError("guidance: got None beside uncond, expected a weight")
-        return None, {}
+        return conditional, None, {}
     weight = real_numbers("guidance", guidance).float()
     if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
         raise ValueError(
@@ -75,12 +73,12 @@ def check_guidance(
         raise ValueError("guidance: got a weight that is not finite, expected finite numbers")
     weight = weight.expand(chains).clone()
     if uncond is None and bool((weight == 1).all()):
-        return None, {}
+        return conditional, None, {}
     if uncond is None:
-        raise ValueError("uncond: got None, guidance needs the unconditional inputs, such as {'y': nulls}")
+        raise ValueError("uncond: got None beside guidance, expected the unconditional inputs, such as {'y': nulls}")
     other = check_cond("uncond", uncond, chains)
-    if unknown := other.keys() - cond.keys():
-        raise ValueError(f"uncond: got {sorted(unknown)}, which cond does not have")
+    if unknown := other.keys() - conditional.keys():
+        raise ValueError(f"uncond: got {sorted(unknown)}, expected keys of cond only")
     if bool((weight == 1).all()):
-        return None, {}
-    return weight, {**cond, **other}
+        return conditional, None, {}
+    return conditional, weight, {**conditional, **other}

@@ -62,15 +62,15 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if not callable(self.net):
-            raise TypeError(f"net must be callable as net(x, t, **cond), got {type(self.net).__name__}")
+            raise TypeError(f"net: got {type(self.net).__name__}, expected a callable net(x, t, **cond)")
         check_schedule(self.schedule)
         check_predicts(self.predicts)
         sigma_data_of(self.schedule, self.predicts)
         if not isinstance(self.time, str) or self.time not in ("auto", "index"):
-            raise ValueError(f"time must be 'auto' or 'index', got {described(self.time)}")
+            raise ValueError(f"time: got {described(self.time)}, expected 'auto' or 'index'")
         choice(self.derivatives, "derivatives", DERIVATIVES)
         if self.time == "index" and self.schedule.kind != "vp":
-            raise ValueError(f"time='index' needs a vp schedule (with training steps), got {self.schedule!r}")
+            raise ValueError(f"time: got 'index' with {self.schedule!r}, expected 'auto', or a vp schedule")
 
     @classmethod
     def from_diffusers(

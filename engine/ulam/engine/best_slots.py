@@ -117,8 +117,8 @@ def _rate(
             return 0.0
         if isinstance(error.__cause__, TypeError):
             raise TypeError(
-                f"slots: 'auto' called the network with x, t and cond={sorted(cond)}: {error.__cause__}; give it what "
-                "it needs by slots=ulam.Engine.best_slots(..., cond={...})"
+                f"slots: got 'auto', whose trials called the network with x, t and cond={sorted(cond)} "
+                f"({error.__cause__}), expected what it needs by slots=ulam.Engine.best_slots(..., cond={{...}})"
             ) from error
         raise
     return 0.0 if trial.report.batch < slots else max(rates[1:])

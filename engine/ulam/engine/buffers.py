@@ -20,10 +20,10 @@ from ..conditioning import Shared
 from ..noise import FIRST_STATE, ROW
 from ..programs.program import Program
 from .conditioning import ConditioningBuffers
+from .groups import Group
 from .inpainting import KnownImages
 from .job import Job
 from .row_table import Columns, Place, RowTable
-from .scheduler import Group
 from .slots import Slots, places
 from .transfers import on_device
 
@@ -112,27 +112,27 @@ class Buffers:
 
     def enter(self, groups: list[Group[Job]], running: Callable[[], Collection[Program]]) -> None:
         """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
-        at, sizes = places([group.slots for group in groups])
         jobs = [group.job for group in groups]
         programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
         rows = {key: self.load(program, running).begin for key, program in programs.items()}
         begun = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
-        row, first, seed = np.array(begun, dtype=np.int64).T.repeat(sizes, axis=1)
-        self.slots.begin(
-            at, row, ROW.draws(first), seed, np.concatenate([group.job.chain_ids[group.chains] for group in groups])
-        )
+        row, first, seed = np.array(begun, dtype=np.int64).T
+        chain = np.concatenate([job.chain_ids[group.chains] for job, group in zip(jobs, groups, strict=True)])
+        guided = [
+            (group.slots, job.weights[group.chains], job.interval or (-np.inf, np.inf), job.rescale)
+            for job, group in zip(jobs, groups, strict=True)
+            if job.weights is not None
+        ]
+        at = self.slots.begin([group.slots for group in groups], row, ROW.draws(first), seed, chain, guided)
         for group in groups:
             job = group.job
             if job.cond:
                 self.cond.enter(group.slots, group.chains, job.cond)
             if job.weights is not None:
-                lo, hi = job.interval or (-np.inf, np.inf)
-                weight = job.weights[group.chains]
-                self.slots.put(group.slots, weight=weight, guided_from=lo, guided_to=hi, rescale=job.rescale)
                 self.uncond.enter(group.slots, group.chains, job.uncond)
             if job.known is not None and self.known is not None:
                 self.known.enter(group.slots, group.chains, job.known)
-        self.slots.commit()
+        sizes = [group.size for group in groups]
         self._first_states(groups, sizes, on_device(torch.from_numpy(at), self.device))
 
     def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:

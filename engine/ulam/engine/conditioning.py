@@ -28,7 +28,7 @@ class Input:
         """Raise ValueError unless this value can stand in one batch with those before."""
         came = Input.of(value)
         if (came.shared is None) != (self.shared is None):
-            raise ValueError(f"{name}: all jobs of an engine share it, or none")
+            raise ValueError(f"{name}: got {_kind(came)}, expected {_kind(self)} like the jobs before")
         if (came.dtype, came.shape) != (self.dtype, self.shape):
             shapes = ([*(["chains"] if i.shared is None else []), *i.shape] for i in (came, self))
             told, like = (f"{i.dtype} {shape}" for i, shape in zip((came, self), shapes, strict=True))
@@ -36,7 +36,11 @@ class Input:
         if self.shared is not None and came.shared is not self.shared:
             assert came.shared is not None
             if not torch.equal(self.shared.cpu(), came.shared.cpu()):
-                raise ValueError(f"{name}: a shared tensor must be the same for all jobs of an engine")
+                raise ValueError(f"{name}: got another shared tensor, expected that of the jobs before in this engine")
+
+
+def _kind(given: Input) -> str:
+    return "a tensor of one row a chain" if given.shared is None else "a shared tensor"
 
 
 class ConditioningBuffers:
@@ -57,8 +61,8 @@ class ConditioningBuffers:
         if self._declared is None:
             return
         if self._declared.keys() != values.keys():
-            came = f"{sorted(values)}, the jobs before {sorted(self._declared)}"
-            raise ValueError(f"{self._name}: got {came}: jobs in one engine share the arguments of the network")
+            came, before = sorted(values), sorted(self._declared)
+            raise ValueError(f"{self._name}: got {came}, expected {before} like the jobs before in this engine")
         for key, value in values.items():
             self._declared[key].check(f"{self._name}[{key!r}]", value)
 

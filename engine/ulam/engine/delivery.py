@@ -20,10 +20,10 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from .buffers import Buffers
+from .groups import Group
 from .job import Job
 from .report import Report
 from .results import Finished, Result
-from .scheduler import Group
 
 Entry = TypeVar("Entry", Result, Finished)
 Handed: TypeAlias = "Iterator[Result | None] | Iterator[Finished | None]"

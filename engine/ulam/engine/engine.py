@@ -211,7 +211,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("submit: the engine is closed")
+            raise RuntimeError("submit: got a closed engine, expected an open one")
 
     @outside_graphs
     def cancel(self, job: Job) -> int:

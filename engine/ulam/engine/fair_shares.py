@@ -8,16 +8,16 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-Job = TypeVar("Job", bound=Hashable)
+J = TypeVar("J", bound=Hashable)
 
 
 @dataclass
-class Record(Generic[Job]):
+class JobRecord(Generic[J]):
     """A job with chains in the queue or in slots: of ``chains``, how many have ``entered`` and how many slots it has
     (``held``). ``stamp``: of its valid entry in the queue.
     """
 
-    job: Job
+    job: J
     number: int
     ticks: int
     chains: int
@@ -29,13 +29,11 @@ class Record(Generic[Job]):
     stamp: int = 0
     pressing: bool = False
 
-    @property
-    def waiting(self) -> int:
-        """Chains without a slot so far."""
-        return self.chains - self.entered
+    def __post_init__(self) -> None:
+        self.waiting = self.chains  # without a slot so far
 
 
-def shares(records: list[Record[Job]], vacant: int) -> list[tuple[Record[Job], int]]:
+def shares(records: list[JobRecord[J]], vacant: int) -> list[tuple[JobRecord[J], int]]:
     """How many of the vacant slots each job gets, one after another by (slots held + 1) / weight, then by submission.
 
     First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the

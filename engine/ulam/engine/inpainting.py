@@ -39,7 +39,7 @@ def check_known(known: object, mask: object, program: Program, chains: int, shap
             raise ValueError(f"known, mask: {program.sampler} uses none (RePaint does), expected None")
         return None
     if known is None or mask is None:
-        raise ValueError(f"known, mask: {program.sampler} needs both, the image and where it is known")
+        raise ValueError(f"known, mask: got None, expected the image and where it is known for {program.sampler}")
     image, where = _floats("known", known, chains, shape), _floats("mask", mask, chains, shape)
     values = where.tensor if isinstance(where, Shared) else where
     if not bool(((values >= 0) & (values <= 1)).all()):
@@ -60,7 +60,7 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
         raise ValueError(f"{name}: got shape {came}, expected {list(expected)}, or what broadcasts to it") from None
     tensor = tensor.to("cpu", torch.float32)
     if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name}: got values that are not finite")
+        raise ValueError(f"{name}: got values that are not finite, expected finite ones")
     return Shared(tensor) if isinstance(value, Shared) else tensor
 
 

@@ -13,9 +13,10 @@ from ..evaluation import in_eval_mode
 from ..programs.program import Program
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
+from .groups import Group
 from .job import Job
 from .runner import Runner
-from .scheduler import Group, Scheduler
+from .scheduler import Scheduler
 from .tick_needs import TickNeeds
 
 Progress: TypeAlias = Callable[[int], object]

@@ -138,7 +138,9 @@ class Network:
         except Exception as error:
             raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
         if version is not None and x._version != version:
-            raise ValueError("net: changed its input x in place, which is the engine's own; work on x.clone()")
+            raise ValueError(
+                "net: changed its input x in place, expected one that works on x.clone(), x is the engine's"
+            )
         if not isinstance(m, torch.Tensor):
             raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
         if m.shape != x.shape:

@@ -20,11 +20,11 @@ from ulam_kernels import Table
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
 from .buffers import Buffers
+from .groups import Group
 from .guidance import rescaled
 from .job import Job, Preview
 from .network import Network, NetworkOptions
 from .report import Report
-from .scheduler import Group
 from .slots import IDLE_ROW
 from .tick_graphs import TickGraphs, addresses
 from .tick_needs import TickNeeds, due, row_of, rows_without_evaluation

@@ -12,15 +12,13 @@ import functools
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 from .errors import QueueFull
-from .fair_shares import Job, Record, shares
+from .fair_shares import J, JobRecord, shares
+from .groups import Group, merged
 
 POLICIES = ("fifo", "shortest", "fair", "deadline")
-
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -38,24 +36,7 @@ def _changes(method: Method) -> Method:
     return cast(Method, change)
 
 
-@dataclass(slots=True, eq=False)
-class Group(Generic[Job]):
-    """Chains ``first .. first + len(slots) - 1`` of a job, in neighbouring slots from tick ``start`` until ``end``."""
-
-    job: Job
-    first: int
-    slots: slice
-    start: int
-    end: int
-    size: int = field(init=False)
-    chains: slice = field(init=False)  # where they stand in their job
-
-    def __post_init__(self) -> None:
-        self.size = int(self.slots.stop - self.slots.start)
-        self.chains = slice(self.first, self.first + self.size)
-
-
-class Scheduler(Generic[Job]):
+class Scheduler(Generic[J]):
     """Jobs in a queue, and their chains in a fixed number of slots; no chain in a slot makes way for another.
 
     A free slot goes to a waiting job of the highest priority; among those, by the policy, to the job with
@@ -74,9 +55,8 @@ class Scheduler(Generic[Job]):
     capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
     ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
     caller empties it. :meth:`settle` mends what an interrupt leaves half done (``changing``): which jobs there are and
-    which groups are in the slots changes in one assignment each, and all else follows from these.
-
-    Raises ValueError for an invalid argument.
+    which groups are in the slots changes in one assignment each, and all else follows from these. Raises ValueError for
+    an invalid argument.
     """
 
     def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
@@ -90,19 +70,19 @@ class Scheduler(Generic[Job]):
         self.tick = 0
         self.active = 0  # slots with a chain
         self.waiting = 0  # chains without a slot
-        self._groups: dict[Group[Job], None] = {}
-        self._listed: list[Group[Job]] | None = []
+        self._groups: dict[Group[J], None] = {}
+        self._listed: list[Group[J]] | None = []
         self._free = [(0, slots)]
-        self._records: dict[Job, Record[Job]] = {}
-        self._jobs: dict[int, Job] = {}  # by their numbers
+        self._records: dict[J, JobRecord[J]] = {}
+        self._jobs: dict[int, J] = {}  # by their numbers
         self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
         self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
-        self._ends: dict[int, list[Group[Job]]] = {}  # the groups by the tick at which they end
+        self._ends: dict[int, list[Group[J]]] = {}  # the groups by the tick at which they end
         self._ticks: list[int] = []  # these ticks, a heap
         self._longest = 0
         self._numbers = 0
-        self._plan: dict[Job, int] | None = {}
-        self.newest: list[Group[Job]] = []
+        self._plan: dict[J, int] | None = {}
+        self.newest: list[Group[J]] = []
         self.changing = False
 
     # ------------------------------------------------------------------------------------------------ the queue
@@ -117,19 +97,14 @@ class Scheduler(Generic[Job]):
         return self.slots - self.active
 
     @property
-    def groups(self) -> list[Group[Job]]:
+    def groups(self) -> list[Group[J]]:
         """The groups in the slots, in the order of their entry."""
         if self._listed is None:
             self._listed = list(self._groups)
         return self._listed
 
     def check(
-        self,
-        chains: int,
-        ticks: int,
-        priority: int = 0,
-        weight: float = 1.0,
-        deadline: float | None = None,
+        self, chains: int, ticks: int, priority: int = 0, weight: float = 1.0, deadline: float | None = None
     ) -> None:
         """Raise what :meth:`submit` would: ValueError for a bad argument, QueueFull where there is no room."""
         self.settle()
@@ -143,19 +118,13 @@ class Scheduler(Generic[Job]):
         if deadline is not None and not math.isfinite(deadline):
             raise ValueError(f"deadline: got {deadline!r}, expected a number of ticks from now, or None")
         if self.capacity is not None and chains > self.capacity:
-            raise QueueFull(f"submit: {chains} chains never fit a queue of {self.capacity}")
-        if not self._has_room(chains):
-            came = f"{self.waiting} chains wait, {chains} more do not fit a queue of {self.capacity}"
-            raise QueueFull(f"submit: {came} for another {self.room_in(chains)} ticks")
+            raise QueueFull(f"chains: got {chains}, expected at most {self.capacity}, the queue's capacity")
+        if self.capacity is not None and not self._has_room(chains):
+            room = f"{self.capacity - self.waiting} (in {self.room_in(chains)} ticks there is room)"
+            raise QueueFull(f"chains: got {chains} beside {self.waiting} that wait, expected at most {room}")
 
     def submit(
-        self,
-        job: Job,
-        chains: int,
-        ticks: int,
-        priority: int = 0,
-        weight: float = 1.0,
-        deadline: float | None = None,
+        self, job: J, chains: int, ticks: int, priority: int = 0, weight: float = 1.0, deadline: float | None = None
     ) -> None:
         """Queue a job of ``chains`` chains, each lasting ``ticks`` ticks (both at least 1).
 
@@ -164,16 +133,16 @@ class Scheduler(Generic[Job]):
         """
         self.check(chains, ticks, priority, weight, deadline)
         if job in self._records:
-            raise ValueError(f"job: {job!r:.60} is here already")
+            raise ValueError(f"job: got {job!r:.60} a second time, expected each once")
         self._submit(job, chains, ticks, priority, weight, deadline)
 
     @_changes
-    def _submit(self, job: Job, chains: int, ticks: int, priority: int, weight: float, deadline: float | None) -> None:
+    def _submit(self, job: J, chains: int, ticks: int, priority: int, weight: float, deadline: float | None) -> None:
         self._numbers += 1
         latest = math.inf
         if deadline is not None:
             latest = self.tick + deadline - math.ceil(chains / self.slots) * ticks
-        record = Record(job, self._numbers, ticks, chains, priority, weight, latest)
+        record = JobRecord(job, self._numbers, ticks, chains, priority, weight, latest)
         self._records[job], self._jobs[record.number] = record, job
         self.waiting += chains
         if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
@@ -184,7 +153,7 @@ class Scheduler(Generic[Job]):
         self._plan = None
 
     @_changes
-    def cancel(self, job: Job) -> tuple[int, list[Group[Job]]]:
+    def cancel(self, job: J) -> tuple[int, list[Group[J]]]:
         """Drop a job: how many chains, in the queue and in slots, and the groups that left their slots.
 
         A job that is not here, or not any more, is left alone.
@@ -205,7 +174,7 @@ class Scheduler(Generic[Job]):
         self.waiting = 0
         self._queue, self._due = [], []
         for record in list(self._records.values()):
-            record.chains = record.entered
+            record.chains, record.waiting = record.entered, 0
             if not record.held:
                 self._forget(record)
         self._plan = None
@@ -213,14 +182,14 @@ class Scheduler(Generic[Job]):
     # ------------------------------------------------------------------------------------------------ the slots
 
     @_changes
-    def admit(self) -> list[Group[Job]]:
+    def admit(self) -> list[Group[J]]:
         """Fill the free slots from the queue; the groups that entered."""
         while self._due and self._due[0][0] <= self.tick:
             record = self._numbered(heapq.heappop(self._due)[1])
             if record is not None and record.waiting:
                 record.pressing = True
                 self._enqueue(record)
-        entered: list[Group[Job]] = []
+        entered: list[Group[J]] = []
         while self._free and (records := self._next()):
             for record, count in shares(records, self.free):
                 self._enter(record, count, entered)
@@ -232,12 +201,12 @@ class Scheduler(Generic[Job]):
         """Ticks until the next group leaves; nothing enters before."""
         return self._ticks[0] - self.tick if self._ticks else 0
 
-    def ending(self) -> list[Group[Job]]:
+    def ending(self) -> list[Group[J]]:
         """The groups that end at this tick, as :meth:`retire` will free their slots."""
         return list(self._ends[self._ticks[0]]) if self._ticks and self._ticks[0] <= self.tick else []
 
     @_changes
-    def retire(self) -> list[Group[Job]]:
+    def retire(self) -> list[Group[J]]:
         """Free the slots of the groups that end at this tick; those groups."""
         left = self.ending()
         if not left:
@@ -259,13 +228,14 @@ class Scheduler(Generic[Job]):
         if not self.changing:
             return
         for record in self._records.values():
-            record.held = 0
+            record.held, record.waiting = 0, record.chains - record.entered
             self._longest = max(self._longest, record.ticks)
         free, begin = [], 0
         for group in sorted(self._groups, key=lambda group: group.slots.start):
             record = self._records[group.job]
             record.held += group.size
             record.entered = max(record.entered, group.chains.stop)
+            record.waiting = record.chains - record.entered
             free.append((begin, group.slots.start))
             begin = group.slots.stop
         self._free = [(begin, end) for begin, end in (*free, (begin, self.slots)) if begin < end]
@@ -289,21 +259,20 @@ class Scheduler(Generic[Job]):
         self.newest = list(self._groups)
         self._plan = None
 
-    # ------------------------------------------------------------------------------------------------- the plan
-
-    def plan(self) -> dict[Job, int]:
+    def plan(self) -> dict[J, int]:
         """The tick at which each job's last chain leaves: exact for as long as nothing is submitted or cancelled."""
         self.settle()
         if self._plan is None:
-            ends: dict[Job, int] = {}
+            ends: dict[J, int] = {}
             ahead = self._fork()
             while ahead.busy:
                 ahead.admit()
-                ends.update((group.job, ahead.tick) for group in ahead._next_event())
+                ahead.tick += ahead.ticks_until_event
+                ends.update((group.job, ahead.tick) for group in ahead.retire())
             self._plan = ends
         return dict(self._plan)
 
-    def predicted_end(self, job: Job) -> int | None:
+    def predicted_end(self, job: J) -> int | None:
         """Ticks from now until a job's last chain leaves, as :meth:`plan` has it; None for a job that is not here."""
         end = self.plan().get(job)
         return None if end is None else end - self.tick
@@ -315,34 +284,29 @@ class Scheduler(Generic[Job]):
         while ahead.waiting and not ahead._has_room(chains):
             ahead.admit()
             if not ahead._has_room(chains):
-                ahead._next_event()
+                ahead.tick += ahead.ticks_until_event
+                ahead.retire()
         return ahead.tick - self.tick
 
-    def _next_event(self) -> list[Group[Job]]:
-        self.tick += self.ticks_until_event
-        return self.retire()
-
-    def _fork(self) -> Scheduler[Job]:
+    def _fork(self) -> Scheduler[J]:
         """A copy that may be run ahead."""
         ahead = copy.copy(self)
         ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
         ahead._queue, ahead._due = list(self._queue), list(self._due)
         ahead._ends, ahead._ticks = {end: list(groups) for end, groups in self._ends.items()}, list(self._ticks)
         ahead._jobs = dict(self._jobs)
-        ahead._records = {job: replace(record) for job, record in self._records.items()}
+        ahead._records = {job: copy.copy(record) for job, record in self._records.items()}
         return ahead
-
-    # ------------------------------------------------------------------------------------------------ the parts
 
     def _has_room(self, chains: int) -> bool:
         return self.capacity is None or self.waiting + chains <= self.capacity
 
-    def _await_deadline(self, record: Record[Job]) -> None:
+    def _await_deadline(self, record: JobRecord[J]) -> None:
         """Note when the deadline of a job begins to press, if it has any."""
         if record.latest < math.inf and self.policy != "deadline" and not record.pressing:
             heapq.heappush(self._due, (record.latest - self._longest, record.number))
 
-    def _enqueue(self, record: Record[Job]) -> None:
+    def _enqueue(self, record: JobRecord[J]) -> None:
         """Put a job where it now belongs in the queue; its entry before is out of date."""
         self._numbers += 1
         record.stamp = self._numbers
@@ -365,18 +329,18 @@ class Scheduler(Generic[Job]):
         record = self._numbered(entry[3])
         return record is not None and record.stamp == entry[4]
 
-    def _numbered(self, number: int) -> Record[Job] | None:
+    def _numbered(self, number: int) -> JobRecord[J] | None:
         return self._records[self._jobs[number]] if number in self._jobs else None
 
-    def _forget(self, record: Record[Job]) -> None:
+    def _forget(self, record: JobRecord[J]) -> None:
         """Keep nothing of a job that is over: it may hold large tensors."""
         del self._records[record.job], self._jobs[record.number]
         if self._plan is not None:
             self._plan.pop(record.job, None)
 
-    def _next(self) -> list[Record[Job]]:
+    def _next(self) -> list[JobRecord[J]]:
         """The jobs that the free slots go to: one, or under "fair" all between which they might be shared."""
-        chosen: list[Record[Job]] = []
+        chosen: list[JobRecord[J]] = []
         first = None
         while self._queue and len(chosen) < self.free:
             if self._valid(self._queue[0]):
@@ -390,7 +354,7 @@ class Scheduler(Generic[Job]):
                 break
         return chosen
 
-    def _enter(self, record: Record[Job], count: int, entered: list[Group[Job]]) -> None:
+    def _enter(self, record: JobRecord[J], count: int, entered: list[Group[J]]) -> None:
         """Put the next ``count`` chains of a job into free slots, the groups behind those that entered."""
         while count:
             begin, end = self._free[0]
@@ -404,12 +368,13 @@ class Scheduler(Generic[Job]):
             entered.append(group)
             count -= size
             record.entered += size
+            record.waiting -= size
             record.held += size
             self.waiting -= size
             self.active += size
         self._listed = None
 
-    def _list_end(self, group: Group[Job]) -> None:
+    def _list_end(self, group: Group[J]) -> None:
         if (ending := self._ends.get(group.end)) is not None:
             ending.append(group)
         else:
@@ -422,7 +387,7 @@ class Scheduler(Generic[Job]):
         for group in self._groups:
             self._list_end(group)
 
-    def _leave(self, groups: list[Group[Job]]) -> None:
+    def _leave(self, groups: list[Group[J]]) -> None:
         """Free the slots of these groups."""
         for group in groups:
             del self._groups[group]
@@ -430,16 +395,5 @@ class Scheduler(Generic[Job]):
         if self.newest:
             self.newest = [group for group in self.newest if group in self._groups]
         if groups:
-            self._free = _merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
+            self._free = merged(self._free + [(group.slots.start, group.slots.stop) for group in groups])
             self._listed = None
-
-
-def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted ranges, neighbours joined."""
-    joined: list[tuple[int, int]] = []
-    for begin, end in sorted(ranges):
-        if joined and joined[-1][1] == begin:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((begin, end))
-    return joined

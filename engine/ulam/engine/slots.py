@@ -7,7 +7,7 @@ one select a table put it into the slots that changed, so nothing waits and what
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,13 @@ CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # as
 INTEGERS = (*CURSOR, "seed", "chain")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale")
 Ints: TypeAlias = "npt.NDArray[np.int64]"
-Places: TypeAlias = "slice | Ints"
-PLACES = {name: (table, line) for table, names in enumerate((INTEGERS, FLOATS)) for line, name in enumerate(names)}
+Guided: TypeAlias = "tuple[slice, npt.NDArray[np.float32], tuple[float, float], float]"  # weights, interval, phi
 UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # of FLOATS
 STAGINGS = 4  # copies under way at once
 
 
 class Slots:
-    """``[slots]`` tensors on the device, by name; ``put`` and ``commit`` change them.
+    """``[slots]`` tensors on the device, by name; :meth:`begin` and :meth:`idle` change them.
 
     row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
     the network's output was not finite, 0 while all is well. parts: the operation's own. cursor: these six lines.
@@ -63,42 +62,34 @@ class Slots:
         self._stagings = deque([] if self._direct else [_Staging(slots, device) for _ in range(STAGINGS)])
         self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
 
-    def begin(self, at: Places, row: Ints, draw: Ints, seed: Ints, chain: Ints) -> None:
-        """Have chains of these ids begin in these slots at these rows, without guidance, from ``commit`` on."""
-        columns = np.zeros((len(INTEGERS), len(chain)), dtype=np.int64)
-        columns[0], columns[1], columns[2], columns[3], columns[6], columns[7] = (
-            row,
-            draw,
-            1,
-            DRAWS_PER_ROW,
-            seed,
-            chain,
-        )
+    def begin(self, ranges: list[slice], row: Ints, draw: Ints, seed: Ints, chain: Ints, guided: list[Guided]) -> Ints:
+        """Have chains of these ids begin in these slots at these rows; the slots, one after another.
+
+        row, draw, seed: one a range. chain: one a slot. guided: those whose guidance is not 1 everywhere.
+        """
+        at, sizes = places(ranges)
+        columns = np.zeros((len(INTEGERS), len(at)), dtype=np.int64)
+        columns[[0, 1, 6]] = np.stack([row, draw, seed]).repeat(sizes, axis=1)
+        columns[2], columns[3], columns[7] = 1, DRAWS_PER_ROW, chain
         self._host[0][:, at] = columns
         self._host[1][:, at] = UNGUIDED
-        if not self._direct:
-            self._stagings[0].changed[at] = True
-
-    def put(self, at: Places, **values: int | float | npt.NDArray[Any]) -> None:
-        """Set named values of these slots, from ``commit`` on."""
-        for name, value in values.items():
-            table, line = PLACES[name]
-            self._host[table][line, at] = value
-        if not self._direct:
-            self._stagings[0].changed[at] = True
+        for slots, weight, (lo, hi), rescale in guided:
+            self._host[1][0, slots] = weight
+            self._host[1][1:, slots] = [[lo], [hi], [rescale]]
+        self._commit(at)
+        return at
 
     def idle(self, ranges: list[slice]) -> None:
         """Have these slots stand still; the rest of what they hold stays."""
         at = places(ranges)[0]
         self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
-        if not self._direct:
-            self._stagings[0].changed[at] = True
-        self.commit()
+        self._commit(at)
 
-    def commit(self) -> None:
-        """Make what was put visible to the device's next operation."""
-        if self._direct or not self._stagings[0].changed.any():
+    def _commit(self, at: Ints) -> None:
+        """Make what was written for these slots visible to the device's next operation."""
+        if self._direct or not len(at):
             return
+        self._stagings[0].changed[at] = True
         self._stagings[0].upload(self._live)
         self._stagings.rotate(-1)
         self._stagings[0].wait()

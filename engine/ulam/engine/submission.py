@@ -11,7 +11,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data, real_numbers
 
 from ..arguments import chain_ids, seed_int64, whole_numbers
-from ..conditioning import Cond, Shared, check_cond, check_guidance
+from ..conditioning import Cond, Shared, check_conditioning
 from ..denoiser import Denoiser, Sampler
 from ..gradients import check_no_gradient
 from ..programs.program import Program
@@ -82,8 +82,7 @@ def job_of(
     kept = check_known(known, mask, program, len(ids), shape)
     if kept is not None and noise is not None:
         raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always, expected None")
-    conditional = check_cond("cond", cond, len(ids))
-    weights, unconditional = check_guidance(guidance, conditional, uncond, len(ids))
+    conditional, weights, unconditional = check_conditioning(cond, guidance, uncond, len(ids))
     return Job(
         program, ids, seed, conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
         callback, every, finish, priority, deadline, first_row,

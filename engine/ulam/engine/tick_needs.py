@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from .groups import Group
 from .job import Job
-from .scheduler import Group
 
 
 class TickNeeds:

@@ -146,14 +146,15 @@ class ProgramBuilder:
             writes[:, self._index(name)] = True
             for term, value in terms.items():
                 if term not in names:
-                    raise ValueError(f"{name} has unknown term {term!r}: use one of {', '.join(names)}")
+                    raise ValueError(f"{name}: got unknown term {term!r}, expected one of {', '.join(names)}")
                 if term not in drop:
                     A[:, self._index(name), names.index(term)] += value
         return {"A": A, "writes": writes}
 
     def _index(self, name: str) -> int:
         if name not in term_names(self.registers)[: self.registers]:
-            raise ValueError(f"unknown register {name!r} in a program of {self.registers}")
+            right = ", ".join(term_names(self.registers)[: self.registers])
+            raise ValueError(f"updates: got unknown register {name!r}, expected one of {right}")
         return term_names(self.registers).index(name)
 
 

@@ -23,11 +23,11 @@ class DynamicThreshold:
     def __post_init__(self) -> None:
         for name, value in (("quantile", self.quantile), ("cap", self.cap)):
             if not is_real(value):
-                raise ValueError(f"{name} must be a number, got {described(value)}")
+                raise ValueError(f"{name}: got {described(value)}, expected a number")
         if not 0 < as_float(self.quantile) <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {described(self.quantile)}")
+            raise ValueError(f"quantile: got {described(self.quantile)}, expected a number in (0, 1]")
         if not as_float(self.cap) >= 1:
-            raise ValueError(f"cap must be at least 1, got {described(self.cap)}")
+            raise ValueError(f"cap: got {described(self.cap)}, expected a number of at least 1")
 
 
 Clip: TypeAlias = tuple[float, float] | DynamicThreshold | None

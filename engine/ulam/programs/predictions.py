@@ -34,8 +34,8 @@ def x0_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float
     one, zero = np.ones_like(alpha + sigma), np.zeros_like(alpha + sigma)
     if predicts in ("eps", "score") and (alpha == 0).any():
         raise ValueError(
-            f"predicts={predicts!r} says nothing about x_0 where alpha is 0 (zero terminal SNR): "
-            "use 'v', 'x0' or 'flow', or start at a smaller t"
+            f"predicts: got {predicts!r}, which says nothing about x_0 where alpha is 0 (zero terminal SNR), "
+            "expected 'v', 'x0' or 'flow', or a start at a smaller t"
         )
     if predicts == "eps":
         return one / alpha, -sigma / alpha, one
@@ -62,7 +62,7 @@ def eps_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: floa
     alpha, sigma = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
     one, zero = np.ones_like(alpha + sigma), np.zeros_like(alpha + sigma)
     if predicts == "x0" and (sigma == 0).any():
-        raise ValueError("predicts='x0' says nothing about eps where sigma is 0: use a larger t")
+        raise ValueError("predicts: got 'x0', which says nothing about eps where sigma is 0, expected a larger t")
     if predicts == "eps":
         return zero, one
     if predicts == "x0":
@@ -104,16 +104,16 @@ def sigma_data_of(schedule: Schedule, predicts: str) -> float:
     if isinstance(schedule, EDM):
         return schedule.sigma_data
     if predicts == "raw":
-        raise ValueError(f"predicts='raw' (EDM preconditioning) needs schedule=edm(...), got {schedule!r}")
+        raise ValueError(f"schedule: got {schedule!r} under predicts='raw' (EDM preconditioning), expected edm(...)")
     return 0.5
 
 
 def check_predicts(predicts: str) -> None:
     """Raises ValueError for an unknown prediction."""
     if not isinstance(predicts, str) or predicts not in PREDICTIONS:
-        raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {described(predicts)}")
+        raise ValueError(f"predicts: got {described(predicts)}, expected one of {', '.join(PREDICTIONS)}")
 
 
 def _check_unit_alpha(alpha: Array) -> None:
     if (alpha != 1).any():
-        raise ValueError("predicts='raw' (EDM preconditioning) needs alpha = 1: use schedule=edm(...)")
+        raise ValueError("predicts: got 'raw' (EDM preconditioning) where alpha is not 1, expected schedule=edm(...)")

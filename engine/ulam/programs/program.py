@@ -74,12 +74,12 @@ class Program:
 
     def __post_init__(self) -> None:
         if not 1 <= self.registers <= MAX_REGISTERS:
-            raise ValueError(f"registers must be 1 to {MAX_REGISTERS}, got {self.registers!r}")
+            raise ValueError(f"registers: got {self.registers!r}, expected 1 to {MAX_REGISTERS}")
         for name, shape in self._shapes().items():
             is_flag = name in ("writes", *FLAGS)
             array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.bool_ if is_flag else np.float64)
             if array.shape != shape:
-                raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+                raise ValueError(f"{name}: got shape {list(array.shape)}, expected {list(shape)}")
             if not is_flag:  # one nan and no -0.0, so that equal programs have equal bytes
                 array = np.where(np.isnan(array), np.nan, array + 0.0)
             array.flags.writeable = False
@@ -87,7 +87,7 @@ class Program:
         if self.order < 0:
             raise ValueError(f"order: got {self.order}, expected at least 0")
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
-            raise ValueError(f"init_scale must be finite and above 0, got {self.init_scale!r}")
+            raise ValueError(f"init_scale: got {self.init_scale!r}, expected a finite number above 0")
         self._check_values()
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -106,23 +106,21 @@ class Program:
                 bad = self.evaluates != np.isfinite(values)
             if bad.any():
                 row = int(np.argmax(bad))
-                raise ValueError(f"{name} must be {_rule(name)}, got {values[row]!s} at row {row}")
+                raise ValueError(f"{name}: got {values[row]!s} at row {row}, expected {_rule(name)}")
         for i, register, term in np.argwhere(~np.isfinite(self.A)):
             names = term_names(self.registers)
             value = self.A[i, register, term]
-            raise ValueError(f"A[{names[register]}, {names[term]}] must be finite, got {value!s} at row {i}")
+            raise ValueError(f"A[{names[register]}, {names[term]}]: got {value!s} at row {i}, expected finite numbers")
         for i in np.flatnonzero(self.lo > self.hi):
-            raise ValueError(f"lo must be at most hi, got {self.lo[i]!s} and {self.hi[i]!s} at row {i}")
+            raise ValueError(f"lo, hi: got {self.lo[i]!s} and {self.hi[i]!s} at row {i}, expected lo <= hi")
         for i in np.flatnonzero(self.threshold & ~((self.lo > 0) & (self.lo <= 1) & (self.hi >= 1))):
-            raise ValueError(
-                f"lo must be a quantile in (0, 1] and hi at least 1 on threshold rows, got {self.lo[i]!s} and "
-                f"{self.hi[i]!s} at row {i}"
-            )
+            came = f"{self.lo[i]!s} and {self.hi[i]!s} at row {i}"
+            raise ValueError(f"lo, hi: got {came}, expected a quantile in (0, 1] and at least 1 on threshold rows")
         for i in np.flatnonzero(self.threshold & self.normalise):
-            raise ValueError(f"threshold and normalise must not both be set, they are at row {i}")
+            raise ValueError(f"threshold, normalise: got both at row {i}, expected at most one of them")
         reads_output = (self.A[:, :, self.registers : self.registers + 2] != 0).any(axis=(1, 2))
         for i in np.flatnonzero(reads_output & ~self.evaluates):
-            raise ValueError(f"A must have no D or m term where the network is not evaluated, it has at row {i}")
+            raise ValueError(f"A: got a D or m term at row {i}, expected none where the network is not evaluated")
 
     def __len__(self) -> int:
         return len(self.kx)
@@ -203,7 +201,7 @@ class Program:
         """
         scale = np.asarray(scale, dtype=np.float64)
         if scale.shape != (len(self) + 1,) or not (np.isfinite(scale) & (scale > 0)).all():
-            raise ValueError(f"scale must be [{len(self) + 1}] numbers above 0, got shape {list(scale.shape)}")
+            raise ValueError(f"scale: got shape {list(scale.shape)}, expected [{len(self) + 1}] numbers above 0")
         before, after = scale[:-1], scale[1:]
         A, writes = self.A.copy(), self.writes.copy()
         unwritten = ~writes[:, 0] & (before != after)  # rows that leave x alone leave it in the units of before
