@@ -28,8 +28,8 @@ from .arguments import check_shape, resolve_device, seed_int64, whole_number
 from .mcmc import diagnosis
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART
-from .samplers.markov.samplers import ChainSampler, of_rows
-from .samplers.markov.state import State
+from .samplers.markov.chain_sampler import ChainSampler, of_rows
+from .samplers.markov.chain_state import State
 
 LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
 

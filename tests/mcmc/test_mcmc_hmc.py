@@ -12,7 +12,7 @@ import torch
 from chain_runs import curved, run, same
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA
-from ulam.samplers.markov.state import State
+from ulam.samplers.markov.chain_state import State
 
 
 def state(chains, draw, backend=None):

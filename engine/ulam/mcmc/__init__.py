@@ -1,6 +1,6 @@
 """Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
 
-from ..samplers.markov.samplers import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
+from ..samplers.markov.chain_sampler import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
 from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock

@@ -10,8 +10,8 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from ..noise import DRAWS_PER_ROW, FIRST_STATE, FIRST_VELOCITY, ROW, SWAP
-from ..samplers.markov.samplers import BAOAB, HMC, ChainSampler, ParallelTempering, of_rows
-from ..samplers.markov.state import Columns, State
+from ..samplers.markov.chain_sampler import BAOAB, HMC, ChainSampler, ParallelTempering, of_rows
+from ..samplers.markov.chain_state import Columns, State
 from .adaptation import DualAveraging
 from .chains import Position
 from .densities import BuiltIn

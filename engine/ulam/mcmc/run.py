@@ -18,7 +18,7 @@ from ..arguments import chain_ids, check_shape, resolve_device, seed_int64, whol
 from ..denoiser import Denoiser
 from ..engine.arguments import check_slots, fallbacks
 from ..gradients import check_no_gradient
-from ..samplers.markov.samplers import ChainSampler, ParallelTempering, of_rows
+from ..samplers.markov.chain_sampler import ChainSampler, ParallelTempering, of_rows
 from . import diagnosis
 from .batch import Batch, Plan, Record
 from .chains import Chains, Position

@@ -14,7 +14,7 @@ from ..estimation.estimator import Estimator, Sigma, levels
 from ..evaluation import in_eval_mode
 from ..gradients import without_graph
 from ..programs.predictions import eps_coefficients, sigma_data_of
-from ..samplers.markov.state import Evaluate, Evaluated
+from ..samplers.markov.chain_state import Evaluate, Evaluated
 
 
 class Target(Protocol):

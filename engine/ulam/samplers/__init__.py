@@ -21,12 +21,12 @@ from .heun import Heun
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .lcm import LCM
 from .lms import LMS
-from .markov.samplers import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
-from .markov.samplers import HMC as HMC
-from .markov.samplers import MALA as MALA
-from .markov.samplers import SGLD as SGLD
-from .markov.samplers import ULA as ULA
-from .markov.samplers import ParallelTempering as ParallelTempering
+from .markov.chain_sampler import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from .markov.chain_sampler import HMC as HMC
+from .markov.chain_sampler import MALA as MALA
+from .markov.chain_sampler import SGLD as SGLD
+from .markov.chain_sampler import ULA as ULA
+from .markov.chain_sampler import ParallelTempering as ParallelTempering
 from .pndm import PNDM
 from .repaint import RePaint
 from .tcd import TCD

@@ -19,7 +19,7 @@ from ulam_kernels.arguments import described, switch
 from ulam_kernels.validation import real_numbers
 
 from ...arguments import whole_number
-from .state import Columns, State
+from .chain_state import Columns, State
 
 LONGEST_PATH = 1 << 26  # leapfrog steps that may be asked for
 MOST_LEAPS = 10  # times the leapfrog steps given: what adaptation goes up to
