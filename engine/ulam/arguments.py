@@ -115,6 +115,11 @@ def _read(t: torch.Tensor, name: str) -> Array:
     return (t.double() if t.is_floating_point() else t).numpy()
 
 
+def per_chain(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``values`` ``[B]``, one a chain, with as many dimensions as ``like`` ``[B, *shape]``, to broadcast over it."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
     """``shape`` as a tuple of sizes of at least 1, ``least`` of them or more."""
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < least:

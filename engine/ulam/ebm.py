@@ -28,8 +28,8 @@ from .arguments import check_shape, resolve_device, seed_int64, whole_number
 from .mcmc import diagnosis
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART
-from .samplers.markov.chain_sampler import ChainSampler, of_rows
-from .samplers.markov.chain_state import State
+from .samplers.markov.chain_sampler import ChainSampler, select_rows
+from .samplers.markov.chain_state import ChainState
 
 LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
 
@@ -69,13 +69,13 @@ class PersistentChains:
         whole(count, "count", 1, 1 << 40)
         if start is not None and not callable(start):
             raise TypeError(f"start: got {described(start)}, expected a function of noise, or None")
-        if not isinstance(sampler, ChainSampler) or sampler.moves:
+        if not isinstance(sampler, ChainSampler) or sampler.has_velocity:
             raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA or HMC")
         if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
             raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:
             if (value := getattr(sampler, name)) is not None:
-                of_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
+                select_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
         self.shape, self.sampler, self.restart = check_shape(shape, least=1), sampler, float(restart)
         self._start, self._backend, self._next, self._calls, self._warned = start, backend, 0, 0, False
         device = resolve_device(device)
@@ -106,9 +106,9 @@ class PersistentChains:
         log_restart = torch.where(lost, math.inf, math.log(self.restart) if self.restart else -math.inf).double()
         ops.accept(log_restart, [(x, fresh)], **state.ids(RESTART), backend=self._backend)
         state.evaluate = target.bind(x, rows, len(self.x), self._backend)
-        one = of_rows("step", self.sampler.step, rows), of_rows("temperature", self.sampler.temperature, rows)
+        one = select_rows("step", self.sampler.step, rows), select_rows("temperature", self.sampler.temperature, rows)
         a, b, c, d = (column.to(x.dtype) for column in self.sampler.coefficients(*one, rows, 0))
-        state.look(self.sampler.adjusted)
+        state.evaluate_here(self.sampler.adjusted)
         for _ in range(steps):
             self.sampler.transition(state, (a, b, c, d))
             state.advance()
@@ -139,13 +139,20 @@ class PersistentChains:
         self.clock.copy_(saved["clock"])
         self._next = first
 
-    def _state(self, x: torch.Tensor, rows: torch.Tensor) -> State:
+    def _state(self, x: torch.Tensor, rows: torch.Tensor) -> ChainState:
         draw = self.clock[rows] * DRAWS_PER_ROW
-        return State(
-            x, _not_bound, self._seed[rows], self._chain[rows], draw, self.sampler.scale(x), self._backend, record=False
+        return ChainState(
+            x,
+            _not_bound,
+            self._seed[rows],
+            self._chain[rows],
+            draw,
+            self.sampler.scale(x),
+            self._backend,
+            wants_energy=False,
         )
 
-    def _fresh(self, state: State) -> torch.Tensor:
+    def _fresh(self, state: ChainState) -> torch.Tensor:
         z = state.normals(FIRST_STATE)
         x = z if self._start is None else self._start(z)
         if not isinstance(x, torch.Tensor) or x.shape != z.shape:

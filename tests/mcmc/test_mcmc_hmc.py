@@ -12,13 +12,13 @@ import torch
 from chain_runs import curved, run, same
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA
-from ulam.samplers.markov.chain_state import State
+from ulam.samplers.markov.chain_state import ChainState
 
 
 def state(chains, draw, backend=None):
     ids = torch.arange(chains)
     x = torch.zeros(chains, 1)
-    return State(x, lambda at, wanted: (None, at), torch.full_like(ids, 3), ids, draw * 16, None, backend)
+    return ChainState(x, lambda at, wanted: (None, at), torch.full_like(ids, 3), ids, draw * 16, None, backend)
 
 
 def test_the_uniforms_of_a_step_are_uniform_and_the_chains_own():
@@ -39,7 +39,7 @@ def test_a_step_is_one_plus_jitter_u_times_the_given():
     flat = mcmc.Energy(lambda x: 0 * x.sum(1))
     options = {"chains": 6, "shape": (1,), "x_init": torch.zeros(6, 1), "steps": 1, "warmup": 0, "thin": 1}
     plain, varied = (run(flat, HMC(0.5, 1, jitter=jitter), **options).x[:, 0] for jitter in (0, 0.25))
-    at = State(
+    at = ChainState(
         torch.zeros(6, 1), lambda x, wanted: (None, x), torch.full((6,), 7), torch.arange(6),
         torch.zeros(6, dtype=torch.int64), None, None,
     )  # fmt: skip

@@ -134,14 +134,14 @@ def test_another_energy_is_asked_anew():
     ("options", "message"),
     [
         ({"seed": 8}, "seed: got 8, expected 7 of the run to resume; leave it out"),
-        ({"chains": 4}, "chains: got others than the 5 of the run to resume"),
+        ({"chains": 4}, "chains: got others, expected the 5 of the run to resume"),
         ({"shape": (3,)}, r"shape: got \(3,\), expected \(2,\) of the run to resume"),
         ({"dtype": torch.float64}, "dtype: got torch.float64, expected torch.float32 of the run to resume"),
         ({"x_init": torch.zeros(5, 2)}, "x_init: got one beside resume"),
         ({"v_init": torch.zeros(5, 2)}, "v_init: got one beside resume"),
         ({"first_step": 4}, "first_step: got one beside resume"),
         ({"adapt": 0.6, "warmup": 9}, "adapt: got one beside resume"),
-        ({"steps": 1, "thin": 9}, "thin: got 9, more than the 1 steps: nothing would be kept"),
+        ({"steps": 1, "thin": 9}, "thin: got 9, expected at most the 1 steps"),
         ({"steps": (1 << 60) - 4}, "steps: got 1152921504606846972, expected at most 2.60"),
     ],
 )
@@ -163,7 +163,7 @@ def test_arguments_that_say_the_same_are_no_conflict():
     same = run(gaussian(), MALA([0.4] * 5), steps=5)  # one a chain: other numbers to the eye, not to the check
     again = run(gaussian(), MALA(0.4), steps=2, resume=first, chains=range(5), dtype=torch.float32)
     assert torch.equal(again.draws, go_on(gaussian(), MALA(0.4), first, steps=2).draws)
-    with pytest.raises(ValueError, match="sampler: got MALA with other numbers"):
+    with pytest.raises(ValueError, match="sampler: got MALA with other settings"):
         go_on(gaussian(), MALA(0.4), same, steps=2)
 
 

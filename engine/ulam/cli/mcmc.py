@@ -23,7 +23,8 @@ from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn
 from ..mcmc.run import run
 from ..mcmc.targets import Energy, Target
-from ..samplers.markov.chain_sampler import BAOAB, HMC, MALA, SGLD, ULA, ChainSampler
+from ..samplers import BAOAB, HMC, MALA, SGLD, ULA
+from ..samplers.markov.chain_sampler import ChainSampler
 from . import info
 from . import mcmc_plots as plots
 from .models import call_factory

@@ -73,7 +73,7 @@ def require_matplotlib() -> None:
 
 def _shown(chains: Chains) -> Array:
     if chains.draws is None:
-        raise ValueError("draws: only moments were kept; run with store=True")
+        raise ValueError("draws: got moments alone, expected those of a run with store=True")
     shown: Array = chains.draws.flatten(2)[:, :, :MOST_ELEMENTS].double().cpu().numpy()
     return shown
 

@@ -1,6 +1,11 @@
 """Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
 
-from ..samplers.markov.chain_sampler import BAOAB, HMC, MALA, SGLD, ULA, ParallelTempering
+from ..samplers.markov.baoab import BAOAB
+from ..samplers.markov.hmc import HMC
+from ..samplers.markov.mala import MALA
+from ..samplers.markov.sgld import SGLD
+from ..samplers.markov.tempering import ParallelTempering
+from ..samplers.markov.ula import ULA
 from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock

@@ -1,4 +1,4 @@
-"""What a run leaves: draws, rates, and their diagnostics through ArviZ."""
+"""The result of a run: draws, rates, and their diagnostics by ArviZ."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Position:
-    """Where a run stopped, for ``resume`` of :func:`ulam.mcmc.run`; tensors of its own, with a row a replica.
+    """Where a run stopped, for ``resume`` of :func:`ulam.mcmc.run`; the tensors are copies.
 
     Attributes:
-        x, v: ``[chains K, *shape]`` of the K replicas of every chain in turn (K = 1 without tempering); v may be None.
+        x, v: ``[chains K, *shape]``, the K replicas of each chain in turn (K = 1 without tempering); v may be None.
         step: ``[chains K]`` float64, the adapted step sizes.
-        index: the number of the next step, whose noise comes next.
-        counted: steps since the last warm-up, which thinning counts from.
+        index: the number of the next step.
+        counted: steps since the last warm-up, where thinning starts to count.
         seed: as int64. ids: ``[chains]`` int64.
-        sampler: its class and numbers, to tell another from it.
+        sampler: its class and settings, to tell it from others.
     """
 
     x: torch.Tensor
@@ -36,22 +36,27 @@ class Position:
 class Chains:
     """The result of :func:`ulam.mcmc.run`.
 
+    ``run(..., resume=chains)`` continues it to the bit as if it had not stopped: n steps and then m have the draws,
+    states and velocities of n + m, for every sampler, wherever thinning, batches or launches fall. States, velocities,
+    adapted step sizes, the number of the next step, seed and chain ids come with it, so ``adapt``, ``x_init``,
+    ``v_init`` and ``first_step`` are refused. The target is evaluated anew, so it may have changed. Rates and counts
+    are those of the steps of the new run alone.
+
     Attributes:
         draws: ``[chain, draw, *shape]``, None where only moments were kept.
         energies: ``[chain, draw]`` float64, None for targets that give a score alone.
         acceptance: ``[chain]`` float64, the share of accepted proposals of this run after its warm-up; None without a
             Metropolis test.
         divergences: ``[chain]`` int64. MALA and HMC: proposals after warm-up whose log acceptance ratio was below
-            -1000 or not a number. The others: 1 where the chain has left the finite numbers, its draws from there on
-            are not finite; else 0.
+            -1000 or not a number. The others: 1 where the chain left the finite numbers (its draws from there on are
+            not finite), else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
-        x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, None without.
-        position: where the run stopped; ``resume=`` of another run takes the chains with it.
-        moments: ``[chain, 2, *shape]`` float64 sums of the kept states and of their squares, where only these were
-            kept.
-        kept: draws a chain.
-        swaps: ``[chain, K - 1]`` share of accepted swaps between neighbouring temperatures; None without tempering.
-        ids: ``[chain]`` int64, the chains' ids.
+        x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, or None.
+        position: where the run stopped.
+        moments: ``[chain, 2, *shape]`` float64, sums of the kept states and of their squares, if only these were kept.
+        kept: draws per chain.
+        swaps: ``[chain, K - 1]``, shares of accepted swaps of neighbouring temperatures; None without tempering.
+        ids: ``[chain]`` int64.
         report: what ran, and how fast.
     """
 
@@ -71,12 +76,12 @@ class Chains:
 
     @property
     def next_step(self) -> int:
-        """The number of the step that would come next: ``first_step`` of a run that goes on with fresh noise."""
+        """The number of the next step: ``first_step`` of a run that continues with fresh noise."""
         return self.position.index
 
     @cached_property
     def sums(self) -> torch.Tensor:
-        """``[chain, 2, *shape]`` float64: the sum of the kept states, and of their squares."""
+        """``[chain, 2, *shape]`` float64, sums of the kept states and of their squares."""
         if self.moments is not None:
             return self.moments
         assert self.draws is not None
@@ -84,27 +89,27 @@ class Chains:
         return torch.stack([wide.sum(1), wide.square().sum(1)], 1)
 
     def mean(self) -> torch.Tensor:
-        """``[*shape]`` float64: over all draws of the chains that stayed finite."""
+        """The mean ``[*shape]`` float64 of all draws of the chains that stayed finite."""
         return self._finite()[:, 0].sum(0) / (self._count() * self.kept)
 
     def variance(self) -> torch.Tensor:
-        """``[*shape]`` float64: of all draws of the chains that stayed finite, about their common mean."""
+        """The variance ``[*shape]`` float64 of all draws of the chains that stayed finite, about their common mean."""
         return self._finite()[:, 1].sum(0) / (self._count() * self.kept) - self.mean().square()
 
     def to_arviz(self) -> Any:
-        """An ``arviz.InferenceData``: posterior ``x``, sample statistic ``lp`` = -energy (needs the extra ``mcmc``).
+        """An ``arviz.InferenceData``: posterior ``x``, sample statistic ``lp`` = -energy.
 
         Raises:
-            ImportError: without ArviZ. ValueError: where only moments were kept.
+            ImportError: ArviZ, of the extra ``mcmc``, is not installed. ValueError: only moments were kept.
         """
         if self.draws is None:
-            raise ValueError("draws: only moments were kept; run with store=True")
+            raise ValueError("draws: got moments alone, expected those of a run with store=True")
         arviz = _arviz()
         statistics = {} if self.energies is None else {"lp": -self.energies.cpu().numpy()}
         return arviz.from_dict(posterior={"x": self.draws.cpu().numpy()}, sample_stats=statistics)
 
     def summary(self, **options: Any) -> Any:
-        """ArviZ's table, a row an element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
+        """ArviZ's table with one row per element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
 
         ``options`` are those of ``arviz.summary``. Raises as :meth:`to_arviz`.
         """
@@ -130,5 +135,5 @@ def _arviz() -> Any:
     try:
         import arviz
     except ImportError as error:
-        raise ImportError("diagnostics need ArviZ: pip install 'ulam[mcmc]'") from error
+        raise ImportError("arviz: got no installation, expected one: pip install 'ulam[mcmc]'") from error
     return arviz

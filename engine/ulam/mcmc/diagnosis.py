@@ -1,14 +1,15 @@
-"""What a run warns of, once and in one line: divergence, chains that adaptation froze, energies rounded too coarsely.
+"""What a run warns of, once and in one line: divergence, chains frozen by adaptation, energies rounded too coarsely.
 
-**Rounding.** An energy that is stored with the spacing u between neighbouring numbers is off by up to u / 2, and so the
-chain samples exp(-(E + d) / T), |d| <= u / 2: every probability is off by a factor of up to exp(u / (2 T)). A run
-warns where u / T is above 1 / 16 (3% in a probability) for the energies where its chains stand at its end. u is that of
-the narrowest of bfloat16, float16, float32 and float64 that holds all of them exactly, so a float32 sum that was
-widened is still seen. The built-in densities sum in float64. Nothing is added to a step.
+**Rounding.** An energy stored with the spacing u between neighbouring numbers is off by up to u / 2, so the chain
+samples exp(-(E + d) / T), |d| <= u / 2: every probability is off by a factor of up to exp(u / (2 T)). A run warns where
+u / T is above 1 / 16 (3% of a probability) at the energies of its last states. u is that of the narrowest of bfloat16,
+float16, float32 and float64 that holds all of them exactly, so a float32 sum that was widened is noticed too. The
+built-in densities sum in float64. The check adds nothing to a step.
 
-**Frozen chains.** Dual averaging takes log steps far down when the first transitions are refused, as at a hard wall,
-and may not come back in time. A run warns of chains whose adapted step is below 1 / 100 of the one given or of the
-chains' median, while they accept more than the target by a third of what is left up to 1: larger steps would do.
+**Frozen chains.** Dual averaging takes the log step far down when the first transitions are rejected, as at a hard
+wall, and may not come back in time. A run warns of chains whose adapted step is below 1 / 100 of the one given or of
+the chains' median, and whose acceptance is above the target by more than a third of what is left up to 1: they could
+take larger steps.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from ..engine import errors
 
 if TYPE_CHECKING:
-    from .batch import Batch, Plan
+    from .batch import ChainBatch
     from .chains import Chains
+    from .plan import RunPlan
 
 COARSE = 1 / 16  # spacing of the energies over the temperature
 FROZEN = 1 / 100  # of the step given, or of the median
@@ -30,45 +32,45 @@ FORMATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 NAMED = 8  # chains that a warning names
 
 
-def warn(result: Chains, plan: Plan, batches: list[Batch]) -> None:
-    """The warnings of a run that has ended."""
+def warn(result: Chains, plan: RunPlan, batches: list[ChainBatch]) -> None:
+    """Warn of what went wrong in a finished run."""
     _warn_of_divergence(result, plan)
     if plan.adapt is not None:
         given = torch.cat([batch.given for batch in batches])[: len(plan.ids)]  # without the last batch's padding
         _warn_of_frozen_chains(result, plan.adapt, given)
     for batch in batches:
-        if (energy := batch.energies()) is not None and warn_of_rounding(energy, batch.temperature):
+        if (energy := batch.compared_energies()) is not None and warn_of_rounding(energy, batch.temperature):
             return
 
 
 def warn_of_repeated_noise() -> None:
-    """That a run from given states begins with the noise that others began with."""
+    """Warn that a run from given states repeats the noise of others that began at step 0 of seed 0."""
     errors.warn(
         "x_init: the noise begins anew at step 0 of seed 0; pass resume= to go on from a run, or seed= or first_step=",
     )
 
 
 def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor) -> bool:
-    """Warn where energies ``[B]`` float64 lie too far apart to be told at the temperatures ``[B]``; whether it did."""
+    """Warn if energies ``[B]`` float64 are rounded too coarsely for temperatures ``[B]``. Returns whether it warned."""
     finite = torch.isfinite(energy)
     energy, temperature = energy[finite], temperature[finite]
-    kind = next((kind for kind in FORMATS if torch.equal(energy.to(kind).double(), energy)), torch.float64)
+    dtype = next((dtype for dtype in FORMATS if torch.equal(energy.to(dtype).double(), energy)), torch.float64)
     # frexp: |E| = m 2^e with m in [1/2, 1), whose neighbours are eps 2^(e - 1) away.
-    spacing = torch.ldexp(torch.full_like(energy, torch.finfo(kind).eps), torch.frexp(energy.abs()).exponent - 1)
+    spacing = torch.ldexp(torch.full_like(energy, torch.finfo(dtype).eps), torch.frexp(energy.abs()).exponent - 1)
     coarse = spacing / temperature
     if not len(coarse) or float(coarse.max()) <= COARSE:
         return False
     worst = int(coarse.argmax())
     errors.warn(
         f"target: energies near {float(energy[worst]):.4g} are {float(spacing[worst]):.3g} apart in "
-        f"{str(kind).removeprefix('torch.')}, too far for the Metropolis test at temperature "
+        f"{str(dtype).removeprefix('torch.')}, too far for the Metropolis test at temperature "
         f"{float(temperature[worst]):g}: take a constant off the energy, or compute it in float64",
         RuntimeWarning,
     )
     return True
 
 
-def _warn_of_divergence(result: Chains, plan: Plan) -> None:
+def _warn_of_divergence(result: Chains, plan: RunPlan) -> None:
     bad = result.divergences.nonzero()[:, 0]
     if not len(bad):
         return
@@ -87,7 +89,7 @@ def _warn_of_divergence(result: Chains, plan: Plan) -> None:
 
 
 def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> None:
-    """``given`` steps ``[chain]``, before adaptation."""
+    """``rate``: the target acceptance. ``given``: step sizes ``[chains]`` before adaptation."""
     assert result.acceptance is not None
     step, given, acceptance = result.step.cpu(), given.cpu(), result.acceptance.cpu()
     median = step.sort().values[len(step) // 2]

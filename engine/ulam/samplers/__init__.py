@@ -1,6 +1,6 @@
 """Samplers: each one short function of float64 mathematics from a schedule to a `Program`.
 
-Named here are those that type checkers are to see. The samplers of any other file in this folder are exported too.
+Those that type checkers should see are named here; the samplers of every other file in this folder are exported too.
 """
 
 import importlib
@@ -21,12 +21,12 @@ from .heun import Heun
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .lcm import LCM
 from .lms import LMS
-from .markov.chain_sampler import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
-from .markov.chain_sampler import HMC as HMC
-from .markov.chain_sampler import MALA as MALA
-from .markov.chain_sampler import SGLD as SGLD
-from .markov.chain_sampler import ULA as ULA
-from .markov.chain_sampler import ParallelTempering as ParallelTempering
+from .markov.baoab import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from .markov.hmc import HMC as HMC
+from .markov.mala import MALA as MALA
+from .markov.sgld import SGLD as SGLD
+from .markov.tempering import ParallelTempering as ParallelTempering
+from .markov.ula import ULA as ULA
 from .pndm import PNDM
 from .repaint import RePaint
 from .tcd import TCD

@@ -16,17 +16,22 @@ JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
 Evaluated: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"  # energy [B] float64 (or None) and score like x
 Evaluate: TypeAlias = Callable[[torch.Tensor, bool], Evaluated]  # of x [B, *shape], and whether the energy is wanted
-Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a sampler's coefficients, [B] each
 
 
 @dataclass(eq=False)
-class State:
-    """B chains: their states, energies and scores, and where they stand in the noise.
+class ChainState:
+    """B chains: their states, energies and scores, and the noise that comes next.
 
-    ``x``, ``score`` ``[B, *shape]``, ``v`` whitened velocities likewise or None; ``energy`` ``[B]`` float64, None where
-    nobody asked for it; ``seed``, ``chain``, ``draw`` ``[B]`` int64. ``record``: energies are wanted after the step
-    under way. ``accepted`` ``[B]`` bool: of the last step. ``ends``: the numbers of leapfrog steps a transition, each
-    with the chains ``[B]`` bool that take so many (None: all); empty where the sampler's own number holds.
+    Attributes:
+        x, score: ``[B, *shape]``. v: whitened velocities, likewise, or None.
+        energy: ``[B]`` float64, None where it was not asked for.
+        seed, chain, draw: ``[B]`` int64, the address of the noise of the next step.
+        scale: sqrt(P) ``[*shape]``, or None.
+        wants_energy: whether the energy is needed after the current step.
+        accepted: ``[B]`` bool, whether the last proposals were accepted.
+        ends: leapfrog steps per transition, each with the chains ``[B]`` bool that take that many (None: all); empty
+            where the sampler's own number holds.
     """
 
     x: torch.Tensor
@@ -38,30 +43,30 @@ class State:
     backend: str | None
     v: torch.Tensor | None = None
     energy: torch.Tensor | None = None
-    record: bool = True
+    wants_energy: bool = True
     accepted: torch.Tensor | None = None
     ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spare = torch.empty_like(self.x)
         self.score = torch.empty_like(self.x)
-        self._uniforms: list[torch.Tensor] = []  # of the steps from here on
+        self._uniforms: list[torch.Tensor] = []  # of the current step and those after it
 
-    def look(self, energy: bool) -> None:
-        """Evaluate energy and score where the chains are: copies, which a Metropolis test may write to."""
+    def evaluate_here(self, energy: bool) -> None:
+        """Evaluate the score at x, and the energy if asked for: copies, which a Metropolis test may overwrite."""
         found, score = self.evaluate(self.x, energy)
         self.energy, self.score = None if found is None else found.clone(), score.clone()
 
     def advance(self, steps: int = 1) -> None:
-        """Go on by so many steps in the noise."""
+        """Move on to the noise of the step after the next ``steps``."""
         self.draw += DRAWS_PER_ROW * steps
         del self._uniforms[:steps]
 
     def uniforms(self) -> torch.Tensor:
-        """Numbers u ``[B]`` float64, uniform on [-1, 1], of the step under way; the same until :meth:`advance`.
+        """u ``[B]`` float64, uniform on [-1, 1], of the current step; the same until :meth:`advance`.
 
-        u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point of the sphere [Archimedes], by
-        operations that round alike everywhere. z is the noise of the step's HMC_PATH.
+        u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point on the sphere [Archimedes], by
+        operations that round alike everywhere. z is the step's noise for HMC_PATH.
         """
         if not self._uniforms:
             ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + HMC_PATH.stage
@@ -75,12 +80,12 @@ class State:
         return self._uniforms[0]
 
     def ids(self, purpose: Purpose = ROW) -> dict[str, torch.Tensor]:
-        """What an operation draws its noise by; the tag is the operation's own."""
+        """The address of an operation's noise; the operation itself adds the tag."""
         draw = self.draw + purpose.stage if purpose.stage else self.draw
         return {"seed": self.seed, "chain": self.chain, "draw": draw}
 
     def normals(self, purpose: Purpose = ROW) -> torch.Tensor:
-        """Standard normal noise like x."""
+        """Standard normal noise like x, that of the current step."""
         out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
         ids = self.ids(purpose)
         ulam_kernels.fill_normal(

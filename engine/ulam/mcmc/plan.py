@@ -1,0 +1,238 @@
+"""The arguments of a run, checked: what is sampled, how, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import check_data
+
+from ..arguments import chain_ids, check_shape, resolve_device, seed_int64, whole_number
+from ..denoiser import Denoiser
+from ..samplers.markov.chain_sampler import ChainSampler, select_rows
+from ..samplers.markov.tempering import ParallelTempering
+from .chains import Chains, Position
+from .densities import BuiltIn
+from .targets import Target
+
+REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
+MOST_STEPS = 1 << 60  # noise-v1 numbers the steps of a chain below it
+CHAINS = 4  # by default
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunPlan:
+    """What is sampled, how, and for how long.
+
+    ``ids`` ``[chains]`` int64; ``x_init``, ``v_init`` ``[chains, *shape]`` or None; ``first_step``: the number of the
+    first step; ``position``: where the earlier run stopped that this one continues, or None.
+    """
+
+    target: Target
+    sampler: ChainSampler
+    tempering: ParallelTempering | None
+    ids: torch.Tensor
+    shape: tuple[int, ...]
+    seed: int
+    x_init: torch.Tensor | None
+    v_init: torch.Tensor | None
+    first_step: int
+    position: Position | None
+    warmup: int
+    steps: int
+    thin: int
+    adapt: float | None
+    launch: bool
+    device: torch.device
+    dtype: torch.dtype
+    backend: str | None
+
+    @property
+    def counted(self) -> int:
+        """Steps of earlier runs since their last warm-up: thinning goes on from them."""
+        return self.position.counted if self.position is not None and not self.warmup else 0
+
+    @property
+    def kept(self) -> int:
+        """The number of states kept: those after a multiple of ``thin`` steps since the last warm-up."""
+        return (self.counted + self.steps) // self.thin - self.counted // self.thin
+
+
+def resumed(resume: object, sampler: object, given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with what the run to resume brings: chains, seed, first step, shape, dtype, device and position.
+
+    Raises TypeError or ValueError for arguments that contradict the run to resume.
+    """
+    if not isinstance(resume, Chains):
+        raise TypeError(f"resume: got {type(resume).__name__}, expected what ulam.mcmc.run returned, or None")
+    position, shape, dtype = resume.position, tuple(resume.x.shape[1:]), resume.x.dtype
+    for name in ("x_init", "v_init", "first_step", "adapt"):
+        if given[name] is not None:
+            raise ValueError(f"{name}: got one beside resume, expected None: the run to resume brings its own")
+    if given["seed"] is not None and seed_int64(given["seed"]) != position.seed:
+        raise ValueError(f"seed: got {given['seed']}, expected {position.seed} of the run to resume; leave it out")
+    if given["chains"] is not None and not torch.equal(chain_ids(given["chains"]), position.ids):
+        raise ValueError(f"chains: got others, expected the {len(position.ids)} of the run to resume; leave them out")
+    if given["shape"] is not None and check_shape(given["shape"]) != shape:
+        raise ValueError(f"shape: got {given['shape']}, expected {shape} of the run to resume; leave it out")
+    if given["dtype"] is not None and given["dtype"] != dtype:
+        raise ValueError(f"dtype: got {given['dtype']}, expected {dtype} of the run to resume; leave it out")
+    if isinstance(sampler, (ChainSampler, ParallelTempering)) and not _same(sampler.settings(), position.sampler):
+        raise ValueError(
+            f"sampler: got {type(sampler).__name__} with other settings, expected the {position.sampler['name']} of "
+            "the run to resume; for another sampler pass x_init=chains.x, first_step=chains.next_step"
+        )
+    return given | {
+        "chains": position.ids,
+        "seed": position.seed,
+        "first_step": position.index,
+        "shape": shape,
+        "dtype": dtype,
+        "device": resume.x.device if given["device"] is None else given["device"],
+        "position": position,
+    }
+
+
+def _same(settings: dict[str, Any], others: dict[str, Any]) -> bool:
+    def equal(a: object, b: object) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return torch.equal(a, b)
+        return type(a) is type(b) and a == b
+
+    return settings.keys() == others.keys() and all(equal(value, others[name]) for name, value in settings.items())
+
+
+def checked_plan(
+    target: Target,
+    sampler: ChainSampler | ParallelTempering,
+    *,
+    chains: int | range | Sequence[int] | torch.Tensor | None,
+    steps: int,
+    shape: Sequence[int] | None,
+    seed: int | None,
+    x_init: torch.Tensor | None,
+    v_init: torch.Tensor | None,
+    first_step: int | None,
+    warmup: int,
+    thin: int,
+    adapt: float | None,
+    launch: bool,
+    device: torch.device | str | None,
+    backend: str | None,
+    dtype: torch.dtype | None,
+    position: Position | None = None,
+) -> RunPlan:
+    """The plan of a run. Raises TypeError or ValueError for an argument of :func:`ulam.mcmc.run` that is invalid."""
+    first_step = 0 if first_step is None else first_step
+    dtype = torch.float32 if dtype is None else dtype
+    inner = _checked_sampler(target, sampler)
+    tempering = sampler if isinstance(sampler, ParallelTempering) else None
+    counted = position.counted if position is not None and not warmup else 0
+    _check_steps(steps, warmup, thin, first_step, counted)
+    _check_adapt(adapt, inner, warmup)
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: got {described(dtype)}, expected torch.float32 or torch.float64")
+    ids = _checked_ids(CHAINS if chains is None else chains, tempering)
+    starts = (("x_init", x_init), ("v_init", v_init))
+    for name, start in starts:
+        _check_float(name, start)
+    sizes = _shape(target, shape, x_init)
+    where = resolve_device(device if device is not None else "cpu" if x_init is None else x_init.device)
+    if v_init is not None and not inner.has_velocity:
+        raise ValueError(f"v_init: got one, expected None: {type(inner).__name__} keeps no velocity")
+    for name, start in starts:
+        _check_start(name, start, (len(ids), *sizes), dtype)
+    for name in inner.per_chain:
+        if (value := getattr(inner, name)) is not None:
+            select_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
+    return RunPlan(
+        target=target, sampler=inner, tempering=tempering, ids=ids, shape=sizes,
+        seed=seed_int64(0 if seed is None else seed), x_init=x_init, v_init=v_init, first_step=first_step,
+        position=position, warmup=warmup, steps=steps, thin=thin, adapt=adapt, launch=launch, device=where,
+        dtype=dtype, backend=backend,
+    )  # fmt: skip
+
+
+def _checked_sampler(target: Target, sampler: object) -> ChainSampler:
+    """The sampler whose steps are run, that of the replicas under tempering."""
+    if isinstance(target, Denoiser):
+        raise TypeError("target: got a Denoiser, expected ulam.mcmc.DenoiserScore(denoiser, sigma)")
+    if not hasattr(target, "bind"):
+        raise TypeError(f"target: got {type(target).__name__}, expected ulam.Energy(fn), a score or a built-in density")
+    tempered = isinstance(sampler, ParallelTempering)
+    inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
+    if not isinstance(inner, ChainSampler):
+        raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
+    if (inner.adjusted or tempered) and not target.has_energy:
+        raise TypeError(f"target: got {target!r}, a score alone, expected an energy for {type(sampler).__name__}")
+    return inner
+
+
+def _check_steps(steps: int, warmup: int, thin: int, first_step: int, counted: int) -> None:
+    counts = (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("first_step", first_step, 0))
+    for name, number, least in counts:
+        if whole_number(name, number) < least:
+            raise ValueError(f"{name}: got {number}, expected at least {least}")
+    if first_step + warmup + steps > MOST_STEPS:
+        raise ValueError(f"steps: got {steps}, expected at most 2^60 together with those before them")
+    if counted % thin + steps < thin:
+        raise ValueError(f"thin: got {thin}, expected at most the {steps} steps: nothing would be kept")
+
+
+def _check_adapt(adapt: object, sampler: ChainSampler, warmup: int) -> None:
+    if adapt is None:
+        return
+    if not (isinstance(adapt, (int, float)) and not isinstance(adapt, bool) and 0 < adapt < 1):
+        raise ValueError(f"adapt: got {described(adapt)}, expected a target acceptance in (0, 1), or None")
+    if not sampler.adjusted:
+        raise ValueError(f"adapt: got {adapt}, expected None: {type(sampler).__name__} has no Metropolis test")
+    if not warmup:
+        raise ValueError(f"adapt: got {adapt} without warm-up, expected warmup= of at least 1 to adapt in")
+
+
+def _checked_ids(
+    chains: int | range | Sequence[int] | torch.Tensor, tempering: ParallelTempering | None
+) -> torch.Tensor:
+    ids = chain_ids(chains)
+    if not len(ids):
+        raise ValueError("chains: got none, expected at least 1")
+    if len(set(ids.tolist())) != len(ids):
+        raise ValueError(f"chains: got {described(chains)} with an id twice, expected distinct ids")
+    if tempering and int(ids.max()) >= REPLICA_IDS // len(tempering.temperatures):
+        raise ValueError(f"chains: got the id {int(ids.max())}, expected ids times temperatures below 2^63")
+    return ids
+
+
+def _check_float(name: str, start: object) -> None:
+    if start is None:
+        return
+    if not isinstance(start, torch.Tensor) or not start.is_floating_point():
+        came = start.dtype if isinstance(start, torch.Tensor) else type(start).__name__
+        raise TypeError(f"{name}: got {came}, expected a float tensor [chains, *shape] or None")
+    check_data(start, name)
+
+
+def _check_start(name: str, start: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if start is None:
+        return
+    if start.shape != shape:
+        raise ValueError(f"{name}: got shape {list(start.shape)}, expected {list(shape)} (chains first)")
+    if not bool(torch.isfinite(start.to(dtype)).all()):
+        raise ValueError(f"{name}: got numbers that are not finite in {dtype}, expected finite ones")
+
+
+def _shape(target: Target, shape: Sequence[int] | None, x_init: torch.Tensor | None) -> tuple[int, ...]:
+    """The shape of one state."""
+    known = target.shape if isinstance(target, BuiltIn) else None
+    if shape is None:
+        if known is None and x_init is None:
+            raise ValueError("shape: got None, expected the sizes of one state, such as (2,) (or x_init)")
+        return known if known is not None else tuple(x_init.shape[1:]) if x_init is not None else ()
+    sizes = check_shape(shape)
+    if known is not None and sizes != known:
+        raise ValueError(f"shape: got {sizes}, expected {known}, that of the states of {target!r}")
+    return sizes
