@@ -20,13 +20,14 @@ from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
-from .arguments import chain_ids, whole_number
+from .arguments import chain_ids, per_chain, whole_number
 from .denoiser import Denoiser, check_denoiser
 from .estimation.estimator import Inputs
 from .estimation.forward import add_noise
 from .estimation.likelihood import Likelihood, likelihood
 from .estimation.probes import MOST_PROBES
-from .evaluation import in_eval_mode
+from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
+from .evaluation import check_halves, check_output, in_eval_mode, modules_in
 from .gradients import check_no_gradient, without_graph
 from .noise import BOUND, SAMPLED_STEPS, normal_for
 from .ops import predict_x0
@@ -37,29 +38,27 @@ __all__ = ["Bound", "Likelihood", "ReverseChain", "likelihood", "vlb"]
 
 Index: TypeAlias = npt.NDArray[np.int64]
 DECODERS = ("discretised", "gaussian")
+VARIANCE_HALVES = "the mean, then the variance"
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(BatchEstimate):
     """A bound on the negative log-likelihood, in bits per dimension.
 
-    value, stderr: over the whole batch; the error covers the spread over chains and so of the noise (nan for one).
-    per_chain, per_chain_stderr: ``[B]``; the error is that of the noise alone, from repeats (nan for ``samples=1``).
-    prior: ``[B]``, L_T, exact. terms: ``[E, B]``, every term that was evaluated: the KL L_(t-1), at the first step the
-    decoder's L_0. t: ``[E, B]`` int64, its training step. weight: ``[E]``; per_chain = prior + sum of weight * terms.
+    value, stderr: over the whole batch; the error covers the spread over chains and so of the noise (nan for one
+    chain). per_chain, per_chain_stderr: ``[B]``; the error is that of the noise alone, from repeats (nan for
+    ``samples=1``). prior: ``[B]``, L_T, exact. terms: ``[E, B]``, every term that was evaluated: the KL L_(t-1), at the
+    first step the decoder's L_0. t: ``[E, B]`` int64, the training steps of the terms. weight: ``[E]``; per_chain =
+    prior + sum of weight * terms.
     """
 
-    value: float
-    stderr: float
-    per_chain: torch.Tensor
-    per_chain_stderr: torch.Tensor
     prior: torch.Tensor
     terms: torch.Tensor
     t: torch.Tensor
     weight: torch.Tensor
 
     def by_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(t, mean, stderr), each ``[K]``: every step that was evaluated, and its term's mean over all evaluations."""
+        """(t, mean, stderr), each ``[K]``: the steps that were evaluated, and the means of their terms."""
         t, place = torch.unique(self.t, return_inverse=True)
         count, mean = torch.bincount(place.flatten()), torch.bincount(place.flatten(), self.terms.flatten())
         mean = mean / count
@@ -72,22 +71,24 @@ class ReverseChain:
 
     With s the step before t, the data before the first, all ``[K]`` float64: on_D, the coefficient of x_0 in the mean
     of q(x_s | x_t, x_0) (that of x_t is the model's own, so it drops out of every KL); small = log beta~ and
-    large = log beta, recomputed for the steps left [Nichol & Dhariwal 2021, sec. 4]. beta~ of the first step is 0:
-    small has the second's there, as openai/guided-diffusion does.
+    large = log beta, recomputed for the steps left [Nichol & Dhariwal 2021, sec. 4]. beta~ of the first step is 0, so
+    small has the second step's there, as in openai/guided-diffusion.
 
-    Raises TypeError or ValueError for a schedule that is not vp, or steps that are not some of its own.
+    Raises TypeError or ValueError for a schedule that is not vp, or steps that are not among its own.
     """
 
     def __init__(self, schedule: Schedule, timesteps: Sequence[int] | None = None) -> None:
         if not isinstance(schedule, VariancePreserving):
-            raise ValueError(f"schedule must be vp (the bound is of its training steps), got {schedule!r}")
+            raise ValueError(
+                f"schedule: got {schedule!r:.80}, expected a vp schedule: the bound is of its training steps"
+            )
         if timesteps is not None and (not isinstance(timesteps, Sequence) or isinstance(timesteps, str)):
             raise TypeError(f"timesteps: got {described(timesteps)}, expected training steps, or None")
         steps = range(schedule.steps) if timesteps is None else [whole_number("timesteps", t) for t in timesteps]
         self.t = np.array(sorted(steps), dtype=np.int64)
         if not len(self.t) or len(set(steps)) < len(self.t) or self.t[0] < 0 or self.t[-1] >= schedule.steps:
             raise ValueError(
-                f"timesteps must be different numbers from 0 to {schedule.steps - 1}, got {timesteps!r:.80}"
+                f"timesteps: got {timesteps!r:.80}, expected different numbers from 0 to {schedule.steps - 1}"
             )
         self.alpha, self.sigma = schedule.levels(self.t.astype(np.float64))
         alpha_s, sigma_s = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])
@@ -108,7 +109,7 @@ class ReverseChain:
         | learned | v |
         | learned_range | f log beta + (1 - f) log beta~, f = (v + 1) / 2 [Nichol & Dhariwal 2021, eq. 15] |
 
-        With the ideal D and more and more steps the bound comes down to the exact value under beta if the data have a
+        With the ideal D and ever more steps the bound converges to the exact value under beta if the data have a
         density, under posterior if they are atoms [Ho 2020, sec. 3.2]; a learned variance can serve both.
         """
         if variance == "posterior":
@@ -118,7 +119,7 @@ class ReverseChain:
         assert v is not None, "the network's output was checked"
         if variance == "learned":
             return v
-        low, high = (torch.from_numpy(a[k]).to(v).view(-1, *[1] * (v.dim() - 1)) for a in (self.small, self.large))
+        low, high = (per_chain(torch.from_numpy(a[k]).to(v), v) for a in (self.small, self.large))
         return (low + high) / 2 + (high - low) / 2 * v
 
 
@@ -152,21 +153,21 @@ def vlb(
     under ``clip=(-1, 1)`` (its ``clip_denoised``) and ``cdf="tanh"`` (``discretized_gaussian_log_likelihood``).
     variance posterior, beta, learned and learned_range are its FIXED_SMALL, FIXED_LARGE, LEARNED and LEARNED_RANGE.
 
-    The noise is noise-v1's of (seed, chain, number of the evaluation): a chain's bound does not depend on its batch.
+    The noise is noise-v1 of (seed, chain, number of the evaluation): a chain's bound does not depend on its batch.
 
     Args:
-        x_0: ``[B, *shape]``, for the discretised decoder on ``bins`` levels from -1 to 1. cond: the network's further
+        x_0: ``[B, *shape]``, for the discretised decoder in ``bins`` bins from -1 to 1. cond: the network's further
             arguments.
         variance: of the model's steps, see :class:`ReverseChain`.
         timesteps: the steps of the reverse process, every training step by default (respaced: beta is recomputed).
-        sampled: evaluate L_0 and this many of the other steps, one drawn from each of as many equal parts, a chain its
-            own; each stands for its part, so the bound stays unbiased. samples: repeats, with new noise and steps.
+        sampled: evaluate L_0 and this many of the other steps, each chain drawing one from each of as many equal parts;
+            each step stands for its part, so the bound stays unbiased. samples: repeats, with new noise and steps.
         decoder: discretised: the probability of the bin of x_0 [Ho 2020, eq. 13], its cdf exact or tanh. gaussian: the
             density of continuous data; a fixed variance is (sigma / alpha)^2 of the first step there.
         clip: (lo, hi) for D. chains: ids of the examples, 0 to B - 1 by default.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
+        TypeError, ValueError: an invalid argument, named in the message.
         RuntimeError: x_0 or cond requires grad while gradients are recorded: none flows through the result (to train on
             the bound, see :func:`ulam.objectives.hybrid`).
     """
@@ -186,9 +187,10 @@ def vlb(
         clip = real(clip[0], "clip"), real(clip[1], "clip")
     samples = whole(samples, "samples", 1, MOST_PROBES)
     if sampled is not None and not 1 <= whole_number("sampled", sampled) <= max(len(chain) - 1, 1):
-        raise ValueError(f"sampled must be 1 to {len(chain) - 1}, the steps after the first, got {sampled}")
+        raise ValueError(f"sampled: got {sampled}, expected 1 to the {len(chain) - 1} steps after the first")
     if decoder == "discretised" and len(x_0) and not float(x_0.abs().max()) <= 1 + 1e-3:  # NaN too
-        raise ValueError(f"x_0 must lie in [-1, 1] for the discretised decoder, got {float(x_0.abs().max()):g}")
+        largest = float(x_0.abs().max())
+        raise ValueError(f"x_0: got {largest:g} in size, expected numbers in [-1, 1] for the discretised decoder")
     term = _Term(denoiser, x_0, dict(cond or {}), chain, variance, decoder, bins, cdf, clip, seed, chains, backend)
     terms: list[torch.Tensor] = []
     steps: list[torch.Tensor] = []
@@ -221,9 +223,9 @@ class _Term:
         D, v = self._estimate(k, number)
         log_variance = self._per_chain(self.chain.log_variance(self.variance, k, v))
         if not (k == 0).all():
-            # Both means have the same part in x_t: it drops out. A common factor of the rest leaves a KL as it is.
+            # Both means have the same term in x_t, which drops out; a common factor of the rest leaves the KL as it is.
             scale = 2 * np.log(self.chain.on_D[k])
-            shift = self._per_chain(scale).view(-1, *[1] * (log_variance.dim() - 1))
+            shift = per_chain(self._per_chain(scale), log_variance)
             posterior_variance = self._per_chain(self.chain.small[k] - scale)
             nats = gaussian_kl(self._x, posterior_variance, D, log_variance - shift, backend=self.backend)
         elif self.decoder == "discretised":
@@ -247,24 +249,21 @@ class _Term:
         return self._wide(self.x_0)
 
     def _estimate(self, k: Index, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """D, and the network's second half where the variance is learned."""
+        """D, and the second half of the network's output where the variance is learned."""
         denoiser, channels = self.denoiser, self.x_0.shape[1]
         t = torch.from_numpy(self.chain.t[k])
         ids = len(self.x_0) if self.chains is None else self.chains
         names = {"seed": self.seed, "chains": ids, "device": self.x_0.device, "backend": self.backend}
         z = normal_for(BOUND, self.x_0.shape[1:], row=number, **names)
-        modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
         with torch.no_grad():
             x_t = add_noise(
                 self.x_0.detach(), t, denoiser.schedule, "eps", noise=self._wide(z), backend=self.backend
             ).x_t
-            told = t.to(x_t.device, denoiser.time_dtype)
-            with in_eval_mode(modules):
-                m = without_graph(lambda x: denoiser.net(x, told, **self.cond), x_t)
+            network_times = t.to(x_t.device, denoiser.time_dtype)
+            with in_eval_mode(modules_in(denoiser.net)):
+                m = without_graph(lambda x: denoiser.net(x, network_times, **self.cond), x_t)
             learned = self.variance.startswith("learned")
-            if not isinstance(m, torch.Tensor) or m.shape not in _output_shapes(self.x_0, learned):
-                came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
-                raise ValueError(f"net: returned {came}, expected {list(_output_shapes(self.x_0, learned)[0])}")
+            m = check_halves(m, x_t.shape, VARIANCE_HALVES) if learned else check_output(m, x_t.shape)
             D = predict_x0(x_t, m[:, :channels].contiguous(), t, denoiser.schedule, denoiser.predicts)
         D = D if self.clip is None else D.clamp(*self.clip)
         return self._wide(D), self._wide(m[:, channels:]) if learned else None
@@ -279,7 +278,7 @@ class _Term:
         return -(squares + wide + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 
     def _wide(self, x: torch.Tensor) -> torch.Tensor:
-        """In the float32, or float64, of the reductions."""
+        """x in the dtype of the reductions, float64 where the data are, else float32."""
         return x.to(torch.float64 if self.x_0.dtype == torch.float64 else torch.float32).contiguous()
 
     def _per_chain(self, values: torch.Tensor | Array) -> torch.Tensor:
@@ -304,7 +303,7 @@ def _evaluated(
 
 
 def _weights(steps: int, sampled: int | None) -> Array:
-    """How many terms an evaluation stands for, in one repeat."""
+    """The number of terms that each evaluation of one repeat stands for."""
     if sampled is None or steps == 1:
         return np.ones(steps)
     return np.append(1.0, np.full(sampled, (steps - 1) / sampled))
@@ -313,20 +312,13 @@ def _weights(steps: int, sampled: int | None) -> Array:
 def _bound(prior: torch.Tensor, terms: torch.Tensor, steps: torch.Tensor, weights: Array, samples: int) -> Bound:
     weight = torch.from_numpy(weights).to(terms)
     repeats = prior + (terms.view(samples, len(weight), -1) * weight[:, None]).sum(1)
-    per_chain = repeats.mean(0)
-    spread = repeats.std(0) / samples**0.5 if samples > 1 else torch.full_like(per_chain, math.nan)
+    mean, error = mean_and_error(repeats)
     return Bound(
-        value=float(per_chain.mean()),
-        stderr=float(per_chain.std() / len(per_chain) ** 0.5) if len(per_chain) > 1 else math.nan,
-        per_chain=per_chain,
-        per_chain_stderr=spread,
+        **batch_mean(mean),
+        per_chain=mean,
+        per_chain_stderr=error,
         prior=prior,
         terms=terms,
         t=steps.to(terms.device),
         weight=weight.repeat(samples) / samples,
     )
-
-
-def _output_shapes(x: torch.Tensor, learned: bool) -> list[tuple[int, ...]]:
-    doubled = (len(x), 2 * x.shape[1], *x.shape[2:])
-    return [doubled] if learned else [tuple(x.shape), doubled]

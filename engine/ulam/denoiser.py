@@ -11,7 +11,6 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
-from .estimation.derivative_checks import Held
 from .programs.predictions import check_predicts, sigma_data_of
 from .programs.program import Program
 from .schedules import Schedule, check_schedule
@@ -58,7 +57,8 @@ class Denoiser:
     predicts: str = "eps"
     time: str = "auto"
     derivatives: str = "auto"
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # by estimation.derivatives
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # kept by estimation.derivatives
+    _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # kept there too
 
     def __post_init__(self) -> None:
         if not callable(self.net):
@@ -95,10 +95,7 @@ class Denoiser:
     @property
     def modes(self) -> dict[str, str]:
         """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
-        served = [way for (way, *_), known in self._found.items() if isinstance(known, Held)]
-        return {
-            "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
-        }
+        return dict(self._modes)
 
     @property
     def time_dtype(self) -> torch.dtype:

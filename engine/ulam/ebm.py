@@ -1,8 +1,8 @@
 """Energy-based models: contrastive divergence with chains that outlive the updates of the parameters.
 
-Maximum likelihood of p(x) = exp(-E(x)) / Z has the gradient E_data[grad_theta E] - E_model[grad_theta E]; the second
-term is by MCMC [Hinton 2002], from chains that are not started anew [Tieleman 2008], but for a small share of them
-[Du & Mordatch 2019]::
+For maximum likelihood of p(x) = exp(-E(x)) / Z the gradient is E_data[grad_theta E] - E_model[grad_theta E]. The second
+term is estimated by MCMC [Hinton 2002], with chains that go on from update to update [Tieleman 2008], except for a
+small share that starts anew [Du & Mordatch 2019]::
 
     chains = PersistentChains(4096, (1, 8, 8), ulam.samplers.ULA(0.02))
     for data in loader:
@@ -25,33 +25,34 @@ from ulam_kernels.arguments import described, real, whole
 from ulam_kernels.tracing import outside_graphs
 
 from .arguments import check_shape, resolve_device, seed_int64, whole_number
+from .evaluation import check_like
 from .mcmc import diagnosis
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART
 from .samplers.markov.chain_sampler import ChainSampler, select_rows
 from .samplers.markov.chain_state import ChainState
 
-LOOK_EVERY = 64  # calls between looks at how coarsely the energy is rounded
+ROUNDING_CHECK = 64  # calls between checks of how coarsely the energy is rounded
 
 
 class PersistentChains:
-    """A buffer of ``count`` chains; every call runs the next ``batch`` of them, in turn, a few steps on.
+    """A buffer of ``count`` chains; every call runs the next ``batch`` of them, in turn, for a few steps.
 
-    A chain counts its own steps and draws its own noise-v1 noise (tag 0), restarts (tag 2, stage 2) and fresh states
-    (tag 1): its course depends on the energies it saw and on (seed, chain), not on its company.
+    A chain counts its own steps and draws its own noise, restarts and fresh states from noise-v1: its course depends on
+    the energies it met and on (seed, chain), not on the chains beside it.
 
     Args:
         count: chains in the buffer. shape: of one state.
         sampler: ULA, SGLD (whose steps do not fall here), MALA or HMC of :mod:`ulam.samplers`.
-        restart: the share of chains that a call starts anew, before its steps.
-        start: makes states of standard normal noise ``[B, *shape]``; by default they are that noise.
-        seed: any integer in [-2^63, 2^64). device, backend: see :class:`ulam.Engine`.
+        restart: the share of chains, in [0, 1], that a call starts anew before its steps.
+        start: makes states of standard normal noise ``[B, *shape]``; by default the states are that noise.
+        seed: an integer in [-2^63, 2^64). device, backend: see :class:`ulam.Engine`.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: an invalid argument, named in the message.
 
     Warns:
-        RuntimeWarning: once, where an energy is rounded too coarsely for MALA or HMC (:mod:`ulam.mcmc.diagnosis`).
+        RuntimeWarning: once, if an energy is rounded too coarsely for MALA or HMC (:mod:`ulam.mcmc.diagnosis`).
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class PersistentChains:
 
     @outside_graphs
     def sample(self, energy: Callable[..., Any] | Energy, *, batch: int, steps: int) -> torch.Tensor:
-        """Run the next ``batch`` chains ``steps`` steps on under the energy; their states ``[batch, *shape]``, a copy.
+        """Run the next ``batch`` chains for ``steps`` steps; returns a copy of their states ``[batch, *shape]``.
 
         ``energy`` is a function of x ``[B, *shape]`` to ``[B]``, or an :class:`ulam.Energy`; a module runs in eval
         mode. Chains that left the finite numbers start anew. Raises TypeError or ValueError as :func:`ulam.mcmc.run`.
@@ -112,7 +113,7 @@ class PersistentChains:
         for _ in range(steps):
             self.sampler.transition(state, (a, b, c, d))
             state.advance()
-        if self.sampler.adjusted and not self._warned and self._calls % LOOK_EVERY == 0:
+        if self.sampler.adjusted and not self._warned and self._calls % ROUNDING_CHECK == 0:
             assert state.energy is not None
             self._warned = diagnosis.warn_of_rounding(state.energy, one[1])
         self._calls += 1
@@ -121,11 +122,11 @@ class PersistentChains:
         return state.x
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The buffer as it is now, to go on from: copies."""
+        """Copies of the buffer's tensors, to continue from."""
         return {"x": self.x.clone(), "clock": self.clock.clone(), "next": torch.tensor(self._next)}
 
     def load_state_dict(self, saved: dict[str, torch.Tensor]) -> None:
-        """Go on from :meth:`state_dict` of a buffer of the same size. Raises TypeError or ValueError for another."""
+        """Continue from the :meth:`state_dict` of a buffer of the same size, else raise TypeError or ValueError."""
         for name, own in self.state_dict().items():
             tensor = saved.get(name)
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != own.dtype:
@@ -134,7 +135,8 @@ class PersistentChains:
             if tensor.shape != own.shape:
                 raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(own.shape)}")
         if not 0 <= (first := int(saved["next"])) < len(self.x) or bool((saved["clock"] < 0).any()):
-            raise ValueError(f"next, clock: got {first} and {saved['clock'].tolist()[:8]}, expected those of a buffer")
+            came = f"{first} and {saved['clock'].tolist()[:8]}"
+            raise ValueError(f"next, clock: got {came}, expected a chain of the buffer and counts of at least 0")
         self.x.copy_(saved["x"])
         self.clock.copy_(saved["clock"])
         self._next = first
@@ -155,12 +157,11 @@ class PersistentChains:
     def _fresh(self, state: ChainState) -> torch.Tensor:
         z = state.normals(FIRST_STATE)
         x = z if self._start is None else self._start(z)
-        if not isinstance(x, torch.Tensor) or x.shape != z.shape:
-            raise ValueError(f"start: expected a function of noise {list(z.shape)} to states of that shape")
+        x = check_like(x, z.shape, "start", "states", " like the noise")
         if not x.is_floating_point():
-            raise TypeError(f"start: got states of {x.dtype}, expected a float tensor")
+            raise TypeError(f"start: got states of {x.dtype}, expected floats")
         return x.detach().to(z).contiguous()
 
 
 def _not_bound(x: torch.Tensor, wanted: bool) -> Any:
-    raise RuntimeError("no energy is bound to these chains")
+    raise RuntimeError("energy: got none for these chains, expected sample() to bind one")

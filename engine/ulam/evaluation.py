@@ -1,16 +1,23 @@
-"""One call of a network: in eval mode, under the caller's autocast."""
+"""One call of a network: in eval mode, under the caller's autocast; the shape of its output, learned variances."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+
+from ulam_kernels.validation import check_real
+
+
+def modules_in(net: object) -> list[torch.nn.Module]:
+    """A module and all modules inside it; none for a plain function."""
+    return list(net.modules()) if isinstance(net, torch.nn.Module) else []
 
 
 @contextlib.contextmanager
 def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """A network samples in eval mode; of its modules those in training go back to it."""
+    """Puts modules into eval mode, and those that were in training mode back into it."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
@@ -24,3 +31,46 @@ def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
 def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
     """Whether the caller runs under autocast, and to which dtype."""
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+def check_output(m: object, shape: Sequence[int], name: str = "net") -> torch.Tensor:
+    """The output m of a network on x of this shape ``[B, C, *shape]``: shaped like x, or with twice the channels.
+
+    ``name``: what errors call the network. Raises TypeError for what is not a tensor of real numbers, ValueError for
+    another shape.
+    """
+    if isinstance(m, torch.Tensor) and m.shape in (tuple(shape), _doubled(shape)):
+        check_real(m, name)
+        return m
+    raise _refused(m, name, f"{list(shape)} like its input")
+
+
+def check_halves(m: object, shape: Sequence[int], halves: str, name: str = "net") -> torch.Tensor:
+    """As :func:`check_output` for an output with twice the channels; ``halves``: what they are, as errors say it."""
+    if isinstance(m, torch.Tensor) and m.shape == _doubled(shape):
+        check_real(m, name)
+        return m
+    raise _refused(m, name, f"{list(_doubled(shape))}, {halves}")
+
+
+def check_like(m: object, shape: Sequence[int], name: str, kind: str = "", why: str = "") -> torch.Tensor:
+    """As :func:`check_output` for exactly this shape; ``kind``: what m holds, in the plural; ``why`` this shape."""
+    if isinstance(m, torch.Tensor) and m.shape == tuple(shape):
+        check_real(m, name)
+        return m
+    raise _refused(m, name, f"{list(shape)}{why}", kind)
+
+
+def split_output(m: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The prediction in an output of :func:`check_output`, and its second half, a learned variance, or None."""
+    return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
+
+
+def _doubled(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else tuple(shape)
+
+
+def _refused(m: object, name: str, right: str, kind: str = "") -> Exception:
+    if not isinstance(m, torch.Tensor):
+        return TypeError(f"{name}: got {type(m).__name__}, expected {kind or 'a tensor'} {right}")
+    return ValueError(f"{name}: got {kind + ' of ' if kind else ''}shape {list(m.shape)}, expected {right}")

@@ -1,4 +1,4 @@
-"""Where automatic differentiation begins and ends: results without a gradient, networks that take gradients inside."""
+"""Where automatic differentiation begins and ends: results without gradient, networks that take gradients inside."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-# What torch says where a gradient is asked for under no_grad or inference_mode.
+# In torch's errors where a gradient is wanted under no_grad or inference_mode.
 WANTED = ("does not require grad", "nference tensor")
 
 
 def wants_gradients(error: BaseException) -> bool:
-    """Whether a network failed because it takes gradients inside and there are none where it was called."""
+    """Whether a network failed because it takes gradients inside but was called where none are recorded."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WANTED)
 
 
 def without_graph(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """function(x) outside every graph; one that takes gradients of its own inside, as guidance does, has them there."""
+    """function(x) outside every graph, with gradients inside it where it takes some itself, as guidance does."""
     with torch.inference_mode(False), torch.no_grad():
         x = plain(x)
         try:
@@ -29,12 +29,12 @@ def without_graph(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:
-    """x outside every graph, as a tensor that may enter one: what was made under inference_mode is copied."""
+    """x outside every graph but able to enter one: an inference tensor is copied."""
     return x.clone() if x.is_inference() else x.detach()
 
 
 def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **tensors: object) -> None:
-    """Raises RuntimeError where a caller may expect a gradient of ``what``, which has none."""
+    """Raises RuntimeError for an input that requires grad while gradients are recorded: ``what`` gives none."""
     if not torch.is_grad_enabled():
         return
     given: dict[str, object] = {}
@@ -44,7 +44,7 @@ def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **ten
         )
         given.update(named)
     for name, value in given.items():
-        tensor = getattr(value, "tensor", value)  # of what ulam.shared wraps
+        tensor = getattr(value, "tensor", value)  # the one that ulam.shared wraps
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
             raise RuntimeError(
                 f"{name}: got a tensor that requires grad, but {what} gives no gradient, expected its .detach(), or "

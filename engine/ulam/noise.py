@@ -1,6 +1,6 @@
 """noise-v1, the noise that every sampler uses: a pure function of (seed, chain, row, stage, tag, element).
 
-What noise is for decides its tag and stage: the purposes below are all there are, and no two share normals.
+Its purpose decides its tag and stage: the purposes below are all there are, and no two of them share normals.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ulam_kernels.ops import MAX_ELEMENTS
 
 from .arguments import as_int64, chain_ids, check_device, seed_int64, whole_number
 
-DRAWS_PER_ROW = 16  # stages of noise that a row may draw
+DRAWS_PER_ROW = 16  # stages of noise per row
 
 
 @dataclass(frozen=True)
 class Purpose:
-    """What noise is for. ``rows`` says what its rows count."""
+    """What noise is for, with its tag and stage; ``rows``: what its rows count."""
 
     name: str
     tag: int
@@ -44,8 +44,8 @@ class Purpose:
 ROW = Purpose("the noise of a row", 0, 0, "rows of a sampler's program, or steps of MCMC")
 KNOWN_IMAGE = Purpose("the noise on a known image", 0, 1, "rows of a sampler's program")
 HMC_PATH = Purpose("the length of an HMC path", 0, 2, "steps of MCMC")
-LEVEL = Purpose("a level of a VAE that is sampled", 0, 13, "levels, from the top")
-POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "levels, 64 to a sample of the bound")
+LATENT = Purpose("a latent of a VAE that is sampled", 0, 13, "latents, from the top")
+POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "latents, 64 to a sample of the bound")
 TRAINING = Purpose("the noise of training examples", 0, 15, "training steps")
 FIRST_STATE = Purpose("a chain's first state", 1, 0, "0 alone")
 FIRST_VELOCITY = Purpose("a chain's first velocity", 1, 1, "0 alone")
@@ -57,7 +57,7 @@ PROBE = Purpose("directions for traces", 3, 0, "probes")
 SAMPLED_STEPS = Purpose("which steps of a bound are evaluated", 4, 0, "repeats")
 BOUND = Purpose("the noise of a bound's evaluations", 4, 1, "evaluations")
 DEQUANTISATION = Purpose("where in its bin a quantised value lies", 5, 0, "0 alone")
-CHECK = Purpose("the observations of a model's check", 6, 0, "levels")
+CHECK = Purpose("the observations of a model's check", 6, 0, "noise levels")
 
 
 def normal(
@@ -75,14 +75,14 @@ def normal(
 
     Args:
         shape: of one chain's sample, at most 2^30 elements.
-        seed: any integer in [-2^63, 2^64), negative ones read as two's complement.
+        seed: an integer in [-2^63, 2^64), negative ones read as two's complement.
         chains: ids in [0, 2^63), a range, a sequence or an int64 tensor; an int n stands for 0..n-1.
         row: the row of the sampler's program, in [0, 2^60). stage: 0 to 15, for rows that draw more than once.
-        tag: 0 the noise of a row, 1 the initial state. stage and tag together are what the noise is for; the purposes
-            of ulam's own are listed in this module.
+        tag: 0 for the noise of a row, 1 for the initial state, up to 14. stage and tag together say what the noise is
+            for; ulam's own purposes are listed in this module.
 
     Raises:
-        TypeError, ValueError: an argument out of range.
+        TypeError, ValueError: an argument of the wrong type or out of range, named in the message.
     """
     where = check_device(device)
     ids, bits = chain_ids(chains).to(where), seed_int64(seed)

@@ -1,12 +1,12 @@
 """Training objectives: denoising losses, score matching in its three forms, contrastive divergence.
 
-Losses are ``[B]``, one an example (mean over elements for the denoising ones, sum over dimensions for score matching as
-its identities have it); take their mean. Random directions and noise are noise-v1's, so a training batch can be made
+Losses are ``[B]``, one an example (denoising losses are means over elements, score matching sums over dimensions, as
+its identities require); take their mean. Random directions and noise are noise-v1, so a training batch can be made
 again. Every function raises TypeError or ValueError naming the argument.
 
-:func:`implicit_score_matching` and :func:`sliced_score_matching` differentiate the score in x. The first time they meet
-a function they hold its derivative against finite differences (:mod:`ulam.differences`) and raise TypeError where it
-hides its dependence on x; they give no gradient in x, and raise RuntimeError where it requires one.
+:func:`implicit_score_matching` and :func:`sliced_score_matching` differentiate the score in x. At the first use of a
+function they compare its derivative with finite differences (:mod:`ulam.estimation.differences`) and raise TypeError
+where it hides its dependence on x; they give no gradient in x, and raise RuntimeError where x requires one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from ulam_kernels.arguments import choice, described, real, switch, whole
 from ulam_kernels.tracing import check_read, recorder, without_memory
 from ulam_kernels.validation import check_real, check_tensor
 
-from .arguments import Time, chain_times, whole_number
-from .bounds import Index, ReverseChain
+from .arguments import Time, chain_times, per_chain, whole_number
+from .bounds import VARIANCE_HALVES, Index, ReverseChain
 from .denoiser import Denoiser, check_denoiser
 from .estimation.differences import check_score
 from .estimation.forward import Noised, add_noise
 from .estimation.probes import probes
+from .evaluation import check_halves, check_like, check_output, split_output
 from .gradients import check_no_gradient
 from .noise import TRAINING, normal_for
 from .ops import predict_x0
 from .schedules import Array
 
-LARGEST_SIGMA = 1e18  # whose square is a float32
+LARGEST_SIGMA = 1e18  # its square is still a float32
 
 Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
@@ -53,8 +54,9 @@ def denoising(
 ) -> torch.Tensor:
     """w(t) times the mean squared error of the network's own prediction, ``[B]`` [Ho 2020, eq. 14].
 
-    The network is called as it is (in training mode while it trains), once, on x_t = alpha_t x_0 + sigma_t z. A learned
-    variance's second half of the output is left out. In terms of the error |D - x_0|^2 of the x_0 estimate:
+    The network is called as it is (in training mode while it trains), once, on x_t = alpha_t x_0 + sigma_t z with
+    noise-v1 z of (seed, chain, step). The second half of an output with a learned variance is ignored. x_0 is
+    ``[B, *shape]``, t one number or ``[B]``. In terms of the error |D - x_0|^2 of the x_0 estimate:
 
     | weighting | weight of |D - x_0|^2 |
     |---|---|
@@ -67,7 +69,7 @@ def denoising(
     choice(weighting, "weighting", WEIGHTINGS)
     real(gamma, "gamma")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
-    m = _prediction(denoiser, batch, cond)
+    m, _ = split_output(check_output(_call(denoiser, batch, cond), x_0.shape), x_0.shape[1])
     loss = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
     if weighting == "simple":
         return loss
@@ -88,22 +90,22 @@ def edm(
 ) -> torch.Tensor:
     """lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 [Karras 2022, table 1].
 
-    For ``predicts="raw"`` on :func:`ulam.schedules.edm`; equal to |F - target|^2 of the network F itself.
+    ``[B]``, for ``predicts="raw"`` on :func:`ulam.schedules.edm`; equal to |F - target|^2 of the network F itself.
+    x_0 is ``[B, *shape]``, sigma one number or ``[B]``.
     """
     check_denoiser(denoiser, cond)
     if denoiser.predicts != "raw":
-        raise ValueError(f"denoiser must predict 'raw' (EDM preconditioning), got {denoiser.predicts!r}")
+        raise ValueError(f"denoiser: got one that predicts {denoiser.predicts!r}, expected 'raw' (EDM preconditioning)")
     _check_batch(x_0, "x_0")
     if chain_times(x_0, sigma, "sigma").max() > LARGEST_SIGMA:
         raise ValueError(f"sigma: got {described(sigma)}, expected at most {LARGEST_SIGMA:g}")
     batch = add_noise(x_0, sigma, denoiser.schedule, "x0", seed=seed, step=step, chains=chains)
     data = float(denoiser.schedule.sigma_data)  # type: ignore[attr-defined]
-    level = batch.sigma.to(torch.float32).view(-1, *[1] * (x_0.dim() - 1))
+    level = per_chain(batch.sigma.to(torch.float32), x_0)
     power = level**2 + data**2
     F: torch.Tensor = denoiser.net(batch.x_t * power.rsqrt().to(x_0.dtype), batch.t, **(cond or {}))
     check_tensor(F, "net")
-    check_real(F, "net")
-    F = F.float()
+    F = check_output(F, x_0.shape)[:, : x_0.shape[1]].float()
     target = (x_0.float() - data**2 / power * batch.x_t.float()) * power.sqrt() / (level * data)
     return (F - target).pow(2).flatten(1).mean(1)
 
@@ -124,10 +126,10 @@ def hybrid(
     """L_simple + weight L_vlb for a network that learns its variance too, ``[B]`` [Nichol & Dhariwal 2021, eq. 16].
 
     L_simple is :func:`denoising` with weighting simple; L_vlb is T times the bound's term at t in bits per dimension,
-    of :func:`ulam.bounds.vlb` with cdf="tanh", its mean detached: it teaches the variance alone. In
-    openai/guided-diffusion this is LossType.RESCALED_MSE. The network gives twice the channels, the second half v.
-    variance: learned or learned_range. x_0: ``[B, C, ...]`` on ``bins`` levels from -1 to 1; t: whole training steps
-    of a vp schedule.
+    of :func:`ulam.bounds.vlb` with cdf="tanh", its mean detached, so that it trains the variance alone. In
+    openai/guided-diffusion this is LossType.RESCALED_MSE. The network returns twice the channels, the second half v.
+    variance: learned or learned_range. x_0: ``[B, C, ...]`` in ``bins`` bins from -1 to 1. t: whole training steps of
+    a vp schedule.
     """
     check_denoiser(denoiser, cond)
     _check_batch(x_0, "x_0")
@@ -136,11 +138,10 @@ def hybrid(
     chain = ReverseChain(denoiser.schedule)
     k = chain_times(x_0, t)
     if (k % 1 != 0).any():
-        raise ValueError(f"t must be a whole training step, got {k[k % 1 != 0][0]:g}")
+        raise ValueError(f"t: got {k[k % 1 != 0][0]:g}, expected whole training steps")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
-    m, v = _output(denoiser, batch, cond)
-    if v is None:
-        raise ValueError(f"net: returned {m.shape[1]} channels, expected {2 * m.shape[1]}: the mean, then the variance")
+    m, v = split_output(check_halves(_call(denoiser, batch, cond), x_0.shape, VARIANCE_HALVES), x_0.shape[1])
+    assert v is not None
     simple = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
     D = predict_x0(batch.x_t.detach(), m.detach().contiguous(), t, denoiser.schedule, denoiser.predicts).float()
     return simple + weight * len(chain) * _bound_term(
@@ -159,7 +160,7 @@ def denoising_score_matching(
     """sigma^2 / 2 |s(x~, sigma) - (x - x~) / sigma^2|^2 with x~ = x + sigma z, ``[B]``.
 
     [Vincent 2011, eq. 11; weighted as in Song & Ermon 2019, eq. 5.] Its minimiser is the score of the noised density;
-    it differs from explicit score matching there by a constant. sigma: ``[B]``.
+    it differs from explicit score matching there by a constant. x: ``[B, *shape]``; sigma: ``[B]``.
     """
     _check_batch(x, "x")
     _check_callable(score, "score")
@@ -167,14 +168,14 @@ def denoising_score_matching(
     check_real(sigma, "sigma")
     step = whole_number("step", step)
     if sigma.shape != (len(x),):
-        raise ValueError(f"sigma must have shape [{len(x)}], one an example, got {list(sigma.shape)}")
+        raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
     z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=len(x), row=step, device=x.device).to(x.dtype)
-    level = sigma.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    level = per_chain(sigma, x).to(x.dtype)
     return (level * score(x + level * z, sigma) + z).pow(2).flatten(1).sum(1) / 2
 
 
 def implicit_score_matching(score: Score, x: torch.Tensor) -> torch.Tensor:
-    """tr(ds/dx) + |s|^2 / 2, ``[B]`` [Hyvarinen 2005, eq. 4]; the trace exactly, one backward pass a dimension.
+    """tr(ds/dx) + |s|^2 / 2, ``[B]`` [Hyvarinen 2005, eq. 4]; the exact trace, by one backward pass per dimension.
 
     Its mean is explicit score matching E|s - grad log p|^2 / 2 less the constant E|grad log p|^2 / 2.
     """
@@ -194,8 +195,8 @@ def sliced_score_matching(
 ) -> torch.Tensor:
     """v' (ds/dx) v + 1/2 (v' s)^2, mean over ``samples`` directions v, ``[B]`` [Song 2019b, eq. 7].
 
-    reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, less variance [eq. 8]; the mean over v then is the implicit objective.
-    Directions are Rademacher signs of noise-v1.
+    reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, which has less variance [eq. 8]; its mean over v is the implicit
+    objective. Directions are Rademacher signs of noise-v1.
     """
     samples, step = whole_number("samples", samples), whole_number("step", step)
     switch(reduced, "reduced")
@@ -216,8 +217,8 @@ def contrastive_divergence(
 ) -> torch.Tensor:
     """mean E(data) - mean E(model) + penalty (mean E(data)^2 + mean E(model)^2), a number [Hinton 2002; Du 2019].
 
-    ``model`` are samples of exp(-E), such as :class:`ulam.ebm.PersistentChains` has; no gradient flows into them. Its
-    gradient in the energy's parameters is that of the negative log-likelihood where they are exact.
+    ``model`` are samples of exp(-E), such as those of :class:`ulam.ebm.PersistentChains`; no gradient flows into them.
+    Where they are exact, the gradient in the energy's parameters is that of the negative log-likelihood.
     """
     _check_callable(energy, "energy")
     _check_batch(data, "data")
@@ -225,10 +226,7 @@ def contrastive_divergence(
     real(penalty, "penalty")
     of_data, of_model = energy(data), energy(model.detach())
     for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
-        if values.shape != (len(batch),):
-            raise ValueError(
-                f"energy must return [{len(batch)}] numbers, one an example, for {name}, got {values.shape}"
-            )
+        check_like(values, (len(batch),), "energy", "energies", f", one an example of {name}")
     loss = of_data.mean() - of_model.mean()
     return loss + penalty * (of_data.pow(2).mean() + of_model.pow(2).mean()) if penalty else loss
 
@@ -236,48 +234,36 @@ def contrastive_divergence(
 def _bound_term(
     chain: ReverseChain, k: Index, x_0: torch.Tensor, D: torch.Tensor, v: torch.Tensor, variance: str, bins: int
 ) -> torch.Tensor:
-    """The term of the bound at steps ``k``, ``[B]`` bits per dimension: differentiable in v [Ho 2020, eq. 5, 13]."""
+    """Terms of the bound at steps ``k``, ``[B]`` bits per dimension, differentiable in v [Ho 2020, eq. 5, 13]."""
 
-    def per_chain(values: Array) -> torch.Tensor:
-        return torch.from_numpy(values).to(x_0).view(-1, *[1] * (x_0.dim() - 1))
+    def broadcast(values: Array) -> torch.Tensor:
+        return per_chain(torch.from_numpy(values).to(x_0), x_0)
 
     log_variance = torch.as_tensor(chain.log_variance(variance, k, v))
-    d = per_chain(chain.small[k]) - log_variance
-    off = per_chain(chain.on_D[k]) * (x_0 - D)
+    d = broadcast(chain.small[k]) - log_variance
+    off = broadcast(chain.on_D[k]) * (x_0 - D)
     kl = (torch.expm1(d) - d + off**2 * torch.exp(-log_variance)) / 2
     half, inverse = 1 / (bins - 1), torch.exp(-log_variance / 2)
     above, below = (_tanh_cdf(inverse * (x_0 - D + side * half)) for side in (1, -1))
     last = torch.where(x_0 > 1 - half / 2, 1 - below, above - below)
     nll = -torch.where(x_0 < half / 2 - 1, above, last).clamp(min=1e-12).log()
-    first = (per_chain(k.astype(float)) == 0).expand_as(kl)
+    first = (broadcast(k.astype(float)) == 0).expand_as(kl)
     return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
 
 
 def _tanh_cdf(y: torch.Tensor) -> torch.Tensor:
-    """An approximation of the normal distribution function [Ho 2020, in the code]."""
+    """An approximation of the normal distribution function, from the code of Ho 2020."""
     return (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
 
 
-def _prediction(denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-    return _output(denoiser, batch, cond)[0]
-
-
-def _output(
-    denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The prediction, and the second half of the network's output where there is one."""
+def _call(denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None) -> object:
+    """What the network returns for a training batch."""
     t = batch.t.round().long() if denoiser.time == "index" else batch.t
-    m = denoiser.net(batch.x_t, t, **(cond or {}))
-    if not isinstance(m, torch.Tensor) or m.dim() != batch.x_t.dim() or m.shape[2:] != batch.x_t.shape[2:]:
-        came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
-        raise ValueError(f"net: returned {came}, expected {list(batch.x_t.shape)} like its input")
-    check_real(m, "net")
-    channels = batch.x_t.shape[1]
-    return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
+    return denoiser.net(batch.x_t, t, **(cond or {}))
 
 
 def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """How much |D - x_0|^2 counts in the squared error of the prediction itself."""
+    """The weight of |D - x_0|^2 in the squared error of the prediction itself."""
     gain = {
         "eps": alpha / sigma,
         "x0": torch.ones_like(alpha),
@@ -295,7 +281,7 @@ def _check_callable(function: object, name: str) -> None:
 
 def _check_plain(x: torch.Tensor, name: str) -> None:
     check_tensor(x, name)
-    if recorder() is None and without_memory(x):  # a fake one, outside of its mode
+    if recorder() is None and without_memory(x):  # a fake tensor outside its mode
         check_read(x, name, "a plain tensor")
 
 
@@ -306,7 +292,7 @@ def _check_batch(x: torch.Tensor, name: str) -> None:
 
 
 def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
-    """x to differentiate the score in, after a look at whether it can be."""
+    """x as a leaf to differentiate the score in, after a check that it can be."""
     _check_callable(score, "score")
     _check_batch(x, "x")
     check_no_gradient("score matching in x", x=x)
@@ -315,8 +301,4 @@ def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
 
 
 def _score(score: Score, x: torch.Tensor) -> torch.Tensor:
-    s = score(x)
-    if not isinstance(s, torch.Tensor) or s.shape != x.shape:
-        came = f"shape {list(s.shape)}" if isinstance(s, torch.Tensor) else type(s).__name__
-        raise ValueError(f"score must return {list(x.shape)} like its input, got {came}")
-    return s
+    return check_like(score(x), x.shape, "score", why=" like its input")

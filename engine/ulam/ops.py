@@ -1,14 +1,14 @@
 """Conversions between predictions, batched, one t per chain.
 
 All share one signature: state `x_t` [B, *shape], network output `m` [B, *shape] of what `predicts` names,
-`t` one number or a [B] tensor (what the network is told: see `schedules`), `schedule`. Both tensors may be
-any float dtype; the result has their promoted dtype. All are linear: the coefficients are worked out on the
-host in float64 (a `t` on a GPU is waited for), rounded once, and applied by one fused operation (by plain
-torch where a derivative in x_t or m is asked for, in reverse or forward mode; there is none in t).
+`t` one number or a [B] tensor (what the network is told: see `schedules`), `schedule`. Both tensors may have
+any float dtype; the result has their promoted dtype. All are linear: the coefficients are computed on the
+host in float64 (waiting for a `t` on a GPU), rounded once, and applied by one fused operation (by plain
+torch where a derivative in x_t or m is wanted, in reverse or forward mode; there is none in t).
 
-Every function raises TypeError or ValueError, naming the argument, for unequal shapes, a dtype that is no
-float, a `t` of the wrong shape or out of range, and what the prediction leaves undefined (eps and score at
-alpha = 0).
+Every function raises TypeError or ValueError, naming the argument, for unequal shapes, a dtype that is not
+floating-point, a `t` of the wrong shape or out of range, and where the prediction leaves the result undefined
+(eps and score at alpha = 0).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import ulam_kernels
 from ulam_kernels.autograd import forward_mode, recorded
 from ulam_kernels.validation import check_tensor
 
-from .arguments import Time, chain_times
+from .arguments import Time, chain_times, per_chain
 from .programs.predictions import check_predicts, combine, sigma_data_of
 from .schedules import Array, Schedule, VariancePreserving, check_schedule, posterior
 
@@ -53,7 +53,7 @@ def score(x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predi
     """grad_x log p_t(x_t) = -eps / sigma_t, [B, *shape] [Vincent 2011; Tweedie]. Undefined at sigma_t = 0."""
     alpha, sigma, sigma_data = _levels(x_t, m, t, schedule, predicts)
     if (sigma == 0).any():
-        raise ValueError("t must have sigma above 0: the score is undefined without noise")
+        raise ValueError("t: got one with sigma 0, expected sigma above 0: the score is undefined without noise")
     return _affine(x_t, m, *combine(predicts, alpha, sigma, eps=-1 / sigma, sigma_data=sigma_data))
 
 
@@ -75,8 +75,7 @@ def posterior_variance(
 ) -> torch.Tensor:
     """beta~ of q(x_{t-1} | x_t, x_0), [B], one number a chain [Ho 2020, eq. 7]; 0 at t = 0.
 
-    It depends on t alone: x_t and m give the number of chains, the dtype and the device. VP schedules,
-    whole t.
+    It depends on t alone: x_t and m tell the number of chains, the dtype and the device. VP schedules, whole t.
     """
     alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
     alpha_s, sigma_s = _previous(chain_times(x_t, t), sigma, schedule)
@@ -87,29 +86,29 @@ def posterior_variance(
 def _levels(
     x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str
 ) -> tuple[Array, Array, float]:
-    """(alpha_t, sigma_t, sigma_data), the first two [B], after checking every argument."""
+    """(alpha_t, sigma_t, sigma_data), the first two [B], after a check of every argument."""
     check_schedule(schedule)
     check_predicts(predicts)
     sigma_data = sigma_data_of(schedule, predicts)
     for name, tensor in (("x_t", x_t), ("m", m)):
         check_tensor(tensor, name)
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a float dtype, got {tensor.dtype}")
+            raise TypeError(f"{name}: got {tensor.dtype}, expected a float dtype")
     if x_t.ndim == 0 or x_t.shape != m.shape:
-        raise ValueError(f"m must have the shape of x_t, {list(x_t.shape)} (chains first), got {list(m.shape)}")
+        raise ValueError(f"m: got shape {list(m.shape)}, expected {list(x_t.shape)} like x_t (chains first)")
     if x_t.device != m.device:
-        raise ValueError(f"m must be on the device of x_t, {x_t.device}, got {m.device}")
+        raise ValueError(f"m: got one on {m.device}, expected {x_t.device} like x_t")
     return *schedule.levels(chain_times(x_t, t)), sigma_data
 
 
 def _previous(times: Array, sigma: Array, schedule: Schedule) -> tuple[Array, Array]:
     """(alpha, sigma) one training step before `times`; the data, (1, 0), before step 0."""
     if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"schedule must be vp (x_(t-1) is its previous training step), got {schedule!r}")
+        raise ValueError(f"schedule: got {schedule!r}, expected a vp schedule: x_(t-1) is its previous training step")
     if (times % 1 != 0).any():
-        raise ValueError(f"t must be a whole training step, got {times[times % 1 != 0][0]!s}")
+        raise ValueError(f"t: got {times[times % 1 != 0][0]!s}, expected whole training steps")
     if (sigma == 0).any():
-        raise ValueError("t must have sigma above 0: there is no posterior without noise")
+        raise ValueError("t: got one with sigma 0, expected sigma above 0: there is no posterior without noise")
     alpha_s, sigma_s = schedule.levels(np.maximum(times - 1, 0))
     return np.where(times == 0, 1.0, alpha_s), np.where(times == 0, 0.0, sigma_s)
 
@@ -120,6 +119,6 @@ def _affine(x: torch.Tensor, m: torch.Tensor, on_x: Array, on_m: Array) -> torch
     wide = torch.float64 if promoted == torch.float64 else torch.float32
     a, b = (torch.from_numpy(np.ascontiguousarray(c)).to(x.device, wide) for c in (on_x, on_m))
     if recorded(x, m) or forward_mode():
-        a, b = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (a, b))
+        a, b = per_chain(a, x), per_chain(b, x)
         return (a * x + b * m).to(promoted)
     return ulam_kernels.affine(x, m, a, b)

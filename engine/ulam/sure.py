@@ -15,22 +15,19 @@ from .denoiser import Denoiser
 from .estimation.derivatives import Derivatives
 from .estimation.estimator import Estimator, Inputs, Sigma
 from .estimation.probes import dot, probes
+from .estimation.uncertainty import BatchEstimate, batch_mean
 from .gradients import check_no_gradient
 
 
 @dataclass(frozen=True)
-class Sure:
+class Sure(BatchEstimate):
     """SURE, an estimate of the mean squared error per element.
 
-    value, stderr: over the whole batch; the error covers the spread over chains and so of the probes.
-    per_chain, per_chain_stderr: ``[B]``; the error is that of the divergence alone (nan for one probe).
+    value, stderr: over the whole batch; the error covers the spread over chains and so of the probes (nan for one
+    chain). per_chain, per_chain_stderr: ``[B]``; the error is that of the divergence alone (nan for one probe).
     divergence: ``[B]``, div D. derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
-    value: float
-    stderr: float
-    per_chain: torch.Tensor
-    per_chain_stderr: torch.Tensor
     divergence: torch.Tensor
     derivatives: str
 
@@ -48,13 +45,13 @@ def estimate(
 ) -> Sure:
     """SURE of ``denoiser`` at y ``[B, *shape]`` with noise ``sigma``, one number or one a chain.
 
-    The divergence is the mean of v' (dD/dy) v over ``samples`` probes [Hutchinson 1990; Ramani 2008, here with the
-    exact derivative, see `estimation.derivatives`]. They are noise-v1's with ``seed``: a chain's estimate does not
-    depend on its batch. No gradient flows through the result.
+    The divergence is the mean of v' (dD/dy) v over ``samples`` probes v of a ``kind``, rademacher or gaussian
+    [Hutchinson 1990; Ramani 2008, here with the exact derivative, see :mod:`ulam.estimation.derivatives`]. Probes are
+    noise-v1 of ``seed``: a chain's estimate does not depend on its batch. No gradient flows through the result.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
-            x or has no derivative.
+        TypeError, ValueError: an invalid argument, named in the message; a network that hides its dependence on x or
+            has no derivative.
         RuntimeError: y, sigma or cond requires grad while gradients are recorded.
     """
     check_no_gradient("sure.estimate", cond, y=y, sigma=sigma)
@@ -68,8 +65,7 @@ def estimate(
     per_chain = dot(denoised - at, denoised - at) / n - variance + 2 * variance * divergence / n
     spread = divergences.std(0) if len(divergences) > 1 else torch.full_like(divergence, float("nan"))
     return Sure(
-        value=float(per_chain.mean()),
-        stderr=float(per_chain.std() / len(per_chain) ** 0.5) if len(per_chain) > 1 else float("nan"),
+        **batch_mean(per_chain),
         per_chain=per_chain,
         per_chain_stderr=2 * variance * spread / len(divergences) ** 0.5 / n,
         divergence=divergence,

@@ -1,4 +1,4 @@
-"""Tweedie's formula: what a denoiser says of the posterior of x given y = x + sigma z.
+"""Tweedie's formula: what a denoiser tells of the posterior of x given y = x + sigma z.
 
 The derivatives of log p(y) are the posterior's cumulants [Robbins 1956; Efron 2011]:
 
@@ -7,13 +7,13 @@ The derivatives of log p(y) are the posterior's cumulants [Robbins 1956; Efron 2
     kappa_3[x | y] = sigma^6 third derivative of log p(y)       = sigma^4 d^2 D/dy^2
 
 A denoiser is any :class:`ulam.Denoiser`; y is ``[B, *shape]``, sigma one number or one a chain, ``cond`` the network's
-further arguments. Everything is batched: one chain's answer does not depend on the others where the network treats
-rows independently. Results have the dtype of y; use float64 networks and y where many digits matter.
+further arguments. Everything is batched: a chain's result does not depend on the others where the network treats rows
+independently. Results have the dtype of y; use float64 networks and y where many digits matter.
 
-Derivatives are automatic, in the mode of the denoiser's ``derivatives`` (`estimation.derivatives`), and held against
-finite differences at their first use. Results carry no gradient, but for :func:`mean`. Every function raises TypeError
-or ValueError naming the argument; TypeError too for a network that hides its dependence on x or has no derivative, and
-RuntimeError for an input that requires grad while gradients are recorded.
+Derivatives are automatic, in the mode of the denoiser's ``derivatives`` (:mod:`ulam.estimation.derivatives`), and
+compared with finite differences at their first use. Results carry no gradient, except those of :func:`mean`. Every
+function raises TypeError or ValueError naming the argument, TypeError also for a network that hides its dependence on x
+or has no derivative, and RuntimeError for an input that requires grad while gradients are recorded.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ from .denoiser import Denoiser
 from .estimation.derivatives import Derivatives
 from .estimation.estimator import Estimator, Inputs, Sigma, check_observation
 from .estimation.probes import dot, probes
+from .estimation.uncertainty import WithError, mean_and_error
 from .gradients import check_no_gradient, without_graph
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(WithError[torch.Tensor]):
     """A Monte Carlo estimate: ``value`` and its standard error ``stderr``, one a chain ``[B]``.
 
     derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
-    value: torch.Tensor
-    stderr: torch.Tensor
     derivatives: str
 
 
@@ -110,18 +109,19 @@ def covariance_trace(
 ) -> Estimate:
     """tr Cov[x | y], the posterior's mean squared error, ``[B]`` with its standard error.
 
-    hutchinson: the mean of v' Cov v [Hutchinson 1990]. hutch++: a third of the samples finds the leading directions,
-    a third measures the trace on them exactly, the rest estimates what is left [Meyer 2021, alg. 1]; much better where
-    few directions carry most of the trace.
+    hutchinson: the mean of v' Cov v, over at least 2 samples [Hutchinson 1990]. hutch++: a third of the samples, at
+    least 6 in all, finds the leading directions, a third measures the trace on them exactly, the rest estimates the
+    remainder [Meyer 2021, alg. 1]; much better where few directions carry most of the trace.
     """
     if choice(method, "method", ("hutchinson", "hutch++")) == "hutch++":
         _check_wide(y)
     least = 2 if method == "hutchinson" else 6
     if whole_number("samples", samples) < least:
-        raise ValueError(f"samples must be at least {least} for {method}, got {samples}")
+        raise ValueError(f"samples: got {samples}, expected at least {least} for {method}")
     product, derivatives = _covariance("tweedie.covariance_trace", denoiser, y, sigma, cond)
     if method == "hutchinson":
-        return Estimate(*_mean_and_error([dot(v, product(v)) for v in probes(y, samples, seed=seed)]), derivatives.mode)
+        traces = torch.stack([dot(v, product(v)) for v in probes(y, samples, seed=seed)])
+        return Estimate(*mean_and_error(traces), derivatives.mode)
     third = samples // 3
     sketch = torch.stack([product(v).flatten(1) for v in probes(y, third, seed=seed)], dim=2)
     basis = torch.linalg.qr(sketch).Q  # [B, n, third]
@@ -131,7 +131,7 @@ def covariance_trace(
         flat = v.flatten(1)[:, :, None]
         left = (flat - basis @ (basis.mT @ flat))[:, :, 0].reshape(y.shape)
         rest.append(dot(left, product(left)))
-    remainder, error = _mean_and_error(rest)
+    remainder, error = mean_and_error(torch.stack(rest))
     return Estimate(remainder + known, error, derivatives.mode)
 
 
@@ -146,7 +146,7 @@ def eigenpairs(
     iterations: int | None = None,
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The leading posterior variances ``[B, count]``, decreasing, and directions ``[B, count, *shape]`` of length 1.
+    """The leading posterior variances ``[B, count]``, decreasing, and their unit directions ``[B, count, *shape]``.
 
     Lanczos with full reorthogonalisation; ``iterations`` products, by default 2 count + 10 (at most the dimension).
     Of a network whose Jacobian is not symmetric these are the eigenpairs of the projected symmetric part.
@@ -154,10 +154,10 @@ def eigenpairs(
     _check_wide(y)
     dimension = y[0].numel()
     if not 1 <= whole_number("count", count) <= dimension:
-        raise ValueError(f"count must be 1 to the {dimension} elements of a chain, got {count}")
+        raise ValueError(f"count: got {count}, expected 1 to the {dimension} elements of a chain")
     steps = min(2 * count + 10, dimension) if iterations is None else whole_number("iterations", iterations)
     if not count <= steps <= dimension:
-        raise ValueError(f"iterations must lie in [{count}, {dimension}], got {steps}")
+        raise ValueError(f"iterations: got {steps}, expected {count} to {dimension}")
     product, _ = _covariance("tweedie.eigenpairs", denoiser, y, sigma, cond)
     basis = torch.zeros(len(y), dimension, 0, dtype=y.dtype, device=y.device)
     images = basis
@@ -189,8 +189,8 @@ def third_cumulant(
 ) -> torch.Tensor:
     """kappa_3[x | y] applied twice to v: sigma^4 (d^2 D/dy^2)[v, v], like y.
 
-    Its inner product with v is the third cumulant of v' x. Two derivatives, in reverse mode whatever the denoiser's
-    ``derivatives``. Of a piecewise linear network (ReLU) they are 0.
+    Its inner product with v is the third cumulant of v' x. It takes two derivatives, always in reverse mode. For a
+    piecewise linear network (ReLU) the result is 0.
     """
     check_no_gradient("tweedie.third_cumulant", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)
@@ -199,7 +199,7 @@ def third_cumulant(
 
 
 def _check_wide(y: torch.Tensor) -> None:
-    """Raises TypeError for what torch's linear algebra does not take."""
+    """Raises TypeError for a dtype that torch's linear algebra does not support."""
     check_observation(y)
     if y.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"y: got {y.dtype}, expected torch.float32 or torch.float64")
@@ -208,7 +208,7 @@ def _check_wide(y: torch.Tensor) -> None:
 def _check_direction(v: torch.Tensor, y: torch.Tensor) -> None:
     check_data(v, "v")
     if v.shape != y.shape:
-        raise ValueError(f"v must have the shape of y, {list(y.shape)}, got {list(v.shape)}")
+        raise ValueError(f"v: got shape {list(v.shape)}, expected {list(y.shape)} like y")
     if v.dtype != y.dtype:
         raise TypeError(f"v: got {v.dtype}, expected {y.dtype} like y")
 
@@ -216,15 +216,8 @@ def _check_direction(v: torch.Tensor, y: torch.Tensor) -> None:
 def _covariance(
     what: str, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Derivatives]:
-    """sigma^2 J v, or sigma^2 J' v: for quadratic forms, traces and the symmetric part they are one."""
+    """v to sigma^2 J v or sigma^2 J' v, equal in quadratic forms, traces and symmetric parts; and the derivatives."""
     check_no_gradient(what, cond, y=y, sigma=sigma)
     estimator = Estimator(denoiser, y, sigma, cond)
     variance, derivatives = estimator.per_chain(estimator.sigma**2), Derivatives(estimator, y)
     return lambda v: variance * derivatives.image(v), derivatives
-
-
-def _mean_and_error(values: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    stacked = torch.stack(values)
-    if len(stacked) < 2:
-        return stacked.mean(0), torch.full_like(stacked[0], float("nan"))
-    return stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5

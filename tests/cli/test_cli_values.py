@@ -62,7 +62,7 @@ def test_every_name_of_noise_levels_is_an_option(folder: Path, capsys, name: str
     "command, error",
     [
         (f"{SAMPLE} --sampler euler --sigmas 3,x", r"argument --sigmas: got '3,x', expected karras, .* or levels"),
-        (f"{SAMPLE} --sampler euler --sigmas karas", r"sigmas must be one of karras, .*, got 'karas'"),
+        (f"{SAMPLE} --sampler euler --sigmas karas", r"sigmas: got 'karas', expected one of karras, .*"),
         (f"{SAMPLE} --threshold x", r"argument --threshold: got 'x', expected numbers such as 0.995"),
         (
             f"{SAMPLE} --threshold 0.9,1,2",

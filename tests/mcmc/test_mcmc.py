@@ -167,16 +167,16 @@ def test_launches_count_the_same_divergences(sampler):
 @pytest.mark.parametrize(
     ("target", "sampler", "options", "message"),
     [
-        (mcmc.Energy(lambda x: x.sum()), ULA(0.1), {}, r"target: the energy has shape \[\], expected \[6\]"),
-        (mcmc.Energy(lambda x: x), ULA(0.1), {}, r"target: the energy has shape \[6, 2\], expected \[6\]"),
-        (mcmc.Energy(lambda x: 3.0), ULA(0.1), {}, r"target: the energy is a float, expected a float tensor \[6\]"),
-        (mcmc.Energy(lambda x: x.sum(1).long()), ULA(0.1), {}, "target: the energy is a tensor of torch.int64"),
-        (mcmc.Energy(lambda x: x.detach().sum(1)), ULA(0.1), {}, "target: the energy has no gradient with respect"),
+        (mcmc.Energy(lambda x: x.sum()), ULA(0.1), {}, r"target: got energies of shape \[\], expected \[6\]"),
+        (mcmc.Energy(lambda x: x), ULA(0.1), {}, r"target: got energies of shape \[6, 2\], expected \[6\]"),
+        (mcmc.Energy(lambda x: 3.0), ULA(0.1), {}, r"target: got float, expected energies \[6\]"),
+        (mcmc.Energy(lambda x: x.sum(1).long()), ULA(0.1), {}, "target: got energies of torch.int64, expected floats"),
+        (mcmc.Energy(lambda x: x.detach().sum(1)), ULA(0.1), {}, "target: got an energy without a gradient in x"),
         (
             mcmc.Energy(lambda x: torch.ones(6, requires_grad=True) * 2),
             ULA(0.1),
             {},
-            "target: the energy has no gradient with respect",
+            "target: got an energy without a gradient in x",
         ),
         (
             mcmc.Energy(lambda x: (x * float("nan")).sum(1)),
@@ -185,7 +185,12 @@ def test_launches_count_the_same_divergences(sampler):
             "target: got no finite energy at the start of chain 0",
         ),
         (mcmc.Energy(lambda x: x.norm(dim=1)), ULA(0.1), {"x_init": torch.zeros(6, 2) / 0}, "x_init: got numbers"),
-        (mcmc.Score(lambda x: x[:, :1]), ULA(0.1), {}, r"target: the score has shape \[6, 1\], expected \[6, 2\]"),
+        (
+            mcmc.Score(lambda x: x[:, :1]),
+            ULA(0.1),
+            {},
+            r"target: got scores of shape \[6, 1\], expected \[6, 2\] like x",
+        ),
         (
             mcmc.Score(lambda x: x),
             MALA(0.1),

@@ -415,15 +415,15 @@ def test_sde_converges_weakly_at_its_declared_order(
 # ------------------------------------------------------------------------------------------------- arguments
 
 BAD: dict[str, Callable[[], object]] = {
-    "order must be a whole number from 1 to 3, got 4": lambda: DPMSolverPP(5, 4),
-    "order must be a whole number from 1 to 3, got 0": lambda: DPMSolver(5, 0),
-    "kind must be one of multistep, singlestep, got 'both'": lambda: DPMSolverPP(5, kind="both"),
-    "variant must be one of midpoint, heun, dpmsolver, got 'bh2'": lambda: DPMSolverPP(5, variant="bh2"),
-    "sde must be True or False, got 1": lambda: DPMSolverPP(5, sde=1),
-    "lower_order_final must be True or False, got 'no'": lambda: DPMSolver(5, lower_order_final="no"),
-    "euler_at_final must be True or False, got None": lambda: DPMSolver(5, euler_at_final=None),
-    "clip must be None": lambda: DPMSolverPP(5, clip=3),
-    "steps must be given": lambda: DPMSolverPP(),
+    "order: got 4, expected a whole number from 1 to 3": lambda: DPMSolverPP(5, 4),
+    "order: got 0, expected a whole number from 1 to 3": lambda: DPMSolver(5, 0),
+    "kind: got 'both', expected one of multistep, singlestep": lambda: DPMSolverPP(5, kind="both"),
+    "variant: got 'bh2', expected one of midpoint, heun, dpmsolver": lambda: DPMSolverPP(5, variant="bh2"),
+    "sde: got 1, expected True or False": lambda: DPMSolverPP(5, sde=1),
+    "lower_order_final: got 'no', expected True or False": lambda: DPMSolver(5, lower_order_final="no"),
+    "euler_at_final: got None, expected True or False": lambda: DPMSolver(5, euler_at_final=None),
+    "clip: got .*, expected None": lambda: DPMSolverPP(5, clip=3),
+    "steps: got None, expected a number of steps": lambda: DPMSolverPP(),
     "predicts='eps' says nothing about x_0": lambda: DPMSolver(5, spacing="trailing").program(ZERO_SNR, "eps"),
 }
 

@@ -268,16 +268,16 @@ def test_zero_terminal_snr_raises_for_eps(sampler: Any) -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "original_steps must be a whole number of at least 1, got 0": lambda: LCM(4, 0),
-    "original_steps must be a whole number of at least 1, got 2.5": lambda: TCD(4, original_steps=2.5),
-    "original_steps must be at most the schedule's 1000 .* got 1001": lambda: LCM(4, 1001).program(VP["scaled"]),
-    "steps must be at most original_steps=50, got 51": lambda: TCD(51).program(VP["scaled"]),
-    "steps must be at most training_levels=40, got 41": lambda: Consistency(41).program(schedules.edm(), "raw"),
-    "training_levels must be a whole number of at least 1, got -1": lambda: Consistency(4, -1),
-    "timestep_scaling must be finite and at least 0, got -1": lambda: LCM(4, timestep_scaling=-1),
-    "s_noise must be finite and at least 0, got nan": lambda: Consistency(4, s_noise=float("nan")),
-    "eta must be in .0, 1., got 1.5": lambda: TCD(4, 1.5),
-    "clip must be None.*got 3": lambda: LCM(4, clip=3),
+    "original_steps: got 0, expected a whole number of at least 1": lambda: LCM(4, 0),
+    "original_steps: got 2.5, expected a whole number of at least 1": lambda: TCD(4, original_steps=2.5),
+    "original_steps: got 1001, expected at most the 1000 training steps": lambda: LCM(4, 1001).program(VP["scaled"]),
+    "steps: got 51, expected at most original_steps=50": lambda: TCD(51).program(VP["scaled"]),
+    "steps: got 41, expected at most training_levels=40": lambda: Consistency(41).program(schedules.edm(), "raw"),
+    "training_levels: got -1, expected a whole number of at least 1": lambda: Consistency(4, -1),
+    "timestep_scaling: got -1, expected a finite number of at least 0": lambda: LCM(4, timestep_scaling=-1),
+    "s_noise: got nan, expected a finite number of at least 0": lambda: Consistency(4, s_noise=float("nan")),
+    "eta: got 1.5, expected a number in .0, 1.": lambda: TCD(4, 1.5),
+    "clip: got 3, expected None": lambda: LCM(4, clip=3),
     "predicts='raw' .* needs schedule=edm": lambda: Consistency(4).program(VP["scaled"], "raw"),
 }
 

@@ -18,7 +18,7 @@ from ulam.integrations.diffusers import fuse
 from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
-from ulam.samplers.grid import Grid, GridSampler, levels_at, sigma_min, spaced, told
+from ulam.samplers.grid import Grid, GridSampler, levels_at, network_times, sigma_min, spaced
 from ulam.schedules import Schedule, VariancePreserving
 
 # diffusers reads torch tensors through NumPy's old protocol
@@ -144,7 +144,7 @@ def test_named_sigmas_equal_diffusers(schedule: str, name: str, sigmas: str) -> 
     elif sigmas == "karras":
         np.testing.assert_array_equal(grid.times, scheduler.timesteps)
     else:
-        exact = told(VP[schedule], grid.alphas[:-1], grid.sigmas[:-1])
+        exact = network_times(VP[schedule], grid.alphas[:-1], grid.sigmas[:-1])
         np.testing.assert_array_equal(grid.times, exact.round())
         assert (abs(np.floor(exact + 1e-9) - scheduler.timesteps.numpy()) <= 1e-9).all()
 
@@ -265,7 +265,7 @@ def test_log_snr_spacing_is_uniform(cls: type[Fractional], name: str) -> None:
     np.testing.assert_allclose(np.diff(grid.log_snr), (grid.log_snr[-1] - grid.log_snr[0]) / 7, rtol=1e-9)
     np.testing.assert_allclose(schedule.t_of_sigma(grid.ratios[0]), grid.times[0], rtol=1e-12)
     assert grid.ratios[-1] == pytest.approx(sigma_min(schedule), rel=1e-12)
-    np.testing.assert_allclose(told(schedule, grid.alphas[:-1], grid.sigmas[:-1]), grid.times, rtol=1e-14)
+    np.testing.assert_allclose(network_times(schedule, grid.alphas[:-1], grid.sigmas[:-1]), grid.times, rtol=1e-14)
     to_data = cls(7, spacing="log-snr").grid(schedule)
     assert to_data.alphas[:-1].tolist() == grid.alphas[:-1].tolist() and to_data.sigmas[-1] == 0
 
@@ -296,7 +296,7 @@ def test_told_inverts_the_levels(name: str) -> None:
     values = np.array([0.59, 0.31, 0.05])
     alpha, sigma = levels_at(schedule, values)
     np.testing.assert_allclose(sigma if name == "flow" else sigma / alpha, values, rtol=1e-12)
-    times = told(schedule, alpha, sigma)
+    times = network_times(schedule, alpha, sigma)
     if isinstance(schedule, VariancePreserving):  # k-diffusion interpolates in log(sigma / alpha)
         log_ratio = np.interp(times, np.arange(schedule.steps), np.log(schedule.ratios))
         np.testing.assert_allclose(log_ratio, np.log(values), rtol=1e-12)
@@ -317,9 +317,13 @@ def test_zero_terminal_snr_starts_at_infinite_noise() -> None:
     assert (grid.alphas[0], grid.sigmas[0], grid.ratios[0], grid.log_snr[0]) == (0, 1, math.inf, -math.inf)
     assert np.isfinite(Index(5, spacing="trailing").program(schedule, "v").A).all()
     for cls in (Fractional, Endless):
-        with pytest.raises(ValueError, match="sigmas='karras' needs a finite largest sigma"):
+        with pytest.raises(
+            ValueError, match=r"sigmas: got 'karras' on .*, expected a schedule whose largest sigma is finite"
+        ):
             cls(5, sigmas="karras", spacing="trailing").grid(schedule)
-    with pytest.raises(ValueError, match="spacing='log-snr' needs a finite largest sigma/alpha"):
+    with pytest.raises(
+        ValueError, match=r"spacing: got 'log-snr' on .*, expected a schedule whose largest sigma is finite"
+    ):
         Fractional(5, spacing="log-snr").grid(schedule)
 
 
@@ -332,71 +336,75 @@ def levels(*ratios: float, alpha: float = 1.0) -> Grid:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "steps must be a whole number of at least 1, got 0": lambda: DDIM(0),
-    "steps must be a whole number of at least 1, got -3": lambda: DDPM(-3),
-    "steps must be a whole number of at least 1, got True": lambda: DDIM(True),
-    "steps must be a whole number of at least 1, got 5.0": lambda: DDIM(5.0),
-    "steps must be a whole number of at least 1, got '5'": lambda: DDPM("5"),
-    "steps must be given .or timesteps or sigmas., got none": lambda: DDIM(),
-    "steps must be at most the schedule's 1000 training steps, got 1001": lambda: DDIM(1001).program(LINEAR),
-    "steps must be given on edm": lambda: DDPM().program(schedules.edm()),
-    "steps must be left out or equal the 2 timesteps given, got 3": lambda: DDIM(3, timesteps=[5, 1]),
-    "steps must be left out or equal the 2 sigmas given, got 3": lambda: DDIM(3, sigmas=[5, 1, 0]),
-    "steps must give strictly decreasing noise levels, got .* 0.0100005 before 0.0100005: use fewer":
+    "steps: got 0, expected a whole number of at least 1": lambda: DDIM(0),
+    "steps: got -3, expected a whole number of at least 1": lambda: DDPM(-3),
+    "steps: got True, expected a whole number of at least 1": lambda: DDIM(True),
+    "steps: got 5.0, expected a whole number of at least 1": lambda: DDIM(5.0),
+    "steps: got '5', expected a whole number of at least 1": lambda: DDPM("5"),
+    "steps: got None, expected a number of steps .or timesteps or sigmas.": lambda: DDIM(),
+    "steps: got 1001, expected at most the 1000 training steps of the schedule": lambda: DDIM(1001).program(LINEAR),
+    "steps: got None on edm": lambda: DDPM().program(schedules.edm()),
+    "steps: got 3, expected the 2 timesteps given": lambda: DDIM(3, timesteps=[5, 1]),
+    "steps: got 3, expected the 2 sigmas given": lambda: DDIM(3, sigmas=[5, 1, 0]),
+    "steps: got .* 0.0100005 before 0.0100005, expected strictly decreasing noise levels: use fewer":
         lambda: Endless(1000, spacing="leading").grid(LINEAR),
-    "spacing must be one of leading, linspace, trailing, log-snr, got 'even'": lambda: DDPM(5, spacing="even"),
-    "spacing must be None or log-snr on flow": lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
-    "spacing, timesteps and sigmas must not .*together": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
-    "timesteps and sigmas must not be given together .but for": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
-    "spacing, timesteps and sigmas must not be given together": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
-    "spacing, .* must not be given together .but for sigmas='karras'":
+    "spacing: got 'even', expected one of leading, linspace, trailing, log-snr": lambda: DDPM(5, spacing="even"),
+    "spacing: got 'leading' on flow.*, expected None or log-snr":
+        lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
+    "spacing, timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
+    "timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
+    "spacing, timesteps, sigmas: got more than one": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
+    "spacing, .*: got more than one, expected one .or spacing with sigmas='karras'":
         lambda: DDIM(4, spacing="log-snr", sigmas="karras"),
-    "spacing, .* must not be given together .but for sigmas='karras', 'exponential' or 'beta'.$":
+    "spacing, .*: got more than one, expected one .or spacing with sigmas='karras', 'exponential' or 'beta'.$":
         lambda: DDIM(4, spacing="linspace", sigmas="beta-time"),
-    "steps must give strictly decreasing noise levels, .* use fewer steps":
+    "steps: got .*, expected strictly decreasing noise levels: use fewer steps":
         lambda: Fractional(200, sigmas="beta-time").grid(LINEAR),
-    "steps must be given on edm.*, which has no training steps": lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
+    "steps: got None on edm.*, expected a number: it has no training steps":
+        lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
     "sigmas: got nan at level 1, expected finite numbers": lambda: levels(3, math.nan, 0),
     "sigmas: got nan at level 0, expected finite numbers": lambda: levels(math.nan, 0),
     "sigmas: got inf at level 0, expected finite numbers": lambda: levels(math.inf, 1, 0),
     "alphas: got nan at level 0, expected finite numbers": lambda: levels(3, 1, 0, alpha=math.nan),
     "times: got nan at level 0, expected finite numbers":
         lambda: Grid(np.array([math.nan]), np.ones(2), np.array([1.0, 0.0])),
-    "timesteps must be strictly decreasing, got 1 before 5": lambda: DDIM(timesteps=[1, 5]),
-    "timesteps must be strictly decreasing, got 5 before 5": lambda: DDPM(timesteps=[5, 5]),
-    "timesteps must be a sequence of numbers, not empty": lambda: DDPM(timesteps=[]),
-    "timesteps must be a sequence of numbers, not empty, got 7": lambda: DDPM(timesteps=7),
-    "timesteps must be finite numbers, got nan": lambda: DDPM(timesteps=[math.nan]),
-    "timesteps must be finite numbers, got True": lambda: DDPM(timesteps=[True]),
-    "timesteps must be finite numbers, got 'a'": lambda: DDPM(timesteps=["a"]),
-    "timesteps are out of range: t must lie in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(LINEAR),
-    "timesteps are out of range: t must lie in .*got -1": lambda: DDPM(timesteps=[3, -1]).program(LINEAR),
-    "timesteps must have sigma above 0, 0 has": lambda: DDIM(timesteps=[1, 0]).program(FLOW, "flow"),
-    "sigmas must be one of karras, exponential, beta, beta-time, got 'lu'": lambda: DDIM(5, sigmas="lu"),
-    "sigmas must be strictly decreasing, got 1 before 2": lambda: DDIM(sigmas=[1, 2]),
-    "sigmas must be above 0 .the last may be 0., got -1": lambda: DDIM(sigmas=[1, -1]),
-    "sigmas must be above 0 .the last may be 0., got 0": lambda: DDIM(sigmas=[0]),
-    "sigmas must be finite numbers, got inf": lambda: DDIM(sigmas=[math.inf, 1]),
-    "sigmas must be a sequence of numbers, not empty, got 3": lambda: DDIM(sigmas=3),
-    "sigmas are out of range: t must lie in .0, 1.": lambda: DDIM(sigmas=[1.5, 0.2]).program(FLOW, "flow"),
-    "sigmas are out of range: sigma must lie in": lambda: DDIM(sigmas=[1e9, 1]).program(schedules.sub_vp()),
-    "final must be 'zero', 'sigma_min' or a noise level above 0, got 'one'": lambda: DDIM(5, final="one"),
-    "final must be 'zero', 'sigma_min' or a noise level above 0, got 0": lambda: DDIM(5, final=0),
-    "final must be 'zero', 'sigma_min' or a noise level above 0, got True": lambda: DDIM(5, final=True),
-    "final must be 'zero', .* got inf": lambda: DDIM(5, final=math.inf),
-    "final must be 'zero' where the last of sigmas is the end, got 'sigma_min'":
+    "timesteps: got 1 before 5, expected strictly decreasing": lambda: DDIM(timesteps=[1, 5]),
+    "timesteps: got 5 before 5, expected strictly decreasing": lambda: DDPM(timesteps=[5, 5]),
+    "timesteps: got .*, expected a sequence of numbers, not empty": lambda: DDPM(timesteps=[]),
+    "timesteps: got 7, expected a sequence of numbers, not empty": lambda: DDPM(timesteps=7),
+    "timesteps: got nan, expected finite numbers": lambda: DDPM(timesteps=[math.nan]),
+    "timesteps: got True, expected finite numbers": lambda: DDPM(timesteps=[True]),
+    "timesteps: got 'a', expected finite numbers": lambda: DDPM(timesteps=["a"]),
+    "timesteps: got 1000.0, expected numbers in .0, 999.": lambda: DDIM(timesteps=[1000, 3]).program(LINEAR),
+    "timesteps: got -1.0, expected numbers in": lambda: DDPM(timesteps=[3, -1]).program(LINEAR),
+    "timesteps: got 0 with sigma 0, expected sigma above 0": lambda: DDIM(timesteps=[1, 0]).program(FLOW, "flow"),
+    "sigmas: got 'lu', expected one of karras, exponential, beta, beta-time": lambda: DDIM(5, sigmas="lu"),
+    "sigmas: got 1 before 2, expected strictly decreasing": lambda: DDIM(sigmas=[1, 2]),
+    "sigmas: got -1, expected numbers above 0 .the last may be 0.": lambda: DDIM(sigmas=[1, -1]),
+    "sigmas: got 0, expected numbers above 0 .the last may be 0.": lambda: DDIM(sigmas=[0]),
+    "sigmas: got inf, expected finite numbers": lambda: DDIM(sigmas=[math.inf, 1]),
+    "sigmas: got 3, expected a sequence of numbers, not empty": lambda: DDIM(sigmas=3),
+    "sigmas: got 1.5, expected numbers in .0, 1.": lambda: DDIM(sigmas=[1.5, 0.2]).program(FLOW, "flow"),
+    "sigmas: got 1000000000.0, expected numbers in": lambda: DDIM(sigmas=[1e9, 1]).program(schedules.sub_vp()),
+    "final: got 'one', expected 'zero', 'sigma_min' or a noise level above 0": lambda: DDIM(5, final="one"),
+    "final: got 0, expected 'zero', 'sigma_min' or a noise level above 0": lambda: DDIM(5, final=0),
+    "final: got True, expected 'zero', 'sigma_min' or a noise level above 0": lambda: DDIM(5, final=True),
+    "final: got inf, expected 'zero',": lambda: DDIM(5, final=math.inf),
+    "final: got 'sigma_min', expected 'zero' where the last of sigmas is the end":
         lambda: DDIM(sigmas=[1, 0], final="sigma_min"),
-    "final must lie below the last noise level, got sigma/alpha 0.01 before 0.01":
+    "final: got sigma/alpha 0.01, expected a level below the last one, 0.01":
         lambda: DDIM(5, final="sigma_min").program(schedules.ve(0.01, 1)),
-    "final is out of range: t must lie in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
-    "timesteps must have sigma above 0": lambda: levels(1, 0, 0),
-    "steps must give strictly decreasing noise levels, got sigma/alpha 1 before 2": lambda: levels(1, 2, 0),
-    "final must be 'zero' where the last of sigmas is the end, got 0.05": lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
-    "final must be 'zero' where the last of timesteps is": lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
-    "final must lie below": lambda: levels(3, 2, 2),
-    "final must lie below the last noise level, got sigma/alpha 0.002 before 0.002":
+    "final: got 2.0, expected numbers in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
+    "timesteps: got .*, expected sigma above 0": lambda: levels(1, 0, 0),
+    "steps: got sigma/alpha 1 before 2, expected strictly decreasing noise levels": lambda: levels(1, 2, 0),
+    "final: got 0.05, expected 'zero' where the last of sigmas is the end":
+        lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
+    "final: got .*, expected 'zero' where the last of timesteps is":
+        lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
+    "final: got .*, expected a level below": lambda: levels(3, 2, 2),
+    "final: got sigma/alpha 0.002, expected a level below the last one, 0.002":
         lambda: Endless(20, final="sigma_min").grid(schedules.edm()),  # rounding must not pass for a step
-    "order must be a whole number from 1 to 3, got 4": lambda: check_whole("order", 4, 1, 3),
+    "order: got 4, expected a whole number from 1 to 3": lambda: check_whole("order", 4, 1, 3),
 }  # fmt: skip
 
 

@@ -333,19 +333,21 @@ def test_zero_terminal_snr_raises_for_eps(sampler: Any) -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "churn must be finite and at least 0, got -1": lambda: Heun(5, -1),
-    "churn must be a number, got '1'": lambda: Euler(5, "1"),
-    "s_tmin must be finite and at least 0, got -0.5": lambda: Heun(5, s_tmin=-0.5),
-    "s_tmax must be .*nan": lambda: Heun(5, s_tmax=math.nan),
-    "s_tmin must be at most s_tmax, got 3 and 2": lambda: Euler(5, s_tmin=3, s_tmax=2),
-    "s_noise must be finite and at least 0, got inf": lambda: EulerAncestral(5, s_noise=math.inf),
-    "eta must be finite and at least 0, got -1": lambda: EulerAncestral(5, -1),
-    "eta must be a number, got None": lambda: DPM2(5, None),
-    "order must be a whole number from 1 to 4, got 5": lambda: LMS(5, 5),
-    "order must be a whole number from 1 to 4, got 2.0": lambda: LMS(5, 2.0),
-    "clip must be .*got 3": lambda: Heun(5, clip=3),
-    "steps must be given": lambda: LMS(),
-    "churn must not raise sigma out of range": lambda: Heun(5, churn=1.0).program(SCHEDULES["sub_vp"]),
+    "churn: got -1, expected a finite number of at least 0": lambda: Heun(5, -1),
+    "churn: got '1', expected a number": lambda: Euler(5, "1"),
+    "s_tmin: got -0.5, expected a finite number of at least 0": lambda: Heun(5, s_tmin=-0.5),
+    "s_tmax: got nan, expected a finite number": lambda: Heun(5, s_tmax=math.nan),
+    "s_tmin, s_tmax: got 3 and 2, expected s_tmin <= s_tmax": lambda: Euler(5, s_tmin=3, s_tmax=2),
+    "s_noise: got inf, expected a finite number of at least 0": lambda: EulerAncestral(5, s_noise=math.inf),
+    "eta: got -1, expected a finite number of at least 0": lambda: EulerAncestral(5, -1),
+    "eta: got None, expected a number": lambda: DPM2(5, None),
+    "order: got 5, expected a whole number from 1 to 4": lambda: LMS(5, 5),
+    "order: got 2.0, expected a whole number from 1 to 4": lambda: LMS(5, 2.0),
+    "clip: got 3, expected .*": lambda: Heun(5, clip=3),
+    "steps: got None, expected a number of steps": lambda: LMS(),
+    "churn: got 1, which raises sigma out of range .*, expected a smaller s_tmax": lambda: Heun(5, churn=1.0).program(
+        SCHEDULES["sub_vp"]
+    ),
 }
 
 

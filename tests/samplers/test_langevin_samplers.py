@@ -423,21 +423,23 @@ def test_zero_terminal_snr_raises_for_eps(sampler: Any, predicts: str) -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "levels must be given": lambda: AnnealedLangevin(),
-    "levels must be a whole number of at least 1, got 0": lambda: AnnealedLangevin(0),
-    "levels must be a whole number of at least 1, got '5'": lambda: AnnealedLangevin("5"),
-    "levels must be a number where sigmas are given": lambda: AnnealedLangevin([2, 1], sigmas="karras"),
-    "sigmas must be strictly decreasing, got 1 before 2": lambda: AnnealedLangevin([1, 2]),
-    "steps_per_level must be a whole number of at least 1, got 0": lambda: AnnealedLangevin(3, 0),
-    "step must be finite and at least 0, got -1": lambda: AnnealedLangevin(3, step=-1),
-    "step must be above 0, got 0": lambda: AnnealedLangevin(3, step=0),
-    "denoise must be True or False, got 1": lambda: AnnealedLangevin(3, denoise=1),
-    "predictor must be one of reverse_diffusion, ancestral, none, got 'euler'": lambda: PredictorCorrector(3, "euler"),
-    "norms must be one of expected, chain, got 'batch'": lambda: PredictorCorrector(3, norms="batch"),
-    "corrector must be one of langevin, none, got 'ald'": lambda: PredictorCorrector(3, corrector="ald"),
-    "predictor must not be 'none'": lambda: PredictorCorrector(3, "none", "none"),
-    "corrector_steps must be a whole number of at least 1": lambda: PredictorCorrector(3, corrector_steps=0),
-    "snr must be finite and at least 0, got nan": lambda: PredictorCorrector(3, snr=float("nan")),
+    "levels: got None, expected a number of levels": lambda: AnnealedLangevin(),
+    "levels: got 0, expected a whole number of at least 1": lambda: AnnealedLangevin(0),
+    "levels: got '5', expected a whole number of at least 1": lambda: AnnealedLangevin("5"),
+    "levels: got .*, expected a number where sigmas are given": lambda: AnnealedLangevin([2, 1], sigmas="karras"),
+    "sigmas: got 1 before 2, expected strictly decreasing": lambda: AnnealedLangevin([1, 2]),
+    "steps_per_level: got 0, expected a whole number of at least 1": lambda: AnnealedLangevin(3, 0),
+    "step: got -1, expected a finite number of at least 0": lambda: AnnealedLangevin(3, step=-1),
+    "step: got 0, expected a number above 0": lambda: AnnealedLangevin(3, step=0),
+    "denoise: got 1, expected True or False": lambda: AnnealedLangevin(3, denoise=1),
+    "predictor: got 'euler', expected one of reverse_diffusion, ancestral, none": lambda: PredictorCorrector(
+        3, "euler"
+    ),
+    "norms: got 'batch', expected one of expected, chain": lambda: PredictorCorrector(3, norms="batch"),
+    "corrector: got 'ald', expected one of langevin, none": lambda: PredictorCorrector(3, corrector="ald"),
+    "predictor, corrector: got 'none' for both": lambda: PredictorCorrector(3, "none", "none"),
+    "corrector_steps: got .*, expected a whole number of at least 1": lambda: PredictorCorrector(3, corrector_steps=0),
+    "snr: got nan, expected a finite number of at least 0": lambda: PredictorCorrector(3, snr=float("nan")),
     "predicts='eps' says nothing about x_0": lambda: PredictorCorrector(3, "ancestral").program(
         schedules.zero_terminal_snr(schedules.vp_linear())
     ),

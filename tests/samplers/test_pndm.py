@@ -209,10 +209,10 @@ def test_counts(sampler: PNDM, nfe: int, registers: int) -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "skip_prk must be True or False, got 1": lambda: PNDM(5, 1),
-    "mixes must be one of eps, output, got 'v'": lambda: PNDM(5, mixes="v"),
-    "final must be 'zero', 'sigma_min' or": lambda: PNDM(5, final="one"),
-    "steps must be given": lambda: PNDM(),
+    "skip_prk: got 1, expected True or False": lambda: PNDM(5, 1),
+    "mixes: got 'v', expected one of eps, output": lambda: PNDM(5, mixes="v"),
+    "final: got .*, expected 'zero', 'sigma_min' or": lambda: PNDM(5, final="one"),
+    "steps: got None, expected a number of steps": lambda: PNDM(),
 }
 
 

@@ -379,7 +379,7 @@ def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
     ("arguments", "error", "message"),
     [
         ((None, SCHEDULE), TypeError, "net must be callable .* got NoneType"),
-        ((abs, "linear"), TypeError, "schedule must be a ulam schedule .* got 'linear'"),
+        ((abs, "linear"), TypeError, "schedule: got 'linear', expected a ulam schedule"),
         ((abs, SCHEDULE, "noise"), ValueError, "predicts must be one of .* got 'noise'"),
         ((abs, SCHEDULE, "raw"), ValueError, "predicts='raw' .* needs schedule=edm"),
         ((abs, SCHEDULE, "eps", "float"), ValueError, "time must be 'auto' or 'index', got 'float'"),

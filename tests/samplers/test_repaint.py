@@ -228,11 +228,11 @@ def test_zero_terminal_snr_and_cosine_at_few_steps(predicts: str) -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "jump_length must be a whole number of at least 1, got 0": lambda: RePaint(10, 0),
-    "jump_n_sample must be a whole number of at least 1, got 1.5": lambda: RePaint(10, 2, 1.5),
-    "eta must be in .0, 1., got 2": lambda: RePaint(10, eta=2),
-    "clip must be None.*got 1": lambda: RePaint(10, clip=1),
-    "steps must be a whole number of at least 1, got 0": lambda: RePaint(0),
+    "jump_length: got 0, expected a whole number of at least 1": lambda: RePaint(10, 0),
+    "jump_n_sample: got 1.5, expected a whole number of at least 1": lambda: RePaint(10, 2, 1.5),
+    "eta: got 2, expected a number in .0, 1.": lambda: RePaint(10, eta=2),
+    "clip: got 1, expected None": lambda: RePaint(10, clip=1),
+    "steps: got 0, expected a whole number of at least 1": lambda: RePaint(0),
 }
 
 

@@ -409,21 +409,21 @@ def test_programs_are_compiled_once() -> None:
 
 
 BAD: dict[str, Callable[[], object]] = {
-    "variance must be one of .*learned_range, got 'small'": lambda: DDPM(5, variance="small"),
-    "clip must be None, a DynamicThreshold or a pair .*got 1.0": lambda: DDPM(clip=1.0),
-    "clip must be None, a DynamicThreshold or a pair .*got .1, -1.": lambda: DDPM(clip=(1, -1)),
-    "clip must be None, a DynamicThreshold or a pair .*nan": lambda: DDIM(5, clip=(math.nan, 1)),
-    "clip must be None, a DynamicThreshold or a pair .*got .-1, 0, 1.": lambda: DDIM(5, clip=(-1, 0, 1)),
+    "variance: got 'small', expected one of .*learned_range": lambda: DDPM(5, variance="small"),
+    "clip: got 1.0, expected None, a DynamicThreshold or a pair": lambda: DDPM(clip=1.0),
+    "clip: got .1, -1., expected None, a DynamicThreshold or a pair": lambda: DDPM(clip=(1, -1)),
+    "clip: got .nan, 1., expected None, a DynamicThreshold or a pair": lambda: DDIM(5, clip=(math.nan, 1)),
+    "clip: got .-1, 0, 1., expected None, a DynamicThreshold or a pair": lambda: DDIM(5, clip=(-1, 0, 1)),
     "quantile must lie in .0, 1., got 0": lambda: DynamicThreshold(0),
     "quantile must be a number, got '0.9'": lambda: DynamicThreshold("0.9"),
     "cap must be at least 1, got 0.5": lambda: DynamicThreshold(cap=0.5),
     "cap must be at least 1, got nan": lambda: DynamicThreshold(cap=math.nan),
-    "eta must be finite and at least 0, got nan": lambda: DDIM(5, eta=math.nan),
-    "eta must be finite and at least 0, got -0.5": lambda: DDIM(5, eta=-0.5),
-    "eta must be finite and at least 0, got inf": lambda: DDIM(5, eta=math.inf),
-    "eta must be a number, got '1'": lambda: DDIM(5, eta="1"),
-    "eta must be a number, got True": lambda: DDIM(5, eta=True),
-    "rederive_eps must be True or False, got 1": lambda: DDIM(5, rederive_eps=1),
+    "eta: got nan, expected a finite number of at least 0": lambda: DDIM(5, eta=math.nan),
+    "eta: got -0.5, expected a finite number of at least 0": lambda: DDIM(5, eta=-0.5),
+    "eta: got inf, expected a finite number of at least 0": lambda: DDIM(5, eta=math.inf),
+    "eta: got '1', expected a number": lambda: DDIM(5, eta="1"),
+    "eta: got True, expected a number": lambda: DDIM(5, eta=True),
+    "rederive_eps: got 1, expected True or False": lambda: DDIM(5, rederive_eps=1),
     "predicts must be one of .*got 'noise'": lambda: DDIM(5).program(VP["linear"], "noise"),
     "predicts='raw' .*needs schedule=edm": lambda: DDIM(5).program(VP["linear"], "raw"),
 }
@@ -437,5 +437,5 @@ def test_bad_input(message: str) -> None:
 
 def test_a_schedule_must_be_a_schedule() -> None:
     for schedule in ("linear", None, [0.1], {}):
-        with pytest.raises(TypeError, match="schedule must be a ulam schedule"):
+        with pytest.raises(TypeError, match=r"schedule: got .*, expected a ulam schedule"):
             DDIM(5).program(schedule)

@@ -99,7 +99,7 @@ def test_zero_terminal_snr() -> None:
     assert schedule.levels(2) == (0.0, 1.0)
     assert schedule.t_of_sigma(np.inf) == 2
     assert schedules.from_alphas_cumprod([0.9, 0.5, 0.0]).betas[-1] == 1
-    with pytest.raises(ValueError, match=r"t must be a whole number above 1 .*got 1.5"):
+    with pytest.raises(ValueError, match=r"t: got 1.5, expected whole numbers above 1"):
         schedule.alpha(1.5)
     np.testing.assert_allclose(schedule.alpha(0.5) ** 2 + schedule.sigma(0.5) ** 2, 1)
 
@@ -206,60 +206,66 @@ def test_bfloat16_and_integer_tensors_are_accepted() -> None:
 
 
 BAD_VALUES = {
-    "betas must be finite, got nan at index 1": lambda: schedules.from_betas([0.1, math.nan]),
-    "betas must be finite, got inf at index 0": lambda: schedules.from_betas([math.inf]),
-    "betas must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_betas([0.0, 0.1]),
-    "betas must lie in .0, 1.*got -0.1 at index 1": lambda: schedules.from_betas([0.1, -0.1]),
-    "betas must lie in .0, 1.*got 1.5 at index 0": lambda: schedules.from_betas([1.5]),
-    "betas must lie in .0, 1.*got 1.0 at index 0": lambda: schedules.from_betas([1.0, 0.1]),
-    "betas must be one-dimensional and not empty, got shape .2, 1": lambda: schedules.from_betas([[0.1], [0.2]]),
-    "betas must be one-dimensional and not empty, got shape .0,": lambda: schedules.from_betas([]),
-    "betas must be one-dimensional and not empty, got shape ..": lambda: schedules.from_betas(0.1),
-    "betas must leave alphas_cumprod above 0.* index 537": lambda: schedules.from_betas([0.75] * 600),
-    "alphas_cumprod must be strictly decreasing, got 0.9 at index 1": lambda: schedules.from_alphas_cumprod([0.9, 0.9]),
-    "alphas_cumprod must lie in .0, 1.*got 1.1 at index 0": lambda: schedules.from_alphas_cumprod([1.1, 0.9]),
-    "alphas_cumprod must lie in .0, 1.*got 0.0 at index 0": lambda: schedules.from_alphas_cumprod([0.0, -0.5]),
-    "alphas_cumprod must be finite": lambda: schedules.from_alphas_cumprod([0.9, math.nan]),
+    "betas: got nan at index 1, expected finite numbers": lambda: schedules.from_betas([0.1, math.nan]),
+    "betas: got inf at index 0, expected finite numbers": lambda: schedules.from_betas([math.inf]),
+    "betas: got 0.0 at index 0, expected numbers in .0, 1": lambda: schedules.from_betas([0.0, 0.1]),
+    "betas: got -0.1 at index 1, expected numbers in .0, 1": lambda: schedules.from_betas([0.1, -0.1]),
+    "betas: got 1.5 at index 0, expected numbers in .0, 1": lambda: schedules.from_betas([1.5]),
+    "betas: got 1.0 at index 0, expected numbers in .0, 1": lambda: schedules.from_betas([1.0, 0.1]),
+    "betas: got shape .2, 1., expected one dimension, not empty": lambda: schedules.from_betas([[0.1], [0.2]]),
+    "betas: got shape .0., expected one dimension, not empty": lambda: schedules.from_betas([]),
+    "betas: got shape .., expected one dimension, not empty": lambda: schedules.from_betas(0.1),
+    "betas: got an alphas_cumprod that underflows to 0 at index 537, expected it above 0": lambda: schedules.from_betas(
+        [0.75] * 600
+    ),
+    "alphas_cumprod: got 0.9 at index 1, expected strictly decreasing": lambda: schedules.from_alphas_cumprod(
+        [0.9, 0.9]
+    ),
+    "alphas_cumprod: got 1.1 at index 0, expected numbers in .0, 1": lambda: schedules.from_alphas_cumprod([1.1, 0.9]),
+    "alphas_cumprod: got 0.0 at index 0, expected numbers in .0, 1": lambda: schedules.from_alphas_cumprod([0.0, -0.5]),
+    "alphas_cumprod: got .*, expected finite numbers": lambda: schedules.from_alphas_cumprod([0.9, math.nan]),
     "steps: got 0, expected 1 to 10": lambda: schedules.vp_linear(0),
     "steps: got -5, expected 1 to 10": lambda: schedules.vp_cosine(-5),
-    "beta_start must lie in .0, 1., got 0": lambda: schedules.vp_linear(10, beta_start=0),
-    "beta_end must lie in .0, 1., got 2": lambda: schedules.vp_scaled_linear(10, beta_end=2),
-    "beta_end must be finite, got nan": lambda: schedules.vp_linear(10, beta_end=math.nan),
-    "sigma_min must be above 0, got 0": lambda: schedules.ve(0, 1),
-    "sigma_min must be below sigma_max, got 2.0 and 1.0": lambda: schedules.edm(2, 1),
-    "rho must be above 0, got -1": lambda: schedules.edm(rho=-1),
-    "sigma_data must be finite, got inf": lambda: schedules.edm(sigma_data=math.inf),
-    "beta_min must be below beta_max, got 3.0 and 2.0": lambda: schedules.sub_vp(3, 2),
-    "t_min must lie in .0, 1., got 1": lambda: schedules.sub_vp(t_min=1),
-    "beta_end must lie in .0, 1., got 1": lambda: schedules.vp_sigmoid(10, beta_end=1),
-    "schedule must have at least 2 training steps, got 1": lambda: schedules.zero_terminal_snr(schedules.vp_linear(1)),
-    "t must lie in .0, 1. .sub-VP.* got -0.1": lambda: schedules.sub_vp().alpha(-0.1),
-    "sigma must lie in .0, .* got 1000000000.0": lambda: schedules.sub_vp().t_of_sigma(1e9),
-    "shift must be above 0, got 0": lambda: schedules.flow(0),
-    "t must lie in .0, 999. .*1000 training steps.* got 1000": lambda: schedules.vp_linear().alpha(1000),
-    "t must lie in .0, 999. .* got -1.0": lambda: schedules.vp_linear().sigma([3, -1]),
-    "t must lie in .0, 999. .* got nan": lambda: schedules.vp_linear().sigma(math.nan),
-    "t must lie in .0, 1. .* got 1.5": lambda: schedules.flow().alpha(1.5),
-    "t must lie in .0, inf. .* got inf": lambda: schedules.edm().alpha(math.inf),
-    "sigma must lie in .* got 0.001": lambda: schedules.vp_linear().t_of_sigma(0.001),
-    "sigma must lie in .* got -1": lambda: schedules.flow().t_of_sigma(-1),
+    "beta_start: got 0, expected a number in .0, 1.": lambda: schedules.vp_linear(10, beta_start=0),
+    "beta_end: got 2, expected a number in .0, 1.": lambda: schedules.vp_scaled_linear(10, beta_end=2),
+    "beta_end: got nan, expected a finite number": lambda: schedules.vp_linear(10, beta_end=math.nan),
+    "sigma_min: got 0, expected a number above 0": lambda: schedules.ve(0, 1),
+    "sigma_min, sigma_max: got 2.0 and 1.0, expected sigma_min < sigma_max": lambda: schedules.edm(2, 1),
+    "rho: got -1, expected a number above 0": lambda: schedules.edm(rho=-1),
+    "sigma_data: got inf, expected a finite number": lambda: schedules.edm(sigma_data=math.inf),
+    "beta_min, beta_max: got 3.0 and 2.0, expected beta_min < beta_max": lambda: schedules.sub_vp(3, 2),
+    "t_min: got 1.0, expected a number in .0, 1.": lambda: schedules.sub_vp(t_min=1),
+    "beta_end: got 1, expected a number in .0, 1.": lambda: schedules.vp_sigmoid(10, beta_end=1),
+    "schedule: got 1 training steps, expected at least 2": lambda: schedules.zero_terminal_snr(schedules.vp_linear(1)),
+    "t: got -0.1, expected numbers in .0, 1.: sub-VP": lambda: schedules.sub_vp().alpha(-0.1),
+    "sigma: got 1000000000.0, expected numbers in .0,": lambda: schedules.sub_vp().t_of_sigma(1e9),
+    "shift: got 0, expected a number above 0": lambda: schedules.flow(0),
+    "t: got 1000.0, expected numbers in .0, 999.: this schedule has 1000 training steps": lambda: (
+        schedules.vp_linear().alpha(1000)
+    ),
+    "t: got -1.0, expected numbers in .0, 999.": lambda: schedules.vp_linear().sigma([3, -1]),
+    "t: got nan, expected numbers in .0, 999.": lambda: schedules.vp_linear().sigma(math.nan),
+    "t: got 1.5, expected numbers in .0, 1.": lambda: schedules.flow().alpha(1.5),
+    "t: got inf, expected numbers in .0, inf.": lambda: schedules.edm().alpha(math.inf),
+    "sigma: got 0.001, expected numbers in": lambda: schedules.vp_linear().t_of_sigma(0.001),
+    "sigma: got -1.0, expected numbers in": lambda: schedules.flow().t_of_sigma(-1),
 }
 BAD_TYPES = {
-    "steps must be an integer, got True": lambda: schedules.vp_linear(True),
-    "steps must be an integer, got 10.0": lambda: schedules.vp_cosine(10.0),
-    "steps must be an integer, got '10'": lambda: schedules.vp_linear("10"),
-    "beta_start must be a number, got '1e-4'": lambda: schedules.vp_linear(10, beta_start="1e-4"),
-    "betas must be numbers, got str": lambda: schedules.from_betas("0.1"),
-    "betas must be numbers, got list of dtype bool": lambda: schedules.from_betas([True, False]),
-    "betas must be numbers, got NoneType": lambda: schedules.from_betas(None),
-    "betas must be numbers in a regular array": lambda: schedules.from_betas([[0.1], [0.1, 0.2]]),
-    "shift must be a number, got True": lambda: schedules.flow(True),
-    "sigma_max must be a number, got None": lambda: schedules.ve(0.1, None),
-    "schedule must be a VP schedule such as vp_linear.1000., got flow": lambda: schedules.zero_terminal_snr(
+    "steps: got True, expected an integer": lambda: schedules.vp_linear(True),
+    "steps: got 10.0, expected an integer": lambda: schedules.vp_cosine(10.0),
+    "steps: got '10', expected an integer": lambda: schedules.vp_linear("10"),
+    "beta_start: got '1e-4', expected a number": lambda: schedules.vp_linear(10, beta_start="1e-4"),
+    "betas: got str of dtype .*, expected numbers": lambda: schedules.from_betas("0.1"),
+    "betas: got list of dtype bool, expected numbers": lambda: schedules.from_betas([True, False]),
+    "betas: got NoneType of dtype object, expected numbers": lambda: schedules.from_betas(None),
+    "betas: got .*, expected numbers in a regular array": lambda: schedules.from_betas([[0.1], [0.1, 0.2]]),
+    "shift: got True, expected a number": lambda: schedules.flow(True),
+    "sigma_max: got None, expected a number": lambda: schedules.ve(0.1, None),
+    "schedule: got FlowMatching, expected a VP schedule such as vp_linear.1000.": lambda: schedules.zero_terminal_snr(
         schedules.flow()
     ),
-    "schedule must be a VP schedule .* got 'linear'": lambda: schedules.zero_terminal_snr("linear"),
-    "t must be numbers, got str": lambda: schedules.vp_linear().alpha("3"),
+    "schedule: got 'linear', expected a VP schedule": lambda: schedules.zero_terminal_snr("linear"),
+    "t: got str of dtype .*, expected numbers": lambda: schedules.vp_linear().alpha("3"),
 }
 
 

@@ -312,16 +312,16 @@ def test_unipc_above_order_2_has_order_3_for_its_start() -> None:
 # ------------------------------------------------------------------------------------------------- arguments
 
 BAD: dict[str, Callable[[], object]] = {
-    "order must be a whole number from 1 to 4, got 5": lambda: UniPC(5, 5),
-    "order must be a whole number from 1 to 3, got 4": lambda: DEIS(5, 4),
-    "variant must be one of bh1, bh2, got 'midpoint'": lambda: UniPC(5, variant="midpoint"),
-    "predict_x0 must be True or False, got 0": lambda: UniPC(5, predict_x0=0),
-    "lower_order_final must be True or False, got None": lambda: UniPC(5, lower_order_final=None),
-    "lower_order_final must be True or False, got 1": lambda: DEIS(5, lower_order_final=1),
-    "disable_corrector must be a sequence of steps .*got 3": lambda: UniPC(5, disable_corrector=3),
-    "disable_corrector must be a whole number of at least 0, got -1": lambda: UniPC(5, disable_corrector=[-1]),
-    "clip must be None": lambda: DEIS(5, clip=(1, 0)),
-    "steps must be given": lambda: UniPC(),
+    "order: got 5, expected a whole number from 1 to 4": lambda: UniPC(5, 5),
+    "order: got 4, expected a whole number from 1 to 3": lambda: DEIS(5, 4),
+    "variant: got 'midpoint', expected one of bh1, bh2": lambda: UniPC(5, variant="midpoint"),
+    "predict_x0: got 0, expected True or False": lambda: UniPC(5, predict_x0=0),
+    "lower_order_final: got None, expected True or False": lambda: UniPC(5, lower_order_final=None),
+    "lower_order_final: got 1, expected True or False": lambda: DEIS(5, lower_order_final=1),
+    "disable_corrector: got 3, expected a sequence of steps": lambda: UniPC(5, disable_corrector=3),
+    "disable_corrector: got -1, expected a whole number of at least 0": lambda: UniPC(5, disable_corrector=[-1]),
+    "clip: got .*, expected None": lambda: DEIS(5, clip=(1, 0)),
+    "steps: got None, expected a number of steps": lambda: UniPC(),
     "predicts='eps' says nothing about x_0": lambda: UniPC(5, spacing="trailing").program(ZERO_SNR, "eps"),
 }
 

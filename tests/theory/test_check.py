@@ -42,7 +42,7 @@ def gaussian(count: int) -> torch.Tensor:
     return z @ torch.linalg.cholesky(COVARIANCE).T
 
 
-def words(level: check.Level) -> str:
+def words(level: check.MeasuredLevel) -> str:
     return "; ".join(text for passed, text in level.verdicts.values() if not passed)
 
 
@@ -247,10 +247,10 @@ def test_why_there_are_no_bits_is_said(schedule, x, reason: str) -> None:
         (["--model", "digits", "--data", "small.npz"], "expected float \\[N, 1, 28, 28\\]"),
         (["--model", "digits", "--data", "labels.npz"], "labels unknown to digits"),
         (["--model", "digits", "--sigmas", "2", "1"], "sigmas: got 2 1"),
-        (["--model", "digits", "--sigmas", "0.001", "1"], "sigma must lie in"),
+        (["--model", "digits", "--sigmas", "0.001", "1"], "sigma: got 0.001, expected numbers in"),
         (["--model", "digits", "--levels", "1"], "levels: got 1"),
         (["--model", "digits", "--chains", "3"], "chains: got 3"),
-        (["--model", "digits", "--batch", "3", "--chains", "4"], "batch must be even"),
+        (["--model", "digits", "--batch", "3", "--chains", "4"], "batch: got 3, expected an even number"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], options, named: str) -> None:

@@ -106,12 +106,18 @@ def test_contrastive_divergence_finds_the_precision_that_matches_the_data():
         (lambda: PersistentChains(4, (2,), mcmc.BAOAB(0.1)), "sampler: got BAOAB, expected ULA"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), restart=2.0), "restart: got 2.0, expected a share"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), restart=True), "restart: got True, expected a share"),
-        (lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z * 1j), "start: got states of torch.complex64"),
+        (
+            lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z * 1j),
+            "start: got complex numbers, expected real numbers",
+        ),
         (lambda: PersistentChains(4, (2,), ULA(0.1)).load_state_dict({}), "x: got NoneType, expected a tensor of"),
         (lambda: PersistentChains(4, (2,), ULA([0.1, 0.2])), "step: got 2 numbers"),
         (lambda: PersistentChains(4, (2,), ULA(0.1)).sample(bowl, batch=5, steps=1), "batch: got 5, expected 1 to"),
         (lambda: PersistentChains(4, (2,), ULA(0.1)).sample(bowl, batch=2, steps=0), "steps: got 0"),
-        (lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z[:1]), "start: expected a function of noise"),
+        (
+            lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z[:1]),
+            r"start: got states of shape \[1, 2\], expected \[4, 2\] like the noise",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line(make, message):

@@ -108,8 +108,8 @@ def test_each_level_is_noise_v1_and_a_chain_keeps_its_bits_in_any_batch() -> Non
     x = model.sample([5, 9, 2**40], seed=1, slots=4)
     assert torch.equal(x[1:2], model.sample([9], seed=1, slots=4))
     assert torch.equal(x, model.sample([5, 9, 2**40], seed=1, slots=2))  # its networks treat rows independently
-    z2 = noise.normal_for(noise.LEVEL, (2,), seed=1, chains=[5, 9, 2**40], row=0)
-    z1 = z2 @ A.T.float() + S1 * noise.normal_for(noise.LEVEL, (2,), seed=1, chains=[5, 9, 2**40], row=1)
+    z2 = noise.normal_for(noise.LATENT, (2,), seed=1, chains=[5, 9, 2**40], row=0)
+    z1 = z2 @ A.T.float() + S1 * noise.normal_for(noise.LATENT, (2,), seed=1, chains=[5, 9, 2**40], row=1)
     torch.testing.assert_close(x, z1 @ B.T.float(), rtol=1e-5, atol=1e-6)
     cold = model.sample([5], seed=1, temperature=0.0)
     assert torch.equal(cold, torch.zeros(1, 3))
@@ -121,7 +121,7 @@ def test_levels_of_different_shapes() -> None:
     model = HierarchicalVAE(levels, torch.nn.Conv2d(3, 2, 3, padding=1), scale=None)
     x = model.sample(3, noise=True, slots=3)
     assert x.shape == (3, 1, 8, 8)
-    draw = partial(noise.normal_for, noise.LEVEL, seed=0, chains=3)
+    draw = partial(noise.normal_for, noise.LATENT, seed=0, chains=3)
     z = draw((2, 4, 4), row=0)
     with torch.no_grad():
         mean, log_std = up(z).chunk(2, dim=1)
@@ -158,19 +158,34 @@ def test_the_bound_trains_networks() -> None:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: HierarchicalVAE([], torch.nn.Identity()), "levels must be a sequence"),
-        (lambda: HierarchicalVAE([Level((2,), torch.nn.Identity())], torch.nn.Identity()), "levels must begin"),
-        (lambda: HierarchicalVAE([Level((2,)), Level((2,))], torch.nn.Identity()), r"levels\[1\].prior must be"),
+        (lambda: HierarchicalVAE([], torch.nn.Identity()), r"levels: got \[\], expected a sequence"),
+        (
+            lambda: HierarchicalVAE([Level((2,), torch.nn.Identity())], torch.nn.Identity()),
+            r"levels\[0\].prior: got a network, expected None",
+        ),
+        (
+            lambda: HierarchicalVAE([Level((2,)), Level((2,))], torch.nn.Identity()),
+            r"levels\[1\].prior: got None, expected a network",
+        ),
         (lambda: GaussianVAE(3, (2,)), "decoder: got 3, expected a network"),
         (lambda: GaussianVAE(torch.nn.Identity(), (2,), scale=0.0), "scale: got 0.0, expected positive"),
-        (lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(0), "chains must be at least 1"),
+        (lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(0), "chains: got none, expected at least 1"),
         (
             lambda: GaussianVAE(torch.nn.Identity(), (2,)).sample(2, temperature=-1.0),
             "temperature: got -1.0, expected at least 0",
         ),
-        (lambda: GaussianVAE(torch.nn.Identity(), (2,)).elbo(X), r"levels\[0\].posterior must be given"),
-        (lambda: GaussianVAE(torch.nn.Identity(), (2,), torch.nn.Identity()).elbo(X), "must return mean and log std"),
-        (lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X), r"decoder must return \[400, 3\]"),
+        (
+            lambda: GaussianVAE(torch.nn.Identity(), (2,)).elbo(X),
+            r"levels\[0\].posterior: got None, expected a network",
+        ),
+        (
+            lambda: GaussianVAE(torch.nn.Identity(), (2,), torch.nn.Identity()).elbo(X),
+            r"levels\[0\].posterior: got shape .*, expected .*, the mean, then the log standard",
+        ),
+        (
+            lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X),
+            r"decoder: got shape \[400, 2\], expected \[400, 3\]",
+        ),
         (
             lambda: GaussianVAE(lambda z: z, (2,), diagonal_posterior).elbo(X, samples=0),
             "samples: got 0, expected 1 to",

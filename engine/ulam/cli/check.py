@@ -18,7 +18,7 @@ from ..arguments import resolve_device
 from ..denoiser import Denoiser
 from ..estimation import measure as check
 from ..estimation.estimator import Inputs
-from ..estimation.measure import Level
+from ..estimation.measure import MeasuredLevel
 from ..files import json_text, one_line, whole, writable_folder, written
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(model.denoiser.net, torch.nn.Module):
         model.denoiser.net.to(device)
     x, cond = data.x.to(device), _cond(data, model, device)
-    found: list[Level] = []
+    found: list[MeasuredLevel] = []
     with writable_folder(options.out, ("check.json", "check.png")):
         print(f"ulam: {model.name} on {len(x)} examples of {data.source}")
         print(_line(COLUMNS) + "  verdict")
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------- the report
 
 
-def row(level: Level) -> str:
+def row(level: MeasuredLevel) -> str:
     """One line of the table: value(standard error), then what is wrong, or ok."""
     gap = "-" if level.gap is None or level.error is None else f"{level.gap.value / level.error.value:+.1%}"
     cells = (
@@ -147,7 +147,7 @@ def row(level: Level) -> str:
     return f"{_line(cells)}  {'; '.join(wrong) or 'ok'}"
 
 
-def as_json(found: list[Level]) -> dict[str, Any]:
+def as_json(found: list[MeasuredLevel]) -> dict[str, Any]:
     """The measurements and verdicts, and what was allowed."""
     return {
         "passed": all(level.passed for level in found),
@@ -188,7 +188,7 @@ def bits_per_dim(
     return {"value": float(per_chain.mean()), "stderr": float(per_chain.std()) / len(per_chain) ** 0.5}
 
 
-def picture(found: list[Level], title: str) -> bytes:
+def picture(found: list[MeasuredLevel], title: str) -> bytes:
     """A PNG: on the left errors over noise levels, on the right the ratios that should be 1 and the asymmetry."""
     from matplotlib.figure import Figure
 

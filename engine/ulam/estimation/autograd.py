@@ -1,4 +1,4 @@
-"""What automatic differentiation gives of one evaluation: first and second derivatives, in forward or reverse mode."""
+"""First and second derivatives of one evaluation by automatic differentiation, in forward or reverse mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Graph:
-    """Derivatives of a function at y along v, one way; reverse ways keep one evaluation's graph for all v."""
+    """Derivatives of a function at y along v, in one way; reverse ways keep the graph of one evaluation for all v."""
 
     def __init__(self, way: str, function: Function, y: torch.Tensor) -> None:
         self._way, self._function, self._y = way, function, y
@@ -53,7 +53,7 @@ class Graph:
 def _derivative(
     output: torch.Tensor, source: torch.Tensor, v: torch.Tensor | None, graph: bool = False
 ) -> torch.Tensor:
-    """v' (d output / d source), like source; 0 where there is no path, which the check by differences judges."""
+    """v' (d output / d source), like source; 0 where there is no path, which the comparison with differences judges."""
     if not output.requires_grad:
         return torch.zeros_like(source)
     (found,) = torch.autograd.grad(output, source, v, retain_graph=True, create_graph=graph, allow_unused=True)
@@ -61,13 +61,13 @@ def _derivative(
 
 
 class PlainAttention(TorchFunctionMode):
-    """Within it, in this thread, attention is its plain formula: the fused kernels have no second derivative."""
+    """Within it, attention in this thread is its plain formula: the fused kernels have no second derivative."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _plain_attention(*args, **kwargs)
-        if func is F.multi_head_attention_forward:  # would run outside this mode; with weights it has no fused kernel
+        if func is F.multi_head_attention_forward:  # runs outside this mode; with weights it uses no fused kernel
             given = inspect.signature(func).bind(*args, **kwargs)
             wanted = given.arguments.get("need_weights", True)
             given.arguments["need_weights"] = True
@@ -85,7 +85,7 @@ def _plain_attention(
     is_causal: bool = False,
     **options: Any,
 ) -> torch.Tensor:
-    """The operation takes masks to be added alone, and reads a bool one wrongly."""
+    """The operation takes only masks to add, and misreads a bool one."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
     attend = torch.ops.aten._scaled_dot_product_attention_math

@@ -1,8 +1,8 @@
-"""For which conditioning derivatives of a network were held against differences.
+"""For which conditioning the derivatives of a network were compared with finite differences.
 
-A network may hide its dependence on x for some labels alone, so what was seen for others is no proof. A row counts as
-seen by the numbers of its own conditioning, so a loop over batches of labels soon has nothing new; one over embeddings
-always has, and is looked into at its first :data:`FREE` uses and at one in :data:`EVERY` from there on.
+A network may hide its dependence on x for some labels only, so other labels prove nothing. A row counts as seen by the
+numbers of its own conditioning: a loop over batches of labels soon meets nothing new; a loop over embeddings always
+does, and is checked at its first :data:`FREE` uses and at one in :data:`EVERY` from then on.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-FREE = 10  # looks that nothing has to be saved up for
-EVERY = 16  # uses for one further look: each costs about two
-MOST = 100_000  # rows that are remembered
+FREE = 10  # checks at once
+EVERY = 16  # uses per further check, which costs about two uses
+MOST = 100_000  # rows remembered
 
 
 @dataclass
 class Held:
-    """That a way agreed with differences: for which rows (of :func:`rows_of`), in how many looks and uses.
+    """A way that agreed with differences: for which rows (of :func:`rows_of`), in how many checks and uses.
 
-    wary: it did not at another time, so every new row is looked into.
+    wary: it disagreed at another time, so every new row is checked.
     """
 
     seen: set[Hashable] = field(default_factory=set)
@@ -30,19 +30,19 @@ class Held:
     wary: bool = False
 
     def serves(self, rows: set[Hashable]) -> bool:
-        """Whether nothing is new in a use with these rows, or it is not its turn to be looked into."""
+        """Whether a use with these rows needs no check: none is new, or no check is due."""
         self.uses += 1
         return rows <= self.seen or not (self.wary or self.looks < FREE + self.uses // EVERY)
 
     def add(self, rows: set[Hashable]) -> None:
-        """Note a look that found nothing wrong."""
+        """Note a check of these rows that found nothing wrong."""
         self.looks += 1
         if len(self.seen) < MOST:
             self.seen |= rows
 
 
 def rows_of(cond: Mapping[str, object], chains: int) -> list[Hashable]:
-    """What tells the conditioning of one chain from that of another, ``[chains]``; what all share is in each."""
+    """A key for the conditioning of each chain, ``[chains]``; what all chains share is part of every key."""
     columns = [_column(value, chains) for _, value in sorted(cond.items())]
     return list(zip(*columns, strict=True)) if columns else [()] * chains
 
@@ -55,13 +55,13 @@ def _column(value: object, chains: int) -> list[Hashable]:
     if isinstance(value, torch.Tensor):
         try:
             return _of_tensor(value.detach(), chains)
-        except RuntimeError:  # sparse, nested and other layouts: new each time
+        except RuntimeError:  # sparse, nested and other layouts count as new each time
             return [object()] * chains
     return [value if isinstance(value, (bool, int, float, str, type(None))) else id(value)] * chains
 
 
 def _of_tensor(value: torch.Tensor, chains: int) -> list[Hashable]:
-    """A number a chain: the elements' sum, each times its own factor."""
+    """A number per chain: the sum of its elements, each times a factor of its own."""
     own = value.dim() > 0 and len(value) == chains
     flat = value.reshape(chains if own else 1, -1)
     flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat

@@ -1,4 +1,4 @@
-"""Derivatives of a denoiser: by which mode of automatic differentiation, and whether they are the network's own.
+"""Derivatives of a denoiser: which mode of automatic differentiation serves, and whether it agrees with the network.
 
 | order | mode | what is computed | passes |
 |---|---|---|---|
@@ -6,18 +6,18 @@
 | first | reverse | J' v; J v as the derivative in u of J' u, which is linear in u [Townsend 2017] | 1, 2 reverse |
 | second | reverse | d^2 D[v, v] as the derivative in u of that of u' J v in y along v | 3 reverse |
 
-Forward mode comes first: it holds no graph, and the numbers are the same. A network without its formulas (fused
-attention, most autograd.Functions) is differentiated in reverse. Second derivatives are in reverse always. torch's
-forward-mode formulas of layer_norm, batch_norm, instance_norm and others take what the operation saved (a mean, a
-standard deviation) for constants, so a second derivative through them is wrong without a word; reverse mode over
-reverse mode is not. Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused
-kernels have no second derivative.
+Forward mode comes first: it keeps no graph, and the numbers are the same. A network without forward formulas (fused
+attention, most autograd.Functions) is differentiated in reverse. Second derivatives are always in reverse: torch's
+forward formulas of layer_norm, batch_norm, instance_norm and others treat what the operation saved (a mean, a standard
+deviation) as constants, so a second derivative through them is silently wrong; reverse mode over reverse mode is not.
+Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused kernels have no second
+derivative.
 
-The first use of every mode is held against finite differences (:mod:`ulam.differences`), anew at noise levels far from
-those before and for conditioning that differs from that before: a network may hide its dependence on x at some levels,
-or for some labels, alone. Conditioning is that of single rows, so a batch of labels that were all seen is not new; at
-each range of levels the first 10 batches with something new are held, and then no more than one in 16
-(:mod:`ulam.derivative_checks`).
+The first use of every mode is compared with finite differences (:mod:`ulam.estimation.differences`), again at noise
+levels far from earlier ones and for conditioning not seen before: a network may hide its dependence on x at some
+levels, or for some labels, only. Conditioning is compared row by row, so a batch of labels that were all seen is not
+new; in each range of levels the first 10 batches with something new are compared, and then no more than one in 16
+(:mod:`ulam.estimation.derivative_checks`).
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .estimator import Estimator
 class Derivatives:
     """Derivatives at y ``[B, *shape]`` of D, the function of an :class:`ulam.estimation.estimator.Estimator`.
 
-    Which modes serve is settled for a denoiser, a kind of input, a range of noise levels and the conditioning of their
-    rows (:meth:`.estimator.Estimator.octaves`), and remembered by the denoiser. ``mode`` is the one that ran last.
-    Results carry no gradient.
+    Which modes serve is decided per denoiser, kind of input, range of noise levels and conditioning of their rows
+    (:attr:`.estimator.Estimator.octaves`), and remembered by the denoiser. ``mode`` is the one that ran last. Results
+    carry no gradient.
 
     Args:
-        first: modes of first derivatives in the order in which they are tried, unless the denoiser names one.
+        first: the modes of first derivatives, in the order in which they are tried unless the denoiser names one.
 
     Raises:
-        TypeError: in every method, a network that hides its dependence on x or has no derivatives in these modes.
+        TypeError: in every method, for a network that hides its dependence on x or has no derivatives in these modes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Derivatives:
         self.mode = ""
 
     def value(self) -> torch.Tensor:
-        """D(y), of the evaluation that the last derivative is of."""
+        """D(y), from the evaluation that the last derivative used."""
         for graph in self._graphs.values():
             if graph.output is not None:
                 return graph.output.detach()
@@ -79,13 +79,13 @@ class Derivatives:
         self.mode = "reverse"
         return self._by(("second",), v)
 
-    # ------------------------------------------------------------------------------------------- which way
+    # ------------------------------------------------------------------------------------------- which way serves
 
     def _first(self, backward: str, v: torch.Tensor, look: bool = False) -> torch.Tensor:
         return self._by(tuple(backward if mode == "reverse" else mode for mode in self._modes), v, look)
 
     def _by(self, ways: tuple[str, ...], v: torch.Tensor, look: bool = False) -> torch.Tensor:
-        """The result of the first of these ways that serves. ``look``: it is held against differences in any case."""
+        """The result of the first of these ways that serves. ``look``: compare it with differences in any case."""
         refusals: list[Refusal] = []
         for way in ways:
             known, result = self._known(way), None
@@ -107,15 +107,16 @@ class Derivatives:
             if new and known:
                 for key, rows in self._keys(way).items():
                     self._found.setdefault(key, Held()).add(rows)
+                self._note_modes()
             self.mode = "forward" if way == "forward" else "reverse"
             return result
-        without_graph(self._estimator, self._y)  # what is wrong with the network itself says so
+        without_graph(self._estimator, self._y)  # a broken network raises its own error
         self._remember(refusals)
         denoiser = self._estimator.denoiser
         raise TypeError(refused("net", denoiser.net, refusals, denoiser.derivatives))
 
     def _held(self, way: str) -> bool | Refusal | None:
-        """Whether a way agrees with differences here; of a second derivative that did elsewhere, its first one."""
+        """Whether a way agrees with differences here, for a second derivative that agreed elsewhere its first one."""
         direction = direction_at(self._y, self._estimator.sigma)
         if way == "second" and self._served(way):
             self._first("double", direction, look=True)
@@ -124,30 +125,42 @@ class Derivatives:
         return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
 
     def _keys(self, way: str) -> dict[tuple[object, ...], set[Hashable]]:
-        """What is remembered of a way, one for each range of noise levels in the batch, and the rows of that."""
+        """The keys under which a way is remembered, one per range of noise levels in the batch, each with its rows."""
         kind = self._estimator.kind()
         return {(way, octave, *kind): rows for octave, rows in self._estimator.octaves.items()}
 
     def _known(self, way: str) -> bool | Refusal | None:
-        """Whether a way serves at all levels of the batch, as far as it was looked into."""
+        """Whether a way serves at all levels of the batch, None where that must be looked into."""
         known = {key: (self._found.get(key), rows) for key, rows in self._keys(way).items()}
         refusal = next((found for found, _ in known.values() if isinstance(found, Refusal)), None)
         served = [isinstance(found, Held) and found.serves(rows) for found, rows in known.values()]
         return refusal or (True if all(served) else None)
 
     def _served(self, way: str) -> bool:
-        """Whether a way was held at some noise levels."""
+        """Whether a way agreed with differences at any noise level."""
         kind = self._estimator.kind()
         return any(key[0] == way and key[2:] == kind for key, known in self._found.items() if isinstance(known, Held))
 
     def _remember(self, refusals: list[Refusal]) -> None:
-        """A way without a formula has none at any level; where a derivative is off, it may be at one of several."""
+        """A missing formula is missing at every level; a derivative may be wrong at one of several levels only."""
         for refusal in refusals:
             for key in (keys := self._keys(refusal.way)):
                 if refusal.hidden is None or len(keys) == 1:
                     self._found[key] = refusal
+                    self._note_modes()
                 elif isinstance(known := self._found.get(key), Held):
                     known.wary = True
+
+    def _note_modes(self) -> None:
+        """Tell the denoiser in which modes its derivatives ran last."""
+        served = [way for (way, *_), known in self._found.items() if isinstance(known, Held)]
+        modes = {
+            "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
+        }
+        noted = self._estimator.denoiser._modes
+        noted.update(modes)
+        for order in noted.keys() - modes.keys():
+            noted.pop(order, None)
 
     def _graph(self, way: str) -> Graph:
         if way not in self._graphs:
@@ -155,7 +168,7 @@ class Derivatives:
         return self._graphs[way]
 
     def _first_of_output(self, at: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The network's own J v at another state, by whichever mode serves."""
+        """J v of the network itself at another state, in whichever mode serves."""
         self.product(v)
         way = "forward" if self.mode == "forward" else "double"
         return Graph(way, self._estimator.output, at)(v)

@@ -1,10 +1,10 @@
-"""Derivatives held against finite differences: whether a function hides its dependence on x.
+"""Derivatives compared with finite differences: whether a function hides its dependence on x.
 
 A function may hide it wholly or in one branch (`detach`, `.data`, `no_grad`, numpy), and a mode of automatic
-differentiation may lack a formula without a word. Central differences along one direction show both, in two further
-evaluations, and a few more where those cannot tell. Their error bar is measured, from the second difference, from the
-next step and from how the derivative itself changes over a step: rounding in any precision, curvature, kinks and
-functions that change on a shorter length never have a right function refused.
+differentiation may silently lack a formula. Central differences along one direction show both, in two further
+evaluations, and a few more where those cannot decide. Their error bar is measured, from the second difference, from the
+next step and from how the derivative itself changes over a step, so a correct function is never refused because of
+rounding in any precision, curvature, kinks or changes on a shorter length.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from ulam_kernels.tracing import recorder
 
+from ..arguments import per_chain
 from ..engine.tick_graphs import modules_of
 from ..evaluation import autocast_state, in_eval_mode
 from ..gradients import plain, without_graph
@@ -29,10 +30,10 @@ from .autograd import Function, Graph
 
 @dataclass(frozen=True)
 class Differences:
-    """How a derivative is held against differences, at one precision of the network.
+    """How a derivative is compared with differences, at one precision of the network.
 
-    steps: in units of :func:`direction_at`. off: the share that the derivative's own rounding may be off. coarse: an
-    error bar above this share proves nothing. rounding: of the output, counted at the least.
+    steps: in units of :func:`direction_at`. off: the relative error that the derivative's own rounding may cause.
+    coarse: a relative error bar above which nothing is proved. rounding: the least relative rounding of the output.
     """
 
     steps: tuple[float, ...]
@@ -44,16 +45,16 @@ class Differences:
 DOUBLE = Differences((1e-4, 1e-3, 1e-2, 5e-2), 1e-4, 1e-3, 2**-48)
 SINGLE = Differences((3e-3, 1e-2, 3e-2, 1e-1), 3e-3, 3e-2, 2**-19)
 HALF = Differences((5e-2, 0.1, 0.2, 0.4), 5e-2, 0.3, 2**-8)  # bfloat16, float16 and autocast
-BAR = 3.0  # error bars within which a derivative may be
-EXAMPLES = 8  # of data that a score is looked into on
-DERIVED = 8  # how much more rounding there is in a first derivative than in the output
+BAR = 3.0  # error bars within which a derivative may lie
+EXAMPLES = 8  # of the data, on which a score is checked
+DERIVED = 8  # times the output's rounding: the rounding of a first derivative
 
-_looked_into: WeakKeyDictionary[torch.nn.Module, set[Any]] = WeakKeyDictionary()
+_checked_kinds: WeakKeyDictionary[torch.nn.Module, set[Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a way does not serve: torch's words, or how far it is from finite differences."""
+    """Why a way does not serve: torch's error, or its relative distance ``hidden`` from finite differences."""
 
     way: str
     reason: str
@@ -68,11 +69,11 @@ def held(
     reduced: bool,
     first: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> bool | Refusal | None:
-    """Whether derivatives of the network's output agree with differences, or these cannot tell; None where all are 0.
+    """Whether derivatives of the output agree with differences, or differences cannot tell; None where all are 0.
 
-    They disagree where two central differences are much closer to each other than to the derivative, the two sides of
-    the finer one are, which at a kink are not, and the derivatives half a step and a step to either side, which are not
-    where a step is longer than the length on which the function changes.
+    They disagree where two central differences are much closer to each other than to the derivative, and so are the two
+    sides of the finer one (not so at a kink), and the derivatives half a step and a step to either side (not so where a
+    step is longer than the length on which the function changes).
     """
     claim = _Claim(way, output, y, direction)
 
@@ -87,7 +88,7 @@ def held(
         slope = (ahead.double() - behind.double()) / (2 * step)
         size = max(claim.size, float(slope.norm()))
         if not size:
-            return True if way == "second" else None  # a network that is 0 until it is trained shows nothing
+            return True if way == "second" else None  # a network that is 0 before training shows nothing
         gap = claim.gap(slope)
         rounding = rules.rounding * float(centre.double().norm()) / step * (DERIVED if way == "second" else 1)
         curved = float((ahead.double() - 2 * centre.double() + behind.double()).norm()) / step
@@ -105,7 +106,7 @@ def held(
 
 
 class _Claim:
-    """What one way says of the derivative of a function at y along a direction."""
+    """The derivative of a function at y along a direction, as one way computes it."""
 
     def __init__(self, way: str, function: Function, y: torch.Tensor, direction: torch.Tensor) -> None:
         self._at: Callable[[float], _Claim] = lambda step: _Claim(way, function, y + step * direction, direction)
@@ -113,7 +114,7 @@ class _Claim:
         graph = Graph(way, function, y)
         if way == "reverse":
             self._pull = graph
-            with suppress(RuntimeError):  # the same path twice shows more, where it can be gone twice
+            with suppress(RuntimeError):  # J v by a double product shows more, where there is one
                 twice = Graph("double", function, y)(direction).double()
                 u = _signs(y)
                 off = abs(float((u * twice).sum() - (graph(u).double() * direction.double()).sum()))
@@ -125,12 +126,12 @@ class _Claim:
         self.size = 0.0 if self._along is None else float(self._along.norm())
 
     def gap(self, slope: torch.Tensor) -> float:
-        """How far it is from the slope that differences found."""
+        """Its distance from the slope found by differences."""
         gap = 0.0 if self._along is None else float((self._along - slope).norm())
         return max(gap, abs(float(slope.norm()) - self._pulled(slope)))
 
     def change(self, step: float, slope: torch.Tensor) -> float:
-        """The most by which it is another within a step to either side."""
+        """The most that it changes within a step to either side."""
         return max(self._off(self._at(part * step), slope) for part in (-1.0, -0.5, 0.5, 1.0))
 
     def _off(self, other: _Claim, slope: torch.Tensor) -> float:
@@ -140,7 +141,7 @@ class _Claim:
         return max(along, abs(self._pulled(slope) - other._pulled(slope)))
 
     def _pulled(self, slope: torch.Tensor) -> float:
-        """The derivative along the direction, as far as it lies in the slope; where only J' u is known, the one way."""
+        """The component along the slope of the derivative in the direction, by J' u where only that is known."""
         length = float(slope.norm())
         if self._pull is None or not length:
             return length
@@ -149,7 +150,7 @@ class _Claim:
 
 
 def _rules(output: torch.Tensor, reduced: bool) -> Differences:
-    """By the precision of the network, as far as it shows."""
+    """The rules for the precision that the network appears to compute in."""
     halves = any(torch.equal(output, output.to(half).to(output.dtype)) for half in (torch.bfloat16, torch.float16))
     if halves or reduced:
         return HALF
@@ -158,11 +159,11 @@ def _rules(output: torch.Tensor, reduced: bool) -> Differences:
 
 
 def direction_at(y: torch.Tensor, sigma: Array | None = None) -> torch.Tensor:
-    """Random signs times the length on which the function changes: that of the noise, or of y where it is shorter."""
+    """Random signs times the length on which the function changes: that of the noise, or of y if shorter."""
     length = y.flatten(1).double().pow(2).mean(1).sqrt()
     noise = torch.full_like(length, math.inf) if sigma is None else torch.tensor(sigma).to(length)
     length = torch.where(length > 0, torch.minimum(length, noise), 1.0 if sigma is None else noise)
-    return (_signs(y) * length.view(-1, *[1] * (y.dim() - 1))).to(y.dtype)
+    return (_signs(y) * per_chain(length, y)).to(y.dtype)
 
 
 def _signs(y: torch.Tensor) -> torch.Tensor:
@@ -187,15 +188,15 @@ def refused(argument: str, function: object, refusals: list[Refusal], mode: str 
 
 
 def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]) -> None:
-    """Raises TypeError where a score, ``checked`` for its shape, hides its dependence on x or has no derivative.
+    """Raises TypeError if a score hides its dependence on x or has no derivative; ``checked`` also checks its shape.
 
-    A function of a module is looked into once, in eval mode and on few examples, and what it draws is drawn again.
+    A function of a module is checked once, in eval mode and on a few examples; random numbers it draws are drawn again.
     """
     if torch.compiler.is_compiling() or recorder() is not None:
-        return  # numbers cannot be looked at
+        return  # there are no numbers to compare
     module = next(modules_of(score, set()), None)
     kind = getattr(getattr(score, "__func__", score), "__code__", type(score)), x.dtype, x.shape[1:]
-    if module is not None and kind in _looked_into.get(module, ()):
+    if module is not None and kind in _checked_kinds.get(module, ()):
         return
     y, modules = plain(x)[:EXAMPLES], list(modules_of(score, set()))
     reduced = reduced_precision(y, modules)
@@ -204,16 +205,16 @@ def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]
         try:
             known = held(checked, y, "reverse", direction_at(y), reduced)
         except RuntimeError as error:
-            without_graph(checked, y)  # what is wrong with the function itself says so
+            without_graph(checked, y)  # a broken function raises its own error
             known = Refusal("reverse", " ".join(str(error).split()))
     if isinstance(known, Refusal):
         raise TypeError(refused("score", score, [known]))
     if known and module is not None:
-        _looked_into.setdefault(module, set()).add(kind)
+        _checked_kinds.setdefault(module, set()).add(kind)
 
 
 def reduced_precision(x: torch.Tensor, modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether modules compute in bfloat16 or float16 here, as far as can be seen."""
+    """Whether modules appear to compute in bfloat16 or float16 here."""
     parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
     halves = (torch.bfloat16, torch.float16)
     return autocast_state(x.device)[0] or any(tensor.dtype in halves for tensor in (x, *parameters))

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import described
-from ulam_kernels.validation import check_data, check_real, real_numbers
+from ulam_kernels.validation import check_data, real_numbers
 
+from ..arguments import per_chain
 from ..denoiser import Denoiser
-from ..evaluation import autocast_state, in_eval_mode
+from ..evaluation import autocast_state, check_output, in_eval_mode, modules_in
 from ..gradients import plain
 from ..programs.predictions import sigma_data_of, x0_coefficients
 from ..schedules import Array, Schedule, VariancePreserving
@@ -23,35 +24,35 @@ from .differences import reduced_precision
 
 Sigma: TypeAlias = "float | torch.Tensor | Array"
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
-LARGEST_SIGMA = 1e75  # whose fourth power is a float64
-SAME_LEVEL = 1e-6  # relative: what float32 makes of a level is still that level
+LARGEST_SIGMA = 1e75  # its fourth power is still a float64
+SAME_LEVEL = 1e-6  # relative: a level rounded to float32 is still that level
 
 
 class Estimator:
     """D(y, sigma_b) for a batch y ``[B, *shape]`` with one noise level a chain: a differentiable function of y.
 
     Where a schedule has alpha below 1, y = x + sigma z is read as x_t = alpha_t y at the t with sigma_t / alpha_t =
-    sigma; under time="index" that must be a training step. Coefficients are worked out in float64 and rounded once to
+    sigma; under time="index" that must be a training step. Coefficients are computed in float64 and rounded once to
     the dtype of y. The network is called in eval mode with ``cond`` as further arguments.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range, named in the message.
+        TypeError, ValueError: an argument of the wrong type, shape or range, named in the message.
     """
 
     def __init__(self, denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> None:
         if not isinstance(denoiser, Denoiser):
-            raise TypeError(f"denoiser must be a ulam.Denoiser, got {type(denoiser).__name__}")
+            raise TypeError(f"denoiser: got {described(denoiser)}, expected a ulam.Denoiser")
         check_observation(y)
         if cond is not None and not isinstance(cond, Mapping):
             raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
-        self.sigma, self.denoiser = levels(y, sigma), denoiser
+        self.sigma, self.denoiser = noise_levels(y, sigma), denoiser
         self._net, self._like = denoiser.net, y
         with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
             self._cond = {key: _for_graphs(key, value) for key, value in (cond or {}).items()}
             self._set_coefficients(denoiser, y)
 
     def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
-        self._modules = list(denoiser.net.modules()) if isinstance(denoiser.net, torch.nn.Module) else []
+        self._modules = modules_in(denoiser.net)
         schedule = denoiser.schedule
         by_index = denoiser.time == "index"
         time = training_steps(schedule, self.sigma) if by_index else schedule.t_of_sigma(self.sigma)
@@ -66,7 +67,7 @@ class Estimator:
     def _tensor(self, coefficients: Array) -> torch.Tensor:
         with torch.inference_mode(False):  # graphs may hold it
             numbers = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._like.device, self._like.dtype)
-            return numbers.view(-1, *[1] * (self._like.dim() - 1))
+            return per_chain(numbers, self._like)
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
         """D, shaped like y."""
@@ -77,28 +78,26 @@ class Estimator:
         x = self._to_net * y
         with in_eval_mode(self._modules):
             m = self._net(x, self._t, **self._cond)
-        if not isinstance(m, torch.Tensor) or m.shape not in (y.shape, (len(y), 2 * y.shape[1], *y.shape[2:])):
-            came = f"shape {list(m.shape)}" if isinstance(m, torch.Tensor) else type(m).__name__
-            raise ValueError(f"net: returned {came}, expected {list(y.shape)} like its input")
-        check_real(m, "net")
-        return m[:, : y.shape[1]].to(y.dtype)
+        return check_output(m, y.shape)[:, : y.shape[1]].to(y.dtype)
 
     def kind(self) -> tuple[object, ...]:
-        """What may decide which of its operations the network runs."""
+        """What may decide which operations the network runs: dtype, device, shape, conditioning, autocast."""
         y = self._like
         return y.dtype, y.device.type, y.shape[1:], *sorted(self._cond), *autocast_state(y.device)
 
     @cached_property
     def octaves(self) -> dict[int, set[Hashable]]:
-        """What the network does may depend on: the noise levels of the batch, two octaves as one, increasing; of each
-        the conditioning of its rows, see :func:`ulam.derivative_checks.rows_of`."""
+        """The noise levels of the batch, in ranges of two octaves, increasing; for each the conditioning of its rows.
+
+        What the network does may depend on both. See :func:`ulam.estimation.derivative_checks.rows_of`.
+        """
         found: dict[int, set[Hashable]] = {}
         for sigma, row in zip(self.sigma, rows_of(self._cond, len(self._like)), strict=True):
             found.setdefault(math.floor(math.log2(sigma) / 2), set()).add(row)
         return dict(sorted(found.items()))
 
     def reduced(self) -> bool:
-        """Whether the network computes in bfloat16 or float16, as far as can be seen."""
+        """Whether the network appears to compute in bfloat16 or float16."""
         return reduced_precision(self._like, self._modules)
 
     def per_chain(self, values: Array) -> torch.Tensor:
@@ -113,22 +112,22 @@ def _for_graphs(key: str, value: object) -> object:
 
 
 def check_observation(y: object) -> None:
-    """Raises TypeError, ValueError or RuntimeError for what is no batch of numbers to denoise."""
+    """Raises TypeError, ValueError or RuntimeError unless y is a batch of numbers ``[B, *shape]``."""
     if not isinstance(y, torch.Tensor) or not y.is_floating_point():
-        raise TypeError(f"y must be a float tensor [B, *shape], got {getattr(y, 'dtype', type(y).__name__)}")
+        raise TypeError(f"y: got {described(y)}, expected a float tensor [B, *shape]")
     if y.dim() < 2 or not y.numel():
-        raise ValueError(f"y must be [B, *shape] and not empty, got shape {list(y.shape)}")
+        raise ValueError(f"y: got shape {list(y.shape)}, expected [B, *shape], not empty")
     check_data(y, "y")
 
 
-def levels(y: torch.Tensor, sigma: Sigma) -> Array:
+def noise_levels(y: torch.Tensor, sigma: Sigma) -> Array:
     """``sigma`` as ``[B]`` float64. Raises TypeError or ValueError unless it is one number, or one a chain, above 0."""
     values = real_numbers("sigma", sigma).numpy()
     if values.ndim > 1 or (values.ndim == 1 and len(values) != len(y)):
-        raise ValueError(f"sigma must be a number or have shape [{len(y)}], chains, got {list(values.shape)}")
+        raise ValueError(f"sigma: got shape {list(values.shape)}, expected a number or [{len(y)}], one a chain")
     values = np.broadcast_to(values, (len(y),))
     if (wrong := ~((values > 0) & (values < np.inf))).any():
-        raise ValueError(f"sigma must be finite and above 0, got {values[wrong][0]:g}")
+        raise ValueError(f"sigma: got {values[wrong][0]:g}, expected finite levels above 0")
     if values.max() > LARGEST_SIGMA:
         raise ValueError(f"sigma: got {values.max():g}, expected at most {LARGEST_SIGMA:g}")
     return values

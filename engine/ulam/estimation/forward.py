@@ -10,10 +10,11 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.arguments import described
 from ulam_kernels.tracing import check_not_recorded, traced
 from ulam_kernels.validation import check_tensor
 
-from ..arguments import Time, chain_ids, chain_times, seed_int64, whole_number
+from ..arguments import Time, chain_ids, chain_times, per_chain, seed_int64, whole_number
 from ..gradients import check_no_gradient
 from ..noise import TRAINING
 from ..programs.predictions import check_predicts
@@ -24,7 +25,7 @@ from ..schedules import Array, Schedule, check_schedule
 class Noised:
     """A training batch: ``x_t`` and ``target`` like x_0, ``t`` [B] float32, levels ``alpha`` and ``sigma`` [B] float64.
 
-    target is what a network with this prediction should say: of x_0 and z, see :func:`ulam.denoiser.x0_coefficients`.
+    target is what a network with this prediction should return, a combination of x_0 and z.
     """
 
     x_t: torch.Tensor
@@ -53,24 +54,25 @@ def add_noise(
 ) -> Noised:
     """x_t = alpha_t x_0 + sigma_t z and the target of ``predicts``, for x_0 ``[B, *shape]`` and one t a chain.
 
-    z is noise-v1 of (seed, chain, step): a batch can be made again, whatever the batches were. Gradients flow to x_0.
+    z is noise-v1 of (seed, chain, step): a batch can be made again, however the data are batched. Gradients flow to
+    x_0.
 
     Args:
-        x_0: float32, bfloat16, float16 (float64: reference backend). t: a number or [B], as the schedule tells time.
+        x_0: float32, bfloat16, float16 (float64: reference backend). t: a number or [B], time as the schedule has it.
         predicts: eps, x0, v, score or flow. step: the training step, or the epoch if ``chains`` are indices of data.
         chains: ids of the examples, 0 to B - 1 by default. noise: z itself, float32 [B, *shape], in place of noise-v1.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
+        TypeError, ValueError: an invalid argument, named in the message.
         RuntimeError: t or noise requires grad while gradients are recorded: they flow to x_0 alone.
     """
     check_schedule(schedule)
     check_predicts(predicts)
     if predicts == "raw":
-        raise ValueError("predicts must be eps, x0, v, score or flow here (for EDM use objectives.edm), got 'raw'")
+        raise ValueError("predicts: got 'raw', expected eps, x0, v, score or flow (for EDM use objectives.edm)")
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
-        raise ValueError("x_0 must be a float tensor [B, *shape], not empty")
-    if traced() is not None:  # which takes no autograd.Function
+        raise ValueError(f"x_0: got {described(x_0)}, expected a float tensor [B, *shape], not empty")
+    if traced() is not None:  # tracing takes no autograd.Function
         check_not_recorded("add_noise")
     check_tensor(x_0, "x_0")
     check_no_gradient("add_noise", noise=noise)
@@ -78,15 +80,15 @@ def add_noise(
     alpha, sigma = schedule.levels(times)
     ids = chain_ids(len(x_0) if chains is None else chains)
     if len(ids) != len(x_0):
-        raise ValueError(f"chains must be {len(x_0)} ids, one an example, got {len(ids)}")
+        raise ValueError(f"chains: got {len(ids)} ids, expected {len(x_0)}, one an example")
     draw = TRAINING.draw(whole_number("step", step))
     keys = [torch.full_like(ids, seed_int64(seed)), ids, torch.full_like(ids, draw)]
     on = np.stack([alpha, sigma, *_target(predicts, alpha, sigma)], axis=1)
     x_t, target = _Noising.apply(  # type: ignore[no-untyped-call]
         x_0, on, [key.to(x_0.device) for key in keys], noise, backend
     )
-    told, *levels = (torch.from_numpy(np.array(values)).to(x_0.device) for values in (times, alpha, sigma))
-    return Noised(x_t, target, told.to(torch.float32), *levels)
+    network_times, *levels = (torch.from_numpy(np.array(values)).to(x_0.device) for values in (times, alpha, sigma))
+    return Noised(x_t, target, network_times.to(torch.float32), *levels)
 
 
 def _target(predicts: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
@@ -94,7 +96,7 @@ def _target(predicts: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
     one, zero = np.ones_like(alpha), np.zeros_like(alpha)
     if predicts == "score":
         if (sigma == 0).any():
-            raise ValueError("t must have sigma above 0: the score is undefined without noise")
+            raise ValueError("t: got one with sigma 0, expected sigma above 0: the score is undefined without noise")
         return zero, -1 / sigma
     return {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "flow": (-one, one)}[predicts]
 
@@ -129,5 +131,5 @@ class _Noising(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_x: torch.Tensor, grad_target: torch.Tensor) -> tuple[Any, ...]:
-        a, c = (gain.view(-1, *[1] * (grad_x.dim() - 1)) for gain in ctx.gains)
+        a, c = (per_chain(gain, grad_x) for gain in ctx.gains)
         return (a * grad_x + c * grad_target).to(grad_x.dtype), None, None, None, None

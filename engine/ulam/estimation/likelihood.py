@@ -16,35 +16,33 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
 from ..denoiser import Denoiser, check_denoiser
+from ..evaluation import check_like
 from ..gradients import check_no_gradient
 from ..noise import DEQUANTISATION, normal_for
 from ..schedules import Array, Schedule, SubVP, VariancePreserving
 from .derivatives import Derivatives
 from .estimator import Estimator, Inputs, training_steps
 from .probes import KINDS, MOST_PROBES, dot, probes
+from .uncertainty import BatchEstimate, batch_mean, mean_and_error
 
 MOST_STEPS = 1 << 30
 SOLVERS = ("rk4", "heun", "adaptive")
 TRACES = ("hutchinson", "exact")
-FLOW_RANGE = (1e-3, 1e3)  # of sigma / alpha, where the schedule's own is from 0 to infinity
+FLOW_RANGE = (1e-3, 1e3)  # of sigma / alpha, where that of the schedule is 0 to infinity
 
 Step: TypeAlias = "Callable[[_Flow, torch.Tensor, float, float], tuple[torch.Tensor, torch.Tensor]]"
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """The likelihood of a batch.
+class Likelihood(BatchEstimate):
+    """The negative log-likelihood of a batch, in bits per dimension.
 
-    value, stderr: bits per dimension, over the whole batch; the error covers the spread over chains and so of the
-    probes (nan for one). per_chain, per_chain_stderr: ``[B]`` bits per dimension; the error is that of the trace
-    alone (0 if exact, nan for one probe). log_prob: ``[B]`` float64, the log density in nats (of the dequantised data,
-    if so). nfe: evaluations of D. derivatives: the mode of automatic differentiation that ran, forward or reverse.
+    value, stderr: over the whole batch; the error covers the spread over chains and so of the probes (nan for one
+    chain). per_chain, per_chain_stderr: ``[B]``; the error is that of the trace alone (0 if exact, nan for one probe).
+    log_prob: ``[B]`` float64, the log density in nats (of the dequantised data, where there are ``levels``). nfe:
+    evaluations of D. derivatives: the mode of automatic differentiation that ran, forward or reverse.
     """
 
-    value: float
-    stderr: float
-    per_chain: torch.Tensor
-    per_chain_stderr: torch.Tensor
     log_prob: torch.Tensor
     nfe: int
     derivatives: str
@@ -77,37 +75,32 @@ def likelihood(
         log p(x) = log p_max(y_max) + integral of (n - div D) dl,   y = x at sigma_min
 
     div D is the mean of v' (dD/dy) v over ``samples`` probes of noise-v1, each kept along its path [Hutchinson 1990;
-    Grathwohl 2019], or exact: a backward pass a probe, or an element. State and integral are float64, the network runs
-    in the dtype of x. A chain's number does not depend on its batch, except through the steps of an adaptive solver,
-    which are chosen for the whole batch: there it does within the tolerances. No gradient flows through the result.
-    Derivatives are in reverse mode, where the network has it, unless the denoiser says otherwise.
+    Grathwohl 2019], or exact: one backward pass per probe, or per element. State and integral are float64, the network
+    runs in the dtype of x. A chain's number does not depend on its batch, but for an adaptive solver, whose steps are
+    chosen for the whole batch (within its tolerances). No gradient flows through the result. Derivatives are in reverse
+    mode where the network allows it, unless the denoiser says otherwise.
 
     Args:
         solver: rk4 (order 4) or heun (order 2) on ``steps`` equal steps of l; adaptive: scipy's RK45 with rtol, atol.
             Under time="index" only heun, on the training steps nearest to the equal ones (fewer where two are one).
-        trace: hutchinson or exact. samples, kind: of the probes, rademacher (far less variance here) or gaussian.
-        levels: of quantised data on that many levels from -1 to 1: uniform noise a level wide is added, and the
-            result is a bound on the bits of the level, in the mean over the noise [Theis 2016].
+        trace: hutchinson or exact. samples, kind: how many probes, rademacher (far less variance here) or gaussian.
+        levels: the number of values from -1 to 1 on which the data are quantised: uniform noise as wide as a bin is
+            added, and the mean result over that noise bounds the bits of the quantised data [Theis 2016].
         sigma_min, sigma_max: the range of sigma / alpha, by default the schedule's own.
         prior: log density ``[B]`` of x_t at sigma_max, by default N(0, init_scale^2 I), what a sampler starts from.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
-            x or has no derivative.
+        TypeError, ValueError: an invalid argument, named in the message; a network that hides its dependence on x or
+            has no derivative.
         RuntimeError: the adaptive solver failed; x or cond requires grad while gradients are recorded.
     """
     check_not_recorded("likelihood")
     check_denoiser(denoiser, cond)
-    _check(solver, trace, samples, kind, steps, levels)
-    if prior is not None and not callable(prior):
-        raise TypeError(f"prior: got {described(prior)}, expected a log density, or None")
+    _check(solver, trace, samples, kind, steps, levels, prior)
     check_no_gradient("likelihood", cond, x=x)
     check_batch(x, "x")
-    x = x.detach()
-    n, cell = x[0].numel(), 1.0 if levels is None else 2 / (levels - 1)
-    if levels is not None:
-        z = normal_for(DEQUANTISATION, x.shape[1:], seed=seed, chains=len(x), device=x.device)
-        x = x + (cell * (torch.special.ndtr(z.double()) - 0.5)).to(x.dtype)
+    x, bin_width = _dequantised(x.detach(), levels, seed)
+    n = x[0].numel()
     low, high = _range(denoiser.schedule, sigma_min, sigma_max)
     flow = _Flow(denoiser, x, cond, low, high, trace, samples, kind, seed)
     if denoiser.time == "index" and solver != "heun":
@@ -120,23 +113,30 @@ def likelihood(
         grid = _grid(denoiser, low, high, steps)
         y, gained = _fixed(flow, x.double(), grid, {"rk4": _rk4, "heun": _heun}[solver])
     logs = _log_prior(denoiser.schedule, y, high, prior, x.dtype) + gained  # [samples, B]
-    log_prob, count = logs.mean(0), len(logs)
+    log_prob, error = mean_and_error(logs)
     unit = n * math.log(2)
-    error = torch.zeros_like(log_prob) if trace == "exact" else torch.full_like(log_prob, math.nan)
-    per_chain = -(log_prob + n * math.log(cell)) / unit
+    per_chain = -(log_prob + n * math.log(bin_width)) / unit
     return Likelihood(
-        value=float(per_chain.mean()),
-        stderr=float(per_chain.std() / len(x) ** 0.5) if len(x) > 1 else math.nan,
+        **batch_mean(per_chain),
         per_chain=per_chain,
-        per_chain_stderr=logs.std(0) / count**0.5 / unit if count > 1 else error,
+        per_chain_stderr=torch.zeros_like(error) if trace == "exact" else error / unit,
         log_prob=log_prob,
         nfe=flow.evaluations,
         derivatives=flow.mode,
     )
 
 
+def _dequantised(x: torch.Tensor, bins: int | None, seed: int) -> tuple[torch.Tensor, float]:
+    """x with uniform noise as wide as one of ``bins`` bins from -1 to 1, and that width (without bins x and 1)."""
+    if bins is None:
+        return x, 1.0
+    width = 2 / (bins - 1)
+    z = normal_for(DEQUANTISATION, x.shape[1:], seed=seed, chains=len(x), device=x.device)
+    return x + (width * (torch.special.ndtr(z.double()) - 0.5)).to(x.dtype), width
+
+
 class _Flow:
-    """dy/dl, and n - div D ``[samples, B]`` float64, at a level l."""
+    """dy/dl, and n - div D ``[samples, B]`` float64, at the noise level l."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ def _adaptive(
 
 
 def _range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
-    """The least and the largest sigma / alpha."""
+    """The smallest and the largest sigma / alpha."""
     if isinstance(schedule, VariancePreserving):
         ratios = schedule.ratios[np.isfinite(schedule.ratios)]
         low, high = float(ratios[0]), float(ratios[-1])
@@ -244,8 +244,8 @@ def _range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None)
     low = low if sigma_min is None else positive(sigma_min, "sigma_min")
     high = high if sigma_max is None else positive(sigma_max, "sigma_max")
     if not 0 < low < high < math.inf:
-        raise ValueError(f"sigma_min, sigma_max must be finite with 0 < sigma_min < sigma_max, got {low:g}, {high:g}")
-    schedule.t_of_sigma(np.array([low, high]))  # raises where they are outside the schedule
+        raise ValueError(f"sigma_min, sigma_max: got {low:g}, {high:g}, expected 0 < sigma_min < sigma_max, finite")
+    schedule.t_of_sigma(np.array([low, high]))  # raises where they lie outside the schedule
     return low, high
 
 
@@ -256,25 +256,25 @@ def _log_prior(
     prior: Callable[[torch.Tensor], torch.Tensor] | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """log density ``[B]`` of y, from that of x_t = alpha y."""
+    """The log density ``[B]`` float64 of y, from that of x_t = alpha y."""
     t = float(schedule.t_of_sigma(high))
     alpha, n = float(schedule.alpha(t)), y[0].numel()
     x_t = alpha * y
     if prior is not None:
         log = prior(x_t.to(dtype))
-        if log.shape != (len(y),):
-            raise ValueError(f"prior must return [{len(y)}] log densities, one a chain, got {list(log.shape)}")
-        return log.double() + n * math.log(alpha)
+        return check_like(log, (len(y),), "prior", "log densities", ", one a chain").double() + n * math.log(alpha)
     scale = schedule.init_scale(t)
     squares = dot(x_t, x_t) / scale**2
     return n * math.log(alpha) - squares / 2 - n * math.log(2 * math.pi * scale**2) / 2
 
 
-def _check(solver: str, trace: str, samples: int, kind: str, steps: int, levels: int | None) -> None:
+def _check(solver: str, trace: str, samples: int, kind: str, steps: int, bins: int | None, prior: object) -> None:
     choices = (("solver", solver, SOLVERS), ("trace", trace, TRACES), ("kind", kind, KINDS))
     for name, value, allowed in choices:
         choice(value, name, allowed)
     whole(samples, "samples", 1, MOST_PROBES)
     whole(steps, "steps", 1, MOST_STEPS)
-    if levels is not None:
-        whole(levels, "levels", 2, 1 << 24)
+    if bins is not None:
+        whole(bins, "levels", 2, 1 << 24)
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior: got {described(prior)}, expected a log density, or None")

@@ -1,8 +1,8 @@
-"""What a trained denoiser should satisfy at every noise level, measured: `ulam check`, and :func:`measure` for Python.
+"""Measures what a trained denoiser should satisfy at every noise level: `ulam check`, and :func:`measure` in Python.
 
-D(y, sigma) = E[x | y] of y = x + sigma z has an error that can be told without x, a posterior variance that is its own
-derivative, residuals that nothing made of y explains, and a Jacobian that is a Hessian. A network that was trained to
-the end has all of these nearly; one that is broken, overfitted or told the wrong time fails some.
+For D(y, sigma) = E[x | y] of y = x + sigma z, the error can be estimated without x, the derivative is the posterior
+variance, the residual is orthogonal to every function of y, and the Jacobian is a Hessian. A fully trained network
+satisfies all of these nearly; one that is broken, overfitted or told the wrong time fails some.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ import numpy as np
 import torch
 from scipy.special import chdtr, chdtri
 
+from ulam_kernels.arguments import described
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
-from ..arguments import whole_number
+from ..arguments import per_chain, whole_number
 from ..denoiser import Denoiser
 from ..gradients import check_no_gradient
 from ..noise import CHECK, normal_for
 from .derivatives import Derivatives
-from .estimator import Estimator, Inputs, levels
+from .estimator import Estimator, Inputs, noise_levels
 from .probes import dot, probes
+from .uncertainty import WithError
 
-CHANCE = 4.0  # standard errors that chance is allowed
-SURE, CALIBRATION, SLOPE, ASYMMETRY = 0.05, 0.25, 0.05, 0.4  # what is allowed beyond chance
+CHANCE = 4.0  # standard errors allowed for chance
+SURE, CALIBRATION, SLOPE, ASYMMETRY = 0.05, 0.25, 0.05, 0.4  # allowed beyond chance
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(WithError[float]):
     """A mean and its standard error."""
-
-    value: float
-    stderr: float
 
     def __str__(self) -> str:
         return f"{self.value:.4g}({self.stderr:.1g})"
 
     def off(self, target: float) -> float:
-        """How far from ``target``, chance aside: 0 or less inside ``CHANCE`` standard errors, nan for nan."""
+        """The distance from ``target`` less ``CHANCE`` standard errors: at most 0 within chance, nan for nan."""
         return abs(self.value - target) - CHANCE * self.stderr
 
 
 @dataclass(frozen=True)
-class Level:
-    """One noise level; errors are mean squares per element. None where it needs clean data and there is none.
+class MeasuredLevel:
+    """One noise level; errors are mean squares per element. None for what needs clean data where there are none.
 
     sure: |D - y|^2 / n - sigma^2 + 2 sigma^2 div D / n [Stein 1981].
     error: |D - x|^2 / n.
@@ -75,7 +74,7 @@ class Level:
 
     @property
     def verdicts(self) -> dict[str, tuple[bool, str]]:
-        """For each test whether it is passed, and in words."""
+        """For each test whether it passed, and in words."""
         found = {}
         if self.error is not None and self.gap is not None:
             agree = self.gap.off(0) <= SURE * self.error.value
@@ -102,7 +101,7 @@ class Level:
 
     @property
     def passed(self) -> bool:
-        """Whether every test is."""
+        """Whether every test passed."""
         return all(passed for passed, _ in self.verdicts.values())
 
 
@@ -116,12 +115,12 @@ def measure(
     noisy: bool = False,
     batch: int = 128,
     seed: int = 0,
-) -> Iterator[Level]:
-    """Measure ``denoiser`` at every level of ``sigmas``, on y = x + sigma z; a level is yielded when it is done.
+) -> Iterator[MeasuredLevel]:
+    """Measure ``denoiser`` on y = x + sigma z at every noise level of ``sigmas``, each yielded when it is done.
 
-    z is noise-v1's. Chains come in pairs whose noises are opposite in direction and in length (the chi-square quantiles
-    p and 1 - p), each exactly normal: what is left of |z|^2 / n - 1, the larger part of SURE's spread, is its skewness.
-    Errors are over pairs. Two Jacobian-vector products a chain, or two vector-Jacobian products
+    z is noise-v1. Chains come in pairs whose noises are opposite in direction and in length (the chi-square quantiles
+    p and 1 - p), each exactly normal: of |z|^2 / n - 1, the larger part of SURE's spread, only the skewness is left.
+    Errors are over pairs. It takes two Jacobian-vector products per chain, or two vector-Jacobian products
     (:mod:`ulam.estimation.derivatives`).
 
     Args:
@@ -129,35 +128,36 @@ def measure(
         cond: the network's further arguments, tensors ``[N, ...]``.
         noisy: x are themselves observations with noise of the one level in ``sigmas``: nothing is added, and what needs
             clean data is left out.
-        batch: chains in one call of the network; even.
+        batch: chains per call of the network; even.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message; a network that hides its dependence on
-            x or has no derivative. RuntimeError: x or cond requires grad while gradients are recorded.
+        TypeError, ValueError: an invalid argument, named in the message; a network that hides its dependence on x or
+            has no derivative. RuntimeError: x or cond requires grad while gradients are recorded.
     """
     check_not_recorded("measure")
     check_no_gradient("check.measure", cond, x=x)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
-        raise TypeError(f"x must be a float tensor [N, *shape], got {getattr(x, 'dtype', type(x).__name__)}")
+        raise TypeError(f"x: got {described(x)}, expected a float tensor [N, *shape]")
     check_data(x, "x")
     if len(x) < 4 or len(x) % 2:
-        raise ValueError(f"x must have an even number of examples, at least 4, got {len(x)}")
+        raise ValueError(f"x: got {len(x)} examples, expected an even number, at least 4")
     if whole_number("batch", batch) < 2 or batch % 2:
-        raise ValueError(f"batch must be even and at least 2, got {batch}")
+        raise ValueError(f"batch: got {batch}, expected an even number, at least 2")
     if not len(sigmas) or (noisy and len(sigmas) > 1):
-        raise ValueError(f"sigmas must be {'the one level of the data' if noisy else 'not empty'}, got {len(sigmas)}")
+        right = "the one level of the data" if noisy else "at least one"
+        raise ValueError(f"sigmas: got {len(sigmas)} noise levels, expected {right}")
     for name, value in (cond or {}).items():
         check_data(value, f"cond[{name!r}]")
         if len(value) != len(x):
-            raise ValueError(f"cond: {name} must have {len(x)} rows, one an example, got {len(value)}")
-    checked = [float(levels(x[:1], sigma)[0]) for sigma in sigmas]
+            raise ValueError(f"cond[{name!r}]: got {len(value)} rows, expected {len(x)}, one an example")
+    checked = [float(noise_levels(x[:1], sigma)[0]) for sigma in sigmas]
     return (_level(denoiser, x, sigma, cond or {}, noisy, batch, seed, row) for row, sigma in enumerate(checked))
 
 
 @outside_graphs
 def _level(
     denoiser: Denoiser, x: torch.Tensor, sigma: float, cond: Inputs, noisy: bool, batch: int, seed: int, row: int
-) -> Level:
+) -> MeasuredLevel:
     centre = x.mean(0)
     parts = []
     for place, begin in enumerate(range(0, len(x), batch)):
@@ -175,7 +175,7 @@ def _level(
     root = math.sqrt(odd.value)
     error = None if noisy else of["error"] / n
     variance = x.double().var(0)
-    return Level(
+    return MeasuredLevel(
         sigma=sigma,
         chains=len(x),
         sure=_mean(sure),
@@ -193,7 +193,7 @@ def _level(
 def _quantities(
     derivatives: Derivatives, y: torch.Tensor, x: torch.Tensor, centre: torch.Tensor, seed: int, first: int
 ) -> dict[str, torch.Tensor]:
-    """What the estimates are made of, ``[B]`` each, with two Rademacher probes u and v."""
+    """The terms of the estimates, ``[B]`` float64 each, with two Rademacher probes u and v."""
     u, v = probes(y, 2, seed=seed, first=first)
     of_u, of_v, D = derivatives.image(u), derivatives.image(v), derivatives.value()
     cross, back = dot(u, of_v), dot(v, of_u)
@@ -209,12 +209,12 @@ def _quantities(
 
 
 def _noise(x: torch.Tensor, pair: int, seed: int, row: int) -> torch.Tensor:
-    """Noise for the chains of x, the first of which is half of pair number ``pair``."""
+    """Noise for the chains of x, the first two of which are pair number ``pair``."""
     pairs = range(pair, pair + len(x) // 2)
     z = normal_for(CHECK, tuple(x.shape[1:]), seed=seed, chains=pairs, row=row, device=x.device)
     length, n = dot(z, z).cpu().numpy(), z[0].numel()
     mirrored = np.sqrt(chdtri(n, chdtr(n, length)) / length)
-    scale = torch.from_numpy(mirrored).to(z).view(-1, *[1] * (z.dim() - 1))
+    scale = per_chain(torch.from_numpy(mirrored).to(z), z)
     return torch.stack([z, -scale * z], dim=1).flatten(0, 1).to(x.dtype)
 
 
@@ -223,7 +223,7 @@ def _mean(values: torch.Tensor) -> Measured:
 
 
 def _ratio(above: torch.Tensor, below: torch.Tensor) -> Measured:
-    """mean(above) / mean(below), its error to first order."""
+    """mean(above) / mean(below) with its error to first order."""
     if not float(below.mean()):
         return Measured(math.inf if float(above.mean()) else 0.0, 0.0)
     value = float(above.mean() / below.mean())

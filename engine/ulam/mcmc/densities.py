@@ -1,4 +1,4 @@
-"""Densities with a formula: log-density, score, exact draws. They compile into launches of whole chains."""
+"""Densities with a formula: log-density, score, exact draws. Whole chains of them run in one launch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUADRATURE = 40_001  # points of a one-dimensional law's table
 
 
 class BuiltIn(ABC):
-    """What the built-in densities share; x is ``[B, d]`` everywhere, densities are normalised.
+    """What the built-in densities share; x is ``[B, d]`` everywhere, and densities are normalised.
 
     ``log_prob`` and ``score`` are torch formulas in the dtype of x (``log_prob`` differentiable); a run uses the
     kernels' formulas in their place, up to d = 128.
@@ -48,20 +48,20 @@ class BuiltIn(ABC):
 
     @abstractmethod
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
-        """``count`` independent draws from p, ``[count, d]`` float64: noise-v1 numbers, so the same for a seed."""
+        """``count`` independent draws from p, ``[count, d]`` float64, made of noise-v1: the same for the same seed."""
 
     @abstractmethod
     def _kernel(self) -> kernels.Density:
-        """The density as the kernels know it."""
+        """The density in the form that the kernels take."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one state: (d,)."""
+        """The shape of one state, (d,)."""
         return (self.dimension,)
 
     @cached_property
     def kernel(self) -> kernels.Density | None:
-        """The density as it compiles into a launch; None above 128 dimensions."""
+        """The density in the form that the kernels take; None above 128 dimensions."""
         return self._kernel() if self.dimension <= kernels.MAX_DIMENSION else None
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
@@ -87,10 +87,10 @@ class Gaussian(BuiltIn):
 
     Args:
         mean: ``[d]``.
-        covariance: ``[d, d]``, symmetric positive definite; ``[d]`` is its diagonal (variances), a number all of it.
+        covariance: ``[d, d]``, symmetric positive definite; ``[d]``, its diagonal; or a number, every variance.
 
     Raises:
-        ValueError: shapes that do not fit, or a covariance that is none.
+        ValueError: shapes that do not match, or a matrix that is not a covariance.
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers = 1.0) -> None:
@@ -103,10 +103,10 @@ class Gaussian(BuiltIn):
             raise ValueError(f"covariance: got shape {list(given.shape)}, expected [{d}], [{d}, {d}] or a number")
         self.covariance = given.diag() if given.dim() == 1 else given
         if not torch.allclose(self.covariance, self.covariance.T):
-            raise ValueError("covariance: got a matrix that is not symmetric")
+            raise ValueError("covariance: got a matrix that is not symmetric, expected a symmetric one")
         root, failed = torch.linalg.cholesky_ex(self.covariance)
         if failed or not bool(torch.isfinite(root).all()):
-            raise ValueError("covariance: got one that is not positive definite")
+            raise ValueError("covariance: got one that is not positive definite, expected a positive definite one")
         self._root, self._diagonal = root, given.dim() == 1
         precision = torch.cholesky_inverse(root)
         self.precision = precision.diag() if self._diagonal else (precision + precision.T) / 2
@@ -149,10 +149,10 @@ class GaussianMixture(BuiltIn):
     Args:
         means: ``[K, d]``.
         std: of the components, one number or ``[K]``.
-        weights: ``[K]``, made to sum to 1; equal by default.
+        weights: ``[K]``, scaled to sum to 1; equal by default.
 
     Raises:
-        ValueError: shapes that do not fit, or weights or standard deviations that are not positive.
+        ValueError: shapes that do not match, or weights or standard deviations that are not positive.
     """
 
     def __init__(self, means: Numbers, std: Numbers = 1.0, weights: Numbers | None = None) -> None:
@@ -220,7 +220,7 @@ class DoubleWell(BuiltIn):
 class Rosenbrock(BuiltIn):
     """E = sum over pairs (x, y) of a (y - x^2)^2 + b (1 - x)^2: x ~ N(1, 1 / (2 b)), y | x ~ N(x^2, 1 / (2 a)).
 
-    Pairs are (x_0, x_1), (x_2, x_3), ...; Goodman and Weare 2010, section 3; Pagani et al. 2022, section 2.
+    Pairs are (x_0, x_1), (x_2, x_3), ... [Goodman & Weare 2010, section 3; Pagani 2022, section 2].
     """
 
     def __init__(self, dimension: int = 2, a: float = 5.0, b: float = 0.05) -> None:
@@ -247,7 +247,7 @@ class Rosenbrock(BuiltIn):
 
 
 class Funnel(BuiltIn):
-    """x_0 ~ N(0, std^2), x_i | x_0 ~ N(0, exp(x_0)) for i >= 1: Neal 2003, section 8."""
+    """x_0 ~ N(0, std^2), x_i | x_0 ~ N(0, exp(x_0)) for i >= 1 [Neal 2003, section 8]."""
 
     def __init__(self, dimension: int = 10, std: float = 3.0) -> None:
         self.dimension, self.std = _dimension(dimension, 2), _number("std", std)
@@ -283,7 +283,7 @@ class Ring(BuiltIn):
 
     @cached_property
     def _law(self) -> _Table:
-        """Of the distance r from the origin: r^(d - 1) exp(-(r - radius)^2 / (2 std^2))."""
+        """The law of the distance r from the origin: r^(d - 1) exp(-(r - radius)^2 / (2 std^2))."""
         d, reach = self.dimension, (12 + math.sqrt(self.dimension)) * self.std
 
         def log_density(r: torch.Tensor) -> torch.Tensor:
@@ -310,7 +310,7 @@ class Ring(BuiltIn):
 
 
 class _Table:
-    """A one-dimensional law on [lo, hi] by the trapezoidal rule, which converges fast where the ends carry nothing."""
+    """A one-dimensional law on [lo, hi] by the trapezoidal rule, which converges fast where the ends carry no mass."""
 
     def __init__(self, log_density: Callable[[torch.Tensor], torch.Tensor], lo: float, hi: float) -> None:
         self.x = torch.linspace(lo, hi, QUADRATURE, dtype=torch.float64)
@@ -321,7 +321,7 @@ class _Table:
         self.log_normaliser = float(top + self.cumulative[-1].log())
 
     def quantile(self, share: torch.Tensor) -> torch.Tensor:
-        """The x with this share of the law below it, linear between the table's points."""
+        """The x below which this share of the law lies, linear between the points of the table."""
         at = (share * self.cumulative[-1]).contiguous()
         right = torch.searchsorted(self.cumulative, at).clamp(1, QUADRATURE - 1)
         below, above = self.cumulative[right - 1], self.cumulative[right]
@@ -331,8 +331,10 @@ class _Table:
 
 def _float64(name: str, values: Numbers, dimensions: int) -> torch.Tensor:
     tensor = real_numbers(name, values)
-    if tensor.dim() != dimensions or not tensor.numel() or not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected finite numbers of {dimensions} dimensions")
+    if tensor.dim() != dimensions or not tensor.numel():
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {dimensions} dimensions, not empty")
+    if (wrong := ~torch.isfinite(tensor)).any():
+        raise ValueError(f"{name}: got {tensor[wrong][0].item():g}, expected finite numbers")
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""What chains sample: an energy, a score, a denoiser at a fixed noise level."""
+"""What chains sample: an energy, a score, or a denoiser at a fixed noise level."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import torch
 
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser
-from ..estimation.estimator import Estimator, Sigma, levels
-from ..evaluation import in_eval_mode
+from ..estimation.estimator import Estimator, Sigma, noise_levels
+from ..evaluation import check_like, in_eval_mode, modules_in
 from ..gradients import without_graph
 from ..programs.predictions import eps_coefficients, sigma_data_of
 from ..samplers.markov.chain_state import Evaluate, Evaluated
 
 
 class Target(Protocol):
-    """A density p(x) = exp(-E(x)) / Z given by its score s = -grad E, and mostly by E itself."""
+    """A density p(x) = exp(-E(x)) / Z given by its score s = -grad E and, where ``has_energy``, by E."""
 
     has_energy: ClassVar[bool]
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        """The function of the states of these rows of a run of ``chains`` chains; x is like them."""
+        """Energy and score as a function of the states of these rows of a run of ``chains`` chains; x is like them."""
         ...
 
 
 class Energy:
-    """E(x) given by any differentiable torch function: x ``[B, *shape]`` to one number a chain, ``[B]``.
+    """An energy E(x) given by any differentiable torch function of x ``[B, *shape]``, one number a chain ``[B]``.
 
-    The score -grad E is autograd's, of the sum over chains: each chain's own as long as ``fn`` treats rows
-    independently. It is called once a step of a chain (more often inside HMC's leapfrog), in order, so it may draw a
+    The score -grad E is autograd's, of the sum over chains: each chain gets its own as long as ``fn`` treats rows
+    independently. ``fn`` is called once per step (more often inside HMC's leapfrog), in order, so it may draw a
     minibatch of its own at each call; an ``nn.Module`` is called in eval mode.
 
     Args:
         fn: the energy, ``fn(x, **cond)``.
-        score: ``score(x, **cond)`` like x, in place of autograd; ``fn`` is then called only where a number is needed.
-        cond: further arguments, tensors with the run's chains as leading dimension (or :func:`ulam.shared`).
+        score: ``score(x, **cond)`` like x, in place of autograd; ``fn`` is then called only where the energy is needed.
+        cond: further arguments, tensors whose first dimension is the run's chains (or :func:`ulam.shared`).
 
     Raises:
-        TypeError: what cannot be called. In a run: TypeError or ValueError for an energy of the wrong shape or type,
-        or one that does not depend on x differentiably.
+        TypeError: an argument that is not callable. In a run: TypeError or ValueError for an energy of the wrong shape
+        or dtype, or one that is not differentiable in x.
     """
 
     has_energy: ClassVar[bool] = True
@@ -58,8 +58,8 @@ class Energy:
         return f"Energy({_name(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        cond, modules = _of_rows(self.cond, rows, chains, x.device), _modules(self.fn)
-        minus: torch.Tensor | None = None  # what the gradient is multiplied by: the score is minus the gradient
+        cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in(self.fn)
+        minus: torch.Tensor | None = None  # -1 a chain: the score is minus the gradient
 
         def by_autograd(at: torch.Tensor, wanted: bool) -> Evaluated:
             nonlocal minus
@@ -86,13 +86,14 @@ class Energy:
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """-E(x) ``[B]``: log p up to the constant log Z."""
-        return -_checked_energy(self.fn(x, **_of_rows(self.cond, torch.arange(len(x)), len(x), x.device)), x)
+        return -_checked_energy(self.fn(x, **_select_cond(self.cond, torch.arange(len(x)), len(x), x.device)), x)
 
 
 class Score:
-    """s(x) = grad log p(x) given by a function ``fn(x, **cond)`` of x ``[B, *shape]``, like x; no energy.
+    """A score s(x) = grad log p(x), like x, given by a function ``fn(x, **cond)`` of x ``[B, *shape]``; no energy.
 
-    For the samplers without a Metropolis test: ULA, SGLD and BAOAB. ``cond`` as in :class:`Energy`.
+    For samplers without a Metropolis test: ULA, SGLD and BAOAB. ``cond``: see :class:`Energy`. Raises TypeError for an
+    ``fn`` that is not callable; in a run, TypeError or ValueError for a score that is not shaped like x.
     """
 
     has_energy: ClassVar[bool] = False
@@ -105,7 +106,7 @@ class Score:
         return f"Score({_name(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        cond, modules = _of_rows(self.cond, rows, chains, x.device), _modules(self.fn)
+        cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in(self.fn)
 
         def evaluate(at: torch.Tensor, wanted: bool) -> Evaluated:
             with in_eval_mode(modules):
@@ -117,16 +118,18 @@ class Score:
 class DenoiserScore:
     """The score of the noised density p_sigma, by Tweedie's formula: s(y) = (E[x | y] - y) / sigma^2, y = x + sigma z.
 
-    Robbins 1956; Efron 2011. Any :class:`ulam.Denoiser` serves: one that predicts the score gives it without the
+    [Robbins 1956; Efron 2011.] Any :class:`ulam.Denoiser` serves: one that predicts the score gives it without the
     detour through E[x | y], and no prediction loses digits at small sigma. Where a schedule has alpha below 1, y is
-    read as x_t = alpha_t y (see :class:`ulam.estimation.estimator.Estimator`).
+    read as x_t = alpha_t y (see :class:`ulam.estimation.estimator.Estimator`). For noise levels that fall during a run
+    use :class:`ulam.samplers.AnnealedLangevin` with :func:`ulam.sample`.
 
     Args:
         denoiser: the trained network.
         sigma: the noise level, one number or one a chain of the run.
-        cond: further arguments of the network, as in :class:`Energy`.
+        cond: further arguments of the network, see :class:`Energy`.
 
-    Levels that fall during a run are :class:`ulam.samplers.AnnealedLangevin` with :func:`ulam.sample`.
+    Raises:
+        TypeError: a denoiser that is not one. In a run: TypeError or ValueError for the other arguments.
     """
 
     has_energy: ClassVar[bool] = False
@@ -140,8 +143,8 @@ class DenoiserScore:
         return f"DenoiserScore({_name(self.denoiser.net)}, sigma={self.sigma})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        sigma = levels(torch.empty(chains, 1), self.sigma)[rows.cpu().numpy()]
-        score = _Tweedie(self.denoiser, x, sigma, _of_rows(self.cond, rows, chains, x.device))
+        sigma = noise_levels(torch.empty(chains, 1), self.sigma)[rows.cpu().numpy()]
+        score = _Tweedie(self.denoiser, x, sigma, _select_cond(self.cond, rows, chains, x.device))
 
         def evaluate(at: torch.Tensor, wanted: bool) -> Evaluated:
             return None, checked_score(without_graph(score, at), at)
@@ -162,30 +165,29 @@ class _Tweedie(Estimator):
 
 
 NO_GRADIENT = (
-    "target: the energy has no gradient with respect to x; compute it from x by differentiable torch operations, "
-    "or give score="
+    "target: got an energy without a gradient in x, expected one computed from x by differentiable torch operations "
+    "(or give score=)"
 )
 
 
 def checked_score(score: object, x: torch.Tensor) -> torch.Tensor:
-    """``score`` contiguous and of x's dtype. Raises TypeError or ValueError unless it is shaped like x."""
-    if not isinstance(score, torch.Tensor) or not score.is_floating_point():
-        raise TypeError(f"target: the score is {_kind(score)}, expected a float tensor {list(x.shape)}")
-    if score.shape != x.shape:
-        raise ValueError(f"target: the score has shape {list(score.shape)}, expected {list(x.shape)} like x")
-    return score.detach().to(x.dtype).contiguous()
+    """``score``, contiguous and in x's dtype. Raises TypeError or ValueError unless it is floats shaped like x."""
+    return _checked_float(score, x.shape, "scores", " like x").detach().to(x.dtype).contiguous()
 
 
 def _checked_energy(energy: object, x: torch.Tensor) -> torch.Tensor:
-    if not isinstance(energy, torch.Tensor) or not energy.is_floating_point():
-        raise TypeError(f"target: the energy is {_kind(energy)}, expected a float tensor [{len(x)}]")
-    if energy.shape != x.shape[:1]:
-        raise ValueError(f"target: the energy has shape {list(energy.shape)}, expected [{len(x)}], one number a chain")
-    return energy
+    return _checked_float(energy, x.shape[:1], "energies", ", one number a chain")
 
 
-def _of_rows(cond: Cond | None, rows: torch.Tensor, chains: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """The further arguments of these rows."""
+def _checked_float(value: object, shape: tuple[int, ...], kind: str, why: str) -> torch.Tensor:
+    tensor = check_like(value, shape, "target", kind, why)
+    if not tensor.is_floating_point():
+        raise TypeError(f"target: got {kind} of {tensor.dtype}, expected floats")
+    return tensor
+
+
+def _select_cond(cond: Cond | None, rows: torch.Tensor, chains: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Those of the further arguments that belong to these rows."""
     checked = check_cond("cond", cond, chains)
     return {
         key: value.tensor.to(device) if isinstance(value, Shared) else value[rows.to(value.device)].to(device)
@@ -193,17 +195,9 @@ def _of_rows(cond: Cond | None, rows: torch.Tensor, chains: int, device: torch.d
     }
 
 
-def _modules(fn: object) -> list[torch.nn.Module]:
-    return list(fn.modules()) if isinstance(fn, torch.nn.Module) else []
-
-
 def _check_callable(name: str, value: object) -> None:
     if not callable(value):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a function of x [chains, *shape]")
-
-
-def _kind(value: object) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 def _name(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the arguments that samplers share."""
+"""Checks of the arguments that samplers share. Each raises ValueError naming the argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ulam_kernels.validation import real_numbers
 from ..programs.clip import DynamicThreshold
 from .sigmas import SIGMAS
 
-LARGEST = 1e150  # whose square is a float too
+LARGEST = 1e150  # its square is a float too
 MOST_ROWS = 10**7
 SPACINGS = ("leading", "linspace", "trailing", "log-snr")
 FINALS = ("zero", "sigma_min")
@@ -28,44 +28,44 @@ def check_steps(steps: object) -> int:
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """`value` as an int in [least, most], else ValueError. No program has more rows than MOST_ROWS."""
+    """`value` as an int in [least, most], else ValueError; without `most` up to MOST_ROWS, the rows of a program."""
     try:
         whole = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         whole = least - 1
     if whole < least or isinstance(value, bool) or whole > (MOST_ROWS if most is None else most):
-        rule = f"from {least} to {most or MOST_ROWS}" if most is not None or whole > least else f"of at least {least}"
-        raise ValueError(f"{name} must be a whole number {rule}, got {described(value)}")
+        right = f"from {least} to {most or MOST_ROWS}" if most is not None or whole > least else f"of at least {least}"
+        raise ValueError(f"{name}: got {described(value)}, expected a whole number {right}")
     return whole
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
     """`value` as a float in [least, most], finite unless `most` is; else ValueError."""
     if not is_real(value):
-        raise ValueError(f"{name} must be a number, got {described(value)}")
+        raise ValueError(f"{name}: got {described(value)}, expected a number")
     number = as_float(value)
     if LARGEST < abs(number) < math.inf:
-        raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {described(value)}")
+        raise ValueError(f"{name}: got {described(value)}, expected at most {LARGEST:g} in size")
     if math.isfinite(number) and least <= number <= most:
         return number
     if math.isinf(most):
-        rule = "finite" if math.isinf(least) else f"finite and at least {least:g}"
+        right = "a finite number" if math.isinf(least) else f"a finite number of at least {least:g}"
     else:
-        rule = f"in [{least:g}, {most:g}]"
-    raise ValueError(f"{name} must be {rule}, got {described(value)}")
+        right = f"a number in [{least:g}, {most:g}]"
+    raise ValueError(f"{name}: got {described(value)}, expected {right}")
 
 
 def check_flag(name: str, value: object) -> bool:
     """`value` if it is True or False, else ValueError."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {described(value)}")
+        raise ValueError(f"{name}: got {described(value)}, expected True or False")
     return value
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """`value` if it is one of `choices`, else ValueError."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}")
+        raise ValueError(f"{name}: got {described(value)}, expected one of {', '.join(choices)}")
     return value
 
 
@@ -82,7 +82,7 @@ def check_sigmas(sigmas: object) -> str | tuple[float, ...] | None:
         return check_choice("sigmas", sigmas, SIGMAS)
     values = _decreasing("sigmas", sigmas)
     if values[-1] < 0 or values[0] <= 0:
-        raise ValueError(f"sigmas must be above 0 (the last may be 0), got {values[-1]:g}")
+        raise ValueError(f"sigmas: got {values[-1]:g}, expected numbers above 0 (the last may be 0)")
     return values
 
 
@@ -92,7 +92,7 @@ def check_final(final: object) -> str | float:
         return final
     if is_real(final) and 0 < as_float(final) < math.inf:
         return as_float(final)
-    raise ValueError(f"final must be 'zero', 'sigma_min' or a noise level above 0, got {described(final)}")
+    raise ValueError(f"final: got {described(final)}, expected 'zero', 'sigma_min' or a noise level above 0")
 
 
 def check_clip(clip: object) -> tuple[float, float] | DynamicThreshold | None:
@@ -104,19 +104,19 @@ def check_clip(clip: object) -> tuple[float, float] | DynamicThreshold | None:
         if lo < hi:  # false for NaN
             return lo, hi
     right = "None, a DynamicThreshold or a pair (lo, hi) of numbers with lo < hi"
-    raise ValueError(f"clip must be {right}, got {described(clip)}")
+    raise ValueError(f"clip: got {described(clip)}, expected {right}")
 
 
 def _decreasing(name: str, values: object) -> tuple[float, ...]:
     if isinstance(values, (np.ndarray, torch.Tensor)):
         values = real_numbers(name, values).tolist()
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)) or len(values) == 0:
-        raise ValueError(f"{name} must be a sequence of numbers, not empty, got {described(values)}")
+        raise ValueError(f"{name}: got {described(values)}, expected a sequence of numbers, not empty")
     for value in values:
         if not is_real(value) or not math.isfinite(as_float(value)):
-            raise ValueError(f"{name} must be finite numbers, got {described(value)}")
-    levels = tuple(map(float, values))
-    for before, after in itertools.pairwise(levels):
+            raise ValueError(f"{name}: got {described(value)}, expected finite numbers")
+    numbers = tuple(map(float, values))
+    for before, after in itertools.pairwise(numbers):
         if not before > after:
-            raise ValueError(f"{name} must be strictly decreasing, got {before:g} before {after:g}")
-    return levels
+            raise ValueError(f"{name}: got {before:g} before {after:g}, expected strictly decreasing numbers")
+    return numbers

@@ -73,5 +73,5 @@ class Consistency(GridSampler):
             return super()._times(schedule)
         assert self.steps is not None
         if self.steps > self.training_levels:
-            raise ValueError(f"steps must be at most training_levels={self.training_levels}, got {self.steps}")
+            raise ValueError(f"steps: got {self.steps}, expected at most training_levels={self.training_levels}")
         return schedule.grid(self.training_levels)[:: self.training_levels // self.steps][: self.steps]

@@ -17,9 +17,9 @@ from ..programs.predictions import combine, sigma_data_of
 from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number
-from .grid import Grid, GridSampler, levels_at, told
+from .grid import Grid, GridSampler, levels_at, network_times
 
-Level: TypeAlias = tuple[Array | float, Array | float]  # (alpha, sigma)
+NoiseLevel: TypeAlias = tuple[Array | float, Array | float]  # (alpha, sigma)
 Terms: TypeAlias = dict[str, Array | float]
 
 
@@ -44,15 +44,15 @@ class Coordinates:
         k = int(isinstance(schedule, FlowMatching) or grid.alphas[0] == 0)
         return cls(predicts, sigma_data_of(schedule, predicts), k, clip is not None)
 
-    def scale(self, level: Level) -> Array:
+    def scale(self, level: NoiseLevel) -> Array:
         """c, shaped like the level's alpha and sigma."""
         return np.asarray(level[0] + self.k * level[1])
 
-    def u(self, level: Level) -> Array:
+    def u(self, level: NoiseLevel) -> Array:
         """u, shaped like the level's alpha and sigma."""
         return np.asarray(level[1] / self.scale(level))
 
-    def terms(self, level: Level, *, D: Array | float = 0.0, d: Array | float) -> Terms:
+    def terms(self, level: NoiseLevel, *, D: Array | float = 0.0, d: Array | float) -> Terms:
         """`D` times the x_0 estimate plus `d` times the derivative, as terms of a row evaluated at `level`.
 
         They are folded into x and m; where D is clipped, d = (w - D) / u follows the clipped D.
@@ -66,11 +66,11 @@ class Coordinates:
         return {"x": on_x, "m": on_m}
 
 
-def at_ratio(schedule: Schedule, ratio: Array | float) -> tuple[Array, Level]:
+def at_ratio(schedule: Schedule, ratio: Array | float) -> tuple[Array, NoiseLevel]:
     """(times, (alphas, sigmas)) where sigma / alpha is `ratio`, finite, shaped like it."""
     ratio = np.asarray(ratio)
     alphas, sigmas = levels_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowMatching) else ratio)
-    return told(schedule, alphas, sigmas), (alphas, sigmas)
+    return network_times(schedule, alphas, sigmas), (alphas, sigmas)
 
 
 def ancestral(grid: Grid, eta: float) -> tuple[Array, Array]:
@@ -120,7 +120,7 @@ class ChurnSampler(GridSampler, ABC):
         endless = is_real(self.s_tmax) and self.s_tmax == math.inf
         s_tmax = math.inf if endless else check_number("s_tmax", self.s_tmax, 0)
         if s_tmin > s_tmax:
-            raise ValueError(f"s_tmin must be at most s_tmax, got {s_tmin:g} and {s_tmax:g}")
+            raise ValueError(f"s_tmin, s_tmax: got {s_tmin:g} and {s_tmax:g}, expected s_tmin <= s_tmax")
         self._set(
             churn=check_number("churn", self.churn, 0),
             s_tmin=s_tmin,
@@ -152,7 +152,9 @@ class ChurnSampler(GridSampler, ABC):
         try:
             times[up], (alphas[up], sigmas[up]) = at_ratio(schedule, (ratios * (1 + gamma))[up])
         except ValueError as error:
-            raise ValueError(f"churn must not raise sigma out of range, use a smaller s_tmax: {error}") from None
+            raise ValueError(
+                f"churn: got {self.churn:g}, which raises sigma out of range ({error}), expected a smaller s_tmax"
+            ) from None
         gain = sigmas / (grid.sigmas[:-1] * (1 + gamma))
         std = self.s_noise * sigmas * np.sqrt(gamma * (2 + gamma)) / (1 + gamma)
         gain[gamma == 0] = 1.0

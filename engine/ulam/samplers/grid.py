@@ -1,6 +1,6 @@
 """The noise levels that a sampler goes through, and the arguments that choose them.
 
-Conventions differ between families of samplers, and are those of diffusers' schedulers of the same names:
+Conventions differ between families of samplers and follow diffusers' schedulers of the same names:
 
 | convention | `spacing` on n steps of T training steps |
 |---|---|
@@ -8,8 +8,8 @@ Conventions differ between families of samplers, and are those of diffusers' sch
 | fractional | as index, but linspace is not rounded |
 | endless | as index with n + 1 steps, the last left out; trailing as index |
 
-"log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it). One step
-is at T - 1 for every spacing (diffusers has 0 for leading and linspace, or T / 2).
+"log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it). A single
+step is at T - 1 for every spacing (diffusers: 0 for leading and linspace, or T / 2).
 
 | `sigmas` | n levels between the spacing's first and last |
 |---|---|
@@ -18,12 +18,12 @@ is at T - 1 for every spacing (diffusers has 0 for leading and linspace, or T / 
 | beta | sigma at the quantiles 1, ..., 0 of the Beta(0.6, 0.6) distribution, as in diffusers |
 | beta-time | time at its quantiles 1, 1 - 1/n, ..., 1/n, whole indices on VP schedules, as in ComfyUI [Lee 2024] |
 
-The two betas are far apart: sigma is no straight line in time. Where two quantiles in time fall on one index, ComfyUI
-takes fewer steps, and we ask for them. Where sigmas are named, index and endless samplers tell a VP network the nearest
-whole index, as diffusers does for karras; for exponential and beta diffusers' multistep schedulers cut the fraction off
-instead. sigmas in a list, and log-snr, are told exactly.
+The two betas differ widely, since sigma is not linear in time. Where two quantiles in time fall on one index, ComfyUI
+takes fewer steps; here that is an error. Where sigmas are named, index and endless samplers tell a VP network the
+nearest whole index, as diffusers does for karras; for exponential and beta diffusers' multistep schedulers truncate the
+fraction instead. A list of sigmas, and log-snr, are told exactly.
 
-A denoiser with time="index" can be told whole training indices only: where the grids above fall between them
+A denoiser with time="index" can only be told whole training indices: where the grids above fall between them
 (fractional samplers, log-snr), their times are rounded, and the levels are those of the rounded times. Lists are not
 rounded.
 """
@@ -41,7 +41,7 @@ from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePrese
 from .arguments import SPACINGS, check_choice, check_final, check_sigmas, check_steps, check_timesteps
 from .sigmas import beta_times, sigma_grid
 
-ROUNDING = 1e-6  # of a training step: closer to a whole one is that one
+ROUNDING = 1e-6  # of a training step: a time this close to a whole one is that one
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,20 @@ class Grid:
                 raise ValueError(f"{name}: got {values[at]!s} at level {at}, expected finite numbers")
         ratios = self.ratios
         if not (ratios[:-1] > 0).all():
-            raise ValueError(f"timesteps must have sigma above 0, {self.times[~(ratios[:-1] > 0)][0]:g} has sigma 0")
+            raise ValueError(
+                f"timesteps: got {self.times[~(ratios[:-1] > 0)][0]:g} with sigma 0, expected sigma above 0"
+            )
         falls = ratios[1:] < ratios[:-1] * (1 - 1e-12)  # by more than rounding
         if not falls.all():
             at = int(np.argmin(falls))
             if at == len(self) - 1:
                 raise ValueError(
-                    f"final must lie below the last noise level, got sigma/alpha {ratios[at]:g} before "
-                    f"{ratios[at + 1]:g}: use another spacing or final='zero'"
+                    f"final: got sigma/alpha {ratios[at + 1]:g}, expected a level below the last one, {ratios[at]:g}: "
+                    "use another spacing or final='zero'"
                 )
             raise ValueError(
-                f"steps must give strictly decreasing noise levels, got sigma/alpha {ratios[at]:g} before "
-                f"{ratios[at + 1]:g}: use fewer steps or another spacing"
+                f"steps: got sigma/alpha {ratios[at]:g} before {ratios[at + 1]:g}, expected strictly decreasing noise "
+                "levels: use fewer steps or another spacing"
             )
 
     def __len__(self) -> int:
@@ -96,14 +98,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridSampler:
-    """What all samplers on a grid of noise levels share. A subclass says its rows in `on(grid, schedule, predicts)`.
+    """What all samplers on a grid of noise levels share. A subclass states its rows in `on(grid, schedule, predicts)`.
 
     steps: the number of noise levels. spacing: how they are placed, see the table above, default `default_spacing`
     (on schedules without training steps: the schedule's own grid). timesteps: explicit times, strictly decreasing.
     sigmas: "karras", "exponential", "beta" or "beta-time", see the table there; or an explicit list, strictly
-    decreasing, of sigma/alpha (on flow schedules of sigma itself). Its last value is the end where it is 0, and that of
-    either list where it has one more than `steps`. final: else the level behind the last row: "zero" (the data),
-    "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
+    decreasing, of sigma/alpha (on flow schedules of sigma itself). A last sigma of 0 is the end, and so is the last of
+    either list where it has one more than `steps`. final: otherwise, the level that the last row ends at: "zero" (the
+    data), "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
     Raises ValueError naming the argument.
     """
 
@@ -116,7 +118,7 @@ class GridSampler:
     convention: ClassVar[str] = "fractional"
     default_spacing: ClassVar[str] = "linspace"
     every_step: ClassVar[bool] = False  # whether steps=None means every training step
-    # On the page of all samplers: the section it stands in, when to use it, options shown beside the defaults.
+    # On the page of all samplers: its section, when to use it, and options shown beside the defaults.
     section: ClassVar[str] = "Others"
     use: ClassVar[str] = ""
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
@@ -137,8 +139,8 @@ class GridSampler:
         leaves_a_choice = timesteps is None and by_name and self.spacing != "log-snr"
         if sum(choice is not None for choice in (self.spacing, timesteps, sigmas)) > 1 and not leaves_a_choice:
             raise ValueError(
-                "spacing, timesteps and sigmas must not be given together (but for sigmas='karras', 'exponential' "
-                "or 'beta')"
+                "spacing, timesteps, sigmas: got more than one, expected one (or spacing with sigmas='karras', "
+                "'exponential' or 'beta')"
             )
         steps = None if self.steps is None else check_steps(self.steps)
         given = timesteps if timesteps is not None else sigmas if isinstance(sigmas, tuple) else None
@@ -146,12 +148,12 @@ class GridSampler:
             name = "timesteps" if given is timesteps else "sigmas"
             count = len(given) - (given is sigmas and given[-1] == 0)
             if steps is not None and steps not in (count, len(given) - 1):
-                raise ValueError(f"steps must be left out or equal the {count} {name} given, got {steps}")
+                raise ValueError(f"steps: got {steps}, expected the {count} {name} given, or None")
             steps = count if steps is None else steps
             if steps < len(given) and self.final not in ("zero", type(self).final):
-                raise ValueError(f"final must be 'zero' where the last of {name} is the end, got {self.final!r}")
+                raise ValueError(f"final: got {self.final!r}, expected 'zero' where the last of {name} is the end")
         if steps is None and not self.every_step:
-            raise ValueError("steps must be given (or timesteps or sigmas), got none")
+            raise ValueError("steps: got None, expected a number of steps (or timesteps or sigmas)")
         self._set(steps=steps, timesteps=timesteps, sigmas=sigmas, final=check_final(self.final))
 
     def _set(self, **values: object) -> None:
@@ -165,7 +167,7 @@ class GridSampler:
         return self.on(self.grid(schedule), schedule, predicts)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        """The rows on noise levels that are given."""
+        """The rows on given noise levels."""
         raise NotImplementedError
 
     @compiled
@@ -186,7 +188,7 @@ class GridSampler:
         return program
 
     def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        """`on` a grid of whole training indices, evaluating nowhere else."""
+        """`on` a grid of whole training indices, which evaluates nowhere else."""
         return self.on(grid, schedule, predicts)
 
     def _on_training_steps(self, schedule: Schedule) -> Grid:
@@ -209,14 +211,14 @@ class GridSampler:
         return Grid(times, np.append(alphas, grid.alphas[-1]), np.append(sigmas, grid.sigmas[-1]))
 
     def grid(self, schedule: Schedule) -> Grid:
-        """The noise levels on `schedule`. Raises ValueError for what it cannot do."""
+        """The noise levels on `schedule`. Raises ValueError for arguments that it does not allow."""
         check_schedule(schedule)
         if self.timesteps is not None:
             times = np.array(self.timesteps)
             try:
                 alphas, sigmas = schedule.levels(times)
             except ValueError as error:
-                raise ValueError(f"timesteps are out of range: {error}") from None
+                raise ValueError(f"timesteps: {_said(error)}") from None
             if len(times) == self.steps:
                 return self._ended(schedule, times, alphas, sigmas)
             return Grid(times[:-1], alphas, sigmas)
@@ -234,14 +236,16 @@ class GridSampler:
         if isinstance(schedule, VariancePreserving) and self.convention == "endless":
             ends = schedule.ratios[::-1]
         if not np.isfinite(ends).all():
-            raise ValueError(f"sigmas={self.sigmas!r} needs a finite largest sigma, {schedule!r} has inf")
+            raise ValueError(
+                f"sigmas: got {self.sigmas!r} on {schedule!r}, expected a schedule whose largest sigma is finite"
+            )
         return self._at(schedule, sigma_grid(self.sigmas, float(ends[0]), float(ends[-1]), len(times)))
 
     def _count(self, schedule: Schedule) -> int:
         """The number of noise levels."""
         steps = schedule.steps if self.steps is None else self.steps
         if steps is None:
-            raise ValueError(f"steps must be given on {schedule!r}, which has no training steps")
+            raise ValueError(f"steps: got None on {schedule!r}, expected a number: it has no training steps")
         return steps
 
     def _times(self, schedule: Schedule) -> Array:
@@ -249,12 +253,14 @@ class GridSampler:
         if isinstance(schedule, Continuous):
             if self.spacing is not None:
                 raise ValueError(
-                    f"spacing must be None or log-snr on {schedule!r} (no training steps), got {self.spacing!r}"
+                    f"spacing: got {self.spacing!r} on {schedule!r}, expected None or log-snr: it has no training steps"
                 )
             return schedule.grid(steps)
         assert schedule.steps is not None
         if steps > schedule.steps:
-            raise ValueError(f"steps must be at most the schedule's {schedule.steps} training steps, got {steps}")
+            raise ValueError(
+                f"steps: got {steps}, expected at most the {schedule.steps} training steps of the schedule"
+            )
         return spaced(schedule.steps, steps, self.spacing or self.default_spacing, self.convention)
 
     def _log_snr(self, schedule: Schedule) -> Array:
@@ -266,7 +272,9 @@ class GridSampler:
         if isinstance(schedule, FlowMatching):
             largest = 1 / smallest  # its first level is infinite
         if not np.isfinite(largest):
-            raise ValueError(f"spacing='log-snr' needs a finite largest sigma/alpha, {schedule!r} has inf there")
+            raise ValueError(
+                f"spacing: got 'log-snr' on {schedule!r}, expected a schedule whose largest sigma is finite"
+            )
         ratios: Array = np.geomspace(largest, smallest, self.steps + 1)[:-1]
         return ratios / (1 + ratios) if isinstance(schedule, FlowMatching) else ratios
 
@@ -274,10 +282,10 @@ class GridSampler:
         try:
             alphas, sigmas = levels_at(schedule, values)
         except ValueError as error:
-            raise ValueError(f"sigmas are out of range: {error}") from None
+            raise ValueError(f"sigmas: {_said(error)}") from None
         if isinstance(self.sigmas, tuple) and len(self.sigmas) > (self.steps or 0):
-            return Grid(told(schedule, alphas[:-1], sigmas[:-1]), alphas, sigmas)
-        times = told(schedule, alphas, sigmas)
+            return Grid(network_times(schedule, alphas[:-1], sigmas[:-1]), alphas, sigmas)
+        times = network_times(schedule, alphas, sigmas)
         # the families that keep to whole indices; given levels are told exactly
         rounds = self.convention != "fractional" and isinstance(self.sigmas, str)
         if rounds and isinstance(schedule, VariancePreserving):
@@ -294,12 +302,17 @@ class GridSampler:
             try:
                 alpha, sigma = levels_at(schedule, self.final)
             except ValueError as error:
-                raise ValueError(f"final is out of range: {error}") from None
+                raise ValueError(f"final: {_said(error)}") from None
         return Grid(times, np.append(alphas, alpha), np.append(sigmas, sigma))
 
 
+def _said(error: ValueError) -> str:
+    """A schedule's message without the name of its own argument."""
+    return str(error).partition(": ")[2]
+
+
 def not_an_index(name: str, time: float, way: str) -> str:
-    """The message for a time between training steps, for a network that can only be told whole ones."""
+    """The message for a time between training steps where the network can only be told whole ones."""
     return f"{name}: got t = {time:.10g} under time='index', expected whole training steps: use {way}"
 
 
@@ -318,7 +331,7 @@ def spaced(training_steps: int, steps: int, spacing: str, convention: str) -> Ar
 
 
 def coordinate(schedule: Schedule, t: Array) -> Array:
-    """What `sigmas` means: sigma / alpha, on flow schedules sigma itself (as diffusers' schedulers have it)."""
+    """The level in the terms of `sigmas`: sigma / alpha, on flow schedules sigma itself, as in diffusers."""
     alpha, sigma = schedule.levels(t)
     with np.errstate(divide="ignore"):
         return sigma if isinstance(schedule, FlowMatching) else sigma / alpha
@@ -335,8 +348,9 @@ def levels_at(schedule: Schedule, values: Array | float) -> tuple[Array, Array]:
     return schedule.levels(schedule.t_of_sigma(values))
 
 
-def told(schedule: Schedule, alphas: Array, sigmas: Array) -> Array:
-    """The times at these levels; on VP schedules by interpolating log(sigma / alpha), as k-diffusion does."""
+def network_times(schedule: Schedule, alphas: Array, sigmas: Array) -> Array:
+    """The times that the network is told at these levels; on VP schedules interpolated in log(sigma / alpha), as in
+    k-diffusion."""
     with np.errstate(divide="ignore"):
         ratios = sigmas / alphas
     if not isinstance(schedule, VariancePreserving):

@@ -10,7 +10,7 @@ import numpy as np
 from ..programs.program import Program
 from ..schedules import Schedule
 from .euler import ChurnSampler, Coordinates
-from .grid import ROUNDING, Grid, not_an_index, told
+from .grid import ROUNDING, Grid, network_times, not_an_index
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Heun(ChurnSampler):
 
     def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         if grid.sigmas[-1] > 0:
-            end = float(told(schedule, grid.alphas[-1], grid.sigmas[-1]))
+            end = float(network_times(schedule, grid.alphas[-1], grid.sigmas[-1]))
             if abs(end - round(end)) > ROUNDING:
                 raise ValueError(not_an_index("final", end, "'zero', 'sigma_min' or the level of a training step"))
         return super().on_indices(grid, schedule, predicts)
@@ -43,7 +43,9 @@ class Heun(ChurnSampler):
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         line = Coordinates.of(grid, schedule, predicts, self.clip)
         hat = self.raised(grid, schedule)
-        times = np.append(grid.times, told(schedule, grid.alphas[-1:], grid.sigmas[-1:]) if grid.sigmas[-1] else 0.0)
+        times = np.append(
+            grid.times, network_times(schedule, grid.alphas[-1:], grid.sigmas[-1:]) if grid.sigmas[-1] else 0.0
+        )
         builder = self.builder(grid, schedule, predicts, hat, registers=2)
         for i in range(len(grid)):
             level, after = (hat.alphas[i], hat.sigmas[i]), (grid.alphas[i + 1], grid.sigmas[i + 1])

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ulam_kernels.arguments import described
+
 from ..programs.builder import ProgramBuilder
 from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving, posterior
@@ -47,16 +49,16 @@ class AnnealedLangevin(GridSampler):
 
     def __post_init__(self) -> None:
         if self.levels is None and self.timesteps is None and self.sigmas is None:
-            raise ValueError("levels must be given (or timesteps or sigmas), got none")
+            raise ValueError("levels: got None, expected a number of levels (or timesteps or sigmas)")
         if self.levels is not None and np.ndim(self.levels) > 0:
             if self.sigmas is not None:
-                raise ValueError(f"levels must be a number where sigmas are given, got {self.levels!r}")
+                raise ValueError(f"levels: got {described(self.levels)}, expected a number where sigmas are given")
             self._set(sigmas=self.levels)
         elif self.levels is not None:
             self._set(steps=check_whole("levels", self.levels, 1))
         super().__post_init__()
         if self.step is not None and not check_number("step", self.step, 0) > 0:
-            raise ValueError(f"step must be above 0, got {self.step!r}")
+            raise ValueError(f"step: got {self.step!r}, expected a number above 0")
         self._set(
             levels=self.steps,
             steps_per_level=check_whole("steps_per_level", self.steps_per_level, 1),
@@ -139,7 +141,7 @@ class PredictorCorrector(GridSampler):
         check_choice("corrector", self.corrector, CORRECTORS)
         check_choice("norms", self.norms, NORMS)
         if self.predictor == self.corrector == "none":
-            raise ValueError("predictor must not be 'none' where corrector is 'none' too")
+            raise ValueError("predictor, corrector: got 'none' for both, expected one at least")
         self._set(
             corrector_steps=check_whole("corrector_steps", self.corrector_steps, 1),
             snr=check_number("snr", self.snr, 0),

@@ -77,10 +77,9 @@ def distilled_times(schedule: VariancePreserving, original_steps: int, steps: in
     too few of them.
     """
     if original_steps > schedule.steps:
-        raise ValueError(
-            f"original_steps must be at most the schedule's {schedule.steps} training steps, got {original_steps}"
-        )
+        right = f"at most the {schedule.steps} training steps of the schedule"
+        raise ValueError(f"original_steps: got {original_steps}, expected {right}")
     if steps is None or steps > original_steps:
-        raise ValueError(f"steps must be at most original_steps={original_steps}, got {steps}")
+        raise ValueError(f"steps: got {steps}, expected at most original_steps={original_steps}")
     chosen = np.floor(np.linspace(0, original_steps, steps, endpoint=False))
     return (original_steps - chosen) * (schedule.steps // original_steps) - 1

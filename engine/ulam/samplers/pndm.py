@@ -11,7 +11,7 @@ from ..programs.builder import ProgramBuilder
 from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving
 from .arguments import check_choice, check_flag
-from .euler import Coordinates, Level, Terms, at_ratio
+from .euler import Coordinates, NoiseLevel, Terms, at_ratio
 from .grid import Grid, GridSampler, at_sigma_min, to_the_data
 
 # Adams-Bashforth on equal steps, by the number of past derivatives, newest first [Liu 2022, eq. 12 has the last].
@@ -95,7 +95,7 @@ class PNDM(GridSampler):
         first_order = self.mixes == "output" and predicts in ("v", "score", "raw")
         return builder.program(sampler=repr(self), order=1 if first_order else 2)
 
-    def _middle(self, step: Step, schedule: Schedule, after_time: float, whole: bool) -> tuple[float, Level]:
+    def _middle(self, step: Step, schedule: Schedule, after_time: float, whole: bool) -> tuple[float, NoiseLevel]:
         """The time and the level halfway through the step."""
         if isinstance(schedule, VariancePreserving) and self.sigmas is None and self.spacing != "log-snr":
             middle = (step.time + after_time) / 2
@@ -119,8 +119,8 @@ class Step:
 
     line: Coordinates
     time: float
-    level: Level
-    after: Level
+    level: NoiseLevel
+    after: NoiseLevel
     keeps: int
     mixes_output: bool
 
@@ -129,11 +129,11 @@ class Step:
         newest = (estimate, {"r1": 1.0}, {"r2": 1.0})
         return {f"r{j}": terms for j, terms in enumerate(newest[: self.keeps], 1)}
 
-    def estimate(self, level: Level) -> Terms:
+    def estimate(self, level: NoiseLevel) -> Terms:
         """The estimate of a row evaluated at `level`."""
         return {"x": 0.0, "m": 1.0} if self.mixes_output else self.line.terms(level, d=1.0)
 
-    def transfer(self, to: Level) -> tuple[Array | float, Array | float]:
+    def transfer(self, to: NoiseLevel) -> tuple[Array | float, Array | float]:
         """(p, q): p x + q e takes the step's first state x along the estimate e to the level `to`."""
         scale = self.line.scale(to)
         p, q = scale / self.line.scale(self.level), scale * (self.line.u(to) - self.line.u(self.level))
@@ -154,7 +154,7 @@ class Step:
         builder.rows(self.time, levels=self.level, x=along(e, q, x=p), r1=e, r3=along(e, q / 2, x=p))
         builder.rows(after_time, levels=self.after, x=along(self.estimate(self.after), q / 2, r3=1.0))
 
-    def runge_kutta(self, builder: ProgramBuilder, middle_time: float, middle: Level, after_time: float) -> None:
+    def runge_kutta(self, builder: ProgramBuilder, middle_time: float, middle: NoiseLevel, after_time: float) -> None:
         """Four rows. r4 holds the step's first state x; from the third row on, what the fourth only adds to.
 
         The second estimate is not kept: it is what took x to the third row's state.

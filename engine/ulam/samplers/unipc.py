@@ -128,5 +128,5 @@ class UniPC(GridSampler):
 def _check_steps(name: str, steps: object) -> tuple[int, ...]:
     """`steps` as a tuple of whole numbers from 0, else ValueError."""
     if isinstance(steps, str) or not isinstance(steps, Iterable) or getattr(steps, "ndim", 1) != 1:
-        raise ValueError(f"{name} must be a sequence of steps (whole numbers from 0), got {described(steps)}")
+        raise ValueError(f"{name}: got {described(steps)}, expected a sequence of steps (whole numbers from 0)")
     return tuple(check_whole(name, step, 0) for step in steps)

@@ -1,4 +1,4 @@
-"""Checks of the arguments that make a schedule."""
+"""Checks of the arguments of schedules. Each raises TypeError or ValueError naming the argument."""
 
 from __future__ import annotations
 
@@ -20,72 +20,80 @@ Numbers: TypeAlias = float | Sequence[float] | npt.NDArray[Any] | torch.Tensor
 
 
 def number(name: str, value: object) -> float:
+    """A finite number as a float."""
     if not is_real(value):
-        raise TypeError(f"{name} must be a number, got {described(value)}")
+        raise TypeError(f"{name}: got {described(value)}, expected a number")
     if not math.isfinite(x := as_float(value)):
-        raise ValueError(f"{name} must be finite, got {described(value)}")
+        raise ValueError(f"{name}: got {described(value)}, expected a finite number")
     return x
 
 
 def positive(name: str, value: object) -> float:
+    """A finite number above 0 as a float."""
     x = number(name, value)
     if x <= 0:
-        raise ValueError(f"{name} must be above 0, got {value!r}")
+        raise ValueError(f"{name}: got {value!r}, expected a number above 0")
     return x
 
 
 def training_steps(steps: object) -> int:
+    """A count of training steps."""
     if isinstance(steps, (bool, np.bool_)) or not isinstance(steps, (int, np.integer)):
-        raise TypeError(f"steps must be an integer, got {described(steps)}")
+        raise TypeError(f"steps: got {described(steps)}, expected an integer")
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"steps: got {described(steps)}, expected 1 to 10^7 training steps")
     return int(steps)
 
 
 def one_beta(name: str, value: object) -> float:
+    """A number in (0, 1)."""
     x = number(name, value)
     if not 0 < x < 1:
-        raise ValueError(f"{name} must lie in (0, 1), got {value!r}")
+        raise ValueError(f"{name}: got {value!r}, expected a number in (0, 1)")
     return x
 
 
 def sigma_ends(sigma_min: object, sigma_max: object) -> tuple[float, float]:
+    """Two numbers, 0 < sigma_min < sigma_max."""
     low, high = positive("sigma_min", sigma_min), positive("sigma_max", sigma_max)
     if low >= high:
-        raise ValueError(f"sigma_min must be below sigma_max, got {low!r} and {high!r}")
+        raise ValueError(f"sigma_min, sigma_max: got {low!r} and {high!r}, expected sigma_min < sigma_max")
     return low, high
 
 
 def numbers(name: str, values: object) -> Array:
-    """Numbers (scalar, sequence, array, tensor) as a fresh float64 array; bools and strings are refused."""
+    """Numbers (one, a sequence, an array, a tensor) as a fresh float64 array; bools and strings are refused."""
     if isinstance(values, torch.Tensor):
         values = real_numbers(name, values).numpy()
     try:
         raw = np.asarray(values)
     except ValueError:
-        raise TypeError(f"{name} must be numbers in a regular array, got ragged values") from None
+        raise TypeError(f"{name}: got ragged values, expected numbers in a regular array") from None
     if raw.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be numbers, got {type(values).__name__} of dtype {raw.dtype}")
+        raise TypeError(f"{name}: got {type(values).__name__} of dtype {raw.dtype}, expected numbers")
     return np.array(raw, dtype=np.float64)
 
 
 def vector(name: str, values: object) -> Array:
+    """Finite numbers ``[n]``, n at least 1, as a fresh float64 array."""
     vector = numbers(name, values)
     if vector.ndim != 1 or len(vector) == 0:
-        raise ValueError(f"{name} must be one-dimensional and not empty, got shape {vector.shape}")
-    reject(name, vector, ~np.isfinite(vector), "be finite")
+        raise ValueError(f"{name}: got shape {list(vector.shape)}, expected one dimension, not empty")
+    reject(name, vector, ~np.isfinite(vector), "finite numbers")
     return vector
 
 
-def reject(name: str, values: Array, bad: npt.NDArray[np.bool_], rule: str) -> None:
+def reject(name: str, values: Array, bad: npt.NDArray[np.bool_], right: str) -> None:
+    """Raises ValueError for the first of the ``values`` ``[n]`` that is ``bad``; ``right``: what is expected."""
     if bad.any():
         index = int(np.argmax(bad))
-        raise ValueError(f"{name} must {rule}, got {values[index]!s} at index {index}")
+        raise ValueError(f"{name}: got {values[index]!s} at index {index}, expected {right}")
 
 
 def in_range(name: str, values: object, low: float, high: float, why: str, finite: bool = False) -> Array:
+    """Numbers in [low, high] as a float64 array, else ValueError; ``why`` the range is that."""
     array = numbers(name, values)
     bad = ~((array >= low) & (array <= high)) | (finite & ~np.isfinite(array))
     if bad.any():
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}] ({why}), got {array[bad].flat[0]!s}")
+        raise ValueError(f"{name}: got {array[bad].flat[0]!s}, expected numbers in [{low:g}, {high:g}]: {why}")
     return array

@@ -1,10 +1,12 @@
-"""The schedules by name."""
+"""The schedules by name. Each raises TypeError or ValueError naming the argument."""
 
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
+
+from ulam_kernels.arguments import described
 
 from .arguments import Array, Numbers, number, one_beta, positive, reject, sigma_ends, training_steps, vector
 from .kinds import EDM, FlowMatching, SubVP, VarianceExploding, VariancePreserving
@@ -18,7 +20,7 @@ def vp_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.0
 
 
 def vp_scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> VariancePreserving:
-    """sqrt(beta) linear [latent diffusion, Rombach 2022]."""
+    """sqrt(beta) linear [Rombach 2022, latent diffusion]."""
     steps, start, end = training_steps(steps), one_beta("beta_start", beta_start), one_beta("beta_end", beta_end)
     call = _call("vp_scaled_linear", steps=steps, beta_start=start, beta_end=end)
     return _from_betas(np.linspace(start**0.5, end**0.5, steps) ** 2, call)
@@ -33,7 +35,7 @@ def vp_cosine(steps: int = 1000) -> VariancePreserving:
 
 
 def vp_sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VariancePreserving:
-    """betas along a sigmoid from -6 to 6, between beta_start and beta_end [GeoDiff, Xu 2022]."""
+    """betas along a sigmoid from -6 to 6, between beta_start and beta_end [Xu 2022, GeoDiff]."""
     steps, start, end = training_steps(steps), one_beta("beta_start", beta_start), one_beta("beta_end", beta_end)
     call = _call("vp_sigmoid", steps=steps, beta_start=start, beta_end=end)
     return _from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))), call)
@@ -45,12 +47,12 @@ def zero_terminal_snr(schedule: VariancePreserving) -> VariancePreserving:
     At the last training step the state is pure noise: predictions v, x0 and flow work there, eps and score do not.
     """
     if not isinstance(schedule, VariancePreserving):
-        raise TypeError(f"schedule must be a VP schedule such as vp_linear(1000), got {schedule!r:.60}")
+        raise TypeError(f"schedule: got {described(schedule)}, expected a VP schedule such as vp_linear(1000)")
     if schedule.steps < 2:
-        raise ValueError(f"schedule must have at least 2 training steps, got {schedule.steps}")
+        raise ValueError(f"schedule: got {schedule.steps} training steps, expected at least 2")
     root = np.sqrt(schedule.alphas_cumprod)
     first, last = root[0], root[-1]
-    # 1 - abar where abar is near 1: the first stays as it is, the others from differences
+    # 1 - abar without cancellation where abar is near 1: the first stays, the others come from differences
     root = (root - last) * (first / (first - last))
     root[0], root[-1] = first, 0.0
     abar = root**2
@@ -67,7 +69,7 @@ def from_betas(betas: Numbers) -> VariancePreserving:
     beta = vector("betas", betas)
     early = np.arange(len(beta)) < len(beta) - 1
     wrong = (beta <= 0) | (beta > 1) | ((beta == 1) & early)
-    reject("betas", beta, wrong, "lie in (0, 1) (the last may be 1: zero terminal SNR)")
+    reject("betas", beta, wrong, "numbers in (0, 1) (the last may be 1: zero terminal SNR)")
     return _from_betas(beta, f"from_betas({_literal(beta)})")
 
 
@@ -76,8 +78,8 @@ def from_alphas_cumprod(alphas_cumprod: Numbers) -> VariancePreserving:
     abar = vector("alphas_cumprod", alphas_cumprod)
     early = np.arange(len(abar)) < len(abar) - 1
     wrong = (abar < 0) | (abar > 1) | ((abar == 0) & early)
-    reject("alphas_cumprod", abar, wrong, "lie in (0, 1] (the last may be 0: zero terminal SNR)")
-    reject("alphas_cumprod", abar, np.append(False, abar[1:] >= abar[:-1]), "be strictly decreasing")
+    reject("alphas_cumprod", abar, wrong, "numbers in (0, 1] (the last may be 0: zero terminal SNR)")
+    reject("alphas_cumprod", abar, np.append(False, abar[1:] >= abar[:-1]), "strictly decreasing numbers")
     before = np.append(1.0, abar[:-1])
     betas = (before - abar) / before
     return VariancePreserving(f"from_alphas_cumprod({_literal(abar)})", *map(_read_only, (betas, abar, 1 - abar)))
@@ -106,10 +108,10 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -
     """The sub-VP SDE, told t in [0, 1]; sampling ends at t_min [Song 2021b, app. B and C]."""
     low, high = positive("beta_min", beta_min), positive("beta_max", beta_max)
     if low >= high:
-        raise ValueError(f"beta_min must be below beta_max, got {low!r} and {high!r}")
+        raise ValueError(f"beta_min, beta_max: got {low!r} and {high!r}, expected beta_min < beta_max")
     end = number("t_min", t_min)
     if not 0 < end < 1:
-        raise ValueError(f"t_min must lie in (0, 1), got {end!r}")
+        raise ValueError(f"t_min: got {end!r}, expected a number in (0, 1)")
     return SubVP(_call("sub_vp", beta_min=low, beta_max=high, t_min=end), low, high, end)
 
 
@@ -118,8 +120,8 @@ def _from_betas(betas: Array, constructor: str) -> VariancePreserving:
     abar = np.cumprod(1 - betas)
     if (abar[:-1] == 0).any():
         raise ValueError(
-            f"betas must leave alphas_cumprod above 0 before the last step, "
-            f"it underflows at index {int(np.argmin(abar > 0))}"
+            f"betas: got an alphas_cumprod that underflows to 0 at index {int(np.argmin(abar > 0))}, expected it above "
+            "0 before the last step"
         )
     variances = np.minimum(np.cumsum(betas * np.append(1.0, abar[:-1])), 1.0)
     return VariancePreserving(constructor, *map(_read_only, (betas, abar, variances)))
@@ -130,7 +132,7 @@ def _call(name: str, **arguments: float) -> str:
 
 
 def _literal(values: Array) -> str:
-    """The values where they are few, else their count and digest, so that the repr stays an identity."""
+    """The values if there are few, else their count and digest, so that the repr still identifies them."""
     if len(values) <= 8:
         return repr(values.tolist())
     return f"<{len(values)} values, sha256 {hashlib.sha256(values.tobytes()).hexdigest()[:16]}>"

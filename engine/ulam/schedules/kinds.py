@@ -91,8 +91,8 @@ class VariancePreserving(Schedule):
             return alpha, sigma
         if self.alphas_cumprod[-1] == 0 and np.max(t, where=fractional, initial=0) > self.steps - 2:
             raise ValueError(
-                f"t must be a whole number above {self.steps - 2} (zero terminal SNR: the last "
-                f"sigma/alpha is infinite), got {np.max(t, where=fractional, initial=0):g}"
+                f"t: got {np.max(t, where=fractional, initial=0):g}, expected whole numbers above {self.steps - 2} "
+                "(zero terminal SNR: the last sigma/alpha is infinite)"
             )
         with np.errstate(invalid="ignore"):
             ratio = np.interp(t, np.arange(self.steps), self.ratios)
@@ -105,7 +105,7 @@ class VariancePreserving(Schedule):
         sigma = numbers("sigma", sigma)
         last = np.isposinf(sigma) & (len(finite) < len(ratios))
         inside = np.where(last, finite[-1], sigma)
-        in_range("sigma", inside, finite[0], finite[-1], "the range of sigma/alpha here")
+        in_range("sigma", inside, finite[0], finite[-1], "the range of sigma/alpha of this schedule")
         return np.where(last, self.steps - 1, np.interp(inside, finite, np.arange(len(finite))))[()]
 
     def init_scale(self, t: float) -> float:
@@ -114,7 +114,7 @@ class VariancePreserving(Schedule):
 
 
 class Continuous(Schedule):
-    """A schedule without training steps: it has a grid of its own."""
+    """A schedule without training steps, which has a grid of its own."""
 
     @abstractmethod
     def grid(self, steps: int) -> Array:
@@ -130,7 +130,7 @@ class VarianceExploding(Continuous):
     kind: ClassVar[str] = "ve"
 
     def levels(self, t: Numbers) -> tuple[Array, Array]:
-        # Not limited to [sigma_min, sigma_max]: churn steps above sigma_max, a grid may end below sigma_min.
+        # Beyond [sigma_min, sigma_max] too: churn goes above sigma_max, and a grid may end below sigma_min.
         t = in_range("t", t, 0, np.inf, f"{self.kind} schedules are told sigma", finite=True)
         return np.ones_like(t)[()], t
 
@@ -197,7 +197,7 @@ class SubVP(Continuous):
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         largest = float(self.sigma(1.0) / self.alpha(1.0))
-        ratio = in_range("sigma", sigma, 0, largest, "the range of sigma/alpha here")
+        ratio = in_range("sigma", sigma, 0, largest, "the range of sigma/alpha of this schedule")
         minus_log_alpha = np.arcsinh(ratio / 2)  # alpha = 2 / (ratio + sqrt(ratio^2 + 4))
         start, slope = self.beta_min / 2, self.beta_max - self.beta_min
         root = np.sqrt(start**2 + slope * minus_log_alpha)
@@ -236,6 +236,6 @@ def posterior(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) ->
 
 
 def check_schedule(schedule: object) -> None:
-    """Raises TypeError for what is no schedule."""
+    """Raises TypeError unless it is a schedule."""
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a ulam schedule such as vp_linear(1000), got {described(schedule)}")
+        raise TypeError(f"schedule: got {described(schedule)}, expected a ulam schedule such as vp_linear(1000)")
