@@ -1,212 +1,25 @@
-"""Grids of noise levels against diffusers' schedulers, and every argument of GridSampler."""
+"""Grids of noise levels: explicit and log-SNR levels, ends of grids, and every wrong argument of GridSampler."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
-from ulam import Program, schedules
+from grid_cases import FAMILIES, FLOW, LINEAR, VP, Endless, Fractional, Index, theirs
+from sampler_cases import CONTINUOUS
+from ulam import schedules
 from ulam.integrations.diffusers import fuse
-from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
-from ulam.samplers.grid import Grid, GridSampler, levels_at, network_times, sigma_min, spaced
+from ulam.samplers.grid import Grid, levels_at, sigma_min, told
 from ulam.schedules import Schedule, VariancePreserving
 
 # diffusers reads torch tensors through NumPy's old protocol
-
-
-@dataclass(frozen=True)
-class Fractional(GridSampler):
-    """x_s = alpha_s D + sigma_s eps [Song 2021a]: the smallest sampler."""
-
-    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        builder = ProgramBuilder(schedule, predicts)
-        levels = grid.alphas[:-1], grid.sigmas[:-1]
-        builder.rows(grid.times, levels=levels, x={"D": grid.alphas[1:], "eps": grid.sigmas[1:]})
-        return builder.program(sampler=repr(self))
-
-
-class Index(Fractional):
-    convention: ClassVar[str] = "index"
-
-
-class Endless(Fractional):
-    convention: ClassVar[str] = "endless"
-
-
-VP = {"linear": schedules.vp_linear(), "cosine": schedules.vp_cosine(), "short": schedules.vp_linear(77)}
-CONTINUOUS = {
-    "ve": schedules.ve(0.01, 50),
-    "edm": schedules.edm(),
-    "flow": schedules.flow(3.0),
-    "sub_vp": schedules.sub_vp(),
-}
-FAMILIES: dict[str, type[Fractional]] = {
-    "DDPMScheduler": Index,
-    "DDIMScheduler": Index,
-    "EulerDiscreteScheduler": Fractional,
-    "HeunDiscreteScheduler": Fractional,
-    "LMSDiscreteScheduler": Fractional,
-    "DPMSolverMultistepScheduler": Endless,
-    "UniPCMultistepScheduler": Endless,
-    "DEISMultistepScheduler": Endless,
-}
-LINEAR, FLOW = VP["linear"], schedules.flow()
-SPACINGS = ("leading", "linspace", "trailing")
-
-
-def theirs(name: str, schedule: VariancePreserving, steps: int | None, arguments: Any = None, **config: Any) -> Any:
-    """A diffusers scheduler with its times set, on our own alphas_cumprod in float64."""
-    scheduler = getattr(diffusers, name)(num_train_timesteps=schedule.steps, **config)
-    scheduler.alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod.copy())
-    scheduler.set_timesteps(steps, **(arguments or {}))
-    return scheduler
-
-
-def times_of(scheduler: Any) -> np.ndarray:
-    """Heun's are doubled: first, then every one twice."""
-    times = scheduler.timesteps.double().numpy()
-    return np.append(times[0], times[1::2]) if isinstance(scheduler, diffusers.HeunDiscreteScheduler) else times
-
-
-# ------------------------------------------------------------------------------------- spacings and conventions
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("schedule", ["linear", "short"])
-def test_spacings_equal_diffusers(schedule: str, name: str, spacing: str) -> None:
-    T, convention = VP[schedule].steps, FAMILIES[name].convention
-    for steps in {2, 3, 7, 10, 27, 50, 61, 76, T // 2, T - 1, T}:
-        expected = times_of(theirs(name, VP[schedule], steps, timestep_spacing=spacing))[:steps]
-        times = spaced(T, steps, spacing, convention)
-        if name.startswith("Heun"):
-            np.testing.assert_allclose(times, expected, rtol=1e-6)
-        else:
-            np.testing.assert_allclose(times, expected, rtol=1e-7)
-        assert len(times) == steps and times[-1] >= 0
-        if convention != "endless":
-            assert (np.diff(times) < 0).all()
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name[:3] not in ("DDP", "DDI")])
-@pytest.mark.parametrize("schedule", VP)
-def test_noise_levels_equal_diffusers(schedule: str, name: str, spacing: str) -> None:
-    """Those of rows and, where it is not the data, of the end; DEIS always ends at the smallest."""
-    for final in ("zero", "sigma_min"):
-        if final == "sigma_min" and (FAMILIES[name] is Fractional or name.startswith("DEIS")) and spacing != "trailing":
-            continue
-        config = {} if name[:3] in ("LMS", "DEI", "Heu") else {"final_sigmas_type": final}
-        sigmas = theirs(name, VP[schedule], 9, timestep_spacing=spacing, **config).sigmas.double().numpy()
-        if name.startswith("Heun"):
-            sigmas = np.append(sigmas[0], sigmas[1:-1:2])
-        grid = FAMILIES[name](9, spacing=spacing, final=final).grid(VP[schedule])
-        np.testing.assert_allclose(grid.ratios[:9], sigmas[:9], rtol=3e-7)
-        if config or (name.startswith("DEIS") and final == "sigma_min"):
-            assert grid.ratios[-1] == pytest.approx(sigmas[-1], rel=1e-6)
-
-
-@pytest.mark.parametrize("spacing", [None, *SPACINGS])
-@pytest.mark.parametrize("convention", ["index", "fractional", "endless"])
-def test_one_step_begins_at_the_noisiest_level_where_diffusers_may_begin_at_the_data(
-    convention: str, spacing: str | None
-) -> None:
-    cls = {"index": Index, "fractional": Fractional, "endless": Endless}[convention]
-    for schedule in VP.values():
-        for sigmas in (None, "karras", "exponential", "beta"):
-            grid = cls(1, spacing=spacing, sigmas=sigmas).grid(schedule)
-            assert grid.times == pytest.approx([schedule.steps - 1], rel=1e-12) and grid.sigmas[-1] == 0
-            assert grid.ratios[0] == pytest.approx(schedule.ratios[-1], rel=1e-12)
-    assert theirs("DDIMScheduler", LINEAR, 1).timesteps.tolist() == [0]
-
-
-@pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
-@pytest.mark.parametrize("schedule", VP)
-def test_named_sigmas_equal_diffusers(schedule: str, name: str, sigmas: str) -> None:
-    """Multistep schedulers round Karras' times, but truncate the others': ours are always the nearest."""
-    scheduler = theirs(name, VP[schedule], 11, **{f"use_{sigmas}_sigmas": True})
-    grid = FAMILIES[name](11, sigmas=sigmas).grid(VP[schedule])
-    np.testing.assert_allclose(grid.ratios[:-1], scheduler.sigmas.numpy()[:11], rtol=3e-7)
-    assert grid.ratios[-1] == 0
-    if FAMILIES[name] is Fractional:
-        np.testing.assert_allclose(grid.times, scheduler.timesteps, rtol=1e-6, atol=1e-4)
-    elif sigmas == "karras":
-        np.testing.assert_array_equal(grid.times, scheduler.timesteps)
-    else:
-        exact = network_times(VP[schedule], grid.alphas[:-1], grid.sigmas[:-1])
-        np.testing.assert_array_equal(grid.times, exact.round())
-        assert (abs(np.floor(exact + 1e-9) - scheduler.timesteps.numpy()) <= 1e-9).all()
-
-
-@pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
-def test_named_sigmas_equal_diffusers_on_flow(sigmas: str) -> None:
-    schedule = schedules.flow(2.0)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**{f"use_{sigmas}_sigmas": True})
-    scheduler.set_timesteps(sigmas=list(schedule.grid(8)))
-    grid = Fractional(8, sigmas=sigmas).grid(schedule)
-    np.testing.assert_allclose(grid.sigmas, scheduler.sigmas, rtol=3e-7)
-    np.testing.assert_allclose(1000 * grid.times, scheduler.timesteps, rtol=3e-7)
-    np.testing.assert_allclose(grid.alphas + grid.sigmas, 1, rtol=1e-15)
-
-
-def test_karras_on_edm_is_its_own_grid() -> None:
-    schedule = schedules.edm()
-    np.testing.assert_allclose(Fractional(9, sigmas="karras").grid(schedule).times, schedule.grid(9), rtol=1e-12)
-    geometric = Fractional(9, sigmas="exponential").grid(CONTINUOUS["ve"])
-    np.testing.assert_allclose(geometric.times, CONTINUOUS["ve"].grid(9), rtol=1e-12)
-
-
-def test_beta_sigmas_are_quantiles() -> None:
-    """The Beta(0.6, 0.6) distribution, integrated here, has mass 1 - i / (n - 1) below level i."""
-    levels = Fractional(6, sigmas="beta").grid(schedules.ve(1.0, 3.0)).sigmas[:-1]
-    angle = np.linspace(0, np.pi / 2, 20001)  # u = sin^2: (u (1 - u))^-0.4 du = 2 (sin cos)^0.2 d angle
-    density = (np.sin(angle) * np.cos(angle)) ** 0.2
-    mass = np.append(0, np.cumsum((density[1:] + density[:-1]) / 2))
-    below = np.interp((levels - 1) / 2, np.sin(angle) ** 2, mass / mass[-1])
-    np.testing.assert_allclose(below, np.linspace(1, 0, 6), atol=1e-4)
-
-
-def comfyui_beta(sigmas: np.ndarray, steps: int) -> list[float]:
-    """What ComfyUI's beta scheduler takes of a model's `sigmas`, increasing: quantiles of the index, each once."""
-    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
-    indices = np.rint(quantiles * (len(sigmas) - 1)).astype(int)
-    return [float(sigmas[i]) for i in dict.fromkeys(indices.tolist())]
-
-
-@pytest.mark.parametrize("cls", [Fractional, Index, Endless])
-@pytest.mark.parametrize("name", VP)
-def test_beta_in_time_is_comfyuis_and_far_from_beta_in_sigma(name: str, cls: type[Fractional]) -> None:
-    schedule = VP[name]
-    for steps in (1, 2, 7, 20):
-        grid = cls(steps, sigmas="beta-time").grid(schedule)
-        np.testing.assert_allclose(grid.ratios[:-1], comfyui_beta(schedule.ratios, steps), rtol=1e-12)
-        assert (grid.times % 1 == 0).all() and grid.ratios[-1] == 0
-    in_sigma = cls(20, sigmas="beta").grid(schedule).ratios[:-1]
-    assert abs(np.log(in_sigma / grid.ratios[:-1])).max() > 0.7
-
-
-def test_beta_in_time_on_schedules_without_training_steps() -> None:
-    quantiles = scipy.stats.beta.ppf(1 - np.arange(6) / 6, 0.6, 0.6)
-
-    def times(schedule: Schedule) -> np.ndarray:
-        return Fractional(6, sigmas="beta-time").grid(schedule).times
-
-    np.testing.assert_allclose(times(schedules.flow(3.0)), 3 * quantiles / (1 + 2 * quantiles), rtol=1e-12)
-    np.testing.assert_allclose(times(schedules.sub_vp(t_min=0.01)), 0.01 + 0.99 * quantiles, rtol=1e-12)
-    np.testing.assert_allclose(times(schedules.ve(0.01, 50)), 0.01 * 5000**quantiles, rtol=1e-12)
-    np.testing.assert_allclose(times(schedules.edm()), 0.002 * 40000**quantiles, rtol=1e-12)
-    assert times(schedules.zero_terminal_snr(LINEAR))[0] == 999
 
 
 # ------------------------------------------------------------------------------------------- explicit and log-SNR
@@ -317,13 +130,9 @@ def test_zero_terminal_snr_starts_at_infinite_noise() -> None:
     assert (grid.alphas[0], grid.sigmas[0], grid.ratios[0], grid.log_snr[0]) == (0, 1, math.inf, -math.inf)
     assert np.isfinite(Index(5, spacing="trailing").program(schedule, "v").A).all()
     for cls in (Fractional, Endless):
-        with pytest.raises(
-            ValueError, match=r"sigmas: got 'karras' on .*, expected a schedule whose largest sigma is finite"
-        ):
+        with pytest.raises(ValueError, match="sigmas='karras' needs a finite largest sigma"):
             cls(5, sigmas="karras", spacing="trailing").grid(schedule)
-    with pytest.raises(
-        ValueError, match=r"spacing: got 'log-snr' on .*, expected a schedule whose largest sigma is finite"
-    ):
+    with pytest.raises(ValueError, match="spacing='log-snr' needs a finite largest sigma/alpha"):
         Fractional(5, spacing="log-snr").grid(schedule)
 
 
@@ -348,20 +157,18 @@ BAD: dict[str, Callable[[], object]] = {
     "steps: got 3, expected the 2 sigmas given": lambda: DDIM(3, sigmas=[5, 1, 0]),
     "steps: got .* 0.0100005 before 0.0100005, expected strictly decreasing noise levels: use fewer":
         lambda: Endless(1000, spacing="leading").grid(LINEAR),
-    "spacing: got 'even', expected one of leading, linspace, trailing, log-snr": lambda: DDPM(5, spacing="even"),
-    "spacing: got 'leading' on flow.*, expected None or log-snr":
-        lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
-    "spacing, timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
-    "timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
-    "spacing, timesteps, sigmas: got more than one": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
-    "spacing, .*: got more than one, expected one .or spacing with sigmas='karras'":
+    "spacing must be one of leading, linspace, trailing, log-snr, got 'even'": lambda: DDPM(5, spacing="even"),
+    "spacing must be None or log-snr on flow": lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
+    "spacing, timesteps and sigmas must not .*together": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
+    "timesteps and sigmas must not be given together .but for": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
+    "spacing, timesteps and sigmas must not be given together": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
+    "spacing, .* must not be given together .but for sigmas='karras'":
         lambda: DDIM(4, spacing="log-snr", sigmas="karras"),
     "spacing, .*: got more than one, expected one .or spacing with sigmas='karras', 'exponential' or 'beta'.$":
         lambda: DDIM(4, spacing="linspace", sigmas="beta-time"),
     "steps: got .*, expected strictly decreasing noise levels: use fewer steps":
         lambda: Fractional(200, sigmas="beta-time").grid(LINEAR),
-    "steps: got None on edm.*, expected a number: it has no training steps":
-        lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
+    "steps must be given on edm.*, which has no training steps": lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
     "sigmas: got nan at level 1, expected finite numbers": lambda: levels(3, math.nan, 0),
     "sigmas: got nan at level 0, expected finite numbers": lambda: levels(math.nan, 0),
     "sigmas: got inf at level 0, expected finite numbers": lambda: levels(math.inf, 1, 0),
@@ -394,15 +201,13 @@ BAD: dict[str, Callable[[], object]] = {
         lambda: DDIM(sigmas=[1, 0], final="sigma_min"),
     "final: got sigma/alpha 0.01, expected a level below the last one, 0.01":
         lambda: DDIM(5, final="sigma_min").program(schedules.ve(0.01, 1)),
-    "final: got 2.0, expected numbers in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
-    "timesteps: got .*, expected sigma above 0": lambda: levels(1, 0, 0),
-    "steps: got sigma/alpha 1 before 2, expected strictly decreasing noise levels": lambda: levels(1, 2, 0),
-    "final: got 0.05, expected 'zero' where the last of sigmas is the end":
-        lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
-    "final: got .*, expected 'zero' where the last of timesteps is":
-        lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
-    "final: got .*, expected a level below": lambda: levels(3, 2, 2),
-    "final: got sigma/alpha 0.002, expected a level below the last one, 0.002":
+    "final is out of range: t must lie in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
+    "timesteps must have sigma above 0": lambda: levels(1, 0, 0),
+    "steps must give strictly decreasing noise levels, got sigma/alpha 1 before 2": lambda: levels(1, 2, 0),
+    "final must be 'zero' where the last of sigmas is the end, got 0.05": lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
+    "final must be 'zero' where the last of timesteps is": lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
+    "final must lie below": lambda: levels(3, 2, 2),
+    "final must lie below the last noise level, got sigma/alpha 0.002 before 0.002":
         lambda: Endless(20, final="sigma_min").grid(schedules.edm()),  # rounding must not pass for a step
     "order: got 4, expected a whole number from 1 to 3": lambda: check_whole("order", 4, 1, 3),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from torch import nn
 
 import network_zoo
 import ulam
-from central_differences import close, differences
+from derivative_cases import close, differences
 from engine_cases import SCHEDULE
 from network_zoo import HIDING, Hidden
 from ulam import Denoiser, NetworkOptions, objectives, sure, tweedie
