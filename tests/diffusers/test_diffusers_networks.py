@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 WORDS = 5
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    diffusers.utils.logging.disable_progress_bar()
-    logging.getLogger("diffusers").setLevel(logging.CRITICAL)
 
 
 def random_weights(model, seed):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ulam
+import ulam.integrations.diffusers
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -85,3 +86,9 @@ def difference(got, expected):
 
 def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def read(scheduler):
+    pipe = diffusers.DDIMPipeline(unet_2d(), diffusers.DDIMScheduler())
+    pipe.scheduler = scheduler
+    return ulam.Denoiser.from_diffusers(pipe)

@@ -1,0 +1,73 @@
+"""Ctrl-C during a run, and a full disk: what is kept and what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from archives import arrays
+from cli_cases import told
+
+
+def interrupt(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Start a run and press Ctrl-C once it has said what it does."""
+    command = [sys.executable, "-m", "ulam", "sample", "--model", "mine:slow", "--shape", "3,8,8", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_ctrl_c_before_any_sample_writes_nothing(folder: Path):
+    code, err = interrupt(folder, "--steps", "100", "--chains", "4", "--out", "out")
+    assert code == 130 and "0 of 4 samples written" in err and "Traceback" not in err
+    assert not (folder / "out").exists()
+
+
+def test_ctrl_c_keeps_the_samples_that_are_finished(folder: Path):
+    code, err = interrupt(folder, "--steps", "2", "--chains", "60", "--slots", "2", "--out", "out")
+    assert code == 130 and "Traceback" not in err
+    written = arrays(folder / "out" / "samples.npz")["arr_0"]
+    assert 0 < len(written) < 60 and f"{len(written)} of 60 samples written" in err
+    assert json.loads((folder / "out" / "report.json").read_text())["chains"] == len(written)
+
+
+def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
+    from ulam.cli import output
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.np, "savez_compressed", full)
+    (folder / "out").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        output.write_run(folder / "out", torch.zeros(2, 1, 4, 4), None, None, {})
+    assert list((folder / "out").iterdir()) == []
+
+
+def test_ctrl_c_may_let_the_batch_end(folder: Path):
+    code, err = interrupt(
+        folder, *["--steps", "20", "--chains", "9", "--slots", "3", "--on-interrupt", "drain", "--out", "out"]
+    )
+    assert code == 130 and "finishing the chains" in err and "3 of 9 samples written" in err
+    assert told(folder)["cancelled"] == 6 and len(arrays(folder / "out" / "samples.npz")["arr_0"]) == 3

@@ -1,0 +1,49 @@
+"""The command line in a process of its own or in this one, on networks of the user's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+USER_MODULE = """
+import os, signal, time
+import torch, ulam
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+    def forward(self, x, t, y=None):
+        return x * self.scale
+
+def net(): return Net()
+def denoiser(): return ulam.Denoiser(Net(), ulam.schedules.vp_cosine(1000), predicts="v")
+def half(): return lambda x, t: x * 0.5
+def none(): return lambda x, t: None
+def small(): return lambda x, t: x[:1]
+def slow():
+    def net(x, t):
+        time.sleep(0.2)
+        return x * 0.5
+    return net
+"""
+
+
+def ulam_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ulam", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def here(folder: Path, monkeypatch, *arguments: str) -> int:
+    """`ulam sample` in this process: importing torch for each would take minutes."""
+    from ulam.cli import main as cli
+
+    monkeypatch.chdir(folder)
+    return cli.main(["sample", "--out", "out", *arguments])
+
+
+def told(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "report.json").read_text())
