@@ -64,7 +64,7 @@ def dump(folder: Path, *options: str) -> str:
 
 @pytest.fixture(scope="module")
 def cuda_device(cuda_build: Path) -> Sums:
-    from ptx_interpreter import parse
+    from ptx_parser import parse
 
     cuda_simulator.SYMBOLS["gaussian_kl"] = "_ZN4ulam4cuda11gaussian_klERKNS_10GaussianKlEPv"
     cuda_simulator.SYMBOLS["discretised_log_likelihood"] = (

@@ -15,7 +15,7 @@ import cuda_simulator
 import ulam_kernels
 from cuda_cases import FAST, plain_row
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
-from ptx_interpreter import Instruction, parse
+from ptx_parser import Instruction, parse
 from reduce_cases import table_of
 from ulam_kernels import Table
 

@@ -17,7 +17,7 @@ import cuda_simulator
 import ulam_kernels
 from blend_cases import random_inputs
 from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device, differences
-from ptx_interpreter import parse
+from ptx_parser import parse
 from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

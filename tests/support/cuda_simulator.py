@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from bench.sass import find_tool
 
-from ptx_interpreter import Kernel, Machine, Memory, parse
+from ptx_interpreter import Machine
+from ptx_memory import Memory
+from ptx_parser import Kernel, parse
 from ulam_kernels import Table
 
 ROOT = Path(__file__).resolve().parents[2]

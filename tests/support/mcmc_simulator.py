@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 import cuda_simulator
-from ptx_interpreter import TYPES, Instruction, Kernel, Machine, Memory, parse
+from ptx_interpreter import Machine
+from ptx_memory import Memory
+from ptx_parser import TYPES, Instruction, Kernel, parse
 from ulam_kernels.densities import Density
 
 SOURCES = [cuda_simulator.ROOT / "csrc/cuda" / name for name in ("mcmc_steps.cu", "mcmc_run.cu")]

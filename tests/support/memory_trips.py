@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ptx_interpreter import Array, Instruction, Machine
+from ptx_interpreter import Machine
+from ptx_memory import Array
+from ptx_parser import Instruction
 
 REGISTER = re.compile(r"%[\w]+(?:\.[xyz])?")
 

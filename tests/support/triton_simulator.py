@@ -19,8 +19,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-import ptx_interpreter
-from ptx_interpreter import Array, Instruction, Kernel, Machine, Memory
+from ptx_interpreter import Machine
+from ptx_memory import Array, Memory
+from ptx_parser import Instruction, Kernel, parse
 from ulam_kernels.triton.affine import affine_long, affine_short
 from ulam_kernels.triton.blend import blend_long, blend_short
 from ulam_kernels.triton.fill import fill_long, fill_short
@@ -115,7 +116,7 @@ def run_ptx(ptx: str, grid: tuple[int, ...], threads: int, arguments: tuple[Any,
             waves: Callable[[int], Any] | None = None, turns: Callable[[int], Any] = range,
             reads: dict[int, Array] | None = None) -> None:  # fmt: skip
     """Execute a kernel's PTX on host tensors, in place. Tensors that share storage share it there too."""
-    (kernel,) = ptx_interpreter.parse(ptx).values()
+    (kernel,) = parse(ptx).values()
     memory, storages = Memory(), {}
     if reads is not None:
         memory.reads = np.zeros(len(memory.bytes), np.uint8)
