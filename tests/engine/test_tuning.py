@@ -141,7 +141,9 @@ def test_arguments_of_the_network(home):
         assert len(y) == len(x)
         return x * y
 
-    with pytest.raises(TypeError, match=r"slots: 'auto' called the network with x, t and cond=\[\].*best_slots"):
+    with pytest.raises(
+        TypeError, match=r"slots: got 'auto', whose trials called .* with x, t and cond=\[\].*best_slots"
+    ):
         ulam.Engine(ulam.Denoiser(network, SCHEDULE), (4,), "auto")
     assert best(network, cond={"y": torch.ones(1, 1)}) >= 1
 

@@ -224,7 +224,7 @@ BAD: dict[str, Callable[[], object]] = {
     "euler_at_final: got None, expected True or False": lambda: DPMSolver(5, euler_at_final=None),
     "clip: got .*, expected None": lambda: DPMSolverPP(5, clip=3),
     "steps: got None, expected a number of steps": lambda: DPMSolverPP(),
-    "predicts='eps' says nothing about x_0": lambda: DPMSolver(5, spacing="trailing").program(ZERO_SNR, "eps"),
+    "predicts: got 'eps', which says nothing": lambda: DPMSolver(5, spacing="trailing").program(ZERO_SNR, "eps"),
 }
 
 

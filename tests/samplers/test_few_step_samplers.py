@@ -263,7 +263,7 @@ def test_a_point_keeps_its_marginals_on_zero_terminal_snr_and_cosine(sampler: An
 
 @pytest.mark.parametrize("sampler", [LCM, TCD, Consistency])
 def test_zero_terminal_snr_raises_for_eps(sampler: Any) -> None:
-    with pytest.raises(ValueError, match="predicts='eps' says nothing about x_0"):
+    with pytest.raises(ValueError, match="predicts: got 'eps', which says nothing about x_0"):
         sampler(4).program(schedules.zero_terminal_snr(VP["scaled"]), "eps")
 
 
@@ -278,7 +278,7 @@ BAD: dict[str, Callable[[], object]] = {
     "s_noise: got nan, expected a finite number of at least 0": lambda: Consistency(4, s_noise=float("nan")),
     "eta: got 1.5, expected a number in .0, 1.": lambda: TCD(4, 1.5),
     "clip: got 3, expected None": lambda: LCM(4, clip=3),
-    "predicts='raw' .* needs schedule=edm": lambda: Consistency(4).program(VP["scaled"], "raw"),
+    "schedule: got .* under predicts='raw' .*, expected edm": lambda: Consistency(4).program(VP["scaled"], "raw"),
 }
 
 

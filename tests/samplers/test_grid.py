@@ -16,7 +16,7 @@ from ulam import schedules
 from ulam.integrations.diffusers import fuse
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
-from ulam.samplers.grid import Grid, levels_at, sigma_min, told
+from ulam.samplers.grid import Grid, levels_at, network_times, sigma_min
 from ulam.schedules import Schedule, VariancePreserving
 
 # diffusers reads torch tensors through NumPy's old protocol
@@ -130,9 +130,13 @@ def test_zero_terminal_snr_starts_at_infinite_noise() -> None:
     assert (grid.alphas[0], grid.sigmas[0], grid.ratios[0], grid.log_snr[0]) == (0, 1, math.inf, -math.inf)
     assert np.isfinite(Index(5, spacing="trailing").program(schedule, "v").A).all()
     for cls in (Fractional, Endless):
-        with pytest.raises(ValueError, match="sigmas='karras' needs a finite largest sigma"):
+        with pytest.raises(
+            ValueError, match=r"sigmas: got 'karras' on .*, expected a schedule whose largest sigma is finite"
+        ):
             cls(5, sigmas="karras", spacing="trailing").grid(schedule)
-    with pytest.raises(ValueError, match="spacing='log-snr' needs a finite largest sigma/alpha"):
+    with pytest.raises(
+        ValueError, match=r"spacing: got 'log-snr' on .*, expected a schedule whose largest sigma is finite"
+    ):
         Fractional(5, spacing="log-snr").grid(schedule)
 
 
@@ -157,18 +161,20 @@ BAD: dict[str, Callable[[], object]] = {
     "steps: got 3, expected the 2 sigmas given": lambda: DDIM(3, sigmas=[5, 1, 0]),
     "steps: got .* 0.0100005 before 0.0100005, expected strictly decreasing noise levels: use fewer":
         lambda: Endless(1000, spacing="leading").grid(LINEAR),
-    "spacing must be one of leading, linspace, trailing, log-snr, got 'even'": lambda: DDPM(5, spacing="even"),
-    "spacing must be None or log-snr on flow": lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
-    "spacing, timesteps and sigmas must not .*together": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
-    "timesteps and sigmas must not be given together .but for": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
-    "spacing, timesteps and sigmas must not be given together": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
-    "spacing, .* must not be given together .but for sigmas='karras'":
+    "spacing: got 'even', expected one of leading, linspace, trailing, log-snr": lambda: DDPM(5, spacing="even"),
+    "spacing: got 'leading' on flow.*, expected None or log-snr":
+        lambda: DDIM(5, spacing="leading").program(FLOW, "flow"),
+    "spacing, timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, spacing="leading", timesteps=[5, 1]),
+    "timesteps, sigmas: got more than one, expected one": lambda: DDIM(2, sigmas="karras", timesteps=[5, 1]),
+    "spacing, timesteps, sigmas: got more than one": lambda: DDIM(2, spacing="linspace", sigmas=[2, 1]),
+    "spacing, .*: got more than one, expected one .or spacing with sigmas='karras'":
         lambda: DDIM(4, spacing="log-snr", sigmas="karras"),
     "spacing, .*: got more than one, expected one .or spacing with sigmas='karras', 'exponential' or 'beta'.$":
         lambda: DDIM(4, spacing="linspace", sigmas="beta-time"),
     "steps: got .*, expected strictly decreasing noise levels: use fewer steps":
         lambda: Fractional(200, sigmas="beta-time").grid(LINEAR),
-    "steps must be given on edm.*, which has no training steps": lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
+    "steps: got None on edm.*, expected a number: it has no training steps":
+        lambda: DDPM(sigmas="beta-time").grid(schedules.edm()),
     "sigmas: got nan at level 1, expected finite numbers": lambda: levels(3, math.nan, 0),
     "sigmas: got nan at level 0, expected finite numbers": lambda: levels(math.nan, 0),
     "sigmas: got inf at level 0, expected finite numbers": lambda: levels(math.inf, 1, 0),
@@ -201,13 +207,15 @@ BAD: dict[str, Callable[[], object]] = {
         lambda: DDIM(sigmas=[1, 0], final="sigma_min"),
     "final: got sigma/alpha 0.01, expected a level below the last one, 0.01":
         lambda: DDIM(5, final="sigma_min").program(schedules.ve(0.01, 1)),
-    "final is out of range: t must lie in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
-    "timesteps must have sigma above 0": lambda: levels(1, 0, 0),
-    "steps must give strictly decreasing noise levels, got sigma/alpha 1 before 2": lambda: levels(1, 2, 0),
-    "final must be 'zero' where the last of sigmas is the end, got 0.05": lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
-    "final must be 'zero' where the last of timesteps is": lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
-    "final must lie below": lambda: levels(3, 2, 2),
-    "final must lie below the last noise level, got sigma/alpha 0.002 before 0.002":
+    "final: got 2.0, expected numbers in .0, 1.": lambda: DDIM(5, final=2).program(FLOW, "flow"),
+    "timesteps: got .*, expected sigma above 0": lambda: levels(1, 0, 0),
+    "steps: got sigma/alpha 1 before 2, expected strictly decreasing noise levels": lambda: levels(1, 2, 0),
+    "final: got 0.05, expected 'zero' where the last of sigmas is the end":
+        lambda: DDIM(1, sigmas=[1, 0.1], final=0.05),
+    "final: got .*, expected 'zero' where the last of timesteps is":
+        lambda: DDIM(1, timesteps=[9, 1], final="sigma_min"),
+    "final: got .*, expected a level below": lambda: levels(3, 2, 2),
+    "final: got sigma/alpha 0.002, expected a level below the last one, 0.002":
         lambda: Endless(20, final="sigma_min").grid(schedules.edm()),  # rounding must not pass for a step
     "order: got 4, expected a whole number from 1 to 3": lambda: check_whole("order", 4, 1, 3),
 }  # fmt: skip

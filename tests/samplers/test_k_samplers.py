@@ -328,7 +328,7 @@ def test_one_step_and_order_one_are_euler(name: str) -> None:
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, EulerAncestral, DPM2Ancestral])
 def test_zero_terminal_snr_raises_for_eps(sampler: Any) -> None:
-    with pytest.raises(ValueError, match="predicts='eps' says nothing about x_0"):
+    with pytest.raises(ValueError, match="predicts: got 'eps', which says nothing about x_0"):
         sampler(10, spacing="trailing").program(SCHEDULES["zero_snr"], "eps")
 
 

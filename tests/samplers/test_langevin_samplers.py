@@ -147,7 +147,7 @@ def test_zero_terminal_snr_and_cosine_at_few_steps(predicts: str, steps: int) ->
     ids=repr,
 )
 def test_zero_terminal_snr_raises_for_eps(sampler: Any, predicts: str) -> None:
-    with pytest.raises(ValueError, match=f"predicts='{predicts}' says nothing about x_0 where alpha is 0"):
+    with pytest.raises(ValueError, match=f"predicts: got '{predicts}', which says nothing about x_0 where alpha is 0"):
         sampler.program(schedules.zero_terminal_snr(schedules.vp_linear()), predicts)
 
 
@@ -169,7 +169,7 @@ BAD: dict[str, Callable[[], object]] = {
     "predictor, corrector: got 'none' for both": lambda: PredictorCorrector(3, "none", "none"),
     "corrector_steps: got .*, expected a whole number of at least 1": lambda: PredictorCorrector(3, corrector_steps=0),
     "snr: got nan, expected a finite number of at least 0": lambda: PredictorCorrector(3, snr=float("nan")),
-    "predicts='eps' says nothing about x_0": lambda: PredictorCorrector(3, "ancestral").program(
+    "predicts: got 'eps', which says nothing about x_0": lambda: PredictorCorrector(3, "ancestral").program(
         schedules.zero_terminal_snr(schedules.vp_linear())
     ),
 }

@@ -162,7 +162,7 @@ def test_rescaled_runs_on_the_state_in_other_units(name: str) -> None:
 
 @pytest.mark.parametrize("scale", [np.ones(10), np.r_[0.0, np.ones(10)], np.r_[np.ones(10), np.inf], np.ones((11, 1))])
 def test_rescaled_refuses_scales_that_are_none(scale: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"scale must be \[11\] numbers above 0, got shape"):
+    with pytest.raises(ValueError, match=r"scale: got shape .*, expected \[11\] numbers above 0"):
         PROGRAMS["ddpm"].rescaled(scale)
 
 
@@ -182,24 +182,24 @@ def test_printed_table_states_every_term() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kx": np.full(10, np.nan)}, "kx must be finite, got nan at row 0"),
-        ({"c_in": np.r_[np.ones(9), np.inf]}, "c_in must be finite, got inf at row 9"),
-        ({"lo": np.full(10, np.nan)}, "lo must be a number, got nan at row 0"),
-        ({"lo": np.ones(10), "hi": np.zeros(10)}, "lo must be at most hi, got 1.0 and 0.0 at row 0"),
-        ({"time": np.full(10, np.nan)}, "time must be finite just where the row evaluates, got nan at row 0"),
+        ({"kx": np.full(10, np.nan)}, "kx: got nan at row 0, expected finite"),
+        ({"c_in": np.r_[np.ones(9), np.inf]}, "c_in: got inf at row 9, expected finite"),
+        ({"lo": np.full(10, np.nan)}, "lo: got nan at row 0, expected a number"),
+        ({"lo": np.ones(10), "hi": np.zeros(10)}, "lo, hi: got 1.0 and 0.0 at row 0, expected lo <= hi"),
+        ({"time": np.full(10, np.nan)}, "time: got nan at row 0, expected finite just where the row evaluates"),
         ({"evaluates": np.arange(10) != 3, "time": np.where(np.arange(10) == 3, np.nan, 1.0)},
-         "A must have no D or m term where the network is not evaluated, it has at row 3"),
-        ({"km": np.ones(9)}, r"km must have shape \[10\], got \[9\]"),
-        ({"A": np.ones((10, 1, 3))}, r"A must have shape \[10, 1, 4\], got \[10, 1, 3\]"),
-        ({"known_b": np.full(10, np.nan)}, "known_b must be finite, got nan at row 0"),
-        ({"threshold": np.ones(9)}, r"threshold must have shape \[10\], got \[9\]"),
+         "A: got a D or m term at row 3, expected none where the network is not evaluated"),
+        ({"km": np.ones(9)}, r"km: got shape \[9\], expected \[10\]"),
+        ({"A": np.ones((10, 1, 3))}, r"A: got shape \[10, 1, 3\], expected \[10, 1, 4\]"),
+        ({"known_b": np.full(10, np.nan)}, "known_b: got nan at row 0, expected finite"),
+        ({"threshold": np.ones(9)}, r"threshold: got shape \[9\], expected \[10\]"),
         ({"threshold": np.arange(10) == 4},
-         "lo must be a quantile in .* at least 1 on threshold rows, got -inf and inf at row 4"),
+         "lo, hi: got -inf and inf at row 4, expected a quantile in .* and at least 1 on threshold rows"),
         ({"threshold": np.ones(10), "lo": np.ones(10), "hi": np.full(10, 1.5), "normalise": np.arange(10) == 7},
-         "threshold and normalise must not both be set, they are at row 7"),
-        ({"init_scale": math.nan}, "init_scale must be finite and above 0, got nan"),
-        ({"init_scale": 0.0}, "init_scale must be finite and above 0, got 0.0"),
-        ({"registers": 6}, "registers must be 1 to 5, got 6"),
+         "threshold, normalise: got both at row 7"),
+        ({"init_scale": math.nan}, "init_scale: got nan, expected a finite number above 0"),
+        ({"init_scale": 0.0}, "init_scale: got 0.0, expected a finite number above 0"),
+        ({"registers": 6}, "registers: got 6, expected 1 to 5"),
     ],
 )  # fmt: skip
 def test_bad_programs_name_field_and_row(fields: dict[str, Any], message: str) -> None:
@@ -210,7 +210,7 @@ def test_bad_programs_name_field_and_row(fields: dict[str, Any], message: str) -
 def test_bad_coefficient_names_register_term_and_row() -> None:
     A = PROGRAMS["move"].A.copy()
     A[3, 1, 2] = np.inf
-    with pytest.raises(ValueError, match=r"A\[r1, D\] must be finite, got inf at row 3"):
+    with pytest.raises(ValueError, match=r"A\[r1, D\]: got inf at row 3, expected finite numbers"):
         dataclasses.replace(PROGRAMS["move"], A=A)
 
 
@@ -287,13 +287,15 @@ def test_predictions_recover_x0_and_eps(predicts: str) -> None:
 
 def test_undefined_predictions_raise() -> None:
     for predicts in ("eps", "score"):
-        with pytest.raises(ValueError, match=f"predicts='{predicts}' says nothing about x_0 where alpha is 0"):
+        with pytest.raises(
+            ValueError, match=f"predicts: got '{predicts}', which says nothing about x_0 where alpha is 0"
+        ):
             x0_coefficients(predicts, np.array([1.0, 0.0]), np.array([0.0, 1.0]))
-    with pytest.raises(ValueError, match="predicts='x0' says nothing about eps where sigma is 0"):
+    with pytest.raises(ValueError, match="predicts: got 'x0', which says nothing about eps where sigma is 0"):
         eps_coefficients("x0", np.array([1.0]), np.array([0.0]))
-    with pytest.raises(ValueError, match=r"predicts='raw' .* needs alpha = 1"):
+    with pytest.raises(ValueError, match=r"predicts: got 'raw' .* where alpha is not 1"):
         x0_coefficients("raw", np.array([0.5]), np.array([0.5]))
-    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, score, flow, raw, got 'noise'"):
+    with pytest.raises(ValueError, match="predicts: got 'noise', expected one of eps, x0, v, score, flow, raw"):
         x0_coefficients("noise", np.array([0.5]), np.array([0.5]))
 
 
@@ -324,11 +326,11 @@ def test_history_keeps_D_and_a_clip_keeps_the_networks_own_eps() -> None:
 
 def test_builder_refuses_unknown_registers_and_terms() -> None:
     builder = ProgramBuilder(SCHEDULE, "eps")
-    with pytest.raises(ValueError, match="unknown register 'r1' in a program of 1"):
+    with pytest.raises(ValueError, match="updates: got unknown register 'r1', expected one of x"):
         builder.rows(3.0, r1={"D": 1.0})
-    with pytest.raises(ValueError, match="x has unknown term 'y': use one of x, D, m, z, eps"):
+    with pytest.raises(ValueError, match="x: got unknown term 'y', expected one of x, D, m, z, eps"):
         builder.rows(3.0, x={"y": 1.0})
-    with pytest.raises(ValueError, match="x has unknown term 'eps'"):
+    with pytest.raises(ValueError, match="x: got unknown term 'eps'"):
         builder.moves(x={"eps": 1.0})
 
 
@@ -378,12 +380,16 @@ def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, SCHEDULE), TypeError, "net must be callable .* got NoneType"),
+        ((None, SCHEDULE), TypeError, "net: got NoneType, expected a callable"),
         ((abs, "linear"), TypeError, "schedule: got 'linear', expected a ulam schedule"),
-        ((abs, SCHEDULE, "noise"), ValueError, "predicts must be one of .* got 'noise'"),
-        ((abs, SCHEDULE, "raw"), ValueError, "predicts='raw' .* needs schedule=edm"),
-        ((abs, SCHEDULE, "eps", "float"), ValueError, "time must be 'auto' or 'index', got 'float'"),
-        ((abs, schedules.flow(), "flow", "index"), ValueError, "time='index' needs a vp schedule"),
+        ((abs, SCHEDULE, "noise"), ValueError, "predicts: got 'noise', expected one of "),
+        ((abs, SCHEDULE, "raw"), ValueError, "schedule: got .* under predicts='raw' .*, expected edm"),
+        ((abs, SCHEDULE, "eps", "float"), ValueError, "time: got 'float', expected 'auto' or 'index'"),
+        (
+            (abs, schedules.flow(), "flow", "index"),
+            ValueError,
+            "time: got 'index' with .*, expected 'auto', or a vp schedule",
+        ),
     ],
 )
 def test_bad_denoisers(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:

@@ -211,6 +211,6 @@ def test_zero_terminal_snr_works_for_v_x0_and_flow_and_raises_for_eps() -> None:
         for sampler in (DDPM(10, spacing="trailing"), DDIM(10, spacing="trailing", eta=0.5)):
             assert_marginals_of_a_point(sampler.program(schedule, predicts), schedule)
     for predicts in ("eps", "score"):
-        with pytest.raises(ValueError, match=f"predicts='{predicts}' says nothing about x_0"):
+        with pytest.raises(ValueError, match=f"predicts: got '{predicts}', which says nothing about x_0"):
             DDIM(10, spacing="trailing").program(schedule, predicts)
     assert DDIM(10, spacing="leading").program(schedule).time[0] == 90

@@ -12,7 +12,7 @@ import scipy.stats
 from grid_cases import FAMILIES, LINEAR, VP, Endless, Fractional, Index, theirs
 from sampler_cases import CONTINUOUS
 from ulam import schedules
-from ulam.samplers.grid import spaced, told
+from ulam.samplers.grid import network_times, spaced
 from ulam.schedules import Schedule
 
 SPACINGS = ("leading", "linspace", "trailing")

@@ -322,7 +322,7 @@ BAD: dict[str, Callable[[], object]] = {
     "disable_corrector: got -1, expected a whole number of at least 0": lambda: UniPC(5, disable_corrector=[-1]),
     "clip: got .*, expected None": lambda: DEIS(5, clip=(1, 0)),
     "steps: got None, expected a number of steps": lambda: UniPC(),
-    "predicts='eps' says nothing about x_0": lambda: UniPC(5, spacing="trailing").program(ZERO_SNR, "eps"),
+    "predicts: got 'eps', which says nothing about x_0": lambda: UniPC(5, spacing="trailing").program(ZERO_SNR, "eps"),
 }
 
 

@@ -172,7 +172,7 @@ def test_zero_terminal_snr() -> None:
     assert torch.equal(ops.predict_x0(x, m, 2, schedule, "v"), -m)
     assert torch.equal(ops.predict_eps(x, m, 2, schedule, "v"), x)
     assert torch.equal(ops.predict_eps(x, m, 2, schedule, "eps"), m)
-    with pytest.raises(ValueError, match="predicts='eps' says nothing about x_0 where alpha is 0"):
+    with pytest.raises(ValueError, match="predicts: got 'eps', which says nothing about x_0 where alpha is 0"):
         ops.predict_x0(x, m, 2, schedule)
 
 
@@ -199,23 +199,23 @@ BAD: dict[str, tuple[type[Exception], tuple[Any, ...]]] = {
     "m: got torch.bool, expected a float dtype": (TypeError, (X, X.bool(), 0, LINEAR)),
     "x_t: got .*, expected a tensor": (TypeError, ([0.0], X, 0, LINEAR)),
     "m: got None, expected a tensor": (TypeError, (X, None, 0, LINEAR)),
-    r"t must be a number or have shape \[2\], chains, got \[3\]": (
+    r"t: got shape \[3\], expected a number or \[2\]": (
         ValueError,
         (X, X, torch.zeros(3), LINEAR),
     ),
-    r"t must be a number or have shape \[2\], chains, got \[2, 1\]": (
+    r"t: got shape \[2, 1\], expected a number or \[2\]": (
         ValueError,
         (X, X, torch.zeros(2, 1), LINEAR),
     ),
-    "t must hold integers or floats, got torch.bool": (TypeError, (X, X, torch.zeros(2).bool(), LINEAR)),
-    "t must be a number or a tensor of one per chain, got '3'": (TypeError, (X, X, "3", LINEAR)),
-    "t must be a number or a tensor of one per chain, got True": (TypeError, (X, X, True, LINEAR)),
+    "t: got torch.bool, expected integers or floats": (TypeError, (X, X, torch.zeros(2).bool(), LINEAR)),
+    "t: got '3', expected a number or a tensor of one a chain": (TypeError, (X, X, "3", LINEAR)),
+    "t: got True, expected a number or a tensor of one a chain": (TypeError, (X, X, True, LINEAR)),
     "t: got 1000, expected numbers in .0, 999.": (ValueError, (X, X, 1000, LINEAR)),
     "t: got -1, expected numbers in .0, 999.": (ValueError, (X, X, torch.tensor([4, -1]), LINEAR)),
     "t: got nan, expected numbers in .0, 999.": (ValueError, (X, X, torch.tensor([4, torch.nan]), LINEAR)),
     "schedule: got 'linear', expected a ulam schedule": (TypeError, (X, X, 0, "linear")),
-    "predicts must be one of .*got 'noise'": (ValueError, (X, X, 0, LINEAR, "noise")),
-    "predicts='raw' .*needs schedule=edm": (ValueError, (X, X, 0, LINEAR, "raw")),
+    "predicts: got 'noise', expected one of ": (ValueError, (X, X, 0, LINEAR, "noise")),
+    "schedule: got .* under predicts='raw' .*, expected edm": (ValueError, (X, X, 0, LINEAR, "raw")),
 }
 
 
