@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
-#include "ulam/operation_list.h"
+#include "ulam/likelihood.h"
+#include "ulam/mcmc.h"
+#include "ulam/operations.h"
 
 namespace ulam::cpu {
 

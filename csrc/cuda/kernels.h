@@ -1,7 +1,9 @@
 // The CUDA operations: plain structures of device pointers, a stream, and an error text. No CUDA header is needed.
 #pragma once
 
-#include "ulam/operation_list.h"
+#include "ulam/likelihood.h"
+#include "ulam/mcmc.h"
+#include "ulam/operations.h"
 
 namespace ulam::cuda {
 

@@ -43,6 +43,8 @@ from ulam_kernels.validation import (
     ready,
 )
 
+__all__ = ["affine", "blend", "fill_normal", "reduce", "step"]
+
 ROWS = (
     "Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, Tensor? guidance, Tensor? seed, "
     "Tensor? chain, Tensor? draw, Tensor? noise"
