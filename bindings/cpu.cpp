@@ -1,5 +1,5 @@
 // ulam_kernels._cpu: the native CPU operations on raw pointers. Shapes, dtypes and devices are checked in
-// kernels/ulam_kernels/ops.py; only what lives in the arrays themselves (rows, what a row reads) is checked
+// kernels/ulam_kernels/ops/; only what lives in the arrays themselves (rows, what a row reads) is checked
 // here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,5 +1,5 @@
 // ulam_kernels._cuda: the CUDA operations on raw device pointers and a stream. Shapes, dtypes and devices are checked
-// in kernels/ulam_kernels/ops.py; the caller makes the device of the pointers current.
+// in kernels/ulam_kernels/ops/; the caller makes the device of the pointers current.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// Whole chains in one launch: see kernels/ulam_kernels/mcmc.py.
+// Whole chains in one launch: see kernels/ulam_kernels/mcmc/.
 //
 // A few threads of a warp, at most all 32, hold a chain, each of them four neighbouring elements: one block of the
 // noise. All that lives along the loop is in registers, moments and a thread's numbers of the density among it: loaded

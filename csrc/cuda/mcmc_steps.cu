@@ -1,4 +1,4 @@
-// Langevin and Metropolis steps of given scores and energies: see kernels/ulam_kernels/mcmc.py.
+// Langevin and Metropolis steps of given scores and energies: see kernels/ulam_kernels/mcmc/.
 #include "kernels.h"
 #include "launch.h"
 #include "mcmc_noise.h"

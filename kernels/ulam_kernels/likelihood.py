@@ -23,7 +23,7 @@ from ulam_kernels.autograd import check_no_gradient
 from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, operator, per_chain
 from ulam_kernels.tracing import through_operator
-from ulam_kernels.validation import MAX_ELEMENTS, check, check_tensor
+from ulam_kernels.validation import check, check_chains, check_tensor
 
 CDFS = ("exact", "tanh")
 
@@ -56,7 +56,7 @@ def gaussian_kl(
     check_no_gradient("gaussian_kl", mean_a=mean_a, log_var_a=log_var_a, mean_b=mean_b, log_var_b=log_var_b)
     if through_operator("gaussian_kl", mean_a, log_var_a, mean_b, log_var_b, pure=True):
         return torch.ops.ulam.gaussian_kl(mean_a, log_var_a, mean_b, log_var_b, backend)  # type: ignore[no-any-return]
-    _check_first(mean_a, "mean_a")
+    check_chains(mean_a, "mean_a")
     check(mean_b, "mean_b", mean_a.dtype, mean_a.device, mean_a.shape)
     each_a, each_b = _each(log_var_a, "log_var_a", mean_a), _each(log_var_b, "log_var_b", mean_a)
     out = torch.zeros(len(mean_a), dtype=torch.float64, device=mean_a.device)
@@ -103,7 +103,7 @@ def discretised_log_likelihood(
         return torch.ops.ulam.discretised_log_likelihood(  # type: ignore[no-any-return]
             x, mean, log_scale, bins, cdf, backend
         )
-    _check_first(x, "x")
+    check_chains(x, "x")
     check(mean, "mean", x.dtype, x.device, x.shape)
     each = _each(log_scale, "log_scale", x)
     bins, cdf = whole(bins, "bins", 2, 1 << 16), choice(cdf, "cdf", CDFS)
@@ -119,15 +119,6 @@ def discretised_log_likelihood(
 
 def _backend(name: str | None, x: torch.Tensor) -> Any:
     return select(name, x.device.type, x.dtype).likelihood
-
-
-def _check_first(x: torch.Tensor, name: str) -> None:
-    check_tensor(x, name)
-    if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
-    check(x, name, x.dtype, x.device, x.shape)
-    if x.numel() > len(x) * MAX_ELEMENTS:
-        raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
 
 
 def _each(values: torch.Tensor, name: str, x: torch.Tensor) -> bool:

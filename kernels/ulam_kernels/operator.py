@@ -27,6 +27,7 @@ BACKEND = "str? backend=None"
 F = TypeVar("F", bound=Callable[..., Any])
 Values = dict[str, Any]
 schemas: dict[str, str] = {}
+functions: dict[str, Callable[..., Any]] = {}  # the public function of each operator, or the private one of a variant
 implementations: dict[str, Callable[..., Any]] = {}
 library = torch.library.Library("ulam", "DEF")  # the registrations live as long as this object
 
@@ -78,7 +79,7 @@ def operator(
             made = function(**values)
             return None if fake is nothing else made
 
-        schemas[name], implementations[name] = schema, run
+        schemas[name], functions[name], implementations[name] = schema, function, run
         library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(
             f"ulam::{name}", lambda *given: fake(**dict(zip(names, given, strict=False))), lib=library

@@ -94,6 +94,16 @@ def check_state(state: torch.Tensor) -> None:
         raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
 
 
+def check_chains(x: torch.Tensor, name: str) -> None:
+    """Raise unless it is float32 or float64 numbers ``[B, *shape]`` in plain memory."""
+    check_tensor(x, name)
+    if x.dim() < 1 or x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
+    check(x, name, x.dtype, x.device, x.shape)
+    if x.numel() > len(x) * MAX_ELEMENTS:
+        raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
+
+
 def of_table(table: Table) -> tuple[torch.Tensor, torch.Tensor]:
     """Its coef and flags."""
     if not isinstance(table, Table):

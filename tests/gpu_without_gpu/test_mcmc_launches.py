@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import cuda_simulator
-from mcmc_cases import Cases, agree, evaluated
+from mcmc_cases import Cases, agree, evaluated, replace_backends
 from mcmc_simulator import Chains, Counting, Traffic
 from ulam_kernels import densities, mcmc
 from ulam_kernels.cpu import mcmc as cpu
@@ -33,7 +33,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that makes a backend of an object."""
 
     def put(backend: object) -> None:
-        monkeypatch.setattr(mcmc, "_backend", lambda name, *_: cpu if name == "cpu" else backend)
+        replace_backends(lambda name: cpu if name == "cpu" else backend, monkeypatch.setattr)
 
     return put
 

@@ -10,7 +10,7 @@ import pytest
 
 import triton_interpreter
 from cuda_simulator import ARCHITECTURES, CUOBJDUMP, FLAGS, NVCC, ROOT
-from mcmc_cases import Cases
+from mcmc_cases import Cases, replace_backends
 from ulam_kernels import densities, mcmc
 
 SOURCES = [ROOT / "csrc/cuda" / name for name in ("mcmc_steps.cu", "mcmc_run.cu")]
@@ -38,15 +38,13 @@ def test_triton_compiles_without_local_memory(
     for kernel, module in ours.items():
         monkeypatch.setitem(triton_simulator.MODULES, kernel, module)
     cases = Cases(21)
-    mcmc_backend = mcmc._backend
-    with triton_simulator.simulated(triton_simulator.cuda(architecture)) as gpu:
-        monkeypatch.setattr(mcmc, "_backend", lambda *_: steps)
+    with triton_simulator.simulated(triton_simulator.cuda(architecture)) as gpu, monkeypatch.context() as patch:
+        replace_backends(lambda _: steps, patch.setattr)
         chosen = {80: ["mala"], 90: ["ula", "hmc"], 100: ["baoab"]}[architecture]
         for sampler in chosen:
             cases.run(densities.double_well(32), sampler, 5, scaled=True)("triton")
         for _, step in cases.steps(2, 600 if architecture == 90 else 40):
             step("triton")
-    monkeypatch.setattr(mcmc, "_backend", mcmc_backend)
     compiled = {id(kernel): kernel for kernel in gpu.compiled}
     assert len(compiled) >= len(chosen) + 4
     for kernel in compiled.values():

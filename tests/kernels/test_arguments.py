@@ -69,7 +69,7 @@ TENSORS = [(name, argument) for name, (make, _, _) in OPERATIONS.items() for arg
 def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The door in C++, and the one in Python, which has the last word."""
     if not request.param:
-        monkeypatch.setattr(ulam_kernels.ops, "ready", lambda *tensors: False)
+        monkeypatch.setattr(ulam_kernels.ops.rows, "ready", lambda *tensors: False)
         monkeypatch.setattr(ulam_kernels.validation, "separate", lambda *tensors: False)
 
 

@@ -133,7 +133,7 @@ def toy({PARAMETERS}) -> None:
 """,
     ),
     K + "triton/__init__.py": ("from ulam_kernels.triton.blend", "from ulam_kernels.triton.toy import toy\n"),
-    K + "ops.py": (
+    K + "ops/elementwise.py": (
         "def _promoted(",
         '''@operator(f"toy(Tensor x, Tensor a, Tensor b, {BACKEND}) -> Tensor", like_first)
 def toy(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -161,9 +161,9 @@ def toy(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, backend: str | Non
 # Lines that grow: what is there, and what it becomes.
 GROWN = {
     C + "include/ulam/operations.h": {"  X(affine, Affine)  ": "  X(toy, Toy) \\\n  X(affine, Affine)  "},
-    K + "ops.py": {
-        "import BACKEND, IDS,": "import BACKEND, IDS, like_first,",
-        "import by_operator, ": "import by_operator, through_operator, ",
+    K + "ops/elementwise.py": {
+        "import BACKEND, IDS, library": "import BACKEND, IDS, library, like_first",
+        "import by_operator, eager, ": "import by_operator, eager, through_operator, ",
         "__all__ = [": '__all__ = ["toy", ',
     },
 }

@@ -9,7 +9,7 @@ import layout_cases
 import program_cases
 import triton_reduce_cases
 import triton_tick_cases
-from mcmc_cases import Cases, agree, evaluated
+from mcmc_cases import Cases, agree, evaluated, replace_backends
 from tick_cases import OUTPUTS, looked_up, random_look_up, random_tick
 from triton_cases import FLOATS, VARIANTS, copy_of, fill_case, normal, same_bits
 from triton_reduce_cases import BLENDS, FP32, REDUCTIONS, blending, by_row, reduction
@@ -98,7 +98,7 @@ def check_mcmc() -> None:
     from ulam_kernels.cpu import mcmc as on_cpu
     from ulam_kernels.triton import mcmc as in_triton
 
-    mcmc._backend = lambda name, *_: {"cpu": on_cpu, "triton": in_triton}[str(name)]
+    replace_backends(lambda name: {"cpu": on_cpu, "triton": in_triton}[str(name)])
     cases = Cases(20)
     for number, density in enumerate(cases.densities()):
         assert agree(evaluated(density, cases.normal(5, density.dimension)), "cpu", "triton"), density

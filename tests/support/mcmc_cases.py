@@ -10,8 +10,15 @@ import torch
 
 from ulam_kernels import densities, mcmc
 from ulam_kernels.densities import Density
+from ulam_kernels.mcmc import chains, metropolis, steps
 
 Outputs = list[torch.Tensor]
+
+
+def replace_backends(choose: Callable[[str | None], Any], put: Callable[..., None] = setattr) -> None:
+    """Have the operations run on what ``choose`` gives for the name of a backend; ``put`` as ``setattr``."""
+    for module in (steps, metropolis, chains):
+        put(module, "operations_of", lambda name, *_: choose(name))
 
 
 class Cases:

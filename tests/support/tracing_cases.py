@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 import ulam_kernels
-from ulam_kernels import Table, densities, likelihood, mcmc
+from ulam_kernels import Table, densities, likelihood, mcmc, operator
 
 B, N = 3, 6
 Tensors = tuple[torch.Tensor, ...]
@@ -23,14 +22,8 @@ class Case(NamedTuple):
 
 
 def operations() -> dict[str, Callable[..., Any]]:
-    """Every public operation that works on tensors: a new one is found here, and missed in CASES."""
-    found = {name: getattr(ulam_kernels, name) for name in ulam_kernels.__all__}
-    found = {name: f for name, f in found.items() if inspect.isfunction(f) and name != "backends"}
-    for module in (mcmc, likelihood):
-        for name, function in vars(module).items():
-            if inspect.isfunction(function) and function.__module__ == module.__name__ and name[0] != "_":
-                found[name] = function
-    return found
+    """Every public operation, as the decorator registers it: a new one is found here, and missed in CASES."""
+    return {f.__name__: f for f in operator.functions.values() if not f.__name__.startswith("_")}
 
 
 def _normal(*shape: int) -> Callable[[torch.Generator], torch.Tensor]:

@@ -1,5 +1,5 @@
 // The arguments of the Langevin and Metropolis operations, as every native backend takes them: sizes and raw pointers.
-// See kernels/ulam_kernels/mcmc.py for what each operation does.
+// See kernels/ulam_kernels/mcmc/ for what each operation does.
 #pragma once
 
 #include <cmath>
@@ -124,7 +124,7 @@ ULAM_HD bool accepts(double log_ratio, float r) {
   return wide * wide > -2.0 * log_ratio;
 }
 
-// A proposal so far off that the integration has failed (DIVERGED of kernels/ulam_kernels/mcmc.py); NaN too.
+// A proposal so far off that the integration has failed (DIVERGED of kernels/ulam_kernels/mcmc/); NaN too.
 ULAM_HD bool diverges(double log_ratio) { return !(log_ratio >= -1000.0); }
 
 // An element's part in the log ratio of a Langevin proposal; half is (step / 2) P_i.

@@ -1,12 +1,7 @@
-"""The public operations: validated once here, executed by one of the backends.
-
-Every operation works on a batch of independent chains: the leading dimension (the second of ``state``) counts
-chains, and per-chain arguments are one-dimensional tensors of that length.
-"""
+"""The operations that work element by element with numbers of a chain: inpainting, noise, affine maps."""
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -23,221 +18,22 @@ from ulam_kernels.autograd import (
     written,
 )
 from ulam_kernels.dispatch import select
-from ulam_kernels.operator import BACKEND, IDS, Values, library, operator
-from ulam_kernels.table import READS_Z, Table
+from ulam_kernels.operator import BACKEND, IDS, library, operator
 from ulam_kernels.tracing import by_operator, eager, transformed
-from ulam_kernels.validation import FLOATS as FLOATS
-from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS
 from ulam_kernels.validation import (
+    FLOATS,
+    MAX_ELEMENTS,
     MAX_STAGE,
     NEGATIVE,
     apart,
     check,
     check_ids,
     check_net_in,
-    check_row,
     check_state,
     check_tensor,
-    of_table,
-    operands,
-    ready,
 )
 
-__all__ = ["affine", "blend", "fill_normal", "reduce", "step"]
-
-ROWS = (
-    "Tensor coef, Tensor flags, Tensor row, Tensor? model, Tensor? uncond, Tensor? guidance, Tensor? seed, "
-    "Tensor? chain, Tensor? draw, Tensor? noise"
-)
-
-
-def _with_table(values: Values) -> None:
-    values["table"] = Table(values.pop("coef"), values.pop("flags"), values["state"].shape[0])
-
-
-@operator(
-    f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, Tensor? scales=None, {BACKEND}, Tensor? source=None) -> ()",
-    pack=_with_table,
-)
-def step(
-    state: torch.Tensor,
-    table: Table,
-    row: torch.Tensor,
-    *,
-    model: torch.Tensor | None = None,
-    uncond: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    seed: torch.Tensor | None = None,
-    chain: torch.Tensor | None = None,
-    draw: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    net_in: torch.Tensor | None = None,
-    scales: torch.Tensor | None = None,
-    source: torch.Tensor | None = None,
-    backend: str | None = None,
-) -> None:
-    """Execute one row of ``table`` on every chain, in place on ``state``.
-
-    For chain b at row n = row[b], in fp32 with one rounding an operation and in this order::
-
-        m   = uncond + w (model - uncond)                     w = guidance[b]; w = 1 and w = 0 take their side as it is
-        D   = clip(kx r_0 + km m, lo, hi)
-        z   = exp(lv_m v + lv_b) z                            rows with a learned variance
-        r_i = sum_j A_ij r_j + A_iD D + A_im m + A_iz z       for each register the row writes
-        net_in = c_next r_0
-
-    On a row with a reduction (a threshold, or normalising) the bounds are the chain's, and D and z are scaled after
-    all of this, z only where the row normalises: with (lo, hi, D_scale, z_scale) = scales[b],
-    ``D = mul(D_scale, clip(D, lo, hi))`` and ``z = mul(z_scale, z)``.
-
-    A term whose coefficient is 0 takes no part. A row that writes no register leaves its chain alone wholly. z is
-    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e, counted as if all were contiguous.
-
-    What is read may share memory with what is written, and is then copied first (``state[0]`` itself need not be).
-
-    Args:
-        state: ``[R, B, *shape]`` registers, contiguous; float32, bfloat16 or float16 (float64: reference backend).
-        table: the rows; float32 (float64 with a float64 state).
-        row: ``[B]`` int64, indices into the table.
-        model: ``[B, *shape]`` network output, or ``[B, 2 C, ...]`` for ``shape = [C, ...]``: m, then v. Any float
-            type and any strides; may be ``state[0]`` itself. Contiguous outputs, and those of four or five dimensions
-            in ``torch.channels_last`` (``channels_last_3d``), are read as they lie; others are made contiguous first.
-        uncond: the unconditional output, like ``model``; needs ``guidance``.
-        guidance: ``[B]`` float32 weights.
-        seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
-        noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
-        net_in: ``[B, *shape]`` float32, bfloat16 or float16, receives the next row's network input. Contiguous, or of
-            four or five dimensions in ``torch.channels_last`` (``channels_last_3d``): written as it lies, whatever the
-            layout of ``model``. Shares no memory with ``state``.
-        scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
-            the others do not read it.
-        source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here, and ``state[0]`` only receives
-            what rows write to it; ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0
-            to ``state[0]`` before it.
-        backend: see :func:`ulam_kernels.backends`.
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what was
-            not given (checked on the CPU).
-        IndexError: a row outside the table (checked on the CPU). On a GPU such rows make their chain NaN.
-        RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
-    """
-    if recording():
-        check_no_gradient(
-            "step", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, source=source
-        )
-    coef, flags = of_table(table)
-    given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
-    compiling = torch.compiler.is_compiling()
-    quick = not compiling and ready(*given)
-    if compiling or (not quick and by_operator("step", *given)):
-        # the graph keeps one operator, which comes back here when it runs
-        torch.ops.ulam.step(
-            state,
-            coef,
-            flags,
-            row,
-            model,
-            uncond,
-            guidance,
-            seed,
-            chain,
-            draw,
-            noise,
-            net_in,
-            scales,
-            backend,
-            source,
-        )
-        return
-    model, uncond = operands(state, table, model, uncond, guidance, noise, last=True)
-    device, dtype = state.device, state.dtype
-    if net_in is not None:
-        check_net_in(net_in, state)
-    if scales is not None:
-        check(scales, "scales", coef.dtype, device, (state.shape[1], 4))
-    if source is not None:
-        check(source, "source", dtype, device, state.shape[1:])
-    if not quick:
-        check_row(row, seed, chain, draw, state)
-        model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = apart(
-            (model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags), 4, state, net_in
-        )
-    if state.numel() == 0:
-        return
-    if not table.uses & READS_Z:
-        seed = chain = draw = None
-    select(backend, device.type, dtype).step(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
-    )
-    written(state, net_in)
-
-
-@operator(f"reduce(Tensor state, {ROWS}, Tensor(a!) out, {BACKEND}) -> ()", pack=_with_table)
-def reduce(
-    state: torch.Tensor,
-    table: Table,
-    row: torch.Tensor,
-    *,
-    model: torch.Tensor | None = None,
-    uncond: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    seed: torch.Tensor | None = None,
-    chain: torch.Tensor | None = None,
-    draw: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    out: torch.Tensor,
-    backend: str | None = None,
-) -> torch.Tensor:
-    """What :func:`step` needs as ``scales``: (lo, hi, D_scale, z_scale) of every chain, for the row that it is at.
-
-    With D the x0 estimate before any clip, ``D = fma(km, m, mul(kx, r_0))``, over the n elements of the chain::
-
-        rows with a threshold   s = min(max(quantile(|D|, p), 1), cap)            (-s, s, 1 / s, 1)
-        rows that normalise     g = (|z| / |D|)^2, 0 where |D| = 0                (-inf, inf, g, sqrt(g))
-        other rows                                                                (-inf, inf, 1, 1)
-
-    Dynamic thresholding, ``D <- clip(D, -s, s) / s``: Saharia et al. 2022 (Imagen), section 2.3. The step size of a
-    Langevin corrector, with norms per chain: Song et al. 2021b, algorithms 4 and 5. Every backend gives the same bits:
-
-    - The quantile is exact: with position ``p (n - 1)`` (one float64 product) = k + t, t rounded to fp32, and a <= b
-      the order statistics k and k + 1, it is ``fma(t, sub(b, a), a)``, and a alone where t = 0 or a = b. NaN anywhere
-      in D makes it NaN. ``1 / s`` is rounded once.
-    - The norms are Euclidean. Squares are summed in float64, where those of fp32 numbers are exact: lane l of 1024
-      adds the elements e with e mod 1024 = l in order of e, then lane l adds lane l + w for w = 512, 256, ... 1. g and
-      sqrt(g) are computed in float64 and each rounded once to fp32.
-
-    Args:
-        state, table, row, model, uncond, guidance, seed, chain, draw, noise: as :func:`step`; nothing is written to
-            them. Noise is read by rows that normalise, the model's output by rows whose D has it.
-        out: ``[B, 4]`` float32 (float64 with a float64 state), contiguous.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`step`.
-    """
-    if recording():
-        check_no_gradient("reduce", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, out=out)
-    coef, flags = of_table(table)
-    reads = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise)
-    if torch.compiler.is_compiling() or (not eager(*reads, out) and by_operator("reduce", *reads, out)):
-        torch.ops.ulam.reduce(*reads, out, backend)
-        return out
-    model, uncond = operands(state, table, model, uncond, guidance, noise, last=False)
-    check_row(row, seed, chain, draw, state)
-    check(out, "out", coef.dtype, state.device, (*state.shape[1:2], 4))
-    if state.numel() == 0:
-        return out.copy_(out.new_tensor([-math.inf, math.inf, 1, 1]).expand_as(out))
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise = apart(
-        (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise), 0, out
-    )
-    select(backend, state.device.type, state.dtype).reduce(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out
-    )
-    written(out)
-    return out
+__all__ = ["affine", "blend", "fill_normal"]
 
 
 @operator(
