@@ -32,7 +32,7 @@ def blend_tile(
     rows, stage, c, exists, base, i, block, inside,
     LONG: tl.constexpr,
 ):  # fmt: skip
-    """Blend one tile: of chain ``c`` (LONG) or of the chains ``[P, 1]``; the rest as in ``step.execute``."""
+    """Blend one tile: of chain ``c`` (LONG) or of the chains ``[P, 1]``; the rest as in ``execute``."""
     at = c
     known_row = exists
     if row is not None:

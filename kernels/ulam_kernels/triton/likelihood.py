@@ -19,7 +19,7 @@ import triton.language as tl
 
 from ulam_kernels.triton.launch import elements_per_chain, on_device
 from ulam_kernels.triton.noise import floats, polynomial
-from ulam_kernels.triton.reduce import shape_of, sum_of_lanes
+from ulam_kernels.triton.sums import shape_of, sum_of_lanes
 from ulam_kernels.triton.row import EXP, EXP_HIGH, EXP_LOW, EXP_SCALE, EXP_SHIFT, clip, exp
 
 LOG = floats(

@@ -1,7 +1,7 @@
 """Langevin and Metropolis operations in Triton: see :mod:`ulam_kernels.mcmc`.
 
 The updates are made like :mod:`ulam_kernels.triton.blend`: one kernel for long chains, one for many short ones. Sums
-are made like :mod:`ulam_kernels.triton.reduce`: one program a chain. Whole chains are in ``mcmc_run``.
+are made like in :mod:`ulam_kernels.triton.reduce`: one program a chain. Whole chains are in ``mcmc_run``.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
@@ -29,8 +29,8 @@ from ulam_kernels.triton.launch import (
 from ulam_kernels.triton.mcmc_run import evaluate as evaluate
 from ulam_kernels.triton.mcmc_run import radius_of_test
 from ulam_kernels.triton.mcmc_run import run as run
-from ulam_kernels.triton.reduce import FEW_LANES, LANES, sum_of_lanes
 from ulam_kernels.triton.row import clip, generated_noise, splat
+from ulam_kernels.triton.sums import FEW_LANES, LANES, sum_of_lanes
 
 IDS = ["seed", "chain", "draw"]
 CHAINS = 128  # of a program of the Metropolis test
@@ -51,7 +51,7 @@ def langevin_tile(
     x, score, step, noise_scale, scale, lo, hi, seed, chain, draw, noise, out,  # as ulam_kernels.mcmc has them
     c, exists, base, i, block, inside,
 ):  # fmt: skip
-    """Update one tile: of chain ``c`` or of the chains ``[P, 1]``; the rest as in ``step.execute``."""
+    """Update one tile: of chain ``c`` or of the chains ``[P, 1]``; the rest as in ``execute``."""
     position = tl.load(x + base + i, mask=inside)
     force = tl.load(score + base + i, mask=inside)
     a = splat(tl.load(step + c, mask=exists, other=0.0), position)

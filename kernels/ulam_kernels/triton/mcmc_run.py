@@ -35,6 +35,22 @@ def radius_of_test(seed, chain, draw):
 
 
 @triton.jit
+def tested(log_ratio, beta, seed, chain, draw):
+    """(the log ratio ``[C]`` at the inverse temperature beta, whether the Metropolis test accepts it)."""
+    r = tl.max(radius_of_test(seed, chain, draw), 1).to(tl.float64)
+    log_ratio = log_ratio * beta
+    return log_ratio, r * r > -2.0 * log_ratio
+
+
+@triton.jit
+def noise_of_step(seed, chain, draw, block, inside, C: tl.constexpr, W: tl.constexpr):
+    """z ``[C, W]``, 0 beyond the chains' elements."""
+    k0, k1 = key_of(seed, draw)
+    z = tl.reshape(normals(k0, k1, chain, draw, block), [C, W])
+    return tl.where(inside, z, 0.0)
+
+
+@triton.jit
 def moved(to, size, scale, by):
     """``fma(mul(size, L), by, to)``; size is ``[C, 1]``, L ``[1, W]``."""
     return tl.fma(splat(size, to) * splat(scale, to), by, to)
@@ -70,6 +86,109 @@ def squared_norms(v, W: tl.constexpr):
     return halved_sum(wide * wide, W)
 
 
+@triton.jit
+def langevin_proposal(
+    state, score, energy, step, noise_scale, factor, z, inside, lo, hi, numbers, first, second, d, components,
+    KIND: tl.constexpr, SAMPLER: tl.constexpr, K: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """(proposal, its score, its energy, MALA's log ratio before the temperature) of a Langevin update."""
+    force = splat(factor, score) * score
+    proposal = moved(moved(state, step, factor, force), noise_scale, factor, z)
+    if SAMPLER == ULA:
+        proposal = tl.where(inside, clip(proposal, lo, hi), 0.0)
+    new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
+    ratio = energy
+    if SAMPLER == MALA:
+        ratio = (energy - new_energy) - 0.5 * mala_sum(state, proposal, score, new_score, step, factor, W)
+    return proposal, new_score, new_energy, ratio
+
+
+@triton.jit
+def baoab_step(
+    state, velocity, score, kick, drift, keep, noise_scale, factor, z, numbers, first, second, d, components,
+    KIND: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """(state, velocity, score, energy) after a step: Leimkuhler and Matthews 2013."""
+    velocity = moved(velocity, kick, factor, score)
+    proposal = moved(state, drift, factor, velocity)
+    velocity = tl.fma(splat(noise_scale, z), z, splat(keep, velocity) * velocity)
+    proposal = moved(proposal, drift, factor, velocity)
+    new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
+    velocity = moved(velocity, kick, factor, new_score)
+    return proposal, velocity, new_score, new_energy
+
+
+@triton.jit
+def hmc_proposal(
+    state, score, energy, step, noise_scale, factor, z, leapfrog, numbers, first, second, d, components,
+    KIND: tl.constexpr, K: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """(proposal, its velocity, its score, its energy, the log ratio before the temperature) of a leapfrog path."""
+    half = 0.5 * step
+    velocity = splat(noise_scale, z) * z
+    norm = squared_norms(velocity, W)
+    proposal = state
+    new_score = score
+    new_energy = energy
+    for leap in range(0, leapfrog):
+        velocity = moved(velocity, tl.where(leap == 0, half, step), factor, new_score)
+        proposal = moved(proposal, step, factor, velocity)
+        new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
+    velocity = moved(velocity, half, factor, new_score)
+    ratio = (energy - new_energy) + 0.5 * (norm - squared_norms(velocity, W))
+    return proposal, velocity, new_score, new_energy, ratio
+
+
+@triton.jit
+def transition(
+    state, velocity, score, energy, c0, c1, c2, c3, whole, factor, z, inside, lo, hi, leapfrog,
+    numbers, first, second, d, components,
+    KIND: tl.constexpr, SAMPLER: tl.constexpr, K: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """(proposal, velocity, its score, its energy, the log ratio before the temperature, where there is a test)."""
+    ratio = energy
+    if (SAMPLER == ULA) | (SAMPLER == MALA):
+        proposal, new_score, new_energy, ratio = langevin_proposal(
+            state, score, energy, c0, c1, factor, z, inside, lo, hi,
+            numbers, first, second, d, components, KIND, SAMPLER, K, W,
+        )  # fmt: skip
+    elif SAMPLER == BAOAB:
+        proposal, velocity, new_score, new_energy = baoab_step(
+            state, velocity, score, c0, c1, c2, c3, factor, z, numbers, first, second, d, components, KIND, K
+        )
+    else:
+        proposal, velocity, new_score, new_energy, ratio = hmc_proposal(
+            state, score, energy, whole, c3, factor, z, leapfrog, numbers, first, second, d, components, KIND, K, W
+        )
+    return proposal, velocity, new_score, new_energy, ratio
+
+
+@triton.jit
+def coefficients(coef, b, exists):
+    """The four of each chain, ``[C, 1]``."""
+    c0 = tl.load(coef + 4 * b, mask=exists, other=0.0)[:, None]
+    c1 = tl.load(coef + 4 * b + 1, mask=exists, other=0.0)[:, None]
+    c2 = tl.load(coef + 4 * b + 2, mask=exists, other=0.0)[:, None]
+    c3 = tl.load(coef + 4 * b + 3, mask=exists, other=0.0)[:, None]
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def store_kept(draws, energies, place, state, energy, d, i, inside, exists):
+    """Write a kept state and its energy, where they are wanted."""
+    if draws is not None:
+        tl.store(draws + place[:, None] * d + i, state, mask=inside)
+    if energies is not None:
+        tl.store(energies + place, energy, mask=exists)
+
+
+@triton.jit
+def add_counts(to, count, b, exists):
+    """Add the counts of the chains ``b``, if they are wanted."""
+    if to is not None:
+        tl.store(to + b, tl.load(to + b, mask=exists, other=0) + count, mask=exists)
+
+
 @triton.jit(
     do_not_specialize=["chains", "d", "components", "steps", "leapfrog", "thin", "lo", "hi"],
     do_not_specialize_on_alignment=["numbers", "seed", "chain", "draw", "coef", "scale"],
@@ -91,10 +210,7 @@ def run_kernel(
     velocity = tl.zeros([C, W], tl.float32)
     if v is not None:
         velocity = tl.load(v + at, mask=inside, other=0.0)
-    c0 = tl.load(coef + 4 * b, mask=exists, other=0.0)[:, None]
-    c1 = tl.load(coef + 4 * b + 1, mask=exists, other=0.0)[:, None]
-    c2 = tl.load(coef + 4 * b + 2, mask=exists, other=0.0)[:, None]
-    c3 = tl.load(coef + 4 * b + 3, mask=exists, other=0.0)[:, None]
+    c0, c1, c2, c3 = coefficients(coef, b, exists)
     factor = tl.full([1, W], 1.0, tl.float32)
     if scale is not None:
         factor = tl.load(scale + i, mask=i < d, other=0.0)
@@ -122,42 +238,13 @@ def run_kernel(
             if varies:
                 jitter = tl.load(coef + 4 * b + 1, mask=exists, other=0.0)[:, None]  # a register less in the loop
                 whole = varied_step(c0, jitter, seeds, ids, now, block, C, W)
-        k0, k1 = key_of(seeds, now)
-        z = tl.reshape(normals(k0, k1, ids, now, block), [C, W])
-        z = tl.where(inside, z, 0.0)
-        if (SAMPLER == ULA) | (SAMPLER == MALA):
-            force = splat(factor, score) * score
-            proposal = moved(moved(state, c0, factor, force), c1, factor, z)
-            if SAMPLER == ULA:
-                proposal = tl.where(inside, clip(proposal, lo, hi), 0.0)
-            new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
-        elif SAMPLER == BAOAB:
-            velocity = moved(velocity, c0, factor, score)
-            proposal = moved(state, c1, factor, velocity)
-            velocity = tl.fma(splat(c3, z), z, splat(c2, velocity) * velocity)
-            proposal = moved(proposal, c1, factor, velocity)
-            new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
-            velocity = moved(velocity, c0, factor, new_score)
-        else:
-            half = 0.5 * whole
-            velocity = splat(c3, z) * z
-            norm = squared_norms(velocity, W)
-            proposal = state
-            new_score = score
-            new_energy = energy
-            for leap in range(0, leapfrog):
-                velocity = moved(velocity, tl.where(leap == 0, half, whole), factor, new_score)
-                proposal = moved(proposal, whole, factor, velocity)
-                new_score, new_energy = evaluate_tile(numbers, first, second, proposal, d, components, KIND, K)
-            velocity = moved(velocity, half, factor, new_score)
+        z = noise_of_step(seeds, ids, now, block, inside, C, W)
+        proposal, velocity, new_score, new_energy, ratio = transition(
+            state, velocity, score, energy, c0, c1, c2, c3, whole, factor, z, inside, lo, hi, leapfrog,
+            numbers, first, second, d, components, KIND, SAMPLER, K, W,
+        )  # fmt: skip
         if (SAMPLER == MALA) | (SAMPLER == HMC):
-            if SAMPLER == MALA:
-                ratio = (energy - new_energy) - 0.5 * mala_sum(state, proposal, score, new_score, c0, factor, W)
-            else:
-                ratio = (energy - new_energy) + 0.5 * (norm - squared_norms(velocity, W))
-            r = tl.max(radius_of_test(seeds, ids, now), 1).to(tl.float64)
-            ratio = ratio * beta
-            yes = r * r > -2.0 * ratio
+            ratio, yes = tested(ratio, beta, seeds, ids, now)
             state = tl.where(yes[:, None], proposal, state)
             score = tl.where(yes[:, None], new_score, score)
             energy = tl.where(yes, new_energy, energy)
@@ -170,10 +257,7 @@ def run_kernel(
         now += 16
         if (step + 1) % thin == 0:
             place = b.to(tl.int64) * kept + step // thin
-            if draws is not None:
-                tl.store(draws + place[:, None] * d + i, state, mask=inside)
-            if energies is not None:
-                tl.store(energies + place, energy, mask=exists)
+            store_kept(draws, energies, place, state, energy, d, i, inside, exists)
             if moments is not None:
                 wide = state.to(tl.float64)
                 total += wide
@@ -185,10 +269,8 @@ def run_kernel(
     if moments is not None:
         tl.store(moment, total, mask=inside)
         tl.store(moment + d, total_square, mask=inside)
-    if accepted is not None:
-        tl.store(accepted + b, tl.load(accepted + b, mask=exists, other=0) + count, mask=exists)
-    if diverged is not None:
-        tl.store(diverged + b, tl.load(diverged + b, mask=exists, other=0) + failures, mask=exists)
+    add_counts(accepted, count, b, exists)
+    add_counts(diverged, failures, b, exists)
 
 
 @triton.jit(do_not_specialize=["chains", "d", "components"], do_not_specialize_on_alignment=["numbers"])

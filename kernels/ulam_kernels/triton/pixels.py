@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ulam_kernels.triton.execute import execute
 from ulam_kernels.triton.launch import (
     BLOCKS,
     LONGEST_SHORT,
@@ -23,7 +24,7 @@ from ulam_kernels.triton.launch import (
     short_grid,
     short_options,
 )
-from ulam_kernels.triton.row import PER_CHAIN, execute
+from ulam_kernels.triton.row import PER_CHAIN
 
 
 @triton.jit

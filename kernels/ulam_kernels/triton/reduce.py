@@ -19,6 +19,20 @@ import triton.language as tl
 
 from ulam_kernels import table
 from ulam_kernels.triton.launch import EXACT, elements_per_chain, on_device
+from ulam_kernels.triton.quantile import (
+    ABOVE,
+    BINS,
+    DIGITS,
+    LARGEST,
+    MOST,
+    WORDS,
+    bounds_of_rows,
+    found_digits,
+    rank_of,
+    threshold_of,
+    tile_of_magnitudes,
+    tile_of_x0,
+)
 from ulam_kernels.triton.row import (
     HI,
     KM,
@@ -30,52 +44,17 @@ from ulam_kernels.triton.row import (
     REDUCED,
     any_of,
     generated_noise,
-    guide,
-    unclipped_x0,
 )
+from ulam_kernels.triton.sums import LANES, shape_of, sum_of_lanes, sum_of_rows
 
 THRESHOLD = tl.constexpr(table.THRESHOLD)
-LANES = 1024  # of a sum of squares; a chain of fewer elements leaves the others at 0
-FEW_LANES = 128
 FEW = (4, 32)  # numbers of a chain, of which a program has many chains
 NUMBERS = 1024  # of all of them
 HELD_TILES = (1, 4, 16)  # of LANES elements, which a program can have in registers
-UNROLL = 4  # tiles that are loaded before the first is used
 SLICE = 4096  # elements of a longer one in a program that counts digits
-DIGITS = 4  # of 31 bits: three of eight, and the last seven
-BINS = tl.constexpr(256)
-# What is counted of a chain, from 0 on: the bins of each digit, then the least number above those that have all digits
-# but the last, its 31 bits inverted, then the largest number.
-ABOVE = tl.constexpr(DIGITS * 256)
-MOST = tl.constexpr(DIGITS * 256 + 1)
-WORDS = tl.constexpr(DIGITS * 256 + 2)
-LARGEST = tl.constexpr(0x7FFFFFFF)
-INFINITY_BITS = tl.constexpr(0x7F800000)
 
 # Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
 PER_CHAIN = ["row", "guidance", "seed", "chain", "draw"]
-
-
-@triton.jit
-def tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, mask, HALVES: tl.constexpr):
-    """D before any clip: of one chain's elements ``i``, or of a tile ``[chains, i]`` where kx has that shape."""
-    LONG: tl.constexpr = len(kx.shape) == 0
-    x = tl.load(state + base + i, mask=mask & (kx != 0), other=0.0).to(tl.float32)
-    m = x  # not read by any row where there is no model
-    if uncond is not None:
-        other = tl.load(uncond + HALVES * base + i, mask=mask & reads_m & (w != 1), other=0.0).to(tl.float32)
-        cond = tl.load(model + HALVES * base + i, mask=mask & reads_m & (w != 0), other=0.0).to(tl.float32)
-        m = guide(cond, other, w, LONG)
-    elif model is not None:
-        m = tl.load(model + HALVES * base + i, mask=mask & reads_m, other=0.0).to(tl.float32)
-    return unclipped_x0(kx, km, x, m, LONG)
-
-
-@triton.jit
-def tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES: tl.constexpr):
-    """The bits of |D|, which order like the numbers; beyond the chain the largest there are."""
-    d = tile_of_x0(state, model, uncond, kx, km, w, reads_m, base, i, i < n, HALVES)
-    return tl.where(i < n, d.to(tl.int32, bitcast=True) & LARGEST, LARGEST)
 
 
 @triton.jit
@@ -91,34 +70,6 @@ def row_of(coef, flags, row, b, exists, rows, width, MISSING: tl.constexpr):
     reads = tl.where(km != 0, READS_M, 0) | tl.where((flag & NORMALISE) != 0, READS_Z, 0)
     usable = usable & (((flag & reads) & MISSING) == 0)
     return usable, tl.where(reduced & usable, flag & REDUCED, 0), c, kx, km, km != 0
-
-
-@triton.jit
-def rank_of(level, n):
-    """Where the quantile lies: a fraction t from order statistic k to the next."""
-    position = level.to(tl.float64) * (n - 1).to(tl.float64)
-    k = position.to(tl.int32)
-    return k, (position - k.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
-def found_digits(counted, k, digits):
-    """(number, rank, count, least) after so many digits: the order statistic's bits so far, its rank among the numbers
-    that have them, how many these are; after the last, also the least greater number that differs in it alone."""
-    bin = tl.arange(0, BINS)
-    number = k ^ k
-    count = number
-    least = number + LARGEST
-    for digit in range(digits):
-        counts = tl.load(counted + digit * BINS + bin)
-        upto = tl.cumsum(counts, 0)
-        found = tl.sum((upto <= k).to(tl.int32), 0)
-        shift = tl.maximum(23 - 8 * digit, 0)
-        number += found << shift
-        k -= tl.max(tl.where(upto <= k, upto, 0), 0)
-        count = tl.sum(tl.where(bin == found, counts, 0), 0)
-        least = number + tl.min(tl.where((bin > found) & (counts > 0), bin - found, number ^ LARGEST), 0)
-    return number, k, count, least
 
 
 @triton.jit(do_not_specialize=["n", "rows", "width", "digit", "slices"], do_not_specialize_on_alignment=PER_CHAIN)
@@ -148,95 +99,6 @@ def count_digit(
             above = (i < n) & (off >= 1 << (31 - 8 * digit))
             tl.atomic_max(own + ABOVE, tl.max(tl.where(above, bits ^ LARGEST, 0), 0), sem="relaxed")
             tl.atomic_max(own + MOST, tl.max(tl.where(i < n, bits, 0), 0), sem="relaxed")
-
-
-@triton.jit
-def bound_of(v, above, repeated, most, t, cap):
-    """The bound of a chain with the order statistic ``v``, of the bits of its numbers; ``most``: the largest."""
-    a = v.to(tl.float32, bitcast=True)
-    b = tl.where(repeated, v, above).to(tl.float32, bitcast=True)
-    between = tl.fma(t, b - a, a)
-    s = tl.where((t != 0) & (a != b), between, a)
-    s = tl.where(s < 1, 1.0, s)
-    s = tl.where(s > cap, cap, s)
-    return tl.where(most > INFINITY_BITS, float("nan"), s)
-
-
-@triton.jit
-def threshold_of(
-    state, model, uncond, counted, kx, km, w, reads_m, level, cap, base, n,
-    HALVES: tl.constexpr, TILE: tl.constexpr, HELD: tl.constexpr, DIGITS: tl.constexpr,
-):  # fmt: skip
-    """s of dynamic thresholding: Saharia et al. 2022, section 2.3."""
-    k, t = rank_of(level, n)
-    if HELD > 0:
-        # The order statistic k is the largest v with at most k numbers below it.
-        v = k ^ k
-        tiles = ()
-        for u in tl.static_range(HELD):
-            i = u * TILE + tl.arange(0, TILE)
-            tiles = tiles + (tile_of_magnitudes(state, model, uncond, kx, km, w, reads_m, base, i, n, HALVES),)
-        for step in range(31):
-            candidate = v | ((v ^ v) + 1 << (30 - step))
-            below = tl.zeros([TILE], tl.uint32)
-            for u in tl.static_range(HELD):
-                # the sign of the difference: of a comparison the compiler makes a word of bits, at twice the cost
-                below += (tiles[u] - candidate).to(tl.uint32, bitcast=True) >> 31
-            v = tl.where(tl.sum(below.to(tl.int32, bitcast=True), 0) <= k, candidate, v)
-        reached = tl.zeros([TILE], tl.int32)
-        over = tl.full([TILE], LARGEST, tl.int32)
-        number = tl.zeros([TILE], tl.int32)
-        for u in tl.static_range(HELD):
-            inside = u * TILE + tl.arange(0, TILE) < n
-            reached += (tiles[u] <= v).to(tl.int32)
-            over = tl.minimum(over, tl.where(tiles[u] > v, tiles[u], LARGEST))
-            number = tl.maximum(number, tl.where(inside, tiles[u], 0))
-        repeated = k + 1 < tl.sum(reached, 0)
-        above = tl.min(over, 0)
-        most = tl.max(number, 0)
-    else:
-        v, rank, count, least = found_digits(counted, k, DIGITS)
-        repeated = rank + 1 < count
-        above = tl.minimum(least, tl.load(counted + ABOVE) ^ LARGEST)
-        most = tl.load(counted + MOST)
-    return bound_of(v, above, repeated | (k + 1 >= n), most, t, cap)
-
-
-@triton.jit
-def sum_of_lanes(x, LANES: tl.constexpr):
-    """``x[l] += x[l + w]`` for l < w, w = LANES / 2, ... 1: sums of two each, so that their order is no question."""
-    if LANES > 2:
-        x = tl.sum(tl.reshape(x, [2, LANES // 2]), 0)
-        total = sum_of_lanes(x, LANES // 2)
-    else:
-        total = tl.sum(x, 0)
-    return total
-
-
-@triton.jit
-def sum_of_rows(x, CHAINS: tl.constexpr, LANES: tl.constexpr):
-    """:func:`sum_of_lanes` of each chain of ``[CHAINS, LANES]``."""
-    if LANES > 2:
-        x = tl.sum(tl.reshape(x, [CHAINS, 2, LANES // 2]), 1)
-        total = sum_of_rows(x, CHAINS, LANES // 2)
-    else:
-        total = tl.sum(x, 1)
-    return total
-
-
-@triton.jit
-def bounds_of_rows(bits, level, cap, n, inside):
-    """:func:`threshold_of` of each chain of a tile of magnitudes ``[chains, numbers]``."""
-    k, t = rank_of(level, n)
-    v = k ^ k
-    for step in range(31):
-        candidate = v | ((v ^ v) + 1 << (30 - step))
-        below = (bits - candidate[:, None]).to(tl.uint32, bitcast=True) >> 31
-        v = tl.where(tl.sum(below.to(tl.int32, bitcast=True), 1) <= k, candidate, v)
-    reached = tl.sum((bits <= v[:, None]).to(tl.int32), 1)
-    above = tl.min(tl.where(bits > v[:, None], bits, LARGEST), 1)
-    most = tl.max(tl.where(inside, bits, 0), 1)
-    return bound_of(v, above, (k + 1 < reached) | (k + 1 >= n), most, t, cap)
 
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
@@ -355,12 +217,6 @@ def reduce_chain(
     tl.store(own + 1, tl.where(usable, bound, float("nan")))
     tl.store(own + 2, tl.where(usable, x0_scale, float("nan")))
     tl.store(own + 3, tl.where(usable, z_scale, float("nan")))
-
-
-def shape_of(n: int) -> dict[str, object]:
-    """How a program sums over a chain: compile options that depend on its length in few ways."""
-    tile, warps = (FEW_LANES, 1) if n <= FEW_LANES else (LANES, 8)
-    return {"ALIGNED": n % 8 == 0, "TILE": tile, "UNROLL": UNROLL if n > tile else 1, "num_warps": warps, **EXACT}
 
 
 def places_of(n: int) -> int:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ulam_kernels import table
+from ulam_kernels.triton.execute import execute
 from ulam_kernels.triton.launch import (
     BLOCKS,
     LONGEST_SHORT,
@@ -24,7 +25,7 @@ from ulam_kernels.triton.launch import (
     short_options,
 )
 from ulam_kernels.triton.pixels import launch_pixels
-from ulam_kernels.triton.row import PER_CHAIN, execute
+from ulam_kernels.triton.row import PER_CHAIN
 from ulam_kernels.validation import channels_last
 
 

@@ -1,4 +1,4 @@
-"""What stands around the fused step in a tick, in Triton: the look-up of times, and the check with the count of rows.
+"""The operations around the fused step in a tick, in Triton: the look-up of times, and the check and count of rows.
 
 A long chain is shared among programs, which add to its ``parts`` when they have looked: one to the low half, and one to
 the high half on something that is not finite. The last to add sets parts to 0 again and counts on. A program holds many
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ulam_kernels.triton.launch import LONGEST_SHORT, MAX_GRID_Y, elements_per_chain, on_device
 
-TILE = 2048  # elements of a long chain that a program looks at in one go
+TILE = 2048  # elements of a long chain that a program checks at once
 SHORT_TILE = 1024  # and of short chains
 CHAINS = 256  # of a program of the look-up
 WIDTHS = (2, 16, 128, LONGEST_SHORT)  # room for a short chain in a tile
@@ -106,7 +106,7 @@ def advance_long(
     writes = exists
     if tl.num_programs(0) > 1:
         parts = cursor + 5 * chains + c
-        # What this program did before is done for those that add later, and what they did before for this one.
+        # Those that add later see what this program did before, and it sees what earlier ones did.
         before = tl.atomic_add(parts, (fails.to(tl.int64) << 32) + 1, mask=exists, sem="acq_rel", scope="gpu")
         writes = exists & (before.to(tl.int32) == tl.num_programs(0) - 1)
         fails = fails | ((before >> 32) != 0)
