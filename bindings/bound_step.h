@@ -1,6 +1,6 @@
-// A step that is made again and again, with little between Python and its loop over the elements. After a network's
-// call the caches are cold, and pybind11's dispatcher then takes 10 us: these functions are of Python's own C
-// interface.
+// A step that is repeated many times, with as little as possible between Python and its loop over the elements. After a
+// call of the network the caches are cold and pybind11's dispatcher takes 10 us, so these functions use Python's C API
+// directly.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,8 +19,8 @@ namespace ulam {
 // A step of one register with all chains at one row, from plain tensors: float32, contiguous, on the CPU.
 class BoundStep {
  public:
-  using Check = void (*)(const Step&);     // raises what a row's arguments must not be
-  using Run = void (*)(const Step&, int);  // without Python's lock, on so many threads
+  using Check = void (*)(const Step&);     // raises unless a row's arguments are there
+  using Run = void (*)(const Step&, int);  // without the GIL, on this many threads
 
   BoundStep(const std::vector<int64_t>& shape, const float* coef, const int32_t* flags, int64_t rows, Check check,
             Run run)
@@ -37,7 +37,7 @@ class BoundStep {
   }
   BoundStep(const BoundStep&) = delete;
 
-  // Asked once of each tensor: looking for the negative bit takes as long as all the rest.
+  // Asked once of each tensor: reading the negative bit takes as long as all the rest.
   bool takes(PyObject* tensor) const { return address(tensor) != nullptr && !negative(tensor); }
 
   void run(int64_t row, PyObject* out, PyObject* source, PyObject* model, PyObject* noise, int threads) const {
@@ -65,8 +65,8 @@ class BoundStep {
 
   float* required(PyObject* tensor, const char* name) const {
     if (float* found = address(tensor)) return found;
-    throw pybind11::value_error(std::string(name) +
-                                ": expected a contiguous float32 tensor of the bound shape on the CPU");
+    throw pybind11::value_error(
+        std::string(name) + ": got another tensor, expected a contiguous float32 one of the bound shape on the CPU");
   }
 
   std::vector<int64_t> shape_, row_;

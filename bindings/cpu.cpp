@@ -23,44 +23,47 @@ namespace {
 
 const Kernels* g_kernels = nullptr;
 
-// Whether each row is in the table, and what its flags say that it reads (`reads` of flags and coefficients) is given.
+[[noreturn]] void throw_outside(int64_t row, int64_t chain, int64_t rows) {
+  throw py::index_error("row: got " + std::to_string(row) + " for chain " + std::to_string(chain) +
+                        ", expected a row of the table of " + std::to_string(rows));
+}
+
+// Raises unless each row is in the table, and what its flags say that it reads (`reads` of flags and coefficients) is
+// given.
 template <class Read>
-void check_rows(const Step& s, const char* operation, const Read reads) {
+void check_rows(const Step& s, const Read reads) {
   for (int64_t b = 0; b < s.chains; ++b) {
     const int64_t row = s.row[b];
-    const auto where = [&] {
-      return operation + (": row " + std::to_string(row)) + " of batch entry " + std::to_string(b);
-    };
-    if (row < 0 || row >= s.rows)
-      throw py::index_error(where() + " is outside the table of " + std::to_string(s.rows) + " rows");
+    const auto here = [&] { return "row " + std::to_string(row) + " of chain " + std::to_string(b); };
+    if (row < 0 || row >= s.rows) throw_outside(row, b, s.rows);
     const uint32_t flags = reads(static_cast<uint32_t>(s.flags[row]), s.coef + row * ulam::row_width(s.registers));
     if ((flags & ulam::kReadsModel) && !s.model)
-      throw py::value_error(where() + " reads the model output, but model is None");
+      throw py::value_error("model: got None, expected the network's output, which " + here() + " reads");
     if ((flags & ulam::kLearned) && (!s.model || s.model_stride < 2 * s.elements))
-      throw py::value_error(where() + " has a learned variance: model needs twice the channels of the state");
+      throw py::value_error(std::string("model: got ") + (s.model ? "as many channels as the state" : "None") +
+                            ", expected twice as many (m, then v): " + here() + " has a learned variance");
     if ((flags & ulam::kReadsNoise) && !s.noise && !(s.seed && s.chain && s.draw))
-      throw py::value_error(where() + " reads noise: give seed, chain and draw, or noise");
+      throw py::value_error("seed, chain, draw: got None, expected int64 tensors [B] (or noise): " + here() +
+                            " reads noise");
     if ((flags & ulam::kReduced) && !s.scales)
-      throw py::value_error(where() + " has a reduction, but scales is None: give what reduce() made");
+      throw py::value_error("scales: got None, expected what reduce() gives: " + here() + " has a reduction");
   }
 }
 
-// Whether each chain's row is in a table of so many rows.
+// Raises unless each chain's row is in a table of so many rows.
 void check_rows_inside(const int64_t* row, int64_t chains, int64_t rows, int threads) {
   const int64_t b = first_outside(*g_kernels, row, chains, rows, threads);
-  if (b < chains)
-    throw py::index_error("row: got " + std::to_string(row[b]) + " for chain " + std::to_string(b) +
-                          ", expected a row of the table of " + std::to_string(rows));
+  if (b < chains) throw_outside(row[b], b, rows);
 }
 
-// What an operation's arrays must hold.
+// Raises unless an operation's arrays hold what it can use.
 template <class Arguments>
 void check(const Arguments&, int) {}
 void check(const Step& s, int) {
-  check_rows(s, "step", [](uint32_t flags, const float*) { return flags; });
+  check_rows(s, [](uint32_t flags, const float*) { return flags; });
 }
 void check(const Reduce& s, int) {
-  check_rows(s.step, "reduce", [](uint32_t flags, const float* coef) { return ulam::reduction_reads(flags, coef); });
+  check_rows(s.step, [](uint32_t flags, const float* coef) { return ulam::reduction_reads(flags, coef); });
 }
 void check(const Blend& s, int threads) {
   if (s.row) check_rows_inside(s.row, s.chains, s.rows, threads);
@@ -105,12 +108,13 @@ void use_instruction_set(const std::string& name) {
       g_kernels = *k;
       return;
     }
-  throw py::value_error("instruction set '" + name + "' is not one of this machine's: see instruction_sets()");
+  throw py::value_error("name: got '" + name + "', expected one of instruction_sets()");
 }
 
 py::tuple noise_checksums(uint64_t first, uint64_t count, int threads) {
   if (first % 1024 || count % 1024 || first + count > (1ull << 32))
-    throw py::value_error("first and count must be multiples of 1024 inside [0, 2^32]");
+    throw py::value_error("first, count: got " + std::to_string(first) + ", " + std::to_string(count) +
+                          ", expected multiples of 1024 within [0, 2^32]");
   uint64_t sums[3] = {};
   {
     const Kernels& kernels = *g_kernels;

@@ -1,4 +1,4 @@
-// One look at all tensors of an operation, where Python would need a microsecond or two.
+// Checks all tensors of an operation at once, which in Python would take a microsecond or two.
 #pragma once
 
 #include "tensors.h"
@@ -14,7 +14,7 @@ struct Range {
   bool meets(const Range& other) const { return begin < other.end && other.begin < end; }
 };
 
-// Whether a tensor is what is written, element for element, or its first register: `skipped` dimensions are for these.
+// Whether a tensor is exactly the one that is written or, with `skipped` = 1, its first register.
 inline bool is_same(const View& v, const View& written, int skipped) {
   return v.address<char>() == written.address<char>() && v.kind == written.kind && v.bits == written.bits &&
          v.contiguous() && v.dimensions == written.dimensions - skipped &&
@@ -30,9 +30,9 @@ inline PyObject* eager(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// separate(written, elementwise, read, ...): whether no tensor that is read shares memory with what is written; the
-// first `elementwise` of them may be that tensor itself, or its first register. None is no tensor. Where a tensor has
-// no view, as where the answer is no, the caller looks at each.
+// separate(written, elementwise, read, ...): whether no tensor that is read shares memory with the one that is written;
+// the first `elementwise` of them may be that tensor itself, or its first register. None counts as no tensor. False too
+// where a tensor has no view: the caller then checks each.
 inline PyObject* separate(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (count < 2) return PyErr_Format(PyExc_TypeError, "separate: got %zd arguments, expected 2 or more", count);
   const auto written = view_of(given[0]);
@@ -52,8 +52,8 @@ inline PyObject* separate(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 // ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, ...): as eager, and whether row, seed,
 // chain and draw are plain int64 [B], and no tensor after net_in shares memory with state or net_in; model to source
-// may be state[0] itself. All but state and row may be None. Where a tensor has no view, as where the answer is no, the
-// caller looks at each.
+// may be state[0] itself. All but state and row may be None. False too where a tensor has no view: the caller then
+// checks each.
 inline PyObject* ready(PyObject*, PyObject* const* given, Py_ssize_t count) {
   constexpr Py_ssize_t kIds = 2, kElementwise = 6, kOthers = 10;
   if (count < kOthers) return PyErr_Format(PyExc_TypeError, "ready: got %zd arguments, expected 10 or more", count);

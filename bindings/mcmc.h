@@ -60,7 +60,7 @@ auto function_of(const SquaredNorm*, Execute execute) {
   };
 }
 
-// `pairs` holds the addresses of kept and proposed and a chain's bytes, for each pair.
+// `pairs` holds, for each pair, the addresses of kept and proposed and the bytes of a chain.
 template <class Own, class Execute>
 auto function_of(const Accept*, Execute execute) {
   return [execute](int64_t chains, uintptr_t log_ratio, const pybind11::tuple& pairs, uintptr_t seed, uintptr_t chain,

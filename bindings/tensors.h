@@ -1,4 +1,4 @@
-// torch's tensors as DLPack's table of C functions shows them: where their elements lie, without a call through Python.
+// torch's tensors through DLPack's table of C functions: where their elements lie, without a call into Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -53,9 +53,9 @@ struct ExchangeTable {
   void* stream;
 };
 
-// torch's own table, the type whose objects it knows, that type's method `is_neg`, and the functions that tell what
-// torch.jit.trace, modes such as make_fx's and torch.func leave behind; null where there is no torch, or none that has
-// a table.
+// torch's own table, the type of tensor that it takes, that type's method `is_neg`, and the functions that report an
+// active torch.jit.trace, mode (such as make_fx's) or transform of torch.func; null without torch, or with one that has
+// no table.
 struct Torch {
   PyTypeObject* type = nullptr;
   const ExchangeTable* table = nullptr;
@@ -64,7 +64,7 @@ struct Torch {
 };
 inline Torch g_torch;
 
-// To be called before view_of, while the module is imported.
+// Call it before view_of, while the module is imported.
 inline void find_torch() {
   try {
     const pybind11::module_ torch = pybind11::module_::import("torch");
@@ -87,7 +87,7 @@ inline void find_torch() {
   }
 }
 
-// Whether a torch.Tensor stands for the negative of what lies in memory, which is not in its view.
+// Whether a torch.Tensor has the negative bit: memory then holds the numbers negated, and a view does not show it.
 inline bool negative(PyObject* tensor) {
   PyObject* const answer = PyObject_CallOneArg(g_torch.is_neg, tensor);
   Py_XDECREF(answer);
@@ -95,7 +95,7 @@ inline bool negative(PyObject* tensor) {
   return answer != Py_False;
 }
 
-// Whether something records or transforms torch's operations at this moment, or may.
+// Whether something records or transforms torch's operations now, or may.
 inline bool recorded() {
   if (!g_torch.table) return true;
   for (PyObject* function : {g_torch.modes, g_torch.tracing, g_torch.transforms}) {
@@ -107,8 +107,8 @@ inline bool recorded() {
   return false;
 }
 
-// What lies behind a torch.Tensor; nothing for other objects, tensors of derived classes, and those that have no such
-// view. A tensor's negative bit is not in it: see `negative`.
+// The memory of a torch.Tensor; nothing for other objects, for tensors of subclasses, and for those without such a
+// view. It does not show the negative bit: see `negative`.
 inline std::optional<View> view_of(PyObject* object) {
   View view;
   if (!g_torch.table || Py_TYPE(object) != g_torch.type) return std::nullopt;
@@ -120,7 +120,7 @@ inline std::optional<View> view_of(PyObject* object) {
   return view;
 }
 
-// As pybind11's gil_scoped_release, without its look-ups.
+// Like pybind11's gil_scoped_release, without its look-ups.
 struct Unlocked {
   PyThreadState* const released = PyEval_SaveThread();
   ~Unlocked() { PyEval_RestoreThread(released); }

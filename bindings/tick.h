@@ -1,6 +1,6 @@
-// look_up and advance straight from tensors: a tick of a small network has no time for checks in Python. What is not
-// plain is left to kernels/ulam_kernels/tick.py, which checks it again and says what is wrong. The functions are of
-// Python's own C interface: see bound_step.h.
+// look_up and advance straight from tensors: a tick of a small network has no time for checks in Python. Anything but
+// plain tensors is left to kernels/ulam_kernels/tick.py, which checks again and says what is wrong. The functions use
+// Python's C API: see bound_step.h.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -44,7 +44,7 @@ bool plain(PyObject* tensor, int kind, std::initializer_list<int64_t> shape, T*&
   return true;
 }
 
-// Whether the CPU backend is wanted. The environment is Python's os.environ, which keeps the process's up to date.
+// Whether the CPU backend is wanted. Changes of os.environ reach the environment that getenv reads.
 inline bool is_wanted(PyObject* backend) {
   if (backend != Py_None) return PyUnicode_Check(backend) && PyUnicode_CompareWithASCIIString(backend, "cpu") == 0;
   const char* const name = std::getenv("ULAM_BACKEND");
@@ -75,7 +75,7 @@ inline bool read_look_up(PyObject* const* given, LookUp& s) {
          apart({out, weight}, {table, rows, guidance, interval});
 }
 
-// A network's output for so many chains, the elements of each together in memory in whatever order; false for others.
+// A network's output for this many chains, the elements of each together in memory in any order; false for others.
 inline bool read_output(const View& view, int64_t chains, const void*& address, int64_t& stride, int64_t& elements,
                         Extent& extent) {
   if (view.dimensions < 1 || view.shape[0] != chains || !view.on_cpu()) return false;
@@ -127,14 +127,14 @@ inline bool read_advance(PyObject* const* given, Advance& s) {
          plain(given[4], kFloat, {s.chains}, s.guidance, guidance) && apart({counts, now}, {model, uncond, guidance});
 }
 
-// What the module does with arguments that were read; `small` tells what is not worth letting other threads in for.
+// An operation, and whether its arguments are so small that releasing the GIL is not worth it.
 template <class Arguments>
 struct Operation {
   void (*run)(const Arguments&, int threads);
   bool (*small)(const Arguments&);
 };
 
-// Runs the operation on what was given, (tensors ..., backend, threads), and tells whether it did.
+// Runs the operation on (tensors ..., backend, threads) and returns whether it did.
 template <class Arguments, int tensors>
 PyObject* run(const Operation<Arguments>& operation, bool (*read)(PyObject* const*, Arguments&), PyObject* const* given,
               Py_ssize_t count) {

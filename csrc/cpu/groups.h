@@ -1,4 +1,4 @@
-// How a chain's elements are walked over: in groups of vectors, with their noise. Part of kernels_impl.h.
+// Walks over a chain's elements in groups of vectors, with their noise. Part of kernels_impl.h.
 #pragma once
 
 #include "kernels.h"

@@ -9,11 +9,11 @@
 
 namespace ulam::cpu {
 
-// One instruction set. What a shared operation has here executes its units [begin, end): a unit is at most `chunk`
-// elements of one chain; where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction has
-// scratch of two words an element; find_bad is of pieces, the rest of chains: see tick.h. hash_noise adds the noise
-// standard's checksums of the words [first, first + count). mt19937 and torch_transform are null where there are no
-// fused multiply-adds: see torch_normal.h.
+// One instruction set. The function of a shared operation executes its units [begin, end): a unit is at most `chunk`
+// elements of one chain or, where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction
+// takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. hash_noise adds the
+// noise standard's checksums of the words [first, first + count). mt19937 and torch_transform are null where there are
+// no fused multiply-adds: see torch_normal.h.
 struct Kernels {
   const char* name;
   int width;

@@ -36,7 +36,7 @@ void fill_normal_units(const Fill& s, int64_t chunk, int64_t begin, int64_t end)
     const FillChain chain{s, b * s.elements - s.offset, stream_of(s, b, s.tag)};
     int64_t first = span.begin + s.offset;
     const int64_t last = span.end + s.offset;
-    if (first & 3) {  // an offset inside a block: its first elements belong to somebody else
+    if (first & 3) {  // an offset inside a block: its first elements are not wanted
       float z[4];
       normals<Portable>(chain.stream, static_cast<uint32_t>(first >> 2), z);
       for (; (first & 3) && first < last; ++first)

@@ -81,9 +81,9 @@ struct Avx512 {
   static inline f where_equal(f x, float y, f then, f otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, set(y), _CMP_EQ_OQ), then);
   }
-  // Which lanes are greater as signed numbers, a bit each. The move is spelled out because gcc (12, at least) merges
-  // the widening of a mask into the comparison: a mask so widened that is kept in memory is stored as 16 bits and read
-  // as 32, and has bits that are not there.
+  // Which lanes are greater as signed numbers, a bit each. The move is explicit because gcc (12, at least) merges the
+  // widening of a mask into the comparison: such a mask, when spilled, is stored as 16 bits and read as 32, with stray
+  // bits.
   static inline uint32_t above(u a, uint32_t b) {
     uint32_t lanes;
     asm("kmovw %1, %0" : "=r"(lanes) : "k"(_mm512_cmpgt_epi32_mask(a, set_u(b))));

@@ -7,22 +7,22 @@
 namespace ulam::cpu {
 namespace {
 
-// A tensor of one chain: `each` tells whether it has one number an element, or one for all.
+// A tensor of one chain: one number per element, or one for all.
 struct Numbers {
   const float* address;
-  bool each;
+  bool per_element;
 
   template <class V>
   ULAM_HD typename V::f load(int64_t i) const {
-    return each ? V::load(address + i) : V::set(*address);
+    return per_element ? V::load(address + i) : V::set(*address);
   }
 };
 
-inline Numbers numbers_of(const float* base, bool each, int64_t chain, int64_t elements) {
-  return {base + (each ? chain * elements : chain), each};
+inline Numbers numbers_of(const float* base, bool per_element, int64_t chain, int64_t elements) {
+  return {base + (per_element ? chain * elements : chain), per_element};
 }
 
-// Sums term<V>(i), that of the elements from i on, in the lanes of ulam/reduce.h.
+// Sums term<V>(i), the terms of the elements from i on, in the lanes of ulam/reduce.h.
 template <class V, class Term>
 double sum_terms(int64_t elements, const Term& term) {
   alignas(64) double lanes[kLanes];
@@ -35,7 +35,7 @@ double sum_terms(int64_t elements, const Term& term) {
   return sum_lanes(lanes, width);
 }
 
-// What is the same for the whole chain is worked out once: as `excess` and `precision`.
+// What is the same for the whole chain is computed once: `excess` and `precision`.
 template <bool each_excess, bool each_precision>
 struct TwiceKl {
   const float *mean_a, *mean_b;
@@ -53,8 +53,8 @@ struct TwiceKl {
 
 template <class V, bool each_excess, bool each_precision>
 double kl_of_chain(const GaussianKl& s, int64_t b) {
-  const Numbers log_var_a = numbers_of(s.log_var_a, s.each_a, b, s.elements);
-  const Numbers log_var_b = numbers_of(s.log_var_b, s.each_b, b, s.elements);
+  const Numbers log_var_a = numbers_of(s.log_var_a, s.per_element_a, b, s.elements);
+  const Numbers log_var_b = numbers_of(s.log_var_b, s.per_element_b, b, s.elements);
   const float excess = kl_excess<Portable>(*log_var_a.address, *log_var_b.address);
   const float precision = reciprocal_exp<Portable>(*log_var_b.address);
   const int64_t first = b * s.elements;
@@ -66,12 +66,12 @@ double kl_of_chain(const GaussianKl& s, int64_t b) {
 template <class V>
 void gaussian_kl_units(const GaussianKl& s, int64_t, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b)
-    s.out[b] = s.each_b   ? kl_of_chain<V, true, true>(s, b)
-               : s.each_a ? kl_of_chain<V, true, false>(s, b)
-                          : kl_of_chain<V, false, false>(s, b);
+    s.out[b] = s.per_element_b   ? kl_of_chain<V, true, true>(s, b)
+               : s.per_element_a ? kl_of_chain<V, true, false>(s, b)
+                                 : kl_of_chain<V, false, false>(s, b);
 }
 
-template <bool each, Cdf cdf>
+template <bool per_element, Cdf cdf>
 struct LogBin {
   const float *x, *mean;
   Numbers log_scale;
@@ -80,26 +80,26 @@ struct LogBin {
   template <class V>
   ULAM_HD typename V::f at(int64_t i) const {
     typename V::f inverse = V::set(inverse_scale);
-    if (each) inverse = reciprocal_exp<V>(log_scale.template load<V>(i));
+    if (per_element) inverse = reciprocal_exp<V>(log_scale.template load<V>(i));
     const Bin<V> bin(V::load(x + i), V::load(mean + i), inverse, half, edge);
     return cdf == kExact ? log_bin<V>(bin) : log_bin_tanh<V>(bin);
   }
 };
 
-template <class V, bool each, Cdf cdf>
+template <class V, bool per_element, Cdf cdf>
 double likelihood_of_chain(const DiscretisedLikelihood& s, int64_t b) {
-  const Numbers log_scale = numbers_of(s.log_scale, each, b, s.elements);
+  const Numbers log_scale = numbers_of(s.log_scale, per_element, b, s.elements);
   const int64_t first = b * s.elements;
-  const LogBin<each, cdf> term{s.x + first, s.mean + first, log_scale, reciprocal_exp<Portable>(*log_scale.address),
-                               s.half,      s.edge};
+  const LogBin<per_element, cdf> term{
+      s.x + first, s.mean + first, log_scale, reciprocal_exp<Portable>(*log_scale.address), s.half, s.edge};
   return sum_terms<V>(s.elements, term);
 }
 
 template <class V>
 void discretised_log_likelihood_units(const DiscretisedLikelihood& s, int64_t, int64_t begin, int64_t end) {
-  const auto of_chain = s.cdf == kExact
-                            ? (s.each ? likelihood_of_chain<V, true, kExact> : likelihood_of_chain<V, false, kExact>)
-                            : (s.each ? likelihood_of_chain<V, true, kTanh> : likelihood_of_chain<V, false, kTanh>);
+  const auto of_chain =
+      s.cdf == kExact ? (s.per_element ? likelihood_of_chain<V, true, kExact> : likelihood_of_chain<V, false, kExact>)
+                      : (s.per_element ? likelihood_of_chain<V, true, kTanh> : likelihood_of_chain<V, false, kTanh>);
   for (int64_t b = begin; b < end; ++b) s.out[b] = of_chain(s, b);
 }
 

@@ -7,7 +7,7 @@
 namespace ulam::cpu {
 namespace {
 
-// An array with a row of lanes an element.
+// An array with one row of lanes per element.
 template <class V>
 using Lanes = float[kMaxDimension][V::width];
 
@@ -39,7 +39,7 @@ void halved_sum(double (*rows)[W], int64_t d, double* sum) {
   for (int k = 0; k < W; ++k) sum[k] = rows[0][k];
 }
 
-// The energy's terms, if they are asked for.
+// The terms of the energy, if they are wanted.
 template <class V>
 struct Terms {
   Lanes<V>* rows;
@@ -95,7 +95,7 @@ typename V::f squares(const Lanes<V>& x, int64_t begin, int64_t d, Lanes<V>& scr
   return halved_sum<V>(scratch, d);
 }
 
-// Calls back with score(i, x), the score at element i, where that depends on the element alone; else returns false.
+// Calls back with score(i, x), the score at element i, if that depends on the element alone; else returns false.
 template <class V, class Use>
 bool elementwise_score(const Target& t, const Use& use) {
   using f = typename V::f;

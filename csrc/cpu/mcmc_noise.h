@@ -26,7 +26,7 @@ class ChainNoise {
     rekey(0);
   }
 
-  // To the draws that are `ahead` of the first.
+  // Moves to the draws that are `ahead` of the first.
   void start(uint64_t ahead) {
     if (ahead >= end_) rekey(ahead);
     for (int p = 0; p < 2; ++p) {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kLongestShort = 128;  // up to here chains are worked on side by side
 
-// Elements that a chain is worth.
+// The work of a chain, counted in elements.
 template <class Arguments>
 int64_t work_of(const Arguments& s) {
   return s.elements;
@@ -22,7 +22,7 @@ int64_t work_of(const Accept& s) {
 }
 int64_t work_of(const Evaluate& s) { return s.target.dimension * (1 + s.target.components); }
 int64_t work_of(const Run& s) {
-  const int64_t steps = std::min(s.steps, kSerialElements);  // more change no choice
+  const int64_t steps = std::min(s.steps, kSerialElements);  // more do not change the choice
   return s.target.dimension * (1 + s.target.components) * steps;
 }
 

@@ -37,7 +37,7 @@ struct ReduceChain {
   }
 };
 
-// Writes the bits of |D|, which order like the numbers, and tells whether one of them is NaN.
+// Writes the bits of |D|, which order like the numbers, and returns whether one of them is NaN.
 struct Magnitudes {
   const ReduceChain& chain;
   uint32_t* bits;
@@ -115,7 +115,7 @@ struct Squares {
       V::store(noise, kFloat32, k * V::width, chain.makes_noise ? made[k] : chain.noise.load<V>(at));
     }
     double *const d_lanes = d + i % kLanes, *const z_lanes = z + i % kLanes;
-    const int64_t here = count < kGroup<V> ? count : kGroup<V>;  // the last call is told all that is left
+    const int64_t here = count < kGroup<V> ? count : kGroup<V>;  // the last call gets all that is left
     for (int64_t j = 0; j < here; ++j) {
       const double a = x0[j], b = noise[j];
       d_lanes[j] += a * a;

@@ -1,5 +1,5 @@
-// Exact order statistics. Apart from the vector code, because the standard library's templates must not be compiled for
-// an instruction set that this machine may lack.
+// Exact order statistics. They are kept out of the vector code, because the standard library's templates must not be
+// compiled for an instruction set that this machine may lack.
 #pragma once
 
 #include <cstdint>

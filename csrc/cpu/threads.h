@@ -1,4 +1,4 @@
-// How an operation's work is shared among threads, and the arithmetic that they work in.
+// How an operation's work is shared among threads, and their arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace ulam::cpu {
 constexpr int64_t kSerialElements = 8192;
 constexpr int64_t kChunk = 16384;
 
-// The arithmetic of the standard whatever the caller's thread is set to: round to nearest, keep subnormal numbers.
+// The arithmetic of the standard, whatever the calling thread is set to: round to nearest, keep subnormal numbers.
 class StandardArithmetic {
 #if !defined(ULAM_NO_X86)
  public:
@@ -26,7 +26,7 @@ class StandardArithmetic {
   unsigned before_;
 #else
  public:
-  StandardArithmetic() {}  // not trivial, so that no compiler calls it unused
+  StandardArithmetic() {}  // not trivial, so that no compiler warns that it is unused
 #endif
 };
 
@@ -34,7 +34,7 @@ inline int64_t parts_of(int64_t units, int64_t work, int threads) {
   return threads <= 1 || work <= kSerialElements ? 1 : std::min<int64_t>(threads, units);
 }
 
-// run(part), each part on a thread of its own.
+// Calls run(part), each part on a thread of its own.
 template <class Part>
 void in_parts(int64_t parts, const Part& run) {
   if (parts <= 1) {
@@ -48,7 +48,7 @@ void in_parts(int64_t parts, const Part& run) {
   }
 }
 
-// run(begin, end) on shares of the units, which are so many elements of work together.
+// Calls run(begin, end) on shares of the units; `work` is that of all of them, in elements.
 template <class Units>
 void share(int64_t units, int64_t work, int threads, const Units& run) {
   if (units == 0) return;

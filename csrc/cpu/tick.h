@@ -10,7 +10,7 @@
 namespace ulam::cpu {
 namespace {
 
-constexpr int64_t kTogether = 16384;  // elements of short chains that are looked at in one go
+constexpr int64_t kTogether = 16384;  // elements of short chains that are checked at once
 
 inline bool all_finite(const char* at, int64_t bytes, const ExponentBits& e) {
   typedef uint64_t Word __attribute__((aligned(1), may_alias));
@@ -42,7 +42,7 @@ struct Outputs {
     if (w != 0.0f && !finite(s.model, b * s.model_stride + begin, end - begin)) return true;
     return w != 1.0f && !finite(s.uncond, b * s.uncond_stride + begin, end - begin);
   }
-  // Whether all of these chains' elements are known to be finite, where looking at them in one go tells.
+  // Whether a check of all these chains at once shows that every element is finite.
   bool chains_finite(int64_t first, int64_t count) const {
     const auto together = [&](const void* base, int64_t stride) {
       return stride == s.elements && finite(base, first * stride, count * stride);
@@ -67,7 +67,7 @@ inline void find_bad_units(const Advance& s, int64_t chunk, int64_t begin, int64
   }
 }
 
-// bad: null where nothing was looked at.
+// bad: null where nothing was checked.
 inline void count_on_chains(const Advance& s, const uint8_t* bad, int64_t begin, int64_t end) {
   using Count = uint64_t;  // which wraps
   const auto line = [&](int64_t* base, int64_t k) { return reinterpret_cast<Count*>(base + k * s.chains); };

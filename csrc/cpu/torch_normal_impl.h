@@ -1,8 +1,8 @@
 // mt19937 and torch's Box-Muller over one instruction set's lanes, in an unnamed namespace like kernels_impl.h.
 //
 // The logarithm, sine and cosine are those of Moshier's Cephes library for float, in the order of operations and with
-// the fused products of torch's AVX2 code, so that every bit is torch's (tests/test_torch_normal.py: all 2^24 radii and
-// angles). A scaling by a power of two rounds nothing and is folded into the constants.
+// the fused products of torch's AVX2 code, so that every bit is torch's (tests/kernels/test_torch_normal.py: all 2^24
+// radii and angles). A scaling by a power of two rounds nothing and is folded into the constants.
 #pragma once
 
 #include <cstring>

@@ -18,7 +18,7 @@ struct NanRow {
 };
 static __device__ const NanRow kNanRow;
 
-// The coefficients of chain b's row to `c`; its flags are returned. `missing` has the flags of what was not given.
+// Copies the coefficients of chain b's row to `c` and returns its flags. `missing` has the flags of what was not given.
 template <int R>
 ULAM_DEVICE uint32_t load_row(const Step& s, int64_t b, uint32_t missing, float c[row_width(R)]) {
   const int64_t index = __ldg(s.row + b);
@@ -81,7 +81,7 @@ struct AnyTypes {
 };
 ULAM_DEVICE float guidance_weight(const Step& s, int64_t b) { return s.uncond ? __ldg(s.guidance + b) : 1.0f; }
 
-// What names a chain's noise.
+// The ids that name a chain's noise.
 struct Ids {
   uint64_t seed, chain, draw;
   ULAM_DEVICE Ids() {}
@@ -200,8 +200,8 @@ struct ChainStep {
 
   // Read where they are used: in registers they would cost the rows that have none.
   ULAM_DEVICE Scales scales() const {
-    const float* const own = s.scales + 4 * b;
-    return {__ldg(own), __ldg(own + 1), __ldg(own + 2), __ldg(own + 3)};
+    const float* const chain_scales = s.scales + 4 * b;
+    return {__ldg(chain_scales), __ldg(chain_scales + 1), __ldg(chain_scales + 2), __ldg(chain_scales + 3)};
   }
 };
 

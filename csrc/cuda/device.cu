@@ -25,7 +25,7 @@ int usable_devices(int devices) {
 int device_count() {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
-  cudaGetLastError();  // a failure here is an answer, not an error of the next launch
+  cudaGetLastError();  // clears the error: a failure here is an answer, and must not be reported by the next launch
   return usable_devices(devices);
 }
 

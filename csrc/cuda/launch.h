@@ -1,5 +1,4 @@
-// How an operation's elements are shared among blocks, and what is told when a launch fails. Plain functions of the
-// sizes: nothing here asks the device.
+// How an operation's elements are shared among blocks, and the message when a launch fails.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -58,7 +57,7 @@ inline Plan plan_quads(int64_t chains, int64_t elements, int64_t offset = 0) {
   return plan_groups(chains, elements, offset, 4, kThreads);
 }
 
-// Whether a block takes all it has at once, so that no thread comes to a second group.
+// Whether a block takes all its elements at once, so that no thread has a second group.
 inline bool in_one_pass(const Plan& plan, int lanes) { return plan.span <= plan.threads.x * lanes; }
 
 // Many short chains in blocks of more threads, of which there are fewer to begin.
@@ -162,8 +161,8 @@ inline GroupPlan plan_groups(int64_t chains, int64_t elements, int wanted, int m
   return {plan_blocks((all + kGroupThreads - 1) / kGroupThreads, 1, kGroupThreads), quads, shift};
 }
 
-// Lets a kernel use all the dynamic shared memory that a block can have beside its own on the current device: `bytes`.
-// Always all of it, so that threads that launch at the same time do not undo what another has set.
+// Lets a kernel use all the dynamic shared memory that a block can have beside its static one on the current device:
+// `bytes`. Always all of it, so that threads launching at the same time do not undo one another's setting.
 template <class... Parameters>
 cudaError_t open_shared_memory(void (*kernel)(Parameters...), size_t* bytes) {
   int device = 0, most = 0;

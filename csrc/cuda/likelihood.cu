@@ -12,7 +12,7 @@ namespace {
 constexpr int kSumThreads = kLanes / 4;
 constexpr int kMostQuads = 4;  // of a thread that shares a warp's chain
 
-// One element, with what ulam/elementary.h asks for beyond Scalar.
+// One element, with the members that ulam/elementary.h needs beyond Scalar's.
 struct One : Scalar {
   static ULAM_HD f add(f a, f b) { return sub(a, -b); }
   static ULAM_HD f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
@@ -20,18 +20,20 @@ struct One : Scalar {
   static ULAM_DEVICE f div(f a, f b) { return __fdiv_rn(a, b); }
 };
 
-// A tensor of one chain; `each` tells whether it has one number an element.
+// A tensor of one chain: one number per element, or one for all.
 template <bool aligned, int in_flight>
 struct Numbers {
   const char* chain;
-  bool each;
+  bool per_element;
   Quads::Any quads;
   using Raws = Raw<4>[in_flight];
 
-  ULAM_DEVICE Numbers(const float* base, bool each, int64_t b, int64_t elements, uint32_t width)
-      : chain(reinterpret_cast<const char*>(base + (each ? b * elements : b))), each(each), quads(kFloat32, width) {}
+  ULAM_DEVICE Numbers(const float* base, bool per_element, int64_t b, int64_t elements, uint32_t width)
+      : chain(reinterpret_cast<const char*>(base + (per_element ? b * elements : b))),
+        per_element(per_element),
+        quads(kFloat32, width) {}
   ULAM_DEVICE void load(const Places& at, Raws& raw) const {
-    if (each) return load_quads<aligned>(quads, chain, at, raw);
+    if (per_element) return load_quads<aligned>(quads, chain, at, raw);
     const uint32_t number = __ldg(reinterpret_cast<const uint32_t*>(chain));
     ULAM_UNROLL
     for (int k = 0; k < in_flight; ++k) raw[k] = {number, number, number, number};
@@ -71,8 +73,8 @@ struct Kl : Bound<aligned, quads, 4> {
   ULAM_DEVICE Kl(const GaussianKl& s, int64_t b, uint32_t width)
       : Base{{{s.mean_a, true, b, s.elements, width},
               {s.mean_b, true, b, s.elements, width},
-              {s.log_var_a, s.each_a != 0, b, s.elements, width},
-              {s.log_var_b, s.each_b != 0, b, s.elements, width}}} {}
+              {s.log_var_a, s.per_element_a != 0, b, s.elements, width},
+              {s.log_var_b, s.per_element_b != 0, b, s.elements, width}}} {}
   ULAM_DEVICE void terms(const typename Base::Loaded& loaded, const Places&, int k, float (*t)[4]) const {
     ULAM_UNROLL
     for (int j = 0; j < 4; ++j) {
@@ -93,7 +95,7 @@ struct LogBins : Bound<aligned, quads, 3> {
   ULAM_DEVICE LogBins(const DiscretisedLikelihood& s, int64_t b, uint32_t width)
       : Base{{{s.x, true, b, s.elements, width},
               {s.mean, true, b, s.elements, width},
-              {s.log_scale, s.each != 0, b, s.elements, width}}},
+              {s.log_scale, s.per_element != 0, b, s.elements, width}}},
         half(s.half),
         edge(s.edge),
         cdf(s.cdf) {}
@@ -206,15 +208,15 @@ const char* told(cudaError_t error, const char* name, const Arguments& s) {
                  static_cast<long long>(s.elements));
 }
 
-Operand element_wise(const float* address, bool each) { return {each ? address : nullptr, kFloat32}; }
+Operand element_wise(const float* address, bool per_element) { return {per_element ? address : nullptr, kFloat32}; }
 
 }  // namespace
 
 const char* gaussian_kl(const GaussianKl& s, void* stream) {
   if (s.chains == 0) return nullptr;
-  const uint32_t width =
-      access_width(s.elements, {element_wise(s.mean_a, true), element_wise(s.mean_b, true),
-                                element_wise(s.log_var_a, s.each_a), element_wise(s.log_var_b, s.each_b)});
+  const uint32_t width = access_width(
+      s.elements, {element_wise(s.mean_a, true), element_wise(s.mean_b, true),
+                   element_wise(s.log_var_a, s.per_element_a), element_wise(s.log_var_b, s.per_element_b)});
   const cudaError_t error = launch_sums(width == 4 ? kl_kernels<true> : kl_kernels<false>, s, width, stream);
   return told(error, "gaussian_kl", s);
 }
@@ -222,7 +224,7 @@ const char* gaussian_kl(const GaussianKl& s, void* stream) {
 const char* discretised_log_likelihood(const DiscretisedLikelihood& s, void* stream) {
   if (s.chains == 0) return nullptr;
   const uint32_t width = access_width(
-      s.elements, {element_wise(s.x, true), element_wise(s.mean, true), element_wise(s.log_scale, s.each)});
+      s.elements, {element_wise(s.x, true), element_wise(s.mean, true), element_wise(s.log_scale, s.per_element)});
   const cudaError_t error = launch_sums(width == 4 ? bin_kernels<true> : bin_kernels<false>, s, width, stream);
   return told(error, "discretised_log_likelihood", s);
 }

@@ -17,7 +17,7 @@ struct Lane : Scalar {
   static ULAM_DEVICE f root(f a) { return __fsqrt_rn(a); }
 };
 
-// How the launch lies on the chains: how many threads share one, and how many elements an access may take (4, 2, 1).
+// How many threads share a chain, and how many elements an access may take (4, 2, 1).
 struct Shape {
   int threads;
   uint32_t width;
@@ -225,7 +225,8 @@ ULAM_DEVICE double squared_norm(const Place& p, const float v[4]) {
   return p.sum_of<double>([&](int k) { return static_cast<double>(v[k]) * static_cast<double>(v[k]); });
 }
 
-// Blocks of kRunThreads threads. Threads beyond the last chain work on it too, without a trace: the shuffles need them.
+// Blocks of kRunThreads threads. Threads beyond the last chain work on it too and store nothing: the shuffles need
+// them.
 template <int sampler>
 __global__ void __launch_bounds__(kRunThreads, kRunBlocks) mcmc_run(const Run s, const Shape shape) {
   __shared__ float columns[kMaxComponents * kRunThreads];

@@ -48,11 +48,11 @@ def _automatic(device_type: str) -> ModuleType:
             if name == "reference":
                 logging.getLogger("ulam").warning(why_reference())
             return module
-    raise RuntimeError(f"no usable backend: {backends()}")
+    raise RuntimeError(f"backend: got none that is usable, expected one of {', '.join(NAMES)}: {backends()}")
 
 
 def why_reference() -> str:
-    """What to tell of a fall-back on the reference backend."""
+    """The message for a fall-back on the reference backend."""
     reasons = "; ".join(f"{name}: {state}" for name, state in backends().items() if state != "usable")
     return f"the slow reference backend runs the fused operations ({reasons})"
 
@@ -63,10 +63,10 @@ def _named(name: str, device_type: str, source: str) -> ModuleType:
         raise ValueError(f"{source}: got {name!r}, expected one of {', '.join(NAMES)}")
     module = load(name)
     if isinstance(module, str):
-        raise ValueError(f"{source}: {name!r} is not usable here: {module}")
+        raise ValueError(f"{source}: got {name!r}, expected a backend that is usable here: {module}")
     serves = {"cpu": ("cpu",), "reference": ("cpu", "cuda")}.get(name, ("cuda",))
     if device_type not in serves:
-        raise ValueError(f"{source}: {name!r} does not serve tensors on {device_type!r}")
+        raise ValueError(f"{source}: got {name!r}, expected a backend for tensors on {device_type!r}")
     return module
 
 
@@ -83,7 +83,9 @@ def select(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleT
         raise TypeError(f"backend: got {described(backend)}, expected one of {', '.join(NAMES)}")
     if dtype == torch.float64:
         if backend not in (None, "reference"):
-            raise ValueError(f"backend: got {backend!r}, but float64 exists on the reference backend alone")
+            raise ValueError(
+                f"backend: got {backend!r}, expected 'reference': float64 exists on the reference backend alone"
+            )
         backend = "reference"
     if backend is None:
         backend = os.environ.get("ULAM_BACKEND") or None

@@ -9,7 +9,7 @@ only: no kernel knows a sampler's name. Row ``n`` of a table with ``R`` register
     r_i    = sum_j A[i][j] * r_j + A[i][D] * D + A[i][m] * m + A[i][z] * z
     net_in = c_next * r0
 
-Two arrays carry it: ``coef`` (the numbers) and ``flags`` (which of them are there at all).
+Two arrays carry it: ``coef`` (the numbers) and ``flags`` (which of them are present).
 The column and flag constants below are the only definition of the layout on the Python side.
 """
 
@@ -33,7 +33,7 @@ MAX_REGISTERS = 5
 KX, KM, LO, HI, LV_M, LV_B, C_NEXT, MATRIX = range(8)
 COLUMN_NAMES = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_next")
 
-# Bits of `flags`. Bits 0..4 say that register i is written; an idle row leaves its chain alone wholly.
+# Bits of `flags`. Bits 0..4 say that register i is written; an idle row leaves its chain untouched.
 READS_M = 1 << 5
 READS_Z = 1 << 6
 USES_D = 1 << 7
@@ -53,13 +53,13 @@ def width(registers: int) -> int:
     return MATRIX + registers * (registers + 3)
 
 
-def column_name(registers: int, column: int) -> str:
-    """The name of a column as errors and printed tables spell it, for example ``A[0][z]``."""
+def column_name(registers: int, column: int, row: int) -> str:
+    """A number of a row as errors name it, for example ``lo[3]`` or ``A[3][0][z]``."""
     if column < MATRIX:
-        return COLUMN_NAMES[column]
+        return f"{COLUMN_NAMES[column]}[{row}]"
     register, term = divmod(column - MATRIX, registers + 3)
     terms = [f"r{j}" for j in range(registers)] + ["D", "m", "z"]
-    return f"A[{register}][{terms[term]}]"
+    return f"A[{row}][{register}][{terms[term]}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +94,14 @@ class Table:
             came = f"{self.flags.dtype} {list(self.flags.shape)}"
             raise ValueError(f"flags: got {came}, expected torch.int32 [{self.coef.shape[0]}]")
         if self.flags.device != self.coef.device:
-            raise ValueError(f"flags: on {self.flags.device}, expected {self.coef.device} like coef")
+            raise ValueError(f"flags: got a tensor on {self.flags.device}, expected {self.coef.device} like coef")
         if not (self.coef.is_contiguous() and self.flags.is_contiguous()):
             raise ValueError("coef, flags: got a layout with gaps, expected contiguous tensors")
         compiling = torch.compiler.is_compiling()  # which cannot ask; the operator makes a table where it runs
         if not compiling and (self.coef.is_neg() or self.flags.is_neg()):
-            raise ValueError("coef, flags: got torch's negative bit, expected plain memory: use resolve_neg()")
+            raise ValueError(
+                "coef, flags: got torch's negative bit, expected plain memory: pass them through resolve_neg()"
+            )
 
     @classmethod
     def pack(
@@ -135,7 +137,7 @@ class Table:
         Raises:
             ValueError: an array has the wrong shape; a coefficient is NaN or is not finite, before or after
                 rounding (``lo = -inf`` and ``hi = inf`` excepted); ``lo > hi``; a level or cap out of range; a
-                normalising row with a clip, a threshold or a learned noise scale. It names row and column.
+                normalising row with a clip, a threshold or a learned noise scale. The message names array and row.
         """
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             came = dtype if isinstance(dtype, torch.dtype) else described(dtype)
@@ -199,7 +201,7 @@ class Table:
         if registers == self.registers:
             return self
         if registers < self.registers:
-            raise ValueError(f"registers: got {registers}, the table has {self.registers} already")
+            raise ValueError(f"registers: got {registers}, expected at least {self.registers}, which the table has")
         R, rows = self.registers, len(self)
         coef = self.coef.new_zeros(rows, width(registers))
         coef[:, :MATRIX] = self.coef[:, :MATRIX]
@@ -261,24 +263,24 @@ def _check_values(exact: Float64Array, rounded: RealArray, registers: int) -> No
     allowed[:, LO] = rounded[:, LO] < np.inf  # NaN compares false
     allowed[:, HI] = rounded[:, HI] > -np.inf
     for row, column in np.argwhere(~allowed):
-        name, value = column_name(registers, int(column)), exact[row, column]
-        became = " after rounding to float32" if np.isfinite(value) else ""
-        raise ValueError(f"row {row}, column {name}: got {value}, which is not finite{became}")
+        name, value = column_name(registers, int(column), row), exact[row, column]
+        rounding = " after rounding to float32" if np.isfinite(value) else ""
+        raise ValueError(f"{name}: got {value}, expected a finite number{rounding}")
     for row in np.flatnonzero(rounded[:, LO] > rounded[:, HI]):
-        raise ValueError(f"row {row}, column lo: got {exact[row, LO]}, above hi = {exact[row, HI]}")
+        raise ValueError(f"lo[{row}]: got {exact[row, LO]}, expected at most hi[{row}], {exact[row, HI]}")
 
 
 def _check_reductions(exact: Float64Array, rounded: RealArray, kinds: dict[str, BoolArray]) -> None:
     level, cap = rounded[:, LO], rounded[:, HI]
     for row in np.flatnonzero(kinds["threshold"] & ~((level > 0) & (level <= 1))):
-        raise ValueError(f"row {row}, column lo: got {exact[row, LO]}, expected the level of a quantile, in (0, 1]")
+        raise ValueError(f"lo[{row}]: got {exact[row, LO]}, expected the level of a quantile, in (0, 1]")
     for row in np.flatnonzero(kinds["threshold"] & ~(cap >= 1)):
-        raise ValueError(f"row {row}, column hi: got {exact[row, HI]}, expected the cap of a threshold, at least 1")
+        raise ValueError(f"hi[{row}]: got {exact[row, HI]}, expected the cap of a threshold, at least 1")
     for name in ("threshold", "learned"):
         for row in np.flatnonzero(kinds["normalise"] & kinds[name]):
-            raise ValueError(f"row {row}: normalise and {name} are both set, expected one of them at most")
+            raise ValueError(f"normalise[{row}]: got True beside {name}, expected one of them at most")
     for row in np.flatnonzero(kinds["normalise"] & ((level > -np.inf) | (cap < np.inf))):
-        raise ValueError(f"row {row}, column lo: got a clip ({level[row]}, {cap[row]}), but the row is normalised")
+        raise ValueError(f"lo[{row}], hi[{row}]: got {level[row]}, {cap[row]}, expected no clip: the row is normalised")
 
 
 def _derive_flags(

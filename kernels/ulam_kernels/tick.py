@@ -1,7 +1,7 @@
-"""What stands around the fused step in a tick, one launch each: the look-up of times, and counting the rows on.
+"""The operations around the fused step in a tick, one launch each.
 
-    look_up     before the network: what it is told of time, and whether guidance is at work there
-    advance     behind it: chains whose outputs are not finite stop, the others go on to their next row
+    look_up     before the network: the time it is told, and the weight of guidance limited to an interval of times
+    advance     after it: chains whose outputs are not finite stop, the others go on to their next row
 
 On the CPU plain tensors go straight to the native code, which reads and checks them itself: a tick of a small network
 takes no longer than a few checks in Python.
@@ -39,7 +39,7 @@ def look_up(
     weight: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
-    """What a tick's network is told of time: ``out[b] = times[row[b]]``.
+    """Look up the time that the network is told: ``out[b] = times[row[b]]``.
 
     With a ``weight``, guidance is limited to an interval of times::
 
@@ -111,7 +111,7 @@ def advance(
 ) -> None:
     """Let every chain go on to its next row, unless the network's output for it is not finite.
 
-    ``now`` receives the (row, draw) that the coming fused step executes, and the cursor goes on::
+    ``now`` receives the (row, draw) that the next fused step executes, and the cursor moves on::
 
         well    now = (row, draw)    row += row_advance    draw += draw_advance
         else    now = (0, draw)      failed = row          row = row_advance = draw_advance = 0
@@ -119,7 +119,7 @@ def advance(
     A chain is well if all of its outputs that guidance reads are finite: ``model`` unless w = 0, and ``uncond``, where
     it is given, unless w = 1, with w = guidance[b]. Learned variances count. A chain at row 0, the idle row, is always
     well: its outputs are not looked at. Without a ``model`` all chains are. So a chain that fails keeps its last finite
-    state, on the device and without a wait, and no other chain notices.
+    state, on the device and without a wait, and affects no other chain.
 
     Args:
         cursor: ``[6, B]`` int64, contiguous: row, draw, row_advance, draw_advance, failed, parts. ``parts`` is scratch
@@ -198,7 +198,7 @@ def _check_apart(written: tuple[str, ...], named: dict[str, torch.Tensor | None]
     for name in written:
         for other, (begin, end) in spans.items():
             if name != other and name in spans and spans[name][0] < end and begin < spans[name][1]:
-                raise ValueError(f"{name}: got memory that {other} is in, expected its own")
+                raise ValueError(f"{name}: got memory shared with {other}, expected memory of its own")
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 
 @cache
 def _quick() -> tuple[Callable[..., bool], Callable[..., bool]]:
-    """The native functions that take plain tensors on the CPU, and tell whether these were plain."""
+    """The native functions for plain tensors on the CPU; they return whether the tensors were plain."""
     native = load("cpu")
     if isinstance(native, str):
         return _never, _never

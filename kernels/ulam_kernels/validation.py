@@ -14,10 +14,10 @@ from ulam_kernels.tracing import check_read
 try:
     from ulam_kernels._cpu import ready as ready
     from ulam_kernels._cpu import separate
-except ImportError:  # a broken build is told of by its backend
+except ImportError:  # a broken build is reported by its backend
 
     def ready(state: torch.Tensor, net_in: torch.Tensor | None, /, *reads: torch.Tensor | None) -> bool:
-        """Whether there is nothing to look at more closely: see bindings/door.h."""
+        """Whether no argument needs a closer look: see bindings/door.h."""
         return False
 
     def separate(written: torch.Tensor, elementwise: int, /, *reads: torch.Tensor | None) -> bool:
@@ -27,14 +27,15 @@ except ImportError:  # a broken build is told of by its backend
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REALS = (torch.float64, *FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-NEGATIVE = "has torch's negative bit, expected plain memory: pass it through resolve_neg()"
+NEGATIVE = "got a tensor with torch's negative bit, expected plain memory: pass it through resolve_neg()"
+OTHER_DEVICE = "got a tensor on {}, expected one on {} like the other tensors"
 MAX_ELEMENTS = 1 << 30  # noise-v1 counts a chain's elements in 30 bits
 MAX_STAGE = 15  # draw = 16 * row + stage
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def check_tensor(tensor: object, name: str) -> None:
-    """Raise unless it is a tensor with its numbers in memory, one after the other."""
+    """Raise unless it is a dense tensor with data."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: got {described(tensor)}, expected a tensor")
     if tensor.layout is not torch.strided or tensor.is_meta:
@@ -43,30 +44,30 @@ def check_tensor(tensor: object, name: str) -> None:
 
 
 def check_data(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless its numbers are in memory, to be read and copied."""
+    """Raise unless it is a dense tensor whose numbers the host can read."""
     check_tensor(tensor, name)
     check_read(tensor, name, "a plain tensor")
 
 
 def check_batch(x: torch.Tensor, name: str) -> None:
-    """Raise unless it is float numbers in memory ``[B, *shape]``, not empty."""
+    """Raise unless it is a float tensor ``[B, *shape]`` with data, not empty."""
     check_data(x, name)
     if not x.is_floating_point() or x.dim() < 2 or not x.numel():
         raise ValueError(f"{name}: got {described(x)}, expected a float tensor [B, *shape], not empty")
 
 
 def check_real(tensor: torch.Tensor, name: str) -> None:
-    """Raise TypeError unless its numbers are real ones; truth values are none."""
+    """Raise TypeError unless its numbers are real; booleans are not."""
     if tensor.is_complex() or tensor.dtype == torch.bool:
         found = {torch.bool: "true or false"}.get(tensor.dtype, "complex numbers")
         raise TypeError(f"{name}: got {found}, expected real numbers")
 
 
 def real_numbers(name: str, value: Any) -> torch.Tensor:
-    """A number, or several, of any type that has them, as a float64 tensor on the CPU, a copy.
+    """One number or several, of any numeric type, copied to a float64 tensor on the CPU.
 
     Raises:
-        TypeError, ValueError, RuntimeError: what is not real numbers, or cannot be read here.
+        TypeError, ValueError, RuntimeError: not real numbers, or numbers that cannot be read here.
     """
     try:  # NumPy's own copy: torch takes none that runs backwards, and warns of one that is read-only
         tensor = torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
@@ -87,11 +88,11 @@ def check_state(state: torch.Tensor) -> None:
     if state.dtype not in FLOATS and state.dtype != torch.float64:
         raise TypeError(f"state: got dtype {state.dtype}, expected float32, bfloat16, float16 or float64")
     if not state.is_contiguous():
-        raise ValueError("state: must be contiguous, it is updated in place")
+        raise ValueError(f"state: got strides {state.stride()}, expected a contiguous tensor: it is updated in place")
     if state.is_neg():
         raise ValueError(f"state: {NEGATIVE}")
     if state.numel() > state.shape[0] * state.shape[1] * MAX_ELEMENTS:
-        raise ValueError(f"state: got shape {list(state.shape)}, a chain may have at most 2^30 elements")
+        raise ValueError(f"state: got shape {list(state.shape)}, expected at most 2^30 elements a chain")
 
 
 def check_chains(x: torch.Tensor, name: str) -> None:
@@ -101,11 +102,11 @@ def check_chains(x: torch.Tensor, name: str) -> None:
         raise TypeError(f"{name}: got {x.dtype} {list(x.shape)}, expected float32 [B, *shape]")
     check(x, name, x.dtype, x.device, x.shape)
     if x.numel() > len(x) * MAX_ELEMENTS:
-        raise ValueError(f"{name}: got shape {list(x.shape)}, a chain may have at most 2^30 elements")
+        raise ValueError(f"{name}: got shape {list(x.shape)}, expected at most 2^30 elements a chain")
 
 
 def of_table(table: Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """Its coef and flags."""
+    """The table's coef and flags, after the check that it is a Table."""
     if not isinstance(table, Table):
         raise TypeError(f"table: got {described(table)}, expected a Table")
     return table.coef, table.flags
@@ -146,8 +147,11 @@ def operands(
     noise: torch.Tensor | None,
     *,
     last: bool,
+    net_in: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Check what a row may read beside numbers of chains; return model and uncond as the backends take them.
+    """Check the tensors that a row reads and writes, beside its ids; return model and uncond as the backends take them.
 
     Both are contiguous; or both have their channels innermost, where that is what they came as and ``last`` allows it.
     """
@@ -156,16 +160,17 @@ def operands(
     per_chain = sample[:1]
     coef = table.coef
     if state.shape[0] != table.registers:
-        raise ValueError(f"state: got {state.shape[0]} registers, but the table has {table.registers}")
+        raise ValueError(f"state: got {state.shape[0]} registers, expected {table.registers} like the table")
     wanted = torch.float64 if state.dtype == torch.float64 else torch.float32
     if coef.dtype != wanted or coef.device != device:
-        raise ValueError(f"table: is {coef.dtype} on {coef.device}, expected {wanted} on {device}")
+        raise ValueError(f"table: got {coef.dtype} on {coef.device}, expected {wanted} on {device}")
     if model is not None:
         model = _model(model, "model", state, sample, last)
     if uncond is not None:
         uncond = _model(uncond, "uncond", state, sample, last)
         if model is None or model.dtype != uncond.dtype or model.shape != uncond.shape:
-            raise ValueError("uncond: must have the shape and dtype of model")
+            came = "None" if model is None else f"{model.dtype} {list(model.shape)}"
+            raise ValueError(f"uncond: got {uncond.dtype} {list(uncond.shape)}, expected that of model, {came}")
         if model.is_contiguous() != uncond.is_contiguous():
             model, uncond = model.contiguous(), uncond.contiguous()
         if guidance is None:
@@ -173,6 +178,12 @@ def operands(
         check(guidance, "guidance", torch.float32, device, per_chain)
     if noise is not None:
         check(noise, "noise", wanted, device, sample)
+    if net_in is not None:
+        check_net_in(net_in, state)
+    if scales is not None:
+        check(scales, "scales", wanted, device, (*per_chain, 4))
+    if source is not None:
+        check(source, "source", state.dtype, device, sample)
     return model, uncond
 
 
@@ -195,10 +206,10 @@ def check(
     if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in FLOATS):
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {dtype or 'float32, bfloat16 or float16'}")
     if tensor.device != device:
-        raise ValueError(f"{name}: is on {tensor.device}, expected {device} like the other tensors")
+        raise ValueError(f"{name}: {OTHER_DEVICE.format(tensor.device, device)}")
     if contiguous:
         if not tensor.is_contiguous():
-            raise ValueError(f"{name}: must be contiguous")
+            raise ValueError(f"{name}: got strides {tensor.stride()}, expected a contiguous tensor")
         if tensor.is_neg():
             raise ValueError(f"{name}: {NEGATIVE}")
 
@@ -208,11 +219,11 @@ def check_net_in(net_in: torch.Tensor, state: torch.Tensor) -> None:
     wide = state.dtype == torch.float64 == getattr(net_in, "dtype", None)
     check(net_in, "net_in", torch.float64 if wide else None, state.device, state.shape[1:], contiguous=False)
     if not net_in.is_contiguous() and not channels_last(net_in):
-        raise ValueError("net_in: must be contiguous, or channels-last")
+        raise ValueError(f"net_in: got strides {net_in.stride()}, expected a contiguous or channels-last tensor")
     if net_in.is_neg():
         raise ValueError(f"net_in: {NEGATIVE}")
     if _overlap(net_in, state):
-        raise ValueError("net_in: shares memory with state, expected memory of its own")
+        raise ValueError("net_in: got memory shared with state, expected memory of its own")
 
 
 def channels_last(tensor: torch.Tensor) -> bool:
@@ -232,7 +243,7 @@ def _model(model: torch.Tensor, name: str, state: torch.Tensor, sample: torch.Si
     if model.dtype not in FLOATS and model.dtype != torch.float64:
         raise TypeError(f"{name}: got dtype {model.dtype}, expected a float type")
     if model.device != state.device:
-        raise ValueError(f"{name}: is on {model.device}, expected {state.device} like the other tensors")
+        raise ValueError(f"{name}: {OTHER_DEVICE.format(model.device, state.device)}")
     if model.dtype == torch.float64 != state.dtype:
         model = model.to(torch.float32)
     if model.is_neg():
@@ -274,7 +285,7 @@ def check_memory_of_its_own(**written: torch.Tensor) -> None:
             continue
         for name, tensor in zip(names, tensors[:k], strict=False):
             if _overlap(tensors[k], tensor):
-                raise ValueError(f"{names[k]}: shares memory with {name}, expected memory of its own")
+                raise ValueError(f"{names[k]}: got memory shared with {name}, expected memory of its own")
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -31,14 +31,14 @@ class Sums(cuda_simulator.Device):
         sizes = len(first), first.numel() // len(first)
         if "mean_a" in case:
             at = self._put(case, ("mean_a", "log_var_a", "mean_b", "log_var_b"), skew)
-            self.each = [at[0], at[2]] + at[1:2] * case["each_a"] + at[3:4] * case["each_b"]
+            self.each = [at[0], at[2]] + at[1:2] * case["per_element_a"] + at[3:4] * case["per_element_b"]
             target = self.put(out)
             self.call("gaussian_kl", struct.pack("<qqQQQQiiQ", *sizes, *at, case["each_a"], case["each_b"], target))
         else:
             at = self._put(case, ("x", "mean", "log_scale"), skew)
-            self.each = at[:2] + at[2:] * case["each"]
+            self.each = at[:2] + at[2:] * case["per_element"]
             target = self.put(out)
-            rest = case["each"], case["half"], case["edge"], int(case["tanh"]), target
+            rest = case["per_element"], case["half"], case["edge"], int(case["tanh"]), target
             self.call("discretised_log_likelihood", struct.pack("<qqQQQiffiQ", *sizes, *at, *rest))
         self.take(target, out)
         return out

@@ -109,7 +109,7 @@ def test_the_negative_bit_is_resolved_or_refused(operation: str, argument: str, 
         for a, b in zip(run(given | {argument: negative}, backend), expected, strict=True):
             assert torch.equal(a, b)
     else:
-        with pytest.raises(ValueError, match=rf"^{argument}: has torch's negative bit, .* resolve_neg"):
+        with pytest.raises(ValueError, match=rf"^{argument}: got a tensor with torch's negative bit, .* resolve_neg"):
             run(given | {argument: negative}, backend)
 
 
@@ -180,7 +180,7 @@ def test_a_network_input_inside_the_state_is_refused(operation: str) -> None:
     for offset in (-88, 0, 64):
         given, _ = in_arena(make(), "state", "net_in", offset)
         before = given["state"].clone()
-        with pytest.raises(ValueError, match=r"^net_in: shares memory with state, expected memory of its own"):
+        with pytest.raises(ValueError, match=r"^net_in: got memory shared with state, expected memory of its own"):
             run(given, "cpu")
         assert torch.equal(given["state"], before)
 

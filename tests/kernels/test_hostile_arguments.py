@@ -121,12 +121,6 @@ def public() -> dict[str, Callable[..., Any]]:
 # Names in front of a message that are no argument's: of what is made of several.
 EXTRA = (
     "device",
-    "row 0",
-    "column lo",
-    "column hi",
-    "column kx",
-    "column km",
-    "column c_next",
     "ULAM_BACKEND",
     "1 / std^2",
     "kept",

@@ -77,7 +77,7 @@ def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ..
 def test_a_network_input_of_another_layout_is_refused() -> None:
     state, table, row, given = plain((3, 8, 8))
     crossed = torch.empty(CHAINS, 3, 8, 8).transpose(2, 3)
-    with pytest.raises(ValueError, match="net_in: must be contiguous, or channels-last"):
+    with pytest.raises(ValueError, match=r"net_in: got strides .*, expected a contiguous or channels-last tensor"):
         ulam_kernels.step(state, table, row, net_in=crossed, **given)
 
 

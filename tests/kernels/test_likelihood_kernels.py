@@ -31,8 +31,8 @@ def instruction_set(request: pytest.FixtureRequest) -> Any:
 
 
 def test_kl_is_that_of_torch_distributions() -> None:
-    for each_a, each_b in ((True, True), (True, False), (False, True), (False, False)):
-        case = {k: v.double() if torch.is_tensor(v) else v for k, v in kl_case((4, 300), each_a, each_b).items()}
+    for per_a, per_b in ((True, True), (True, False), (False, True), (False, False)):
+        case = {k: v.double() if torch.is_tensor(v) else v for k, v in kl_case((4, 300), per_a, per_b).items()}
         wide = {k: v if v.dim() > 1 else v[:, None].expand(4, 300) for k, v in case.items() if torch.is_tensor(v)}
         a = torch.distributions.Normal(wide["mean_a"], (wide["log_var_a"] / 2).exp())
         b = torch.distributions.Normal(wide["mean_b"], (wide["log_var_b"] / 2).exp())
@@ -199,7 +199,7 @@ def test_empty_batches_and_wrong_arguments() -> None:
         ((x, chain[:1], x, chain), "log_var_a: got shape"),
         ((x, chain, x, chain.double()), "log_var_b: got dtype"),
         ((x.long(), chain, x, chain), "mean_a: got torch.int64"),
-        ((x, chain, x.mT.contiguous().mT, chain), "mean_b: must be contiguous"),
+        ((x, chain, x.mT.contiguous().mT, chain), "mean_b: got strides"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             gaussian_kl(*arguments)

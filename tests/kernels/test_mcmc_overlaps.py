@@ -135,7 +135,7 @@ def test_arguments_that_share_memory_are_read_before_anything_is_written(name: s
             given = overlapping(given, one, other, offset)
             apart = {key: tensor.clone() for key, tensor in given.items()}
             if one in written and other in written:
-                with pytest.raises(ValueError, match=r"^\S+: shares memory with \S+, expected memory of its own$"):
+                with pytest.raises(ValueError, match=r"^\S+: got memory shared with \S+, expected memory of its own$"):
                     operation(backend, **given)
                 assert all(torch.equal(given[key], apart[key]) for key in apart)
                 refused += 1

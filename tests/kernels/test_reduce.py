@@ -260,12 +260,12 @@ def test_flags_follow_what_is_left_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"p": 0.0}, "row 1, column lo: got 0.0, expected the level"),
-    ({"p": 1.01}, "row 1, column lo: got 1.01"),
-    ({"p": math.nan}, "row 1, column lo: got nan"),
-    ({"p": 1e-60}, "row 1, column lo: got 1e-60"),
-    ({"cap": 0.99}, "row 1, column hi: got 0.99, expected the cap"),
-    ({"cap": math.nan}, "row 1, column hi: got nan"),
+    ({"p": 0.0}, r"lo\[1\]: got 0.0, expected the level"),
+    ({"p": 1.01}, r"lo\[1\]: got 1.01"),
+    ({"p": math.nan}, r"lo\[1\]: got nan"),
+    ({"p": 1e-60}, r"lo\[1\]: got 1e-60"),
+    ({"cap": 0.99}, r"hi\[1\]: got 0.99, expected the cap"),
+    ({"cap": math.nan}, r"hi\[1\]: got nan"),
 ])  # fmt: skip
 def test_bad_levels_and_caps_are_named(changes: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -278,11 +278,11 @@ def test_kinds_that_exclude_each_other_are_named() -> None:
     def pack(lo: float, hi: float, learned: Any, **kinds: Any) -> None:
         Table.pack(one, one, lo * one, hi * one, one, one, one, np.ones((1, 1, 4)), yes[None], learned, **kinds)
 
-    with pytest.raises(ValueError, match="row 0: normalise and threshold are both set"):
+    with pytest.raises(ValueError, match=r"normalise\[0\]: got True beside threshold"):
         pack(0.5, 2.0, ~yes, threshold=yes, normalise=yes)
-    with pytest.raises(ValueError, match="row 0: normalise and learned are both set"):
+    with pytest.raises(ValueError, match=r"normalise\[0\]: got True beside learned"):
         pack(-np.inf, np.inf, yes, normalise=yes)
-    with pytest.raises(ValueError, match=r"row 0, column lo: got a clip \(-1.0, inf\), but the row is normalised"):
+    with pytest.raises(ValueError, match=r"lo\[0\], hi\[0\]: got -1.0, inf, expected no clip"):
         pack(-1.0, np.inf, ~yes, normalise=yes)
     with pytest.raises(ValueError, match=r"threshold: got shape \[2\], expected \[1\]"):
         pack(0.5, 2.0, ~yes, threshold=np.ones(2, dtype=bool))

@@ -15,7 +15,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def kl_case(shape: tuple[int, ...], each_a: bool, each_b: bool) -> Case:
+def kl_case(shape: tuple[int, ...], per_a: bool, per_b: bool) -> Case:
     """Close and distant Gaussians, as a backend's gaussian_kl takes them; the result is poisoned."""
     g = generator(sum(shape))
     mean_a, mean_b, log_var_a, other = (torch.randn(shape, generator=g) for _ in range(4))
@@ -29,7 +29,7 @@ def kl_case(shape: tuple[int, ...], each_a: bool, each_b: bool) -> Case:
     }  # fmt: skip
 
 
-def bin_case(shape: tuple[int, ...], each: bool, tanh: bool) -> Case:
+def bin_case(shape: tuple[int, ...], per_element: bool, tanh: bool) -> Case:
     """Levels of 8 bits, every edge among them, scales from far below a bin to far above the range."""
     g = generator(sum(shape) + 1)
     level = torch.randint(0, 256, shape, generator=g)
@@ -52,7 +52,7 @@ def result(backend: Any, case: Case) -> torch.Tensor:
 def cases(shape: tuple[int, ...]) -> list[Case]:
     choices = (True, False)
     return [kl_case(shape, a, b) for a in choices for b in choices] + [
-        bin_case(shape, each, tanh) for each in choices for tanh in choices
+        bin_case(shape, per_element, tanh) for per_element in choices for tanh in choices
     ]
 
 

@@ -10,12 +10,12 @@
 
 namespace ulam {
 
-// B chains of n elements; a log-variance (log-scale) is one number a chain, or one an element where `each` says so.
+// B chains of n elements; a log-variance (log-scale) is one number a chain, or one per element.
 struct GaussianKl {
   static constexpr Sharing sharing = Sharing::kChains;
   int64_t chains, elements;
   const float *mean_a, *log_var_a, *mean_b, *log_var_b;
-  int each_a, each_b;
+  int per_element_a, per_element_b;
   double* out;  // [B]
 };
 
@@ -26,7 +26,7 @@ struct DiscretisedLikelihood {
   static constexpr Sharing sharing = Sharing::kChains;
   int64_t chains, elements;
   const float *x, *mean, *log_scale;
-  int each;
+  int per_element;
   float half, edge;
   Cdf cdf;
   double* out;  // [B]

@@ -13,7 +13,7 @@ namespace ulam {
 constexpr int kMaxDimension = 128, kMaxComponents = 64;
 constexpr uint32_t kAcceptTag = 2;
 constexpr int64_t kDrawsPerStep = 16;
-constexpr int kPathStage = 2;  // of a step's draws: what the length of an HMC path varies by
+constexpr int kPathStage = 2;  // of a step's draws: the one that varies the length of an HMC path
 
 enum DensityKind : int { kGaussianDiagonal, kGaussian, kMixture, kDoubleWell, kRosenbrock, kFunnel, kRing };
 enum Sampler : int { kUla, kMala, kBaoab, kHmc };

@@ -11,8 +11,8 @@ enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };  /
 // pixels], m, then v, of a pixel side by side; net_in is [B, pixels, C].
 enum Last : int { kModelLast = 1, kNetLast = 2 };
 
-// What may be worked on apart: pieces of a chain; whole chains; or groups of as many chains as a vector has lanes, and
-// pieces of long ones (kSideBySide) or not (kGroups).
+// What the threads may share out: pieces of a chain; whole chains; or groups of as many chains as a vector has lanes,
+// with pieces of long chains (kSideBySide) or without (kGroups).
 enum class Sharing { kPieces, kChains, kSideBySide, kGroups };
 
 // B chains of n elements, n <= 2^30. Register r of chain b starts at state + (r * B + b) * n. Optional pointers may be
@@ -42,7 +42,7 @@ struct Step {
   int last;             // of Last
 };
 
-// What such rows' scales are made of: a step without its outputs.
+// What the scales of such rows are computed from: a step without its outputs.
 struct Reduce {
   Step step;
   float* out;  // [B, 4]
@@ -63,7 +63,7 @@ struct Blend {
   const float* c_next;  // as a and b
   const int64_t* row;   // [B]
   int64_t rows;
-  int64_t stage;  // is added to draw
+  int64_t stage;  // added to draw
 };
 
 struct Fill {
@@ -109,9 +109,9 @@ struct Advance {
 
 }  // namespace ulam
 
-// The operations of both native backends, those of mcmc.h and likelihood.h too, a line each: X(name, arguments). The
-// backends' declarations, and the functions that Python sees, are made of it.
-// Those of which the CPU's threads each do some of the units: see Sharing.
+// The operations of both native backends, those of mcmc.h and likelihood.h included: X(name, arguments). The backends'
+// declarations and the functions that Python sees are generated from this list. The shared ones are those whose units
+// the CPU's threads share out: see Sharing.
 #define ULAM_SHARED_OPERATIONS(X) \
   X(step, Step)                   \
   X(blend, Blend)                 \

@@ -48,7 +48,7 @@ struct Scales {
   float low, high, x0, z;
 };
 
-// What a reduction reads of what a row with these flags and coefficients may read.
+// What the reduction of a row with these flags and coefficients reads.
 ULAM_HD uint32_t reduction_reads(uint32_t flags, const float* c) {
   const uint32_t read = (c[kKm] != 0.0f ? kReadsModel : 0u) | (flags & kNormalise ? kReadsNoise : 0u);
   return flags & kReduced ? flags & read : 0u;
@@ -80,7 +80,7 @@ struct Row {
   ULAM_HD float a(int i, int j) const { return c[kUpdate + i * (R + 3) + j]; }
 };
 
-// m_uncond + w (m_cond - m_uncond). Callers take w = 1 and w = 0 apart: they return their side untouched.
+// m_uncond + w (m_cond - m_uncond). Callers handle w = 1 and w = 0, which give their side untouched.
 template <class V>
 ULAM_HD typename V::f guide(typename V::f cond, typename V::f uncond, float w) {
   return V::fma(V::set(w), V::sub(cond, uncond), uncond);

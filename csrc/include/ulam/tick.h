@@ -1,5 +1,5 @@
-// What happens between the network and the fused step, once for host and device: whether numbers are finite, and how a
-// chain goes on to its next row.
+// Between the network and the fused step, once for host and device: whether numbers are finite, and how a chain goes on
+// to its next row.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace ulam {
 enum CursorLine { kRow, kDraw, kRowAdvance, kDrawAdvance, kFailed, kParts };
 constexpr int64_t kIdleRow = 0;
 
-// Numbers are looked at two words at a time, whatever their type: one that is not finite has an exponent of ones only,
-// which then carries into its topmost bit in ((word & mask) + step).
+// Numbers are checked two words at a time, whatever their type: one that is not finite has an exponent of all ones,
+// which carries into the top bit of ((word & mask) + step).
 struct ExponentBits {
   uint32_t mask[2], step[2], top[2];  // of words at even places, and of words at odd ones
 };
@@ -33,7 +33,7 @@ ULAM_HD bool must_stop(bool model_fails, bool uncond_fails, float w) {
   return (model_fails && w != 0.0f) || (uncond_fails && w != 1.0f);
 }
 
-// The guidance of a chain at time t, of which the interval is told.
+// The guidance of a chain at time t, given its interval.
 template <class T>
 ULAM_HD float weight_at(T t, float from, float to, float guidance) {
   return t >= from && t <= to ? guidance : 1.0f;

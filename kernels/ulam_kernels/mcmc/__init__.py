@@ -30,7 +30,7 @@ L = 1 has the bits of None. Velocities are whitened: v ~ N(0, temperature I), x 
 No operation has a derivative: RuntimeError where an argument requires grad while gradients are recorded.
 
 What an operation reads may share memory with what it writes: it is read before anything is written. Tensors that it
-writes to must not share memory with each other.
+writes to must not share memory with one another.
 
 Per-chain coefficients are float32 tensors ``[B]``. Tensors are contiguous; floats are float32, except that all of them
 may be float64 on the reference backend, for checking formulas.

@@ -17,7 +17,7 @@ from ulam_kernels.validation import apart, check, check_chains, check_memory_of_
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
-PATH_STAGE = 2  # of a step's draws: what the length of an HMC path varies by; also in ulam/mcmc.h
+PATH_STAGE = 2  # of a step's draws: the one that varies the length of an HMC path; also in ulam/mcmc.h
 COEFFICIENTS = 4
 MOST_STEPS = 1 << 40  # of a launch, thinned or not: at a nanosecond a step a quarter of an hour
 MOST_LEAPS = 1 << 30
@@ -38,9 +38,17 @@ def _evaluated(x: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def evaluate(
     density: Density, x: torch.Tensor, *, energy: bool = True, backend: str | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Energy ``[B]`` float64 (None unless asked for) and score ``[B, d]`` of a built-in density at x ``[B, d]``.
+    """Energy and score of a built-in density, whose formulas and sources :mod:`ulam_kernels.densities` gives.
 
-    The formulas are in fp32; the energy's terms, one an element, are summed in float64.
+    The formulas are in fp32, one rounding an operation; the energy's terms, one an element, are summed in float64.
+
+    Args:
+        density: of d dimensions.
+        x: ``[B, d]``.
+        energy: whether the energy is wanted.
+
+    Returns:
+        E(x) ``[B]`` float64 (None where it is not wanted) and the score -grad E ``[B, d]``.
 
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
@@ -73,31 +81,16 @@ def _score(density: Density, x: torch.Tensor, backend: str | None = None) -> tor
     pack=_with_density,
 )
 def run(
-    density: Density,
-    x: torch.Tensor,
-    sampler: str,
-    coef: torch.Tensor,
-    steps: int,
-    *,
-    seed: torch.Tensor,
-    chain: torch.Tensor,
-    draw: torch.Tensor,
-    v: torch.Tensor | None = None,
-    leapfrog: int = 1,
-    scale: torch.Tensor | None = None,
-    lo: float = -math.inf,
-    hi: float = math.inf,
-    thin: int = 1,
-    draws: torch.Tensor | None = None,
-    energies: torch.Tensor | None = None,
-    moments: torch.Tensor | None = None,
-    accepted: torch.Tensor | None = None,
-    diverged: torch.Tensor | None = None,
-    backend: str | None = None,
-) -> None:
-    """``steps`` steps of a whole chain in one launch, in place on x (and v): the bits of the operations above.
+    density: Density, x: torch.Tensor, sampler: str, coef: torch.Tensor, steps: int, *,
+    seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor, v: torch.Tensor | None = None, leapfrog: int = 1,
+    scale: torch.Tensor | None = None, lo: float = -math.inf, hi: float = math.inf, thin: int = 1,
+    draws: torch.Tensor | None = None, energies: torch.Tensor | None = None, moments: torch.Tensor | None = None,
+    accepted: torch.Tensor | None = None, diverged: torch.Tensor | None = None, backend: str | None = None,
+) -> None:  # fmt: skip
+    """``steps`` steps of whole chains in one launch, in place on x (and v): the bits of the single operations.
 
-    Step i uses draw + 16 i. ``coef[b]`` holds the chain's coefficients::
+    ULA and MALA: Roberts and Tweedie 1996; BAOAB: Leimkuhler and Matthews 2013; HMC: Duane et al. 1987. Step i uses
+    draw + 16 i. ``coef[b]`` holds the chain's coefficients::
 
         ula      step, noise_scale, -, -                       langevin with lo, hi
         mala     step, noise_scale, inverse_temperature, -     langevin, mala_accept
@@ -113,7 +106,7 @@ def run(
     Args:
         density: of d = 1 to 128 dimensions.
         x: ``[B, d]``. v: ``[B, d]`` whitened velocities, needed by baoab alone.
-        coef: ``[B, 4]``.
+        sampler: one of the four above. coef: ``[B, 4]``.
         steps: how many, 0 to 2^40. thin: every thin-th state is kept: those after steps thin, 2 thin, ...
         seed, chain, draw: ``[B]`` int64; draw is the first step's.
         leapfrog: of HMC, 1 to 2^30.
@@ -140,30 +133,15 @@ def run(
     choice(sampler, "sampler", SAMPLERS)
     steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
     leapfrog, (lo, hi) = whole(leapfrog, "leapfrog", 1, MOST_LEAPS), bounds(lo, hi)
-    device, chains, kept = x.device, len(x), steps // thin
-    if (v is None) != (sampler != "baoab"):
-        raise ValueError("v: is for baoab, and baoab needs it")
-    if sampler != "ula" and (lo, hi) != (-math.inf, math.inf):
-        raise ValueError(f"lo, hi: got {lo}, {hi} for {sampler}, expected bounds for ula alone")
-    if (accepted is not None or diverged is not None) and sampler not in ("mala", "hmc"):
-        raise ValueError(f"accepted, diverged: {sampler} has no Metropolis test")
-    check(coef, "coef", x.dtype, device, (chains, COEFFICIENTS))
+    _check_sampler(sampler, v, lo, hi, counts=accepted is not None or diverged is not None)
+    check(coef, "coef", x.dtype, x.device, (len(x), COEFFICIENTS))
     check_like(x, **present(v=v))
     check_scale(x, scale)
     check_noise_ids(x, seed, chain, draw)
-    for label, tensor, dtype, shape in (
-        ("draws", draws, x.dtype, (chains, kept, density.dimension)),
-        ("energies", energies, torch.float64, (chains, kept)),
-        ("moments", moments, torch.float64, (chains, 2, density.dimension)),
-        ("accepted", accepted, torch.int64, (chains,)),
-        ("diverged", diverged, torch.int64, (chains,)),
-    ):
-        if tensor is not None:
-            check(tensor, label, dtype, device, shape)
     outputs = present(x=x, v=v, draws=draws, energies=energies, moments=moments, accepted=accepted, diverged=diverged)
-    check_memory_of_its_own(**outputs)
-    if chains and steps:
-        reads = density.to(device, x.dtype), coef, scale, seed, chain, draw
+    _check_outputs(x, steps // thin, outputs)
+    if len(x) and steps:
+        reads = density.to(x.device, x.dtype), coef, scale, seed, chain, draw
         for tensor in outputs.values():
             reads = apart(reads, 0, tensor)
         params, coef, scale, seed, chain, draw = reads
@@ -173,6 +151,31 @@ def run(
         )  # fmt: skip
         for tensor in outputs.values():
             written(tensor)
+
+
+def _check_sampler(sampler: str, v: torch.Tensor | None, lo: float, hi: float, counts: bool) -> None:
+    """Raise unless a sampler has the arguments it needs, and none that others need."""
+    if (v is None) != (sampler != "baoab"):
+        right = "velocities [B, d]" if sampler == "baoab" else "None"
+        raise ValueError(f"v: got {described(v)}, expected {right} for {sampler}")
+    if sampler != "ula" and (lo, hi) != (-math.inf, math.inf):
+        raise ValueError(f"lo, hi: got {lo}, {hi}, expected none for {sampler}: bounds are for ula alone")
+    if counts and sampler not in ("mala", "hmc"):
+        raise ValueError(f"accepted, diverged: got a tensor, expected None: {sampler} has no Metropolis test")
+
+
+def _check_outputs(x: torch.Tensor, kept: int, outputs: dict[str, torch.Tensor]) -> None:
+    """Raise unless what ``kept`` states of every chain, and their sums and counts, are written to fits."""
+    chains, d = x.shape
+    expected = {
+        "draws": (x.dtype, (chains, kept, d)), "energies": (torch.float64, (chains, kept)),
+        "moments": (torch.float64, (chains, 2, d)), "accepted": (torch.int64, (chains,)),
+        "diverged": (torch.int64, (chains,)),
+    }  # fmt: skip
+    for name, (dtype, shape) in expected.items():
+        if name in outputs:
+            check(outputs[name], name, dtype, x.device, shape)
+    check_memory_of_its_own(**outputs)
 
 
 def _fields(density: Density, x: torch.Tensor) -> tuple[str, int, int, int, torch.Tensor]:

@@ -47,7 +47,7 @@ def mala_accept(
     draw: torch.Tensor,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Metropolis test of a proposal that :func:`langevin` made (without bounds), in place on x, score and energy.
+    """Do the Metropolis test of a proposal of :func:`langevin` (without bounds), in place on x, score and energy.
 
     With delta = x' - x, the squared distances of the two transition densities cancel to one sum, in float64::
 
@@ -62,6 +62,7 @@ def mala_accept(
         energy, proposal_energy: ``[B]`` float64.
         step: ``[B]``, as in :func:`langevin`, whose noise_scale was sqrt(2 step T).
         inverse_temperature: ``[B]``, 1 / T; 1 by default.
+        scale: ``[*shape]``, as in :func:`langevin`.
         seed, chain, draw: ``[B]`` int64 (a tag of its own keeps the draw of the proposal's noise usable).
 
     Returns:
@@ -104,7 +105,13 @@ def mala_accept(
 
 @operator(f"squared_norm(Tensor x, {BACKEND}) -> Tensor", per_chain(torch.float64))
 def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
-    """``sum_i x_i^2`` of every chain, ``[B]`` float64: squares are exact, sums in the order of this module.
+    """``sum_i x_i^2`` of every chain: squares are exact, sums in the order of :mod:`ulam_kernels.mcmc`.
+
+    Args:
+        x: ``[B, *shape]``.
+
+    Returns:
+        ``[B]`` float64.
 
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
@@ -133,7 +140,9 @@ def accept(
     draw: torch.Tensor,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The Metropolis test of given log ratios: where it accepts, ``kept[b] = proposed[b]`` for each pair.
+    """Do the Metropolis test of given log ratios: where it accepts, ``kept[b] = proposed[b]`` for each pair.
+
+    Metropolis et al. 1953; Hastings 1970. The test is that of :mod:`ulam_kernels.mcmc`; NaN rejects.
 
     Args:
         log_ratio: ``[B]`` float64.

@@ -47,7 +47,8 @@ def langevin(
     Args:
         x, score: ``[B, *shape]``.
         step, noise_scale: ``[B]``.
-        scale: ``[*shape]``.
+        scale: ``[*shape]``, the square root of a diagonal preconditioner; None is 1.
+        lo, hi: bounds of ``out``; infinite ones are none.
         seed, chain, draw: ``[B]`` int64, read as unsigned; None where ``noise`` is given.
         noise: ``[B, *shape]``, used in place of the generated z.
         out: ``[B, *shape]``, by default a new tensor; may be ``x``.
@@ -126,7 +127,7 @@ def kick_drift(
         x, v, score: ``[B, *shape]``.
         kick: ``[B]``. drift: ``[B]``, or None for a kick alone: x is not touched.
         keep, noise_scale: ``[B]``; they come together, and with drift.
-        seed, chain, draw, noise: as :func:`langevin`, read with ``keep``.
+        scale, seed, chain, draw, noise: as :func:`langevin`; noise is read with ``keep`` alone.
 
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.

@@ -42,22 +42,11 @@ __all__ = ["affine", "blend", "fill_normal"]
     "SymInt stage=0) -> ()"
 )
 def blend(
-    state: torch.Tensor,
-    known: torch.Tensor,
-    mask: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    seed: torch.Tensor | None,
-    chain: torch.Tensor | None,
-    draw: torch.Tensor | None,
-    noise: torch.Tensor | None = None,
-    net_in: torch.Tensor | None = None,
-    c_next: torch.Tensor | None = None,
-    row: torch.Tensor | None = None,
-    stage: int = 0,
-    backend: str | None = None,
-) -> None:
+    state: torch.Tensor, known: torch.Tensor, mask: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *,
+    seed: torch.Tensor | None, chain: torch.Tensor | None, draw: torch.Tensor | None,
+    noise: torch.Tensor | None = None, net_in: torch.Tensor | None = None, c_next: torch.Tensor | None = None,
+    row: torch.Tensor | None = None, stage: int = 0, backend: str | None = None,
+) -> None:  # fmt: skip
     """Put a known image, noised, where a mask says so: inpainting, in place on ``state[0]``.
 
     For chain c and each of its elements, in fp32 with one rounding an operation::
@@ -66,7 +55,7 @@ def blend(
         r_0    = mask == 1 ? k : mask == 0 ? r_0 : fma(mask, sub(k, r_0), r_0)
         net_in = mul(c_next, r_0)                          of the r_0 just stored
 
-    A chain with a = b = 0 is left alone wholly. z is noise-v1 normal number e of (seed, chain, draw + stage), tag 0.
+    A chain with a = b = 0 is left untouched. z is noise-v1 normal number e of (seed, chain, draw + stage), tag 0.
     Lugmayr et al. 2022 (RePaint), equation 8.
 
     Args:
@@ -75,7 +64,8 @@ def blend(
         a, b: ``[B]`` float32: signal and noise of the known image at the state's noise level.
         seed, chain, draw: ``[B]`` int64, read as unsigned; None only where ``noise`` is given.
         noise: ``[B, *shape]`` float32, used in place of the generated z.
-        net_in: ``[B, *shape]``, as :func:`step`; needs ``c_next``, ``[B]`` float32.
+        net_in: ``[B, *shape]``, as :func:`step`; needs ``c_next``.
+        c_next: ``[B]`` float32, the scale of ``net_in``.
         row: ``[B]`` int64: ``a``, ``b`` and ``c_next`` are then tables ``[rows]``, and those of chain b are in row[b].
         stage: 0 to 15, of the noise in its row.
 
@@ -103,12 +93,7 @@ def blend(
         check(row, "row", torch.int64, device, per_chain)
         check_tensor(a, "a")
         factors = tuple(a.shape[:1]) or (1,)
-    for name, tensor, shape in (
-        ("known", known, sample),
-        ("mask", mask, sample),
-        ("a", a, factors),
-        ("b", b, factors),
-    ):
+    for name, tensor, shape in (("known", known, sample), ("mask", mask, sample), ("a", a, factors), ("b", b, factors)):
         check(tensor, name, wanted, device, shape)
     if noise is not None:
         check(noise, "noise", wanted, device, sample)
@@ -174,7 +159,7 @@ def fill_normal(
     if out.dtype not in FLOATS and out.dtype != torch.float64:
         raise TypeError(f"out: got dtype {out.dtype}, expected float32, bfloat16, float16 or float64")
     if not out.is_contiguous():
-        raise ValueError("out: must be contiguous")
+        raise ValueError(f"out: got strides {out.stride()}, expected a contiguous tensor")
     if out.is_neg():
         raise ValueError(f"out: {NEGATIVE}")
     tag = whole(tag, "tag", 0, 14)
@@ -182,7 +167,7 @@ def fill_normal(
     elements = out.numel() // chains if chains else 0
     offset = whole(offset, "offset", 0, MAX_ELEMENTS)
     if offset + elements > MAX_ELEMENTS:
-        raise ValueError(f"offset: elements {offset} to {offset + elements} reach beyond [0, 2^30]")
+        raise ValueError(f"offset: got {offset} before {elements} elements, expected 2^30 at most in all")
     for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
         check(ids, name, torch.int64, out.device, (chains,))
     seed, chain, draw = apart((seed, chain, draw), 0, out)

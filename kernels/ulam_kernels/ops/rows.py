@@ -11,7 +11,7 @@ from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, Values, operator
 from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.tracing import by_operator, eager
-from ulam_kernels.validation import apart, check, check_net_in, check_row, of_table, operands, ready
+from ulam_kernels.validation import apart, check, check_row, of_table, operands, ready
 
 __all__ = ["reduce", "step"]
 
@@ -30,40 +30,29 @@ def _with_table(values: Values) -> None:
     pack=_with_table,
 )
 def step(
-    state: torch.Tensor,
-    table: Table,
-    row: torch.Tensor,
-    *,
-    model: torch.Tensor | None = None,
-    uncond: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    seed: torch.Tensor | None = None,
-    chain: torch.Tensor | None = None,
-    draw: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    net_in: torch.Tensor | None = None,
-    scales: torch.Tensor | None = None,
-    source: torch.Tensor | None = None,
-    backend: str | None = None,
-) -> None:
+    state: torch.Tensor, table: Table, row: torch.Tensor, *,
+    model: torch.Tensor | None = None, uncond: torch.Tensor | None = None, guidance: torch.Tensor | None = None,
+    seed: torch.Tensor | None = None, chain: torch.Tensor | None = None, draw: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None, net_in: torch.Tensor | None = None, scales: torch.Tensor | None = None,
+    source: torch.Tensor | None = None, backend: str | None = None,
+) -> None:  # fmt: skip
     """Execute one row of ``table`` on every chain, in place on ``state``.
 
     For chain b at row n = row[b], in fp32 with one rounding an operation and in this order::
 
-        m   = uncond + w (model - uncond)                     w = guidance[b]; w = 1 and w = 0 take their side as it is
+        m   = uncond + w (model - uncond)                  w = guidance[b]; w = 1 and w = 0 give their side untouched
         D   = clip(kx r_0 + km m, lo, hi)
-        z   = exp(lv_m v + lv_b) z                            rows with a learned variance
-        r_i = sum_j A_ij r_j + A_iD D + A_im m + A_iz z       for each register the row writes
+        z   = exp(lv_m v + lv_b) z                         rows with a learned variance
+        r_i = sum_j A_ij r_j + A_iD D + A_im m + A_iz z    for each register the row writes
         net_in = c_next r_0
 
-    On a row with a reduction (a threshold, or normalising) the bounds are the chain's, and D and z are scaled after
-    all of this, z only where the row normalises: with (lo, hi, D_scale, z_scale) = scales[b],
-    ``D = mul(D_scale, clip(D, lo, hi))`` and ``z = mul(z_scale, z)``.
+    A row with a reduction takes bounds and scales of the chain, (lo, hi, D_scale, z_scale) = scales[b]:
+    ``D = mul(D_scale, clip(D, lo, hi))``, and ``z = mul(z_scale, z)`` where the row normalises.
 
-    A term whose coefficient is 0 takes no part. A row that writes no register leaves its chain alone wholly. z is
-    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e, counted as if all were contiguous.
+    A term whose coefficient is 0 is not read. A row that writes no register leaves its chain untouched. z is the
+    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e in contiguous order.
 
-    What is read may share memory with what is written, and is then copied first (``state[0]`` itself need not be).
+    Inputs may share memory with outputs and are then copied first (``state[0]`` itself need not be).
 
     Args:
         state: ``[R, B, *shape]`` registers, contiguous; float32, bfloat16 or float16 (float64: reference backend).
@@ -76,14 +65,11 @@ def step(
         guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
-        net_in: ``[B, *shape]`` float32, bfloat16 or float16, receives the next row's network input. Contiguous, or of
-            four or five dimensions in ``torch.channels_last`` (``channels_last_3d``): written as it lies, whatever the
-            layout of ``model``. Shares no memory with ``state``.
-        scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`; rows with a reduction need it,
-            the others do not read it.
-        source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here, and ``state[0]`` only receives
-            what rows write to it; ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0
-            to ``state[0]`` before it.
+        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last like ``model``; receives the
+            next row's network input. Shares no memory with ``state``.
+        scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`, for rows with a reduction.
+        source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here and ``state[0]`` only written;
+            ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0 to ``state[0]`` first.
         backend: see :func:`ulam_kernels.backends`.
 
     Raises:
@@ -103,31 +89,12 @@ def step(
     if compiling or (not quick and by_operator("step", *given)):
         # the graph keeps one operator, which comes back here when it runs
         torch.ops.ulam.step(
-            state,
-            coef,
-            flags,
-            row,
-            model,
-            uncond,
-            guidance,
-            seed,
-            chain,
-            draw,
-            noise,
-            net_in,
-            scales,
-            backend,
-            source,
+            state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, backend, source
         )
         return
-    model, uncond = operands(state, table, model, uncond, guidance, noise, last=True)
-    device, dtype = state.device, state.dtype
-    if net_in is not None:
-        check_net_in(net_in, state)
-    if scales is not None:
-        check(scales, "scales", coef.dtype, device, (state.shape[1], 4))
-    if source is not None:
-        check(source, "source", dtype, device, state.shape[1:])
+    model, uncond = operands(
+        state, table, model, uncond, guidance, noise, last=True, net_in=net_in, scales=scales, source=source
+    )
     if not quick:
         check_row(row, seed, chain, draw, state)
         model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = apart(
@@ -137,7 +104,7 @@ def step(
         return
     if not table.uses & READS_Z:
         seed = chain = draw = None
-    select(backend, device.type, dtype).step(
+    select(backend, state.device.type, state.dtype).step(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )
     written(state, net_in)

@@ -52,8 +52,8 @@ def gaussian_kl(
     log_var_a: torch.Tensor,
     mean_b: torch.Tensor,
     log_var_b: torch.Tensor,
-    each_a: bool,
-    each_b: bool,
+    per_element_a: bool,
+    per_element_b: bool,
     out: torch.Tensor,
 ) -> None:
     """``out[b] = 1/2 sum (exp(d) - 1 - d + (mean_a - mean_b)^2 exp(-log_var_b))``, d = log_var_a - log_var_b."""
@@ -67,7 +67,7 @@ def discretised_log_likelihood(
     x: torch.Tensor,
     mean: torch.Tensor,
     log_scale: torch.Tensor,
-    each: bool,
+    per_element: bool,
     half: float,
     edge: float,
     tanh: bool,

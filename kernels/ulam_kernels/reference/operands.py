@@ -58,7 +58,7 @@ class Operands:
     def guided(self, chains: Chains) -> RealArray:
         """``m`` ``[chains, size]``: the model's output after guidance."""
         if self.model is None:
-            raise ValueError("model: got None, but a row in the batch reads the model's output")
+            raise ValueError("model: got None, expected the network's output, which a row of the batch reads")
         conditional = self.model[chains, : self.size]
         if self.uncond is None or self.guidance is None:
             return conditional
@@ -70,7 +70,9 @@ class Operands:
     def variance(self, chains: Chains) -> RealArray:
         """``v`` ``[chains, size]``: the second half of the conditional output."""
         if self.model is None or self.model.shape[1] != 2 * self.size:
-            raise ValueError("model: a row with a learned noise scale needs twice the state's channels (m, then v)")
+            came = "None" if self.model is None else "as many channels as the state"
+            why = "a row of the batch has a learned variance"
+            raise ValueError(f"model: got {came}, expected twice as many (m, then v): {why}")
         return self.model[chains, self.size :]
 
     def normal(self, chains: Chains, dtype: np.dtype[Any]) -> RealArray:
@@ -78,7 +80,9 @@ class Operands:
         if self.noise is not None:
             return self.noise[chains]
         if self.seed is None or self.chain is None or self.draw is None:
-            raise ValueError("seed, chain, draw: a row in the batch reads noise, so they (or noise=) must be given")
+            raise ValueError(
+                "seed, chain, draw: got None, expected int64 tensors [B] (or noise): a row of the batch reads noise"
+            )
         z = noise_v1.normals(self.seed[chains], self.chain[chains], self.draw[chains], tag=0, offset=0, count=self.size)
         return z.astype(dtype)
 

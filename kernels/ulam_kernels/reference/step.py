@@ -122,7 +122,7 @@ def _run_row(
         z = mul(exp(fma(coef[LV_M], operands.variance(chains), coef[LV_B])), z)
     if flags & (THRESHOLD | NORMALISE):
         if scales is None:
-            raise ValueError("scales: got None, but a row in the batch has a reduction: give what reduce() made")
+            raise ValueError("scales: got None, expected what reduce() gives: a row of the batch has a reduction")
         lo, hi, x0_scale, z_scale = (column[:, None] for column in scales.T)
         x0 = None if x0 is None else mul(x0_scale, clip(x0, lo, hi))
         z = mul(z_scale, z) if z is not None and flags & NORMALISE else z

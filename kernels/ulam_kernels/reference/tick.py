@@ -1,4 +1,4 @@
-"""What happens between the network and the fused step, exact and readable."""
+"""The operations around the fused step in a tick, exact and readable."""
 
 from __future__ import annotations
 

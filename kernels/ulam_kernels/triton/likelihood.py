@@ -19,8 +19,8 @@ import triton.language as tl
 
 from ulam_kernels.triton.launch import elements_per_chain, on_device
 from ulam_kernels.triton.noise import floats, polynomial
-from ulam_kernels.triton.sums import shape_of, sum_of_lanes
 from ulam_kernels.triton.row import EXP, EXP_HIGH, EXP_LOW, EXP_SCALE, EXP_SHIFT, clip, exp
+from ulam_kernels.triton.sums import shape_of, sum_of_lanes
 
 LOG = floats(
     "0x1.65fd98p-4 -0x1.250fd8p-3 0x1.317f18p-3 -0x1.535ac6p-3 0x1.98d330p-3 -0x1.0004aep-2 0x1.5556f2p-2"
@@ -138,9 +138,9 @@ def log_bin_tanh(w, h, outermost):
 
 
 @triton.jit
-def elements_of(tensor, b, base, i, n, EACH: tl.constexpr):
+def elements_of(tensor, b, base, i, n, PER_ELEMENT: tl.constexpr):
     """One chain's elements i, or its one number for all of them."""
-    if EACH:
+    if PER_ELEMENT:
         x = tl.load(tensor + base + i, mask=i < n, other=0.0)
     else:
         x = tl.full(i.shape, 0.0, tl.float32) + tl.load(tensor + b)
@@ -150,7 +150,7 @@ def elements_of(tensor, b, base, i, n, EACH: tl.constexpr):
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=PER_CHAIN)
 def gaussian_kl_chain(
     mean_a, log_var_a, mean_b, log_var_b, out, n,
-    EACH_A: tl.constexpr, EACH_B: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    PER_ELEMENT_A: tl.constexpr, PER_ELEMENT_B: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chains)."""
@@ -164,8 +164,8 @@ def gaussian_kl_chain(
         for u in tl.static_range(UNROLL):
             i = first + u * TILE + tl.arange(0, TILE)
             off = elements_of(mean_a, b, base, i, n, True) - elements_of(mean_b, b, base, i, n, True)
-            va = elements_of(log_var_a, b, base, i, n, EACH_A)
-            loaded = loaded + (off, va, elements_of(log_var_b, b, base, i, n, EACH_B))
+            va = elements_of(log_var_a, b, base, i, n, PER_ELEMENT_A)
+            loaded = loaded + (off, va, elements_of(log_var_b, b, base, i, n, PER_ELEMENT_B))
         for u in tl.static_range(UNROLL):
             off = loaded[3 * u]
             vb = loaded[3 * u + 2]
@@ -177,7 +177,7 @@ def gaussian_kl_chain(
 @triton.jit(do_not_specialize=["n", "half", "edge"], do_not_specialize_on_alignment=PER_CHAIN)
 def discretised_chain(
     x, mean, log_scale, out, n, half, edge,
-    EACH: tl.constexpr, TANH: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    PER_ELEMENT: tl.constexpr, TANH: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chains)."""
@@ -192,7 +192,7 @@ def discretised_chain(
             i = first + u * TILE + tl.arange(0, TILE)
             at = elements_of(x, b, base, i, n, True)
             off = at - elements_of(mean, b, base, i, n, True)
-            loaded = loaded + (at, off, elements_of(log_scale, b, base, i, n, EACH))
+            loaded = loaded + (at, off, elements_of(log_scale, b, base, i, n, PER_ELEMENT))
         for u in tl.static_range(UNROLL):
             at = loaded[3 * u]
             inverse = exp(0.0 - loaded[3 * u + 2])
@@ -213,15 +213,23 @@ def gaussian_kl(
     log_var_a: torch.Tensor,
     mean_b: torch.Tensor,
     log_var_b: torch.Tensor,
-    each_a: bool,
-    each_b: bool,
+    per_element_a: bool,
+    per_element_b: bool,
     out: torch.Tensor,
 ) -> None:
     """KL of every chain: see :func:`ulam_kernels.likelihood.gaussian_kl`."""
     n = elements_per_chain(mean_a)
     with on_device(mean_a):
         gaussian_kl_chain[(len(mean_a),)](
-            mean_a, log_var_a, mean_b, log_var_b, out, n, EACH_A=each_a, EACH_B=each_b, **shape_of(n)
+            mean_a,
+            log_var_a,
+            mean_b,
+            log_var_b,
+            out,
+            n,
+            PER_ELEMENT_A=per_element_a,
+            PER_ELEMENT_B=per_element_b,
+            **shape_of(n),
         )
 
 
@@ -229,7 +237,7 @@ def discretised_log_likelihood(
     x: torch.Tensor,
     mean: torch.Tensor,
     log_scale: torch.Tensor,
-    each: bool,
+    per_element: bool,
     half: float,
     edge: float,
     tanh: bool,
@@ -238,4 +246,6 @@ def discretised_log_likelihood(
     """ln P of every chain: see :func:`ulam_kernels.likelihood.discretised_log_likelihood`."""
     n = elements_per_chain(x)
     with on_device(x):
-        discretised_chain[(len(x),)](x, mean, log_scale, out, n, half, edge, EACH=each, TANH=tanh, **shape_of(n))
+        discretised_chain[(len(x),)](
+            x, mean, log_scale, out, n, half, edge, PER_ELEMENT=per_element, TANH=tanh, **shape_of(n)
+        )
