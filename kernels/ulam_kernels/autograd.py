@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-# The public function without its look at the type of its argument, a third of the time.
+# The public function without the check of its argument's type, in a third of the time.
 _increment = getattr(torch._C, "_increment_version", increment_version)
 
 
@@ -24,7 +24,7 @@ def recording() -> bool:
 
 
 def recorded(*tensors: torch.Tensor) -> bool:
-    """Whether a graph is to have what is made of one of these."""
+    """Whether autograd records what is computed from one of these."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
@@ -56,7 +56,7 @@ def _has_tangent(tensor: torch.Tensor) -> bool:
 def of_affine(
     ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]:
-    """The gradients of a x + b m in x, m, a and b, worked out as widely as the operation."""
+    """The gradients of a x + b m in x, m, a and b, computed in the precision of the operation."""
     x, m, a, b = ctx.saved_tensors  # type: ignore[attr-defined]
     for_x, for_m, for_a, for_b = ctx.needs_input_grad[:4]  # type: ignore[attr-defined]
     wide = gradient.to(a.dtype)

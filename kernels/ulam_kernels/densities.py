@@ -1,4 +1,4 @@
-"""The densities that compile into a whole chain: numbers for the kernels, in one tensor.
+"""The densities that are built into the kernels: a formula and its numbers, in one tensor.
 
 An energy is minus the logarithm of the density up to a constant, E(x) = -log p(x) + const, x in R^d; its score is
 -grad E. The formulas, in fp32 with one rounding an operation, are in ``csrc/include/ulam/densities.h``.
@@ -59,7 +59,7 @@ class Density:
         return f"Density({self.name}, dimension={self.dimension})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """``params`` where and as a kernel reads them, kept for the next call."""
+        """``params`` on the device and in the dtype of a kernel, kept for the next call."""
         kept: dict[tuple[torch.device, torch.dtype], torch.Tensor] = self.__dict__.setdefault("_kept", {})
         key = (device, dtype)
         if key not in kept:

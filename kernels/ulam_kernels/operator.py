@@ -5,7 +5,7 @@ public function, which validates and selects the backend when the compiled graph
 only while a graph is being traced; eager calls go straight to the backend, because PyTorch's dispatcher would cost
 them several times what the launch does.
 
-A schema names the arguments of its function. What is no tensor or number comes in parts: a table as ``coef`` and
+A schema names the arguments of its function. What is neither tensor nor number comes in parts: a table as ``coef`` and
 ``flags``, a density as its fields, pairs as two lists.
 """
 
@@ -42,7 +42,7 @@ def like_first(**values: Any) -> torch.Tensor:
 
 
 def per_chain(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
-    """One number a chain, of which the first argument has as many."""
+    """One number for each chain of the first argument."""
 
     def fake(**values: Any) -> torch.Tensor:
         first: torch.Tensor = next(iter(values.values()))
@@ -60,9 +60,9 @@ def operator(
     """Register a public function as the operator of a schema, "name(arguments) -> results".
 
     Args:
-        fake: of the arguments by name, what the operator returns of fake tensors; :func:`nothing` for ().
-        pack: makes the arguments of the function that come in parts, in place.
-        tags: of torch, beside those that all have.
+        fake: what the operator returns for fake tensors, of the arguments by name; :func:`nothing` for ().
+        pack: puts together, in place, the arguments that come in parts.
+        tags: of torch, beside those that every operator has.
     """
     name = schema.partition("(")[0]
 

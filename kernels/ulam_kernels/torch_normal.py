@@ -83,14 +83,14 @@ def _filled(native: Callable[..., bool], out: torch.Tensor, generator: torch.Gen
 def _native() -> Callable[..., bool] | None:
     """The native function, if it is there and reproduces this torch: 5000 normals and the state behind them."""
     try:
-        from ulam_kernels import _cpu
+        from ulam_kernels._cpu import torch_normal as native
     except ImportError:
         return None
     theirs, ours = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     expected = torch.empty(5000).normal_(generator=theirs)
     out = torch.empty_like(expected)
-    same = _filled(_cpu.torch_normal, out, ours) and torch.equal(out.view(torch.int32), expected.view(torch.int32))
+    same = _filled(native, out, ours) and torch.equal(out.view(torch.int32), expected.view(torch.int32))
     if same and torch.equal(ours.get_state(), theirs.get_state()):
-        return _cpu.torch_normal
+        return native
     logging.getLogger("ulam").warning("torch_normal: torch itself draws, since native code does not give its bits here")
     return None

@@ -17,14 +17,14 @@ import torch
 
 try:
     from ulam_kernels._cpu import eager as eager
-except ImportError:  # a broken build is told of by its backend
+except ImportError:  # a broken build is reported by its backend
 
     def eager(*tensors: torch.Tensor | None) -> bool:
         """Whether nothing records the call, and each has memory of its own: see bindings/door.h."""
         return False
 
 
-# What torch.jit.trace, modes such as make_fx's and torch.func leave behind.
+# The state that torch.jit.trace, modes such as make_fx's and torch.func set while they are active.
 traced: Callable[[], Any] = torch._C._get_tracing_state
 modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
@@ -34,9 +34,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def outside_graphs(function: F) -> F:
-    """The function, outside of the graphs of torch.compile with all that it calls, and the function itself elsewhere.
+    """The function, run outside of the graphs of torch.compile with all that it calls; elsewhere it is unchanged.
 
-    It depends on memory that no graph sees, or on its caller's progress. With fullgraph=True torch refuses the call.
+    For functions that depend on memory no graph sees, or on progress of their caller. With fullgraph=True torch refuses
+    the call.
     """
 
     @wraps(function)
@@ -85,10 +86,10 @@ def operator_runs() -> Iterator[None]:
 
 
 def by_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) -> bool:
-    """Whether torch is to see this call of a public operation, as ``torch.ops.ulam``'s, because it records, fakes or
-    wraps what is called; never where the operator itself calls. To be asked where the answer of ``eager`` is no.
+    """Whether a public operation must call its operator, because torch records, fakes or wraps what is called; never
+    where the operator itself calls. Ask it only where ``eager`` says no.
 
-    pure: the operator writes to nothing that it was given.
+    pure: the operator writes to none of its arguments.
 
     Raises:
         RuntimeError: a transform of torch.func wraps a tensor, and the operator cannot go through it.
@@ -103,7 +104,7 @@ def by_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) ->
 
 
 def through_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) -> bool:
-    """Whether a call of a public operation is to be its operator's: torch compiles it, or see :func:`by_operator`."""
+    """Whether a public operation must call its operator: torch compiles the call, or as :func:`by_operator`."""
     if _running.operator:
         return False
     return torch.compiler.is_compiling() or (not eager(*tensors) and by_operator(name, *tensors, pure=pure))
@@ -123,7 +124,7 @@ def check_not_recorded(what: str, *tensors: object) -> None:
 
 
 def recorder() -> str | None:
-    """What records or transforms torch's operations at this moment. Modes that only look on do neither."""
+    """What records or transforms torch's operations now, or None. Modes that only observe do neither."""
     if traced() is not None:
         return "torch.jit.trace"
     if transformed() is not None:
@@ -163,7 +164,7 @@ def without_memory(tensor: object) -> bool:
 
 
 def _check_all_fake(what: str, tensors: tuple[object, ...]) -> None:
-    """torch itself says so in many lines."""
+    """Refuse fake tensors beside real ones in one line, where torch takes many."""
     kind, _ = _without_memory_types()
     fakes = [tensor for tensor in tensors if isinstance(tensor, kind)]
     mixed = fakes and any(isinstance(tensor, torch.Tensor) and not isinstance(tensor, kind) for tensor in tensors)
@@ -175,7 +176,7 @@ def _without_memory_types() -> tuple[type, ...]:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor
 
-    return FakeTensor, FunctionalTensor  # whose address torch warns of, or refuses
+    return FakeTensor, FunctionalTensor  # torch warns when their address is read, or raises
 
 
 def _wrapped(tensor: object) -> bool:

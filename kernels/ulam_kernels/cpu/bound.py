@@ -1,4 +1,4 @@
-"""A step that is made again and again, with little between Python and the loop over the elements."""
+"""A step that is repeated many times, with little between Python and the loop over the elements."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ulam_kernels.table import Table
 
 
 class BoundStep:
-    """:func:`ulam_kernels.step` of one register in float32, of which the row and four tensors change from call to call.
+    """:func:`ulam_kernels.step` of one register in float32, where only the row and four tensors change between calls.
 
     All chains are at the same row. ``takes(tensor)`` tells whether a tensor is plain: float32 ``[B, *shape]``,
-    contiguous, on the CPU and without torch's negative bit, which a step does not look for again.
+    contiguous, on the CPU and without torch's negative bit, which a step does not check again.
 
     Args:
         table: of one register, float32 on the CPU.
         shape: ``[B, *shape]``, with at least one element.
 
     Raises:
-        ValueError: for another table or shape.
+        ValueError: another table or shape.
     """
 
     def __init__(self, table: Table, shape: Sequence[int]) -> None:
@@ -34,7 +34,7 @@ class BoundStep:
         shape = torch.Size(shape)
         if not shape or not shape.numel():
             raise ValueError(f"shape: got {list(shape)}, expected [B, ...] with at least one element")
-        self._table = table  # whose addresses the step knows
+        self._table = table  # keeps alive the memory whose addresses the step holds
         self.takes, self._run = _cpu.bound_step(shape, coef.data_ptr(), table.flags.data_ptr(), len(coef))
 
     def __call__(
@@ -48,8 +48,8 @@ class BoundStep:
         """Step from ``source`` to ``out``, plain tensors. Of these, only ``noise`` may be ``out``.
 
         Raises:
-            IndexError: for a row that the table has not.
-            ValueError: for other tensors, and for a row that reads noise where there is none, has a reduction or a
-                learned variance.
+            IndexError: a row outside the table.
+            ValueError: other tensors, or a row that reads noise where none is given, has a reduction or a learned
+                variance.
         """
         self._run(row, out, source, model, noise, torch.get_num_threads())

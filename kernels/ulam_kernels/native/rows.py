@@ -7,8 +7,8 @@ import torch
 from ulam_kernels.native.addresses import address
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-OUTPUT_DTYPES = DTYPES | {torch.float64: 3}  # of what is only looked at
-MODEL_LAST, NET_LAST = 1, 2  # tensors whose channels lie innermost: they are no others that are not contiguous
+OUTPUT_DTYPES = DTYPES | {torch.float64: 3}  # of tensors that are only checked
+MODEL_LAST, NET_LAST = 1, 2  # channels-last tensors: others come contiguous
 
 
 def step(
