@@ -1,4 +1,7 @@
-"""An operation is added in the places that CONTRIBUTING.md lists: a toy one, in a copied tree, built for the CPU."""
+"""An operation is added in the places that CONTRIBUTING.md lists: a toy one, in a copied tree.
+
+The tree is built for the CPU and the operation runs there; in Triton it runs in the interpreter, its CUDA is compiled.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench.sass import find_tool
 
 ROOT = Path(__file__).parents[2]
 MOST = 11
@@ -168,20 +172,28 @@ GROWN = {
     },
 }
 
-RUN = """
+INPUTS = """
 import torch, ulam_kernels
 from ulam_kernels import toy
 from pathlib import Path
 assert Path(ulam_kernels.__file__).is_relative_to(Path.cwd()), ulam_kernels.__file__
 generator = torch.Generator().manual_seed(0)
 x, a, b = (torch.randn(shape, generator=generator) for shape in ((3, 40_000), (3,), (3,)))
-expected = toy(x, a, b, backend="reference")
-assert torch.equal(expected, torch.maximum(x * a[:, None], b[:, None].expand(3, 40_000)))
+expected = torch.maximum(x * a[:, None], b[:, None].expand(3, 40_000))
+assert torch.equal(toy(x, a, b, backend="reference"), expected)
+"""
+RUN = """
 for threads in (1, 2):
     torch.set_num_threads(threads)
     assert torch.equal(toy(x, a, b, backend="cpu"), expected)
 assert torch.equal(torch.compile(toy, fullgraph=True, backend="aot_eager")(x, a, b), expected)
 torch.library.opcheck(torch.ops.ulam.toy.default, (x, a, b))
+"""
+INTERPRETED = """
+from ulam_kernels import triton
+out = torch.full_like(x, float("nan"))
+triton.toy(x, a, b, out)
+assert torch.equal(out, expected)
 """
 
 
@@ -219,14 +231,36 @@ def test_contributing_lists_the_places() -> None:
     assert listed() == list(ADDED) and len(ADDED) <= MOST
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension")
-def test_a_toy_operation_runs(tmp_path: Path) -> None:
-    copied(tmp_path)
-    added(tmp_path)
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    copied(folder)
+    added(folder)
+    return folder
+
+
+def run(folder: Path, *command: str, **variables: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ULAM_")}
-    environment |= {"PYTHONPATH": str(tmp_path / "kernels"), "ULAM_CUDA_ARCHITECTURES": "none"}
-    # the build of other machines than x86-64: one instruction set
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--plat-name=portable"]
-    for command in (build, [sys.executable, "-c", RUN]):
-        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr[-2000:]
+    environment |= {"PYTHONPATH": str(folder / "kernels"), **variables}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension")
+def test_a_toy_operation_runs(tree: Path) -> None:
+    # the build of other machines than x86-64: one instruction set; of CUDA nothing, for want of an architecture
+    build = ("setup.py", "-q", "build_ext", "--inplace", "--plat-name=portable")
+    run(tree, sys.executable, *build, ULAM_CUDA_ARCHITECTURES="none")
+    run(tree, sys.executable, "-c", INPUTS + RUN)
+
+
+def test_a_toy_operation_runs_in_triton(tree: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    run(tree, sys.executable, "-c", INPUTS + INTERPRETED, TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(find_tool("nvcc") is None, reason="needs nvcc to compile CUDA")
+def test_a_toy_operation_compiles_in_cuda(tree: Path) -> None:
+    options = ("--fmad=false", "-std=c++17", "-Icsrc/include", "-arch=sm_90", "-o", "toy.ptx")
+    run(tree, str(find_tool("nvcc")), "-ptx", *options, "csrc/cuda/toy.cu")
+    assert "toy_elements" in (tree / "toy.ptx").read_text()
