@@ -33,7 +33,8 @@ class Sums(cuda_simulator.Device):
             at = self._put(case, ("mean_a", "log_var_a", "mean_b", "log_var_b"), skew)
             self.each = [at[0], at[2]] + at[1:2] * case["per_element_a"] + at[3:4] * case["per_element_b"]
             target = self.put(out)
-            self.call("gaussian_kl", struct.pack("<qqQQQQiiQ", *sizes, *at, case["each_a"], case["each_b"], target))
+            per_element = case["per_element_a"], case["per_element_b"]
+            self.call("gaussian_kl", struct.pack("<qqQQQQiiQ", *sizes, *at, *per_element, target))
         else:
             at = self._put(case, ("x", "mean", "log_scale"), skew)
             self.each = at[:2] + at[2:] * case["per_element"]

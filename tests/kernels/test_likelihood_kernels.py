@@ -172,10 +172,11 @@ def test_one_number_a_chain_has_the_bits_of_the_same_number_for_every_element() 
         kl, bins = kl_case((4, 333), False, False), bin_case((4, 333), False, False)
         spread = lambda x: x[:, None].expand(4, 333).contiguous()  # noqa: E731
         wide = kl | {"log_var_a": spread(kl["log_var_a"]), "log_var_b": spread(kl["log_var_b"])}
-        for each_a, each_b in ((True, True), (True, False), (False, True)):
-            some = wide | {name: kl[name] for name, each in (("log_var_a", each_a), ("log_var_b", each_b)) if not each}
-            assert torch.equal(result(backend, some | {"each_a": each_a, "each_b": each_b}), result(backend, kl))
-        wide = bins | {"log_scale": spread(bins["log_scale"]), "each": True}
+        for per_a, per_b in ((True, True), (True, False), (False, True)):
+            narrow = [name for name, per_element in (("log_var_a", per_a), ("log_var_b", per_b)) if not per_element]
+            some = wide | {name: kl[name] for name in narrow} | {"per_element_a": per_a, "per_element_b": per_b}
+            assert torch.equal(result(backend, some), result(backend, kl))
+        wide = bins | {"log_scale": spread(bins["log_scale"]), "per_element": True}
         assert torch.equal(result(backend, wide), result(backend, bins))
 
 

@@ -23,9 +23,10 @@ def kl_case(shape: tuple[int, ...], per_a: bool, per_b: bool) -> Case:
     log_var_b = log_var_a + other * spread
     of_chain = lambda x: x.flatten(1)[:, -1].contiguous()  # noqa: E731
     return {
-        "mean_a": mean_a, "log_var_a": log_var_a if each_a else of_chain(log_var_a),
-        "mean_b": mean_a + mean_b * spread, "log_var_b": log_var_b if each_b else of_chain(log_var_b),
-        "each_a": each_a, "each_b": each_b, "out": torch.full(shape[:1], math.nan, dtype=torch.float64),
+        "mean_a": mean_a, "log_var_a": log_var_a if per_a else of_chain(log_var_a),
+        "mean_b": mean_a + mean_b * spread, "log_var_b": log_var_b if per_b else of_chain(log_var_b),
+        "per_element_a": per_a, "per_element_b": per_b,
+        "out": torch.full(shape[:1], math.nan, dtype=torch.float64),
     }  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def bin_case(shape: tuple[int, ...], per_element: bool, tanh: bool) -> Case:
     log_scale = 3 * torch.randn(shape, generator=g) - 3
     return {
         "x": x, "mean": x + 0.1 * torch.randn(shape, generator=g),
-        "log_scale": log_scale if each else log_scale.flatten(1)[:, 0].contiguous(), "each": each,
+        "log_scale": log_scale if per_element else log_scale.flatten(1)[:, 0].contiguous(),
+        "per_element": per_element,
         "half": HALF, "edge": 1 - HALF / 2, "tanh": tanh, "out": torch.full(shape[:1], math.nan, dtype=torch.float64),
     }  # fmt: skip
 
