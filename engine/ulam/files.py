@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that one process writes to at a time, JSON and TOML read strictly."""
+"""Files that appear whole or not at all, folders locked for one process, JSON and TOML read strictly."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Checked = TypeVar("Checked")
 
 @contextmanager
 def whole(*targets: Path) -> Iterator[list[Path]]:
-    """Paths to write to, which take their targets' names once all are written; else nothing is left of them.
+    """Paths to write to, renamed to their targets once all are written, and removed if an error comes first.
 
-    A target that is a link stays one: what it points to is replaced.
+    A target that is a link stays one: the file that it points to is replaced.
     """
     targets = tuple(Path(os.path.realpath(target)) for target in targets)
     own = f"{os.getpid()}.{next(NUMBERS)}"
@@ -50,25 +50,25 @@ def whole(*targets: Path) -> Iterator[list[Path]]:
 
 @contextmanager
 def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]:
-    """Make the folder and prove that it can be written to before anything is computed; hold it for this process.
+    """Make the folder, prove that it can be written to before anything is computed, and lock it for this process.
 
-    At the end, the folders made here go again if nothing was written into them. What a process that was killed has
-    left half-written is removed. ``names``: files to be written, which must not be in the way as something else.
+    At the end, the folders made here are removed if they are empty. Partial files of processes that were killed are
+    removed. ``names``: files to be written; nothing but a file may have such a name.
 
     Raises:
-        OSError: what cannot be written to, or what another process writes to.
+        OSError: a folder that cannot be written to, or that another process writes to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for target in (folder / name for name in names):
         if target.exists() and not target.is_file():
-            raise OSError(f"out: {target} is in the way: not a file")
+            raise OSError(f"out: got {folder}, where {target.name} is no file, expected another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise OSError(f"out: cannot write to {folder}: {error.strerror}") from None
+        raise OSError(f"out: got {folder}, expected a folder that can be written to: {error.strerror}") from None
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,10 +86,9 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
 
 
 def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str], OSError | None]:
-    """What ``write(folder)`` left, its paths; in a new folder where this one cannot be written to any more.
+    """The paths that ``write(folder)`` wrote; where that fails, those in a new temporary folder, and the error.
 
-    What was computed must not go with a disk that is full. Then the error to raise, once all is told, comes too: it
-    names the new folder.
+    So results are not lost when a disk is full. The caller raises the error, which names the new folder, at the end.
 
     Raises:
         OSError: neither folder could be written to.
@@ -97,7 +96,7 @@ def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str]
     try:
         return [str(folder / name) for name in write(folder)], None
     except OSError as error:
-        lost = f"out: cannot write to {folder}: {error.strerror or error}"
+        lost = f"out: got {folder}, expected a folder that can be written to: {error.strerror or error}"
     try:
         other = Path(tempfile.mkdtemp(prefix="ulam-"))
         names = write(other)
@@ -115,10 +114,10 @@ def _remove_orphans(folder: Path) -> None:
 
 
 def parse_json(name: str, text: str) -> Any:
-    """JSON as it is defined: each key once, no NaN or Infinity, numbers that a float can hold, no endless nesting.
+    """Strict JSON: each key once, no NaN or Infinity, numbers that a float can hold, no endless nesting.
 
     Raises:
-        ValueError: in one line that begins with ``name``.
+        ValueError: anything else; the message is one line that begins with ``name``.
     """
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"{name}: got {described(text)}, expected JSON")
@@ -129,7 +128,7 @@ def parse_json(name: str, text: str) -> Any:
 
 
 def parse_toml(name: str, text: str) -> dict[str, Any]:
-    """TOML. Raises ValueError in one line that begins with ``name``."""
+    """TOML. Raises ValueError for anything else, in one line that begins with ``name``."""
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -137,7 +136,7 @@ def parse_toml(name: str, text: str) -> dict[str, Any]:
 
 
 def json_text(value: object) -> str:
-    """A report as JSON, which has no NaN and no Infinity: null stands for them."""
+    """A report as JSON, with null for NaN and infinities, which JSON lacks."""
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
 
 
@@ -150,6 +149,7 @@ def _finite(value: object) -> object:
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads(object_pairs_hook=)``. Raises ValueError for a key that comes twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -169,7 +169,7 @@ def _whole(text: str) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line that is not too long."""
+    """An error's message on one line, cut at 400 characters."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) < 400 else f"{said[:400]}..."
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 
-
-GAP = 2
+GAP = 2  # pixels around each picture of a grid
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

@@ -159,7 +159,9 @@ def test_what_chains_and_checks_computed_does_not_go_with_a_full_disk(
     monkeypatch.setattr(os, "fsync", full)
     assert cli.main([*command, "--no-plots", "--out", "out"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("ulam: error: out: cannot write to out: No space left on device; ")
+    assert told.startswith(
+        "ulam: error: out: got out, expected a folder that can be written to: No space left on device; "
+    )
     if times == 1:
         assert (Path(told.rpartition("everything is in ")[2]) / name).stat().st_size > 0
     else:
@@ -309,20 +311,20 @@ def test_pictures_that_are_none_are_refused_in_a_line(tmp_path: Path, kind: str)
 
 
 def test_pixels_of_data_to_check_need_the_range_that_the_network_knows(tmp_path: Path):
-    from ulam.cli.check import load_data
+    from ulam.cli.examples import read_examples
 
     pixels = np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8, 1)
     np.savez(tmp_path / "data.npz", arr_0=pixels)
     with pytest.raises(ValueError, match=r"pixels: got none for uint8 data, expected .* --pixels 0 1"):
-        load_data(tmp_path / "data.npz", (1, 8, 8))
+        read_examples(tmp_path / "data.npz", (1, 8, 8))
     for black, white in ((-1.0, 1.0), (0.0, 1.0)):
-        x = load_data(tmp_path / "data.npz", (1, 8, 8), (black, white)).x
+        x = read_examples(tmp_path / "data.npz", (1, 8, 8), (black, white)).x
         assert torch.allclose(
             x.flatten(), torch.from_numpy(pixels).flatten() / 255 * (white - black) + black, atol=1e-6
         )
     (tmp_path / "data.npz").write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(ValueError, match="is not an npz of plain arrays"):
-        load_data(tmp_path / "data.npz", (1, 8, 8))
+    with pytest.raises(ValueError, match="expected an npz of plain arrays"):
+        read_examples(tmp_path / "data.npz", (1, 8, 8))
 
 
 def test_the_report_says_what_was_asked_for(folder: Path, monkeypatch):

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ulam
-from ulam.cli.check import load_data
-from ulam.cli.job_tables import _image, read_jobs
+from ulam.cli.examples import read_examples
+from ulam.cli.image_files import read_image
+from ulam.cli.job_tables import read_jobs
 from ulam.engine import best_slots as tuning
 from ulam.models.built_in import Model
 from ulam.models.weights import load_weights
@@ -195,7 +196,7 @@ def pictures() -> list[bytes]:
 def test_pictures(folder: Path, data: bytes) -> None:
     path = folder / "picture"
     path.write_bytes(data)
-    shared = refused_or(lambda: _image("known", path, (1, 5, 4)), "known: ")
+    shared = refused_or(lambda: read_image("known", path, (1, 5, 4)), "known: ")
     if shared is not None:
         assert shared.tensor.shape == (1, 5, 4) and ((shared.tensor >= -1) & (shared.tensor <= 1)).all()
 
@@ -211,7 +212,7 @@ def examples() -> bytes:
 def test_examples(folder: Path, data: bytes) -> None:
     path = folder / "data.npz"
     path.write_bytes(data)
-    found = refused_or(lambda: load_data(path, (1, 5, 4)), "data: ", "pixels: ")
+    found = refused_or(lambda: read_examples(path, (1, 5, 4)), "data: ", "pixels: ")
     if found is not None:
         assert found.x.shape[1:] == (1, 5, 4) and torch.isfinite(found.x).all()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ulam.cli.job_tables import _image
+from ulam.cli.image_files import read_image
 
 HEIGHT, WIDTH = 5, 7
 GREY = np.linspace(0, 255, HEIGHT * WIDTH).round().astype(np.uint8).reshape(HEIGHT, WIDTH)
@@ -18,7 +18,7 @@ BITS, PHOTOMETRIC, SIGN = 258, 262, 339  # tags of TIFF
 
 def read(path: Path, name: str = "mask") -> np.ndarray:
     """Grey values in [0, 1] ``[HEIGHT, WIDTH]``."""
-    return _image(name, path, (1, HEIGHT, WIDTH)).tensor[0].numpy()
+    return read_image(name, path, (1, HEIGHT, WIDTH)).tensor[0].numpy()
 
 
 def tiff(values: bytes, bits: int, white_is_zero: bool = False, signed: bool = False) -> bytes:

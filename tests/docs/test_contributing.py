@@ -49,10 +49,11 @@ def test_the_sampler_of_contributing_needs_no_other_file(tmp_path: Path):
     code = """if True:
         from pathlib import Path
         import ulam
-        from ulam import catalogue, cli
+        from ulam.cli import main as cli
+        from ulam.cli import samplers_page
         assert Path(ulam.__file__).is_relative_to(Path.cwd())
         assert ulam.samplers.Plain.__module__ == "ulam.samplers.plain" and "Plain" in ulam.samplers.__all__
-        Path("page.md").write_text(catalogue.page())
+        Path("page.md").write_text(samplers_page.page())
         raise SystemExit(cli.main("sample --model digits --sampler plain --steps 2 --chains 2 --out out".split()))
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}

@@ -15,7 +15,7 @@ import pytest
 
 from oracles import execute, impulses
 from ulam import samplers, schedules
-from ulam.cli import samplers_page as catalogue
+from ulam.cli import samplers_page
 from ulam.samplers.grid import GridSampler
 
 PAGE = Path(__file__).parents[2] / "docs" / "samplers.md"
@@ -23,12 +23,12 @@ FOLDER = Path(samplers.__path__[0])
 
 
 def test_the_page_is_what_the_classes_say_now() -> None:
-    assert PAGE.read_text() == catalogue.page(), "run `python -m ulam.cli.samplers_page docs/samplers.md`"
+    assert PAGE.read_text() == samplers_page.page(), "run `python -m ulam.cli.samplers_page docs/samplers.md`"
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "ulam.cli.samplers_page", str(tmp_path / "page.md")], check=True)
-    assert (tmp_path / "page.md").read_text() == catalogue.page()
+    assert (tmp_path / "page.md").read_text() == samplers_page.page()
 
 
 def test_every_sampler_of_the_folder_is_exported_and_on_the_page() -> None:
@@ -37,7 +37,7 @@ def test_every_sampler_of_the_folder_is_exported_and_on_the_page() -> None:
         module = importlib.import_module(f"ulam.samplers.{file.stem}") if file.stem != "__init__" else samplers
         classes = [getattr(module, name) for name in re.findall(r"^class ([A-Z]\w*)\(", file.read_text(), re.MULTILINE)]
         found |= {cls.__name__ for cls in classes if issubclass(cls, GridSampler) and not inspect.isabstract(cls)}
-    assert found == catalogue.catalogue().keys() >= {"DDIM", "EulerAncestral", "UniPC"}
+    assert found == samplers.catalogue().keys() >= {"DDIM", "EulerAncestral", "UniPC"}
     assert found | {"DynamicThreshold", "Grid", "GridSampler"} == {*samplers.__all__}
     headings = re.findall(r"^### (.*)$", PAGE.read_text(), re.MULTILINE)
     assert all(headings.count(name) == 1 for name in found)
@@ -48,9 +48,9 @@ def test_the_table_states_what_programs_are() -> None:
     rows = re.findall(
         r"^\| [`[]([^`\]]*).*? \| (\d) \| (\d+) \| (\d) \| ([a-z, ]+) \|$", PAGE.read_text(), re.MULTILINE
     )
-    assert len(rows) == len(catalogue.catalogue()) + sum(len(cls.variants) for cls in catalogue.catalogue().values())
+    assert len(rows) == len(samplers.catalogue()) + sum(len(cls.variants) for cls in samplers.catalogue().values())
     for call, order, evaluations, registers, needs in rows:
-        sampler = eval(call.replace("(", f"({catalogue.STEPS}, ", 1), vars(samplers))
+        sampler = eval(call.replace("(", f"({samplers_page.STEPS}, ", 1), vars(samplers))
         program = sampler.program(schedules.vp_cosine(), "x0")
         assert (int(order), int(evaluations)) == (program.order, program.evaluates.sum())
         unused = [j for j in range(1, program.registers) if not program.A[:, :, j].any()]
@@ -69,9 +69,9 @@ def test_every_link_of_the_page_leads_to_a_heading() -> None:
 def test_every_source_is_listed() -> None:
     body, sources = PAGE.read_text().split("## Sources\n")
     listed = re.findall(r"^- ([^:\n]*)", sources, re.MULTILINE)
-    assert all(any(name.startswith(key) for name in listed) for key in catalogue.citations(body))
+    assert all(any(name.startswith(key) for name in listed) for key in samplers_page.citations(body))
     assert listed == sorted(listed, key=str.lower)
-    assert catalogue.citations(
+    assert samplers_page.citations(
         "a [Ho 2020, eq. 3;\n Nichol & Dhariwal 2021, table 2] b (Lu 1999) [k-diffusion, f]"
     ) == {
         "Ho 2020",
@@ -84,12 +84,12 @@ def test_samplers_that_the_package_names_are_described_in_full(monkeypatch: pyte
     """Each says when to use it, in a section whose place is known, and all sources are in the bibliography."""
     named = re.findall(r'^    "(\w+)",$', (FOLDER / "__init__.py").read_text(), re.MULTILINE)
     monkeypatch.setattr(samplers, "__all__", named)
-    classes = catalogue.catalogue()
+    classes = samplers.catalogue()
     assert len(classes) >= 18
-    assert {cls.section for cls in classes.values()} == {*catalogue.SECTIONS}
+    assert {cls.section for cls in classes.values()} == {*samplers_page.SECTIONS}
     assert all(re.fullmatch(r"\S.*\S\.", cls.use) for cls in classes.values())
-    listed = re.findall(r"^- (.*)$", catalogue.page().split("## Sources\n")[1], re.MULTILINE)
-    assert listed and {*listed} <= {f"{name}: {about}" for name, about in catalogue.REFERENCES.items()}
+    listed = re.findall(r"^- (.*)$", samplers_page.page().split("## Sources\n")[1], re.MULTILINE)
+    assert listed and {*listed} <= {f"{name}: {about}" for name, about in samplers_page.REFERENCES.items()}
 
 
 def test_sections_and_sources_that_are_not_known_follow_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +110,9 @@ def test_sections_and_sources_that_are_not_known_follow_as_they_are_named(monkey
     for cls in (Bare, Apart):
         monkeypatch.setattr(samplers, cls.__name__, cls, raising=False)
     monkeypatch.setattr(samplers, "__all__", [*samplers.__all__, "Bare", "Apart"])
-    page = catalogue.page()
+    page = samplers_page.page()
     titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
-    assert titles[2 : 4 + len(catalogue.SECTIONS)] == [*catalogue.SECTIONS, "A section of its own", "Others"]
+    assert titles[2 : 4 + len(samplers_page.SECTIONS)] == [*samplers_page.SECTIONS, "A section of its own", "Others"]
     assert "\n- [Apart](#apart): seldom.\n- [Bare](#bare)\n\n" in page
     assert "\n| `Apart(eta=1.0)` |" in page and "\n| `Bare(" not in page
     assert "\n## Others\n\n### Bare\n\n    Bare(steps, eta=0.0" in page

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ulam.cli import main as cli
-from ulam.cli import samplers_page as catalogue
+from ulam.cli import samplers_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "theory.md").read_text()
@@ -54,5 +54,5 @@ def test_every_source_is_listed_and_no_other() -> None:
     body, sources = PAGE.split("## Sources\n")
     listed = re.findall(r"^- ([^:]*): \S", sources, flags=re.MULTILINE)
     text = re.sub(r"```python.*?```", lambda block: " ".join(re.findall("#.*", block[0])), body, flags=re.DOTALL)
-    assert catalogue.citations(text) == set(listed)
+    assert samplers_page.citations(text) == set(listed)
     assert listed == sorted(listed, key=str.lower)

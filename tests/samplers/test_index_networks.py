@@ -16,10 +16,9 @@ import ulam
 from gmm import Mixture
 from ulam import Program, bounds, schedules, sure, tweedie
 from ulam.cli import check as check_report
-from ulam.cli.samplers_page import catalogue
 from ulam.denoiser import Denoiser
 from ulam.programs.builder import ProgramBuilder
-from ulam.samplers import DDIM, DPM2, LMS, PNDM, Euler, EulerAncestral, Grid, GridSampler, Heun
+from ulam.samplers import DDIM, DPM2, LMS, PNDM, Euler, EulerAncestral, Grid, GridSampler, Heun, catalogue
 
 pytestmark = pytest.mark.filterwarnings("ignore:x_init. got states without a seed")
 

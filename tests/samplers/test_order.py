@@ -19,7 +19,7 @@ import ulam
 from gmm import Array, Mixture
 from oracles import gaussian_output
 from ulam import schedules
-from ulam.cli.samplers_page import catalogue
+from ulam.samplers import catalogue
 from ulam.samplers.grid import GridSampler, levels_at
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from law_cases import Array, Law, end_law
 from ode_cases import recorded
 from ulam import schedules
-from ulam.cli.samplers_page import catalogue
-from ulam.samplers import DDIM, DDPM, DPM2, EulerAncestral, Grid, GridSampler, PredictorCorrector
+from ulam.samplers import DDIM, DDPM, DPM2, EulerAncestral, Grid, GridSampler, PredictorCorrector, catalogue
 from ulam.samplers.start import start_below_noise
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 

@@ -240,12 +240,18 @@ def test_why_there_are_no_bits_is_said(schedule, x, reason: str) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--model", "broken_digits:whole", "--shape", "1,28,28"], "data: needed with a model of your own"),
-        (["--model", "digits", "--data", "none.npz"], "data: no file none.npz"),
-        (["--model", "digits", "--data", "broken_digits.py"], "is not an npz of plain arrays"),
-        (["--model", "digits", "--data", "empty.npz"], "has no arr_0"),
+        (
+            ["--model", "broken_digits:whole", "--shape", "1,28,28"],
+            "data: got none, expected examples",
+        ),
+        (["--model", "digits", "--data", "none.npz"], "data: got none.npz, expected an npz file"),
+        (["--model", "digits", "--data", "broken_digits.py"], "expected an npz of plain arrays"),
+        (["--model", "digits", "--data", "empty.npz"], "without arr_0, expected"),
         (["--model", "digits", "--data", "small.npz"], "expected float \\[N, 1, 28, 28\\]"),
-        (["--model", "digits", "--data", "labels.npz"], "labels unknown to digits"),
+        (
+            ["--model", "digits", "--data", "labels.npz"],
+            "got the label 12 in arr_1, expected 0 to 9, the",
+        ),
         (["--model", "digits", "--sigmas", "2", "1"], "sigmas: got 2 1"),
         (["--model", "digits", "--sigmas", "0.001", "1"], "sigma: got 0.001, expected numbers in"),
         (["--model", "digits", "--levels", "1"], "levels: got 1"),
@@ -265,4 +271,4 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
 def test_a_missing_matplotlib_is_said_before_the_work(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["check", "--model", "digits", "--out", "out"]) == 2
-    assert "plots need matplotlib" in capsys.readouterr().err and not (folder / "out").exists()
+    assert "matplotlib: got no such package" in capsys.readouterr().err and not (folder / "out").exists()

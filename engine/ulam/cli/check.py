@@ -1,12 +1,11 @@
-"""`ulam check`: the measurements of :mod:`ulam.estimation.measure` as a table, JSON and a picture."""
+"""`ulam check`: what :mod:`ulam.estimation.measure` finds, as a table, JSON and a picture."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from dataclasses import asdict, dataclass
-from io import BytesIO
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,20 @@ import torch
 from .. import bounds
 from ..arguments import resolve_device
 from ..denoiser import Denoiser
-from ..estimation import measure as check
+from ..estimation import measure
 from ..estimation.estimator import Inputs
 from ..estimation.measure import MeasuredLevel
-from ..files import json_text, one_line, whole, writable_folder, written
+from ..files import json_text, whole, writable_folder, written
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
-from . import info
+from . import check_plots, info
+from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
 from .models import load_model
 
 STEPS = 20  # terms of the bound that are evaluated beside L_0
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
 WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Clean examples ``[N, *shape]`` (or noisy ones), labels ``[N]`` or None, and where they come from."""
-
-    x: torch.Tensor
-    labels: torch.Tensor | None
-    source: str
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -71,7 +62,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write; 1 where a test fails."""
+    """Measure, print and write; the exit code, 1 if a test fails."""
     if not options.no_plots:
         require_matplotlib()
     model = load_model(
@@ -87,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     with writable_folder(options.out, ("check.json", "check.png")):
         print(f"ulam: {model.name} on {len(x)} examples of {data.source}")
         print(_line(COLUMNS) + "  verdict")
-        measured = check.measure(
+        measured = measure.measure(
             model.denoiser, x, sigmas, cond, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
         )
         for level in measured:
@@ -114,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             with whole(*(folder / name for name in names)) as paths:
                 paths[0].write_text(json_text(report))
                 if not options.no_plots:
-                    paths[1].write_bytes(picture(found, model.name))
+                    paths[1].write_bytes(check_plots.picture(found, model.name))
             return names
 
         paths, lost = written(options.out, write)
@@ -130,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------- the report
 
 
-def row(level: MeasuredLevel) -> str:
+def row(level: Level) -> str:
     """One line of the table: value(standard error), then what is wrong, or ok."""
     gap = "-" if level.gap is None or level.error is None else f"{level.gap.value / level.error.value:+.1%}"
     cells = (
@@ -152,11 +143,11 @@ def as_json(found: list[MeasuredLevel]) -> dict[str, Any]:
     return {
         "passed": all(level.passed for level in found),
         "allowed": {
-            "standard_errors": check.CHANCE,
-            "sure": check.SURE,
-            "calibration": check.CALIBRATION,
-            "slope": check.SLOPE,
-            "asymmetry": check.ASYMMETRY,
+            "standard_errors": measure.CHANCE,
+            "sure": measure.SURE,
+            "calibration": measure.CALIBRATION,
+            "slope": measure.SLOPE,
+            "asymmetry": measure.ASYMMETRY,
         },
         "levels": [
             asdict(level)
@@ -188,46 +179,6 @@ def bits_per_dim(
     return {"value": float(per_chain.mean()), "stderr": float(per_chain.std()) / len(per_chain) ** 0.5}
 
 
-def picture(found: list[MeasuredLevel], title: str) -> bytes:
-    """A PNG: on the left errors over noise levels, on the right the ratios that should be 1 and the asymmetry."""
-    from matplotlib.figure import Figure
-
-    sigmas = [level.sigma for level in found]
-    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    errors, ratios = figure.subplots(1, 2)
-    figure.suptitle(f"ulam check: {title}", fontsize=11)
-
-    def curve(axes: Any, name: str, label: str, **style: Any) -> None:
-        given = [(level.sigma, getattr(level, name)) for level in found if getattr(level, name) is not None]
-        if given:
-            at, values = [s for s, _ in given], [m.value for _, m in given]
-            axes.errorbar(at, values, [2 * m.stderr for _, m in given], capsize=2, label=label, **style)
-
-    errors.plot(sigmas, np.square(sigmas), ":", color="0.6", label="doing nothing, $\\sigma^2$")
-    if all(level.linear is not None for level in found):
-        errors.plot(
-            sigmas, [level.linear or 0.0 for level in found], "--", color="0.4", label="best elementwise linear"
-        )
-    curve(errors, "error", "true error", color="C0", marker="o", ms=4)
-    curve(errors, "sure", "SURE", color="C1", marker="x", ms=8, ls="none")
-    curve(errors, "predicted", "posterior variance $\\sigma^2\\,\\mathrm{div}\\,D / n$", color="C2", ls="-.")
-    errors.set(xscale="log", yscale="log", xlabel="noise level $\\sigma$", ylabel="mean squared error per element")
-    errors.legend(fontsize=8)
-
-    ratios.axhspan(1 - check.CALIBRATION, 1 + check.CALIBRATION, color="C0", alpha=0.12, lw=0)
-    ratios.axhspan(1 - check.SLOPE, 1 + check.SLOPE, color="C3", alpha=0.2, lw=0)
-    ratios.axhline(check.ASYMMETRY, color="C4", ls=":", lw=1)
-    curve(ratios, "calibration", "calibration (posterior variance / error)", color="C0", marker="o", ms=4)
-    curve(ratios, "slope", "slope of x on D", color="C3", marker="s", ms=4)
-    curve(ratios, "asymmetry", "asymmetry of dD/dy (limit dotted)", color="C4", marker="^", ms=4)
-    ratios.set(xscale="log", xlabel="noise level $\\sigma$")
-    ratios.set_ylim(min(0.0, ratios.get_ylim()[0]), max(1.6, ratios.get_ylim()[1]))  # room for the legend
-    ratios.legend(fontsize=8, loc="upper left")
-    file = BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
-
-
 def _line(cells: tuple[str, ...]) -> str:
     return " ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
 
@@ -255,87 +206,33 @@ def _sigmas(options: argparse.Namespace, model: Model) -> list[float]:
     return levels
 
 
-def _data(options: argparse.Namespace, model: Model) -> Data:
-    """The examples to use, an even number."""
+def _data(options: argparse.Namespace, model: Model) -> Examples:
+    """The examples to measure on, an even number of them."""
     if options.chains < 4:
         raise ValueError(f"chains: got {options.chains}, expected at least 4")
     if options.data is None:
         if model.name != "digits":
-            raise ValueError("data: needed with a model of your own, such as --data held_out.npz")
+            raise ValueError("data: got none, expected examples for your own model, such as --data held_out.npz")
         _, held_out = load_mnist5k()
-        there = Data(held_out.images, held_out.labels, "the held-out digits")
+        there = Examples(held_out.images, held_out.labels, "the held-out digits")
     else:
         pixels, usual = options.pixels, (-1.0, 1.0) if model.name == "digits" else None
         if pixels is not None and not (math.isfinite(sum(pixels)) and pixels[0] != pixels[1]):
             raise ValueError(f"pixels: got {pixels[0]} {pixels[1]}, expected two finite numbers that differ")
-        there = load_data(options.data, model.shape, pixels, usual)
+        there = read_examples(options.data, model.shape, pixels, usual)
     count = min(options.chains, len(there.x)) // 2 * 2
     if count < 4:
-        raise ValueError(f"data: {options.data} has {len(there.x)} examples, expected at least 4")
+        raise ValueError(f"data: got {options.data} with {len(there.x)} examples, expected at least 4")
     chosen = torch.arange(count) * len(there.x) // count
-    return Data(there.x[chosen], None if there.labels is None else there.labels[chosen], there.source)
+    return Examples(there.x[chosen], None if there.labels is None else there.labels[chosen], there.source)
 
 
-def load_data(
-    path: Path,
-    shape: tuple[int, ...],
-    pixels: tuple[float, float] | None = None,
-    usual: tuple[float, float] | None = None,
-) -> Data:
-    """Examples from an npz as `ulam sample` writes it; uint8 pictures are scaled to ``pixels``, the numbers that black
-    and white were to the network in training, or to those that are ``usual`` for it.
-
-    Raises:
-        OSError, ValueError: no such file, not examples of this shape, pictures without ``pixels``, or other data with.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"data: no file {path}")
-    arrays = _arrays(path)
-    if "arr_0" not in arrays:
-        raise ValueError(f"data: {path} has no arr_0, the examples")
-    given = arrays["arr_0"]
-    if given.dtype == np.uint8 and given.ndim == 4:
-        if (ends := pixels or usual) is None:
-            raise ValueError(
-                "pixels: got none for uint8 data, expected what black and white were to the network in training, "
-                "such as --pixels -1 1 or --pixels 0 1"
-            )
-        black, white = ends
-        given = given.transpose(0, 3, 1, 2).astype(np.float32) / (255 / (white - black)) + black
-    elif pixels is not None:
-        raise ValueError(f"pixels: got them for {given.dtype} data, expected none: uint8 pictures alone are scaled")
-    if given.dtype.kind != "f" or given.shape[1:] != shape:
-        raise ValueError(
-            f"data: arr_0 is {given.dtype} {list(given.shape)}, expected float [N, {', '.join(map(str, shape))}] "
-            "or uint8 [N, H, W, C]"
-        )
-    with np.errstate(over="ignore"):
-        x = torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32))
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"data: {path} has values that are not finite, or not in float32")
-    labels = arrays.get("arr_1")
-    if labels is not None and (labels.shape != given.shape[:1] or labels.dtype.kind not in "iu"):
-        raise ValueError(f"data: arr_1 is {labels.dtype} {list(labels.shape)}, expected {len(given)} whole numbers")
-    if labels is not None and len(labels) and int(labels.max()) >= 1 << 63:
-        raise ValueError(f"data: arr_1 has {labels.max()}, expected labels of 64 bits with a sign")
-    return Data(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), str(path))
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays ``arr_0`` and ``arr_1`` of an npz, as far as it has them."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in ("arr_0", "arr_1") if name in file}
-    except Exception as error:  # a damaged archive raises what its reader happens to meet
-        lone = isinstance(error, TypeError) and "context manager" in str(error)
-        why = "one array of its own: np.savez(..., arr_0=array) makes an npz" if lone else one_line(error)
-        raise ValueError(f"data: {path} is not an npz of plain arrays ({why})") from None
-
-
-def _cond(data: Data, model: Model, device: torch.device) -> dict[str, torch.Tensor]:
+def _cond(data: Examples, model: Model, device: torch.device) -> dict[str, torch.Tensor]:
     labels = data.labels
     if labels is not None and model.classes is not None and not ((labels >= 0) & (labels < model.classes)).all():
-        raise ValueError(f"data: arr_1 has labels unknown to {model.name}, which knows 0 to {model.classes - 1}")
+        unknown = labels[(labels < 0) | (labels >= model.classes)][0]
+        right = f"0 to {model.classes - 1}, the classes of {model.name}"
+        raise ValueError(f"data: got the label {unknown} in arr_1, expected {right}")
     if labels is None and model.null_class is not None:
         labels = torch.full((len(data.x),), model.null_class)
     return {} if labels is None else {model.label: labels.to(device)}

@@ -1,7 +1,9 @@
-"""What is installed and what it can run on."""
+"""`ulam info`: what is installed and what it can run on."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 from importlib import metadata
 from typing import Any
@@ -13,8 +15,21 @@ import ulam_kernels
 PACKAGES = ("torch", "triton", "numpy", "safetensors")
 
 
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The options of `ulam info`."""
+    p.set_defaults(run=run)
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the facts; 0."""
+    facts = collect()
+    print(json.dumps(facts, indent=1) if options.json else text(facts))
+    return 0
+
+
 def versions() -> dict[str, str]:
-    """Versions of ulam, Python and what ulam stands on."""
+    """Versions of ulam, Python and the packages that ulam depends on."""
     found = {"ulam": ulam_kernels.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -51,7 +66,7 @@ def gpus() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def collect() -> dict[str, Any]:
-    """Everything `ulam info` tells."""
+    """Everything that `ulam info` prints."""
     found, missing = gpus()
     return {
         "versions": versions(),
@@ -64,7 +79,7 @@ def collect() -> dict[str, Any]:
 
 
 def instruction_set() -> str:
-    """The instruction set of the CPU backend, and the others that this machine has."""
+    """The instruction set that the CPU backend uses, and all that this machine has."""
     try:
         from ulam_kernels import _cpu
     except ImportError as error:
@@ -74,7 +89,7 @@ def instruction_set() -> str:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts for people to read."""
+    """The facts as lines to read."""
     lines = [f"{name:<12} {version}" for name, version in facts["versions"].items()]
     lines.append(f"{'cpu':<12} {facts['machine']}, {facts['threads']} threads, {facts['instruction_set']}")
     if isinstance(facts["gpus"], str):

@@ -1,28 +1,23 @@
-"""Sampling jobs as tables of plain values: what `ulam sample` is asked for in options, or in a TOML file."""
+"""Sampling jobs from tables of plain values: the options of `ulam sample`, or a TOML file."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from ulam_kernels.arguments import described
 
-from .. import samplers
-from ..conditioning import Shared, shared
 from ..denoiser import Sampler
-from ..files import one_line, parse_toml
+from ..files import parse_toml
 from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
+from ..samplers import GridSampler, catalogue
+from .image_files import read_image
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
 MOST_CHAINS, MOST_LABELS = 10**9, 100_000
@@ -31,18 +26,12 @@ KEYS = (
     "sampler", "chains", "first", "labels", "guidance", "guidance_interval", "guidance_rescale", "seed", "priority",
     "weight", "deadline", "known", "mask",
 )  # fmt: skip
-PICTURES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none that runs another program
-EIGHT_BITS, SIXTEEN_BITS = (
-    ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"),
-    ("I;16", "I;16B", "I;16L", "I"),
-)
-EXIF_ORIENTATION = 0x0112
 SUBMITTED = ("guidance_interval", "guidance_rescale", "priority", "weight", "deadline")
 
 
 @dataclass(frozen=True, eq=False)
 class JobSpec:
-    """One job, checked as far as that needs no engine. ``submit``: the arguments of :meth:`ulam.Engine.submit`."""
+    """One job, as far as it is known without an engine. ``submit``: the arguments of :meth:`ulam.Engine.submit`."""
 
     sampler: Sampler
     chains: range
@@ -51,7 +40,7 @@ class JobSpec:
 
     @property
     def cond(self) -> dict[str, torch.Tensor]:
-        """The network's further arguments, ``[chains, ...]``."""
+        """The network's conditioning by name, ``[chains, ...]``."""
         found: dict[str, torch.Tensor] = self.submit.get("cond", {})
         return found
 
@@ -60,19 +49,19 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
     """The ``[[job]]`` tables of a TOML file, each over the ``defaults``.
 
     Raises:
-        OSError, ValueError, TypeError: no such file, no TOML, or a job that cannot be, by its number.
+        OSError, ValueError, TypeError: no such file, not TOML, or an invalid job, named by its number.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"jobs: no file {path}")
+        raise FileNotFoundError(f"jobs: got {path}, expected a TOML file")
     try:
         data = parse_toml(f"jobs: {path}", path.read_bytes().decode())  # line ends as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"jobs: {path}: got {error}, expected TOML") from None
     if unknown := data.keys() - {"job"}:
-        raise ValueError(f"jobs: {path} has {sorted(unknown)[0]!r}, expected [[job]] tables only")
+        raise ValueError(f"jobs: got {path} with {sorted(unknown)[0]!r}, expected [[job]] tables only")
     tables = data.get("job")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ValueError(f"jobs: {path} has no [[job]] table")
+        raise ValueError(f"jobs: got {path} without a [[job]] table, expected one at least")
     specs = []
     for number, table in enumerate(tables, 1):
         try:
@@ -86,10 +75,10 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
 
 
 def make_job(table: Mapping[str, Any], model: Model, device: torch.device) -> JobSpec:
-    """A job from its keys; those of :data:`KEYS`, and the sampler's arguments.
+    """A job from its keys: those of :data:`KEYS`, and the sampler's arguments.
 
     Raises:
-        ValueError, TypeError, OSError: a value that cannot be, named.
+        ValueError, TypeError, OSError: an invalid value, named by its key.
     """
     count, first = _integer(table, "chains", DEFAULT_CHAINS), _integer(table, "first", 0)
     if not 1 <= count <= MOST_CHAINS:
@@ -104,7 +93,7 @@ def make_job(table: Mapping[str, Any], model: Model, device: torch.device) -> Jo
     submit |= {"seed": _integer(table, "seed", 0), **_conditioning(table.get("guidance"), model, labels, count, device)}
     for name in ("known", "mask"):
         if table.get(name) is not None:
-            submit[name] = _image(name, table[name], model.shape)
+            submit[name] = read_image(name, table[name], model.shape)
     sampler = make_sampler(
         table.get("sampler", DEFAULT_SAMPLER), {key: value for key, value in table.items() if key not in KEYS}
     )
@@ -127,10 +116,9 @@ def _number(name: str, value: object) -> float:
 # ------------------------------------------------------------------------------------------------ samplers
 
 
-def sampler_names() -> dict[str, Any]:
-    """The samplers by their names in lower case."""
-    found = {name.lower(): getattr(samplers, name) for name in samplers.__all__}
-    return {name: make for name, make in found.items() if hasattr(make, "program") and name != "gridsampler"}
+def samplers_by_name() -> dict[str, type[GridSampler]]:
+    """The samplers by their names on the command line, in lower case."""
+    return {name.lower(): cls for name, cls in catalogue().items()}
 
 
 def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
@@ -140,9 +128,9 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     :class:`ulam.samplers.DynamicThreshold`.
 
     Raises:
-        ValueError, TypeError: no such sampler, an argument that it does not take, or a value that cannot be.
+        ValueError, TypeError: no such sampler, an argument that it does not take, or an invalid value.
     """
-    known = sampler_names()
+    known = samplers_by_name()
     if not isinstance(name, str) or name.lower() not in known:
         raise ValueError(f"sampler: got {name!r}, expected one of {', '.join(sorted(known))}")
     make = known[name.lower()]
@@ -156,13 +144,15 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
         given["clip"] = DynamicThreshold(*numbers)
     taken = {option.name: option for option in fields(make) if option.init}
     if strange := given.keys() - taken.keys():
-        raise ValueError(f"{sorted(strange)[0]}: the sampler {name} does not take it")
+        key = sorted(strange)[0]
+        right = ", ".join(taken)
+        raise ValueError(f"{key}: got {described(given[key])}, expected an argument of the sampler {name}: {right}")
     lists = any(isinstance(given.get(key), tuple) for key in ("timesteps", "sigmas", "levels"))
     says_how_many = lists or "steps" in given or "levels" in given
     if "steps" in taken and "levels" not in taken and not says_how_many and not getattr(make, "every_step", False):
         given["steps"] = DEFAULT_STEPS
     if missing := [n for n, o in taken.items() if o.default is o.default_factory is MISSING and n not in given]:
-        raise ValueError(f"{missing[0]}: the sampler {name} needs it")
+        raise ValueError(f"{missing[0]}: got none, expected one for the sampler {name}")
     made: Sampler = make(**given)
     return made
 
@@ -208,14 +198,14 @@ def parse_labels(text: str) -> list[int]:
 
 
 def _chain_labels(given: object, model: Model, chains: int) -> list[int] | None:
-    """One label a chain, the given ones over and over."""
+    """One label a chain: the given ones, cyclically; None without any."""
     if given is None:
         return None
     labels: list[Any] = parse_labels(given) if isinstance(given, str) else given if isinstance(given, list) else [given]
     if not labels or not all(type(label) is int and -(1 << 63) <= label < 1 << 63 for label in labels):
         raise TypeError(f"labels: got {given!r:.60}, expected whole numbers of 64 bits, or text such as 0-9")
     if model.classes is not None and (unknown := [y for y in labels if not 0 <= y < model.classes]):
-        raise ValueError(f"labels: {unknown[0]} is unknown to {model.name}, which knows 0 to {model.classes - 1}")
+        raise ValueError(f"labels: got {unknown[0]}, expected 0 to {model.classes - 1}, the classes of {model.name}")
     return [labels[i % len(labels)] for i in range(chains)]
 
 
@@ -226,7 +216,7 @@ def _conditioning(
     null = model.null_class
     if labels is None:
         if guidance is not None:
-            raise ValueError("guidance: needs labels")
+            raise ValueError(f"guidance: got {guidance} without labels, expected labels with it")
         if null is None:
             return {}
         labels = [null] * chains
@@ -234,63 +224,5 @@ def _conditioning(
     if guidance is None:
         return {"cond": cond}
     if null is None:
-        raise ValueError("guidance: needs null-class, the label that means no class")
+        raise ValueError(f"guidance: got {guidance}, expected null-class with it, the label that means no class")
     return {"cond": cond, "guidance": guidance, "uncond": {name: torch.full_like(y, null) for name, y in cond.items()}}
-
-
-def _pixels(name: str, path: Path, shape: tuple[int, ...], grey: bool) -> npt.NDArray[np.float32]:
-    """[H, W] or [H, W, 3] in [0, 1]. The size is looked at before anything is decoded."""
-    with Image.open(path, formats=PICTURES) as picture:
-        if picture.size != (shape[2], shape[1]):
-            came, expected = f"{picture.width}x{picture.height}", f"{shape[2]}x{shape[1]}"
-            raise ValueError(f"{name}: got {path} of {came} pixels, expected {expected} like the samples")
-        if (strange := _not_as_it_lies(picture)) is not None:
-            raise ValueError(f"{name}: got {path} {strange}")
-        if picture.mode in SIXTEEN_BITS:
-            wide = np.asarray(picture, dtype=np.float64) / 65535
-            if not ((wide >= 0) & (wide <= 1)).all():
-                raise ValueError(f"{name}: got {path} with values beyond 16 bits, expected 8 or 16 bits a pixel")
-            return (wide if grey else np.repeat(wide[:, :, None], 3, axis=2)).astype(np.float32)
-        if picture.mode not in EIGHT_BITS:
-            raise ValueError(f"{name}: got {path} of mode {picture.mode}, expected 8 or 16 bits a pixel")
-        return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.float32) / np.float32(255)
-
-
-def _not_as_it_lies(picture: Image.Image) -> str | None:
-    """How a picture shows something else than the numbers that lie in it, and what is expected; None where it does not.
-
-    Pillow hands over 16-bit numbers, and those of TIFFs with other widths or signs or with black and white changed
-    about, as they lie in the file.
-    """
-    if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:  # JPEGs may hold previews
-        return f"with {frames} pictures, expected one"
-    if picture.mode in SIXTEEN_BITS and isinstance(picture, TiffImageFile):
-        tags = picture.tag_v2
-        bits, kind, photometric = (tags.get(tag, usual) for tag, usual in ((258, (1,)), (339, (1,)), (262, 1)))
-        if (*bits, *kind) != (16, 1):
-            return f"of {bits[0]} {'unsigned' if kind[0] == 1 else 'signed'} bits a pixel, expected 8, or 16 unsigned"
-        if photometric != 1:
-            return "of 16 bits a pixel where 0 is white, expected 0 to be black"
-    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        return "with transparent pixels, whose colours are not seen, expected an opaque picture"
-    if (turned := picture.getexif().get(EXIF_ORIENTATION, 1)) != 1:
-        return f"that its EXIF orientation {turned} turns or mirrors, expected one that is stored as it is seen"
-    return None
-
-
-def _image(name: str, path: object, shape: tuple[int, ...]) -> Shared:
-    """A picture file for all chains: known in [-1, 1]; a mask in [0, 1], white where the image is known."""
-    if not isinstance(path, (str, Path)) or not Path(path).is_file():
-        raise FileNotFoundError(f"{name}: no file {path}")
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"{name}: samples of shape {shape} are no pictures")
-    try:
-        with warnings.catch_warnings():  # the size is looked at before anything is decoded
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            pixels = _pixels(name, Path(path), shape, grey=name == "mask" or shape[0] == 1)
-    except Exception as error:  # a damaged picture raises what its reader happens to meet
-        if str(error).startswith(f"{name}: "):
-            raise
-        raise ValueError(f"{name}: got {path}, which is no picture ({one_line(error)})") from None
-    tensor = torch.from_numpy(pixels).reshape(*shape[1:], -1).permute(2, 0, 1).expand(shape).contiguous()
-    return shared(tensor if name == "mask" else tensor * 2 - 1)

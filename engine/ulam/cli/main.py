@@ -1,9 +1,8 @@
-"""The command line: `ulam sample`, `ulam check` and `ulam info`."""
+"""The command line: `ulam info`, `ulam sample`, `ulam check` and `ulam mcmc`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import warnings
@@ -11,18 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from . import check as check_report
-from . import info
-from . import mcmc as mcmc_command
-from . import sample as sample_command
-from .streams import TERMINATED, Terminated, lenient_streams, termination
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+from . import check, info, mcmc, sample
+from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C, 143 after
-    SIGTERM. A reader of its output that goes away changes nothing.
+    """Run a command and return its exit code: 0, 2 for bad input, 1 for a failure inside the model, 130 after Ctrl-C,
+    143 after SIGTERM. It goes on if nobody reads its output any more.
     """
     with lenient_streams(), warnings.catch_warnings():
         warnings.showwarning = _warn
@@ -69,20 +63,19 @@ def _parser() -> _Parser:
     common = _Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
-    told = commands.add_parser("info", parents=[common], help="versions, devices and backends")
-    told.add_argument("--json", action="store_true", help="print JSON")
-    told.set_defaults(run=_info)
+    p = commands.add_parser("info", parents=[common], help="versions, devices and backends")
+    info.add_arguments(p)
 
     p = commands.add_parser("sample", parents=[common], help="draw samples from a trained model")
     _add_model(p)
-    sample_command.add_arguments(p)
+    sample.add_arguments(p)
 
     p = commands.add_parser("check", parents=[common], help="test a trained denoiser: SURE, calibration, its score")
     _add_model(p)
-    check_report.add_arguments(p)
+    check.add_arguments(p)
 
     p = commands.add_parser("mcmc", parents=[common], help="run Markov chains of a density or an energy")
-    mcmc_command.add_arguments(p)
+    mcmc.add_arguments(p)
     return parser
 
 
@@ -94,12 +87,6 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
     p.add_argument("--predicts", help="eps, x0, v, score, flow or raw (your network; default eps)")
     p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
-
-
-def _info(options: argparse.Namespace) -> int:
-    facts = info.collect()
-    print(json.dumps(facts, indent=1) if options.json else info.text(facts))
-    return 0
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from ..files import json_text, whole, writable_folder, written
 from ..mcmc import densities
 from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn
-from ..mcmc.run import run
+from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
 from ..samplers import BAOAB, HMC, MALA, SGLD, ULA
 from ..samplers.markov.chain_sampler import ChainSampler
@@ -46,7 +46,7 @@ OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay")
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `ulam mcmc`."""
-    p.set_defaults(run=execute)
+    p.set_defaults(run=run)
     p.add_argument("--target", required=True, help=f"{', '.join(TARGETS)}, or module:factory for an energy of your own")
     p.add_argument("--dimension", type=int, metavar="D", help="of a built-in target (default 2; funnel 10)")
     p.add_argument("--shape", type=_sizes, metavar="C,H,W", help="of one state of your own energy, such as 1,8,8")
@@ -71,14 +71,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES)}")
 
 
-def execute(options: argparse.Namespace) -> int:
-    """Run the chains and write what they leave; the exit code."""
+def run(options: argparse.Namespace) -> int:
+    """Run the chains and write draws, report and plots; the exit code."""
     if not options.no_plots:
         plots.require_matplotlib()
     target, sampler = _target(options), _sampler(options)
     print(f"ulam: {options.chains} chains of {target!r}, {sampler}")
     with writable_folder(options.out, FILES):
-        chains = run(
+        chains = run_chains(
             target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
             warmup=options.warmup, thin=options.thin, adapt=options.adapt, slots=options.slots, device=options.device,
             backend=options.backend,
@@ -102,7 +102,7 @@ def _target(options: argparse.Namespace) -> Target:
     name = options.target
     if name in TARGETS:
         if options.shape is not None:
-            raise ValueError(f"shape: {name} has its own, give --dimension")
+            raise ValueError(f"shape: got {options.shape}, expected none: {name} has its own, give --dimension")
         if options.dimension is not None and not 1 <= options.dimension <= MAX_ELEMENTS:
             raise ValueError(f"dimension: got {described(options.dimension)}, expected 1 to 2^30")
         make, default = TARGETS[name]
@@ -110,9 +110,9 @@ def _target(options: argparse.Namespace) -> Target:
     if ":" not in name:
         raise ValueError(f"target: got {name!r}, expected one of {', '.join(TARGETS)}, or module:factory")
     if options.dimension is not None:
-        raise ValueError("dimension: is for built-in targets, give --shape")
+        raise ValueError(f"dimension: got {options.dimension}, expected none: it is for built-in targets, give --shape")
     if options.shape is None:
-        raise ValueError("shape: needed with an energy of your own, such as --shape 2")
+        raise ValueError("shape: got none, expected that of a state of your own energy, such as --shape 2")
     made: Any = call_factory("target", name)
     return made if hasattr(made, "bind") else Energy(made)
 
@@ -125,13 +125,14 @@ def _sampler(options: argparse.Namespace) -> ChainSampler:
     given = {option: getattr(options, option) for option in OPTIONS if getattr(options, option) is not None}
     taken = make.__dataclass_fields__  # type: ignore[attr-defined]
     if strange := [option for option in given if option not in taken]:
-        raise ValueError(f"{strange[0]}: the sampler {name} does not take it")
+        came = f"{strange[0]}: got {given[strange[0]]}"
+        raise ValueError(f"{came}, expected none: the sampler {name} does not take it")
     made: ChainSampler = make(options.step, **given)  # type: ignore[call-arg]
     return made
 
 
 def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Chains) -> list[str]:
-    """Write the files, each whole or not at all; their names."""
+    """Write the files, all of them whole or none; their names."""
     report = _report(options, chains)
     exact = None
     if isinstance(target, BuiltIn) and options.temperature in (None, 1.0):

@@ -1,4 +1,4 @@
-"""What a sampling run leaves behind: a picture, the samples, a report. Files appear whole or not at all."""
+"""The files of a sampling run: samples, a picture, a report, previews. They appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ("samples.npz", "grid.png", "report.json")
 class Previews:
     """A callback that writes x_0 estimates as pictures: previews/job-J-row-R.png, the first chains of each job.
 
-    ``jobs``: all of them, whose places give J; to be set before the first call.
+    ``jobs``: all jobs, in the order that numbers them; to be set before the first call.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class Previews:
         self._shown: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(self, preview: Preview) -> None:
-        """Put a group's estimates into their picture."""
+        """Draw a group's estimates into the picture of its job and row."""
         if preview.x0 is None:
             return
         ids = preview.job.ids
@@ -46,8 +46,8 @@ class Previews:
         count = min(len(shown) - first, len(preview.chains))
         shown[first : first + count] = preview.x0[:count]
         self._folder.mkdir(exist_ok=True)
-        name = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
-        with whole(name) as (partial,):
+        path = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
+        with whole(path) as (partial,):
             grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
 
 

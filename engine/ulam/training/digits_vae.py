@@ -1,4 +1,4 @@
-"""Train `DigitsVAE` on the digits of `training.digits`: `python -m ulam.training.digits_vae`.
+"""Train `DigitsVAE` on the digits of `models.mnist`: `python -m ulam.training.digits_vae`.
 
 Writes `digits_vae.safetensors` (fp16) and `digits_vae.json` (how it was made: seed, split, curve of the bound). With
 `--picture FILE` it draws real digits, samples of the VAE (the decoder's mean) and of the diffusion model instead.

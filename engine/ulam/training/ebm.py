@@ -38,7 +38,7 @@ PIXELS = 128  # of a panel of the plane's picture
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and by which chains.
+    """A data set, and how its energy is trained.
 
     sigma: of the noise on the data. step: of ULA. chain_steps: between updates. fits: updates by score matching.
     updates: by contrastive divergence. rate: of learning. sample_steps: of ULA from noise, for the picture.
@@ -71,7 +71,9 @@ def load_data(name: str, seed: int = 0) -> Tensor:
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise ModuleNotFoundError("the 8x8 digits come with scikit-learn: pip install scikit-learn") from None
+            raise ModuleNotFoundError(
+                "sklearn: got no such package, expected it for the 8x8 digits: pip install scikit-learn"
+            ) from None
         images = torch.from_numpy(load_digits().images).float()
         return (images / 8 - 1)[:, None]
     angle = torch.pi * torch.rand(4096, generator=torch.Generator().manual_seed(seed))
@@ -87,7 +89,7 @@ def new_energy(task: Task, data: Tensor) -> TiltedGaussian:
 
 
 class Training:
-    """The energy ``net``, its moving average ``ema``, and what moves them; all randomness is from the seed."""
+    """The energy ``net``, its moving average ``ema``, and their training; all randomness is from the seed."""
 
     def __init__(self, task: Task, data: Tensor, seed: int) -> None:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Memory for results: that of earlier ones, where nobody holds them any more."""
+"""Memory for results: that of earlier results which nobody holds any more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ulam_kernels.dispatch import load
 
-LARGE = 1 << 16  # elements: the memory allocator has smaller pieces at hand
+LARGE = 1 << 16  # elements; smaller pieces the memory allocator has at hand
 MOST = 4  # a loop holds the sample, the next one and the network's input
 ALIGNMENT = 64
 AHEAD = 16  # tensors made of an array at once: with cold caches the first costs as much as all others
@@ -27,13 +27,13 @@ class Buffers:
         self._kept: list[tuple[torch.Size, np.ndarray[Any, np.dtype[np.float32]], list[torch.Tensor]]] = []
 
     def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Contiguous, of a tensor's shape, dtype and device."""
+        """An uninitialised contiguous tensor of another's shape, dtype and device."""
         if tensor.dtype is torch.float32 and tensor.is_cpu:
             return self.empty(tensor.shape)
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
     def empty(self, shape: torch.Size) -> torch.Tensor:
-        """Contiguous, float32, on the CPU."""
+        """An uninitialised contiguous float32 tensor on the CPU."""
         for kept, array, ready in self._kept:
             if kept == shape and sys.getrefcount(array) == UNHELD + len(ready):
                 return ready.pop() if ready else self._made(array, ready)
@@ -48,7 +48,7 @@ class Buffers:
 
     @staticmethod
     def _made(array: np.ndarray[Any, np.dtype[np.float32]], ready: list[torch.Tensor]) -> torch.Tensor:
-        """A tensor of an array; more are made ready, unless a mode of torch makes something else of them."""
+        """A tensor of an array; more are made ready, unless a mode of torch turns them into something else."""
         with torch.inference_mode(False):
             made = [torch.from_numpy(array) for _ in range(AHEAD)]
         address = getattr(load("cpu"), "address", None)
@@ -58,7 +58,7 @@ class Buffers:
 
 
 def _unheld() -> int:
-    """The references that `Buffers.empty` counts of an array which no tensor has: they differ between Pythons."""
+    """How many references `Buffers.empty` counts of an array that no tensor holds; it depends on the Python version."""
     kept = [(None, np.empty(1), None)]
     for _, array, _ in kept:
         count = sys.getrefcount(array)

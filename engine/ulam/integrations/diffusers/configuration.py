@@ -1,4 +1,4 @@
-"""What the configuration of a diffusers scheduler may hold: checked by key, before anything is made of it."""
+"""Checks of a diffusers scheduler's configuration, by key, before anything is made from it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_STEPS, HUGE = 10**6, 1e18  # above, whole numbers do not fit into torch's
+MOST_STEPS, HUGE = 10**6, 1e18  # larger whole numbers do not fit into torch's
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and whether it is."""
+    """What a value must be, in words, and a test of it."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -146,7 +146,7 @@ def check_config(config: Mapping[str, Any], name: str, argument: str = "schedule
 
 
 def check_complete(config: Mapping[str, Any], parameters: Iterable[str], argument: str = "scheduler") -> None:
-    """Raises ValueError, as `check_config`, for a key of these, which its class takes, that the configuration lacks."""
+    """Raises ValueError, as `check_config`, for one of these parameters of its class that the configuration lacks."""
     for key in parameters:
         if key in RULES and key not in config:
             raise ValueError(f"{argument}: got a configuration without {key}, expected {RULES[key].expected}")

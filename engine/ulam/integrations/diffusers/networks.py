@@ -33,7 +33,7 @@ Clock = Callable[[torch.Tensor], torch.Tensor]
 
 
 def known(part: object, names: Any) -> str | None:
-    """The first of a part's classes that has one of these names."""
+    """The name of the first of a part's classes that is one of `names`, or None."""
     return next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in names), None)
 
 

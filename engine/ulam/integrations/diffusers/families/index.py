@@ -191,7 +191,7 @@ class FusedDDIM(Fused):
 
 
 def _end(scheduler: Any, time: float, *, anywhere: bool = False) -> float:
-    """alphas_cumprod behind the step at `time`: T // n before it, where leading spacing ends (or anywhere)."""
+    """alphas_cumprod after the step at `time`: at T // n before it with leading spacing or `anywhere`, else final."""
     assert scheduler.num_inference_steps is not None
     after = int(time) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     there = after >= 0 and (anywhere or scheduler.config.timestep_spacing == "leading")
