@@ -72,7 +72,9 @@ def test_a_sampler_of_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatc
     (tmp_path / "taken_name.py").write_text(lines)
     exported = list(ulam.samplers.__all__)
     monkeypatch.setattr(ulam.samplers, "__path__", [str(tmp_path)])
-    with pytest.raises(ImportError, match=r"samplers\.taken_name: the name DDIM is taken"):
+    with pytest.raises(
+        ImportError, match=r"samplers\.taken_name: got a sampler DDIM, expected a name that is not taken"
+    ):
         ulam.samplers._export_others()
     del sys.modules["ulam.samplers.taken_name"]
     assert ulam.samplers.__all__ == exported and ulam.samplers.DDIM.__module__ == "ulam.samplers.ddim"

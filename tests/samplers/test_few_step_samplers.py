@@ -18,8 +18,8 @@ from ulam import Program, schedules
 from ulam.programs.clip import DynamicThreshold
 from ulam.samplers.consistency import Consistency
 from ulam.samplers.ddim import DDIM
-from ulam.samplers.grid import sigma_min
 from ulam.samplers.lcm import LCM
+from ulam.samplers.noise_levels import sigma_min
 from ulam.samplers.tcd import TCD
 
 VP = {"scaled": schedules.vp_scaled_linear(), "cosine": schedules.vp_cosine(1000)}

@@ -16,7 +16,8 @@ from ulam import schedules
 from ulam.integrations.diffusers import fuse
 from ulam.samplers import DDIM, DDPM, TCD
 from ulam.samplers.arguments import check_whole
-from ulam.samplers.grid import Grid, levels_at, network_times, sigma_min
+from ulam.samplers.grid import Grid
+from ulam.samplers.noise_levels import levels_at, network_times, sigma_min
 from ulam.schedules import Schedule, VariancePreserving
 
 # diffusers reads torch tensors through NumPy's old protocol

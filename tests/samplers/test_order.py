@@ -20,7 +20,8 @@ from gmm import Array, Mixture
 from oracles import gaussian_output
 from ulam import schedules
 from ulam.samplers import catalogue
-from ulam.samplers.grid import GridSampler, levels_at
+from ulam.samplers.grid import GridSampler
+from ulam.samplers.noise_levels import levels_at
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 
 MIXTURE = Mixture(weights=(0.3, 0.5, 0.2), means=(-1.5, 0.4, 1.8), stds=(0.5, 0.6, 0.4))

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------- the report
 
 
-def row(level: Level) -> str:
+def row(level: MeasuredLevel) -> str:
     """One line of the table: value(standard error), then what is wrong, or ok."""
     gap = "-" if level.gap is None or level.error is None else f"{level.gap.value / level.error.value:+.1%}"
     cells = (

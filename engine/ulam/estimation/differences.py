@@ -176,8 +176,8 @@ def refused(argument: str, function: object, refusals: list[Refusal], mode: str 
     way_out = "" if mode == "auto" else f", or derivatives='auto' in place of {mode!r}"
     one = next((refusal for refusal in refusals if refusal.way != "forward"), refusals[0])
     if one.hidden is None:
-        told = "; ".join(f"{refusal.way}: {refusal.reason:.160}" for refusal in refusals if refusal.hidden is None)
-        return f"{name} without the derivative in x ({told}), expected torch operations that have one{way_out}"
+        reasons = "; ".join(f"{refusal.way}: {refusal.reason:.160}" for refusal in refusals if refusal.hidden is None)
+        return f"{name} without the derivative in x ({reasons}), expected torch operations that have one{way_out}"
     order = "second derivative" if one.way == "second" else "derivative"
     return (
         f"{name}, whose {order} in x by automatic differentiation is {one.hidden:.0%} off finite "

@@ -61,8 +61,8 @@ class Estimator:
         kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, sigma_data)
         self._to_net, self._on_y, self._on_m = (self._tensor(c) for c in (c_in * alpha, kx * alpha, km))
         exact = y.dtype == torch.float64 and not by_index  # for checking
-        told = torch.float64 if exact else denoiser.time_dtype
-        self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, told)
+        time_dtype = torch.float64 if exact else denoiser.time_dtype
+        self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, time_dtype)
 
     def _tensor(self, coefficients: Array) -> torch.Tensor:
         with torch.inference_mode(False):  # graphs may hold it

@@ -225,7 +225,8 @@ def _adaptive(
     start = np.concatenate([y.cpu().numpy().ravel(), np.zeros(flow.traces * len(y))])
     solved = solve_ivp(rates, (low, high), start, method="RK45", t_eval=[high], rtol=rtol, atol=atol)
     if not solved.success:
-        raise RuntimeError(f"solver: scipy's RK45 failed: {solved.message}")
+        came = " ".join(str(solved.message).split())
+        raise RuntimeError(f"solver: got a failure of scipy's RK45 ({came}), expected looser rtol, atol, or 'rk4'")
     end = torch.from_numpy(solved.y[:, -1]).to(device)
     return end[:size].view(y.shape), end[size:].view(flow.traces, -1)
 

@@ -77,15 +77,15 @@ def _warn_of_divergence(result: Chains, plan: RunPlan) -> None:
     worst = int(bad[0])
     if plan.sampler.adjusted:
         count = int(result.divergences.sum())
-        told = (
+        message = (
             f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
         )
     else:
-        told = (
+        message = (
             f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
             "their draws from there on are not finite"
         )
-    errors.warn(f"{told}: try a smaller step", RuntimeWarning)
+    errors.warn(f"{message}: try a smaller step", RuntimeWarning)
 
 
 def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> None:

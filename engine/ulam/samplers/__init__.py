@@ -81,7 +81,7 @@ def _export_others() -> None:
             if not ours or name != it.__name__ or name.startswith("_") or inspect.isabstract(it):
                 continue
             if globals().setdefault(name, it) is not it:
-                raise ImportError(f"{module.__name__}: the name {name} is taken, expected another for this sampler")
+                raise ImportError(f"{module.__name__}: got a sampler {name}, expected a name that is not taken")
             if name not in __all__:
                 __all__.append(name)
 

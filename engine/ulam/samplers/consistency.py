@@ -12,7 +12,8 @@ from ..programs.clip import Clip
 from ..programs.program import Program
 from ..schedules import Array, Continuous, Schedule
 from .arguments import check_clip, check_number, check_whole
-from .grid import Grid, GridSampler, sigma_min
+from .grid import Grid, GridSampler
+from .noise_levels import sigma_min
 
 
 @dataclass(frozen=True)

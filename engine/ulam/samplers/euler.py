@@ -17,7 +17,8 @@ from ..programs.predictions import combine, sigma_data_of
 from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number
-from .grid import Grid, GridSampler, levels_at, network_times
+from .grid import Grid, GridSampler
+from .noise_levels import levels_at, network_times
 
 NoiseLevel: TypeAlias = tuple[Array | float, Array | float]  # (alpha, sigma)
 Terms: TypeAlias = dict[str, Array | float]

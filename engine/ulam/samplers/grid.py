@@ -39,6 +39,7 @@ from ..programs.builder import compiled
 from ..programs.program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
 from .arguments import SPACINGS, check_choice, check_final, check_sigmas, check_steps, check_timesteps
+from .noise_levels import coordinate, levels_at, network_times, sigma_min, spaced
 from .sigmas import beta_times, sigma_grid
 
 ROUNDING = 1e-6  # of a training step: a time this close to a whole one is that one
@@ -316,49 +317,6 @@ def not_an_index(name: str, time: float, way: str) -> str:
     return f"{name}: got t = {time:.10g} under time='index', expected whole training steps: use {way}"
 
 
-def spaced(training_steps: int, steps: int, spacing: str, convention: str) -> Array:
-    """[steps] training indices, decreasing [Lin 2024, table 2; rounding as in diffusers]; see the module's table."""
-    T, n = training_steps, steps
-    if n == 1:  # diffusers begins at 0 for leading and linspace, where noise would be taken for data
-        return np.array([T - 1.0])
-    if spacing == "trailing":
-        return np.arange(T, 0, -T / n)[:n].round() - 1
-    count = n + 1 if convention == "endless" else n
-    if spacing == "leading":
-        return (np.arange(count, dtype=np.float64) * (T // count))[::-1][:n]
-    times = np.linspace(0, T - 1, count)
-    return (times if convention == "fractional" else times.round())[::-1][:n]
-
-
-def coordinate(schedule: Schedule, t: Array) -> Array:
-    """The level in the terms of `sigmas`: sigma / alpha, on flow schedules sigma itself, as in diffusers."""
-    alpha, sigma = schedule.levels(t)
-    with np.errstate(divide="ignore"):
-        return sigma if isinstance(schedule, FlowMatching) else sigma / alpha
-
-
-def levels_at(schedule: Schedule, values: Array | float) -> tuple[Array, Array]:
-    """(alpha, sigma) at these values of `coordinate`."""
-    values = np.asarray(values, dtype=np.float64)
-    if isinstance(schedule, VariancePreserving):
-        alpha = 1 / np.hypot(1, values)
-        return alpha, values * alpha
-    if isinstance(schedule, FlowMatching):
-        return schedule.levels(values)
-    return schedule.levels(schedule.t_of_sigma(values))
-
-
-def network_times(schedule: Schedule, alphas: Array, sigmas: Array) -> Array:
-    """The times that the network is told at these levels; on VP schedules interpolated in log(sigma / alpha), as in
-    k-diffusion."""
-    with np.errstate(divide="ignore"):
-        ratios = sigmas / alphas
-    if not isinstance(schedule, VariancePreserving):
-        return schedule.t_of_sigma(ratios)
-    known = schedule.ratios[np.isfinite(schedule.ratios)]
-    return np.interp(np.log(ratios), np.log(known), np.arange(len(known)))
-
-
 def to_the_data(times: Array, alphas: Array, sigmas: Array) -> Grid:
     """The grid of these rows that ends at the data."""
     return Grid(times, np.append(alphas, 1.0), np.append(sigmas, 0.0))
@@ -367,13 +325,3 @@ def to_the_data(times: Array, alphas: Array, sigmas: Array) -> Grid:
 def at_sigma_min(schedule: Schedule, alphas: Array, sigmas: Array) -> bool:
     """Whether the last level is already the schedule's smallest, or below it."""
     return bool(sigmas[-1] <= alphas[-1] * sigma_min(schedule) * (1 + 1e-9))
-
-
-def sigma_min(schedule: Schedule) -> float:
-    """The smallest sigma / alpha that the schedule was made for."""
-    if isinstance(schedule, VariancePreserving):
-        return float(schedule.ratios[0])
-    if isinstance(schedule, FlowMatching):
-        return 1e-3  # a thousandth of the way, as for training steps
-    end = getattr(schedule, "sigma_min", None)
-    return float(end) if end is not None else float(coordinate(schedule, schedule.grid(2))[-1])  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ import numpy as np
 from ..programs.program import Program
 from ..schedules import Schedule
 from .euler import ChurnSampler, Coordinates
-from .grid import ROUNDING, Grid, network_times, not_an_index
+from .grid import ROUNDING, Grid, not_an_index
+from .noise_levels import network_times
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a run that starts from noise alone starts where the schedule's noise is."""
+"""Whether a run that starts from noise alone starts at the schedule's noisiest level."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from ..schedules import Continuous, Schedule, VarianceExploding
 from .grid import GridSampler
 
-FAR = 2.0  # a first level this many times below the noisiest is another law
-MOSTLY_NOISE = 10.0  # sigma / alpha, above which a hundredth of the variance is signal, for data of variance 1
+FAR = 2.0  # times below the noisiest level, from where a first level has another law
+MOSTLY_NOISE = 10.0  # sigma / alpha, above which less than a hundredth of the variance is data of variance 1
 
 
 @lru_cache(maxsize=256)
 def start_below_noise(sampler: GridSampler, schedule: Schedule) -> str | None:
-    """What to tell a user who gives no x_init to a sampler whose first level still holds signal, or None.
+    """A warning for a sampler without x_init whose first noise level still holds signal, or None.
 
     Without x_init a chain starts from noise of the first level's standard deviation. The law there is that of alpha x_0
-    + sigma eps, which noise alone stands for at the schedule's noisiest level only. A first level of sigma / alpha
-    below half of that is told: on VE schedules whatever it is (the data's scale is not known), elsewhere below 10
-    (where data of variance 1 make up a hundredth of the variance of x_t).
+    + sigma eps, for which noise alone can stand only at the schedule's noisiest level. The warning is for a first level
+    of sigma / alpha below half of that: on VE schedules at any level (the scale of the data is not known), elsewhere
+    below 10 (where data of variance 1 make up a hundredth of the variance of x_t).
     """
     first, last = sampler.grid(schedule).ratios[0], noisiest(schedule)
     if first * FAR >= last or (first >= MOSTLY_NOISE and not isinstance(schedule, VarianceExploding)):
