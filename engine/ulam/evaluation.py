@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -33,19 +33,19 @@ def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
-def check_output(m: object, shape: Sequence[int], name: str = "net") -> torch.Tensor:
+def check_output(m: object, shape: tuple[int, ...], name: str = "net") -> torch.Tensor:
     """The output m of a network on x of this shape ``[B, C, *shape]``: shaped like x, or with twice the channels.
 
     ``name``: what errors call the network. Raises TypeError for what is not a tensor of real numbers, ValueError for
     another shape.
     """
-    if isinstance(m, torch.Tensor) and m.shape in (tuple(shape), _doubled(shape)):
+    if isinstance(m, torch.Tensor) and (m.shape == shape or m.shape == _doubled(shape)):
         check_real(m, name)
         return m
     raise _refused(m, name, f"{list(shape)} like its input")
 
 
-def check_halves(m: object, shape: Sequence[int], halves: str, name: str = "net") -> torch.Tensor:
+def check_halves(m: object, shape: tuple[int, ...], halves: str, name: str = "net") -> torch.Tensor:
     """As :func:`check_output` for an output with twice the channels; ``halves``: what they are, as errors say it."""
     if isinstance(m, torch.Tensor) and m.shape == _doubled(shape):
         check_real(m, name)
@@ -53,9 +53,9 @@ def check_halves(m: object, shape: Sequence[int], halves: str, name: str = "net"
     raise _refused(m, name, f"{list(_doubled(shape))}, {halves}")
 
 
-def check_like(m: object, shape: Sequence[int], name: str, kind: str = "", why: str = "") -> torch.Tensor:
+def check_like(m: object, shape: tuple[int, ...], name: str, kind: str = "", why: str = "") -> torch.Tensor:
     """As :func:`check_output` for exactly this shape; ``kind``: what m holds, in the plural; ``why`` this shape."""
-    if isinstance(m, torch.Tensor) and m.shape == tuple(shape):
+    if isinstance(m, torch.Tensor) and m.shape == shape:
         check_real(m, name)
         return m
     raise _refused(m, name, f"{list(shape)}{why}", kind)
@@ -66,8 +66,8 @@ def split_output(m: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Te
     return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
 
 
-def _doubled(shape: Sequence[int]) -> tuple[int, ...]:
-    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else tuple(shape)
+def _doubled(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else shape
 
 
 def _refused(m: object, name: str, right: str, kind: str = "") -> Exception:

@@ -69,7 +69,7 @@ def denoising(
     choice(weighting, "weighting", WEIGHTINGS)
     real(gamma, "gamma")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
-    m, _ = split_output(check_output(_call(denoiser, batch, cond), x_0.shape), x_0.shape[1])
+    m, _ = _output(denoiser, batch, cond)
     loss = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
     if weighting == "simple":
         return loss
@@ -140,7 +140,7 @@ def hybrid(
     if (k % 1 != 0).any():
         raise ValueError(f"t: got {k[k % 1 != 0][0]:g}, expected whole training steps")
     batch = add_noise(x_0, t, denoiser.schedule, denoiser.predicts, seed=seed, step=step, chains=chains)
-    m, v = split_output(check_halves(_call(denoiser, batch, cond), x_0.shape, VARIANCE_HALVES), x_0.shape[1])
+    m, v = _output(denoiser, batch, cond, learned=True)
     assert v is not None
     simple = (m.float() - batch.target.float()).pow(2).flatten(1).mean(1)
     D = predict_x0(batch.x_t.detach(), m.detach().contiguous(), t, denoiser.schedule, denoiser.predicts).float()
@@ -256,10 +256,14 @@ def _tanh_cdf(y: torch.Tensor) -> torch.Tensor:
     return (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
 
 
-def _call(denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None) -> object:
-    """What the network returns for a training batch."""
-    t = batch.t.round().long() if denoiser.time == "index" else batch.t
-    return denoiser.net(batch.x_t, t, **(cond or {}))
+def _output(
+    denoiser: Denoiser, batch: Noised, cond: Mapping[str, torch.Tensor] | None, learned: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The network's prediction, and the second half of its output, which is there where the variance is ``learned``."""
+    # torch.compile traces a function that names torch, with the network and the checks inside it.
+    t, shape = torch.round(batch.t).long() if denoiser.time == "index" else batch.t, batch.x_t.shape
+    m = denoiser.net(batch.x_t, t, **(cond or {}))
+    return split_output(check_halves(m, shape, VARIANCE_HALVES) if learned else check_output(m, shape), shape[1])
 
 
 def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
