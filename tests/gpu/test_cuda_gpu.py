@@ -12,6 +12,7 @@ import torch
 import blend_cases
 import tick_cases
 import ulam_kernels
+from bit_comparison import differences
 from reduce_cases import MIXED, mixed_table, random_inputs
 from ulam_kernels import Table
 
@@ -28,13 +29,6 @@ def reason() -> str | None:
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif((why := reason()) is not None, reason=f"needs a GPU: {why}")]
-
-
-def differences(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Elements whose bits differ; any NaN equals any NaN."""
-    a, b = a.cpu(), b.cpu()
-    kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
-    return int(((a.view(kind) != b.view(kind)) & ~(a.isnan() & b.isnan())).sum())
 
 
 def random_table(registers: int, rng: np.random.Generator, rows: int = 16) -> Table:

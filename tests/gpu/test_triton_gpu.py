@@ -11,7 +11,8 @@ import tick_cases
 pytest.importorskip("triton", reason="triton is not installed")
 
 import ulam_kernels
-from triton_cases import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal, same_bits
+from bit_comparison import same_bits
+from triton_cases import FLOATS, MIXED, SAME, VARIANTS, Case, Variant, copy_of, normal
 from triton_reduce_cases import blending, by_row, reduction
 from ulam_kernels import cpu
 

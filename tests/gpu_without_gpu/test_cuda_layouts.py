@@ -15,9 +15,10 @@ from bench.sass import Sass, cheapest_pass, disassembled
 import cuda_simulator
 import memory_trips
 import ulam_kernels
+from bit_comparison import same_bits
 from cuda_cases import FAST, plain_row
 from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device
-from layout_cases import LAYOUTS, cases, laid_out, normal, random_case, same_bits
+from layout_cases import LAYOUTS, cases, laid_out, normal, random_case
 from memory_trips import Trips
 from ulam_kernels import Table
 

@@ -15,7 +15,8 @@ import torch
 import blend_cases
 import cuda_simulator
 import ulam_kernels
-from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device, differences
+from bit_comparison import differences
+from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device
 from machine_code import loads_in_flight
 from reduce_cases import LEVELS, mixed_table, random_inputs, table_of
 from ulam_kernels.table import NORMALISE, READS_M, THRESHOLD

@@ -13,8 +13,9 @@ from bench.sass import WIDE_SLOTS, Sass, cheapest_pass, counts_an_element, disas
 
 import cuda_simulator
 import ulam_kernels
+from bit_comparison import differences
 from cuda_cases import FAST, plain_row
-from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, differences
+from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device
 from ptx_parser import Instruction, parse
 from reduce_cases import table_of
 from ulam_kernels import Table

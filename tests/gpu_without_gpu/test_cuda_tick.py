@@ -15,8 +15,9 @@ from bench.sass import SASS_LINE, Sass
 
 import cuda_simulator
 import ulam_kernels
+from bit_comparison import differences
 from blend_cases import random_inputs
-from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device, differences
+from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device
 from ptx_parser import parse
 from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick
 

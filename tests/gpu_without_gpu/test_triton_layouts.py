@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import triton_interpreter
-from layout_cases import LAYOUTS, SHAPES, cases, laid_out, random_case, same_bits
+from bit_comparison import same_bits
+from layout_cases import LAYOUTS, SHAPES, cases, laid_out, random_case
 from ulam_kernels import reference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")

@@ -17,20 +17,9 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from bit_comparison import same_bits  # noqa: E402
 from machine_code import check_kernel, disassemble, executed  # noqa: E402
-from triton_cases import (  # noqa: E402
-    ARCHITECTURES,
-    FLOATS,
-    MIXED,
-    PLAIN,
-    SAME,
-    VARIANTS,
-    Variant,
-    copy_of,
-    fill_case,
-    normal,
-    same_bits,
-)
+from triton_cases import ARCHITECTURES, FLOATS, MIXED, PLAIN, SAME, VARIANTS, Variant, copy_of, fill_case, normal  # noqa: E402
 from triton_simulator import cuda, simulated  # noqa: E402
 from ulam_kernels import cpu  # noqa: E402
 from ulam_kernels.table import NORMALISE, READS_Z, THRESHOLD  # noqa: E402

@@ -16,9 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.backends.compiler import GPUTarget
 
+from bit_comparison import same_bits
 from machine_code import disassemble, inside_loops, opcodes
 from tick_cases import ORDERS, OUTPUTS, expected_of, looked_up, not_finite, random_look_up, random_tick
-from triton_cases import ARCHITECTURES, same_bits
+from triton_cases import ARCHITECTURES
 from triton_reduce_cases import BLENDS, by_row
 from triton_simulator import cuda, simulated
 from triton_tick_cases import LOOK_UP, agrees, run

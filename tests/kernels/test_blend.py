@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import ulam_kernels
+from bit_comparison import same_bits
 from blend_cases import CHAINS, random_inputs
-from step_cases import FLOATS, same_bits
+from step_cases import FLOATS
 from ulam_kernels import _cpu
 
 BACKENDS = ["reference", "cpu"]

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import ulam_kernels
+from bit_comparison import same_bits
 from layout_cases import innermost, random_case
 from mcmc_cases import Cases, Outputs, evaluated
 from reduce_cases import MIXED, mixed_table, random_inputs, reduced
-from step_cases import same_bits
 from tick_cases import random_cursor, random_output
 from ulam_kernels import Table, _cpu, likelihood, torch_normal
 from ulam_kernels.cpu import BoundStep

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ulam_kernels
-from layout_cases import LAYOUTS, cases, innermost, laid_out, normal, random_case, same_bits
+from bit_comparison import same_bits
+from layout_cases import LAYOUTS, cases, innermost, laid_out, normal, random_case
 from ulam_kernels import Table, _cpu, cpu, ops
 
 CHAINS = 5

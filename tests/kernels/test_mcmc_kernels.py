@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mcmc_cases import Cases, agree, evaluated, same_bits
+from bit_comparison import same_bits
+from mcmc_cases import Cases, agree, evaluated
 from ulam_kernels import _cpu, densities, fill_normal, mcmc
 from ulam_kernels.densities import Density
 from ulam_kernels.reference import noise as noise_v1

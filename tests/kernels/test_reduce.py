@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import ulam_kernels
+from bit_comparison import same_bits
 from reduce_cases import LEVELS, MIXED, mixed_table, random_inputs, reduced, table_of
-from step_cases import FLOATS, same_bits
+from step_cases import FLOATS
 from ulam_kernels import Table, _cpu
 from ulam_kernels.table import IDLE, NORMALISE, READS_M, READS_Z, THRESHOLD, USES_D
 

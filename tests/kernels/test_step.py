@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ulam_kernels
-from step_cases import CHAINS, FLOATS, ROWS, one_row, random_inputs, random_table, same_bits
+from bit_comparison import same_bits
+from step_cases import CHAINS, FLOATS, ROWS, one_row, random_inputs, random_table
 from ulam_kernels import Table, _cpu
 from ulam_kernels.cpu import BoundStep, scalar
 

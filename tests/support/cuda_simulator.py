@@ -364,9 +364,3 @@ def channels_last(tensor: torch.Tensor) -> bool:
 def in_memory(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with its dimensions in the order of its memory."""
     return tensor.movedim(1, -1) if tensor.dim() > 2 and channels_last(tensor) else tensor
-
-
-def differences(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Elements whose bits differ; any NaN equals any NaN."""
-    kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
-    return int(((a.view(kind) != b.view(kind)) & ~(a.isnan() & b.isnan())).sum())

@@ -96,70 +96,12 @@ def copy_kernel(func, made, args, kwargs):
 
 
 def _patch_torch(monkeypatch, gpu):
-    cuda = torch.cuda
-
-    def exchange(index):
-        before, gpu.device = gpu.device, index if index >= 0 else gpu.device
-        return before
-
-    def properties(device=None):
-        return SimpleNamespace(
-            name="stand-in",
-            uuid="0",
-            total_memory=1 << 40,
-            major=9,
-            minor=0,
-            multi_processor_count=132,
-            index=index_of(device),
-        )
-
-    def synchronize(device=None):
-        index = index_of(device)
-        gpu.forbid_whole(index)
-        for queue in gpu.devices[index].queues:
-            gpu.wait("synchronize", queue, debug=False)
-
-    def set_sync_debug_mode(mode):
-        warnings.warn(PROTOTYPE, UserWarning, stacklevel=2)  # which torch does once in a process
-        gpu.sync_debug = ("default", "warn", "error").index(mode) if isinstance(mode, str) else mode
-
-    replaced = {
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "_lazy_init": lambda: None,
-        "_lazy_call": lambda call, **named: call(),
-        "device_count": lambda: len(gpu.devices),
-        "current_device": lambda: gpu.device,
-        "set_device": lambda device: exchange(index_of(device)) and None,
-        "_exchange_device": exchange,
-        "_maybe_exchange_device": exchange,
-        "Stream": Stream,
-        "Event": Event,
-        "current_stream": lambda device=None: Stream(queue=gpu.queue(index_of(device))),
-        "default_stream": lambda device=None: Stream(queue=gpu.devices[index_of(device)].queues[0]),
-        "set_stream": lambda stream: None if stream is None else gpu.set_queue(stream.queue),
-        "is_current_stream_capturing": lambda: gpu.queue().capture is not None,
-        "CUDAGraph": CUDAGraph,
-        "graph_pool_handle": pool_handle,
-        "synchronize": synchronize,
-        "empty_cache": lambda: None,
-        "default_generators": tuple(device.generator for device in gpu.devices),
-        "get_sync_debug_mode": lambda: gpu.sync_debug,
-        "set_sync_debug_mode": set_sync_debug_mode,
-        "max_memory_allocated": lambda device=None: gpu.devices[index_of(device)].peak,
-        "memory_allocated": lambda device=None: gpu.devices[index_of(device)].live,
-        "reset_peak_memory_stats": lambda device=None: None,
-        "get_device_properties": properties,
-        "get_device_name": lambda device=None: "stand-in",
-        "get_device_capability": lambda device=None: (9, 0),
-        "is_bf16_supported": lambda including_emulation=True: True,
-    }
+    replaced = _of_devices(gpu) | _of_streams(gpu)
     for name, value in replaced.items():
-        monkeypatch.setattr(cuda, name, value)
-    monkeypatch.setattr(cuda.random, "_lazy_call", replaced["_lazy_call"])
-    monkeypatch.setattr(cuda.random, "_lazy_init", replaced["_lazy_init"])
-    monkeypatch.setattr(cuda.random, "current_device", replaced["current_device"])
-    monkeypatch.setattr(cuda.graph, "default_capture_stream", None)
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_lazy_call", "_lazy_init", "current_device"):
+        monkeypatch.setattr(torch.cuda.random, name, replaced[name])
+    monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
     for name, value in {
         "_host_emptyCache": lambda: None,
         "_cuda_getDevice": lambda: gpu.device,
@@ -176,6 +118,74 @@ def _patch_torch(monkeypatch, gpu):
         lambda a, b: isinstance(a, CudaTensor) == isinstance(b, CudaTensor) and same(a, b),
     )
     _patch_pinning(monkeypatch)
+
+
+def _of_devices(gpu):
+    """The functions of ``torch.cuda`` about devices, by name."""
+
+    def exchange(index):
+        before, gpu.device = gpu.device, index if index >= 0 else gpu.device
+        return before
+
+    def properties(device=None):
+        return SimpleNamespace(
+            name="stand-in",
+            uuid="0",
+            total_memory=1 << 40,
+            major=9,
+            minor=0,
+            multi_processor_count=132,
+            index=index_of(device),
+        )
+
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_lazy_init": lambda: None,
+        "_lazy_call": lambda call, **named: call(),
+        "device_count": lambda: len(gpu.devices),
+        "current_device": lambda: gpu.device,
+        "set_device": lambda device: exchange(index_of(device)) and None,
+        "_exchange_device": exchange,
+        "_maybe_exchange_device": exchange,
+        "default_generators": tuple(device.generator for device in gpu.devices),
+        "empty_cache": lambda: None,
+        "max_memory_allocated": lambda device=None: gpu.devices[index_of(device)].peak,
+        "memory_allocated": lambda device=None: gpu.devices[index_of(device)].live,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "get_device_properties": properties,
+        "get_device_name": lambda device=None: "stand-in",
+        "get_device_capability": lambda device=None: (9, 0),
+        "is_bf16_supported": lambda including_emulation=True: True,
+    }
+
+
+def _of_streams(gpu):
+    """The functions of ``torch.cuda`` about streams, graphs and waits, by name."""
+
+    def synchronize(device=None):
+        index = index_of(device)
+        gpu.forbid_whole(index)
+        for queue in gpu.devices[index].queues:
+            gpu.wait("synchronize", queue, debug=False)
+
+    def set_sync_debug_mode(mode):
+        warnings.warn(PROTOTYPE, UserWarning, stacklevel=2)  # which torch does once in a process
+        gpu.sync_debug = ("default", "warn", "error").index(mode) if isinstance(mode, str) else mode
+
+    return {
+        "Stream": Stream,
+        "Event": Event,
+        "current_stream": lambda device=None: Stream(queue=gpu.queue(index_of(device))),
+        "default_stream": lambda device=None: Stream(queue=gpu.devices[index_of(device)].queues[0]),
+        "set_stream": lambda stream: None if stream is None else gpu.set_queue(stream.queue),
+        "is_current_stream_capturing": lambda: gpu.queue().capture is not None,
+        "CUDAGraph": CUDAGraph,
+        "graph_pool_handle": pool_handle,
+        "synchronize": synchronize,
+        "get_sync_debug_mode": lambda: gpu.sync_debug,
+        "set_sync_debug_mode": set_sync_debug_mode,
+    }
 
 
 def _patch_pinning(monkeypatch):

@@ -9,9 +9,10 @@ import layout_cases
 import program_cases
 import triton_reduce_cases
 import triton_tick_cases
+from bit_comparison import same_bits
 from mcmc_cases import Cases, agree, evaluated, replace_backends
 from tick_cases import OUTPUTS, looked_up, random_look_up, random_tick
-from triton_cases import FLOATS, VARIANTS, copy_of, fill_case, normal, same_bits
+from triton_cases import FLOATS, VARIANTS, copy_of, fill_case, normal
 from triton_reduce_cases import BLENDS, FP32, REDUCTIONS, blending, by_row, reduction
 from ulam_kernels import cpu, densities, mcmc, reference, triton
 from ulam_kernels.triton.tick import TILE
@@ -84,8 +85,8 @@ def check_layouts() -> None:
                 net = operands["net_in"].clone()
                 reference.step(**layout_cases.arguments(expected, table, row, {**operands, "net_in": net}))
                 triton.step(**layout_cases.arguments(state, table, row, operands))
-                assert layout_cases.same_bits(state, expected), (shape, layout)
-                assert layout_cases.same_bits(operands["net_in"], net), (shape, layout)
+                assert same_bits(state, expected), (shape, layout)
+                assert same_bits(operands["net_in"], net), (shape, layout)
 
 
 def check_programs() -> None:

@@ -87,13 +87,6 @@ def cases(seed: int) -> Iterator[tuple[tuple[int, ...], int, tuple[torch.dtype, 
         yield shape, 1 + (seed + k) % 5, types[(7 * seed + 5 * k) % len(types)]
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bit for bit, whatever the layouts; any NaN equals any NaN."""
-    integer = {2: torch.int16, 4: torch.int32}[a.element_size()]
-    differ = a.contiguous().view(integer) != b.contiguous().view(integer)
-    return bool((~differ | (a.isnan() & b.isnan())).all())
-
-
 def arguments(state: torch.Tensor, table: Table, row: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
     """Those of a backend's ``step``."""
     missing = dict.fromkeys(("uncond", "guidance", "noise", "source"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bit_comparison import same_bits
 from ulam_kernels import densities, mcmc
 from ulam_kernels.densities import Density
 from ulam_kernels.mcmc import chains, metropolis, steps
@@ -149,10 +150,3 @@ def agree(function: Callable[[str], Outputs], *backends: str) -> bool:
     """Whether the backends leave the same bits; any NaN equals any NaN."""
     first, *others = (function(backend) for backend in backends)
     return all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    kind = {4: torch.int32, 8: torch.int64}[a.element_size()]
-    return bool(((a.view(kind) == b.view(kind)) | (a.isnan() & b.isnan())).all())

@@ -55,10 +55,3 @@ def random_inputs(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch
     if rng.random() < 0.2:
         inputs["noise"] = torch.randn(CHAINS, *shape, generator=generator)
     return inputs
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bit for bit; any NaN equals any NaN."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    differ = a.contiguous().view(integer) != b.contiguous().view(integer)
-    return bool((~differ | (a.isnan() & b.isnan())).all())

@@ -112,14 +112,6 @@ def copy_of(case: Case) -> Case:
     return {name: value.clone() if torch.is_tensor(value) else value for name, value in case.items()}
 
 
-def same_bits(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    """Equal bit for bit; any NaN equals any NaN."""
-    if a is None or b is None:
-        return a is b
-    integer = {2: torch.int16, 4: torch.int32}[a.element_size()]
-    return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
-
-
 def fill_case(rng: np.random.Generator, chains: int, n: int, dtype: torch.dtype, **options: Any) -> Case:
     ids = {name: torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, chains)) for name in ("seed", "chain", "draw")}
     ids["draw"][::2] &= 0xFFFFFFFF

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import blend_cases
+from bit_comparison import same_bits
 from reduce_cases import mixed_table, random_inputs
-from triton_cases import same_bits
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 Case = dict[str, Any]
