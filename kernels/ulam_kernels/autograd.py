@@ -5,22 +5,15 @@ Kernels read and write memory by its address, which autograd does not see.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-# The public function without the check of its argument's type, in a third of the time.
-_increment = getattr(torch._C, "_increment_version", increment_version)
-
-
-def written(first: torch.Tensor, second: torch.Tensor | None = None) -> None:
-    """Tell autograd that these were changed in place: a graph that saved one of them then refuses to go back."""
-    _increment((first,) if second is None else (first, second))
-
-
-def recording() -> bool:
-    """Whether derivatives may be asked for at all."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+# Tells autograd that tensors were changed in place: a graph that saved one of them then refuses to go back. This is the
+# public function without the check of its argument's type, in a third of the time.
+written: Callable[[tuple[torch.Tensor, ...]], None] = getattr(torch._C, "_increment_version", increment_version)
 
 
 def recorded(*tensors: torch.Tensor) -> bool:
@@ -34,7 +27,7 @@ def recorded(*tensors: torch.Tensor) -> bool:
 
 def check_no_gradient(operation: str, **tensors: torch.Tensor | None) -> None:
     """Raises RuntimeError where an input of an operation without a derivative asks for one."""
-    if not recording():
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:  # none may be asked for
         return
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor) and (recorded(tensor) or _has_tangent(tensor)):

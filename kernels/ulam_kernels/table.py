@@ -80,8 +80,12 @@ class Table:
     uses: int = -1
 
     def __post_init__(self) -> None:
-        whole(self.registers, "registers", 1, MAX_REGISTERS)
-        whole(self.uses, "uses", -1, (1 << 31) - 1)
+        for name, number, least, most in (
+            ("registers", self.registers, 1, MAX_REGISTERS),
+            ("uses", self.uses, -1, (1 << 31) - 1),
+        ):
+            if type(number) is not int or not least <= number <= most:
+                whole(number, name, least, most)
         for name, tensor in (("coef", self.coef), ("flags", self.flags)):
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"{name}: got {described(tensor)}, expected a tensor")

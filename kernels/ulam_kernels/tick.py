@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from ulam_kernels.autograd import check_no_gradient, recording, written
+from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.dispatch import load, select
 from ulam_kernels.operator import BACKEND, operator
 from ulam_kernels.tracing import by_operator
@@ -64,11 +65,11 @@ def look_up(
             NaN, -1 where times are int64, and a weight of 1.
         RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
     """
-    if recording():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("look_up", times=times, out=out, guidance=guidance, interval=interval, weight=weight)
     compiling = is_compiling()
     if not compiling and _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
-        written(out, weight)
+        written((out,) if weight is None else (out, weight))
         return
     if compiling or by_operator("look_up", times, row, out, guidance, interval, weight):
         torch.ops.ulam.look_up(times, row, out, guidance, interval, weight, backend)
@@ -93,7 +94,7 @@ def look_up(
     _check_apart(("out", "weight"), named)
     if chains[0]:
         select(backend, device.type, times.dtype).look_up(times, row, out, guidance, interval, weight)
-    written(out, weight)
+    written((out,) if weight is None else (out, weight))
 
 
 @operator(
@@ -137,7 +138,7 @@ def advance(
     """
     compiling = is_compiling()
     if not compiling and _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
-        written(cursor, now)
+        written((cursor, now))
         return
     if compiling or by_operator("advance", cursor, now, model, uncond, guidance):
         torch.ops.ulam.advance(cursor, now, model, uncond, guidance, backend)
@@ -169,7 +170,7 @@ def advance(
         if model is not None and model.numel() == 0:
             model = uncond = guidance = None
         select(backend, device.type, torch.int64).advance(cursor, now, model, uncond, guidance)
-    written(cursor, now)
+    written((cursor, now))
 
 
 def _output(output: torch.Tensor, name: str, device: torch.device, chains: torch.Size) -> torch.Tensor:

@@ -75,7 +75,7 @@ def _filled(native: Callable[..., bool], out: torch.Tensor, generator: torch.Gen
     filled = native(out.data_ptr(), out.numel(), state.data_ptr(), state.numel(), torch.get_num_threads())
     if filled:
         generator.set_state(state)
-        written(out)
+        written((out,))
     return filled
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -105,11 +105,9 @@ def check_chains(x: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name}: got shape {list(x.shape)}, expected at most 2^30 elements a chain")
 
 
-def of_table(table: Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """The table's coef and flags, after the check that it is a Table."""
-    if not isinstance(table, Table):
-        raise TypeError(f"table: got {described(table)}, expected a Table")
-    return table.coef, table.flags
+def refuse_table(table: object) -> NoReturn:
+    """Raises TypeError for what is given in place of a Table."""
+    raise TypeError(f"table: got {described(table)}, expected a Table")
 
 
 def check_row(

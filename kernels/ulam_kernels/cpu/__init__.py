@@ -17,10 +17,13 @@ scalar, address = _cpu.scalar, _cpu.address
 quick_look_up, quick_advance = _cpu.quick_look_up, _cpu.quick_advance
 
 
-def _call(operation: native.Operation, arguments: tuple[Any, ...], given: tuple[Any, ...]) -> None:
-    operation(*arguments, torch.get_num_threads())
+def _bind(operation: native.Operation, make: native.Make) -> native.Operation:
+    def run(*given: Any, **named: Any) -> None:
+        operation(*make(*given, **named), torch.get_num_threads())
+
+    return run
 
 
-globals().update(vars(native.operations(_rows, _cpu, _call)))
-mcmc = native.operations(_mcmc, _cpu, _call)
-likelihood = native.operations(_likelihood, _cpu, _call)
+globals().update(vars(native.operations(_rows, _cpu, _bind)))
+mcmc = native.operations(_mcmc, _cpu, _bind)
+likelihood = native.operations(_likelihood, _cpu, _bind)

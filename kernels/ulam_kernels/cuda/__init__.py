@@ -25,14 +25,17 @@ if not torch.cuda.is_available():
     raise ImportError("torch sees no CUDA device (is it a build for the CPU?)")
 
 
-def _call(operation: native.Operation, arguments: tuple[Any, ...], given: tuple[Any, ...]) -> None:
-    device = next(value.device for value in given if isinstance(value, torch.Tensor))
-    if torch.cuda.current_device() != device.index:
-        with torch.cuda.device(device):
-            return _call(operation, arguments, given)
-    operation(*arguments, torch.cuda.current_stream(device).cuda_stream)
+def _bind(operation: native.Operation, make: native.Make) -> native.Operation:
+    def run(*given: Any, **named: Any) -> None:
+        device = next(value.device for value in given if isinstance(value, torch.Tensor))
+        if torch.cuda.current_device() != device.index:
+            with torch.cuda.device(device):
+                return run(*given, **named)
+        operation(*make(*given, **named), torch.cuda.current_stream(device).cuda_stream)
+
+    return run
 
 
-globals().update(vars(native.operations(_rows, _cuda, _call)))
-mcmc = native.operations(_mcmc, _cuda, _call)
-likelihood = native.operations(_likelihood, _cuda, _call)
+globals().update(vars(native.operations(_rows, _cuda, _bind)))
+mcmc = native.operations(_mcmc, _cuda, _bind)
+likelihood = native.operations(_likelihood, _cuda, _bind)

@@ -150,7 +150,7 @@ def run(
             v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted, diverged,
         )  # fmt: skip
         for tensor in outputs.values():
-            written(tensor)
+            written((tensor,))
 
 
 def _check_sampler(sampler: str, v: torch.Tensor | None, lo: float, hi: float, counts: bool) -> None:

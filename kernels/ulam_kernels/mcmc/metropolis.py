@@ -98,8 +98,8 @@ def mala_accept(
             x, proposal, score, proposal_score, energy, proposal_energy, step, inverse_temperature, scale,
             seed, chain, draw, accepted, log_ratio,
         )  # fmt: skip
-        written(x, score)
-        written(energy)
+        written((x, score))
+        written((energy,))
     return accepted, log_ratio
 
 
@@ -187,7 +187,7 @@ def accept(
         pairs = [(kept, proposed) for (kept, _), proposed in zip(pairs, proposals, strict=True)]
         operations_of(backend, log_ratio, torch.float32).accept(log_ratio, pairs, seed, chain, draw, accepted)
         for kept, _ in pairs:
-            written(kept)
+            written((kept,))
     return accepted
 
 

@@ -83,7 +83,7 @@ def langevin(
             (x, score, noise, step, noise_scale, scale, seed, chain, draw), 1, out
         )
         operations_of(backend, x).langevin(x, score, step, noise_scale, scale, lo, hi, seed, chain, draw, noise, out)
-        written(out)
+        written((out,))
     return out
 
 
@@ -157,4 +157,4 @@ def kick_drift(
         operations_of(backend, x).kick_drift(
             x, v, score, kick, drift, keep, noise_scale, scale, seed, chain, draw, noise
         )
-        written(v, None if drift is None else x)
+        written((v,) if drift is None else (v, x))

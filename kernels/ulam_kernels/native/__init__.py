@@ -12,24 +12,19 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 Operation = Callable[..., None]
-Call = Callable[[Operation, tuple[Any, ...], tuple[Any, ...]], None]
+Make = Callable[..., tuple[Any, ...]]
 
 
-def operations(family: ModuleType, extension: ModuleType, call: Call) -> SimpleNamespace:
+def operations(
+    family: ModuleType, extension: ModuleType, bind: Callable[[Operation, Make], Operation]
+) -> SimpleNamespace:
     """The operations of a family by name, on tensors.
 
     Args:
-        call: runs an operation of the extension, with the arguments made of what is given; it is told both.
+        bind: of an operation of the extension and the function that makes its arguments, the operation on tensors.
     """
     return SimpleNamespace(**{
-        name: _operation(getattr(extension, name), make, call)
+        name: bind(getattr(extension, name), make)
         for name, make in vars(family).items()
         if isinstance(make, FunctionType) and make.__module__ == family.__name__ and name[0] != "_"
     })  # fmt: skip
-
-
-def _operation(native: Operation, make: Callable[..., tuple[Any, ...]], call: Call) -> Operation:
-    def run(*given: Any, **named: Any) -> None:
-        call(native, make(*given, **named), given)
-
-    return run

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ulam_kernels.arguments import LARGEST_FLOAT32, real, whole
 from ulam_kernels.autograd import (
@@ -13,7 +14,6 @@ from ulam_kernels.autograd import (
     forward_mode,
     of_affine,
     recorded,
-    recording,
     save_for_affine,
     written,
 )
@@ -77,7 +77,7 @@ def blend(
             their chain and its ``net_in`` NaN.
         RuntimeError: as :func:`step`.
     """
-    if recording():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("blend", state=state, known=known, mask=mask, a=a, b=b, noise=noise)
     given = (state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, row)
     if torch.compiler.is_compiling() or (not eager(*given) and by_operator("blend", *given)):
@@ -115,7 +115,7 @@ def blend(
     )
     if net_in is not None and plain is not None and plain is not net_in:
         net_in.copy_(plain)
-    written(state, net_in)
+    written((state,) if net_in is None else (state, net_in))
 
 
 @operator(f"fill_normal(Tensor(a!) out, {IDS}, SymInt tag=0, float scale=1.0, SymInt offset=0, {BACKEND}) -> ()")
@@ -146,7 +146,7 @@ def fill_normal(
         TypeError, ValueError, OverflowError: as :func:`step`; a number of the wrong type or out of range.
         RuntimeError: as :func:`step`.
     """
-    if recording():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("fill_normal", out=out)
     given = (out, seed, chain, draw)
     if torch.compiler.is_compiling() or (not eager(*given) and by_operator("fill_normal", *given)):
@@ -168,11 +168,10 @@ def fill_normal(
     offset = whole(offset, "offset", 0, MAX_ELEMENTS)
     if offset + elements > MAX_ELEMENTS:
         raise ValueError(f"offset: got {offset} before {elements} elements, expected 2^30 at most in all")
-    for name, ids in (("seed", seed), ("chain", chain), ("draw", draw)):
-        check(ids, name, torch.int64, out.device, (chains,))
+    check_ids(seed, chain, draw, out.device, (chains,))
     seed, chain, draw = apart((seed, chain, draw), 0, out)
     select(backend, out.device.type, out.dtype).fill_normal(out, seed, chain, draw, tag, scale, offset)
-    written(out)
+    written((out,))
     return out
 
 
@@ -236,7 +235,7 @@ def affine(
     x, m = x.contiguous(), m.contiguous()
     x, m, a, b = apart((x, m, a, b), 2, out)
     select(backend, x.device.type, wanted).affine(x, m, a, b, out)
-    written(out)
+    written((out,))
     return out
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd import forward_ad
 
-from ulam_kernels.autograd import check_no_gradient, recording, written
+from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, Values, operator
 from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.tracing import by_operator, eager
-from ulam_kernels.validation import apart, check, check_row, of_table, operands, ready
+from ulam_kernels.validation import apart, check, check_row, operands, ready, refuse_table
 
 __all__ = ["reduce", "step"]
 
@@ -78,11 +79,13 @@ def step(
         IndexError: a row outside the table (checked on the CPU). On a GPU such rows make their chain NaN.
         RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
     """
-    if recording():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient(
             "step", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, source=source
         )
-    coef, flags = of_table(table)
+    if not isinstance(table, Table):
+        refuse_table(table)
+    coef, flags = table.coef, table.flags
     given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
     compiling = torch.compiler.is_compiling()
     quick = not compiling and ready(*given)
@@ -107,7 +110,7 @@ def step(
     select(backend, state.device.type, state.dtype).step(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
     )
-    written(state, net_in)
+    written((state,) if net_in is None else (state, net_in))
 
 
 @operator(f"reduce(Tensor state, {ROWS}, Tensor(a!) out, {BACKEND}) -> ()", pack=_with_table)
@@ -155,9 +158,11 @@ def reduce(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as :func:`step`.
     """
-    if recording():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("reduce", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, out=out)
-    coef, flags = of_table(table)
+    if not isinstance(table, Table):
+        refuse_table(table)
+    coef, flags = table.coef, table.flags
     reads = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise)
     if torch.compiler.is_compiling() or (not eager(*reads, out) and by_operator("reduce", *reads, out)):
         torch.ops.ulam.reduce(*reads, out, backend)
@@ -173,5 +178,5 @@ def reduce(
     select(backend, state.device.type, state.dtype).reduce(
         state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out
     )
-    written(out)
+    written((out,))
     return out
