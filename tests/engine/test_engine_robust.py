@@ -177,9 +177,9 @@ BAD = [
     ({"noise": 3}, "noise"),
     ({"noise": lambda row, chains: torch.zeros(1)}, "noise"),
     ({"noise": lambda row, chains: None}, "noise"),
-    ({"network": lambda x, t: None}, "net: returned NoneType"),
-    ({"network": lambda x, t: x[:, :1]}, "net: returned shape"),
-    ({"network": lambda x, t: x.long()}, "net: returned torch.int64"),
+    ({"network": lambda x, t: None}, "net: got NoneType"),
+    ({"network": lambda x, t: x[:, :1]}, "net: got shape"),
+    ({"network": lambda x, t: x.long()}, "net: got torch.int64"),
     ({"sampler": DDPM(steps=5, variance="learned")}, "twice the channels"),
 ]
 

@@ -35,8 +35,9 @@ def check_options(
         raise ValueError(f"dtype: got {described(dtype)}, expected float32, bfloat16, float16 or float64")
     if queue is not None and whole_number("queue", queue) < 1:
         raise ValueError(f"queue: got {queue}, expected at least 1 chain, or None")
-    choice(policy, "policy", POLICIES)
-    choice(results, "results", RESULTS)
+    for name, chosen, choices in (("policy", policy, POLICIES), ("results", results, RESULTS)):
+        if not isinstance(chosen, str) or chosen not in choices:
+            choice(chosen, name, choices)
     if watchdog is not None:
         positive(watchdog, "watchdog")
     if options is not None and not isinstance(options, NetworkOptions):

@@ -61,7 +61,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """What every tick asks for is found out here, once."""
-        ticks = self.program.nfe
+        ticks = len(self.program.evaluating)
         has = {
             "without_evaluation": ticks != len(self.program.time),
             "noisy": self.noise is not None,

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..evaluation import in_eval_mode
+from ..evaluation import in_eval_mode, modules_in
 from ..programs.program import Program
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
@@ -40,8 +40,7 @@ class Loop:
         self._needs = TickNeeds()
         self._disturbed = False  # an exception came since the last event
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
-        net = runner.denoiser.net
-        self._modules = list(net.modules()) if isinstance(net, torch.nn.Module) else []
+        self._modules = modules_in(runner.denoiser.net)
 
     # ------------------------------------------------------------------------------------------------- results
 
@@ -101,7 +100,8 @@ class Loop:
         self._disturbed = True
         try:
             with in_eval_mode(self._modules), torch.inference_mode():
-                runner.join_stream()
+                if runner.device.type == "cuda":
+                    runner.join_stream()
                 with self._room:
                     ticks = self._fill()
                 if runner.graphs is not None:

@@ -13,7 +13,7 @@ import torch
 from ulam_kernels.arguments import described
 
 from ..denoiser import Denoiser
-from ..evaluation import autocast_state
+from ..evaluation import autocast_state, check_output
 from ..gradients import plain, wants_gradients
 from .errors import NetworkError
 from .report import Report
@@ -141,14 +141,10 @@ class Network:
             raise ValueError(
                 "net: changed its input x in place, expected one that works on x.clone(), x is the engine's"
             )
-        if not isinstance(m, torch.Tensor):
-            raise TypeError(f"net: returned {type(m).__name__}, expected a tensor {list(x.shape)} like its input")
-        if m.shape != x.shape:
-            doubled = [x.shape[0], 2 * x.shape[1], *x.shape[2:]] if x.dim() > 1 else None
-            if list(m.shape) != doubled:
-                raise ValueError(f"net: returned shape {list(m.shape)}, expected {list(x.shape)} like its input")
+        if not isinstance(m, torch.Tensor) or m.shape != x.shape:
+            m = check_output(m, tuple(x.shape))
         if not m.is_floating_point() or m.device != x.device:
-            raise TypeError(f"net: returned {m.dtype} on {m.device}, expected a float tensor on {x.device}")
+            raise TypeError(f"net: got {m.dtype} on {m.device}, expected a float tensor on {x.device}")
         return m
 
     def _recorded(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:

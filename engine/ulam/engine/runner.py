@@ -92,7 +92,7 @@ class Runner:
 
     def join_stream(self) -> None:
         """Have the caller's current stream go on behind the one that the last caller used."""
-        if self.device.type == "cuda" and (stream := torch.cuda.current_stream(self.device)) != self._stream:
+        if (stream := torch.cuda.current_stream(self.device)) != self._stream:
             if self._stream is not None:
                 stream.wait_stream(self._stream)
             self._stream = stream

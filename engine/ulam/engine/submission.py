@@ -141,7 +141,7 @@ def _guidance_options(guidance: object, interval: object, rescale: object) -> tu
     Raises:
         TypeError, ValueError: an invalid interval or phi.
     """
-    phi = _number("guidance_rescale", rescale)
+    phi = rescale if type(rescale) is float else _number("guidance_rescale", rescale)
     if not 0 <= phi <= 1:
         raise ValueError(f"guidance_rescale: got {described(rescale)}, expected a number in [0, 1]")
     if guidance is None and (interval is not None or phi):

@@ -95,6 +95,38 @@ def check_final(final: object) -> str | float:
     raise ValueError(f"final: got {described(final)}, expected 'zero', 'sigma_min' or a noise level above 0")
 
 
+def grid_arguments(
+    steps: object, spacing: object, timesteps: object, sigmas: object, final: object, default: object, every_step: bool
+) -> dict[str, object]:
+    """The arguments of a `GridSampler` in their checked forms, by name; `steps` counts the list that is given.
+
+    default: of `final`. every_step: whether `steps` may be left out. Raises ValueError naming the argument.
+    """
+    if spacing is not None:
+        check_choice("spacing", spacing, SPACINGS)
+    times, levels = check_timesteps(timesteps), check_sigmas(sigmas)
+    by_name = isinstance(levels, str) and levels != "beta-time"
+    leaves_a_choice = times is None and by_name and spacing != "log-snr"
+    if sum(choice is not None for choice in (spacing, times, levels)) > 1 and not leaves_a_choice:
+        raise ValueError(
+            "spacing, timesteps, sigmas: got more than one, expected one (or spacing with sigmas='karras', "
+            "'exponential' or 'beta')"
+        )
+    count = None if steps is None else check_steps(steps)
+    given = times if times is not None else levels if isinstance(levels, tuple) else None
+    if given is not None:
+        name = "timesteps" if given is times else "sigmas"
+        listed = len(given) - (given is levels and given[-1] == 0)
+        if count is not None and count not in (listed, len(given) - 1):
+            raise ValueError(f"steps: got {count}, expected the {listed} {name} given, or None")
+        count = listed if count is None else count
+        if count < len(given) and final not in ("zero", default):
+            raise ValueError(f"final: got {final!r}, expected 'zero' where the last of {name} is the end")
+    if count is None and not every_step:
+        raise ValueError("steps: got None, expected a number of steps (or timesteps or sigmas)")
+    return {"steps": count, "timesteps": times, "sigmas": levels, "final": check_final(final)}
+
+
 def check_clip(clip: object) -> tuple[float, float] | DynamicThreshold | None:
     """`clip` as (lo, hi) with lo < hi, a `DynamicThreshold`, or None, else ValueError."""
     if clip is None or isinstance(clip, DynamicThreshold):

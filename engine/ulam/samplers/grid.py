@@ -38,7 +38,7 @@ import numpy as np
 from ..programs.builder import compiled
 from ..programs.program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
-from .arguments import SPACINGS, check_choice, check_final, check_sigmas, check_steps, check_timesteps
+from .arguments import grid_arguments
 from .noise_levels import coordinate, levels_at, network_times, sigma_min, spaced
 from .sigmas import beta_times, sigma_grid
 
@@ -133,29 +133,12 @@ class GridSampler:
         return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v, default in given if v != default)})"
 
     def __post_init__(self) -> None:
-        if self.spacing is not None:
-            check_choice("spacing", self.spacing, SPACINGS)
-        timesteps, sigmas = check_timesteps(self.timesteps), check_sigmas(self.sigmas)
-        by_name = isinstance(sigmas, str) and sigmas != "beta-time"
-        leaves_a_choice = timesteps is None and by_name and self.spacing != "log-snr"
-        if sum(choice is not None for choice in (self.spacing, timesteps, sigmas)) > 1 and not leaves_a_choice:
-            raise ValueError(
-                "spacing, timesteps, sigmas: got more than one, expected one (or spacing with sigmas='karras', "
-                "'exponential' or 'beta')"
-            )
-        steps = None if self.steps is None else check_steps(self.steps)
-        given = timesteps if timesteps is not None else sigmas if isinstance(sigmas, tuple) else None
-        if given is not None:
-            name = "timesteps" if given is timesteps else "sigmas"
-            count = len(given) - (given is sigmas and given[-1] == 0)
-            if steps is not None and steps not in (count, len(given) - 1):
-                raise ValueError(f"steps: got {steps}, expected the {count} {name} given, or None")
-            steps = count if steps is None else steps
-            if steps < len(given) and self.final not in ("zero", type(self).final):
-                raise ValueError(f"final: got {self.final!r}, expected 'zero' where the last of {name} is the end")
-        if steps is None and not self.every_step:
-            raise ValueError("steps: got None, expected a number of steps (or timesteps or sigmas)")
-        self._set(steps=steps, timesteps=timesteps, sigmas=sigmas, final=check_final(self.final))
+        """Checks the arguments, and replaces them by their checked forms."""
+        own = type(self)
+        checked = grid_arguments(
+            self.steps, self.spacing, self.timesteps, self.sigmas, self.final, own.final, own.every_step
+        )
+        self._set(**checked)
 
     def _set(self, **values: object) -> None:
         """Replace arguments by their checked forms."""
