@@ -78,7 +78,8 @@ def picture(file: Path, columns: int = 10, rows: int = 4) -> None:
     """Three blocks from top to bottom: held-out digits, the VAE's decoder means, the diffusion model's samples."""
     from PIL import Image
 
-    from .. import sample, samplers
+    from ..engine.sample import sample
+    from ..samplers import DDIM
 
     count = rows * columns
     _, held_out = load_mnist5k()
@@ -87,7 +88,7 @@ def picture(file: Path, columns: int = 10, rows: int = 4) -> None:
     digits = BUILT_IN["digits"]()
     labels = torch.arange(count) % 10
     drawn = sample(
-        digits.denoiser, samplers.DDIM(50), (1, 28, 28), count, cond={"y": labels}, guidance=2.0,
+        digits.denoiser, DDIM(50), (1, 28, 28), count, cond={"y": labels}, guidance=2.0,
         uncond={"y": torch.full((count,), NULL_CLASS)}, progress=False,
     )  # fmt: skip
     blocks = []

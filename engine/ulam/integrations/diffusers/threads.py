@@ -106,8 +106,8 @@ class Local(threading.local):
     noise: torch.Tensor | None = None
     chains: list[tuple[int, int]] | None = None  # (position, row_offset) of every chain, where timesteps differ
     chains_before: list[tuple[int, int]] | None = None  # before the last call
-    level: int = 0  # predictor steps of a score SDE so far
-    corrections: int = 0  # its corrector steps since the last predictor step
+    predictor_steps: int = 0  # of a score SDE, so far
+    corrector_steps: int = 0  # since the last predictor step
     score_tables: tuple[Any, dict[Any, Any]] | None = None
     programs: tuple[Any, ...] = ()
 
@@ -178,7 +178,7 @@ class Threaded:
         """Begin a new loop of this thread."""
         local = self._local
         local._step_index = local._begin_index = local.chains = local.row_offset = None
-        local.start = local.level = local.corrections = 0
+        local.start = local.predictor_steps = local.corrector_steps = 0
 
     @contextmanager
     def _unchanged_if_refused(self) -> Iterator[None]:

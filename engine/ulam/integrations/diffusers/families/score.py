@@ -65,7 +65,7 @@ class FusedScoreSdeVe(Fused):
         else:
             noise = {"noise": drawn(None, sample.shape, generator, sample.device, sample.dtype, wide(sample))}
         previous = self._executed(PREDICTOR, rows, sample, model_output, noise)
-        self._local.level, self._local.corrections = self._local.level + 1, 0
+        self._local.predictor_steps, self._local.corrector_steps = self._local.predictor_steps + 1, 0
         second = "prev_sample_mean"
         later = LazyOutput(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
         return lazy_class(SdeVeOutput, second)(previous, later) if return_dict else LazyPair(previous, later)
@@ -82,8 +82,10 @@ class FusedScoreSdeVe(Fused):
         check_not_recorded("step_correct")
         self._check_call(model_output, sample, generator, return_dict)
         local, device = self._local, sample.device
-        draw = torch.full((len(sample),), local.level * DRAWS_PER_ROW + 1 + local.corrections % 15, device=device)
-        local.corrections += 1
+        draw = torch.full(
+            (len(sample),), local.predictor_steps * DRAWS_PER_ROW + 1 + local.corrector_steps % 15, device=device
+        )
+        local.corrector_steps += 1
         noise = self._explicit_noise(sample, generator, draw)
         norms = [torch.linalg.vector_norm(values.flatten(1), dim=1).mean() for values in (noise, model_output)]
         root = self.config.snr * norms[0] / norms[1]
