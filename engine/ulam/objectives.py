@@ -26,7 +26,8 @@ from .arguments import Time, chain_times, per_chain, whole_number
 from .bounds import VARIANCE_HALVES, Index, ReverseChain
 from .denoiser import Denoiser, check_denoiser
 from .estimation.differences import check_score
-from .estimation.forward import Noised, add_noise
+from .estimation.forward import Noised as Noised
+from .estimation.forward import add_noise as add_noise
 from .estimation.probes import probes
 from .evaluation import check_halves, check_like, check_output, split_output
 from .gradients import check_no_gradient

@@ -180,7 +180,7 @@ BAD = [
     ({"network": lambda x, t: None}, "net: got NoneType"),
     ({"network": lambda x, t: x[:, :1]}, "net: got shape"),
     ({"network": lambda x, t: x.long()}, "net: got torch.int64"),
-    ({"sampler": DDPM(steps=5, variance="learned")}, "twice the channels"),
+    ({"sampler": DDPM(steps=5, variance="learned")}, "expected twice as many"),
 ]
 
 
