@@ -27,7 +27,7 @@ SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 help:
 	@echo "make demo    sample a grid of digits into demo/"
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
-	@echo "make lint    ruff, mypy on both packages, clang-format"
+	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (ten minutes)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
 	@echo "make sanitize  the native kernels under AddressSanitizer, UBSan and ThreadSanitizer (ten minutes)"
@@ -73,6 +73,7 @@ lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=engine:kernels $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp

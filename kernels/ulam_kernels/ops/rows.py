@@ -51,9 +51,8 @@ def step(
     ``D = mul(D_scale, clip(D, lo, hi))``, and ``z = mul(z_scale, z)`` where the row normalises.
 
     A term whose coefficient is 0 is not read. A row that writes no register leaves its chain untouched. z is the
-    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e in contiguous order.
-
-    Inputs may share memory with outputs and are then copied first (``state[0]`` itself need not be).
+    noise-v1 normal number e of (seed, chain, draw), tag 0, at element e in contiguous order. Inputs may share memory
+    with outputs and are then copied first (``state[0]`` itself need not be).
 
     Args:
         state: ``[R, B, *shape]`` registers, contiguous; float32, bfloat16 or float16 (float64: reference backend).
@@ -66,8 +65,8 @@ def step(
         guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
-        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last like ``model``; receives the
-            next row's network input. Shares no memory with ``state``.
+        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last, whatever ``model`` is; receives
+            the next row's network input. Shares no memory with ``state``.
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`, for rows with a reduction.
         source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here and ``state[0]`` only written;
             ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0 to ``state[0]`` first.
