@@ -65,7 +65,7 @@ def step(
         guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
-        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last, whatever ``model`` is; receives
+        net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last, whatever ``model`` is; takes
             the next row's network input. Shares no memory with ``state``.
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`, for rows with a reduction.
         source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here and ``state[0]`` only written;
