@@ -212,7 +212,7 @@ def content(path: Path) -> Any:
 
 
 def parts(value: Any) -> Iterator[bytes]:
-    """What there is to hash: tensors and arrays with their form, numbers, names and what holds them."""
+    """Everything to hash: tensors and arrays with shape and dtype, numbers, names and what contains them."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         yield f"{value.dtype}{list(value.shape)}".encode()
@@ -233,7 +233,7 @@ def parts(value: Any) -> Iterator[bytes]:
 
 
 def digest(case: Callable[[], Any]) -> str:
-    """The hash of what a case returns; where it is refused, the kind of error."""
+    """The hash of what a case returns, or of the kind of error that it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -44,7 +44,7 @@ class Copies:
         self.target.copy_(self.source)
 
     def of(self, count: int) -> Function:
-        """A copy that moves as many bytes."""
+        """A copy that moves this many bytes."""
         part = min(count // 32 * 16, self.bytes)
         source, target = self.source[:part], self.target[:part]
         return lambda: target.copy_(source)
@@ -88,7 +88,7 @@ class Bench:
 
 
 def each(spread: Spread, steps: int) -> dict[str, float]:
-    """Of one of the steps that a call takes."""
+    """Per step, of a call that takes several."""
     return {key: value if key == "runs" else value / steps for key, value in asdict(spread).items()}
 
 

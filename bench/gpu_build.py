@@ -48,7 +48,7 @@ def key(root: Path, architecture: str) -> str:
 
 
 def tools() -> str:
-    """The compilers' own words on their versions."""
+    """What the compilers print as their versions."""
     said = []
     for name in ("c++", "nvcc", "/usr/local/cuda/bin/nvcc"):
         if (tool := shutil.which(name)) is not None:
@@ -57,7 +57,7 @@ def tools() -> str:
 
 
 def current(root: Path, architecture: str) -> bool:
-    """Whether both extensions are there, as these sources give them."""
+    """Whether both extensions are built, and from these sources."""
     note = root / "build" / f"gpu-check-{architecture}" / "built.json"
     if not note.exists() or len(built(root)) < len(MODULES):
         return False
@@ -66,7 +66,7 @@ def current(root: Path, architecture: str) -> bool:
 
 
 def remember(root: Path, architecture: str) -> None:
-    """Note that what is there now is what these sources give."""
+    """Record that what is built now comes from these sources."""
     sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in built(root).items()}
     note = root / "build" / f"gpu-check-{architecture}" / "built.json"
     note.write_text(json.dumps({"key": key(root, architecture), "files": sums}))

@@ -127,7 +127,7 @@ class Child:
     output: str
 
     def beside(self, other: Child) -> Child:
-        """Both in one: of the one that failed, if one did, and with what both said."""
+        """Two processes as one: the code of the one that failed, if one did, and the output of both."""
         code = self.code if self.code != 0 else other.code
         return Child(code, f"{self.output}\n{other.output}")
 
@@ -140,7 +140,7 @@ class Child:
 
 
 def environment() -> dict[str, str]:
-    """That of the children: this checkout's packages, and no backend forced."""
+    """The children's environment: this checkout's packages, and no backend forced."""
     paths = [str(ROOT / "kernels"), str(ROOT / "engine"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     kept = {name: value for name, value in os.environ.items() if name != "ULAM_BACKEND"}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
@@ -214,7 +214,7 @@ def verdicts(output: str) -> Result:
 
 
 def told_of_failures(output: str) -> str:
-    """Of pytest's output the tracebacks, where there are any, and the end."""
+    """The tracebacks in pytest's output, if any, and its end."""
     begin = output.find("= FAILURES =")
     shown = output[begin : begin + 8000] if begin >= 0 else ""
     return re.sub(r"[ =_-]{80,}", " ", f"{shown}\n{output[-3000:]}")
@@ -251,7 +251,7 @@ def sanitizer(seconds: float, _: Path) -> Result:
     tool = find_tool("compute-sanitizer")
     if tool is None:
         return {"ok": True, "not_run": "compute-sanitizer is not present"}
-    # Failed queries that a library makes to find out what there is are no errors of ours.
+    # Libraries probe the device with queries that may fail: these are not our errors.
     options = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "77"]
     command = [tool, *options, *BITS, "operations"]
     return sanitized(child(command, seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))

@@ -91,7 +91,7 @@ class Stage:
         return Clock() if self.rehearsal else ColdTimer()
 
     def microseconds(self, function: Function) -> float:
-        """Of GPU work that a call enqueues, caches as they are."""
+        """Microseconds of GPU work that a call enqueues; caches are left as they are."""
         return Clock()(function) if self.rehearsal else gpu_microseconds(function)
 
     def captured(self, function: Function, times: int = 1) -> Function:
@@ -128,7 +128,7 @@ class Run:
     begin: float = field(default_factory=time.perf_counter)
 
     def left(self, what: str, takes: float = 0.0) -> bool:
-        """Whether there is time to begin this, which may take so many seconds; what is not begun is listed."""
+        """Whether there is time for something of at most this many seconds; what is left out is listed."""
         if time.perf_counter() - self.begin + (0.0 if self.stage.rehearsal else takes) < self.seconds:
             return True
         self.skipped.append(what)

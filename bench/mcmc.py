@@ -73,7 +73,7 @@ def with_autograd(energy: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..
 
 
 def ula_candidates(chains: int = 4096, dimension: int = 32, step: float = 0.01) -> Candidates:
-    """ULA on a double well; nobody keeps draws."""
+    """ULA on a double well; no candidate keeps draws."""
     x = torch.randn(chains, dimension, generator=torch.Generator().manual_seed(0))
     options = {"chains": chains, "x_init": x, "store": False, "progress": False}
     own = mcmc.Energy(double_well)

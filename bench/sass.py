@@ -1,4 +1,4 @@
-"""Machine code, read: what a thread of a kernel issues for an element (`cuobjdump -sass`, no GPU needed).
+"""Reads machine code: what a thread of a kernel issues for an element (`cuobjdump -sass`, no GPU needed).
 
 A multiprocessor of the architectures here issues at most one instruction a clock on each of its four schedulers, for 32
 threads at once: 128 issue slots a clock. A wide product of integers, of which a round of Philox has two, keeps its

@@ -1,4 +1,4 @@
-"""The command line as a user and as a hostile one meet it: whole runs, and bad input told in one line."""
+"""The command line from end to end: whole runs, and bad input reported in one line."""
 
 from __future__ import annotations
 

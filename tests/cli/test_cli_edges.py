@@ -1,4 +1,4 @@
-"""What happens to a command from outside: readers that go away, signals, full disks, company; odd values in files."""
+"""Commands disturbed from outside: closed pipes, signals, full disks, other runs; odd values in files."""
 
 from __future__ import annotations
 

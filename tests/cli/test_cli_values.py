@@ -1,4 +1,4 @@
-"""Values on the command line: taken as they are meant, or refused in a line that names the option."""
+"""Values on the command line: accepted as meant, or refused in a line that names the option."""
 
 from __future__ import annotations
 

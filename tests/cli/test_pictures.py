@@ -1,4 +1,4 @@
-"""Pictures for --known and --mask: the numbers that a viewer shows, or one line."""
+"""Pictures for --known and --mask: the numbers that a viewer shows, or a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fuse: noise levels that repeat, rise or are none, and the arguments that are refused before the first step."""
+"""fuse: noise levels that repeat, rise or are not finite, and the arguments that are refused before the first step."""
 
 from __future__ import annotations
 

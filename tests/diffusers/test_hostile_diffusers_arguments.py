@@ -1,4 +1,4 @@
-"""Arguments of fuse, of a fused scheduler's methods and of from_diffusers, replaced by what is none."""
+"""Arguments of fuse, of a fused scheduler's methods and of from_diffusers, replaced by invalid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine on a GPU (see gpu_stand_in) waits for nothing that it need not, and for all that it must."""
+"""The engine on a GPU (see gpu_stand_in) waits for the device where it must and nowhere else."""
 
 from __future__ import annotations
 

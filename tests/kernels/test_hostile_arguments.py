@@ -1,4 +1,4 @@
-"""Every argument of every operation of the kernels, replaced by what is none: right, or one line that names it."""
+"""Every argument of every operation of the kernels, replaced by invalid values: right, or one line that names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-chain KL and discretised likelihood: exact values, the same bits on every backend, and what the GPU code is."""
+"""Per-chain KL and discretised likelihood: exact values, and the same bits on every CPU path and in any batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The look-up of times and weights: every CPU path against the rules, to the bit."""
+"""The look-up of times and weights: every CPU path against the rules, bit for bit."""
 
 from __future__ import annotations
 

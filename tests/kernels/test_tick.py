@@ -1,4 +1,4 @@
-"""The count of rows and the chains that stop: every CPU path against the rules, to the bit."""
+"""The tick: rows are counted and failed chains stopped, every CPU path against the rules, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of every sampler, schedule, density and Markov chain, replaced by what is none: right, or named."""
+"""Arguments of every sampler, schedule, density and Markov chain, replaced by invalid values: right, or named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs read from files that would tell a network times which its schedule does not have."""
+"""Programs from files that would give a network times outside its schedule."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ A, B = torch.tensor([0.0, 0.9, 0.9, 0.0, 1.0, -0.3]), torch.tensor([0.0, 0.0, 0.
 
 
 def random_inputs(rng: np.random.Generator, shape: tuple[int, ...], chains: int = CHAINS) -> dict[str, torch.Tensor]:
-    """Masks of 0, 1 and what is between; the second chain's known image has NaN where the mask is 0."""
+    """Masks of 0, 1 and values between; the second chain's known image has NaN where the mask is 0."""
     mask = rng.choice([0.0, 1.0, 0.25, 0.7], size=(chains, *shape)).astype(np.float32)
     known = rng.normal(size=(chains, *shape)).astype(np.float32)
     known[1][mask[1] == 0] = np.nan

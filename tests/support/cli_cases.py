@@ -38,7 +38,7 @@ def ulam_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def here(folder: Path, monkeypatch, *arguments: str) -> int:
-    """`ulam sample` in this process: importing torch for each would take minutes."""
+    """`ulam sample` in this process: starting one for each run would take minutes."""
     from ulam.cli import main as cli
 
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The CPU backend with other instructions or another number of threads, for a while."""
+"""Context managers: the CPU backend with other instructions, or another number of threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ulam_kernels import _cpu
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[str]:
-    """The backend, "reference" or the CPU's with these instructions."""
+    """Yields the backend to call: "reference", or "cpu" with these instructions."""
     before = _cpu.instruction_set()
     if name == "reference":
         yield name

@@ -1,4 +1,4 @@
-"""Steps that a GPU takes the fast way."""
+"""What the fast paths of the CUDA step serve: types, and a row of DDPM."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 NUMBERS = {FP32: 0, BF16: 1, FP16: 2, torch.float64: 3}
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
-# A library that keeps to its own stand-in, also where torch has brought the real runtime.
+# The library binds to its own stand-in, even where torch has loaded the real runtime.
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
 OPERATIONS = ("step", "step_pixels", "reduce", "reduce_short", "blend", "fill", "affine", "tick")
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
@@ -198,7 +198,7 @@ class Device:
         self.on_launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, words, pointers)(self._on_launch)
 
     def be(self, architecture: str, clusters: int = 16) -> None:
-        """Tell the host code of a device of this architecture, on which ``clusters`` fit at once."""
+        """Present a device of this architecture to the host code; it holds this many ``clusters`` at once."""
         bytes_, has_clusters = SHARED_MEMORY[architecture]
         self.host.set_device(ctypes.c_size_t(bytes_), clusters if has_clusters else -1)
 
@@ -219,7 +219,7 @@ class Device:
             if self.waves:
                 alone = machine.by_waves(self.waves(machine.blocks))
             self.executed = machine.run(alone).executed
-        except Exception as error:  # C code is between here and the test
+        except Exception as error:  # there is C code between here and the test
             self.failure = error
 
     def call(self, operation: str, packed: bytes) -> None:
@@ -320,7 +320,7 @@ class Device:
         self.take(at[2], out)
 
     def put_strided(self, tensor: torch.Tensor | None) -> int:
-        """The whole of what the tensor is a view of goes in; the address is the tensor's."""
+        """Copy in the tensor and what lies behind it in its storage; its address."""
         if tensor is None:
             return 0
         storage = tensor.untyped_storage()
@@ -357,7 +357,7 @@ class Device:
 
 
 def channels_last(tensor: torch.Tensor) -> bool:
-    """Whether the channels of ``[B, C, *shape]`` are innermost in memory, and the tensor is not contiguous as well."""
+    """Whether the channels of ``[B, C, *shape]`` are innermost in memory and the tensor is not also contiguous."""
     return not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
 
 

@@ -27,7 +27,7 @@ WHOLE = draw()
 
 
 def silent_program(schedule, predicts):
-    """Rows without the network before, between and behind its evaluations."""
+    """Rows without the network before, between and after those that call it."""
     builder = ProgramBuilder(schedule, predicts, registers=2)
     builder.moves(x={"x": 1.0, "z": 0.1})
     builder.rows(500.0, x={"x": 0.9, "eps": 0.1, "z": 0.2}, r1={"x": 1.0})

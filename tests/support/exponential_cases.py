@@ -20,7 +20,7 @@ PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_predict
 
 
 class Float64Torch:
-    """torch, whose float32 is float64: diffusers' solvers cast the state to float32 in every step."""
+    """torch with float64 in place of float32, to which diffusers' solvers cast the state in every step."""
 
     float32 = torch.float64
 

@@ -1,4 +1,4 @@
-"""Loops over diffusers schedulers and their fused selves, for the tests of fuse."""
+"""Loops over diffusers' schedulers and their fused counterparts, for the tests of fuse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(name: str, **config: Any) -> Any:
 
 
 def network(x: torch.Tensor, t: Any, doubled: bool = False) -> torch.Tensor:
-    """A smooth function of the sample and the timestep, so that errors of one step reach the next."""
+    """A smooth function of the sample and the timestep, so that errors of one step carry into the next."""
     m = 0.6 * torch.tanh(x) + 0.1 * torch.sin(x + torch.as_tensor(t).to(x.dtype).reshape(-1, 1, 1, 1) / 100)
     return torch.cat([m, torch.cos(m)], dim=1) if doubled else m
 

@@ -2,7 +2,7 @@
 
 ``gpu`` is the fixture, for modules with ``pytest_plugins = "gpu_stand_in"``. Under it ``torch.cuda`` sees two devices,
 tensors may live on ``cuda:0`` and ``cuda:1``, and the engine runs on them as on real ones: streams are asynchronous,
-captures record and replay, what a capture forbids raises, what would wait for the device is written down in
+captures record and replay, what a capture forbids raises, what would wait for the device is recorded in
 ``gpu.waits``. ``torch.cuda.graph``, ``torch.cuda.stream`` and ``torch.cuda.device`` are torch's own code. The fused
 operations are those of the CPU backend, one launch each. Gradients are not computed there.
 """
@@ -36,7 +36,7 @@ def gpu(request, monkeypatch):
     """Two devices. late: streams run when something waits for them; rush: the others run first."""
     if torch.version.cuda is not None:
         pytest.skip("this torch has devices of its own")
-    found = {name: dispatch.load(name) for name in dispatch.NAMES}  # while torch says what there is
+    found = {name: dispatch.load(name) for name in dispatch.NAMES}  # before torch is patched
     made = Gpu(devices=2, rush=request.param == "rush")
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():

@@ -1,9 +1,9 @@
 """What the stand-in's devices hold and do, without tensors: queues of work, captures, waits, memory counted.
 
 Work is queued on streams and executed as late as the rules allow: when the host waits for it, or when work that it
-waits for needs it. What forgot to wait therefore reads what is not there yet. What is raised, and what is left behind
-where something is raised, is what CUDAGraph.cpp, CUDACachingAllocator.cpp, CachingHostAllocatorImpl.h, CUDAEvent.h,
-CUDAGeneratorImpl.cpp and Copy.cu of torch 2.11 do.
+waits for needs it. Code that forgets to wait therefore reads values that are not there yet. Errors, and the state that
+they leave behind, follow CUDAGraph.cpp, CUDACachingAllocator.cpp, CachingHostAllocatorImpl.h, CUDAEvent.h,
+CUDAGeneratorImpl.cpp and Copy.cu of torch 2.11.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What callers give by mistake, in place of one argument of a valid call, and what is to come of it."""
+"""What callers pass by mistake in place of one argument of a valid call, and what must happen then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 Given = dict[str, Any]
-# Never a crash, nor an error of somebody else's.
+# Never a crash, nor an error raised by another library.
 RAISED = (TypeError, ValueError, IndexError, OverflowError, RuntimeError, NotImplementedError)
 
 
@@ -51,7 +51,7 @@ def changed(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def same_numbers(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors with the numbers of x, which lie in memory in another way."""
+    """Tensors with the values of x in other memory layouts."""
     if x.dim():
         spread = torch.stack([x, x], -1).flatten(-2)
         yield "every second", spread[..., ::2]
@@ -80,7 +80,7 @@ def bits(tree: Any) -> list[Any]:
 
 
 def check_raised(error: BaseException, names: tuple[str, ...], what: str) -> None:
-    """One line, behind the name of an argument."""
+    """The message must be one line that begins with the name of an argument."""
     message = str(error)
     assert type(error) in RAISED, f"{what}: raised {type(error).__name__}: {message}"
     assert "\n" not in message and len(message) < 400, f"{what}: {message}"

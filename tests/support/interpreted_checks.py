@@ -19,7 +19,7 @@ from ulam_kernels.triton.tick import TILE
 
 
 def check_steps() -> None:
-    """And fills, and affine."""
+    """Steps, fills and affine."""
     rng = np.random.default_rng(7)
     for variant in VARIANTS:
         for chains, n in ((3, 1100), (5, 7), (40, 32)):
@@ -45,7 +45,7 @@ def check_steps() -> None:
 
 
 def check_reductions() -> None:
-    """And blends."""
+    """Reductions and blends."""
     rng, agrees = np.random.default_rng(3), triton_reduce_cases.agrees
     for case in (*REDUCTIONS[:4], (2, 5000, FP32, FP32, False, False), (1, 17_000, FP32, FP32, False, False)):
         assert agrees(triton.reduce, cpu.reduce, reduction(rng, *case), "out"), case
@@ -54,7 +54,7 @@ def check_reductions() -> None:
 
 
 def check_ticks() -> None:
-    """And look-ups, and blends by row."""
+    """Ticks, look-ups and blends by row."""
     rng, agrees = np.random.default_rng(11), triton_tick_cases.agrees
     for dtype in OUTPUTS:
         for chains, n in ((5, 2), (40, 100), (3, 2 * TILE + 3)):

@@ -12,7 +12,7 @@ import torch
 from ulam_kernels import Table
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# Channels 1 to 5 and 8 and more than a block's threads; pixels that are a multiple of four, or of nothing.
+# Channels 1 to 5 and 8 and more than a block's threads; numbers of pixels that four divides or not.
 SHAPES = [(1, 6, 6), (2, 3, 5), (3, 8, 8), (3, 7, 9), (4, 12, 10), (5, 2, 6), (8, 4, 4), (8, 1, 3), (66, 2, 2),
           (3, 2, 4, 6), (2, 3, 3, 3)]  # fmt: skip
 LAYOUTS = [(True, True), (True, False), (False, True)]  # of the model's output, of the network's input: innermost?

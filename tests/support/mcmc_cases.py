@@ -62,7 +62,7 @@ class Cases:
         return torch.stack(columns[sampler], 1).contiguous()
 
     def run(self, density: Density, sampler: str, chains: int, scaled: bool) -> Callable[[str], Outputs]:
-        """A function of the backend: all that a launch leaves."""
+        """A function of the backend that returns all that a launch writes."""
         d, ids, coef = density.dimension, self.ids(chains), self.coef(sampler, chains)
         x, v, moments = self.normal(chains, d), self.normal(chains, d), self.normal(chains, 2, d).double()
         scale = self.uniform(d) + 0.5 if scaled else None

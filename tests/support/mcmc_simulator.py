@@ -50,7 +50,7 @@ class Traffic(Memory):
         return address
 
     def of(self, tensor: torch.Tensor) -> Seen:
-        """What became of the one buffer of as many bytes."""
+        """The accesses to the one buffer of this size."""
         (start,) = (start for start, length in self.buffers if length == tensor.nbytes)
         counts = (self.loads, self.writes, self.widest_read, self.widest_write)
         return Seen(*(count[start : start + tensor.nbytes] for count in counts))
@@ -155,7 +155,7 @@ class Chains(cuda_simulator.Device):
             self.shapes.append((tuple(shape[0:3]), tuple(shape[3:6])))
             if self.executes:
                 Warps(kernel, self.memory, shape[0:3], shape[3:6], values, self.rsqrt).run()
-        except Exception as error:  # C code is between here and the test
+        except Exception as error:  # there is C code between here and the test
             self.failure = error
 
     def reset(self) -> None:

@@ -15,10 +15,10 @@ REGISTER = re.compile(r"%[\w]+(?:\.[xyz])?")
 
 
 class Trips(Machine):
-    """Counts trips to global memory that no thread could make at once, as if instructions were issued in order.
+    """Counts trips to global memory that cannot overlap, with instructions issued in order.
 
-    A load's value is there one trip after the load was issued. What uses it, a branch too, waits; what stands behind it
-    waits as well. Moves between registers, which machine code has no need of, do not.
+    A load's value is there one trip after the load was issued. What uses it waits, branches included, and so does all
+    that follows. Moves between registers do not wait: machine code needs none.
     """
 
     latest = 0  # trips of the last launch

@@ -46,7 +46,7 @@ def their_states(scheduler: Any, signal: Signal, patch: pytest.MonkeyPatch, **st
     module = sys.modules[type(scheduler).__module__]
     x, outputs, noises = (torch.from_numpy(part) for part in signal)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else it looks for the first time, and where that comes twice takes the second
+        scheduler.set_begin_index(0)  # else it searches for the first time, and takes the second of two that are equal
     states = []
     for t, m, z in zip(scheduler.timesteps, outputs, noises, strict=True):
         patch.setattr(module, "randn_tensor", lambda *_, z=z, **__: z, raising=False)
@@ -67,7 +67,7 @@ def our_states(program: Program, signal: Signal) -> Array:
 
 
 def assert_same_states(mine: Array, theirs: Array, tolerance: float = 1e-7) -> None:
-    """Row by row, `tolerance` of the largest."""
+    """The states agree row by row, to `tolerance` of the largest value."""
     assert np.isfinite(mine).all() and mine.shape == theirs.shape
     for row, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         assert abs(a - b).max() <= tolerance * abs(b).max(), row

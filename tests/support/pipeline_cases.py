@@ -79,7 +79,7 @@ def sample(denoiser, sampler, shape, x_init, **options):
 
 
 def difference(got, expected):
-    """The largest, of the largest value where that is above 1."""
+    """The largest difference, relative to the largest value where that is above 1."""
     got, expected = torch.as_tensor(got), torch.as_tensor(expected)
     return (got - expected).abs().max() / expected.abs().max().clamp(min=1)
 

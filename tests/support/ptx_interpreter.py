@@ -1,8 +1,8 @@
 """Executes the PTX of a kernel on NumPy arrays, all threads of a launch at once, with IEEE rounding.
 
-What a GPU would compute can so be compared bit for bit with the CPU backend on a machine without a GPU. It knows the
-instructions that nvcc and Triton emit for these kernels and raises on any other, on a misaligned access, on an access
-outside every buffer and on a barrier that some threads never reach. Registers that were never written hold NaN.
+So a machine without a GPU can compare what one would compute with the CPU backend, bit for bit. The interpreter knows
+the instructions that nvcc and Triton emit for these kernels and raises on any other, on a misaligned access, on an
+access outside every buffer and on a barrier that some threads never reach. Registers never written hold NaN.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Machine(Arithmetic):
     def _bar(self, i: Instruction) -> None:
         if "red" in i.modifiers:
             self._reduce_over_block(i)
-        elif "warp" not in i.modifiers:  # a warp's threads meet as it is
+        elif "warp" not in i.modifiers:  # a warp's threads run together anyway
             self._wait(i, 1)
 
     def _barrier(self, i: Instruction) -> None:
-        """Of a cluster: a thread arrives where it waits, as nothing stands between the two."""
+        """A cluster's barrier: a thread arrives where it waits, as no instruction lies between the two."""
         if "cluster" not in i.modifiers:
             raise NotImplementedError(i.text)
         if "wait" in i.modifiers:
@@ -110,7 +110,7 @@ class Machine(Arithmetic):
         self.write(i.operands[0], np.repeat(combined, 32), i.types[0])
 
     def _atom(self, i: Instruction) -> None:
-        """On shared memory, and its result dropped or not used: the order of threads is not specified."""
+        """In shared memory, where no result is used: the order of threads is unspecified."""
         (operation,) = (ATOMIC[name] for name in i.modifiers if name in ATOMIC)
         if "shared" not in i.modifiers:
             return self._in_turn(i, operation)

@@ -39,7 +39,7 @@ class Kernel:
     labels: dict[str, int]
     constants: dict[str, bytes]
     shared: dict[str, int]  # name and size of a block's variables
-    dynamic: list[str]  # names of what lies behind them: as much as a launch says
+    dynamic: list[str]  # names of the variables after them, whose size each launch sets
 
 
 def _instruction(text: str) -> Instruction:
@@ -60,7 +60,7 @@ def _instruction(text: str) -> Instruction:
 
 
 def _closing(ptx: str, start: int) -> int:
-    """Where the brace stands that closes one before ``start``."""
+    """The index of the brace that closes the one before ``start``."""
     depth = 1
     for brace in re.compile(r"[{}]").finditer(ptx, start):
         depth += 1 if brace[0] == "{" else -1
@@ -89,7 +89,7 @@ def parse(ptx: str) -> dict[str, Kernel]:
         widths = {prefix: TYPES[kind].itemsize for kind, prefix in re.findall(r"\.reg \.(\w+)\s+(%\w+)<\d+>", body)}
         code: list[Instruction] = []
         labels: dict[str, int] = {}
-        # Operands in braces stay; a scope's braces go, and the names in it are told apart by where it stands.
+        # Braces around operands stay; those of a scope go, and its names get the number of the scope.
         for number, scope in enumerate(re.split(r"(?<=[;\s])\{(?=\s*\.reg)", body)):
             inner, end, rest = (*re.split(r"(?<=;)(\s*\})", scope, maxsplit=1), "", "")[:3]
             for name, kind in [

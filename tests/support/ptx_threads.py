@@ -59,8 +59,8 @@ class Threads:
     def run(self, alone: Array | None = None) -> Threads:
         """Threads at the lowest instruction go first, so those that took different branches meet again.
 
-        ``alone``, a number for each thread: only threads with the lowest go on, until they wait or have ended. What is
-        not ordered by a barrier happens in another order so.
+        ``alone`` is a number for each thread: only threads with the lowest run, until they wait or end. So whatever no
+        barrier orders happens in another order.
         """
         code, leaders, at = self.kernel.code, set(self.kernel.labels.values()), self.place
         with np.errstate(all="ignore"):
@@ -98,7 +98,7 @@ class Threads:
         return order[self.block]
 
     def _open_barriers(self) -> None:
-        """A barrier opens when all wait at it but those that have ended."""
+        """A barrier opens once every thread waits at it or has ended."""
         for kind, group in ((1, self.block), (2, self.block // self.cluster)):
             if (waits := self.awaits == kind).any():
                 missing = np.bincount(group, weights=~waits & (self.place < len(self.kernel.code))) > 0

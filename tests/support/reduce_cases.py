@@ -16,7 +16,7 @@ LEVELS = (1.0, 0.995, 0.5, 0.9, 1e-3)
 
 def table_of(kinds: list[str], registers: int = 1, p: Any = 0.9, cap: Any = math.inf, kx: Any = 1.25, km: Any = -0.75,
              dtype: torch.dtype = torch.float32) -> Table:  # fmt: skip
-    """A row of each kind: "threshold", "normalise", "clip", "plain" or "idle"; p, cap, kx, km: one or one each."""
+    """Rows of the kinds "threshold", "normalise", "clip", "plain" or "idle"; p, cap, kx, km: one for all or each."""
     rows = len(kinds)
     each = lambda value: np.broadcast_to(np.asarray(value, dtype=np.float64), (rows,))  # noqa: E731
     kind = {name: np.array([name == k for k in kinds]) for name in ("threshold", "normalise", "clip", "plain", "idle")}

@@ -3,8 +3,8 @@
     python tests/support/sanitize.py address|thread FOLDER [pytest's arguments]
 
 FOLDER holds what ``ULAM_SANITIZE=... python setup.py build_ext --build-lib FOLDER`` built. The process starts itself
-again with the sanitizer's runtime in front, which an uninstrumented Python needs; then it sees that a fault made on
-purpose is found, and runs the tests. It does not end with 0 where anything was found.
+again with the sanitizer's runtime in front, which an uninstrumented Python needs; then it checks that a deliberate
+fault is found, and runs the tests. The exit code is nonzero if anything else was found.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 RUNTIMES = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}
-# Python and torch keep memory until the process ends, so leaks are not looked for. Else no finding is suppressed. The
-# barriers of libgomp are not seen, so races are looked for with one OpenMP thread for each thread of Python.
+# Python and torch keep memory until the process ends, so leaks are not looked for; no other finding is suppressed.
+# ThreadSanitizer does not see libgomp's barriers, so races are looked for with one OpenMP thread per Python thread.
 OPTIONS = {
     "address": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
     "thread": {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66", "OMP_NUM_THREADS": "1"},
 }
 FAULTS = {"address": "AddressSanitizer: heap-buffer-overflow", "thread": "ThreadSanitizer: data race"}
-NO_RANDOM_ADDRESSES = 0x0040000  # of personality(2): a runtime of gcc 12 does not know all places of newer kernels
+NO_RANDOM_ADDRESSES = (
+    0x0040000  # for personality(2): gcc 12's runtime does not know all address ranges of newer kernels
+)
 EXTENSION = "ulam_kernels._cpu"
 
 
@@ -52,7 +54,7 @@ def start_again(kind: str) -> None:
 
 
 def make_a_fault(kind: str) -> None:
-    """A chain said to be longer than its tensors are; or one tensor that two threads write at once."""
+    """A chain declared longer than its tensors, or one tensor that two threads write at once."""
     import threading
 
     import torch

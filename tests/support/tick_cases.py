@@ -1,4 +1,4 @@
-"""Random ticks: cursors, network outputs with a few numbers that are not finite, and what must become of them."""
+"""Random ticks: cursors, network outputs with a few numbers that are not finite, and the expected results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTEGERS = {
     torch.float64: torch.int64,
 }
 
-# Waves of blocks that run one after another, and whose turn it is at the counter within one.
+# Waves of blocks that run one after another, and the order in which a wave's blocks reach the counter.
 ORDERS = {
     "all at once": (None, range),
     "all at once, the last first": (None, lambda count: range(count - 1, -1, -1)),
@@ -106,7 +106,7 @@ def finite(output: torch.Tensor) -> Any:
 
 
 def clone_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with a cursor and a now of their own."""
+    """The same arguments with copies of cursor and now."""
     return given | {"cursor": given["cursor"].clone(), "now": given["now"].clone()}
 
 
@@ -132,7 +132,7 @@ def random_look_up(
 
 
 def looked_up(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(out, weight) as they must become."""
+    """The expected (out, weight)."""
     out = given["times"][given["row"]]
     if "weight" not in given:
         return out, None

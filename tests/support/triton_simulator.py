@@ -37,7 +37,7 @@ MODULES = {kernel: sys.modules[kernel.fn.__module__] for kernel in KERNELS}
 
 
 class Warps(Machine):
-    """Adds what Triton alone emits: matrices, and shared memory of a size that a launch says."""
+    """Adds what only Triton emits: matrices, and shared memory whose size the launch sets."""
 
     def __init__(self, kernel: Kernel, *arguments: Any) -> None:
         super().__init__(kernel, *arguments)

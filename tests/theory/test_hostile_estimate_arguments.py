@@ -1,4 +1,4 @@
-"""Arguments of what a denoiser says of its error, replaced by what is none: right, or one line that names them."""
+"""Arguments of what a denoiser says of its error, replaced by invalid values: right, or one line that names them."""
 
 from __future__ import annotations
 
