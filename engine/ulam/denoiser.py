@@ -46,7 +46,7 @@ class Denoiser:
     the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"`
     tells int64 training indices, on VP schedules; a sampler's grid between them is rounded to training steps, a list is
     not (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval
-    mode and leaves it in the mode it was in. Raises TypeError or ValueError for what cannot be a denoiser.
+    mode and leaves it in the mode it was in. Raises TypeError or ValueError for an invalid argument.
 
     derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
     or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.

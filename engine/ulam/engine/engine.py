@@ -67,7 +67,7 @@ class Engine:
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
-        TypeError, ValueError: an argument that cannot be, named in the message.
+        TypeError, ValueError: an invalid argument, named in the message.
     """
 
     @outside_graphs
@@ -173,7 +173,7 @@ class Engine:
         block: wait for room in a bounded queue, while another thread runs the chains.
 
         Raises:
-            TypeError, ValueError: an argument that cannot be, named in the message; the engine is as before.
+            TypeError, ValueError: an invalid argument, named in the message; the engine is as before.
             QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed, or an
             argument requires grad while gradients are recorded.
         """

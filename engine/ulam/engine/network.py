@@ -74,7 +74,7 @@ class Network:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The outputs of the conditional and, unless ``uncond`` is None, the unconditional branch.
 
-        Raises whatever the network raises, and TypeError or ValueError for an output that cannot be.
+        Raises whatever the network raises, and TypeError or ValueError for an invalid output.
         """
         begin = self.began = time.perf_counter()
         try:
