@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MethodType
 
 import torch
 
@@ -13,6 +16,29 @@ from ulam_kernels.validation import check_real
 def modules_in(net: object) -> list[torch.nn.Module]:
     """A module and all modules inside it; none for a plain function."""
     return list(net.modules()) if isinstance(net, torch.nn.Module) else []
+
+
+def modules_reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
+    """A module with those inside it; of a function, a method or another callable those that it refers to itself."""
+    if isinstance(value, torch.nn.Module):
+        yield from value.modules()
+        return
+    if id(value) in seen or isinstance(value, type) or not callable(value):
+        return
+    seen.add(id(value))
+    reached: list[object] = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, partial):
+        reached += [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        reached += [value.__self__, value.__func__]
+    elif isinstance(value, FunctionType):
+        named = (value.__globals__.get(name) for name in value.__code__.co_names)
+        reached += [global_ for global_ in named if isinstance(global_, torch.nn.Module)]
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # not assigned yet
+                reached.append(cell.cell_contents)
+    for other in reached:
+        yield from modules_reached(other, seen)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 import ulam_kernels
 from ulam_kernels import Table
 
+from ..arguments import per_chain
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
 from .buffers import Buffers
@@ -216,7 +217,7 @@ class Runner:
         wide = torch.promote_types(m.dtype, torch.float32)
         m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.buffers.slots.rescale
         own, other = self._without_variances(m), self._without_variances(uncond)
-        chosen = (phi > 0).view(-1, *[1] * (m.dim() - 1))
+        chosen = per_chain(phi > 0, m)
         own.copy_(torch.where(chosen, rescaled(own, other, weight, phi), own))
         return m, uncond, torch.where(phi > 0, 1.0, weight)
 
@@ -233,7 +234,7 @@ class Runner:
             return None
         x, m = self.buffers.state[0, at], self._without_variances(m)[at]
         if uncond is not None:
-            w, other = weight[at].view(-1, *[1] * (x.dim() - 1)), self._without_variances(uncond)[at]
+            w, other = per_chain(weight[at], x), self._without_variances(uncond)[at]
             m = torch.where(w == 1, m, other + w * (m - other))
         return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
 

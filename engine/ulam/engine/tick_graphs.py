@@ -9,12 +9,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any, TextIO
 
 import torch
 
+from ..evaluation import modules_reached
 from .report import Report
 
 log = logging.getLogger("ulam")
@@ -170,32 +169,9 @@ def addresses(net: object) -> list[int]:
     """Where the parameters and buffers of a network lie, those of modules that a function refers to included."""
     tensors = (
         tensor
-        for module in modules_of(net, set())
+        for module in modules_reached(net, set())
         for kept in (module._parameters, module._buffers)
         for tensor in kept.values()
         if tensor is not None
     )
     return [tensor.data_ptr() for tensor in tensors]
-
-
-def modules_of(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
-    """A module with those inside it; of a function, a method or another callable those that it refers to itself."""
-    if isinstance(value, torch.nn.Module):
-        yield from value.modules()
-        return
-    if id(value) in seen or isinstance(value, type) or not callable(value):
-        return
-    seen.add(id(value))
-    reached: list[object] = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, partial):
-        reached += [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, MethodType):
-        reached += [value.__self__, value.__func__]
-    elif isinstance(value, FunctionType):
-        named = (value.__globals__.get(name) for name in value.__code__.co_names)
-        reached += [global_ for global_ in named if isinstance(global_, torch.nn.Module)]
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # not assigned yet
-                reached.append(cell.cell_contents)
-    for other in reached:
-        yield from modules_of(other, seen)

@@ -21,8 +21,7 @@ import torch
 from ulam_kernels.tracing import recorder
 
 from ..arguments import per_chain
-from ..engine.tick_graphs import modules_of
-from ..evaluation import autocast_state, in_eval_mode
+from ..evaluation import autocast_state, in_eval_mode, modules_reached
 from ..gradients import plain, without_graph
 from ..schedules import Array
 from .autograd import Function, Graph
@@ -194,11 +193,11 @@ def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]
     """
     if torch.compiler.is_compiling() or recorder() is not None:
         return  # there are no numbers to compare
-    module = next(modules_of(score, set()), None)
+    module = next(modules_reached(score, set()), None)
     kind = getattr(getattr(score, "__func__", score), "__code__", type(score)), x.dtype, x.shape[1:]
     if module is not None and kind in _checked_kinds.get(module, ()):
         return
-    y, modules = plain(x)[:EXAMPLES], list(modules_of(score, set()))
+    y, modules = plain(x)[:EXAMPLES], list(modules_reached(score, set()))
     reduced = reduced_precision(y, modules)
     devices = [] if y.device.type == "cpu" else [y.device]
     with in_eval_mode(modules), torch.random.fork_rng(devices=devices, device_type=y.device.type):
