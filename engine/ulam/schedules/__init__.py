@@ -1,4 +1,6 @@
-"""Noise schedules in float64: `kinds.py` says what they are, `constructors.py` makes them."""
+"""Noise schedules in float64: `kinds.py` says what they are, `constructors.py` makes them, `transitions.py` leads from
+one noise level to another.
+"""
 
 from .arguments import Array, Numbers
 from .constructors import (
@@ -23,9 +25,8 @@ from .kinds import (
     VarianceExploding,
     VariancePreserving,
     check_schedule,
-    correlation,
-    posterior,
 )
+from .transitions import correlation, posterior
 
 __all__ = [
     "EDM",

@@ -64,6 +64,7 @@ class HMC(ChainSampler):
         return step, torch.full_like(step, self.jitter), 1 / temperature, temperature.sqrt()
 
     def transition(self, state: ChainState, c: Columns) -> torch.Tensor | None:
+        """One path and its Metropolis test, ``ops.accept``; built-in densities do both in one launch, ``ops.run``."""
         step, jitter, inverse_temperature, momentum_scale = c
         if self.jitter:
             step = (step.double() * (1 + jitter.double() * state.uniforms())).to(step.dtype)
