@@ -19,7 +19,7 @@ def modules_in(net: object) -> list[torch.nn.Module]:
 
 
 def modules_reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
-    """A module with those inside it; of a function, a method or another callable those that it refers to itself."""
+    """A module and its submodules; for another callable, those of the modules that it refers to."""
     if isinstance(value, torch.nn.Module):
         yield from value.modules()
         return

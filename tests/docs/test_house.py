@@ -59,4 +59,4 @@ def test_a_native_file_is_read_in_one_sitting(path):
 @pytest.mark.parametrize("folder", [p.parent for root in PACKAGES.values() for p in sorted(root.rglob("__init__.py"))])
 def test_a_folder_says_what_lives_there(folder):
     said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-    assert said and len(said.splitlines()) <= 8
+    assert said and len(said.split("\n\n")[0].splitlines()) <= 2

@@ -1,1 +1,1 @@
-"""The engine: chains of many jobs in the slots of one batch, from the submission of a job to its results."""
+"""The engine: chains of many jobs share the slots of one batch, from submission to results."""

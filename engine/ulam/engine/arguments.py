@@ -1,4 +1,4 @@
-"""Checks of an engine's own arguments: one clear error each, before anything is made."""
+"""Checks of an engine's own arguments: one clear error each, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_options(
 
 
 def check_slots(slots: object) -> int:
-    """How many chains stand in a batch. Raises TypeError or ValueError unless it is 1 to 2^31 - 1."""
+    """The number of slots as an int. Raises TypeError or ValueError unless it is 1 to 2^31 - 1."""
     count = whole_number("slots", slots)
     if not 1 <= count < 1 << 31:
         raise ValueError(f"slots: got {count}, expected at least 1" + (" and at most 2^31 - 1" if count > 0 else ""))
@@ -58,21 +58,21 @@ def check_slots(slots: object) -> int:
 def backend_name(
     denoiser: Denoiser, device: torch.device, backend: str | None, dtype: torch.dtype
 ) -> tuple[str, tuple[str, ...]]:
-    """The backend that serves, and what runs on the slow reference without having been asked for.
+    """The name of the backend that runs, and why it is the slow reference where nobody asked for that.
 
-    Raises ValueError for a backend that does not serve, or a network with parameters on another device.
+    Raises ValueError for a backend that cannot be used here, or a network with parameters on another device.
     """
     name = ulam_kernels.dispatch.name_of(ulam_kernels.dispatch.select(backend, device.type, dtype))
     if isinstance(denoiser.net, torch.nn.Module):
         for parameter_name, parameter in denoiser.net.named_parameters():
             if parameter.device != device:
-                came = f"got {device}, but the network's {parameter_name} is on {parameter.device}"
-                raise ValueError(f"device: {came}, expected the same for both")
+                mismatch = f"got {device}, but the network's {parameter_name} is on {parameter.device}"
+                raise ValueError(f"device: {mismatch}, expected the same for both")
     return name, fallbacks(name, backend, dtype)
 
 
 def fallbacks(name: str, backend: str | None, dtype: torch.dtype) -> tuple[str, ...]:
-    """What runs on the slow reference without having been asked for."""
+    """Why operations run on the slow reference though nobody asked for it; empty if they do not."""
     asked = backend or os.environ.get("ULAM_BACKEND")
     if name != "reference" or asked == "reference" or dtype == torch.float64:
         return ()

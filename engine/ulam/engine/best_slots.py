@@ -1,7 +1,7 @@
-"""`slots="auto"`: how many slots a network is fastest with, found by short trials and remembered.
+"""`slots="auto"`: the number of slots at which a network is fastest, found by short trials and cached.
 
-More slots cost less a chain until the device is full; from there on they only cost memory and latency. The number where
-that turns is the knee.
+More slots lower the cost per chain until the device is saturated; beyond that they only cost memory and latency. That
+turning point is the knee.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .network import NetworkOptions
 log = logging.getLogger("ulam")
 MOST = 1 << 16
 WORTH = 1.1  # a doubling must raise the rate by this factor
-TICKS = 3  # of a timed trial
-SLOWEST = 5.0  # seconds a tick, from which on nothing more is tried
-MEMORY = 0.5  # the part of the device's memory from which on nothing more is tried
+TICKS = 3  # per timed trial
+SLOWEST = 5.0  # seconds per tick, beyond which trials stop
+MEMORY = 0.5  # fraction of the device's memory, beyond which trials stop
 
 
 def best_slots(
@@ -46,21 +46,21 @@ def best_slots(
     options: NetworkOptions | None = None,
     cond: Cond | None = None,
 ) -> int:
-    """The slots at the knee of chains x evaluations a second: 1, 2, 4, ... 65,536.
+    """The slots at the knee of chains x evaluations per second, among 1, 2, 4, ..., 65,536.
 
-    Trials are runs of three ticks of the engine with that many chains. They end with two doublings in a row that gain
-    less than 10%, with the device's memory, or with ticks of more than five seconds. The result, the fewest slots
-    within 10% of the best rate, is kept for networks of this class and parameter shapes, on this device, with these
-    arguments, in ``ulam/slots.json`` under ``$XDG_CACHE_HOME`` (default ``~/.cache``); networks that are no
+    Each trial runs the engine for three ticks with that many chains. Trials stop after two doublings in a row that gain
+    less than 10%, at half of the device's memory, or at ticks longer than five seconds. The result, the fewest slots
+    within 10% of the best rate, is cached for networks of this class and parameter shapes, on this device, with these
+    arguments, in ``ulam/slots.json`` under ``$XDG_CACHE_HOME`` (default ``~/.cache``); networks that are not a
     ``torch.nn.Module`` are tried every time.
 
     Args:
-        engine: makes the engines of the trials, :class:`ulam.Engine` (which imports this module).
-        denoiser, shape, device, backend, dtype, options: as of the :class:`ulam.Engine` to be.
+        engine: the class of the trial engines, :class:`ulam.Engine` (which imports this module).
+        denoiser, shape, device, backend, dtype, options: of the :class:`ulam.Engine` to be made.
         cond: further arguments of the network for one chain, ``[1, ...]``, or shared.
 
     Raises:
-        TypeError: the network cannot be called without arguments that ``cond`` lacks.
+        TypeError: the network needs arguments that ``cond`` lacks.
     """
     given = options or NetworkOptions()
     key = _key(denoiser, shape, device, backend, dtype, given, cond or {})
@@ -93,7 +93,7 @@ def _rate(
     cond: Cond,
     slots: int,
 ) -> float:
-    """Evaluations a second with this many chains; 0 where they do not fit the memory. The better of two trials."""
+    """Evaluations per second with this many chains, the better of two trials; 0 if they do not fit in memory."""
     per_chain = {
         name: value if isinstance(value, Shared) else value.expand(slots, *value.shape[1:])
         for name, value in cond.items()
@@ -125,18 +125,18 @@ def _rate(
 
 
 def _has_room(device: torch.device) -> bool:
-    """Whether what the trials have taken so far is within the limit."""
+    """Whether the peak memory so far is below the limit."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) < MEMORY * torch.cuda.get_device_properties(device).total_memory
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY * total
 
 
-# ------------------------------------------------------------------------------------------------ what is remembered
+# --------------------------------------------------------------------------------------------------------- the cache
 
 
 def cache_file() -> Path:
-    """Where results are kept."""
+    """The file that holds the cached results."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ulam" / "slots.json"
 
 
@@ -149,7 +149,7 @@ def _key(
     options: NetworkOptions,
     cond: Cond,
 ) -> str | None:
-    """The digest of all that the result depends on; None for a network that it cannot be kept for."""
+    """A digest of all that the result depends on; None for a network whose result cannot be cached."""
     net = denoiser.net
     if not isinstance(net, torch.nn.Module):
         return None
@@ -169,7 +169,7 @@ def _key(
 
 
 def _read() -> dict[str, int]:
-    """All that is remembered; nothing, with a warning, where the file is not ours to read."""
+    """All cached results; none, with a warning, if the file cannot be read or holds something else."""
     path = cache_file()
     try:
         data = parse_json("slots", path.read_text())
@@ -185,7 +185,7 @@ def _read() -> dict[str, int]:
 
 
 def _write(key: str, slots: int) -> None:
-    """Remember a result: the file is replaced whole. What cannot be written is told and not remembered."""
+    """Cache a result by replacing the whole file. If it cannot be written, a warning is logged."""
     path = cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

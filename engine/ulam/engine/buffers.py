@@ -1,8 +1,8 @@
-"""The tensors behind the slots: states, what the network is given, tables of rows; chains enter and leave here.
+"""The tensors behind the slots: states, network inputs, tables of rows; chains enter and leave here.
 
-Nothing here waits for the device. Everything that a CUDA graph holds is made once: states are reserved for the most
-registers where there are graphs, a program that is new changes values only, and what few programs need (reductions,
-known images, scaled inputs) is made when the first of them comes and belongs to ticks of another kind.
+Nothing here waits for the device. Every buffer that a CUDA graph uses is allocated once: with graphs, states have room
+for the most registers, a new program changes only values, and what few programs need (reductions, known images,
+scaled inputs) is allocated for the first of them and used only by ticks of another kind.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .transfers import on_device
 
 
 class Buffers:
-    """State, row pointers and conditioning of a fixed number of slots. Idle slots point at an idle row.
+    """State, row pointers and conditioning of a fixed number of slots. Idle slots point at the idle row.
 
-    net_dtype: of the network's parameters. channels_last: images are handed to it in that memory format, in which the
-    fused step writes them. own_inputs: the network never reads the states themselves.
+    net_dtype: of the network's parameters. channels_last: the fused step writes the network's inputs in that memory
+    format. own_inputs: the network reads a separate buffer, never the states themselves.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Buffers:
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
         self.cond = ConditioningBuffers("cond", slots, device)
         self.uncond = ConditioningBuffers("uncond", slots, device)
-        self.scales: torch.Tensor | None = None  # of the rows with reductions, where a program has any
-        self.known: KnownImages | None = None  # where a program blends with known images
-        # A float64 network over narrower states reads float32 inputs, which are exact there, widened.
+        self.scales: torch.Tensor | None = None  # what reductions give the step, once a program has any
+        self.known: KnownImages | None = None  # once a program blends with known images
+        # A float64 network over narrower states reads float32 inputs; widening them is exact.
         self._input_dtype = torch.float32 if net_dtype == torch.float64 != dtype else net_dtype
-        converted = channels_last and len(shape) == 3 and shape[0] > 1  # one channel lies in both ways
+        converted = channels_last and len(shape) == 3 and shape[0] > 1  # with one channel both formats coincide
         self._input_format = torch.channels_last if converted else torch.contiguous_format
         self.own_inputs = net_dtype != dtype or converted
         self.net_in: torch.Tensor | None = None
@@ -71,10 +71,10 @@ class Buffers:
     # ------------------------------------------------------------------------------------------------ programs
 
     def load(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
-        """A program's rows in the table, with the buffers that they need; those that are ``running`` stay."""
+        """The place of a program's rows. A new one is added, with the buffers it uses; ``running`` ones stay."""
         if (place := self.rows.find(program)) is not None:
             return place
-        with torch.inference_mode(False):  # buffers stay, and their versions are watched
+        with torch.inference_mode(False):  # buffers outlive the call, and their versions are checked
             if program.registers > len(self.state):
                 more = self.state.new_zeros(program.registers - len(self.state), *self.state.shape[1:])
                 self.state = torch.cat([self.state, more])
@@ -85,9 +85,9 @@ class Buffers:
             return self.rows.add(program, running)
 
     def of_tick(self, registers: int, scaled: bool) -> tuple[torch.Tensor, Table, torch.Tensor | None]:
-        """The first registers of all states, the table of programs that have no more, and the network's inputs.
+        """The first registers of all states, the table of programs with no more than these, the network's inputs.
 
-        The last is None where these are the states themselves, unless programs scale them.
+        The inputs are None where the network reads the states themselves: not ``scaled``, and no ``own_inputs``.
         """
         view = self._view
         if view is None or view[0] is not self.state or view[1] is not self.rows.columns or view[2] != registers:
@@ -99,7 +99,7 @@ class Buffers:
         return view[3], view[4], None
 
     def _current_inputs(self) -> None:
-        """Have the inputs of all slots hold their states, from before there was a program that scales them."""
+        """Copy the states of all slots to the network's inputs, if these are out of date."""
         if not self._inputs_are_current:
             if self.net_in is None:
                 with torch.inference_mode(False):
@@ -111,12 +111,12 @@ class Buffers:
     # ---------------------------------------------------------------------------------- entering and leaving
 
     def enter(self, groups: list[Group[Job]], running: Callable[[], Collection[Program]]) -> None:
-        """Put these groups' chains, at their first row, into their slots. May be repeated after an exception."""
+        """Put these groups' chains into their slots, at their first row. May be repeated after an exception."""
         jobs = [group.job for group in groups]
-        programs = {id(job.program): job.program for job in jobs}  # few, and their hashes are not free
+        programs = {id(job.program): job.program for job in jobs}  # few, and hashing them is slow
         rows = {key: self.load(program, running).begin for key, program in programs.items()}
-        begun = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
-        row, first, seed = np.array(begun, dtype=np.int64).T
+        starts = [(rows[id(job.program)], job.first_row, job.seed) for job in jobs]
+        row, first, seed = np.array(starts, dtype=np.int64).T
         chain = np.concatenate([job.chain_ids[group.chains] for job, group in zip(jobs, groups, strict=True)])
         guided = [
             (group.slots, job.weights[group.chains], job.interval or (-np.inf, np.inf), job.rescale)
@@ -140,7 +140,7 @@ class Buffers:
         seed, chain = self.slots.ids.index_select(1, at)
         draw, begin = torch.zeros_like(seed), 0
         runs = _runs(groups, sizes)
-        for scale, count in runs:  # neighbours with one scale are one launch
+        for scale, count in runs:  # one launch for neighbours with the same scale
             part = [x, seed, chain, draw]
             if len(runs) > 1:
                 part = [values[begin : begin + count] for values in part]
@@ -158,8 +158,8 @@ class Buffers:
             self._current_inputs()
         self.state[0].index_copy_(0, at, x)
         for group in groups:
-            if (given := group.job.x_init) is not None:
-                first = given.tensor if isinstance(given, Shared) else given[group.chains]
+            if (x_init := group.job.x_init) is not None:
+                first = x_init.tensor if isinstance(x_init, Shared) else x_init[group.chains]
                 self.state[0, group.slots].copy_(on_device(first.to(self.dtype), self.device))
         registers = max(group.job.program.registers for group in groups)
         if registers > 1:
@@ -178,17 +178,17 @@ class Buffers:
         self.net_in.index_copy_(0, at, scaled)
 
     def leave(self, groups: list[Group[Job]]) -> None:
-        """Idle these groups' slots."""
+        """Make these groups' slots idle."""
         self.slots.idle([group.slots for group in groups])
 
     def idle_but(self, groups: list[Group[Job]]) -> None:
-        """Idle all slots but these groups'."""
+        """Make all slots but these groups' idle."""
         ends = [0, *(end for group in groups for end in (group.slots.start, group.slots.stop)), self.size]
         ends.sort()
         self.slots.idle([slice(begin, end) for begin, end in zip(ends[::2], ends[1::2], strict=True) if begin < end])
 
     def taken(self, groups: list[Group[Job]], with_failures: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """These groups' states, one after another, and the rows at which chains failed (0: well), as copies."""
+        """Copies of these groups' states, one after another, and of the rows at which chains failed (0: none)."""
         if len(groups) == 1:
             at = groups[0].slots
             return self.state[0, at].clone(), self.slots.failed[at].clone() if with_failures else None
@@ -198,7 +198,7 @@ class Buffers:
 
 
 def _runs(groups: list[Group[Job]], sizes: list[int]) -> list[tuple[float, int]]:
-    """(scale of the first state, chains) of neighbours in the list with the same scale."""
+    """(scale of the first state, chains) of each run of neighbouring groups with the same scale."""
     runs: list[tuple[float, int]] = []
     for group, size in zip(groups, sizes, strict=True):
         scale = group.job.program.init_scale

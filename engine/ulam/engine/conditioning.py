@@ -1,4 +1,4 @@
-"""The network's further arguments for the slots of an engine."""
+"""The network's conditioning for the slots of an engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .transfers import on_device
 
 @dataclass(frozen=True)
 class Input:
-    """What one argument of the network is for all jobs of an engine: its dtype and shape, behind the chains' if any."""
+    """The dtype and shape (per chain unless shared) of one of the network's arguments, in all jobs of an engine."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -25,17 +25,17 @@ class Input:
         return cls(value.dtype, value.shape[1:], None)
 
     def check(self, name: str, value: torch.Tensor | Shared) -> None:
-        """Raise ValueError unless this value can stand in one batch with those before."""
-        came = Input.of(value)
-        if (came.shared is None) != (self.shared is None):
-            raise ValueError(f"{name}: got {_kind(came)}, expected {_kind(self)} like the jobs before")
-        if (came.dtype, came.shape) != (self.dtype, self.shape):
-            shapes = ([*(["chains"] if i.shared is None else []), *i.shape] for i in (came, self))
-            told, like = (f"{i.dtype} {shape}" for i, shape in zip((came, self), shapes, strict=True))
-            raise ValueError(f"{name}: got {told}, expected {like} like the jobs before")
-        if self.shared is not None and came.shared is not self.shared:
-            assert came.shared is not None
-            if not torch.equal(self.shared.cpu(), came.shared.cpu()):
+        """Raise ValueError unless this value can share a batch with those of the jobs before."""
+        other = Input.of(value)
+        if (other.shared is None) != (self.shared is None):
+            raise ValueError(f"{name}: got {_kind(other)}, expected {_kind(self)} like the jobs before")
+        if (other.dtype, other.shape) != (self.dtype, self.shape):
+            shapes = ([*(["chains"] if i.shared is None else []), *i.shape] for i in (other, self))
+            got, expected = (f"{i.dtype} {shape}" for i, shape in zip((other, self), shapes, strict=True))
+            raise ValueError(f"{name}: got {got}, expected {expected} like the jobs before")
+        if self.shared is not None and other.shared is not self.shared:
+            assert other.shared is not None
+            if not torch.equal(self.shared.cpu(), other.shared.cpu()):
                 raise ValueError(f"{name}: got another shared tensor, expected that of the jobs before in this engine")
 
 
@@ -44,10 +44,10 @@ def _kind(given: Input) -> str:
 
 
 class ConditioningBuffers:
-    """The network's further arguments for all slots, in one of the two branches: ``[slots, ...]`` a key.
+    """The conditioning of all slots, for one of the two branches of guidance: ``[slots, ...]`` per key.
 
-    What they are is declared by the first job, from any thread; the tensors are made by the thread that runs the
-    chains, when the first of them enter.
+    The first job declares dtypes and shapes, from any thread; the thread that runs the chains allocates the tensors
+    when the first of them enter.
     """
 
     def __init__(self, name: str, slots: int, device: torch.device) -> None:
@@ -57,23 +57,23 @@ class ConditioningBuffers:
         self.shared: set[str] = set()
 
     def check(self, values: dict[str, torch.Tensor | Shared]) -> None:
-        """Raise ValueError unless these inputs can stand in one batch with those of the jobs before."""
+        """Raise ValueError unless these inputs can share a batch with those of the jobs before."""
         if self._declared is None:
             return
         if self._declared.keys() != values.keys():
-            came, before = sorted(values), sorted(self._declared)
-            raise ValueError(f"{self._name}: got {came}, expected {before} like the jobs before in this engine")
+            got, expected = sorted(values), sorted(self._declared)
+            raise ValueError(f"{self._name}: got {got}, expected {expected} like the jobs before in this engine")
         for key, value in values.items():
             self._declared[key].check(f"{self._name}[{key!r}]", value)
 
     def declare(self, values: dict[str, torch.Tensor | Shared]) -> None:
-        """Settle what the inputs are, or :meth:`check` them where an earlier job has."""
+        """Fix the inputs' dtypes and shapes, or :meth:`check` them if an earlier job has."""
         self.check(values)
         if self._declared is None:
             self._declared = {key: Input.of(value) for key, value in values.items()}
 
     def enter(self, slots: slice, chains: slice, values: dict[str, torch.Tensor | Shared]) -> None:
-        """Copy the inputs of these chains of a job to these slots."""
+        """Copy the conditioning of a job's chains to these slots."""
         if not self.inputs:
             self._allocate()
         for key, value in values.items():
@@ -82,7 +82,7 @@ class ConditioningBuffers:
 
     def _allocate(self) -> None:
         inputs, shared = {}, set()
-        with torch.inference_mode(False):  # they stay, and their versions are watched
+        with torch.inference_mode(False):  # buffers outlive the call, and their versions are checked
             for key, given in (self._declared or {}).items():
                 if given.shared is None:
                     inputs[key] = torch.zeros(self._slots, *given.shape, dtype=given.dtype, device=self._device)

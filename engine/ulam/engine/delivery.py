@@ -1,9 +1,9 @@
-"""Finished chains from the slots to the caller, one by one or by groups; none is lost or given twice.
+"""Delivers finished chains from the slots to the caller, one by one or in groups; none is lost or delivered twice.
 
-Their states are copied out of the slots, on a GPU on a side stream, and wait here until they are handed out. What is
-handed on is put into its new place first and leaves the old one after that. An interrupt in between is found by
-:meth:`Delivery.settle`, with which every hand-over begins. The last step, out of here into the caller's loop, is one
-call of ``dict.pop`` with no Python code around it, in the midst of which no interrupt can come.
+Their states are copied out of the slots (on a GPU, on a side stream) and wait here until they are handed out. A
+hand-over adds an entry to its new place before removing it from the old one; :meth:`Delivery.settle`, with which every
+hand-over begins, completes one that was interrupted in between. The last step, from here into the caller's loop, is one
+call of ``dict.pop`` with no Python code around it, which no interrupt can split.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .results import Finished, Result
 
 Entry = TypeVar("Entry", Result, Finished)
 Handed: TypeAlias = "Iterator[Result | None] | Iterator[Finished | None]"
-Key: TypeAlias = tuple[int, int]  # the number of a group, and the place in its job of a chain, or of the group's first
+Key: TypeAlias = tuple[int, int]  # a group's number, and the index in its job of a chain, or of the group's first
 
 
 @dataclass(eq=False, slots=True)
 class Departure:
-    """A group that left its slots: its number, where its states begin, its program's first row in the table.
+    """A group that left its slots: its number, the offset of its states, its program's first row in the table.
 
-    The last is 0 where no chain that left with it can have failed.
+    ``first_row`` is 0 where no chain that left with it can have failed.
     """
 
     number: int
@@ -45,46 +45,46 @@ class Departure:
 
 @dataclass(eq=False, slots=True)
 class Departures:
-    """The groups that left the slots at one tick, and their states. On a GPU these are there once ``copied``."""
+    """The groups that left the slots at one tick, and their states; on a GPU, valid once ``copied`` is done."""
 
     groups: list[Departure]
     states: torch.Tensor
-    rows: torch.Tensor | None  # at which chains failed, of the table; 0 while well
+    rows: torch.Tensor | None  # of the table, at which chains failed; 0 for none
     copied: torch.cuda.Event | None = None
 
-    def states_of(self, left: Departure) -> torch.Tensor:
+    def states_of(self, departure: Departure) -> torch.Tensor:
         """The final states of one group."""
-        return self.states[left.begin : left.begin + left.group.size]
+        return self.states[departure.begin : departure.begin + departure.group.size]
 
-    def finished(self, left: Departure, states: torch.Tensor) -> Finished:
-        """One group with these states, which its job's ``finish`` may have made."""
-        group = left.group
+    def finished(self, departure: Departure, states: torch.Tensor) -> Finished:
+        """One group's results: these states (after its job's ``finish``) and the rows at which chains failed."""
+        group = departure.group
         failed: dict[int, int] = {}
         if self.rows is not None:
-            rows = self.rows[left.begin : left.begin + group.size].tolist()
-            failed = {place: row - left.first_row for place, row in enumerate(rows, group.chains.start) if row}
+            rows = self.rows[departure.begin : departure.begin + group.size].tolist()
+            failed = {place: row - departure.first_row for place, row in enumerate(rows, group.chains.start) if row}
         return Finished(group.job, group.chains, states, failed)
 
     def split(self) -> dict[Key, Result]:
-        """All chains by their keys."""
+        """All chains' results, by key."""
         entries: dict[Key, Result] = {}
         states = self.states.unbind()
-        for left in self.groups:
-            group = left.group
+        for departure in self.groups:
+            group = departure.group
             if group.size == 1 and self.rows is None:  # the usual case of small jobs
                 job, place = group.job, group.first
-                entries[left.number, place] = Result(job, int(job.chain_ids[place]), states[left.begin])
+                entries[departure.number, place] = Result(job, int(job.chain_ids[place]), states[departure.begin])
             else:
-                chains = self.finished(left, self.states_of(left)).split()
-                entries.update(((left.number, place), result) for result, place in chains)
+                chains = self.finished(departure, self.states_of(departure)).split()
+                entries.update(((departure.number, place), result) for result, place in chains)
         return entries
 
 
 class Delivery:
-    """Takes final states out of the slots, into memory of their own, and holds them until they are handed out.
+    """Copies final states out of the slots and holds them until they are handed out.
 
-    With ``to_host`` the copies land in pinned memory and are handed out when their event has passed; the work on the
-    GPU goes on meanwhile. ``lock`` is held over everything here, never while anything waits for the device.
+    With ``to_host`` the copies go to pinned memory and are handed out once their event has completed, while the GPU
+    works on. ``lock`` guards everything here and is never held while waiting for the device.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Delivery:
         self._departures: deque[Departures] = deque()
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
-        self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the threads that asked for them
-        self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # of these groups, states where one failed
+        self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the id of the thread that asked
+        self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # from these groups, states where one failed
         self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
 
     # ------------------------------------------------------------------------------------------ out of the slots
 
     def put(self, groups: list[Group[Job]]) -> None:
-        """Take these groups' states, before their slots are refilled."""
+        """Copy these groups' states, before their slots are refilled."""
         if self._cuda:
             self._departures.append(self._copied(groups))
             return
@@ -133,22 +133,22 @@ class Delivery:
             if self._to_host:
                 states = torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)
             else:
-                states.record_stream(main)  # it is the main stream's from now on
+                states.record_stream(main)  # used on the main stream from now on
             if rows is not None:
                 rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
-        main.wait_event(copied)  # on the device: refilling waits for the copy
+        main.wait_event(copied)  # on the device, refilling waits for the copy
         return Departures(self._listed(groups, rows), states, rows, copied)
 
     def holds(self, group: Group[Job]) -> bool:
-        """Whether a group's states have been taken out of its slots and not been handed on yet."""
-        return any(left.group is group for departures in self._departures for left in departures.groups)
+        """Whether a group's states have been copied out of its slots but not handed on yet."""
+        return any(departure.group is group for departures in self._departures for departure in departures.groups)
 
     def next(self, wait: bool) -> Departures | None:
-        """The oldest departures, once they are out of the slots; they stay until their last group is taken.
+        """The oldest departures, once copied, or None; they stay here until their last group is taken.
 
-        wait: for a copy under way, if there is one.
+        wait: for a copy that is under way.
         """
         while True:
             with self._lock:
@@ -160,7 +160,7 @@ class Delivery:
                 copied = first.copied
                 if copied is None or copied.query():  # type: ignore[no-untyped-call]
                     if copied is not None and self._to_host:
-                        first.states = first.states.clone()  # whoever keeps it keeps no page-locked memory
+                        first.states = first.states.clone()  # so that callers keep no page-locked memory
                     first.copied = None
                     return first
             if not wait:
@@ -170,46 +170,48 @@ class Delivery:
     # ----------------------------------------------------------------------------------------------- handed on
 
     def take(self, departures: Departures, split: bool) -> Handed | None:
-        """Take out the groups of departures, chain by chain or whole; what there is to hand out then.
+        """Move on the groups of departures, chain by chain or whole; return what can be handed out then.
 
-        An exception of a ``finish`` leaves its group where it is.
+        A group whose ``finish`` raises stays where it is.
         """
         with self._lock:
-            as_they_are = all(left.group.job.finish is None for left in departures.groups)
-            if split and as_they_are and (entries := departures.split()):
+            unchanged = all(departure.group.job.finish is None for departure in departures.groups)
+            if split and unchanged and (entries := departures.split()):
                 self._move(self._chains, entries, partial(self._drop_all, departures))
         while True:
             with self._lock:
-                left = departures.groups[0] if departures.groups else None
-            if left is None:
+                departure = departures.groups[0] if departures.groups else None
+            if departure is None:
                 return self.hand_out(split)
-            states, finish = departures.states_of(left), left.group.job.finish
+            states, finish = departures.states_of(departure), departure.group.job.finish
             if finish is not None:
                 states = finish(states)
             with self._lock:
-                if departures.groups and departures.groups[0] is left:  # it has not been cancelled
-                    group = departures.finished(left, states)
-                    self._take(left.number, group, split, partial(self._drop, departures, left, len(group.failed)))
+                if departures.groups and departures.groups[0] is departure:  # not cancelled meanwhile
+                    group = departures.finished(departure, states)
+                    self._take(
+                        departure.number, group, split, partial(self._drop, departures, departure, len(group.failed))
+                    )
 
     def _drop_all(self, departures: Departures) -> None:
-        """Let go of departures that have been handed on."""
+        """Drop departures that have been handed on."""
         groups, departures.groups = departures.groups, []
         failed = 0
         if departures.rows is not None:
-            rows = (departures.rows[left.begin : left.begin + left.group.size] for left in groups)
+            rows = (departures.rows[departure.begin : departure.begin + departure.group.size] for departure in groups)
             failed = sum(int((row != 0).sum()) for row in rows)
-        self._report.add_delivered(sum(left.group.size for left in groups), failed)
+        self._report.add_delivered(sum(departure.group.size for departure in groups), failed)
 
-    def _drop(self, departures: Departures, left: Departure, failed: int) -> None:
-        """Let go of a group that has been handed on."""
-        if departures.groups and departures.groups[0] is left:
+    def _drop(self, departures: Departures, departure: Departure, failed: int) -> None:
+        """Drop a group that has been handed on."""
+        if departures.groups and departures.groups[0] is departure:
             del departures.groups[0]
-            self._report.add_delivered(left.group.size, failed)
+            self._report.add_delivered(departure.group.size, failed)
 
     def hand_out(self, split: bool) -> Handed | None:
-        """All chains or groups, None in place of one that has gone meanwhile; None where there are none.
+        """All chains or groups (None for one removed meanwhile), or None where there are none.
 
-        What waits in the other form is brought into this one.
+        Results that wait in the other form are converted first.
         """
         with self._lock:
             self.settle()
@@ -228,9 +230,9 @@ class Delivery:
             return map(self._groups.pop, list(self._groups), repeat(None)) if self._groups else None
 
     def join(self) -> None:
-        """Join each job's chains ``[chains, ...]``, for this thread to pop; what is missing or failed is NaN.
+        """Join each job's chains ``[chains, ...]``, for this thread to pop; missing and failed ones are NaN.
 
-        What it does not pop, since it was interrupted, :meth:`settle` makes groups again.
+        What an interrupt keeps it from popping, :meth:`settle` turns back into groups.
         """
         with self._lock:
             self.hand_out(split=False)
@@ -247,18 +249,18 @@ class Delivery:
             self._groups = {}
 
     def cancel(self, job: Job) -> int:
-        """Let go of a job's chains, wherever they wait; how many."""
-        gone = 0
+        """Drop a job's chains, wherever they wait; return how many."""
+        dropped = 0
         for departures in self._departures:
-            gone += sum(left.group.size for left in departures.groups if left.group.job is job)
-            departures.groups = [left for left in departures.groups if left.group.job is not job]
+            dropped += sum(departure.group.size for departure in departures.groups if departure.group.job is job)
+            departures.groups = [departure for departure in departures.groups if departure.group.job is not job]
         for key, result in list(self._chains.items()):
             if result.job is job:
-                gone += self._chains.pop(key, None) is not None
+                dropped += self._chains.pop(key, None) is not None
         for key, group in list(self._groups.items()):
             if group.job is job and self._groups.pop(key, None) is not None:
-                gone += group.chains.stop - group.chains.start
-        return gone + sum(len(results.pop(job, ())) for results in self.joined.values())
+                dropped += group.chains.stop - group.chains.start
+        return dropped + sum(len(results.pop(job, ())) for results in self.joined.values())
 
     def settle(self) -> None:
         """Complete a hand-over that was interrupted."""

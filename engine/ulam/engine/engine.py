@@ -38,32 +38,32 @@ class Engine:
     """Samples chains of many jobs in ``slots`` slots: chains with different samplers, step counts, seeds and guidance
     share each evaluation of the network and each fused step.
 
-    The network always sees a batch of ``slots``; idle slots are padding. While there are guided chains in the batch it
-    is called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t`` are the
+    The network always sees a batch of ``slots``; idle slots are padding. While guided chains are in the batch it is
+    called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t`` are the
     engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain tensors
     given to :meth:`submit` are read when the chains enter their slots.
 
-    On the CPU, PyTorch computes the last elements of a tensor (its size modulo 32) with other code than the rest, whose
-    last bits may differ; with ``slots`` a multiple of 32 no network's chain depends on the slot that it is in.
+    On the CPU, PyTorch computes the last elements of a tensor (its size modulo 32) by other code than the rest, whose
+    last bits may differ; with ``slots`` a multiple of 32 a chain's bits do not depend on its slot.
 
-    Jobs may be submitted and cancelled from any thread, also while another runs the chains (:meth:`stream`,
-    :meth:`run`, :meth:`astream`); where several do, they take turns, and each chain is delivered once.
+    Jobs may be submitted and cancelled from any thread, even while another runs the chains (:meth:`stream`,
+    :meth:`run`, :meth:`astream`); if several run them, they take turns, and each chain is delivered once.
 
     Args:
         denoiser: the network with its schedule. It is called under ``torch.inference_mode``, unless ``options`` say
             that it takes gradients inside. No gradient flows through samples.
-        shape: of one chain's sample. slots: chains in one batch, or "auto": found by short trials
+        shape: of one chain's sample. slots: chains per batch, or "auto": found by short trials
             (:meth:`best_slots`).
-        device: where the states live; the network must be there.
+        device: where the states live; the network must be there too.
         backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
         policy: which chains enter first, see :class:`ulam.engine.scheduler.Scheduler`.
-        queue: the most chains that may wait; :meth:`submit` then blocks or raises.
+        queue: the most chains that may wait; beyond that :meth:`submit` blocks or raises.
         options: how the network is called.
         check_finite: stop chains whose network output is not finite, see :class:`Result`.
-        graphs: capture whole ticks as CUDA graphs on a GPU. States are then reserved for samplers of up to five
+        graphs: capture whole ticks as CUDA graphs on a GPU. States then have room for samplers of up to five
             registers, so that no program moves them.
-        results: "device", or "host": through pinned memory beside the work on the GPU.
-        watchdog: seconds after which a network call that has not come back is reported.
+        results: "device", or "host": copied through pinned memory while the GPU works on.
+        watchdog: seconds after which a network call that has not returned is reported.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
@@ -116,11 +116,11 @@ class Engine:
                 graphs,
                 trace,
             )
-        self._lock = threading.RLock()  # over the scheduler and the results; nothing waits for the device under it
+        self._lock = threading.RLock()  # guards scheduler and results; never held while waiting for the device
         self._room = threading.Condition(self._lock)
         self._delivery = Delivery(self._runner.buffers, self.report, self._lock, check_finite, results == "host")
         self._loop = Loop(self._scheduler, self._runner, self._delivery, self._room)
-        self._closed = False  # no more jobs
+        self._closed = False  # new jobs are refused
         self._watchdog: Watchdog | None = None
         if watchdog is not None:
             self._watchdog = Watchdog(self._runner.network, float(watchdog), self.report.add_fallback)
@@ -137,7 +137,7 @@ class Engine:
         options: NetworkOptions | None = None,
         cond: Cond | None = None,
     ) -> int:
-        """The slots with which a network is fastest, found by short trials and remembered: `best_slots.best_slots`."""
+        """The number of slots at which a network is fastest, found by short trials, cached: `best_slots.best_slots`."""
         return best_slots(cls, denoiser, shape, device, backend=backend, dtype=dtype, options=options, cond=cond)
 
     @not_recorded
@@ -165,17 +165,17 @@ class Engine:
         deadline: float | None = None,
         block: bool = False,
     ) -> Job:
-        """Queue chains; nothing runs before :meth:`stream`. Arguments and warnings as in :func:`ulam.sample`, and:
+        """Queue chains; nothing runs before :meth:`stream`. Arguments and warnings as for :func:`ulam.sample`, and:
 
-        callback: called with a :class:`ulam.Preview` every ``every`` evaluations of each chain.
+        callback: called with a :class:`ulam.Preview` after every ``every`` evaluations of each chain.
         finish: maps final states ``[n, *shape]`` to results ``[n, ...]``, as a latent decoder does.
         priority, weight, deadline: who enters first, see :class:`.scheduler.Scheduler`; deadline in ticks from now.
         block: wait for room in a bounded queue, while another thread runs the chains.
 
         Raises:
-            TypeError, ValueError: an invalid argument, named in the message; the engine is as before.
-            QueueFull: the bounded queue has no room and ``block`` is False. RuntimeError: the engine is closed, or an
-            argument requires grad while gradients are recorded.
+            TypeError, ValueError: an invalid argument, named in the message; the engine is unchanged.
+            QueueFull: the bounded queue has no room and ``block`` is False.
+            RuntimeError: the engine is closed, or an argument requires grad while gradients are recorded.
         """
         switch(block, "block")
         weight = real(weight, "weight", "a finite number above 0")
@@ -190,12 +190,12 @@ class Engine:
 
     def _queue(self, job: Job, weight: float = 1.0, block: bool = False) -> None:
         chains, buffers = len(job.chains), self._runner.buffers
-        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's mode
+        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's inference mode
             self._check_open()
             inputs = [(buffers.cond, job.cond)] + ([(buffers.uncond, job.uncond)] if job.guidance is not None else [])
             if block:
                 for arguments, values in inputs:
-                    arguments.check(values)  # what is refused need not wait
+                    arguments.check(values)  # refused before any wait
                 self._wait_for_room(chains)
             self._scheduler.check(chains, job.ticks, job.priority, weight, job.deadline)
             for arguments, values in inputs:
@@ -215,7 +215,7 @@ class Engine:
 
     @outside_graphs
     def cancel(self, job: Job) -> int:
-        """Drop a job's chains that have not been delivered; how many. Other jobs keep their bits."""
+        """Drop a job's undelivered chains; return how many. Others keep their bits. Raises TypeError if not a Job."""
         _check_job(job)
         with self._lock:
             dropped, running = self._scheduler.cancel(job)
@@ -227,7 +227,7 @@ class Engine:
 
     @outside_graphs
     def drop_waiting(self) -> int:
-        """Drop all chains that wait for a slot; how many. Those in slots run to their end."""
+        """Drop all chains that wait for a slot; return how many. Those in slots run to their end."""
         return self._drop_waiting()
 
     def _drop_waiting(self) -> int:
@@ -246,7 +246,7 @@ class Engine:
 
     @outside_graphs
     def predicted_end(self, job: Job) -> int | None:
-        """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None when it has."""
+        """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None once it has."""
         _check_job(job)
         with self._lock:
             return self._scheduler.predicted_end(job)
@@ -257,9 +257,8 @@ class Engine:
     def stream(self) -> Iterator[Result]:
         """Run until no chain is left, yielding each as it finishes. Jobs may be submitted meanwhile.
 
-        An exception of the network arrives as :class:`ulam.NetworkError`; calling again repeats the interrupted
-        evaluation. A stream that is left early loses nothing: the next one, or :meth:`run`, delivers what this one did
-        not.
+        An exception in the network is raised as :class:`ulam.NetworkError`; calling again repeats the interrupted
+        evaluation. Leaving a stream early loses nothing: the next one, or :meth:`run`, delivers the rest.
         """
         return _each(outside_graphs(self._loop.next_results), True)
 
@@ -270,12 +269,12 @@ class Engine:
                 yield cast(Result, result)
 
     def run(self) -> dict[Job, torch.Tensor]:
-        """Run until no chain is left; each unfinished job's results ``[chains, ...]``, in the order of its chains.
+        """Run until no chain is left; return each unfinished job's results ``[chains, ...]``, in order of its chains.
 
-        After an exception, calling again goes on and returns what had finished before too. Chains that failed, were
-        cancelled or that :meth:`stream` has delivered already are NaN.
+        After an exception, calling again goes on, and also returns what had finished before. Chains that failed, were
+        cancelled or were already delivered by :meth:`stream` are NaN.
         """
-        if torch.compiler.is_dynamo_compiling():  # not by a function around this one: an interrupt there costs results
+        if torch.compiler.is_dynamo_compiling():  # not by a decorator: an interrupt in it would lose results
             from ulam_kernels.outside import call
 
             return call(Engine.run, self)  # type: ignore[no-any-return]
@@ -284,7 +283,7 @@ class Engine:
 
     @not_recorded
     def finished(self, progress: Callable[[int], object] | None = None) -> Iterator[Finished]:
-        """As :meth:`stream`, by groups of chains that end together.
+        """As :meth:`stream`, in groups of chains that end together.
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
@@ -295,9 +294,9 @@ class Engine:
 
     @outside_graphs
     def close(self, drain: bool = False) -> list[Result]:
-        """End: new jobs are refused, waiting and running chains are dropped, a stream ends.
+        """Refuse new jobs, drop waiting and running chains, end every stream.
 
-        With ``drain`` those in the slots run to their end first and are returned.
+        With ``drain`` the chains in slots first run to their end and are returned.
         """
         return self._close(drain)
 
@@ -322,7 +321,7 @@ class Engine:
 
 
 def _each(next_results: Callable[..., Handed | None], *arguments: object) -> Iterator[Any]:
-    """One result after another of what further calls give, until one gives None; those that have gone left out.
+    """The results of one call of ``next_results`` after another until it returns None, without entries that are None.
 
     All of it runs in C, so that no interrupt comes between a result's leaving the engine and the caller's loop.
     """

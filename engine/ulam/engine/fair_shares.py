@@ -13,8 +13,8 @@ J = TypeVar("J", bound=Hashable)
 
 @dataclass
 class JobRecord(Generic[J]):
-    """A job with chains in the queue or in slots: of ``chains``, how many have ``entered`` and how many slots it has
-    (``held``). ``stamp``: of its valid entry in the queue.
+    """A job with chains in the queue or in slots: how many of its ``chains`` have ``entered``, how many slots it holds
+    (``held``). ``stamp``: of its current entry in the queue.
     """
 
     job: J
@@ -34,10 +34,10 @@ class JobRecord(Generic[J]):
 
 
 def shares(records: list[JobRecord[J]], vacant: int) -> list[tuple[JobRecord[J], int]]:
-    """How many of the vacant slots each job gets, one after another by (slots held + 1) / weight, then by submission.
+    """How many of the vacant slots each job gets: each goes to the least (slots held + 1) / weight, ties by submission.
 
-    First in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots, a job gets the
-    slots that keep it below the level.
+    Most are dealt out in bulk: with a level such that the sum of max(level weight - held, 0) is the number of slots,
+    each job gets the slots that keep it below the level.
     """
     if len(records) == 1:
         return [(records[0], min(records[0].waiting, vacant))]

@@ -18,7 +18,7 @@ class Group(Generic[J]):
     start: int
     end: int
     size: int = field(init=False)
-    chains: slice = field(init=False)  # where they stand in their job
+    chains: slice = field(init=False)  # their indices in the job
 
     def __post_init__(self) -> None:
         self.size = int(self.slots.stop - self.slots.start)
@@ -26,7 +26,7 @@ class Group(Generic[J]):
 
 
 def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted ranges, neighbours joined."""
+    """The ranges sorted, adjacent ones joined."""
     joined: list[tuple[int, int]] = []
     for begin, end in sorted(ranges):
         if joined and joined[-1][1] == begin:

@@ -8,10 +8,10 @@ from ..arguments import per_chain
 
 
 def rescaled(m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance brought back to the conditional output's spread, per chain [Lin 2024, section 3.4].
+    """Classifier-free guidance with the conditional output's standard deviation, per chain [Lin 2024, section 3.4].
 
     With g = uncond + w (m - uncond): phi g std(m) / std(g) + (1 - phi) g. m, uncond: ``[B, ...]`` float32 or float64;
-    weight, phi: ``[B]`` float32. Chains with w = 1 keep m exactly, as do chains whose g is constant keep g.
+    weight, phi: ``[B]`` float32. Chains with w = 1 keep m exactly; chains whose g is constant keep g.
     """
     w, mix = per_chain(weight, m), per_chain(phi, m)
     guided = uncond + w * (m - uncond)

@@ -18,7 +18,7 @@ from .transfers import on_device
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """An image and the mask of what is known of it (1) and what is to be sampled (0), float32 on the host.
+    """An image and its mask, 1 where it is known and 0 where it is to be sampled, float32 on the host.
 
     Each ``[chains, *shape]``, or ``[*shape]`` under :class:`Shared`.
     """
@@ -31,8 +31,8 @@ def check_known(known: object, mask: object, program: Program, chains: int, shap
     """``known`` and ``mask`` as a :class:`Known`; None where the program blends with no image.
 
     Raises:
-        TypeError, ValueError: a program that needs them without them, or the reverse; wrong shapes; a mask outside
-            [0, 1]; values that are not finite.
+        TypeError, ValueError: missing for a program that blends, or given for one that does not; wrong shapes; a mask
+            outside [0, 1]; values that are not finite.
     """
     if not program.blends.any():
         if known is not None or mask is not None:
@@ -56,8 +56,8 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
     try:
         tensor = tensor.detach().expand(expected)
     except RuntimeError:
-        came = list(tensor.shape)
-        raise ValueError(f"{name}: got shape {came}, expected {list(expected)}, or what broadcasts to it") from None
+        got = list(tensor.shape)
+        raise ValueError(f"{name}: got shape {got}, expected {list(expected)}, or what broadcasts to it") from None
     tensor = tensor.to("cpu", torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: got values that are not finite, expected finite ones")
@@ -73,9 +73,9 @@ class KnownImages:
     def enter(self, slots: slice, chains: slice, known: Known) -> None:
         """Copy the images and masks of these chains of a job to these slots."""
         for buffer, value in ((self._image, known.image), (self._mask, known.mask)):
-            given = value.tensor if isinstance(value, Shared) else value[chains]
-            buffer[slots].copy_(on_device(given, buffer.device))
+            tensor = value.tensor if isinstance(value, Shared) else value[chains]
+            buffer[slots].copy_(on_device(tensor, buffer.device))
 
     def blend(self, state: torch.Tensor, **of_rows: Any) -> None:
-        """Blend after an update; chains whose row does not blend stay as they are."""
+        """Blend the known images in after an update; chains whose row does not blend stay as they are."""
         ulam_kernels.blend(state, self._image, self._mask, **of_rows, stage=KNOWN_IMAGE.stage)

@@ -22,18 +22,18 @@ Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What an engine was asked for. All that is per chain is ``[chains, ...]`` in the order of ``chains``.
+    """What was submitted to an engine. Per-chain tensors are ``[chains, ...]``, in the order of ``chains``.
 
     Attributes:
         program: the compiled sampler. chains: ``[n]`` int64 ids. seed: as an int64.
-        cond, uncond: the network's further arguments; uncond is empty where ``guidance`` is None.
+        cond, uncond: the network's conditioning by name; uncond is empty where ``guidance`` is None.
         guidance: ``[n]`` float32 weights. interval: (lo, hi), the times at which they hold. rescale: phi.
-        x_init: ``[n, *shape]`` first states (``[*shape]`` if shared), or None for noise. first_row: of the noise.
+        x_init: ``[n, *shape]`` first states (``[*shape]`` if shared), or None for noise. first_row: of noise-v1.
         known: image and mask, for inpainting.
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
         priority, deadline: see :class:`ulam.engine.scheduler.Scheduler`.
-        ticks: evaluations of the network a chain. traits: what its ticks need beyond one evaluation and one fused step,
+        ticks: evaluations of the network per chain. traits: its ticks' needs beyond one evaluation and one fused step,
             by the names of :class:`ulam.engine.tick_needs.TickNeeds`. chain_ids, weights: ids and guidance as arrays.
     """
 
@@ -60,7 +60,7 @@ class Job:
     weights: npt.NDArray[np.float32] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """What every tick asks for is found out here, once."""
+        """Compute once what every tick reads."""
         ticks = len(self.program.evaluating)
         has = {
             "without_evaluation": ticks != len(self.program.time),
@@ -73,23 +73,23 @@ class Job:
             "scaled": self.program.scales_input,
             "previews": self.callback is not None,
         }
-        object.__setattr__(self, "traits", tuple(name for name, there in has.items() if there))
+        object.__setattr__(self, "traits", tuple(name for name, applies in has.items() if applies))
         object.__setattr__(self, "ticks", ticks)
         object.__setattr__(self, "chain_ids", self.chains.numpy())
         object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
 
     @cached_property
     def ids(self) -> list[int]:
-        """The ids as numbers."""
+        """The ids as Python integers."""
         numbers: list[int] = self.chain_ids.tolist()
         return numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """Chains of a job after a row: their ids, the state ``x`` and the x_0 estimate before the update, ``[n, *shape]``.
+    """Chains of a job after a row: their ids, state ``x``, and x_0 estimate ``x0`` before the update, ``[n, *shape]``.
 
-    ``x0`` is what the row's network output says of the data (before any clip), None on rows that have no estimate.
+    ``x0`` comes from the row's network output, before any clip; None on rows that have no estimate.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""The engine's loop: from what the scheduler decides to ticks of the runner, event by event, up to the results."""
+"""The engine's loop: from the scheduler's decisions to ticks of the runner, event by event, up to the results."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ Progress: TypeAlias = Callable[[int], object]
 class Loop:
     """Runs the chains of a scheduler's slots on a runner; one thread at a time.
 
-    ``room`` is held over the scheduler and the results, never while ticks run, and notified when the queue gets
-    shorter. Whoever changes the scheduler meanwhile says so by ``changed``: the slots are then filled anew at the next
-    tick. Once ``stopped``, there are no more ticks.
+    ``room`` guards the scheduler and the results; it is never held while ticks run, and is notified when the queue gets
+    shorter. Whoever changes the scheduler meanwhile sets ``changed``: the slots are then refilled before the next tick.
+    Once ``stopped``, there are no more ticks.
     """
 
     def __init__(
         self, scheduler: Scheduler[Job], runner: Runner, delivery: Delivery, room: threading.Condition
     ) -> None:
         self._scheduler, self._runner, self._delivery, self._room = scheduler, runner, delivery, room
-        self._turn = threading.RLock()  # whose turn it is to run the chains
+        self._turn = threading.RLock()  # held by the thread that runs the chains
         self.changed = False  # something was submitted, cancelled or closed since the slots were last filled
         self.stopped = False
         self._needs = TickNeeds()
-        self._disturbed = False  # an exception came since the last event
-        self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps in the runner's
+        self._disturbed = False  # there was an exception since the last event
+        self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps still in the runner's
         self._modules = modules_in(runner.denoiser.net)
 
     # ------------------------------------------------------------------------------------------------- results
 
     def next_results(self, split: bool, progress: Progress | None = None) -> Handed | None:
-        """Run until something can be handed out, chain by chain or in groups; None once no chain is left."""
+        """Run until results can be handed out, chain by chain or in groups; None once no chain is left."""
         with self._turn:
             handed = self._delivery.hand_out(split)
             while handed is None and (departures := self._next_departures(progress)) is not None:
@@ -53,9 +53,9 @@ class Loop:
             return handed
 
     def run_out(self) -> None:
-        """Run until no chain is left, and join what each job's chains have become, for this thread to take."""
+        """Run until no chain is left, and join the results of each job's chains, for this thread to take."""
         with self._turn:
-            self._delivery.hand_out(split=False)  # completes what was interrupted
+            self._delivery.hand_out(split=False)  # completes an interrupted hand-over
             while (departures := self._next_departures(None)) is not None:
                 self._delivery.take(departures, split=False)
             self._delivery.join()
@@ -76,7 +76,7 @@ class Loop:
         return None
 
     def _call_back(self) -> None:
-        """Give the previews that were taken to their jobs' callbacks."""
+        """Pass the pending previews to their jobs' callbacks."""
         previews = self._runner.previews
         while previews:
             with self._room:
@@ -86,7 +86,7 @@ class Loop:
             previews = self._runner.previews  # a callback may cancel
 
     def cancel(self, job: Job, groups: list[Group[Job]]) -> None:
-        """Take a cancelled job's groups, which have left the scheduler's slots, out of the runner's; under ``room``."""
+        """Have a cancelled job's groups, which left the scheduler's slots, leave the runner's too; under ``room``."""
         self._cancelled += groups
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
@@ -94,7 +94,7 @@ class Loop:
     # --------------------------------------------------------------------------------------------------- ticks
 
     def run_to_next_event(self, progress: Progress | None) -> None:
-        """Fill the free slots and tick until a group is done, or something else is to be done."""
+        """Fill the free slots and tick until a group is done, previews wait or the scheduler has changed."""
         scheduler, runner, report = self._scheduler, self._runner, self._runner.report
         begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
         self._disturbed = True
@@ -111,11 +111,11 @@ class Loop:
                     if runner.previews or self.changed:
                         break
                 with self._room:
-                    if left := scheduler.ending():
-                        self._delivery.put(left)
+                    if ending := scheduler.ending():
+                        self._delivery.put(ending)
                         scheduler.retire()
-                        runner.buffers.leave(left)
-                        self._needs.leave(left)
+                        runner.buffers.leave(ending)
+                        self._needs.leave(ending)
             self._disturbed = False
         finally:
             report.seconds += time.perf_counter() - begin
@@ -123,10 +123,10 @@ class Loop:
             report.step_seconds += runner.step_seconds - step
 
     def _settle(self) -> None:
-        """Complete, after an exception, what it may have come in the midst of; under ``room``.
+        """Complete whatever an exception has interrupted; under ``room``.
 
-        What the scheduler says of the slots holds. States of which only a part was written are lost: all chains in
-        the slots then begin anew, which gives them the same bits.
+        The scheduler's record of the slots holds. States that were only partly written are lost: all chains in the
+        slots then start over, which gives the same bits.
         """
         scheduler, runner = self._scheduler, self._runner
         if scheduler.changing:
@@ -145,7 +145,7 @@ class Loop:
         self._disturbed = False
 
     def _fill(self) -> int:
-        """Take out what was cancelled and fill the free slots; the ticks until the next group is done."""
+        """Remove cancelled groups and fill the free slots; return the ticks until the next group is done."""
         scheduler, runner, needs = self._scheduler, self._runner, self._needs
         self.changed = False
         if self._cancelled:

@@ -1,4 +1,4 @@
-"""Calling the network: dtype, memory format, autocast, guidance in two batches or one, and what goes wrong there."""
+"""Calling the network: dtype, memory format, autocast, guidance in two batches or one, and its errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class NetworkOptions:
     """How the network is called; the defaults change nothing about it.
 
     autocast: a dtype for ``torch.autocast``, or None. channels_last: hand over x in that memory format.
-    compile: run it through ``torch.compile``. doubled: evaluate the guided and the unguided branch in one batch of
-    twice the slots, in place of two calls: faster on small networks; a chain's bits may then depend on whether there
-    is guided company. gradients: call it where gradients are recorded, for a network that takes some inside, as
-    classifier guidance does; without it gets inference mode, which has none.
+    compile: run it through ``torch.compile``. doubled: evaluate the conditional and the unconditional branch in one
+    batch of twice the slots, not in two calls: faster on small networks; a chain's bits may then depend on whether
+    guided chains share its batch. gradients: call it with gradients recorded, for a network that takes some inside, as
+    classifier guidance does; by default it runs in inference mode. Raises ValueError for an invalid option.
     """
 
     autocast: torch.dtype | None = None
@@ -39,8 +39,8 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         known = self.autocast is None or isinstance(self.autocast, torch.dtype)
         if not known or self.autocast not in (None, torch.bfloat16, torch.float16):
-            came = described(self.autocast)
-            raise ValueError(f"autocast: got {came}, expected torch.bfloat16, torch.float16 or None")
+            got = described(self.autocast)
+            raise ValueError(f"autocast: got {got}, expected torch.bfloat16, torch.float16 or None")
         for name in ("channels_last", "compile", "doubled", "gradients"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {described(getattr(self, name))}, expected True or False")
@@ -58,7 +58,7 @@ class Network:
         self._eager: Callable[..., Any] = denoiser.net
         self._net = torch.compile(denoiser.net, dynamic=False) if options.compile else denoiser.net
         self._device, self._options, self._report = device, options, report
-        self._plain = options.autocast is None and device.type != "cuda"  # no autocast to be asked for, or kept away
+        self._no_autocast = options.autocast is None and device.type != "cuda"  # none to enter, none in a graph
         self.batch = slots
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
@@ -74,7 +74,7 @@ class Network:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The outputs of the conditional and, unless ``uncond`` is None, the unconditional branch.
 
-        Raises whatever the network raises, and TypeError or ValueError for an invalid output.
+        Raises NetworkError for whatever the network raises, TypeError or ValueError for an invalid output.
         """
         begin = self.began = time.perf_counter()
         try:
@@ -82,7 +82,7 @@ class Network:
                 try:
                     return self._branches(x, t, cond, uncond, shared)
                 except torch.OutOfMemoryError as error:
-                    if self.batch == 1 or self._capturing():  # what is under capture cannot give memory back
+                    if self.batch == 1 or self._capturing():  # memory cannot be freed during capture
                         raise NetworkError(error, {}) from error
                     reason = str(error).split("\n")[0]
                 self.batch = (self.batch + 1) // 2
@@ -128,10 +128,10 @@ class Network:
         return out
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        version = None if x.is_inference() else x._version  # an inference tensor is a copy, made for this call
+        version = None if x.is_inference() else x._version  # inference tensors are copies, made for this call
         given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
         try:
-            with _PLAINLY if self._plain else self._autocast():
+            with _NO_CONTEXT if self._no_autocast else self._autocast():
                 m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
         except torch.OutOfMemoryError:
             raise
@@ -148,7 +148,7 @@ class Network:
         return m
 
     def _recorded(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
-        """The output of a network that may take gradients, in x too: what it is given are leaves of its own."""
+        """The output of a network that may take gradients, also in x: its inputs are leaves of their own."""
         with torch.inference_mode(False), torch.enable_grad():
             m = self._compiled(plain(x), plain(t), {key: plain(value) for key, value in inputs.items()})
         return m.detach() if isinstance(m, torch.Tensor) else m
@@ -164,23 +164,23 @@ class Network:
             return self._eager(x, t, **inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast as asked for; what the caller's own has cached of the weights must not enter a graph."""
+        """Autocast as requested; weights that the caller's own autocast has cached must not enter a graph."""
         dtype = self._options.autocast
         if self._capturing():
             outer, outer_dtype = autocast_state(self._device)
             if outer:
                 return torch.autocast(self._device.type, dtype or outer_dtype, cache_enabled=False)
-        return torch.autocast(self._device.type, dtype) if dtype is not None else _PLAINLY
+        return torch.autocast(self._device.type, dtype) if dtype is not None else _NO_CONTEXT
 
     def _capturing(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-_PLAINLY = contextlib.nullcontext()
+_NO_CONTEXT = contextlib.nullcontext()
 
 
 def _computing_dtype(net: Any) -> torch.dtype | None:
-    """The dtype of the network's floating-point parameters, None without any."""
+    """The dtype of the network's floating-point parameters, None if it has none."""
     for parameter in net.parameters() if isinstance(net, torch.nn.Module) else ():
         if parameter.is_floating_point():
             return parameter.dtype

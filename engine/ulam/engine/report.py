@@ -1,4 +1,4 @@
-"""What an engine reports of its work."""
+"""An engine's report of its work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 class Report:
     """What an engine has done so far. Seconds are the host's; on a GPU those of the parts measure launches, not work.
 
-    evaluations: chains times evaluations, idle slots not included. seconds: inside ticks and between them, of which
+    evaluations: of the network, summed over chains, without idle slots. seconds: inside and between ticks, of which
     network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
-    batch: what the network sees at once; below ``slots`` after it ran out of memory. captures: CUDA graphs of a tick
-    that were made, in capture_seconds. energy_joules: of the whole device by NVML since the engine was made, None
-    without it.
+    batch: chains per network call, below ``slots`` after it ran out of memory. captures: CUDA graphs of ticks that
+    were captured, in capture_seconds. energy_joules: of the whole device, since the engine was made; None without NVML.
     """
 
     backend: str
@@ -42,27 +41,27 @@ class Report:
 
     @property
     def samples_per_second(self) -> float:
-        """Chains that ended, a second."""
+        """Finished chains per second."""
         return self.chains / self.seconds if self.seconds else 0.0
 
     @property
     def evaluations_per_second(self) -> float:
-        """Evaluations of the network times chains, a second."""
+        """Evaluations of the network, summed over chains, per second."""
         return self.evaluations / self.seconds if self.seconds else 0.0
 
     @property
     def occupancy(self) -> float:
-        """The part of all slots times ticks that held a chain."""
+        """The fraction of slots times ticks that held a chain."""
         return self.evaluations / (self.ticks * self.slots) if self.ticks else 0.0
 
     @property
     def host_seconds(self) -> float:
-        """Scheduling and bookkeeping: what is neither network nor fused operations."""
+        """Seconds of scheduling and bookkeeping: neither network nor fused operations."""
         return self.seconds - self.network_seconds - self.step_seconds
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The most that torch held on the GPU, None on the CPU."""
+        """The most memory that torch has allocated on the GPU; None on the CPU."""
         device = torch.device(self.device)
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
@@ -77,17 +76,17 @@ class Report:
         return joules / self.chains if joules is not None and self.chains else None
 
     def add_fallback(self, reason: str) -> None:
-        """Keep a reason why something slower runs, once."""
+        """Note, once, why something slower runs."""
         if reason not in self.fallbacks:
             self.fallbacks += (reason,)
 
     def add_capture(self, seconds: float) -> None:
-        """Count a CUDA graph that was captured in so many seconds."""
+        """Count a CUDA graph and the seconds that its capture took."""
         self.captures += 1
         self.capture_seconds += seconds
 
     def add_delivered(self, chains: int, failed: int) -> None:
-        """Count chains that left their slots, and those among them that failed."""
+        """Count chains that were delivered, and those among them that failed."""
         self.chains += chains
         self.failed += failed
 
@@ -96,12 +95,12 @@ class Report:
         self.cancelled += chains
 
     def shrink(self, batch: int, reason: str) -> None:
-        """Say that the network sees ``batch`` chains at once from here on, and why."""
+        """Note that the network sees ``batch`` chains per call from now on, and why."""
         self.batch = batch
         self.add_fallback(f"the network ran out of memory ({reason}): it sees {batch} chains a call")
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields and derived figures, for JSON."""
         names = (
             "samples_per_second",
             "evaluations_per_second",
@@ -116,7 +115,7 @@ class Report:
 
 
 class _Energy:
-    """NVML's energy counter of one GPU, from now on."""
+    """NVML's energy counter of one GPU, from the time it is made."""
 
     def __init__(self, handle: Any, nvml: Any) -> None:
         self._handle, self._nvml = handle, nvml
@@ -132,7 +131,7 @@ class _Energy:
             pynvml.nvmlInit()
             name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(pynvml.nvmlDeviceGetHandleByUUID(name), pynvml)
-        except Exception:  # no driver, no counter on this GPU: the report says None
+        except Exception:  # no driver, or no counter on this GPU: the report says None
             return None
 
     @property

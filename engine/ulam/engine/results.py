@@ -1,4 +1,4 @@
-"""What a caller receives of finished chains."""
+"""Finished chains, as the caller receives them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .job import Job
 class Result:
     """A finished chain: its job, its id, its final state ``x`` ``[*shape]`` (after the job's ``finish``).
 
-    ``failed`` is None, or the row at which the chain turned NaN or Inf; x then is its last finite state.
+    ``failed`` is None, or the row at which the chain turned NaN or Inf; ``x`` is then its last finite state.
     """
 
     job: Job
@@ -26,8 +26,8 @@ class Result:
 class Finished:
     """Chains of a job that ended together: their final states ``[n, *shape]`` (after the job's ``finish``).
 
-    ``failed`` maps the places (in the job) of chains that turned NaN or Inf to the row at which they did; their states
-    are the last finite ones.
+    ``failed`` maps each chain that turned NaN or Inf, by its index in the job, to the row at which it did; its state is
+    the last finite one.
     """
 
     job: Job
@@ -36,7 +36,7 @@ class Finished:
     failed: dict[int, int]
 
     def split(self) -> list[tuple[Result, int]]:
-        """The chains one by one, each with its place in the job."""
+        """The chains one by one, each with its index in the job."""
         states, ids = self.states.unbind(), self.job.chain_ids[self.chains].tolist()
         places = range(self.chains.start, self.chains.stop)
         return [

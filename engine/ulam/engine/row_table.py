@@ -1,4 +1,4 @@
-"""The rows of the programs that the slots run, in tables on the device that stay where they are."""
+"""The rows of the programs that the slots run, in tables on the device that move only to grow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ulam_kernels.table import C_NEXT, width
 from ..programs.program import Program
 from .transfers import write_rows
 
-CAPACITY = 4096  # rows at first: 180 KB for programs of one register
+CAPACITY = 4096  # initial rows: 180 KB for programs of one register
 
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """Where a program's rows are, the times of its evaluations as the network is told them, and when it was last used.
+    """Where a program's rows are, the times that its evaluations give the network, and when it was last used.
 
-    The last is a count of the uses of all programs.
+    ``used`` counts the uses of all programs up to then.
     """
 
     begin: int
@@ -32,9 +32,9 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What there is of every row, ``[capacity]`` each; ``tables`` by their number of registers."""
+    """The columns of all rows, ``[capacity]`` each; ``tables`` by their number of registers."""
 
-    times: torch.Tensor  # what the network is told
+    times: torch.Tensor  # given to the network
     known_a: torch.Tensor  # coefficients of a known image and its noise
     known_b: torch.Tensor
     c_next: torch.Tensor  # the scale of the next network input, as in the tables
@@ -45,9 +45,9 @@ class Columns:
 class RowTable:
     """Row 0 is the idle row; each program has a range of rows, the same for every number of registers.
 
-    A new program takes rows that are free, or those of programs that no chain runs, the longest unused first. Only
-    where that is not enough are the columns made anew, at least twice as long: ``columns`` is then another object.
-    Coefficients are rounded once to ``dtype``.
+    A new program takes free rows, or those of programs that no chain runs, the least recently used first. Only if that
+    is not enough are the columns reallocated, at least twice as long: ``columns`` is then a new object. Coefficients
+    are rounded once to ``dtype``.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, time_dtype: torch.dtype) -> None:
@@ -57,7 +57,7 @@ class RowTable:
         self.columns = self._empty(CAPACITY)
 
     def __len__(self) -> int:
-        """The rows that there is room for."""
+        """The number of rows that fit."""
         return len(self.columns.flags)
 
     @property
@@ -69,14 +69,14 @@ class RowTable:
         return self._places[program]
 
     def find(self, program: Program) -> Place | None:
-        """A program's place, if it has one; it counts as used."""
+        """A program's place, or None; the program counts as used."""
         place = self._places.get(program)
         if place is not None:
             place.used = self._loads = self._loads + 1
         return place
 
     def add(self, program: Program, running: Callable[[], Collection[Program]]) -> Place:
-        """A place for a program that has none; the programs that are ``running`` keep theirs."""
+        """Add a program's rows and return their place; ``running`` programs keep theirs."""
         self.table(program.registers)  # so that its rows are written there too
         place = self._write(program, self._room(len(program.time), running))
         place.used = self._loads = self._loads + 1
@@ -84,7 +84,7 @@ class RowTable:
         return place
 
     def table(self, registers: int) -> Table:
-        """The rows of all programs of at most so many registers, for a state that has just as many."""
+        """The rows of all programs with at most this many registers, for a state with exactly as many."""
         table = self.columns.tables.get(registers)
         if table is None:
             coef = self._zeros(len(self), width(registers), dtype=self._dtype)
@@ -99,30 +99,30 @@ class RowTable:
     # ---------------------------------------------------------------------------------------------- room for rows
 
     def _room(self, rows: int, running: Callable[[], Collection[Program]]) -> int:
-        """Where there are so many rows free."""
+        """Make room for this many rows; return the first."""
         while True:
             for begin, end in self._gaps():
                 if end - begin >= rows:
                     return begin
-            kept = running()
-            if unused := [program for program in self._places if program not in kept]:
+            in_use = running()
+            if unused := [program for program in self._places if program not in in_use]:
                 self._forget(min(unused, key=lambda program: self._places[program].used))
             else:
-                self.columns = self._longer(max(2 * len(self), len(self) + rows))
+                self.columns = self._grown(max(2 * len(self), len(self) + rows))
 
     def _forget(self, program: Program) -> None:
         del self._places[program]
 
     def _gaps(self) -> Iterator[tuple[int, int]]:
-        """The ranges between those of the programs."""
+        """The free ranges between the programs' rows."""
         at = 1
         for begin, end in sorted((place.begin, place.end) for place in self._places.values()):
             yield at, begin
             at = end
         yield at, len(self)
 
-    def _longer(self, capacity: int) -> Columns:
-        """The columns with room for more rows."""
+    def _grown(self, capacity: int) -> Columns:
+        """The columns, copied to this larger capacity."""
         old, new = self.columns, self._empty(capacity)
         for name in ("times", "known_a", "known_b", "c_next", "flags"):
             getattr(new, name)[: len(old.flags)].copy_(getattr(old, name))
@@ -146,7 +146,7 @@ class RowTable:
         columns, packed = self.columns, program.table(dtype=self._dtype)
         times = torch.from_numpy(np.nan_to_num(program.time)).to(self._time_dtype)
         if not self._places:
-            # Idle slots are told the first program's first time, which the network can surely take.
+            # Idle slots get the first program's first time, which the network surely accepts.
             write_rows(0, (columns.times, times[program.evaluating[0] :][:1]))
         write_rows(
             begin,
@@ -161,5 +161,5 @@ class RowTable:
 
 
 def _serving(tables: dict[int, Table], registers: int) -> list[Table]:
-    """The tables of at least so many registers."""
+    """The tables with at least this many registers."""
     return [table for table in tables.values() if table.registers >= registers]

@@ -1,7 +1,7 @@
 """One tick of all slots: look up the times, evaluate the network, check its output, execute one fused step.
 
 Nothing here waits for the device: what happens at a tick is known in advance from the programs. What a tick does on the
-device is one function of static buffers (``_evaluate_and_step``), so that a CUDA graph can hold all of it.
+device is one function of static buffers (``_run_tick``), so that a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .tick_graphs import TickGraphs, addresses
 from .tick_needs import TickNeeds, due, row_of, rows_without_evaluation
 
 
-class Begun(NamedTuple):
-    """The tick under way, or the next one: rows done before and after its evaluation, and whether that is done."""
+class TickProgress(NamedTuple):
+    """Of the tick under way, or the next: rows done before and after its evaluation, and whether that is done."""
 
     tick: int
     before: int = 0
@@ -41,7 +41,7 @@ class Begun(NamedTuple):
 
 
 class Runner:
-    """Ticks of a fixed number of slots, whose tensors are in ``buffers``."""
+    """Runs the ticks of a fixed number of slots, whose tensors are in ``buffers``."""
 
     def __init__(
         self,
@@ -73,33 +73,33 @@ class Runner:
         self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, reserve, last)
         self._net_dtype = net_dtype
         self._stream: torch.cuda.Stream | None = None
-        self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, inside its interval
+        self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, 1 off its interval
         self.check_finite = check_finite
-        self.previews: list[Preview] = []  # taken, not yet given to their callbacks
-        self._begun = Begun(0)
-        self.torn = False  # an interrupt came while states were written, which cannot be done twice
+        self.previews: list[Preview] = []  # not yet passed to their callbacks
+        self._progress = TickProgress(0)
+        self.torn = False  # states are being written, or an exception left them half written
         self.step_seconds = 0.0
         self._range: Callable[[str], AbstractContextManager[object]] = record_function if trace else _no_range
 
     @property
     def between_ticks(self) -> bool:
-        """False after an exception inside a tick that has begun, until :meth:`tick` has completed it."""
-        return not (self._begun.before or self._begun.evaluated)
+        """False after an exception in the middle of a tick, until :meth:`tick` has completed it."""
+        return not (self._progress.before or self._progress.evaluated)
 
     @property
     def next_tick(self) -> int:
         """The tick under way, or the next one."""
-        return self._begun.tick
+        return self._progress.tick
 
     def join_stream(self) -> None:
-        """Have the caller's current stream go on behind the one that the last caller used."""
+        """Make the caller's current stream wait for the one that the last caller used."""
         if (stream := torch.cuda.current_stream(self.device)) != self._stream:
             if self._stream is not None:
                 stream.wait_stream(self._stream)
             self._stream = stream
 
     def check_graphs(self, graphs: TickGraphs) -> None:
-        """Drop graphs of ticks where the tables or the network's weights have moved since their capture."""
+        """Drop all graphs if the tables or the network's weights have moved since their capture."""
         graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
 
     # ---------------------------------------------------------------------------------------------- a tick
@@ -107,35 +107,35 @@ class Runner:
     def tick(self, tick: int, needs: TickNeeds) -> None:
         """One evaluation of the network and one fused step for every chain in the slots.
 
-        Rows of a program that do not evaluate the network run in the same tick, before it (those behind the last
-        evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, goes on
+        Rows of a program that do not evaluate the network run in the same tick, before it (those after the last
+        evaluation: after it). If the network or a ``noise`` raises, the next call, with the same arguments, resumes
         where this one stopped, unless states were being written: ``torn`` is then True, and all chains must enter their
         slots again (:meth:`begin_anew`).
         """
-        begun = self._begun
-        if tick < begun.tick:
-            return  # an interrupt came between its end and the caller's count
+        progress = self._progress
+        if tick < progress.tick:
+            return  # it is done: an interrupt came before the caller counted it
         before, after = rows_without_evaluation(tick, needs.groups) if needs.without_evaluation else ((), ())
-        for moving in before[begun.before :]:
+        for moving in before[progress.before :]:
             self._step_without_evaluation(moving, needs)
-            begun = self._so_far(begun._replace(before=begun.before + 1))
-        if not begun.evaluated:
+            progress = self._record(progress._replace(before=progress.before + 1))
+        if not progress.evaluated:
             self._evaluate_and_step(tick, needs)
-            begun = self._so_far(begun._replace(evaluated=True)) if after else begun
-        for moving in after[begun.after :]:
+            progress = self._record(progress._replace(evaluated=True)) if after else progress
+        for moving in after[progress.after :]:
             self._step_without_evaluation(moving, needs)
-            begun = self._so_far(begun._replace(after=begun.after + 1))
-        self._so_far(Begun(tick + 1))
+            progress = self._record(progress._replace(after=progress.after + 1))
+        self._record(TickProgress(tick + 1))
 
-    def _so_far(self, begun: Begun) -> Begun:
-        """Note in one assignment what is done."""
-        self._begun = begun
+    def _record(self, progress: TickProgress) -> TickProgress:
+        """Record in one assignment what is done."""
+        self._progress = progress
         self.torn = False
-        return begun
+        return progress
 
     def begin_anew(self) -> None:
-        """Forget a tick that has begun: all chains enter their slots again."""
-        self._begun = Begun(self._begun.tick)
+        """Discard a tick under way: all chains enter their slots again."""
+        self._progress = TickProgress(self._progress.tick)
         self.torn = False
 
     def _evaluate_and_step(self, tick: int, needs: TickNeeds) -> None:
@@ -152,7 +152,7 @@ class Runner:
             graph.replay()
 
     def _guided_at(self, tick: int, needs: TickNeeds) -> bool:
-        """Whether a chain needs the unconditional branch at this tick."""
+        """Whether any chain needs the unconditional branch at this tick."""
         if not needs.intervals:
             return needs.guided
         for group in needs.groups:
@@ -176,10 +176,10 @@ class Runner:
         weight = self._look_up(guided and needs.intervals)
         m, uncond = self._evaluate(guided, net_in)
         noise = self._explicit_noise(explicit) if explicit else None
-        mixed = m, uncond, weight
+        outputs = m, uncond, weight
         if uncond is not None and needs.rescaled:
-            mixed = self._rescaled(m, uncond, weight)
-        taken = [(group, row, self._x0(group, row, *mixed)) for group, row in previews or ()]
+            outputs = self._rescaled(m, uncond, weight)
+        estimates = [(group, row, self._x0(group, row, *outputs)) for group, row in previews or ()]
         self.torn = True
         if self.check_finite:
             guidance = None if uncond is None else weight
@@ -188,13 +188,13 @@ class Runner:
             )
         else:
             ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
-        self._step(states, table, slots.now_row, slots.now_draw, *mixed, noise, net_in, needs)
-        for group, row, x0 in taken:
+        self._step(states, table, slots.now_row, slots.now_draw, *outputs, noise, net_in, needs)
+        for group, row, x0 in estimates:
             job, x = group.job, buffers.state[0, group.slots].clone()
             self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
 
     def _look_up(self, intervals: bool) -> torch.Tensor:
-        """Tell the network its times; the weights of guidance, which hold in their intervals."""
+        """Look up the network's times; return the guidance weights, which apply in their intervals."""
         slots, backend, times = self.buffers.slots, self.buffers.backend, self.buffers.rows.columns.times
         if not intervals:
             ulam_kernels.look_up(times, slots.row, self.buffers.t, backend=backend)
@@ -213,7 +213,7 @@ class Runner:
     def _rescaled(
         self, m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Outputs and weights with the rescaled chains' guidance done; the others' is left to the fused step."""
+        """Outputs and weights with rescaled chains already guided; the fused step guides the others."""
         wide = torch.promote_types(m.dtype, torch.float32)
         m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.buffers.slots.rescale
         own, other = self._without_variances(m), self._without_variances(uncond)
@@ -222,7 +222,7 @@ class Runner:
         return m, uncond, torch.where(phi > 0, 1.0, weight)
 
     def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
-        """The network's output without the learned variances that may stand behind it."""
+        """The network's output without the learned variances that may follow it."""
         return m[:, : self.buffers.shape[0]] if self.buffers.shape else m
 
     def _x0(
@@ -241,7 +241,7 @@ class Runner:
     def _evaluate(self, guided: bool, net_in: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
 
-        Unless asked for in one, these are two calls, so that the network sees the same batch shape, and a chain gets
+        Unless ``doubled``, these are two calls, so that the network sees the same batch shape, and a chain gets
         the same bits, whether or not there are guided chains in the batch.
         """
         buffers = self.buffers
@@ -251,12 +251,12 @@ class Runner:
         with self._range("ulam.network"):
             inputs = buffers.uncond.inputs if guided else None
             m, uncond = self.network(x, buffers.t, buffers.cond.inputs, inputs, buffers.cond.shared)
-        if m.dtype == torch.float64 != buffers.dtype:  # once for the check and the step
+        if m.dtype == torch.float64 != buffers.dtype:  # converted once for the check and the step
             m, uncond = m.float(), None if uncond is None else uncond.float()
         return m, uncond
 
     def _step_without_evaluation(self, moving: list[tuple[Group[Job], int]], needs: TickNeeds) -> None:
-        """Execute these groups' next rows, which do not evaluate the network, and leave all other chains alone."""
+        """Execute these groups' next rows, which do not evaluate the network; all other chains stay as they are."""
         slots = self.buffers.slots
         row, advance = torch.full_like(slots.row, IDLE_ROW), torch.zeros_like(slots.cursor[2:4])
         for group, _ in moving:
@@ -315,7 +315,7 @@ class Runner:
         self.step_seconds += time.perf_counter() - begin
 
     def _explicit_noise(self, explicit: list[tuple[Group[Job], int]]) -> torch.Tensor:
-        """The noise of all slots, where some jobs bring their own for the row given; the others keep noise-v1."""
+        """The noise of all slots: of the jobs that bring their own, at the row given; noise-v1 for the others."""
         buffers, slots = self.buffers, self.buffers.slots
         noise = torch.empty(len(slots.row), *buffers.shape, dtype=buffers.rows.columns.c_next.dtype, device=self.device)
         ulam_kernels.fill_normal(noise, seed=slots.seed, chain=slots.chain, draw=slots.draw, backend=buffers.backend)
@@ -326,8 +326,8 @@ class Runner:
             z = group.job.noise(row, group.job.chains[group.chains])
             expected = [group.size, *buffers.shape]
             if not isinstance(z, torch.Tensor) or list(z.shape) != expected or not z.is_floating_point():
-                came = f"{z.dtype} {list(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
-                raise ValueError(f"noise: returned {came} for row {row}, expected a float tensor {expected}")
+                got = f"{z.dtype} {list(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
+                raise ValueError(f"noise: returned {got} for row {row}, expected a float tensor {expected}")
             noise[group.slots] = z
         return noise
 

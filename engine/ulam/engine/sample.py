@@ -50,30 +50,30 @@ def sample(
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
 
-    A chain's numbers depend on its id and the seed, never on who shares the batch: same bits for any number and order
+    A chain's result depends on its id and the seed, never on who shares the batch: same bits for any number and order
     of chains at equal ``slots``, and for any ``slots`` where the network treats the rows of a batch independently.
 
     Args:
         denoiser: the trained network, its schedule and what it predicts.
-        sampler: one of :mod:`ulam.samplers`, or a program that it compiled to. shape: of one sample.
+        sampler: one of :mod:`ulam.samplers`, or a compiled program. shape: of one sample.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
         seed: any integer in [-2^63, 2^64); 0 by default.
-        cond: further arguments of the network, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
+        cond: the network's conditioning by name, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
-            one number or one a chain; with ``uncond``, the arguments of the unconditional evaluation.
-        slots: chains in one batch; min(chains, 256) by default. device, backend, dtype: see :class:`ulam.Engine`.
+            one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
+        slots: chains per batch; min(chains, 256) by default. device, backend, dtype: see :class:`ulam.Engine`.
         x_init: ``[chains, *shape]``, or ``[*shape]`` shared: the states at the first row's noise level, in place of
-            noise. A warning is given where a run without it starts far below the schedule's noisiest level, and where
-            states of an earlier run would get the noise they had before: give ``first_row`` or another ``seed``.
-        first_row: the noise row at which the run begins. A chain run in two pieces, ``program[:k]`` and then
+            noise. Warns where a run without it starts far below the schedule's noisiest level, and where states of
+            an earlier run would get the same noise again: give ``first_row`` or another ``seed``.
+        first_row: the noise row at which the run starts. A chain run in two pieces, ``program[:k]`` and then
             ``program[k:]`` with the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
         noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, in place of noise-v1.
-        guidance_interval: (lo, hi), the times t at which guidance holds, with weight 1 elsewhere [Kynkaanniemi 2024].
+        guidance_interval: (lo, hi), the times t at which guidance applies, with weight 1 elsewhere [Kynkaanniemi 2024].
             guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is kept, 0 where it is
             sampled, each ``[chains, *shape]`` or what broadcasts to it, or shared.
         options: how the network is called; one that takes gradients inside needs ``NetworkOptions(gradients=True)``.
-        progress: show a bar where stderr is a terminal.
+        progress: show a bar if stderr is a terminal.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message, before anything runs.

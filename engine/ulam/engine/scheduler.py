@@ -1,8 +1,8 @@
-"""Which chains sit in which slots, and when. Plain Python: no tensors, no clock.
+"""Which chains are in which slots, and when. Plain Python: no tensors, no clock.
 
-A chain's number of ticks is known before it starts, so every departure is known at its arrival, and the end of every
-job can be told in advance. Chains of one job that enter neighbouring slots together form a group, which also leaves
-together: the work follows events, not chains.
+A chain's number of ticks is known before it starts, so every departure is known on arrival, and the end of every
+job can be predicted. Chains of one job that enter neighbouring slots together form a group, which also leaves together:
+the work grows with events, not chains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _changes(method: Method) -> Method:
-    """A method that changes the scheduler and raises nothing; what an interrupt leaves half done, the next mends."""
+    """Decorates a method that changes the scheduler and never raises; the next one completes an interrupted change."""
 
     @functools.wraps(method)
     def change(self: Scheduler[Any], *arguments: Any, **named: Any) -> Any:
@@ -37,26 +37,26 @@ def _changes(method: Method) -> Method:
 
 
 class Scheduler(Generic[J]):
-    """Jobs in a queue, and their chains in a fixed number of slots; no chain in a slot makes way for another.
+    """Jobs in a queue, and their chains in a fixed number of slots; a chain in a slot is never preempted.
 
     A free slot goes to a waiting job of the highest priority; among those, by the policy, to the job with
 
     | policy | the least |
     |---|---|
-    | fifo | number of submission |
+    | fifo | submission number |
     | shortest | waiting work (chains times ticks) over weight [Smith 1956] |
     | fair | (slots held + 1) / weight: slots in proportion to the weights, as far as jobs can use them |
     | deadline | latest start, ``deadline - ceil(chains / slots) ticks``; jobs without a deadline come last |
 
-    and ties by submission. Under the first three, jobs whose deadline presses come before the others of their priority,
-    the least waiting work over weight first. A deadline presses as soon as waiting for the longest chain submitted so
-    far could make the job miss its latest start. It is never a promise; :meth:`plan` says whether it is met.
+    and ties go by submission. Under the first three, jobs whose deadline presses come before the others of their
+    priority, the least waiting work over weight first. A deadline presses once waiting for the longest chain submitted
+    so far could make the job miss its latest start. It is not guaranteed; :meth:`plan` says whether it is met.
 
-    capacity: the most chains that may wait, None for any number. ``tick`` is the caller's to advance, by at most
-    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest`` are the groups that entered, until the
-    caller empties it. :meth:`settle` mends what an interrupt leaves half done (``changing``): which jobs there are and
-    which groups are in the slots changes in one assignment each, and all else follows from these. Raises ValueError for
-    an invalid argument.
+    capacity: the most chains that may wait, None for any number. The caller advances ``tick``, by at most
+    ``ticks_until_event`` before :meth:`retire` and :meth:`admit`. ``newest``: the groups that have entered since the
+    caller last emptied it. :meth:`settle` completes an interrupted change (``changing``): the set of jobs and the
+    groups in the slots change in one assignment each, and all else is derived from these. Raises ValueError for an
+    invalid argument.
     """
 
     def __init__(self, slots: int, policy: str = "fifo", capacity: int | None = None) -> None:
@@ -74,11 +74,11 @@ class Scheduler(Generic[J]):
         self._listed: list[Group[J]] | None = []
         self._free = [(0, slots)]
         self._records: dict[J, JobRecord[J]] = {}
-        self._jobs: dict[int, J] = {}  # by their numbers
-        self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with entries that are out of date
-        self._due: list[tuple[float, int]] = []  # when deadlines begin to press, a heap
+        self._jobs: dict[int, J] = {}  # by number
+        self._queue: list[tuple[int, bool, float, int, int]] = []  # a heap, with stale entries
+        self._due: list[tuple[float, int]] = []  # a heap: when a deadline begins to press, job number
         self._ends: dict[int, list[Group[J]]] = {}  # the groups by the tick at which they end
-        self._ticks: list[int] = []  # these ticks, a heap
+        self._ticks: list[int] = []  # those ticks, a heap
         self._longest = 0
         self._numbers = 0
         self._plan: dict[J, int] | None = {}
@@ -98,7 +98,7 @@ class Scheduler(Generic[J]):
 
     @property
     def groups(self) -> list[Group[J]]:
-        """The groups in the slots, in the order of their entry."""
+        """The groups in the slots, in order of entry."""
         if self._listed is None:
             self._listed = list(self._groups)
         return self._listed
@@ -106,7 +106,7 @@ class Scheduler(Generic[J]):
     def check(
         self, chains: int, ticks: int, priority: int = 0, weight: float = 1.0, deadline: float | None = None
     ) -> None:
-        """Raise what :meth:`submit` would: ValueError for a bad argument, QueueFull where there is no room."""
+        """Raise what :meth:`submit` would: ValueError for an invalid argument, QueueFull if there is no room."""
         self.settle()
         for name, value in (("chains", chains), ("ticks", ticks)):
             if value < 1:
@@ -128,8 +128,8 @@ class Scheduler(Generic[J]):
     ) -> None:
         """Queue a job of ``chains`` chains, each lasting ``ticks`` ticks (both at least 1).
 
-        priority: higher comes first. weight: see the class. deadline: the number of ticks from now in which the job
-        should have ended. Raises ValueError for a bad argument, QueueFull where there is no room.
+        priority: higher comes first. weight: see the class. deadline: the number of ticks from now by which the
+        job should end. Raises ValueError for an invalid argument, QueueFull if there is no room.
         """
         self.check(chains, ticks, priority, weight, deadline)
         if job in self._records:
@@ -145,7 +145,7 @@ class Scheduler(Generic[J]):
         record = JobRecord(job, self._numbers, ticks, chains, priority, weight, latest)
         self._records[job], self._jobs[record.number] = record, job
         self.waiting += chains
-        if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap a heap
+        if ticks > self._longest:  # all deadlines press sooner; equal shifts keep the heap order
             self._due = [(at + self._longest - ticks, number) for at, number in self._due]
             self._longest = ticks
         self._await_deadline(record)
@@ -154,23 +154,23 @@ class Scheduler(Generic[J]):
 
     @_changes
     def cancel(self, job: J) -> tuple[int, list[Group[J]]]:
-        """Drop a job: how many chains, in the queue and in slots, and the groups that left their slots.
+        """Drop a job; return how many chains, in the queue and in slots, and the groups that left their slots.
 
-        A job that is not here, or not any more, is left alone.
+        A job that is unknown, or over, is ignored.
         """
         if (record := self._records.get(job)) is None:
             return 0, []
-        left = [group for group in self._groups if group.job == job]
+        groups = [group for group in self._groups if group.job == job]
         self.waiting -= record.waiting
-        self._leave(left)
+        self._leave(groups)
         self._list_ends()
         self._forget(record)
         self._plan = None
-        return record.waiting + record.held, left
+        return record.waiting + record.held, groups
 
     @_changes
     def drop_waiting(self) -> None:
-        """Drop the chains in the queue, and leave those in slots."""
+        """Drop the chains in the queue, not those in slots."""
         self.waiting = 0
         self._queue, self._due = [], []
         for record in list(self._records.values()):
@@ -183,7 +183,7 @@ class Scheduler(Generic[J]):
 
     @_changes
     def admit(self) -> list[Group[J]]:
-        """Fill the free slots from the queue; the groups that entered."""
+        """Fill the free slots from the queue; return the groups that entered."""
         while self._due and self._due[0][0] <= self.tick:
             record = self._numbered(heapq.heappop(self._due)[1])
             if record is not None and record.waiting:
@@ -202,29 +202,29 @@ class Scheduler(Generic[J]):
         return self._ticks[0] - self.tick if self._ticks else 0
 
     def ending(self) -> list[Group[J]]:
-        """The groups that end at this tick, as :meth:`retire` will free their slots."""
+        """The groups that end at this tick, whose slots :meth:`retire` will free."""
         return list(self._ends[self._ticks[0]]) if self._ticks and self._ticks[0] <= self.tick else []
 
     @_changes
     def retire(self) -> list[Group[J]]:
-        """Free the slots of the groups that end at this tick; those groups."""
-        left = self.ending()
-        if not left:
-            return left
+        """Free the slots of the groups that end at this tick; return these groups."""
+        ended = self.ending()
+        if not ended:
+            return ended
         del self._ends[heapq.heappop(self._ticks)]
-        for group in left:
+        for group in ended:
             self._records[group.job].held -= group.size
-        self._leave(left)
-        for job in {group.job: None for group in left}:
+        self._leave(ended)
+        for job in {group.job: None for group in ended}:
             record = self._records[job]
             if not record.held and not record.waiting:
                 self._forget(record)
             elif self.policy == "fair":
                 self._enqueue(record)  # its turn may come sooner now
-        return left
+        return ended
 
     def settle(self) -> None:
-        """After an interrupt in the midst of a change: work out, from the jobs and groups there are, all else."""
+        """After an interrupted change: derive everything else from the jobs and groups there are."""
         if not self.changing:
             return
         for record in self._records.values():
@@ -252,7 +252,7 @@ class Scheduler(Generic[J]):
         self.changing = False
 
     def begin_anew(self) -> None:
-        """Have all chains in the slots enter once more, at this tick."""
+        """Make all chains in the slots enter again, at this tick."""
         for group in self._groups:
             group.start, group.end = self.tick, self.tick + self._records[group.job].ticks
         self._list_ends()
@@ -260,7 +260,7 @@ class Scheduler(Generic[J]):
         self._plan = None
 
     def plan(self) -> dict[J, int]:
-        """The tick at which each job's last chain leaves: exact for as long as nothing is submitted or cancelled."""
+        """The tick at which each job's last chain leaves: exact as long as nothing is submitted or cancelled."""
         self.settle()
         if self._plan is None:
             ends: dict[J, int] = {}
@@ -278,7 +278,7 @@ class Scheduler(Generic[J]):
         return None if end is None else end - self.tick
 
     def room_in(self, chains: int) -> int:
-        """Ticks from now until ``chains`` more (at most ``capacity``) may be submitted, exact as :meth:`plan` is."""
+        """Ticks from now until ``chains`` more (at most ``capacity``) may be submitted, as exact as :meth:`plan`."""
         self.settle()
         ahead = self._fork()
         while ahead.waiting and not ahead._has_room(chains):
@@ -289,7 +289,7 @@ class Scheduler(Generic[J]):
         return ahead.tick - self.tick
 
     def _fork(self) -> Scheduler[J]:
-        """A copy that may be run ahead."""
+        """A copy that can be run ahead."""
         ahead = copy.copy(self)
         ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
         ahead._queue, ahead._due = list(self._queue), list(self._due)
@@ -302,12 +302,12 @@ class Scheduler(Generic[J]):
         return self.capacity is None or self.waiting + chains <= self.capacity
 
     def _await_deadline(self, record: JobRecord[J]) -> None:
-        """Note when the deadline of a job begins to press, if it has any."""
+        """Note when a job's deadline begins to press, if it has one."""
         if record.latest < math.inf and self.policy != "deadline" and not record.pressing:
             heapq.heappush(self._due, (record.latest - self._longest, record.number))
 
     def _enqueue(self, record: JobRecord[J]) -> None:
-        """Put a job where it now belongs in the queue; its entry before is out of date."""
+        """Put a job where it now belongs in the queue; its previous entry becomes stale."""
         self._numbers += 1
         record.stamp = self._numbers
         if not record.waiting:
@@ -333,13 +333,13 @@ class Scheduler(Generic[J]):
         return self._records[self._jobs[number]] if number in self._jobs else None
 
     def _forget(self, record: JobRecord[J]) -> None:
-        """Keep nothing of a job that is over: it may hold large tensors."""
+        """Drop all references to a job that is over: it may hold large tensors."""
         del self._records[record.job], self._jobs[record.number]
         if self._plan is not None:
             self._plan.pop(record.job, None)
 
     def _next(self) -> list[JobRecord[J]]:
-        """The jobs that the free slots go to: one, or under "fair" all between which they might be shared."""
+        """The jobs that the free slots go to: one, or under "fair" all that may share them."""
         chosen: list[JobRecord[J]] = []
         first = None
         while self._queue and len(chosen) < self.free:
@@ -355,7 +355,7 @@ class Scheduler(Generic[J]):
         return chosen
 
     def _enter(self, record: JobRecord[J], count: int, entered: list[Group[J]]) -> None:
-        """Put the next ``count`` chains of a job into free slots, the groups behind those that entered."""
+        """Put the next ``count`` chains of a job into free slots, and their groups into ``entered``."""
         while count:
             begin, end = self._free[0]
             size = min(count, end - begin)
@@ -382,7 +382,7 @@ class Scheduler(Generic[J]):
             heapq.heappush(self._ticks, group.end)
 
     def _list_ends(self) -> None:
-        """List anew when each group ends."""
+        """List again when each group ends."""
         self._ends, self._ticks = {}, []
         for group in self._groups:
             self._list_end(group)

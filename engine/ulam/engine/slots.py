@@ -1,7 +1,7 @@
 """What the kernels read of every slot: row pointer, noise counter, seed, chain, guidance. Written on the host.
 
-On the CPU the arrays are the tensors' own memory. On a GPU the host fills pinned staging and one asynchronous copy and
-one select a table put it into the slots that changed, so nothing waits and what the device counts itself stays.
+On the CPU the arrays are the tensors' own memory. On a GPU the host fills a pinned staging buffer, and one asynchronous
+copy and one select per table update the slots that changed: nothing waits, and what the device itself counts stays.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from ..noise import DRAWS_PER_ROW
 
 IDLE_ROW = 0
-CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # as ulam_kernels.advance counts on
+CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # in the order of ulam_kernels.advance
 INTEGERS = (*CURSOR, "seed", "chain")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale")
 Ints: TypeAlias = "npt.NDArray[np.int64]"
-Guided: TypeAlias = "tuple[slice, npt.NDArray[np.float32], tuple[float, float], float]"  # weights, interval, phi
-UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # of FLOATS
-STAGINGS = 4  # copies under way at once
+Guided: TypeAlias = "tuple[slice, npt.NDArray[np.float32], tuple[float, float], float]"  # slots, weights, interval, phi
+UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # values of FLOATS
+STAGINGS = 4  # staging buffers, copies in flight at once
 
 
 class Slots:
     """``[slots]`` tensors on the device, by name; :meth:`begin` and :meth:`idle` change them.
 
     row: of the table. draw: of noise-v1. row_advance, draw_advance: what a tick adds to them. failed: the row at which
-    the network's output was not finite, 0 while all is well. parts: the operation's own. cursor: these six lines.
+    the network's output was not finite, else 0. parts: scratch of ``ulam_kernels.advance``. cursor: these six rows.
     ids: seed and chain.
-    now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, used where
+    now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, applied where
     guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4.
     """
 
@@ -63,9 +63,9 @@ class Slots:
         self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
 
     def begin(self, ranges: list[slice], row: Ints, draw: Ints, seed: Ints, chain: Ints, guided: list[Guided]) -> Ints:
-        """Have chains of these ids begin in these slots at these rows; the slots, one after another.
+        """Start chains in these ranges of slots; return the slots' indices.
 
-        row, draw, seed: one a range. chain: one a slot. guided: those whose guidance is not 1 everywhere.
+        row, draw, seed: one per range. chain: ids, one per slot. guided: ranges whose guidance is not 1 everywhere.
         """
         at, sizes = places(ranges)
         columns = np.zeros((len(INTEGERS), len(at)), dtype=np.int64)
@@ -80,7 +80,7 @@ class Slots:
         return at
 
     def idle(self, ranges: list[slice]) -> None:
-        """Have these slots stand still; the rest of what they hold stays."""
+        """Make these slots idle; all else that they hold stays."""
         at = places(ranges)[0]
         self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
         self._commit(at)
@@ -97,7 +97,7 @@ class Slots:
 
 
 class _Staging:
-    """One pinned image of the tables, and the event after which it may be written again."""
+    """A pinned staging buffer of the tables, and the event after which it may be written again."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         def pair(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,16 +118,16 @@ class _Staging:
             device.copy_(host, non_blocking=True)
         for (_, fresh), table in zip(self._tables, live, strict=True):
             torch.where(self._changed[1], fresh, table, out=table)
-        self._event.record(torch.cuda.current_stream(self._device))  # of this device, whichever is the current one
+        self._event.record(torch.cuda.current_stream(self._device))  # of this device, which need not be the current one
 
     def wait(self) -> None:
-        """Until the copies of the last upload are done: STAGINGS - 1 events ago, so in practice at once."""
+        """Wait for this buffer's last upload: STAGINGS - 1 uploads ago, so in practice it is done."""
         self._event.synchronize()
         self.changed[:] = False
 
 
 def places(ranges: list[slice]) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """The slots of all ranges, one after another, and how many each has."""
+    """The slots of all ranges, one after another, and the size of each range."""
     sizes = [at.stop - at.start for at in ranges]
     starts = np.array([at.start for at in ranges], dtype=np.int64)
     if len(ranges) == sum(sizes):

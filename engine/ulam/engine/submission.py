@@ -1,4 +1,4 @@
-"""From what a caller submits to a job: every check of it, before anything is queued."""
+"""From the arguments of a submission to a job: every check, before anything is queued."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .errors import warn
 from .inpainting import check_known
 from .job import Callback, Finish, Job, Noise
 
-LAST_ROW = 1 << 59  # so that no row of a program goes beyond the 2^60 of noise-v1
-NORMS_DEFINED = 3  # the fewest elements whose inverse squared norm has a mean
-NORMS_USABLE = 202  # and those from which 2 / (n - 2), what it adds to a standard deviation, is at most 1%
+LAST_ROW = 1 << 59  # keeps every row of a program below noise-v1's 2^60
+NORMS_DEFINED = 3  # the fewest elements for which the inverse squared norm has a mean
+NORMS_USABLE = 202  # the fewest for which 2 / (n - 2), the excess of a standard deviation, is at most 1%
 
 
 def job_of(
@@ -49,7 +49,7 @@ def job_of(
     priority: int = 0,
     deadline: float | None = None,
 ) -> Job:
-    """A job for an engine of this denoiser and shape of a sample, of the arguments of :meth:`ulam.Engine.submit`.
+    """The job that :meth:`ulam.Engine.submit` queues, for an engine of this denoiser and sample shape.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -57,8 +57,8 @@ def job_of(
     """
     check_no_gradient("sampling", cond, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask)
     if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
-        came = type(sampler).__name__
-        raise TypeError(f"sampler: got {came}, expected one of ulam.samplers, such as DDIM(steps=50)")
+        got = type(sampler).__name__
+        raise TypeError(f"sampler: got {got}, expected one of ulam.samplers, such as DDIM(steps=50)")
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")
@@ -79,12 +79,12 @@ def job_of(
         raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
     interval, rescale = _guidance_options(guidance, guidance_interval, guidance_rescale)
     _check_callback(callback, every, finish)
-    kept = check_known(known, mask, program, len(ids), shape)
-    if kept is not None and noise is not None:
+    known_image = check_known(known, mask, program, len(ids), shape)
+    if known_image is not None and noise is not None:
         raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always, expected None")
     conditional, weights, unconditional = check_conditioning(cond, guidance, uncond, len(ids))
     return Job(
-        program, ids, seed, conditional, unconditional, weights, x_init, noise, kept, interval, rescale,
+        program, ids, seed, conditional, unconditional, weights, x_init, noise, known_image, interval, rescale,
         callback, every, finish, priority, deadline, first_row,
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ def _check_first_states(x_init: object, expected: tuple[int, ...]) -> None:
 
 
 def _seed(seed: int | None, anew: bool) -> int:
-    """The seed as an int64, 0 for None; ``anew``: warn that without one a state gets the noise that it had before."""
+    """The seed as an int64, 0 for None; ``anew``: warn that without one, states get the noise that they had before."""
     if seed is None and anew:
         warn(
             "x_init: got states without a seed, the noise begins anew at row 0 of seed 0, expected first_row= (rows "
@@ -113,24 +113,24 @@ def _seed(seed: int | None, anew: bool) -> int:
 
 
 def _check_start(sampler: Sampler, schedule: Schedule) -> None:
-    """Warn where a run without x_init starts from noise alone at a level that holds signal."""
-    if isinstance(sampler, GridSampler) and (told := start_below_noise(sampler, schedule)) is not None:
-        warn(told)
+    """Warn where a run without x_init starts from pure noise at a level that still has signal."""
+    if isinstance(sampler, GridSampler) and (message := start_below_noise(sampler, schedule)) is not None:
+        warn(message)
 
 
 def _check_norms(program: Program, shape: tuple[int, ...]) -> None:
-    """Warn, or raise ValueError, where steps come from a chain's own norms and it has few elements.
+    """Warn, or raise ValueError, where step sizes use a chain's own norms and it has few elements.
 
     See :class:`ulam.samplers.PredictorCorrector` for the bias.
     """
     elements = math.prod(shape)
     if not program.normalise.any() or elements >= NORMS_USABLE:
         return
-    told = f"norms: got 'chain' for samples of {elements} elements, expected"
+    problem = f"norms: got 'chain' for samples of {elements} elements, expected"
     if elements < NORMS_DEFINED:
-        raise ValueError(f"{told} at least {NORMS_DEFINED}: the variance has no bound, use norms='expected'")
+        raise ValueError(f"{problem} at least {NORMS_DEFINED}: the variance has no bound, use norms='expected'")
     warn(
-        f"{told} at least {NORMS_USABLE}: standard deviations come out about {200 / (elements - 2):.2g}% too large, "
+        f"{problem} at least {NORMS_USABLE}: standard deviations come out about {200 / (elements - 2):.2g}% too large, "
         "use norms='expected'"
     )
 

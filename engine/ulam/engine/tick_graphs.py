@@ -17,25 +17,25 @@ from ..evaluation import modules_reached
 from .report import Report
 
 log = logging.getLogger("ulam")
-SYNCHRONISES = "called a synchronizing CUDA operation"  # what torch warns of in its debug mode,
-PROTOTYPE = "Synchronization debug mode is a prototype"  # and of that mode itself, once in a process
-# torch.cuda.graph waits for the whole device before a capture, which spoils one that another thread has under way.
+SYNCHRONISES = "called a synchronizing CUDA operation"  # torch's warning in its sync debug mode,
+PROTOTYPE = "Synchronization debug mode is a prototype"  # and its warning about that mode, once per process
+# torch.cuda.graph waits for the whole device before a capture, which spoils another thread's capture under way.
 _CAPTURING = threading.Lock()
-_WATCHING = threading.RLock()  # over torch's debug mode and Python's warnings: each is one for all threads
-DISTURBED = "previous error during capture"  # how CUDA ends a capture that something outside of it has spoilt
-ATTEMPTS = 3  # at the capture of a kind of tick, where others spoil it
+_WATCHING = threading.RLock()  # guards torch's debug mode and Python's warnings, which all threads share
+DISTURBED = "previous error during capture"  # CUDA's error for a capture spoilt from outside
+ATTEMPTS = 3  # at capturing a kind of tick, when spoilt from outside
 
 
 class TickGraphs:
-    """Graphs of a tick by what it contains (guided or not, reductions, batch of the network), captured when first met.
+    """CUDA graphs of ticks, by what a tick contains: guidance, reductions, the network's batch, and so on.
 
-    The first tick of each kind runs eagerly: it warms up the libraries and the allocator, and shows whether anything in
-    it waits for the device, which a graph cannot. The second is captured, and replayed from then on. A first tick that
-    waits may have compiled the network, so the second is watched too. A kind that waits again, or whose capture fails,
-    runs eagerly, and that is reported once; a capture that something outside of the tick spoils, such as another thread
-    that waits for the whole device, is tried anew at the next ticks. All graphs share one memory pool and are captured
-    on one stream of their own, so that engines on several devices, or two on one, do not meet. Buffers that a graph
-    reads or writes must stay where they are: :meth:`forget` drops all graphs otherwise.
+    The first tick of each kind runs eagerly: it warms up libraries and allocator, and shows whether it waits for the
+    device, which a graph cannot. The second is captured, and replayed from then on. A first tick that waits may have
+    compiled the network, so the second is watched too. A kind that waits again, or whose capture fails, runs eagerly,
+    and that is reported once; a capture spoilt from outside the tick, such as by another thread that waits for the
+    whole device, is retried at the next ticks. All graphs share one memory pool and are captured on one stream of
+    their own, so that engines on several devices, or two on one, do not interfere. Buffers that a graph reads or writes
+    must not move; if one does, :meth:`forget` drops all graphs.
     """
 
     def __init__(self, device: torch.device, report: Report) -> None:
@@ -52,29 +52,29 @@ class TickGraphs:
     def forget(self) -> None:
         """Drop all graphs: a buffer has moved."""
         self._graphs = {key: None for key, graph in self._graphs.items() if graph is None}
-        self._pool = None  # a pool whose graphs are gone cannot be opened again
+        self._pool = None  # a pool whose graphs are gone cannot be used again
 
     def reads(self, addresses: list[int]) -> None:
-        """Say where what the network reads lies: graphs that were captured with other addresses are dropped."""
+        """Drop all graphs if what a tick reads is not at the addresses that they were captured with."""
         if addresses != self._addresses:
             self.forget()
             self._addresses = addresses
 
     def of_tick(self, key: Hashable, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """The graph of ticks of this kind, to be replayed; None if the tick has been run eagerly instead."""
+        """The graph of this kind of tick, to be replayed; None if the tick was run eagerly instead."""
         if key not in self._warm:
             self._warm_up(key, tick)
             return None
         if key not in self._graphs:
-            made = self._capture(tick)
-            if isinstance(made, str):
+            captured = self._capture(tick)
+            if isinstance(captured, str):
                 self._disturbed[key] += 1
-                if DISTURBED in made and self._disturbed[key] < ATTEMPTS:
+                if DISTURBED in captured and self._disturbed[key] < ATTEMPTS:
                     tick()
                     return None
-                self._refuse(key, made)
+                self._refuse(key, captured)
             else:
-                self._graphs[key] = made
+                self._graphs[key] = captured
         graph = self._graphs[key]
         if graph is None:
             tick()
@@ -90,21 +90,21 @@ class TickGraphs:
         elif self._generator.get_offset() != drawn:
             reason = "the network draws random numbers"
         if reason is not None and key not in self._doubted:
-            self._doubted.add(key)  # what is compiled at its first call does both meanwhile
+            self._doubted.add(key)  # a network that compiles at its first call does both
             return
         if reason is not None:
             self._refuse(key, reason)
         self._warm.add(key)
 
     def _capture(self, tick: Callable[[], None]) -> torch.cuda.CUDAGraph | str:
-        """The graph of a tick, which has not run; or why there is none."""
+        """The graph of a tick, captured but not run; or why there is none."""
         begin = time.perf_counter()
         graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
         with _CAPTURING, torch.cuda.device(self._device):
             stream, random = torch.cuda.current_stream(self._device), self._generator.graphsafe_get_state()
             try:
-                # A capture that ends badly leaves its stream current and allocator and generator in it. The generator
-                # has a copy of its state meanwhile: other graphs hold the state itself.
+                # A failed capture leaves its stream current, and allocator and generator capturing. The generator
+                # works on a copy of its state meanwhile: other graphs hold the state itself.
                 self._generator.graphsafe_set_state(self._generator.clone_state())
                 with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     tick()
@@ -112,7 +112,7 @@ class TickGraphs:
                 torch.cuda.set_stream(stream)
                 with suppress(RuntimeError):  # it has ended already
                     torch._C._cuda_endAllocateToPool(self._device.index, pool)
-                self._pool = None  # open for page-locked memory for good: no further capture may use it
+                self._pool = None  # left open for page-locked memory: no further capture may use it
                 if not isinstance(error, Exception):
                     raise
                 cause = error.__cause__ or error
@@ -132,9 +132,9 @@ class TickGraphs:
 
 @contextmanager
 def _waits_noted() -> Iterator[list[str]]:
-    """Where this thread waits for the device meanwhile, as "file:line".
+    """Lists where this thread waits for the device inside the block, as "file:line".
 
-    All other warnings go where they went; where they are errors, they are raised as ever, before the step.
+    Other warnings are shown as before; where they are errors, they are raised as ever, before the step.
     """
     waits: list[str] = []
     here = threading.get_ident()
@@ -166,12 +166,12 @@ def _waits_noted() -> Iterator[list[str]]:
 
 
 def addresses(net: object) -> list[int]:
-    """Where the parameters and buffers of a network lie, those of modules that a function refers to included."""
+    """Addresses of a network's parameters and buffers, including those of modules that a function refers to."""
     tensors = (
         tensor
         for module in modules_reached(net, set())
-        for kept in (module._parameters, module._buffers)
-        for tensor in kept.values()
+        for named in (module._parameters, module._buffers)
+        for tensor in named.values()
         if tensor is not None
     )
     return [tensor.data_ptr() for tensor in tensors]

@@ -9,7 +9,7 @@ from .job import Job
 
 
 class TickNeeds:
-    """What the chains in the slots have in common until the next of them enters or leaves, known on the host."""
+    """What ticks need until the next chain enters or leaves its slot: a flag is True if any chain needs it."""
 
     without_evaluation = False  # rows that do not evaluate the network
     noisy = False  # noise given by the caller
@@ -26,20 +26,20 @@ class TickNeeds:
         self.active = 0  # chains in them
         self._counts: Counter[str] = Counter()
         self._registers: Counter[int] = Counter()
-        self.registers = 1  # the most that a program has
+        self.registers = 1  # the most of any program
         self.enter(groups or [])
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What decides which operations a tick is, beside the network's calls."""
+        """What determines a tick's operations, besides the network's calls."""
         return self.registers, self.intervals, self.rescaled, self.reduces, self.blends, self.scaled
 
     def enter(self, groups: list[Group[Job]]) -> None:
-        """Count these groups in."""
+        """Add what these groups need."""
         self._count(groups, 1)
 
     def leave(self, groups: list[Group[Job]]) -> None:
-        """Count these groups out."""
+        """Remove what these groups needed."""
         self._count(groups, -1)
 
     def _count(self, groups: list[Group[Job]], sign: int) -> None:
@@ -57,7 +57,7 @@ Rows = list[list[tuple[Group[Job], int]]]
 def rows_without_evaluation(tick: int, groups: list[Group[Job]]) -> tuple[Rows, Rows]:
     """Rows without an evaluation that come before this tick's evaluation, and after it if it is the last.
 
-    Each list holds fused steps; each step the groups that take part in it, with the row of their program.
+    Each list holds fused steps; each step lists the groups that take part, with the row of their program.
     """
     before: Rows = []
     after: Rows = []
@@ -83,6 +83,6 @@ def row_of(group: Group[Job], tick: int) -> int:
 
 
 def due(group: Group[Job], tick: int) -> bool:
-    """Whether a group's job wants a preview of this tick."""
+    """Whether a preview of this group is due at this tick."""
     job = group.job
     return job.callback is not None and (tick - group.start + 1) % job.every == 0

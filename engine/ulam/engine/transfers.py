@@ -1,4 +1,4 @@
-"""From the host to a device without a wait: a copy from page-locked memory, in the order of the current stream."""
+"""Copies from host to device without waiting: from page-locked memory, in the order of the current stream."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def on_device(source: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor there; itself where it is there already.
+    """The tensor on ``device``; itself if it is there already.
 
-    A copy from pageable memory would wait for everything queued on the GPU, so host memory is page-locked first. What
-    changes the dtype or the layout does so beforehand: such a copy would make a pageable tensor of its own.
+    A copy from pageable memory would wait for everything queued on the GPU, so host memory is page-locked first. Change
+    dtype or layout beforehand: a copy that does so makes a pageable tensor of its own.
     """
     if source.device == device:
         return source

@@ -1,4 +1,4 @@
-"""Says when the network hangs."""
+"""Reports a network that hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("ulam")
 
 
 class Watchdog:
-    """A thread that reports, once a call, a network call that has not come back after ``seconds``."""
+    """A thread that reports, once per call, a network call that has not returned after ``seconds``."""
 
     def __init__(self, network: Network, seconds: float, report: Callable[[str], None]) -> None:
         self._stop = threading.Event()
@@ -22,7 +22,7 @@ class Watchdog:
         threading.Thread(target=_watch, args=arguments, name="ulam-watchdog", daemon=True).start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop.set()
 
 
