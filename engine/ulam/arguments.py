@@ -1,4 +1,4 @@
-"""What every part of ulam checks of its arguments in one way: numbers, ids, seeds, times, shapes, devices."""
+"""Checks of arguments that all of ulam shares: numbers, ids, seeds, times, shapes, devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CHAINS = 1 << 40
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device that is meant. Raises ValueError where torch knows none such."""
+    """The torch device. Raises ValueError if torch does not know it."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError, ValueError):
@@ -32,11 +32,11 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for what is not ids in [0, 2^63)."""
+    """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for anything but ids in [0, 2^63)."""
     if isinstance(chains, torch.Tensor):
         if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
-            came = f"{chains.dtype} {list(chains.shape)}"
-            raise TypeError(f"chains: got a tensor {came}, expected one dimension of int64 ids")
+            got = f"{chains.dtype} {list(chains.shape)}"
+            raise TypeError(f"chains: got a tensor {got}, expected one dimension of int64 ids")
         check_tensor(chains, "chains")
         check_read(chains, "chains")
         ids = chains.detach().to("cpu", torch.int64, copy=True)
@@ -60,7 +60,7 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
 
 
 def seed_int64(seed: int) -> int:
-    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits."""
+    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits. Raises TypeError or ValueError otherwise."""
     seed = whole_number("seed", seed)
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
@@ -83,9 +83,9 @@ def whole_number(name: str, value: object) -> int:
         raise TypeError(f"{name}: got {described(value)}, expected an integer")
     try:
         number = int(operator.index(value))
-    except TypeError:  # an array of several, a tensor of a float, a class
+    except TypeError:  # an array of several numbers, a float tensor, a class
         raise TypeError(f"{name}: got {described(value)}, expected an integer") from None
-    if number.bit_length() > 128:  # which messages further on would print
+    if number.bit_length() > 128:  # later messages would print all of it
         raise ValueError(f"{name}: got {described(number)}, expected one of at most 64 bits")
     return number
 
@@ -94,7 +94,7 @@ Time = int | float | torch.Tensor | np.ndarray
 
 
 def chain_times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
-    """`t` as [B] float64; ``name`` is what errors call it."""
+    """`t` as [B] float64; ``name`` is its name in errors."""
     if isinstance(t, (np.ndarray, torch.Tensor)):
         if t.ndim > 1 or (t.ndim == 1 and t.shape != x_t.shape[:1]):
             raise ValueError(f"{name}: got shape {list(t.shape)}, expected a number or [{len(x_t)}], one a chain")
@@ -116,12 +116,12 @@ def _read(t: torch.Tensor, name: str) -> Array:
 
 
 def per_chain(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``values`` ``[B]``, one a chain, with as many dimensions as ``like`` ``[B, *shape]``, to broadcast over it."""
+    """``values`` ``[B]``, one per chain, reshaped to broadcast over ``like`` ``[B, *shape]``."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
-    """``shape`` as a tuple of sizes of at least 1, ``least`` of them or more."""
+    """``shape`` as a tuple of at least ``least`` sizes above 0. Raises TypeError or ValueError otherwise."""
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < least:
         raise TypeError(f"{name}: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
     sizes = tuple(whole_number(name, size) for size in shape)
@@ -133,7 +133,7 @@ def check_shape(shape: Sequence[int], name: str = "shape", least: int = 0) -> tu
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device by its full name, such as cuda:0. Raises ValueError for one that is not here."""
+    """The device by its full name, such as cuda:0. Raises ValueError if it is not available."""
     where = check_device(device)
     if where.type == "cpu":
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What the network is told beside x and t: conditioning tensors, and the weights of classifier-free guidance."""
+"""The network's arguments besides x and t: conditioning tensors, and the weights of classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Shared:
 
 
 def shared(tensor: torch.Tensor) -> Shared:
-    """Mark a conditioning tensor as one for all chains: it has no chain dimension and is passed on as it is."""
+    """Mark a tensor as shared by all chains: no chain dimension, passed on as is. Raises TypeError for a non-tensor."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"tensor: got {type(tensor).__name__}, expected a torch.Tensor")
     return Shared(tensor)
 
 
 def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Tensor | Shared]:
-    """``cond`` as a dict. Raises TypeError or ValueError unless every tensor has the chains as leading dimension."""
+    """``cond`` as a dict. Raises TypeError or ValueError unless the chains are each tensor's leading dimension."""
     if cond is None:
         return {}
     if not isinstance(cond, Mapping):
@@ -39,8 +39,8 @@ def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Ten
         if isinstance(value, Shared):
             continue
         if not isinstance(value, torch.Tensor):
-            came = type(value).__name__
-            raise TypeError(f"{name}[{key!r}]: got {came}, expected a tensor (or ulam.shared of one)")
+            got = type(value).__name__
+            raise TypeError(f"{name}[{key!r}]: got {got}, expected a tensor (or ulam.shared of one)")
         if value.dim() == 0 or value.shape[0] != chains:
             raise ValueError(
                 f"{name}[{key!r}]: got shape {list(value.shape)}, expected {chains} chains as leading dimension "
@@ -52,7 +52,7 @@ def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Ten
 def check_conditioning(
     cond: Cond | None, guidance: float | Sequence[float] | torch.Tensor | None, uncond: Cond | None, chains: int
 ) -> tuple[dict[str, torch.Tensor | Shared], torch.Tensor | None, dict[str, torch.Tensor | Shared]]:
-    """The conditional inputs, the weights ``[chains]`` float32 (None where none is guided), the unconditional inputs.
+    """The conditional inputs, the weights ``[chains]`` float32 (None if no chain is guided), the unconditional inputs.
 
     A key that ``uncond`` lacks keeps its conditional value.
 

@@ -1,4 +1,4 @@
-"""A trained network with its schedule, what it predicts and how it is told time."""
+"""A trained network with its schedule, what it predicts and which time it is given."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DERIVATIVES = ("auto", "forward", "reverse")
-LARGEST_TIME = float(np.finfo(np.float32).max)  # networks are told float32
+LARGEST_TIME = float(np.finfo(np.float32).max)  # networks receive float32
 LAST_TIMES = {"flow": 1.0, "subvp": 1.0}
 TIME_ROUNDING = 1e-6  # relative
 
 
 def check_denoiser(denoiser: object, cond: object = None) -> None:
-    """Raises TypeError for what is no denoiser, or no conditioning by name."""
+    """Raises TypeError unless given a Denoiser, and conditioning by name or None."""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser: got {described(denoiser)}, expected a Denoiser")
     if cond is not None and not isinstance(cond, Mapping):
@@ -40,13 +40,13 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A trained network `net(x, t, **cond)`, its schedule, what it predicts and how it is told time.
+    """A trained network `net(x, t, **cond)`, its schedule, what it predicts and which time it is given.
 
-    x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` tells float32:
-    the training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"`
-    tells int64 training indices, on VP schedules; a sampler's grid between them is rounded to training steps, a list is
-    not (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval
-    mode and leaves it in the mode it was in. Raises TypeError or ValueError for an invalid argument.
+    x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` is float32: the
+    training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"` is the
+    int64 training index, on VP schedules; a sampler's own grid is rounded to training steps, a list is not
+    (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval mode and restores the mode it was in. Raises
+    TypeError or ValueError for an invalid argument.
 
     derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
     or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.
@@ -57,8 +57,8 @@ class Denoiser:
     predicts: str = "eps"
     time: str = "auto"
     derivatives: str = "auto"
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # kept by estimation.derivatives
-    _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # kept there too
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # written by estimation.derivatives
+    _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # written there too
 
     def __post_init__(self) -> None:
         if not callable(self.net):
@@ -81,13 +81,13 @@ class Denoiser:
         variant: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """The denoiser in a saved diffusers pipeline (a folder), in one in memory, or of a model beside a scheduler.
+        """The denoiser of a diffusers pipeline, saved (a folder) or in memory, or of a model and its scheduler.
 
         UNet2DModel, UNet2DConditionModel, or the transformer of DiT, Stable Diffusion 3 or Flux, with its scheduler's
-        schedule and prediction; see
-        :func:`ulam.integrations.diffusers.loading.network_from_diffusers` for arguments and errors.
+        schedule and prediction. Arguments and errors: see
+        :func:`ulam.integrations.diffusers.loading.network_from_diffusers`.
         """
-        # The one import from a higher floor: the bridge is reached from the class that it makes, and loaded when asked.
+        # The one import from a higher floor: a constructor belongs to its class, and diffusers loads on demand.
         from .integrations.diffusers.loading import network_from_diffusers
 
         return cls(*network_from_diffusers(source, scheduler=scheduler, variant=variant, dtype=dtype))
@@ -99,19 +99,19 @@ class Denoiser:
 
     @property
     def time_dtype(self) -> torch.dtype:
-        """The dtype of the t that the network is told."""
+        """The dtype of the network's t."""
         return torch.int64 if self.time == "index" else torch.float32
 
     def program(self, sampler: Sampler | Program) -> Program:
-        """`sampler` compiled for this denoiser, or a program that was.
+        """`sampler` compiled for this denoiser; a compiled program as it is.
 
-        Raises ValueError for times that are none of the schedule or that time="index" cannot tell, and for a program of
+        Raises ValueError for times outside the schedule, for fractional ones under time="index", and for a program of
         another schedule or prediction.
         """
         if isinstance(sampler, Program):
-            came, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
-            if came != own:
-                raise ValueError(f"sampler: got a program for {came}, expected one for the denoiser's {own}")
+            got, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
+            if got != own:
+                raise ValueError(f"sampler: got a program for {got}, expected one for the denoiser's {own}")
             program = sampler
         elif self.time == "index" and (by_index := getattr(sampler, "index_program", None)) is not None:
             program = by_index(self.schedule, self.predicts)
@@ -124,11 +124,11 @@ class Denoiser:
         return program
 
     def _check_times(self, program: Program) -> None:
-        """Raises ValueError for a time that the schedule does not have, or that float32 does not hold."""
+        """Raises ValueError for a time outside the schedule, or beyond the range of float32."""
         steps = self.schedule.steps
         last = steps - 1 if steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
-        first = -last if self.predicts == "raw" else 0.0  # whose networks are told logarithms of sigma
+        first = -last if self.predicts == "raw" else 0.0  # whose networks may take logarithms of sigma
         off = program.evaluates & ~((program.time >= first) & (program.time <= last * (1 + TIME_ROUNDING)))
         for row in np.flatnonzero(off):
-            right = f"{first:.9g} to {last:.9g}, as {self.schedule!r} has"
-            raise ValueError(f"time: got {program.time[row]!s} at row {row} of {program.sampler}, expected {right}")
+            expected = f"{first:.9g} to {last:.9g}, as {self.schedule!r} has"
+            raise ValueError(f"time: got {program.time[row]!s} at row {row} of {program.sampler}, expected {expected}")

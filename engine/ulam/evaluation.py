@@ -43,7 +43,7 @@ def modules_reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Puts modules into eval mode, and those that were in training mode back into it."""
+    """Puts modules into eval mode, then those that were in training mode back into it."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
@@ -55,40 +55,40 @@ def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
 
 
 def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
-    """Whether the caller runs under autocast, and to which dtype."""
+    """Whether the caller runs under autocast, and with which dtype."""
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
 def check_output(m: object, shape: tuple[int, ...], name: str = "net") -> torch.Tensor:
     """The output m of a network on x of this shape ``[B, C, *shape]``: shaped like x, or with twice the channels.
 
-    ``name``: what errors call the network. Raises TypeError for what is not a tensor of real numbers, ValueError for
+    ``name``: the network's in errors. Raises TypeError for what is not a tensor of real numbers, ValueError for
     another shape.
     """
     if isinstance(m, torch.Tensor) and (m.shape == shape or m.shape == _doubled(shape)):
         check_real(m, name)
         return m
-    raise _refused(m, name, f"{list(shape)} like its input")
+    raise _output_error(m, name, f"{list(shape)} like its input")
 
 
 def check_halves(m: object, shape: tuple[int, ...], halves: str, name: str = "net") -> torch.Tensor:
-    """As :func:`check_output` for an output with twice the channels; ``halves``: what they are, as errors say it."""
+    """As :func:`check_output` for an output with twice the channels; ``halves``: what they are, for the error."""
     if isinstance(m, torch.Tensor) and m.shape == _doubled(shape):
         check_real(m, name)
         return m
-    raise _refused(m, name, f"{list(_doubled(shape))}, {halves}")
+    raise _output_error(m, name, f"{list(_doubled(shape))}, {halves}")
 
 
 def check_like(m: object, shape: tuple[int, ...], name: str, kind: str = "", why: str = "") -> torch.Tensor:
-    """As :func:`check_output` for exactly this shape; ``kind``: what m holds, in the plural; ``why`` this shape."""
+    """As :func:`check_output`, for exactly this shape; ``kind``: what m holds, in the plural; ``why``: the reason."""
     if isinstance(m, torch.Tensor) and m.shape == shape:
         check_real(m, name)
         return m
-    raise _refused(m, name, f"{list(shape)}{why}", kind)
+    raise _output_error(m, name, f"{list(shape)}{why}", kind)
 
 
 def split_output(m: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The prediction in an output of :func:`check_output`, and its second half, a learned variance, or None."""
+    """The prediction in an output of :func:`check_output`, and its second half (a learned variance) or None."""
     return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
 
 
@@ -96,7 +96,7 @@ def _doubled(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else shape
 
 
-def _refused(m: object, name: str, right: str, kind: str = "") -> Exception:
+def _output_error(m: object, name: str, expected: str, kind: str = "") -> Exception:
     if not isinstance(m, torch.Tensor):
-        return TypeError(f"{name}: got {type(m).__name__}, expected {kind or 'a tensor'} {right}")
-    return ValueError(f"{name}: got {kind + ' of ' if kind else ''}shape {list(m.shape)}, expected {right}")
+        return TypeError(f"{name}: got {type(m).__name__}, expected {kind or 'a tensor'} {expected}")
+    return ValueError(f"{name}: got {kind + ' of ' if kind else ''}shape {list(m.shape)}, expected {expected}")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders locked for one process, JSON and TOML read strictly."""
+"""Files written whole or not at all, folders locked for one process, JSON and TOML read strictly."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.\d+\.partial")  # its process, and a number that no other thread has
+PARTIAL = re.compile(r"\..+\.(\d+)\.\d+\.partial")  # the process, and a number unique within it
 NUMBERS = itertools.count()
 Checked = TypeVar("Checked")
 
 
 @contextmanager
 def whole(*targets: Path) -> Iterator[list[Path]]:
-    """Paths to write to, renamed to their targets once all are written, and removed if an error comes first.
+    """Paths to write to, renamed to their targets once all are written, or removed if there is an error first.
 
-    A target that is a link stays one: the file that it points to is replaced.
+    A target that is a symbolic link stays one: the file it points to is replaced.
     """
     targets = tuple(Path(os.path.realpath(target)) for target in targets)
     own = f"{os.getpid()}.{next(NUMBERS)}"
@@ -50,13 +50,13 @@ def whole(*targets: Path) -> Iterator[list[Path]]:
 
 @contextmanager
 def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]:
-    """Make the folder, prove that it can be written to before anything is computed, and lock it for this process.
+    """Make the folder, check that it can be written to before anything is computed, and lock it for this process.
 
-    At the end, the folders made here are removed if they are empty. Partial files of processes that were killed are
-    removed. ``names``: files to be written; nothing but a file may have such a name.
+    At the end, folders made here are removed if empty. Partial files of processes that were killed are removed.
+    ``names``: files to be written; nothing but a file may have such a name.
 
     Raises:
-        OSError: a folder that cannot be written to, or that another process writes to.
+        OSError: a folder that cannot be written to, that another process writes to, or with a non-file in ``names``.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for target in (folder / name for name in names):
@@ -66,12 +66,12 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        held = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise OSError(f"out: got {folder}, expected a folder that can be written to: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"out: got {folder}, to which another process writes, expected another folder") from None
         except OSError:
@@ -79,16 +79,16 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
         _remove_orphans(folder)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
         for path in missing:
             with suppress(OSError):  # not empty
                 path.rmdir()
 
 
 def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str], OSError | None]:
-    """The paths that ``write(folder)`` wrote; where that fails, those in a new temporary folder, and the error.
+    """The paths that ``write(folder)`` wrote; if that fails, those in a new temporary folder, and the error.
 
-    So results are not lost when a disk is full. The caller raises the error, which names the new folder, at the end.
+    Results are thus not lost when a disk is full. The caller raises the error, which names the new folder, at the end.
 
     Raises:
         OSError: neither folder could be written to.
@@ -106,7 +106,7 @@ def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str]
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove partial files whose process is gone."""
+    """Remove partial files of processes that no longer exist."""
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
         if match is not None and not Path(f"/proc/{match[1]}").exists():
@@ -114,7 +114,7 @@ def _remove_orphans(folder: Path) -> None:
 
 
 def parse_json(name: str, text: str) -> Any:
-    """Strict JSON: each key once, no NaN or Infinity, numbers that a float can hold, no endless nesting.
+    """Strict JSON: each key once, no NaN or Infinity, numbers that a float can hold, no excessive nesting.
 
     Raises:
         ValueError: anything else; the message is one line that begins with ``name``.
@@ -149,13 +149,13 @@ def _finite(value: object) -> object:
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For ``json.loads(object_pairs_hook=)``. Raises ValueError for a key that comes twice."""
-    found: dict[str, Any] = {}
+    """For ``json.loads(object_pairs_hook=)``. Raises ValueError for a duplicate key."""
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise ValueError(f"the key {key!r} twice")
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def _no_constant(text: str) -> Any:
@@ -170,8 +170,8 @@ def _whole(text: str) -> int:
 
 def one_line(error: BaseException) -> str:
     """An error's message on one line, cut at 400 characters."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) < 400 else f"{said[:400]}..."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 400 else f"{text[:400]}..."
 
 
 def _why(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-# In torch's errors where a gradient is wanted under no_grad or inference_mode.
+# In torch's errors for gradients requested under no_grad or inference_mode.
 WANTED = ("does not require grad", "nference tensor")
 
 
@@ -16,7 +16,7 @@ def wants_gradients(error: BaseException) -> bool:
 
 
 def without_graph(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """function(x) outside every graph, with gradients inside it where it takes some itself, as guidance does."""
+    """function(x) outside every graph, with gradients inside if it takes some itself, as classifier guidance does."""
     with torch.inference_mode(False), torch.no_grad():
         x = plain(x)
         try:
@@ -29,7 +29,7 @@ def without_graph(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:
-    """x outside every graph but able to enter one: an inference tensor is copied."""
+    """x detached from every graph but usable in one: an inference tensor is copied."""
     return x.clone() if x.is_inference() else x.detach()
 
 

@@ -1,6 +1,6 @@
 """noise-v1, the noise that every sampler uses: a pure function of (seed, chain, row, stage, tag, element).
 
-Its purpose decides its tag and stage: the purposes below are all there are, and no two of them share normals.
+Its purpose determines tag and stage: all purposes are listed below, and no two of them share normals.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def normal(
     device: torch.device | str = "cpu",
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Standard normal noise ``[len(chains), *shape]`` float32, the same bits on every backend and machine.
+    """Standard normals ``[len(chains), *shape]`` float32 by Philox [Salmon 2011], equal on all backends and machines.
 
     Args:
-        shape: of one chain's sample, at most 2^30 elements.
+        shape: of one chain's sample, at most 2^30 elements. device, backend: see :class:`ulam.Engine`.
         seed: an integer in [-2^63, 2^64), negative ones read as two's complement.
         chains: ids in [0, 2^63), a range, a sequence or an int64 tensor; an int n stands for 0..n-1.
         row: the row of the sampler's program, in [0, 2^60). stage: 0 to 15, for rows that draw more than once.
@@ -82,7 +82,7 @@ def normal(
             for; ulam's own purposes are listed in this module.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, named in the message.
+        TypeError, ValueError: an invalid argument, named in the message.
     """
     where = check_device(device)
     ids, bits = chain_ids(chains).to(where), seed_int64(seed)
@@ -106,5 +106,5 @@ def normal(
 
 
 def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
-    """:func:`normal` of one purpose."""
+    """:func:`normal` for one purpose."""
     return normal(shape, row=row, stage=purpose.stage, tag=purpose.tag, **names)

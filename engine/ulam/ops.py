@@ -1,7 +1,7 @@
 """Conversions between predictions, batched, one t per chain.
 
 All share one signature: state `x_t` [B, *shape], network output `m` [B, *shape] of what `predicts` names,
-`t` one number or a [B] tensor (what the network is told: see `schedules`), `schedule`. Both tensors may have
+`t` one number or a [B] tensor (as the network takes it: see `schedules`), `schedule`. Both tensors may have
 any float dtype; the result has their promoted dtype. All are linear: the coefficients are computed on the
 host in float64 (waiting for a `t` on a GPU), rounded once, and applied by one fused operation (by plain
 torch where a derivative in x_t or m is wanted, in reverse or forward mode; there is none in t).
@@ -73,9 +73,9 @@ def posterior_mean(
 def posterior_variance(
     x_t: torch.Tensor, m: torch.Tensor, t: Time, schedule: Schedule, predicts: str = "eps"
 ) -> torch.Tensor:
-    """beta~ of q(x_{t-1} | x_t, x_0), [B], one number a chain [Ho 2020, eq. 7]; 0 at t = 0.
+    """beta~ of q(x_{t-1} | x_t, x_0), [B], one number per chain [Ho 2020, eq. 7]; 0 at t = 0.
 
-    It depends on t alone: x_t and m tell the number of chains, the dtype and the device. VP schedules, whole t.
+    It depends on t alone: x_t and m give the number of chains, the dtype and the device. VP schedules, whole t.
     """
     alpha, sigma, _ = _levels(x_t, m, t, schedule, predicts)
     alpha_s, sigma_s = _previous(chain_times(x_t, t), sigma, schedule)

@@ -20,13 +20,13 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def to_pixels(x: torch.Tensor) -> Pixels:
-    """Samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded to nearest; outside values are clipped."""
+    """Samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded to nearest; values outside are clipped."""
     scaled = ((x.float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def grid(pixels: Pixels, columns: int) -> Image.Image:
-    """The pictures [N, H, W, C] row by row, small ones enlarged by whole factors to at least 56 pixels."""
+    """The pictures [N, H, W, C] row by row, small ones enlarged by a whole factor to at least 56 pixels."""
     factor = max(1, math.ceil(56 / max(pixels.shape[1:3])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width, channels = pixels.shape

@@ -1,1 +1,1 @@
-"""Programs: tables of coefficients, one row an evaluation of the network, and how their rows are stated."""
+"""Programs: tables of coefficients, one row per fused update, and how samplers state them."""

@@ -1,4 +1,4 @@
-"""From what a sampler says to a `Program`: rows stated in the field's terms, folded into coefficients in float64."""
+"""From a sampler to its `Program`: rows stated in the field's terms, folded into coefficients in float64."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class ProgramBuilder:
 
     `builder.rows(t, x={"x": a, "D": d, "z": c}, r1={"D": 1.0})` appends one row per element of `t`,
     coefficients being scalars or shaped like `t`. All registers are updated at once, from their old values.
-    `D` is the x_0 estimate, `eps` the noise estimate that goes with the network's output. Without a clip
-    and with no D kept in another register, D is folded into x and m in float64 (no cancellation at high
-    noise, and the kernel computes no D); eps is always folded, and stays the network's own noise when D is
-    clipped.
+    `D` is the x_0 estimate, `eps` the noise estimate of the same output. Without a clip and with
+    no D kept in another register, D is folded into x and m in float64 (no cancellation at high noise, and
+    the kernel computes no D); eps is always folded, and does not change when D is clipped.
     """
 
     def __init__(
@@ -53,8 +52,8 @@ class ProgramBuilder:
     ) -> None:
         """Append rows that evaluate the network at `t`.
 
-        levels: (alpha, sigma) there, default `schedule.levels(t)`. log_scale: (f, g) makes z exp(f v + g) z. normalise:
-        D stands for the score (x's own, -eps / sigma) and is scaled with z by their norms (`ulam.programs.program`).
+        levels: (alpha, sigma) at `t`, default `schedule.levels(t)`. log_scale: (f, g) makes z exp(f v + g) z.
+        normalise: D is the score -eps / sigma, and D and z are scaled by their norms (`ulam.programs.program`).
         known: (a, b) of the known image and of noise, blended in through a mask after the update.
         Raises ValueError where the prediction leaves D or eps undefined, or for an unknown register or term.
         """
@@ -153,13 +152,13 @@ class ProgramBuilder:
 
     def _index(self, name: str) -> int:
         if name not in term_names(self.registers)[: self.registers]:
-            right = ", ".join(term_names(self.registers)[: self.registers])
-            raise ValueError(f"updates: got unknown register {name!r}, expected one of {right}")
+            expected = ", ".join(term_names(self.registers)[: self.registers])
+            raise ValueError(f"updates: got unknown register {name!r}, expected one of {expected}")
         return term_names(self.registers).index(name)
 
 
 def compiled(program: Callable[[S, Schedule, str], Program]) -> Callable[..., Program]:
-    """Decorates a sampler's `program(self, schedule, predicts)`: compiles each such triple once."""
+    """Decorates a sampler's `program(self, schedule, predicts)`: each such triple is compiled once."""
     cached = lru_cache(maxsize=256)(program)
 
     @wraps(program)

@@ -14,7 +14,7 @@ class DynamicThreshold:
     """clip=DynamicThreshold(): D <- clip(D, -s, s) / s with s the `quantile` of |D| over a chain, in [1, cap].
 
     [Imagen, Saharia 2022, sec. 2.3]. cap=1 is the static clip to [-1, 1]; diffusers calls it sample_max_value. Raises
-    ValueError naming the argument.
+    ValueError for an invalid argument.
     """
 
     quantile: float = 0.995

@@ -27,7 +27,7 @@ def x0_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float
     | flow | eps - x_0 | (x - sigma m) / (alpha + sigma) [Lipman 2023] |
     | raw | F(c_in x) | c_skip x + c_out m, alpha = 1 [Karras 2022, table 1] |
 
-    Raises ValueError where alpha = 0 (zero terminal SNR) leaves D undefined: eps and score.
+    Raises ValueError for eps and score where alpha = 0 (zero terminal SNR): D is undefined; for raw where alpha != 1.
     """
     check_predicts(predicts)
     alpha, sigma = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
@@ -56,7 +56,7 @@ def x0_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float
 def eps_coefficients(predicts: str, alpha: Array, sigma: Array, sigma_data: float = 0.5) -> tuple[Array, Array]:
     """(ex, em), each shaped like `alpha`: eps = (x - alpha D) / sigma = ex x + em m, free of cancellation.
 
-    Raises ValueError where sigma = 0 leaves eps undefined (only x0 divides by it).
+    Raises ValueError where sigma = 0 leaves eps undefined (x0 alone divides by it).
     """
     check_predicts(predicts)
     alpha, sigma = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
@@ -100,7 +100,7 @@ def combine(
 
 
 def sigma_data_of(schedule: Schedule, predicts: str) -> float:
-    """The schedule's sigma_data. Raises ValueError for predicts="raw" off an EDM schedule."""
+    """The schedule's sigma_data. Raises ValueError for predicts="raw" without an EDM schedule."""
     if isinstance(schedule, EDM):
         return schedule.sigma_data
     if predicts == "raw":

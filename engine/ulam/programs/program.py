@@ -41,7 +41,7 @@ class Program:
 
     kx, km, lo, hi, lv_m, lv_b, c_in, time, known_a, known_b: [n]; A: [n, R, R + 3]; writes: [n, R] bool; learned,
     threshold, normalise, evaluates: [n] bool. Rows with known_a = known_b = 0 do not blend. `c_in[i]` scales the
-    network's input at row i itself. `time[i]` is what the network is told, nan where the row does not evaluate it.
+    network's input at row i itself. `time[i]` is the network's t, nan where the row does not evaluate it.
     The first state is `init_scale` times standard normal noise. `order` is the global order of accuracy;
     `predicts`, `sampler` and `schedule` say what the program was compiled from.
 
@@ -80,7 +80,7 @@ class Program:
             array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.bool_ if is_flag else np.float64)
             if array.shape != shape:
                 raise ValueError(f"{name}: got shape {list(array.shape)}, expected {list(shape)}")
-            if not is_flag:  # one nan and no -0.0, so that equal programs have equal bytes
+            if not is_flag:  # a single nan and no -0.0, so that equal programs have equal bytes
                 array = np.where(np.isnan(array), np.nan, array + 0.0)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -114,8 +114,8 @@ class Program:
         for i in np.flatnonzero(self.lo > self.hi):
             raise ValueError(f"lo, hi: got {self.lo[i]!s} and {self.hi[i]!s} at row {i}, expected lo <= hi")
         for i in np.flatnonzero(self.threshold & ~((self.lo > 0) & (self.lo <= 1) & (self.hi >= 1))):
-            came = f"{self.lo[i]!s} and {self.hi[i]!s} at row {i}"
-            raise ValueError(f"lo, hi: got {came}, expected a quantile in (0, 1] and at least 1 on threshold rows")
+            got = f"{self.lo[i]!s} and {self.hi[i]!s} at row {i}"
+            raise ValueError(f"lo, hi: got {got}, expected a quantile in (0, 1] and at least 1 on threshold rows")
         for i in np.flatnonzero(self.threshold & self.normalise):
             raise ValueError(f"threshold, normalise: got both at row {i}, expected at most one of them")
         reads_output = (self.A[:, :, self.registers : self.registers + 2] != 0).any(axis=(1, 2))
@@ -157,7 +157,7 @@ class Program:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a run needs beside the network: of "noise", "registers", "reductions", "known image"."""
+        """What a run needs besides the network: of "noise", "registers", "reductions", "known image"."""
         wants = {
             "noise": self.needs_noise,
             "registers": self.registers > 1,
@@ -167,13 +167,13 @@ class Program:
         return tuple(name for name, wanted in wants.items() if wanted)
 
     def __getitem__(self, rows: slice) -> Program:
-        """Consecutive rows as a program of their own: a run of ``program[:k]`` can be gone on with by ``program[k:]``.
+        """Consecutive rows as a program of their own: ``program[k:]`` continues a run of ``program[:k]``.
 
-        The second run is given the first's result as ``x_init``, and ``first_row=k`` for the noise.
+        The second run takes the first's result as ``x_init``, and ``first_row=k`` for the noise.
 
         Raises:
             TypeError: an index that is not a slice of step 1.
-            ValueError: no rows; rows that read registers which earlier rows wrote, as only the state goes on.
+            ValueError: no rows; rows that read registers written by earlier rows, since only the state goes on.
         """
         if not isinstance(rows, slice) or rows.step not in (None, 1):
             raise TypeError(f"rows: got {rows!r}, expected a slice of consecutive rows, such as program[:10]")
@@ -194,17 +194,17 @@ class Program:
         return replace(self, **{name: getattr(self, name)[begin:end] for name in per_row})
 
     def rescaled(self, scale: Array) -> Program:
-        """The same sampler on the state x / scale: row i reads x / scale[i] and leaves x / scale[i + 1], [n + 1].
+        """The same sampler on the state x / scale: row i reads x / scale[i] and writes x / scale[i + 1].
 
-        Other registers and the network's input stay as they are. Used where another library keeps the state in other
-        units (x / alpha instead of x).
+        Other registers and the network's input stay as they are. For libraries that keep the state in other units (x /
+        alpha instead of x). Raises ValueError unless scale is [n + 1] finite numbers above 0.
         """
         scale = np.asarray(scale, dtype=np.float64)
         if scale.shape != (len(self) + 1,) or not (np.isfinite(scale) & (scale > 0)).all():
             raise ValueError(f"scale: got shape {list(scale.shape)}, expected [{len(self) + 1}] numbers above 0")
         before, after = scale[:-1], scale[1:]
         A, writes = self.A.copy(), self.writes.copy()
-        unwritten = ~writes[:, 0] & (before != after)  # rows that leave x alone leave it in the units of before
+        unwritten = ~writes[:, 0] & (before != after)  # rows that do not write x leave it in the units before
         A[unwritten, 0] = np.eye(A.shape[2])[0]
         writes[unwritten, 0] = True
         A[:, :, 0] *= before[:, None]
@@ -242,8 +242,8 @@ class Program:
         """The program as a table: row, time, updates."""
         lines = [f"  {'row':>4} {'time':>10}  update"]
         for row in range(len(self)):
-            told = f"{self.time[row]:10.6g}" if self.evaluates[row] else f"{'-':>10}"
-            lines.append(f"  {row:>4} {told}  {'; '.join(self._updates(row))}")
+            time = f"{self.time[row]:10.6g}" if self.evaluates[row] else f"{'-':>10}"
+            lines.append(f"  {row:>4} {time}  {'; '.join(self._updates(row))}")
         return "\n".join([repr(self)[1:-1], f"  start: x = {self.init_scale:g} z", *lines])
 
     def _updates(self, row: int) -> list[str]:
@@ -269,7 +269,7 @@ class Program:
         return updates
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles go through JSON, so that they are immutable too."""
+        """Copies and pickles go through JSON, so they are immutable too."""
         return Program.from_json, (self.to_json(),)
 
     def to_json(self) -> str:
@@ -279,7 +279,7 @@ class Program:
 
     @classmethod
     def from_json(cls, text: str) -> Program:
-        """The program that `to_json` wrote. Raises ValueError for anything else."""
+        """The program that `to_json` wrote. Raises ValueError for any other text."""
         data = parse_json("text", text)
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ValueError(f"text: got no program, expected the JSON of one (format {FORMAT!r})")
