@@ -29,8 +29,8 @@ from .evaluation import check_like
 from .mcmc import diagnosis
 from .mcmc.targets import Energy
 from .noise import DRAWS_PER_ROW, FIRST_STATE, RESTART
-from .samplers.markov.chain_sampler import ChainSampler, select_rows
-from .samplers.markov.chain_state import ChainState
+from .samplers.mcmc.chain_sampler import ChainSampler, select_rows
+from .samplers.mcmc.chain_state import ChainState
 
 ROUNDING_CHECK = 64  # calls between checks of how coarsely the energy is rounded
 

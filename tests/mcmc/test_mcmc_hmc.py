@@ -12,7 +12,7 @@ import torch
 from chain_runs import curved, run, same
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA
-from ulam.samplers.markov.chain_state import ChainState
+from ulam.samplers.mcmc.chain_state import ChainState
 
 
 def state(chains, draw, backend=None):

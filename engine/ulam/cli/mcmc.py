@@ -24,7 +24,7 @@ from ..mcmc.densities import BuiltIn
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
 from ..samplers import BAOAB, HMC, MALA, SGLD, ULA
-from ..samplers.markov.chain_sampler import ChainSampler
+from ..samplers.mcmc.chain_sampler import ChainSampler
 from . import info
 from . import mcmc_plots as plots
 from .models import call_factory

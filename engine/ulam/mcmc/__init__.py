@@ -1,11 +1,11 @@
 """Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
 
-from ..samplers.markov.baoab import BAOAB
-from ..samplers.markov.hmc import HMC
-from ..samplers.markov.mala import MALA
-from ..samplers.markov.sgld import SGLD
-from ..samplers.markov.tempering import ParallelTempering
-from ..samplers.markov.ula import ULA
+from ..samplers.mcmc.baoab import BAOAB
+from ..samplers.mcmc.hmc import HMC
+from ..samplers.mcmc.mala import MALA
+from ..samplers.mcmc.sgld import SGLD
+from ..samplers.mcmc.tempering import ParallelTempering
+from ..samplers.mcmc.ula import ULA
 from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock

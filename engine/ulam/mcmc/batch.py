@@ -10,8 +10,8 @@ import ulam_kernels.mcmc as ops
 
 from ..arguments import per_chain
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
-from ..samplers.markov.chain_sampler import select_rows
-from ..samplers.markov.chain_state import ChainState, Columns
+from ..samplers.mcmc.chain_sampler import select_rows
+from ..samplers.mcmc.chain_state import ChainState, Columns
 from .adaptation import DualAveraging
 from .chains import Position
 from .densities import BuiltIn

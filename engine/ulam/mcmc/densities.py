@@ -19,7 +19,7 @@ from ulam_kernels.validation import MAX_ELEMENTS, real_numbers
 
 from .. import noise
 from ..arguments import whole_number
-from ..samplers.markov.chain_state import Evaluate, Evaluated
+from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
 QUADRATURE = 40_001  # points of a one-dimensional law's table

@@ -13,8 +13,8 @@ from ulam_kernels.validation import check_data
 
 from ..arguments import chain_ids, check_shape, resolve_device, seed_int64, whole_number
 from ..denoiser import Denoiser
-from ..samplers.markov.chain_sampler import ChainSampler, select_rows
-from ..samplers.markov.tempering import ParallelTempering
+from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
+from ..samplers.mcmc.tempering import ParallelTempering
 from .chains import Chains, Position
 from .densities import BuiltIn
 from .targets import Target

@@ -15,8 +15,8 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from ..engine.arguments import check_slots, fallbacks
 from ..gradients import check_no_gradient
-from ..samplers.markov.chain_sampler import ChainSampler
-from ..samplers.markov.tempering import ParallelTempering
+from ..samplers.mcmc.chain_sampler import ChainSampler
+from ..samplers.mcmc.tempering import ParallelTempering
 from . import diagnosis
 from .batch import ChainBatch
 from .chains import Chains, Position

@@ -14,7 +14,7 @@ from ..estimation.estimator import Estimator, Sigma, noise_levels
 from ..evaluation import check_like, in_eval_mode, modules_in
 from ..gradients import without_graph
 from ..programs.predictions import eps_coefficients, sigma_data_of
-from ..samplers.markov.chain_state import Evaluate, Evaluated
+from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 
 class Target(Protocol):

@@ -8,11 +8,11 @@ import ulam_kernels.mcmc as ops
 
 from ..arguments import per_chain
 from ..noise import DRAWS_PER_ROW, SWAP
-from ..samplers.markov.baoab import BAOAB
-from ..samplers.markov.chain_sampler import ChainSampler
-from ..samplers.markov.chain_state import ChainState
-from ..samplers.markov.hmc import HMC
-from ..samplers.markov.tempering import ParallelTempering
+from ..samplers.mcmc.baoab import BAOAB
+from ..samplers.mcmc.chain_sampler import ChainSampler
+from ..samplers.mcmc.chain_state import ChainState
+from ..samplers.mcmc.hmc import HMC
+from ..samplers.mcmc.tempering import ParallelTempering
 
 
 class Replicas:

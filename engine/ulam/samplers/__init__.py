@@ -21,12 +21,12 @@ from .heun import Heun
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .lcm import LCM
 from .lms import LMS
-from .markov.baoab import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
-from .markov.hmc import HMC as HMC
-from .markov.mala import MALA as MALA
-from .markov.sgld import SGLD as SGLD
-from .markov.tempering import ParallelTempering as ParallelTempering
-from .markov.ula import ULA as ULA
+from .mcmc.baoab import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from .mcmc.hmc import HMC as HMC
+from .mcmc.mala import MALA as MALA
+from .mcmc.sgld import SGLD as SGLD
+from .mcmc.tempering import ParallelTempering as ParallelTempering
+from .mcmc.ula import ULA as ULA
 from .pndm import PNDM
 from .repaint import RePaint
 from .tcd import TCD
