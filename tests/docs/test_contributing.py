@@ -139,14 +139,12 @@ def test_chains_of_contributing_have_the_same_bits_in_other_batches(random_walk:
 
 def test_the_chain_sampler_of_contributing_is_exported_as_it_says(tmp_path: Path):
     """With the lines that the text names it is in both modules and on the command line."""
-    line = "from .markov.random_walk import RandomWalk as RandomWalk"
+    line = "from .mcmc.random_walk import RandomWalk as RandomWalk"
     assert f"`{line}`" in (ROOT / "CONTRIBUTING.md").read_text()
     copy_with("random_walk", tmp_path)
     package = tmp_path / "ulam"
-    add_lines(package / "samplers" / "__init__.py", "from .markov.sgld ", line)
-    add_lines(
-        package / "mcmc" / "__init__.py", "from ..samplers.markov.sgld ", line.replace(".markov", "..samplers.markov")
-    )
+    add_lines(package / "samplers" / "__init__.py", "from .mcmc.sgld ", line)
+    add_lines(package / "mcmc" / "__init__.py", "from ..samplers.mcmc.sgld ", line.replace(".mcmc", "..samplers.mcmc"))
     add_lines(package / "mcmc" / "__init__.py", '    "Ring",', '    "RandomWalk",')
     lines = "from ..samplers import RandomWalk", 'SAMPLERS["random-walk"] = RandomWalk'
     add_lines(package / "cli" / "mcmc.py", "OPTIONS = ", *lines)
