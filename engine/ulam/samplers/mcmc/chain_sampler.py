@@ -40,7 +40,7 @@ class ChainSampler(ABC):
     preconditioner: torch.Tensor | None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature")
-    kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`; None where its columns change by step, or no launch has it
+    kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where no launch has it
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
 
