@@ -1,4 +1,4 @@
-// The built-in densities side by side: a lane is a chain. Part of mcmc_impl.h.
+// The built-in densities side by side: a lane is a chain. Part of mcmc_run.h.
 #pragma once
 
 #include "mcmc_noise.h"

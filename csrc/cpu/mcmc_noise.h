@@ -1,4 +1,4 @@
-// noise-v1 side by side: a lane is a chain. Part of mcmc_impl.h.
+// noise-v1 side by side: a lane is a chain. Part of mcmc_run.h.
 #pragma once
 
 #include "groups.h"

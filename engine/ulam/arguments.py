@@ -72,6 +72,14 @@ def as_int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+def training_step(step: object) -> int:
+    """A training step that the noise of examples is numbered by. Raises TypeError or ValueError for another."""
+    number = whole_number("step", step)
+    if not 0 <= number < 1 << 60:
+        raise ValueError(f"step: got {number}, expected 0 to 2^60 - 1")
+    return number
+
+
 def whole_numbers(**values: object) -> list[int]:
     """:func:`whole_number` of each, by name."""
     return [whole_number(name, value) for name, value in values.items()]
@@ -142,5 +150,6 @@ def resolve_device(device: torch.device | str) -> torch.device:
     count = torch.cuda.device_count()
     index = where.index if where.index is not None or not count else torch.cuda.current_device()
     if index is None or index >= count:
-        raise ValueError(f"device: got {described(str(device))}, expected one of {count} CUDA devices here")
+        here = f"torch sees {count} CUDA devices here"
+        raise ValueError(f"device: got {described(str(device))}, expected cpu or one that is here: {here}")
     return torch.device("cuda", index)

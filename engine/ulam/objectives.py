@@ -22,7 +22,7 @@ from ulam_kernels.arguments import choice, described, real, switch, whole
 from ulam_kernels.tracing import check_read, recorder, without_memory
 from ulam_kernels.validation import check_real, check_tensor
 
-from .arguments import Time, chain_times, per_chain, whole_number
+from .arguments import Time, chain_times, per_chain, training_step, whole_number
 from .bounds import VARIANCE_HALVES, Index, ReverseChain
 from .denoiser import Denoiser, check_denoiser
 from .estimation.differences import check_score
@@ -98,8 +98,9 @@ def edm(
     if denoiser.predicts != "raw":
         raise ValueError(f"denoiser: got one that predicts {denoiser.predicts!r}, expected 'raw' (EDM preconditioning)")
     _check_batch(x_0, "x_0")
-    if chain_times(x_0, sigma, "sigma").max() > LARGEST_SIGMA:
-        raise ValueError(f"sigma: got {described(sigma)}, expected at most {LARGEST_SIGMA:g}")
+    levels = chain_times(x_0, sigma, "sigma")
+    if not ((levels >= 0) & (levels <= LARGEST_SIGMA)).all():
+        raise ValueError(f"sigma: got {described(sigma)}, expected numbers from 0 to {LARGEST_SIGMA:g}")
     batch = add_noise(x_0, sigma, denoiser.schedule, "x0", seed=seed, step=step, chains=chains)
     data = float(denoiser.schedule.sigma_data)  # type: ignore[attr-defined]
     level = per_chain(batch.sigma.to(torch.float32), x_0)
@@ -167,7 +168,7 @@ def denoising_score_matching(
     _check_callable(score, "score")
     _check_plain(sigma, "sigma")
     check_real(sigma, "sigma")
-    step = whole_number("step", step)
+    step = training_step(step)
     if sigma.shape != (len(x),):
         raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
     z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=len(x), row=step, device=x.device).to(x.dtype)
@@ -199,7 +200,7 @@ def sliced_score_matching(
     reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, which has less variance [eq. 8]; its mean over v is the implicit
     objective. Directions are Rademacher signs of noise-v1.
     """
-    samples, step = whole_number("samples", samples), whole_number("step", step)
+    samples, step = whole_number("samples", samples), training_step(step)
     switch(reduced, "reduced")
     x = _leaf(score, x)
     s = _score(score, x)
@@ -224,7 +225,7 @@ def contrastive_divergence(
     _check_callable(energy, "energy")
     _check_batch(data, "data")
     _check_batch(model, "model")
-    real(penalty, "penalty")
+    penalty = real(penalty, "penalty")
     of_data, of_model = energy(data), energy(model.detach())
     for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
         check_like(values, (len(batch),), "energy", "energies", f", one an example of {name}")

@@ -122,7 +122,7 @@ class HierarchicalVAE:
         :class:`ulam.Engine`. Raises TypeError or ValueError naming the argument.
         """
         ids, slots = chain_ids(chains).to(resolve_device(device)), check_slots(slots)
-        if real(temperature, "temperature") < 0:
+        if (temperature := real(temperature, "temperature")) < 0:
             raise ValueError(f"temperature: got {described(temperature)}, expected at least 0")
         switch(noise, "noise")
         if not len(ids):

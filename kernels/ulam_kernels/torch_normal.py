@@ -65,7 +65,8 @@ def torch_normal(out: torch.Tensor, generator: torch.Generator | None = None) ->
         try:
             out.normal_(generator=generator)
         except RuntimeError as error:
-            raise type(error)(f"out: got {described(out)}, {str(error).splitlines()[0][:200]}") from None
+            said = str(error).splitlines()[0][:200]
+            raise type(error)(f"out: got {described(out)}, expected what Tensor.normal_ takes: {said}") from None
     return out
 
 

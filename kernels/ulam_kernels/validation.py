@@ -136,6 +136,12 @@ def check_ids(
         check(draw, "draw", torch.int64, device, per_chain)
 
 
+def check_noise_ids(x: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor) -> None:
+    """As :func:`check_ids` for chains like ``x``, where there is no noise but that of these ids."""
+    for name, tensor in (("seed", seed), ("chain", chain), ("draw", draw)):
+        check(tensor, name, torch.int64, x.device, x.shape[:1])
+
+
 def operands(
     state: torch.Tensor,
     table: Table,

@@ -76,8 +76,10 @@ def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("operation, argument", TENSORS)
 def test_other_than_tensors_are_named(operation: str, argument: str) -> None:
     make, run, _ = OPERATIONS[operation]
-    optional = argument in ("uncond", "guidance", "noise", "source", "scales", "net_in", "c_next", "model", "seed",
-                            "chain", "draw") or (operation, argument) == ("affine", "out")  # fmt: skip
+    optional = (operation, argument) == ("affine", "out") or argument in (
+        "uncond", "guidance", "noise", "source", "scales", "net_in", "c_next", "model",
+        *(() if operation == "fill_normal" else ("seed", "chain", "draw")),
+    )  # fmt: skip
     others = [[1.0], 3, "x", np.zeros((CHAINS, N), np.float32)] + ([] if optional else [None])
     for other in others:
         with pytest.raises(TypeError, match=rf"^{argument}: got {re.escape(described(other))}, expected a tensor"):

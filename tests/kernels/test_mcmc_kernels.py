@@ -383,6 +383,8 @@ def test_bad_densities_and_steps_are_named() -> None:
         (lambda: densities.ring(2, std=0.0), "expected positive"),
         (lambda: mcmc.langevin(x, x, x[:, 0].contiguous(), x[:, 0].contiguous()), "seed, chain, draw: got None"),
         (lambda: mcmc.kick_drift(x, x, x, torch.ones(4), None, keep=torch.ones(4)), "keep, noise_scale"),
+        (lambda: mcmc.kick_drift(x, x, x, torch.ones(4), None, seed=torch.ones(4)), "seed: got dtype"),
+        (lambda: mcmc.kick_drift(x, x, x, torch.ones(4), None, draw=[1]), r"draw: got \[1\], expected a tensor"),
         (lambda: mcmc.accept(torch.zeros(4), [], **{k: torch.zeros(4, dtype=torch.int64) for k in
                                                    ("seed", "chain", "draw")}), "log_ratio: got dtype"),
     ):  # fmt: skip

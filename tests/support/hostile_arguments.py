@@ -80,11 +80,11 @@ def bits(tree: Any) -> list[Any]:
 
 
 def check_raised(error: BaseException, names: tuple[str, ...], what: str) -> None:
-    """The message must be one line that begins with the name of an argument."""
+    """The message must be one line of the form NAME: got X, expected Y, with the name of an argument."""
     message = str(error)
     assert type(error) in RAISED, f"{what}: raised {type(error).__name__}: {message}"
     assert "\n" not in message and len(message) < 400, f"{what}: {message}"
-    front = re.match(r"[\w, ]+?(?=(\[[^:]*\])?: | must )", message)
+    front = re.match(r"[\w, ]+?(?=(\[[^:]*\])?: got .*, expected .)", message)
     assert front and set(front[0].split(", ")) <= set(names), f"{what}: {type(error).__name__}: {message}"
 
 

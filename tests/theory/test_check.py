@@ -244,7 +244,7 @@ def test_why_there_are_no_bits_is_said(schedule, x, reason: str) -> None:
             ["--model", "broken_digits:whole", "--shape", "1,28,28"],
             "data: got none, expected examples",
         ),
-        (["--model", "digits", "--data", "none.npz"], "data: got none.npz, expected an npz file"),
+        (["--model", "digits", "--data", "none.npz"], "data: got none.npz, which is no file, expected an npz"),
         (["--model", "digits", "--data", "broken_digits.py"], "expected an npz of plain arrays"),
         (["--model", "digits", "--data", "empty.npz"], "without arr_0, expected"),
         (["--model", "digits", "--data", "small.npz"], "expected float \\[N, 1, 28, 28\\]"),

@@ -54,7 +54,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "energy": lambda x: x.flatten(1).sum(1), "data": batch(), "model": batch(), "penalty": 0.1,
     }),
 }  # fmt: skip
-EXTRA = ("ULAM_BACKEND", "affine", "row", "probes")  # rows are made of steps, probes of samples
+EXTRA = ("ULAM_BACKEND", "affine")
 # What a function of the caller's makes of it: a class in its place, names that it has not, sums in torch's own order.
 CALLERS_OWN = ("score = type", "energy = type", "cond = dict", "data = every second", "model = every second")
 

@@ -43,7 +43,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "samples": 1, "seed": 1, "kind": "rademacher",
     }),
 }  # fmt: skip
-EXTRA = ("probes", "net")  # probes are made of samples
+EXTRA = ("net",)
 CALLERS_OWN = ("cond = dict",)
 
 

@@ -34,7 +34,7 @@ def read_examples(
         OSError, ValueError: no such file, not examples of this shape, pictures without ``pixels``, or other data with.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"data: got {path}, expected an npz file")
+        raise FileNotFoundError(f"data: got {path}, which is no file, expected an npz")
     arrays = _arrays(path)
     if "arr_0" not in arrays:
         raise ValueError(f"data: got {path} without arr_0, expected the examples there")

@@ -68,7 +68,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'ulam[mcmc]', or pass --no-plots") from error
+        raise ImportError(
+            "matplotlib: got no such package, expected it for plots: pip install 'ulam[mcmc]', or pass --no-plots"
+        ) from error
 
 
 def _shown(chains: Chains) -> Array:

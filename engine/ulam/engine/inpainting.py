@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import ulam_kernels
+from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data
 
 from ..conditioning import Shared
@@ -35,8 +36,9 @@ def check_known(known: object, mask: object, program: Program, chains: int, shap
             outside [0, 1]; values that are not finite.
     """
     if not program.blends.any():
-        if known is not None or mask is not None:
-            raise ValueError(f"known, mask: {program.sampler} uses none (RePaint does), expected None")
+        name, given = ("mask", mask) if known is None else ("known", known)
+        if given is not None:
+            raise ValueError(f"{name}: got {described(given)}, expected None for {program.sampler} (RePaint takes it)")
         return None
     if known is None or mask is None:
         raise ValueError(f"known, mask: got None, expected the image and where it is known for {program.sampler}")

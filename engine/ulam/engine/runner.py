@@ -327,7 +327,7 @@ class Runner:
             expected = [group.size, *buffers.shape]
             if not isinstance(z, torch.Tensor) or list(z.shape) != expected or not z.is_floating_point():
                 got = f"{z.dtype} {list(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
-                raise ValueError(f"noise: returned {got} for row {row}, expected a float tensor {expected}")
+                raise ValueError(f"noise: got {got} for row {row}, expected a float tensor {expected}")
             noise[group.slots] = z
         return noise
 

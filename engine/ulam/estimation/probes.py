@@ -16,17 +16,17 @@ KINDS = ("rademacher", "gaussian")
 
 
 def probes(
-    like: torch.Tensor, count: int, *, seed: int = 0, kind: str = "rademacher", first: int = 0
+    like: torch.Tensor, samples: int, *, seed: int = 0, kind: str = "rademacher", first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """``count`` directions v with E[v v'] = I, each like ``like`` ``[B, *shape]``; row b is chain b.
+    """``samples`` directions v with E[v v'] = I, each like ``like`` ``[B, *shape]``; row b is chain b.
 
     rademacher: signs, which give a trace the least variance among independent entries [Hutchinson 1990]; gaussian:
     normals. ``first``: the number of the first probe. Raises TypeError or ValueError naming the argument.
     """
     choice(kind, "kind", KINDS)
-    if not 1 <= whole_number("probes", count) <= MOST_PROBES:
-        raise ValueError(f"probes: got {count}, expected 1 to 2^30")
-    for row in range(first, first + count):
+    if not 1 <= whole_number("samples", samples) <= MOST_PROBES:
+        raise ValueError(f"samples: got {samples}, expected 1 to 2^30")
+    for row in range(first, first + samples):
         z = noise.normal_for(noise.PROBE, like.shape[1:], seed=seed, chains=len(like), row=row, device=like.device)
         yield (torch.copysign(torch.ones_like(z), z) if kind == "rademacher" else z).to(like.dtype)
 

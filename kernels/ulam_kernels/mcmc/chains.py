@@ -10,10 +10,10 @@ import torch
 from ulam_kernels.arguments import bounds, choice, described, switch, whole
 from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.densities import Density
-from ulam_kernels.mcmc.checks import check_like, check_noise_ids, check_scale, operations_of, present
+from ulam_kernels.mcmc.checks import check_like, check_scale, operations_of, present
 from ulam_kernels.operator import BACKEND, IDS, Values, operator
 from ulam_kernels.tracing import constant_beside, through_operator
-from ulam_kernels.validation import apart, check, check_chains, check_memory_of_its_own
+from ulam_kernels.validation import apart, check, check_chains, check_memory_of_its_own, check_noise_ids
 
 SAMPLERS = ("ula", "mala", "baoab", "hmc")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h

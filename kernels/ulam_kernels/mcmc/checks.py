@@ -30,11 +30,6 @@ def check_per_chain(x: torch.Tensor, **tensors: torch.Tensor) -> None:
         check(tensor, name, x.dtype, x.device, x.shape[:1])
 
 
-def check_noise_ids(x: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor) -> None:
-    for name, tensor in (("seed", seed), ("chain", chain), ("draw", draw)):
-        check(tensor, name, torch.int64, x.device, x.shape[:1])
-
-
 def check_scale(x: torch.Tensor, scale: torch.Tensor | None) -> None:
     if scale is not None:
         check(scale, "scale", x.dtype, x.device, x.shape[1:])

@@ -9,10 +9,10 @@ import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.autograd import check_no_gradient, written
-from ulam_kernels.mcmc.checks import check_like, check_noise_ids, check_per_chain, check_scale, operations_of, present
+from ulam_kernels.mcmc.checks import check_like, check_per_chain, check_scale, operations_of, present
 from ulam_kernels.operator import BACKEND, IDS, Values, operator, per_chain
 from ulam_kernels.tracing import through_operator
-from ulam_kernels.validation import apart, check, check_chains, check_memory_of_its_own, check_tensor
+from ulam_kernels.validation import apart, check, check_chains, check_memory_of_its_own, check_noise_ids, check_tensor
 
 MOST_PAIRS = 4
 

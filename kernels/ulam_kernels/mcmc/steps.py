@@ -12,7 +12,7 @@ from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.mcmc.checks import check_like, check_noise, check_per_chain, check_scale, operations_of, present
 from ulam_kernels.operator import BACKEND, NOISE, like_first, operator
 from ulam_kernels.tracing import through_operator
-from ulam_kernels.validation import apart, check_chains, check_memory_of_its_own
+from ulam_kernels.validation import apart, check_chains, check_ids, check_memory_of_its_own
 
 UPDATE = "Tensor score, Tensor step, Tensor noise_scale, Tensor? scale, float lo, float hi"
 
@@ -146,7 +146,9 @@ def kick_drift(
     if (keep is None) != (noise_scale is None) or (keep is not None and drift is None):
         given = ", ".join(present(drift=drift, keep=keep, noise_scale=noise_scale)) or "none"
         raise ValueError(f"drift, keep, noise_scale: got {given}, expected keep and noise_scale with drift, or neither")
-    if keep is not None:
+    if keep is None:
+        check_ids(seed, chain, draw, x.device, x.shape[:1])
+    else:
         check_noise(x, seed, chain, draw, noise)
     if drift is not None:
         check_memory_of_its_own(x=x, v=v)

@@ -29,6 +29,7 @@ from ulam_kernels.validation import (
     check,
     check_ids,
     check_net_in,
+    check_noise_ids,
     check_state,
     check_tensor,
 )
@@ -168,7 +169,7 @@ def fill_normal(
     offset = whole(offset, "offset", 0, MAX_ELEMENTS)
     if offset + elements > MAX_ELEMENTS:
         raise ValueError(f"offset: got {offset} before {elements} elements, expected 2^30 at most in all")
-    check_ids(seed, chain, draw, out.device, (chains,))
+    check_noise_ids(out, seed, chain, draw)
     seed, chain, draw = apart((seed, chain, draw), 0, out)
     select(backend, out.device.type, out.dtype).fill_normal(out, seed, chain, draw, tag, scale, offset)
     written((out,))
