@@ -1,9 +1,6 @@
 """Fused operations for sampling chains: one contract, several backends with the same bits.
 
->>> import torch, ulam_kernels
->>> out = torch.empty(2, 3)
->>> ids = torch.tensor([0, 7])
->>> _ = ulam_kernels.fill_normal(out, seed=torch.zeros_like(ids), chain=ids, draw=torch.zeros_like(ids))
+`ops`, `tick`, `mcmc` and `likelihood` are the public operations, and each backend has a folder of its own.
 """
 
 from ulam_kernels import likelihood as likelihood

@@ -88,7 +88,7 @@ def test_a_stream_that_is_left_early_loses_nothing():
 @pytest.mark.parametrize("guidance", [None, 2.0])
 def test_network_that_writes_into_its_input_is_refused(network, guidance):
     y = {"y": torch.zeros(4)}
-    with pytest.raises(ValueError, match="net: changed its input x in place"):
+    with pytest.raises(ValueError, match="net: got its input x changed in place"):
         draw(chains=4, network=network, cond=y, uncond=None if guidance is None else y, guidance=guidance)
 
 

@@ -140,7 +140,7 @@ def test_the_engines_states_are_its_own() -> None:
     def writing(x, t):
         return x.mul_(2)
 
-    with pytest.raises(ValueError, match="net: changed its input x in place"):
+    with pytest.raises(ValueError, match="net: got its input x changed in place"):
         draw(writing, options=OPTIONS)
 
 

@@ -138,9 +138,7 @@ class Network:
         except Exception as error:
             raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
         if version is not None and x._version != version:
-            raise ValueError(
-                "net: changed its input x in place, expected one that works on x.clone(), x is the engine's"
-            )
+            raise ValueError("net: got its input x changed in place, expected one that works on x.clone()")
         if not isinstance(m, torch.Tensor) or m.shape != x.shape:
             m = check_output(m, tuple(x.shape))
         if not m.is_floating_point() or m.device != x.device:

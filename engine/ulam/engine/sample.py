@@ -99,8 +99,6 @@ def sample(
                 out[place] = float("nan")
     if failed:
         first = "chain {} at row {}".format(*next(iter(failed.items())))
-        warn(
-            f"{len(failed)} of {count} chains turned NaN or Inf ({first}, ...): they are NaN in the result",
-            RuntimeWarning,
-        )
+        what = f"{len(failed)} of {count} chains turned NaN or Inf ({first}, ...)"
+        warn(f"{what}: they are NaN in the result", RuntimeWarning)
     return out

@@ -1,1 +1,4 @@
-"""Bridges to other libraries; each needs its library only when it is used."""
+"""Bridges to other libraries, one folder each.
+
+A bridge needs its library only when it is used.
+"""

@@ -1,4 +1,7 @@
-"""Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once."""
+"""Markov chain Monte Carlo: energies, scores and built-in densities, thousands of independent chains at once.
+
+`run` runs them, a batch at a time; the transitions are those of `ulam.samplers.markov`.
+"""
 
 from ..samplers.mcmc.baoab import BAOAB
 from ..samplers.mcmc.hmc import HMC

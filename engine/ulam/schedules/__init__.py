@@ -1,5 +1,6 @@
-"""Noise schedules in float64: `kinds.py` says what they are, `constructors.py` makes them, `transitions.py` leads from
-one noise level to another.
+"""Noise schedules in float64.
+
+`kinds` says what they are, `constructors` makes them, `transitions` leads from one noise level to another.
 """
 
 from .arguments import Array, Numbers

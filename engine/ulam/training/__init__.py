@@ -1,1 +1,4 @@
-"""How the trained networks that come with the package were made: `python -m ulam.training.NAME`."""
+"""How the trained networks that come with the package were made.
+
+Each file is a script: `python -m ulam.training.NAME`.
+"""

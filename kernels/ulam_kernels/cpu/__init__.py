@@ -1,4 +1,7 @@
-"""The native C++ backend: AVX-512, AVX2 or portable code, chosen when it runs."""
+"""The native C++ backend: AVX-512, AVX2 or portable code, chosen when it runs.
+
+`bound` has a step that is repeated many times, with little between Python and the loop over the elements.
+"""
 
 from __future__ import annotations
 

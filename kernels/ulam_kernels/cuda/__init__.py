@@ -1,7 +1,6 @@
-"""The CUDA C++ backend: NVIDIA GPUs of compute capability 8.0 and newer.
+"""The CUDA C++ backend, for NVIDIA GPUs of compute capability 8.0 and newer: launches on torch's current stream.
 
-The operations take tensors that :mod:`ulam_kernels.ops` has validated and launch on their device, on torch's current
-stream. Importing this module raises ImportError with the reason where nothing can be launched.
+Importing it raises ImportError, with the reason, where nothing can be launched.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def mala_accept(
 
 @operator(f"squared_norm(Tensor x, {BACKEND}) -> Tensor", per_chain(torch.float64))
 def squared_norm(x: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
-    """``sum_i x_i^2`` of every chain: squares are exact, sums in the order of :mod:`ulam_kernels.mcmc`.
+    """``sum_i x_i^2`` of every chain: squares are exact, sums in the order of :mod:`ulam_kernels.mcmc.checks`.
 
     Args:
         x: ``[B, *shape]``.
@@ -142,7 +142,7 @@ def accept(
 ) -> torch.Tensor:
     """Do the Metropolis test of given log ratios: where it accepts, ``kept[b] = proposed[b]`` for each pair.
 
-    Metropolis et al. 1953; Hastings 1970. The test is that of :mod:`ulam_kernels.mcmc`; NaN rejects.
+    Metropolis et al. 1953; Hastings 1970. The test is that of :mod:`.mcmc.checks`; NaN rejects.
 
     Args:
         log_ratio: ``[B]`` float64.

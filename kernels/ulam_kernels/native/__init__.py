@@ -1,8 +1,6 @@
-"""The backends in C++, on the CPU and in CUDA: the same operations on the same arguments.
+"""The arguments of the extensions `_cpu` and `_cuda`, which have the same operations: a module for each family of them.
 
-A module here is a family of operations, and a public function of it makes an operation's arguments: sizes, addresses
-and numbers. The extensions, ``_cpu`` and ``_cuda``, have an operation of that name, and take one argument more: the
-number of threads, or a stream.
+A function makes those of the operation of its name, but for the last one: the number of threads, or a stream.
 """
 
 from __future__ import annotations

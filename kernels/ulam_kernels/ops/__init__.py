@@ -1,7 +1,6 @@
-"""The public operations: validated once here, executed by one of the backends.
+"""The public operations on a batch of independent chains: validated once here, executed by one of the backends.
 
-Every operation works on a batch of independent chains: the leading dimension (the second of ``state``) counts
-chains, and per-chain arguments are one-dimensional tensors of that length.
+The leading dimension (the second of ``state``) counts chains; per-chain arguments are tensors of that length.
 """
 
 from ulam_kernels.ops.elementwise import *  # noqa: F403

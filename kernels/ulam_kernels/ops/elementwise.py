@@ -133,6 +133,9 @@ def fill_normal(
 ) -> torch.Tensor:
     """Fill ``out`` with noise-v1: element i of chain b gets ``mul(fp32(scale), z)`` of element ``offset + i``.
 
+    >>> ids, zero = torch.tensor([0, 7]), torch.tensor([0, 0])
+    >>> z = ulam_kernels.fill_normal(torch.empty(2, 3), seed=zero, chain=ids, draw=zero)
+
     Args:
         out: ``[B, *shape]``, contiguous, float32, bfloat16 or float16 (float64: reference backend).
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.

@@ -26,10 +26,10 @@ def _with_table(values: Values) -> None:
     values["table"] = Table(values.pop("coef"), values.pop("flags"), values["state"].shape[0])
 
 
-@operator(
-    f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, Tensor? scales=None, {BACKEND}, Tensor? source=None) -> ()",
-    pack=_with_table,
-)
+STEP = f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, Tensor? scales=None, {BACKEND}, Tensor? source=None) -> ()"
+
+
+@operator(STEP, pack=_with_table)
 def step(
     state: torch.Tensor, table: Table, row: torch.Tensor, *,
     model: torch.Tensor | None = None, uncond: torch.Tensor | None = None, guidance: torch.Tensor | None = None,
@@ -79,17 +79,15 @@ def step(
         RuntimeError: an argument requires grad while gradients are recorded: the operation has no derivative.
     """
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-        check_no_gradient(
-            "step", state=state, model=model, uncond=uncond, guidance=guidance, noise=noise, source=source
-        )
+        floats = {"state": state, "model": model, "uncond": uncond, "guidance": guidance}
+        check_no_gradient("step", **floats, noise=noise, source=source)
     if not isinstance(table, Table):
         refuse_table(table)
     coef, flags = table.coef, table.flags
     given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
     compiling = torch.compiler.is_compiling()
     quick = not compiling and ready(*given)
-    if compiling or (not quick and by_operator("step", *given)):
-        # the graph keeps one operator, which comes back here when it runs
+    if compiling or (not quick and by_operator("step", *given)):  # the graph keeps one operator, which calls this
         torch.ops.ulam.step(
             state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, backend, source
         )

@@ -1,4 +1,7 @@
-"""The readable exact backend in NumPy: slow, and the oracle that every other backend is held against."""
+"""The readable exact backend in NumPy: slow, and the oracle that every other backend is held against.
+
+A file has one operation, or a family of them.
+"""
 
 from ulam_kernels.reference import likelihood, mcmc
 from ulam_kernels.reference.blend import blend

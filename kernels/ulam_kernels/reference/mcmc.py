@@ -1,4 +1,4 @@
-"""Langevin and Metropolis operations, exact and readable: see :mod:`ulam_kernels.mcmc` for what each does."""
+"""Langevin and Metropolis operations, exact and readable: see :mod:`ulam_kernels.mcmc.checks`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The Triton backend: NVIDIA and AMD GPUs, compiled when first used.
+"""The Triton backend, for NVIDIA and AMD GPUs: kernels compiled when first used, with the bits of the other backends.
 
-The same operations as the other backends and the same bits. The kernels and what launches them are in submodules,
-which import on a machine without a GPU too.
+Its submodules, the kernels and what launches them, import on a machine without a GPU too.
 """
 
 from __future__ import annotations

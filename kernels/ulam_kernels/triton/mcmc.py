@@ -1,4 +1,4 @@
-"""Langevin and Metropolis operations in Triton: see :mod:`ulam_kernels.mcmc`.
+"""Langevin and Metropolis operations in Triton: see :mod:`ulam_kernels.mcmc.checks`.
 
 The updates are made like :mod:`ulam_kernels.triton.blend`: one kernel for long chains, one for many short ones. Sums
 are made like in :mod:`ulam_kernels.triton.reduce`: one program a chain. Whole chains are in ``mcmc_run``.

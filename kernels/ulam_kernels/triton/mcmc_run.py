@@ -189,10 +189,10 @@ def add_counts(to, count, b, exists):
         tl.store(to + b, tl.load(to + b, mask=exists, other=0) + count, mask=exists)
 
 
-@triton.jit(
-    do_not_specialize=["chains", "d", "components", "steps", "leapfrog", "thin", "lo", "hi"],
-    do_not_specialize_on_alignment=["numbers", "seed", "chain", "draw", "coef", "scale"],
-)
+SIZES, ADDRESSES = "chains d components steps leapfrog thin lo hi", "numbers seed chain draw coef scale"
+
+
+@triton.jit(do_not_specialize=SIZES.split(), do_not_specialize_on_alignment=ADDRESSES.split())
 def run_kernel(
     numbers, x, coef, seed, chain, draw, v, scale, draws, energies, moments, accepted, diverged,
     chains, d, components, steps, leapfrog, thin, lo, hi,
