@@ -28,7 +28,7 @@ import ulam
 from ulam.cli.examples import read_examples
 from ulam.cli.image_files import read_image
 from ulam.cli.job_tables import read_jobs
-from ulam.engine import best_slots as tuning
+from ulam.engine import best_slots
 from ulam.models.built_in import Model
 from ulam.models.weights import load_weights
 from ulam.programs.program import Program
@@ -223,8 +223,8 @@ def test_remembered_slots(data: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         file = io.BytesIO(data)
         patch.setattr(Path, "read_text", lambda self: file.getvalue().decode())
-        for name, slots in tuning._read().items():
-            assert isinstance(name, str) and type(slots) is int and 1 <= slots <= tuning.MOST
+        for name, slots in best_slots._read().items():
+            assert isinstance(name, str) and type(slots) is int and 1 <= slots <= best_slots.MOST
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 import ulam
 from engine_cases import SCHEDULE, net
 from ulam import NetworkOptions
-from ulam.engine import best_slots as tuning
+from ulam.engine import best_slots
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
@@ -46,7 +46,7 @@ def with_curve(monkeypatch, rate):
         tried.append(slots)
         return rate(slots)
 
-    monkeypatch.setattr(tuning, "_rate", trial)
+    monkeypatch.setattr(best_slots, "_rate", trial)
     return tried
 
 
@@ -62,10 +62,10 @@ def test_memory_time_and_number_are_limits(home, monkeypatch):
     with_curve(monkeypatch, lambda slots: 1e6 * slots if slots <= 16 else 0.0)  # 0: did not fit
     assert best(Linear()) == 16
     tried = with_curve(monkeypatch, lambda slots: 1e6 * slots)
-    assert best(Linear(5)) == tuning.MOST == tried[-1]
+    assert best(Linear(5)) == best_slots.MOST == tried[-1]
     tried = with_curve(monkeypatch, lambda slots: slots**0.5)  # 4 slots take 2 s a tick, 32 take 5.7
     assert best(Linear(6)) == 32 == tried[-1]
-    monkeypatch.setattr(tuning, "_has_room", lambda device: len(tried) < 4)
+    monkeypatch.setattr(best_slots, "_has_room", lambda device: len(tried) < 4)
     tried = with_curve(monkeypatch, lambda slots: 1e6 * slots)
     assert best(Linear(7)) == 8 == tried[-1]
 
@@ -91,13 +91,13 @@ def test_a_result_is_remembered_for_what_it_depends_on(home, monkeypatch):
 @pytest.mark.parametrize("text", ["", "{", '["slots"]', '{"key": "many"}', '{"key": 0}', '{"key": true}'])
 def test_a_corrupt_cache_is_ignored_with_a_warning(home, monkeypatch, caplog, text):
     with_curve(monkeypatch, lambda slots: 1000 * slots / max(slots, 8))
-    tuning.cache_file().parent.mkdir()
-    tuning.cache_file().write_text(text)
+    best_slots.cache_file().parent.mkdir()
+    best_slots.cache_file().write_text(text)
     with caplog.at_level(logging.WARNING, logger="ulam"):
         assert best(Linear()) == 8
     assert "is ignored" in caplog.text
-    assert list(json.loads(tuning.cache_file().read_text()).values()) == [8], "and replaced"
-    assert [path.name for path in tuning.cache_file().parent.iterdir()] == ["slots.json"]
+    assert list(json.loads(best_slots.cache_file().read_text()).values()) == [8], "and replaced"
+    assert [path.name for path in best_slots.cache_file().parent.iterdir()] == ["slots.json"]
 
 
 def test_a_cache_that_cannot_be_written_costs_the_memory_only(home, monkeypatch, caplog):
@@ -109,13 +109,13 @@ def test_a_cache_that_cannot_be_written_costs_the_memory_only(home, monkeypatch,
 
 
 def test_threads_writing_at_once_leave_a_whole_file(home):
-    threads = [threading.Thread(target=tuning._write, args=(str(k), k + 1)) for k in range(20)]
+    threads = [threading.Thread(target=best_slots._write, args=(str(k), k + 1)) for k in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 1 <= len(tuning._read()) <= 20
-    assert all(slots == int(key) + 1 for key, slots in tuning._read().items())
+    assert 1 <= len(best_slots._read()) <= 20
+    assert all(slots == int(key) + 1 for key, slots in best_slots._read().items())
 
 
 def test_trials_for_real(home):
