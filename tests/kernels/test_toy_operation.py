@@ -113,7 +113,8 @@ def toy({PARAMETERS}) -> None:
     ),
     K + "triton/NAME.py": (
         None,
-        f"""import torch
+        f"""# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+import torch
 import triton
 import triton.language as tl
 
@@ -141,21 +142,28 @@ def toy({PARAMETERS}) -> None:
         "def _promoted(",
         '''@operator(f"toy(Tensor x, Tensor a, Tensor b, {BACKEND}) -> Tensor", like_first)
 def toy(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
-    """max(a x, b), one a and one b a chain: ``[B, *shape]`` float32 of x like it and a, b ``[B]``.
+    """max(a x, b), a rectifier (Nair and Hinton 2010): fp32, one rounding.
+
+    Args:
+        x: ``[B, *shape]`` float32. a, b: ``[B]`` float32, one a chain.
+
+    Returns:
+        ``[B, *shape]``.
 
     Raises:
         TypeError, ValueError: as :func:`step`.
     """
     check_no_gradient("toy", x=x, a=a, b=b)
     if through_operator("toy", x, a, b, pure=True):
-        return torch.ops.ulam.toy(x, a, b, backend)
+        made: torch.Tensor = torch.ops.ulam.toy(x, a, b, backend)
+        return made
     check(x, "x", torch.float32, x.device, x.shape)
     check(a, "a", torch.float32, x.device, x.shape[:1])
     check(b, "b", torch.float32, x.device, x.shape[:1])
     out = torch.empty_like(x)
     if x.numel():
         select(backend, x.device.type, x.dtype).toy(x, a, b, out)
-        written(out)
+        written((out,))
     return out
 
 
@@ -252,6 +260,11 @@ def test_a_toy_operation_runs(tree: Path) -> None:
     build = ("setup.py", "-q", "build_ext", "--inplace", "--plat-name=portable")
     run(tree, sys.executable, *build, ULAM_CUDA_ARCHITECTURES="none")
     run(tree, sys.executable, "-c", INPUTS + RUN)
+
+
+def test_a_toy_operation_is_typed(tree: Path) -> None:
+    pytest.importorskip("mypy", reason="comes with the tools of make lint")
+    run(tree, sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "-p", "ulam_kernels", MYPYPATH="kernels")
 
 
 def test_a_toy_operation_runs_in_triton(tree: Path) -> None:
