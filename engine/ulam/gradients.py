@@ -39,10 +39,10 @@ def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **ten
         return
     given: dict[str, object] = {}
     for name, value in {**tensors, "cond": cond}.items():
-        named = (
-            {f"{name}[{key!r}]": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
-        given.update(named)
+        if isinstance(value, Mapping):
+            given |= {f"{name}[{key!r}]": part for key, part in value.items()}
+        elif name not in ("cond", "uncond"):  # which are refused for their type
+            given[name] = value
     for name, value in given.items():
         tensor = getattr(value, "tensor", value)  # the one that ulam.shared wraps
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:

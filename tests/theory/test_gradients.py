@@ -285,6 +285,15 @@ def test_what_else_carries_no_gradient_refuses_to_lose_one(name, call) -> None:
     assert "expected its .detach(), or a call under torch.no_grad()" in str(told.value)
 
 
+def test_what_is_no_conditioning_is_refused_for_its_type() -> None:
+    """Also where it requires grad: to detach it would not help."""
+    wrong = wanting(3)
+    with pytest.raises(TypeError, match=r"^cond: got .*, expected a dict of tensors"):
+        ulam.sample(MODEL, DDIM(2), SHAPE, 3, 0, cond=wrong)
+    with pytest.raises(TypeError, match=r"^cond: got .*, expected tensors by name"):
+        tweedie.mean(MODEL, torch.ones(3, 6), 0.5, wrong)
+
+
 def test_parameters_that_require_grad_are_no_reason_to_refuse() -> None:
     net = network_zoo.MLP(F.silu)
     y = torch.randn(3, 6)
