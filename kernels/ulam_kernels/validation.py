@@ -180,6 +180,8 @@ def operands(
         if guidance is None:
             raise ValueError("guidance: got None, expected float32 weights [B] beside uncond")
         check(guidance, "guidance", torch.float32, device, per_chain)
+    elif guidance is not None:
+        check_tensor(guidance, "guidance")
     if noise is not None:
         check(noise, "noise", wanted, device, sample)
     if net_in is not None:

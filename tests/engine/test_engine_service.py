@@ -300,3 +300,12 @@ def test_a_million_chains_leave_no_memory_behind():
     (objects, kilobytes), (objects_later, kilobytes_later) = sizes
     assert objects_later <= objects + 1000 and kilobytes_later <= kilobytes + 20_000
     assert np.isfinite(total.numpy()).all()
+
+
+def test_what_is_no_progress_and_no_drain_is_named() -> None:
+    service = new_engine()
+    with pytest.raises(TypeError, match=r"^progress: got 'x', expected a callable or None"):
+        service.finished("x")
+    with pytest.raises(TypeError, match=r"^drain: got 'x', expected True or False"):
+        service.close("x")
+    assert service.submit(DDIM(2), 1, 0) is not None  # it is open still

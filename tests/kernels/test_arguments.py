@@ -86,6 +86,12 @@ def test_other_than_tensors_are_named(operation: str, argument: str) -> None:
             run(make() | {argument: other}, "cpu")
 
 
+def test_guidance_is_a_tensor_without_uncond_too() -> None:
+    make, run, _ = OPERATIONS["step"]
+    with pytest.raises(TypeError, match=r"^guidance: got 'x', expected a tensor"):
+        run(make() | {"uncond": None, "guidance": "x"}, "cpu")
+
+
 @pytest.mark.parametrize("operation", ["step", "reduce"])
 def test_another_table_is_named(operation: str) -> None:
     make, run, _ = OPERATIONS[operation]

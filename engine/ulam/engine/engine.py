@@ -287,6 +287,8 @@ class Engine:
 
         ``progress`` is called with the number of evaluations (summed over chains) done since its last call.
         """
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress: got {described(progress)}, expected a callable or None")
         return _each(outside_graphs(self._loop.next_results), False, progress)
 
     def _finished(self, progress: Callable[[int], object]) -> Iterator[Finished]:
@@ -301,6 +303,7 @@ class Engine:
         return self._close(drain)
 
     def _close(self, drain: bool = False) -> list[Result]:
+        switch(drain, "drain")
         drained: list[Result] = []
         with self._lock:
             self._closed = True
