@@ -138,8 +138,10 @@ def check_ids(
 
 def check_noise_ids(x: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, draw: torch.Tensor) -> None:
     """As :func:`check_ids` for chains like ``x``, where there is no noise but that of these ids."""
-    for name, tensor in (("seed", seed), ("chain", chain), ("draw", draw)):
-        check(tensor, name, torch.int64, x.device, x.shape[:1])
+    device, per_chain = x.device, (x.shape[0],)
+    check(seed, "seed", torch.int64, device, per_chain)
+    check(chain, "chain", torch.int64, device, per_chain)
+    check(draw, "draw", torch.int64, device, per_chain)
 
 
 def operands(
