@@ -65,9 +65,9 @@ def sample(
         x_init: ``[chains, *shape]``, or ``[*shape]`` shared: the states at the first row's noise level, in place of
             noise. Warns where a run without it starts far below the schedule's noisiest level, and where states of
             an earlier run would get the same noise again: give ``first_row`` or another ``seed``.
-        first_row: the noise row at which the run starts. A chain run in two pieces, ``program[:k]`` and then
+        first_row: the noise row of the program's first row. A chain run in two pieces, ``program[:k]`` and then
             ``program[k:]`` with the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
-        noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, in place of noise-v1.
+        noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, asked for rows that add noise.
         guidance_interval: (lo, hi), the times t at which guidance applies, with weight 1 elsewhere [Kynkaanniemi 2024].
             guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is kept, 0 where it is
