@@ -95,7 +95,7 @@ def test_fused_operations_are_one_launch_and_refuse_the_host(gpu):
     gpu.forget()
     out = ulam_kernels.affine(*there)
     assert [name for name, *_ in gpu.launches] == ["ulam::affine"] and torch.equal(out.cpu(), wanted)
-    with pytest.raises(ValueError, match="is on cpu, expected cuda:0"):
+    with pytest.raises(ValueError, match="got a tensor on cpu, expected one on cuda:0"):
         ulam_kernels.affine(there[0], there[1], ones, there[3])
     table = Table(torch.zeros(1, 11, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE), 1)
     row = torch.zeros(2, dtype=torch.int64, device=DEVICE)

@@ -175,7 +175,7 @@ def test_divergence_of_a_linear_denoiser_is_its_trace() -> None:
         (lambda d: tweedie.covariance_product(d, Y, 1.0, Y[:, :2]), r"v: got shape .*, expected .* like y"),
         (lambda d: tweedie.eigenpairs(d, Y, 1.0, 4), "count: got 4, expected 1 to the 3 elements"),
         (lambda d: tweedie.covariance_trace(d, Y, 1.0, samples=2), "samples: got .*, expected at least 6"),
-        (lambda d: sure.estimate(d, Y, 1.0, samples=0), "probes: got 0, expected 1 to 2"),
+        (lambda d: sure.estimate(d, Y, 1.0, samples=0), "samples: got 0, expected 1 to 2"),
         (lambda d: sure.estimate(d, Y, 1.0, kind="sphere"), "kind: got .*, expected one of"),
     ],
 )
