@@ -11,7 +11,16 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, EDMDPMSolverMultistepScheduler
 
 from dpm_solver_cases import ORDERS, ZERO_SNR
-from exponential_cases import PREDICTS, assert_same_response, coordinates, run_ours, run_solver
+from exponential_cases import (
+    GRIDS,
+    PREDICTS,
+    assert_same_response,
+    coordinates,
+    name_of,
+    run_ours,
+    run_solver,
+    their_grid,
+)
 from oracles import in_float64
 from sampler_cases import VP
 from ulam import schedules
@@ -32,25 +41,6 @@ DIFFUSERS = [  # without order 3 of the SDE, missing in the noise form, else tes
     if not (sde and order == 3)
 ]
 SINGLESTEP = [case for case in DIFFUSERS if case[0] != "sde-dpmsolver"]
-GRIDS: list[dict[str, Any]] = [
-    {"steps": 5, "spacing": "linspace"},
-    {"steps": 14, "spacing": "leading"},
-    {"steps": 20, "spacing": "trailing"},
-    {"steps": 50, "spacing": "linspace"},
-    {"steps": 12, "sigmas": "karras"},
-    {"steps": 17, "sigmas": "exponential"},
-    {"steps": 10, "sigmas": "beta"},
-]
-
-
-def their_grid(steps: int, spacing: str = "linspace", sigmas: str | None = None) -> dict[str, Any]:
-    return {"timestep_spacing": spacing} | ({f"use_{sigmas}_sigmas": True} if sigmas else {})
-
-
-def name_of(value: object) -> str | None:
-    return "-".join(map(str, value.values())) if isinstance(value, dict) else None
-
-
 # -------------------------------------------------------------------------------------- impulse response
 
 

@@ -14,14 +14,17 @@ from diffusers import DEISMultistepScheduler, UniPCMultistepScheduler
 from scipy.integrate import quad
 
 from exponential_cases import (
+    GRIDS,
     PREDICTS,
     assert_same_response,
     coordinates,
     flow_error,
     log_snr_sampler,
+    name_of,
     run_ours,
     run_solver,
     signals,
+    their_grid,
 )
 from oracles import in_float64
 from ulam import schedules
@@ -36,25 +39,6 @@ VP = {"linear": schedules.vp_linear(), "cosine": schedules.vp_cosine(1000)}
 ZERO_SNR = schedules.zero_terminal_snr(VP["linear"])
 SCHEDULES: dict[str, Schedule] = {"cosine": VP["cosine"], "ve": schedules.ve(0.01, 50), "flow": schedules.flow()}
 CONTINUOUS = {"edm": schedules.edm(), "sub_vp": schedules.sub_vp(), "flow": schedules.flow(3.0), "ve": SCHEDULES["ve"]}
-GRIDS: list[dict[str, Any]] = [
-    {"steps": 5, "spacing": "linspace"},
-    {"steps": 14, "spacing": "leading"},
-    {"steps": 20, "spacing": "trailing"},
-    {"steps": 50, "spacing": "linspace"},
-    {"steps": 12, "sigmas": "karras"},
-    {"steps": 17, "sigmas": "exponential"},
-    {"steps": 10, "sigmas": "beta"},
-]
-
-
-def their_grid(steps: int, spacing: str = "linspace", sigmas: str | None = None) -> dict[str, Any]:
-    return {"timestep_spacing": spacing} | ({f"use_{sigmas}_sigmas": True} if sigmas else {})
-
-
-def name_of(value: object) -> str | None:
-    return "-".join(map(str, value.values())) if isinstance(value, dict) else None
-
-
 # -------------------------------------------------------------------------------------- impulse response
 
 

@@ -17,6 +17,23 @@ from ulam.schedules import FlowMatching, Schedule
 
 MIXTURE = Mixture(weights=(0.3, 0.5, 0.2), means=(-1.5, 0.4, 1.8), stds=(0.5, 0.6, 0.4))
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+GRIDS: list[dict[str, Any]] = [
+    {"steps": 5, "spacing": "linspace"},
+    {"steps": 14, "spacing": "leading"},
+    {"steps": 20, "spacing": "trailing"},
+    {"steps": 50, "spacing": "linspace"},
+    {"steps": 12, "sigmas": "karras"},
+    {"steps": 17, "sigmas": "exponential"},
+    {"steps": 10, "sigmas": "beta"},
+]
+
+
+def their_grid(steps: int, spacing: str = "linspace", sigmas: str | None = None) -> dict[str, Any]:
+    return {"timestep_spacing": spacing} | ({f"use_{sigmas}_sigmas": True} if sigmas else {})
+
+
+def name_of(value: object) -> str | None:
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else None
 
 
 class Float64Torch:
