@@ -18,9 +18,12 @@ import ulam_kernels
 from ulam_kernels.arguments import described
 from ulam_kernels.ops import MAX_ELEMENTS
 
-from .arguments import as_int64, chain_ids, check_device, seed_int64, whole_number
+from .arguments import as_int64, chain_ids, check_device, seed_int64, whole_number, whole_numbers
 
 DRAWS_PER_ROW = 16  # stages of noise per row
+
+MOST_SAMPLES = 1 << 20  # of one training step
+MOST_SAMPLED_STEPS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ HMC_PATH = Purpose("the length of an HMC path", 0, 2, "steps of MCMC")
 LATENT = Purpose("a latent of a VAE that is sampled", 0, 13, "latents, from the top")
 POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "latents, 64 to a sample of the bound")
 TRAINING = Purpose("the noise of training examples", 0, 15, "training steps")
+TRAINING_TIMES = Purpose("the times of training examples", 4, 2, "training steps")
 FIRST_STATE = Purpose("a chain's first state", 1, 0, "0 alone")
 FIRST_VELOCITY = Purpose("a chain's first velocity", 1, 1, "0 alone")
 EXACT_DRAWS = Purpose("exact draws of a density", 1, 15, "0 alone")
@@ -54,6 +58,7 @@ ACCEPTANCE = Purpose("Metropolis tests", 2, 0, "steps of MCMC")
 SWAP = Purpose("swaps of temperatures", 2, 1, "steps of MCMC")
 RESTART = Purpose("restarts of persistent chains", 2, 2, "steps of MCMC")
 PROBE = Purpose("directions for traces", 3, 0, "probes")
+TRAINING_PROBE = Purpose("directions of a loss", 3, 1, "samples of training steps, see sample_row")
 SAMPLED_STEPS = Purpose("which steps of a bound are evaluated", 4, 0, "repeats")
 BOUND = Purpose("the noise of a bound's evaluations", 4, 1, "evaluations")
 DEQUANTISATION = Purpose("where in its bin a quantised value lies", 5, 0, "0 alone")
@@ -108,3 +113,47 @@ def normal(
 def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
     """:func:`normal` for one purpose."""
     return normal(shape, row=row, stage=purpose.stage, tag=purpose.tag, **names)
+
+
+def examples(count: int, *, rank: int | None = None, micro_batch: int = 0) -> torch.Tensor:
+    """Ids for the examples of a training batch, ``[count]`` int64: rank 2^44 + micro_batch 2^32 + i.
+
+    Losses number their noise by (seed, step, id); these are the ids they take by default. No two ranks or micro-batches
+    share one, so none share noise. ``torch.cat([examples(B, rank=r) for r in range(world)])`` are the ids of the joint
+    batch: one process that is given them has the noise of all ranks.
+
+    Args:
+        count: examples in this batch, up to 2^32.
+        rank: of this process, below 2^19; by default that of ``torch.distributed``, 0 where it is not initialised.
+        micro_batch: which of the batches whose gradients one step of the optimiser adds up, below 2^12.
+
+    Raises:
+        TypeError, ValueError: an invalid argument, named in the message.
+    """
+    if rank is None:
+        initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if initialised else 0
+    count, rank, micro_batch = whole_numbers(count=count, rank=rank, micro_batch=micro_batch)
+    for name, value, bits in (("count", count, 32), ("rank", rank, 19), ("micro_batch", micro_batch, 12)):
+        if not 0 <= value < 1 << bits:
+            raise ValueError(f"{name}: got {value}, expected 0 to 2^{bits} - 1")
+    return torch.arange(count) + (rank << 44 | micro_batch << 32)
+
+
+def example_ids(chains: int | range | Sequence[int] | torch.Tensor | None, count: int) -> torch.Tensor:
+    """The ids of a loss's ``count`` examples: ``chains``, or those of :func:`examples` if None."""
+    if chains is None:
+        return examples(count)
+    ids = chain_ids(chains)
+    if len(ids) != count:
+        raise ValueError(f"chains: got {len(ids)} ids, expected {count}, one an example")
+    return ids
+
+
+def sample_row(step: int, sample: int) -> int:
+    """The row of one of several samples of a training step: step 2^20 + sample, different for all of them."""
+    if not 0 <= step < MOST_SAMPLED_STEPS:
+        raise ValueError(f"step: got {step}, expected 0 to 2^40 - 1")
+    if not 0 <= sample < MOST_SAMPLES:
+        raise ValueError(f"samples: got {sample + 1}, expected at most 2^20")
+    return step * MOST_SAMPLES + sample

@@ -29,7 +29,7 @@ def test_no_two_purposes_share_normals():
 def test_normals_of_two_purposes_differ():
     drawn = [noise.normal_for(p, (64,), seed=3, chains=4, row=5) for p in PURPOSES.values()]
     for a, b in itertools.combinations(drawn, 2):
-        assert not torch.isin(a, b).any()
+        assert int(torch.isin(a, b).sum()) < 5  # of 256 floats, now and then two are equal by chance
 
 
 def test_no_other_file_chooses_a_tag_or_a_stage():

@@ -1,43 +1,27 @@
-"""Training objectives: denoising losses, score matching in its three forms, contrastive divergence.
-
-Losses are ``[B]``, one an example (denoising losses are means over elements, score matching sums over dimensions, as
-its identities require); take their mean. Random directions and noise are noise-v1, so a training batch can be made
-again. Every function raises TypeError or ValueError naming the argument.
-
-:func:`implicit_score_matching` and :func:`sliced_score_matching` differentiate the score in x. At the first use of a
-function they compare its derivative with finite differences (:mod:`ulam.estimation.differences`) and raise TypeError
-where it hides its dependence on x; they give no gradient in x, and raise RuntimeError where x requires one.
-"""
+"""Losses of a denoiser on noised data: of Ho 2020, Karras 2022, and Nichol & Dhariwal 2021."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import choice, described, real, switch, whole
-from ulam_kernels.tracing import check_read, recorder, without_memory
-from ulam_kernels.validation import check_real, check_tensor
+from ulam_kernels.arguments import choice, described, real, whole
+from ulam_kernels.validation import check_tensor
 
-from .arguments import Time, chain_times, per_chain, training_step, whole_number
-from .bounds import VARIANCE_HALVES, Index, ReverseChain
-from .denoiser import Denoiser, check_denoiser
-from .estimation.differences import check_score
-from .estimation.forward import Noised as Noised
-from .estimation.forward import add_noise as add_noise
-from .estimation.probes import probes
-from .evaluation import check_halves, check_like, check_output, split_output
-from .gradients import check_no_gradient
-from .noise import TRAINING, normal_for
-from .ops import predict_x0
-from .schedules import Array
+from ..arguments import Time, chain_times, per_chain
+from ..bounds import VARIANCE_HALVES, Index, ReverseChain
+from ..denoiser import Denoiser, check_denoiser
+from ..estimation.forward import Noised, add_noise
+from ..evaluation import check_halves, check_output, split_output
+from ..ops import predict_x0
+from ..schedules import Array
+from .arguments import check_batch
 
 LARGEST_SIGMA = 1e18  # its square is still a float32
 
-Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("simple", "snr", "min-snr", "x0")
 
 
@@ -97,7 +81,7 @@ def edm(
     check_denoiser(denoiser, cond)
     if denoiser.predicts != "raw":
         raise ValueError(f"denoiser: got one that predicts {denoiser.predicts!r}, expected 'raw' (EDM preconditioning)")
-    _check_batch(x_0, "x_0")
+    check_batch(x_0, "x_0")
     levels = chain_times(x_0, sigma, "sigma")
     if not ((levels >= 0) & (levels <= LARGEST_SIGMA)).all():
         raise ValueError(f"sigma: got {described(sigma)}, expected numbers from 0 to {LARGEST_SIGMA:g}")
@@ -134,7 +118,7 @@ def hybrid(
     a vp schedule.
     """
     check_denoiser(denoiser, cond)
-    _check_batch(x_0, "x_0")
+    check_batch(x_0, "x_0")
     choice(variance, "variance", ("learned", "learned_range"))
     weight, bins = real(weight, "weight"), whole(bins, "bins", 2, 1 << 24)
     chain = ReverseChain(denoiser.schedule)
@@ -149,88 +133,6 @@ def hybrid(
     return simple + weight * len(chain) * _bound_term(
         chain, k.astype(np.int64), x_0.detach().float(), D, v.float(), variance, bins
     )
-
-
-def denoising_score_matching(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    *,
-    seed: int = 0,
-    step: int = 0,
-) -> torch.Tensor:
-    """sigma^2 / 2 |s(x~, sigma) - (x - x~) / sigma^2|^2 with x~ = x + sigma z, ``[B]``.
-
-    [Vincent 2011, eq. 11; weighted as in Song & Ermon 2019, eq. 5.] Its minimiser is the score of the noised density;
-    it differs from explicit score matching there by a constant. x: ``[B, *shape]``; sigma: ``[B]``.
-    """
-    _check_batch(x, "x")
-    _check_callable(score, "score")
-    _check_plain(sigma, "sigma")
-    check_real(sigma, "sigma")
-    step = training_step(step)
-    if sigma.shape != (len(x),):
-        raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
-    z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=len(x), row=step, device=x.device).to(x.dtype)
-    level = per_chain(sigma, x).to(x.dtype)
-    return (level * score(x + level * z, sigma) + z).pow(2).flatten(1).sum(1) / 2
-
-
-def implicit_score_matching(score: Score, x: torch.Tensor) -> torch.Tensor:
-    """tr(ds/dx) + |s|^2 / 2, ``[B]`` [Hyvarinen 2005, eq. 4]; the exact trace, by one backward pass per dimension.
-
-    Its mean is explicit score matching E|s - grad log p|^2 / 2 less the constant E|grad log p|^2 / 2.
-    """
-    x = _leaf(score, x)
-    s = _score(score, x)
-    flat = s.flatten(1)
-    trace = torch.zeros(len(x), dtype=s.dtype, device=x.device)
-    for i in range(flat.shape[1]):
-        (gradient,) = torch.autograd.grad(flat[:, i].sum(), x, create_graph=True, allow_unused=True)
-        if gradient is not None:
-            trace = trace + gradient.flatten(1)[:, i]
-    return trace + flat.pow(2).sum(1) / 2
-
-
-def sliced_score_matching(
-    score: Score, x: torch.Tensor, *, samples: int = 1, reduced: bool = True, seed: int = 0, step: int = 0
-) -> torch.Tensor:
-    """v' (ds/dx) v + 1/2 (v' s)^2, mean over ``samples`` directions v, ``[B]`` [Song 2019b, eq. 7].
-
-    reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, which has less variance [eq. 8]; its mean over v is the implicit
-    objective. Directions are Rademacher signs of noise-v1.
-    """
-    samples, step = whole_number("samples", samples), training_step(step)
-    switch(reduced, "reduced")
-    x = _leaf(score, x)
-    s = _score(score, x)
-    total = torch.zeros(len(x), dtype=s.dtype, device=x.device)
-    for v in probes(x, samples, seed=seed, first=step * samples):
-        along = (s * v).flatten(1).sum(1)
-        (gradient,) = torch.autograd.grad(along.sum(), x, create_graph=True, allow_unused=True)
-        if gradient is not None:
-            total = total + (gradient * v).flatten(1).sum(1)
-        total = total + (s.pow(2).flatten(1).sum(1) if reduced else along.pow(2)) / 2
-    return total / samples
-
-
-def contrastive_divergence(
-    energy: Callable[[torch.Tensor], torch.Tensor], data: torch.Tensor, model: torch.Tensor, *, penalty: float = 0.0
-) -> torch.Tensor:
-    """mean E(data) - mean E(model) + penalty (mean E(data)^2 + mean E(model)^2), a number [Hinton 2002; Du 2019].
-
-    ``model`` are samples of exp(-E), such as those of :class:`ulam.ebm.PersistentChains`; no gradient flows into them.
-    Where they are exact, the gradient in the energy's parameters is that of the negative log-likelihood.
-    """
-    _check_callable(energy, "energy")
-    _check_batch(data, "data")
-    _check_batch(model, "model")
-    penalty = real(penalty, "penalty")
-    of_data, of_model = energy(data), energy(model.detach())
-    for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
-        check_like(values, (len(batch),), "energy", "energies", f", one an example of {name}")
-    loss = of_data.mean() - of_model.mean()
-    return loss + penalty * (of_data.pow(2).mean() + of_model.pow(2).mean()) if penalty else loss
 
 
 def _bound_term(
@@ -278,33 +180,3 @@ def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torc
         "score": alpha / sigma**2,
     }
     return gain[predicts] ** 2
-
-
-def _check_callable(function: object, name: str) -> None:
-    if not callable(function):
-        raise TypeError(f"{name}: got {described(function)}, expected a callable")
-
-
-def _check_plain(x: torch.Tensor, name: str) -> None:
-    check_tensor(x, name)
-    if recorder() is None and without_memory(x):  # a fake tensor outside its mode
-        check_read(x, name, "a plain tensor")
-
-
-def _check_batch(x: torch.Tensor, name: str) -> None:
-    _check_plain(x, name)
-    if not x.is_floating_point() or x.dim() < 2 or not len(x):
-        raise ValueError(f"{name}: got {described(x)}, expected a float tensor [B, *shape], not empty")
-
-
-def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
-    """x as a leaf to differentiate the score in, after a check that it can be."""
-    _check_callable(score, "score")
-    _check_batch(x, "x")
-    check_no_gradient("score matching in x", x=x)
-    check_score(lambda at: _score(score, at), x, score)
-    return x.detach().requires_grad_()
-
-
-def _score(score: Score, x: torch.Tensor) -> torch.Tensor:
-    return check_like(score(x), x.shape, "score", why=" like its input")

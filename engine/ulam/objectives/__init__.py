@@ -1,0 +1,21 @@
+"""Training objectives, one number an example: denoising losses, score matching, contrastive divergence.
+
+Losses of denoisers are means over elements, score matching sums over dimensions; noise and directions are noise-v1.
+"""
+
+from ..estimation.forward import Noised, add_noise
+from .denoising import denoising, edm, hybrid
+from .energies import contrastive_divergence
+from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
+
+__all__ = [
+    "Noised",
+    "add_noise",
+    "contrastive_divergence",
+    "denoising",
+    "denoising_score_matching",
+    "edm",
+    "hybrid",
+    "implicit_score_matching",
+    "sliced_score_matching",
+]
