@@ -140,6 +140,11 @@ def examples(count: int, *, rank: int | None = None, micro_batch: int = 0) -> to
     return torch.arange(count) + (rank << 44 | micro_batch << 32)
 
 
+def batch_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rank and the micro-batch in ids of :func:`examples`, each like them."""
+    return ids >> 44, ids >> 32 & (1 << 12) - 1
+
+
 def example_ids(chains: int | range | Sequence[int] | torch.Tensor | None, count: int) -> torch.Tensor:
     """The ids of a loss's ``count`` examples: ``chains``, or those of :func:`examples` if None."""
     if chains is None:

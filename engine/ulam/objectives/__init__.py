@@ -4,6 +4,7 @@ Losses of denoisers are means over elements, score matching sums over dimensions
 """
 
 from ..estimation.forward import Noised, add_noise
+from . import timesteps, weightings
 from .denoising import denoising, edm, hybrid
 from .energies import contrastive_divergence
 from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
@@ -18,4 +19,6 @@ __all__ = [
     "hybrid",
     "implicit_score_matching",
     "sliced_score_matching",
+    "timesteps",
+    "weightings",
 ]
