@@ -11,7 +11,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
-from .programs.predictions import check_predicts, sigma_data_of
+from .programs.predictions import check_predicts, told_steps
 from .programs.program import Program
 from .schedules import Schedule, check_schedule
 
@@ -44,9 +44,10 @@ class Denoiser:
 
     x is [slots, *shape], already scaled by c_in; t is a [slots] tensor of `time_dtype`. `time="auto"` is float32: the
     training index on VP, sigma on VE and EDM (under `predicts="raw"` too), t in [0, 1] on flow. `time="index"` is the
-    int64 training index, on VP schedules; a sampler's own grid is rounded to training steps, a list is not
-    (`ulam.samplers.GridSampler`). Sampling calls an `nn.Module` in eval mode and restores the mode it was in. Raises
-    TypeError or ValueError for an invalid argument.
+    int64 training index, on VP schedules. Under it, and for `predicts="mean"`, the network knows whole training steps
+    only: a sampler's own grid is rounded to them, a list is not (`ulam.samplers.GridSampler`). Sampling
+    calls an `nn.Module` in eval mode and restores the mode it was in. Raises TypeError or ValueError for an invalid
+    argument.
 
     derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
     or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.
@@ -64,8 +65,7 @@ class Denoiser:
         if not callable(self.net):
             raise TypeError(f"net: got {type(self.net).__name__}, expected a callable net(x, t, **cond)")
         check_schedule(self.schedule)
-        check_predicts(self.predicts)
-        sigma_data_of(self.schedule, self.predicts)
+        check_predicts(self.predicts, self.schedule)
         if not isinstance(self.time, str) or self.time not in ("auto", "index"):
             raise ValueError(f"time: got {described(self.time)}, expected 'auto' or 'index'")
         choice(self.derivatives, "derivatives", DERIVATIVES)
@@ -98,6 +98,11 @@ class Denoiser:
         return dict(self._modes)
 
     @property
+    def told_steps(self) -> str:
+        """The argument by which the network is told whole training steps only; empty where it takes any time."""
+        return told_steps(self.predicts, self.time)
+
+    @property
     def time_dtype(self) -> torch.dtype:
         """The dtype of the network's t."""
         return torch.int64 if self.time == "index" else torch.float32
@@ -105,22 +110,22 @@ class Denoiser:
     def program(self, sampler: Sampler | Program) -> Program:
         """`sampler` compiled for this denoiser; a compiled program as it is.
 
-        Raises ValueError for times outside the schedule, for fractional ones under time="index", and for a program of
-        another schedule or prediction.
+        Raises ValueError for times outside the schedule, for fractional ones where it takes whole ones, and for a
+        program of another schedule or prediction.
         """
         if isinstance(sampler, Program):
             got, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
             if got != own:
                 raise ValueError(f"sampler: got a program for {got}, expected one for the denoiser's {own}")
             program = sampler
-        elif self.time == "index" and (by_index := getattr(sampler, "index_program", None)) is not None:
+        elif self.told_steps and (by_index := getattr(sampler, "index_program", None)) is not None:
             program = by_index(self.schedule, self.predicts)
         else:
             program = sampler.program(self.schedule, self.predicts)
         self._check_times(program)
         fractional = program.time[program.time % 1 > 0]
-        if self.time == "index" and len(fractional):
-            raise ValueError(f"timesteps: got {fractional[0]!s} under time='index', expected whole training steps")
+        if self.told_steps and len(fractional):
+            raise ValueError(f"timesteps: got {fractional[0]!s} under {self.told_steps}, expected whole training steps")
         return program
 
     def _check_times(self, program: Program) -> None:

@@ -269,19 +269,20 @@ def truth(predicts: str, alpha: np.ndarray, sigma: np.ndarray, x0: np.ndarray, e
     }[predicts]
 
 
-@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("predicts", [name for name in PREDICTIONS if name != "mean"])  # see test_mean_networks
 def test_predictions_recover_x0_and_eps(predicts: str) -> None:
     draw = np.random.default_rng(1)
     sigma = draw.uniform(0.01, 3, 50)
     alpha = np.ones(50) if predicts == "raw" else draw.uniform(0.05, 1, 50)
     x0, eps = draw.normal(size=(2, 50))
     x, m = alpha * x0 + sigma * eps, truth(predicts, alpha, sigma, x0, eps)
-    kx, km, c_in = x0_coefficients(predicts, alpha, sigma)
-    ex, em = eps_coefficients(predicts, alpha, sigma)
+    schedule = schedules.edm() if predicts == "raw" else None
+    kx, km, c_in = x0_coefficients(predicts, alpha, sigma, schedule)
+    ex, em = eps_coefficients(predicts, alpha, sigma, schedule)
     np.testing.assert_allclose(kx * x + km * m, x0, atol=1e-12 * 60)
     np.testing.assert_allclose(ex * x + em * m, eps, atol=1e-12 * 60)
     np.testing.assert_allclose(c_in, 1 / np.sqrt(sigma**2 + 0.25) if predicts == "raw" else 1)
-    on_x, on_m = combine(predicts, alpha, sigma, D=alpha, eps=sigma)
+    on_x, on_m = combine(predicts, alpha, sigma, schedule, D=alpha, eps=sigma)
     np.testing.assert_allclose(on_x * x + on_m * m, x, atol=1e-11)
 
 
@@ -294,8 +295,8 @@ def test_undefined_predictions_raise() -> None:
     with pytest.raises(ValueError, match="predicts: got 'x0', which says nothing about eps where sigma is 0"):
         eps_coefficients("x0", np.array([1.0]), np.array([0.0]))
     with pytest.raises(ValueError, match=r"predicts: got 'raw' .* where alpha is not 1"):
-        x0_coefficients("raw", np.array([0.5]), np.array([0.5]))
-    with pytest.raises(ValueError, match="predicts: got 'noise', expected one of eps, x0, v, score, flow, raw"):
+        x0_coefficients("raw", np.array([0.5]), np.array([0.5]), schedules.edm())
+    with pytest.raises(ValueError, match="predicts: got 'noise', expected one of eps, x0, v, score, flow, raw, mean"):
         x0_coefficients("noise", np.array([0.5]), np.array([0.5]))
 
 

@@ -198,7 +198,7 @@ def _sigmas(options: argparse.Namespace, model: Model) -> list[float]:
         if not 2 <= options.levels <= 1000:
             raise ValueError(f"levels: got {options.levels}, expected 2 to 1000")
         levels = [float(f"{sigma:.4g}") for sigma in np.geomspace(low, high, options.levels)]
-        if model.denoiser.time == "index":  # it knows the levels of training steps only
+        if model.denoiser.told_steps:  # it knows the levels of training steps only
             times = model.denoiser.schedule.t_of_sigma(levels).round()
             alpha, sigma = model.denoiser.schedule.levels(np.unique(times))
             levels = (sigma / alpha).tolist()

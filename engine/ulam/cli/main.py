@@ -85,7 +85,7 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
     p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
-    p.add_argument("--predicts", help="eps, x0, v, score, flow or raw (your network; default eps)")
+    p.add_argument("--predicts", help="eps, x0, v, score, flow, raw or mean (your network; default eps)")
     p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
 
 

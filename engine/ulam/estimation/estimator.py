@@ -17,8 +17,8 @@ from ..arguments import per_chain
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output, in_eval_mode, modules_in
 from ..gradients import plain
-from ..programs.predictions import sigma_data_of, x0_coefficients
-from ..schedules import Array, Schedule, VariancePreserving
+from ..programs.predictions import x0_coefficients
+from ..schedules import Array, VariancePreserving
 from .derivative_checks import rows_of
 from .differences import reduced_precision
 
@@ -32,8 +32,9 @@ class Estimator:
     """D(y, sigma_b) for a batch y ``[B, *shape]`` with one noise level a chain: a differentiable function of y.
 
     Where a schedule has alpha below 1, y = x + sigma z is read as x_t = alpha_t y at the t with sigma_t / alpha_t =
-    sigma; under time="index" that must be a training step. Coefficients are computed in float64 and rounded once to
-    the dtype of y. The network is called in eval mode with ``cond`` as further arguments.
+    sigma; under time="index" or predicts="mean" that must be a training step. Coefficients are computed in float64 and
+    rounded once to the dtype of y (for mean, whose D is a difference of near numbers, D is).
+    The network is called in eval mode with ``cond`` as further arguments.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or range, named in the message.
@@ -54,24 +55,27 @@ class Estimator:
     def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
         self._modules = modules_in(denoiser.net)
         schedule = denoiser.schedule
-        by_index = denoiser.time == "index"
-        time = training_steps(schedule, self.sigma) if by_index else schedule.t_of_sigma(self.sigma)
+        time = training_steps(denoiser, self.sigma) if denoiser.told_steps else schedule.t_of_sigma(self.sigma)
         alpha, noise = schedule.levels(time)
-        sigma_data = sigma_data_of(schedule, denoiser.predicts)
-        kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, sigma_data)
-        self._to_net, self._on_y, self._on_m = (self._tensor(c) for c in (c_in * alpha, kx * alpha, km))
-        exact = y.dtype == torch.float64 and not by_index  # for checking
+        kx, km, c_in = x0_coefficients(denoiser.predicts, alpha, noise, schedule)
+        self._to_net = self._tensor(c_in * alpha)
+        self._on_y, self._on_m = (self._on_output(c) for c in (kx * alpha, km))
+        exact = y.dtype == torch.float64 and denoiser.time != "index"  # for checking
         time_dtype = torch.float64 if exact else denoiser.time_dtype
         self._t = torch.from_numpy(np.ascontiguousarray(time)).to(y.device, time_dtype)
 
-    def _tensor(self, coefficients: Array) -> torch.Tensor:
+    def _tensor(self, coefficients: Array, dtype: torch.dtype | None = None) -> torch.Tensor:
         with torch.inference_mode(False):  # graphs may hold it
-            numbers = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._like.device, self._like.dtype)
-            return per_chain(numbers, self._like)
+            numbers = torch.from_numpy(np.ascontiguousarray(coefficients))
+            return per_chain(numbers.to(self._like.device, dtype or self._like.dtype), self._like)
+
+    def _on_output(self, coefficients: Array) -> torch.Tensor:
+        """The coefficients of y or of the output, in the dtype in which they are combined."""
+        return self._tensor(coefficients, torch.float64 if self.denoiser.predicts == "mean" else None)
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
         """D, shaped like y."""
-        return self._on_y * y + self._on_m * self.output(y)
+        return (self._on_y * y + self._on_m * self.output(y)).to(y.dtype)
 
     def output(self, y: torch.Tensor) -> torch.Tensor:
         """What the network predicts, shaped like y and in its dtype."""
@@ -133,16 +137,17 @@ def noise_levels(y: torch.Tensor, sigma: Sigma) -> Array:
     return values
 
 
-def training_steps(schedule: Schedule, sigma: Array) -> Array:
+def training_steps(denoiser: Denoiser, sigma: Array) -> Array:
     """The whole training steps ``[B]`` at which sigma / alpha is ``sigma``, to six digits; else ValueError."""
-    assert isinstance(schedule, VariancePreserving), "a denoiser told indices has training steps"
+    schedule = denoiser.schedule
+    assert isinstance(schedule, VariancePreserving), "a denoiser told steps has some"
     known = schedule.ratios[np.isfinite(schedule.ratios)]
     steps = np.rint(np.interp(sigma, known, np.arange(len(known))))
     nearest = known[steps.astype(np.int64)]
     off = ~(abs(nearest - sigma) <= SAME_LEVEL * sigma)
     if off.any():
         raise ValueError(
-            f"sigma: got {sigma[off][0]:g} under time='index', expected sigma / alpha of a training step: use "
+            f"sigma: got {sigma[off][0]:g} under {denoiser.told_steps}, expected sigma / alpha of a training step: use "
             f"{nearest[off][0]:.9g}, that of step {steps[off][0]:g} (schedule.ratios has them all)"
         )
     return np.asarray(steps)

@@ -17,7 +17,7 @@ from ulam_kernels.validation import check_tensor
 from ..arguments import Time, chain_ids, chain_times, per_chain, seed_int64, whole_number
 from ..gradients import check_no_gradient
 from ..noise import TRAINING
-from ..programs.predictions import check_predicts
+from ..programs.predictions import check_predicts, step_back
 from ..schedules import Array, Schedule, check_schedule
 
 
@@ -59,7 +59,8 @@ def add_noise(
 
     Args:
         x_0: float32, bfloat16, float16 (float64: reference backend). t: a number or [B], time as the schedule has it.
-        predicts: eps, x0, v, score or flow. step: the training step, or the epoch if ``chains`` are indices of data.
+        predicts: eps, x0, v, score, flow or mean.
+        step: the training step, or the epoch if ``chains`` are indices of data.
         chains: ids of the examples, 0 to B - 1 by default. noise: z itself, float32 [B, *shape], in place of noise-v1.
 
     Raises:
@@ -67,9 +68,9 @@ def add_noise(
         RuntimeError: t or noise requires grad while gradients are recorded: they flow to x_0 alone.
     """
     check_schedule(schedule)
-    check_predicts(predicts)
+    check_predicts(predicts, None if predicts == "raw" else schedule)
     if predicts == "raw":
-        raise ValueError("predicts: got 'raw', expected eps, x0, v, score or flow (for EDM use objectives.edm)")
+        raise ValueError("predicts: got 'raw', expected eps, x0, v, score, flow or mean (for EDM use objectives.edm)")
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
         raise ValueError(f"x_0: got {described(x_0)}, expected a float tensor [B, *shape], not empty")
     if traced() is not None:  # tracing takes no autograd.Function
@@ -83,7 +84,7 @@ def add_noise(
         raise ValueError(f"chains: got {len(ids)} ids, expected {len(x_0)}, one an example")
     draw = TRAINING.draw(whole_number("step", step))
     keys = [torch.full_like(ids, seed_int64(seed)), ids, torch.full_like(ids, draw)]
-    on = np.stack([alpha, sigma, *_target(predicts, alpha, sigma)], axis=1)
+    on = np.stack([alpha, sigma, *_target(predicts, alpha, sigma, schedule)], axis=1)
     x_t, target = _Noising.apply(  # type: ignore[no-untyped-call]
         x_0, on, [key.to(x_0.device) for key in keys], noise, backend
     )
@@ -91,13 +92,16 @@ def add_noise(
     return Noised(x_t, target, network_times.to(torch.float32), *levels)
 
 
-def _target(predicts: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+def _target(predicts: str, alpha: Array, sigma: Array, schedule: Schedule) -> tuple[Array, Array]:
     """The target's coefficients of x_0 and z."""
     one, zero = np.ones_like(alpha), np.zeros_like(alpha)
     if predicts == "score":
         if (sigma == 0).any():
             raise ValueError("t: got one with sigma 0, expected sigma above 0: the score is undefined without noise")
         return zero, -1 / sigma
+    if predicts == "mean":
+        on_x, _, alpha_s = step_back(schedule, alpha, sigma)
+        return alpha_s, sigma * on_x
     return {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "flow": (-one, one)}[predicts]
 
 

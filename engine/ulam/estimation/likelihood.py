@@ -82,7 +82,8 @@ def likelihood(
 
     Args:
         solver: rk4 (order 4) or heun (order 2) on ``steps`` equal steps of l; adaptive: scipy's RK45 with rtol, atol.
-            Under time="index" only heun, on the training steps nearest to the equal ones (fewer where two are one).
+            Under time="index" or predicts="mean" only heun, on the training steps nearest to the equal ones (fewer
+            where two are one).
         trace: hutchinson or exact. samples, kind: how many probes, rademacher (far less variance here) or gaussian.
         levels: the number of values from -1 to 1 on which the data are quantised: uniform noise as wide as a bin is
             added, and the mean result over that noise bounds the bits of the quantised data [Theis 2016].
@@ -103,9 +104,9 @@ def likelihood(
     n = x[0].numel()
     low, high = _range(denoiser.schedule, sigma_min, sigma_max)
     flow = _Flow(denoiser, x, cond, low, high, trace, samples, kind, seed)
-    if denoiser.time == "index" and solver != "heun":
+    if denoiser.told_steps and solver != "heun":
         raise ValueError(
-            f"solver: got {solver!r} under time='index', expected 'heun': its levels can be training steps"
+            f"solver: got {solver!r} under {denoiser.told_steps}, expected 'heun': its levels can be training steps"
         )
     if solver == "adaptive":
         y, gained = _adaptive(flow, x.double(), math.log(low), math.log(high), rtol, atol)
@@ -178,11 +179,11 @@ class _Flow:
 
 
 def _grid(denoiser: Denoiser, low: float, high: float, steps: int) -> list[float]:
-    """log(sigma / alpha) from one end to the other, in equal steps; under time="index" those of training steps."""
+    """log(sigma / alpha) from one end to the other, in equal steps, or those of training steps."""
     grid = np.linspace(math.log(low), math.log(high), steps + 1)
-    if denoiser.time == "index":
+    if denoiser.told_steps:
         assert isinstance(denoiser.schedule, VariancePreserving)
-        training_steps(denoiser.schedule, np.array([low, high]))  # raises unless the ends are some
+        training_steps(denoiser, np.array([low, high]))  # raises unless the ends are some
         known = np.log(denoiser.schedule.ratios[np.isfinite(denoiser.schedule.ratios)])
         nearest = np.unique(np.rint(np.interp(grid, known, np.arange(len(known)))).astype(np.int64))
         grid = known[nearest]

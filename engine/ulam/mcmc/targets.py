@@ -13,7 +13,7 @@ from ..denoiser import Denoiser
 from ..estimation.estimator import Estimator, Sigma, noise_levels
 from ..evaluation import check_like, in_eval_mode, modules_in
 from ..gradients import without_graph
-from ..programs.predictions import eps_coefficients, sigma_data_of
+from ..programs.predictions import eps_coefficients
 from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 
@@ -159,9 +159,9 @@ class _Tweedie(Estimator):
         super().__init__(denoiser, y, sigma, cond)
         schedule = denoiser.schedule
         time = schedule.t_of_sigma(self.sigma)
-        alpha, noise = schedule.levels(np.rint(time) if denoiser.time == "index" else time)
-        ex, em = eps_coefficients(denoiser.predicts, alpha, noise, sigma_data_of(schedule, denoiser.predicts))
-        self._on_y, self._on_m = self.per_chain(-ex * alpha / self.sigma), self.per_chain(-em / self.sigma)
+        alpha, noise = schedule.levels(np.rint(time) if denoiser.told_steps else time)
+        ex, em = eps_coefficients(denoiser.predicts, alpha, noise, schedule)
+        self._on_y, self._on_m = (self._on_output(c / self.sigma) for c in (-ex * alpha, -em))
 
 
 NO_GRADIENT = (

@@ -17,6 +17,7 @@ from ..denoiser import Denoiser, check_denoiser
 from ..estimation.forward import Noised, add_noise
 from ..evaluation import check_halves, check_output, split_output
 from ..ops import predict_x0
+from ..programs.predictions import step_back
 from ..schedules import Array
 from .arguments import check_batch
 
@@ -49,6 +50,8 @@ def denoising(
     | snr | snr: the simple loss of eps whatever is predicted |
     | min-snr | min(snr, gamma) [Hang 2023, eq. 7] |
     | x0 | 1 |
+
+    For mean its own is on_D^2, on_D the coefficient of x_0 in mu~ (:func:`ulam.ops.posterior_mean`).
     """
     check_denoiser(denoiser, cond)
     choice(weighting, "weighting", WEIGHTINGS)
@@ -59,7 +62,7 @@ def denoising(
     if weighting == "simple":
         return loss
     wanted = {"snr": batch.snr, "min-snr": batch.snr.clamp(max=gamma), "x0": torch.ones_like(batch.snr)}[weighting]
-    weight: torch.Tensor = wanted / _own_weight(denoiser.predicts, batch.alpha, batch.sigma)
+    weight: torch.Tensor = wanted / _own_weight(denoiser, batch.alpha, batch.sigma)
     return loss * weight.to(loss)
 
 
@@ -170,8 +173,11 @@ def _output(
     return split_output(check_halves(m, shape, VARIANCE_HALVES) if learned else check_output(m, shape), shape[1])
 
 
-def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def _own_weight(denoiser: Denoiser, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The weight of |D - x_0|^2 in the squared error of the prediction itself."""
+    if denoiser.predicts == "mean":
+        _, on_D, _ = step_back(denoiser.schedule, alpha.cpu().numpy(), sigma.cpu().numpy())
+        return torch.from_numpy(on_D).to(alpha) ** 2
     gain = {
         "eps": alpha / sigma,
         "x0": torch.ones_like(alpha),
@@ -179,4 +185,4 @@ def _own_weight(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torc
         "flow": 1 + alpha / sigma,
         "score": alpha / sigma**2,
     }
-    return gain[predicts] ** 2
+    return gain[denoiser.predicts] ** 2

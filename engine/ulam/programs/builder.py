@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..schedules import Array, Numbers, Schedule, check_schedule
 from .clip import Clip, DynamicThreshold
-from .predictions import check_predicts, combine, eps_coefficients, sigma_data_of, x0_coefficients
+from .predictions import check_predicts, combine, eps_coefficients, x0_coefficients
 from .program import COLUMNS, FLAGS, Flags, Program, term_names
 
 S = TypeVar("S")
@@ -36,8 +36,8 @@ class ProgramBuilder:
         clip: Clip = None,
     ) -> None:
         check_schedule(schedule)
+        check_predicts(predicts, schedule)
         self.schedule, self.predicts, self.registers, self.clip = schedule, predicts, registers, clip
-        self.sigma_data = sigma_data_of(schedule, predicts)
         self._blocks: list[dict[str, npt.NDArray[Any]]] = []
 
     def rows(
@@ -59,7 +59,7 @@ class ProgramBuilder:
         """
         t = np.atleast_1d(np.asarray(t, dtype=np.float64))
         alpha, sigma = (_full(t, level) for level in levels or self.schedule.levels(t))
-        about = (self.predicts, alpha, sigma, self.sigma_data)
+        about = (self.predicts, alpha, sigma, self.schedule)
         kx, km, c_in = x0_coefficients(*about)
         if normalise:
             kx, km = (-k / sigma for k in eps_coefficients(*about))
@@ -164,7 +164,7 @@ def compiled(program: Callable[[S, Schedule, str], Program]) -> Callable[..., Pr
     @wraps(program)
     def checked(self: S, schedule: Schedule, predicts: str = "eps") -> Program:
         check_schedule(schedule)
-        check_predicts(predicts)
+        check_predicts(predicts, schedule)
         return cached(self, schedule, predicts)
 
     return checked

@@ -10,7 +10,7 @@ import numpy as np
 from ..programs.builder import ProgramBuilder
 from ..programs.clip import Clip
 from ..programs.program import Program
-from ..schedules import Array, Continuous, Schedule
+from ..schedules import EDM, Array, Continuous, Schedule
 from .arguments import check_clip, check_number, check_whole
 from .grid import Grid, GridSampler
 from .noise_levels import sigma_min
@@ -61,7 +61,8 @@ class Consistency(GridSampler):
             builder.rows(grid.times, levels=(grid.alphas[:-1], sigma), x={"D": alpha_s, "z": std})
             return builder.program(sampler=repr(self), order=0, init_scale=init_scale)
 
-        data = builder.sigma_data
+        assert isinstance(schedule, EDM), "the builder checked the prediction"
+        data = schedule.sigma_data
         c_skip = data**2 / ((sigma - least) ** 2 + data**2)
         c_out = (sigma - least) * data / np.hypot(sigma, data)
         step = {"x": c_skip, "m": c_out} if self.clip is None else {"D": np.ones(len(grid))}

@@ -13,7 +13,7 @@ from ulam_kernels.arguments import is_real
 
 from ..programs.builder import ProgramBuilder
 from ..programs.clip import Clip
-from ..programs.predictions import combine, sigma_data_of
+from ..programs.predictions import combine, told_steps
 from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
 from .arguments import check_clip, check_number
@@ -36,14 +36,14 @@ class Coordinates:
     """
 
     predicts: str
-    sigma_data: float
+    schedule: Schedule
     k: int
     clipped: bool
 
     @classmethod
     def of(cls, grid: Grid, schedule: Schedule, predicts: str, clip: Clip = None) -> Coordinates:
         k = int(isinstance(schedule, FlowMatching) or grid.alphas[0] == 0)
-        return cls(predicts, sigma_data_of(schedule, predicts), k, clip is not None)
+        return cls(predicts, schedule, k, clip is not None)
 
     def scale(self, level: NoiseLevel) -> Array:
         """c, shaped like the level's alpha and sigma."""
@@ -61,9 +61,8 @@ class Coordinates:
         alpha, sigma = level
         if self.clipped:
             return {"x": d / sigma, "D": D - d * self.scale(level) / sigma}
-        on_x, on_m = combine(
-            self.predicts, np.asarray(alpha), np.asarray(sigma), self.sigma_data, D=D - self.k * d, eps=d
-        )
+        about = self.predicts, np.asarray(alpha), np.asarray(sigma), self.schedule
+        on_x, on_m = combine(*about, D=D - self.k * d, eps=d)
         return {"x": on_x, "m": on_m}
 
 
@@ -137,8 +136,8 @@ class ChurnSampler(GridSampler, ABC):
     def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         if self.churn:
             raise ValueError(
-                f"churn: got {self.churn:g} under time='index', expected 0: it raises the noise to levels between "
-                "training steps (EulerAncestral adds noise without)"
+                f"churn: got {self.churn:g} under {told_steps(predicts)}, expected 0: it raises the noise to levels "
+                "between training steps (EulerAncestral adds noise without)"
             )
         return self.on(grid, schedule, predicts)
 
@@ -189,7 +188,7 @@ class Euler(ChurnSampler):
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         hat = self.raised(grid, schedule)
         level, gain = (hat.alphas, hat.sigmas), hat.gain[1:]
-        line = Coordinates(predicts, sigma_data_of(schedule, predicts), 0, self.clip is not None)
+        line = Coordinates(predicts, schedule, 0, self.clip is not None)
         step = line.terms(level, D=gain * grid.alphas[1:], d=gain * grid.sigmas[1:])
         builder = self.builder(grid, schedule, predicts, hat, registers=1)
         builder.rows(hat.times, levels=level, x={**step, "z": hat.std[1:]})

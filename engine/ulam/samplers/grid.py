@@ -23,9 +23,9 @@ takes fewer steps; here that is an error. Where sigmas are named, index and endl
 nearest whole index, as diffusers does for karras; for exponential and beta diffusers' multistep schedulers truncate the
 fraction instead. A list of sigmas, and log-snr, are told exactly.
 
-A denoiser with time="index" can only be told whole training indices: where the grids above fall between them
-(fractional samplers, log-snr), their times are rounded, and the levels are those of the rounded times. Lists are not
-rounded.
+A denoiser with time="index" or predicts="mean" can only be told whole training indices: where the grids above fall
+between them (fractional samplers, log-snr), their times are rounded, and the levels are those of the rounded times.
+Lists are not rounded.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..programs.builder import compiled
+from ..programs.predictions import told_steps
 from ..programs.program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
 from .arguments import grid_arguments
@@ -156,40 +157,41 @@ class GridSampler:
 
     @compiled
     def index_program(self, schedule: Schedule, predicts: str = "eps") -> Program:
-        """`program` for a network that is told whole training indices only, `ulam.Denoiser(time="index")`.
+        """`program` for a network that is told whole training indices only, with time="index" or predicts="mean".
 
         Where the grid falls between training steps its times are rounded, and its levels are those of the rounded
         times. Raises ValueError where they are given in a list, and where two of them fall on one training step.
         """
-        program = self.program(schedule, predicts)
-        if (program.time % 1 > 0).any():
-            program = self.on_indices(self._on_training_steps(schedule), schedule, predicts)
+        # A mean is known at the levels of training steps alone, so those of the grid are never left as they are.
+        program = None if predicts == "mean" else self.program(schedule, predicts)
+        if program is None or (program.time % 1 > 0).any():
+            program = self.on_indices(self._on_training_steps(schedule, predicts), schedule, predicts)
             whole = program.time.round()
             program = replace(program, time=np.where(abs(program.time - whole) <= ROUNDING, whole, program.time))
         between = program.time[program.time % 1 > 0]
         if len(between):
-            raise ValueError(not_an_index("timesteps", float(between[0]), "spacing='leading'"))
+            raise ValueError(not_an_index(predicts, "timesteps", float(between[0]), "spacing='leading'"))
         return program
 
     def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         """`on` a grid of whole training indices, which evaluates nowhere else."""
         return self.on(grid, schedule, predicts)
 
-    def _on_training_steps(self, schedule: Schedule) -> Grid:
+    def _on_training_steps(self, schedule: Schedule, predicts: str) -> Grid:
         grid = self.grid(schedule)
         times = grid.times.round()
         off = abs(grid.times - times) > ROUNDING
         if off.any() and self.timesteps is not None:
-            raise ValueError(not_an_index("timesteps", float(grid.times[off][0]), f"{times[off][0]:g}"))
+            raise ValueError(not_an_index(predicts, "timesteps", float(grid.times[off][0]), f"{times[off][0]:g}"))
         if off.any() and isinstance(self.sigmas, tuple):
             nearest = float(coordinate(schedule, times[off])[0])
             way = f"{nearest:.10g}, the nearest level of one"
-            raise ValueError(not_an_index("sigmas", float(grid.times[off][0]), way))
+            raise ValueError(not_an_index(predicts, "sigmas", float(grid.times[off][0]), way))
         if (repeats := times[1:] >= times[:-1]).any():
             at = times[1:][repeats][0]
             raise ValueError(
-                f"steps: got {len(grid)} under time='index', two of them at training step {at:g}, expected fewer steps "
-                "or another spacing"
+                f"steps: got {len(grid)} under {told_steps(predicts)}, two of them at training step {at:g}, expected "
+                "fewer steps or another spacing"
             )
         alphas, sigmas = schedule.levels(times)
         return Grid(times, np.append(alphas, grid.alphas[-1]), np.append(sigmas, grid.sigmas[-1]))
@@ -295,9 +297,9 @@ def _said(error: ValueError) -> str:
     return str(error).partition(": ")[2]
 
 
-def not_an_index(name: str, time: float, way: str) -> str:
+def not_an_index(predicts: str, name: str, time: float, way: str) -> str:
     """The message for a time between training steps where the network can only be told whole ones."""
-    return f"{name}: got t = {time:.10g} under time='index', expected whole training steps: use {way}"
+    return f"{name}: got t = {time:.10g} under {told_steps(predicts)}, expected whole training steps: use {way}"
 
 
 def to_the_data(times: Array, alphas: Array, sigmas: Array) -> Grid:

@@ -38,7 +38,9 @@ class Heun(ChurnSampler):
         if grid.sigmas[-1] > 0:
             end = float(network_times(schedule, grid.alphas[-1], grid.sigmas[-1]))
             if abs(end - round(end)) > ROUNDING:
-                raise ValueError(not_an_index("final", end, "'zero', 'sigma_min' or the level of a training step"))
+                raise ValueError(
+                    not_an_index(predicts, "final", end, "'zero', 'sigma_min' or the level of a training step")
+                )
         return super().on_indices(grid, schedule, predicts)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:

@@ -27,7 +27,7 @@ from .kinds import (
     VariancePreserving,
     check_schedule,
 )
-from .transitions import correlation, posterior
+from .transitions import before, correlation, posterior
 
 __all__ = [
     "EDM",
@@ -39,6 +39,7 @@ __all__ = [
     "SubVP",
     "VarianceExploding",
     "VariancePreserving",
+    "before",
     "check_schedule",
     "correlation",
     "edm",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arguments import Array
+from .kinds import VariancePreserving
 
 
 def correlation(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) -> Array:
@@ -26,3 +27,9 @@ def posterior(alpha_t: Array, sigma_t: Array, alpha_s: Array, sigma_s: Array) ->
     q = correlation(alpha_t, sigma_t, alpha_s, sigma_s)
     fresh = (1 - q) * (1 + q)
     return sigma_s / sigma_t * q, alpha_s * fresh, fresh
+
+
+def before(schedule: VariancePreserving, t: Array) -> tuple[Array, Array]:
+    """(alpha, sigma) one training step before the whole steps `t`; those of the data, 1 and 0, before step 0."""
+    alpha_s, sigma_s = schedule.levels(np.maximum(t - 1, 0))
+    return np.where(t == 0, 1.0, alpha_s), np.where(t == 0, 0.0, sigma_s)

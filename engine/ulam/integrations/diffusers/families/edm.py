@@ -69,7 +69,7 @@ class FusedEDMEuler(EDMInput):
         if tuple(churn) == CHURN_OFF:
             return calls
         hat, std = raised(sigmas, tuple(churn))
-        kx, km, _ = x0_coefficients(predicts, np.ones_like(hat), hat, self.config.sigma_data)
+        kx, km, _ = x0_coefficients(predicts, np.ones_like(hat), hat, schedule)
         return churned(calls, quotients(sigmas, hat), kx, km if given else sign * km, std)
 
     def step(
