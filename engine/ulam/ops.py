@@ -130,7 +130,7 @@ def _affine(x: torch.Tensor, m: torch.Tensor, on_x: Array, on_m: Array, *, near:
     promoted = torch.promote_types(x.dtype, m.dtype)
     wide = torch.float64 if promoted == torch.float64 or near else torch.float32
     a, b = (torch.from_numpy(np.ascontiguousarray(c)).to(x.device, wide) for c in (on_x, on_m))
-    if recorded(x, m) or forward_mode() or near:
+    if recorded(x, m) or forward_mode():
         a, b = per_chain(a, x), per_chain(b, x)
         return (a * x + b * m).to(promoted)
-    return ulam_kernels.affine(x, m, a, b)
+    return ulam_kernels.affine(x.to(wide), m.to(wide), a, b).to(promoted) if near else ulam_kernels.affine(x, m, a, b)

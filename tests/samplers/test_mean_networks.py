@@ -129,13 +129,9 @@ def test_x0_from_float32_states_loses_no_more_than_the_output_did() -> None:
 def test_every_sampler_gives_the_states_of_the_eps_network(name: str, steps: int) -> None:
     sampler = catalogue()[name](steps)
     known = {"known": torch.tensor([0.3, 0.0]), "mask": torch.tensor([1.0, 0.0])}
-    more = known if "known image" in mean_network().program(sampler).needs else {}
-    runs = [
-        ulam.sample(
-            denoiser, sampler, (2,), 6, x_init=states(), dtype=torch.float64, backend="reference", progress=False, **more
-        )
-        for denoiser in (eps_network(), mean_network())
-    ]  # fmt: skip
+    more: dict[str, Any] = known if "known image" in mean_network().program(sampler).needs else {}
+    more |= {"x_init": states(), "dtype": torch.float64, "backend": "reference", "progress": False}
+    runs = [ulam.sample(denoiser, sampler, (2,), 6, **more) for denoiser in (eps_network(), mean_network())]
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-9, atol=1e-9)
 
 

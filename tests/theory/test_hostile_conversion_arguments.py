@@ -29,6 +29,9 @@ def conversion() -> Given:
 
 VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     **{name: (getattr(ops, name), conversion) for name in CONVERSIONS},
+    "posterior_mean to s": (ops.posterior_mean, lambda: {**conversion(), "s": torch.tensor([0.5, 2.0])}),
+    "posterior_variance to s": (ops.posterior_variance, lambda: {**conversion(), "s": torch.tensor([0.5, 2.0])}),
+    "mean": (ops.predict_x0, lambda: {**conversion(), "predicts": "mean"}),
     "normal": (noise.normal, lambda: {
         "shape": (3, 4), "seed": 1, "chains": torch.arange(2), "row": 0, "stage": 0, "tag": 0, "device": "cpu",
         "backend": None,

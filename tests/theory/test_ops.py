@@ -22,6 +22,7 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
 }
 TIMES = torch.tensor([0, 1, 2, 250, 500, 998, 999])
 Pair = tuple[Any, Any]
+X, LINEAR = torch.zeros(2, 3), SCHEDULES["linear"]
 
 
 def x0_and_eps(predicts: str, a: Any, s: Any) -> tuple[Pair, Pair]:
@@ -94,6 +95,58 @@ def test_posterior_variance_is_beta_tilde() -> None:
     np.testing.assert_allclose(variance.numpy(), exact, rtol=1e-10)
     assert variance[0] == 0 and variance.shape == (1000,)
     assert ops.posterior_variance(x.half(), x.half(), 5, schedule).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t", "s"),
+    [
+        (SCHEDULES["linear"], (999.0, 700.5, 3.0), (998.0, 12.25, 0.0)),
+        (schedules.zero_terminal_snr(SCHEDULES["linear"]), (999.0, 700.5, 3.0), (500.5, 12.25, 2.0)),
+        (schedules.ve(0.01, 50), (40.0, 1.0, 0.1), (0.02, 0.9, 0.0)),
+        (schedules.flow(), (1.0, 0.5, 0.1), (0.9, 0.001, 0.0)),
+        (schedules.sub_vp(), (1.0, 0.5, 0.1), (0.3, 0.499, 0.0)),
+    ],
+    ids=["vp", "zero_snr", "ve", "flow", "sub_vp"],
+)
+def test_the_posterior_of_any_earlier_time_conditions_a_gaussian(
+    schedule: schedules.Schedule, t: tuple[float, ...], s: tuple[float, ...]
+) -> None:
+    """Given x_0 the pair (x_s, x_t) is Gaussian with Cov = (alpha_t / alpha_s) sigma_s^2: its regression on x_t."""
+    x, m = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    (a, v), (b, w) = ((level[0], level[1] ** 2) for level in map(schedule.levels, (t, s)))
+    covariance = a / b * w
+    slope = covariance / v
+    mean = ops.posterior_mean(x, m, np.array(t), schedule, "x0", s=torch.tensor(s, dtype=x.dtype))
+    close(mean, x, m, (slope, b - slope * a), 1e-11)
+    variance = ops.posterior_variance(x, m, np.array(t), schedule, "x0", s=np.array(s))
+    np.testing.assert_allclose(variance.numpy(), w - covariance * slope, rtol=1e-9, atol=1e-13)
+    one = ops.posterior_mean(x, m, t[1], schedule, "v", s=s[1])
+    each = ops.posterior_mean(
+        x, m, torch.tensor([t[1]] * 3, dtype=x.dtype), schedule, "v", s=torch.tensor([s[1]] * 3, dtype=x.dtype)
+    )
+    assert torch.equal(one, each)
+
+
+def test_the_previous_step_is_the_earlier_time_by_default() -> None:
+    x, m = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(9))
+    t = torch.tensor([1, 500, 999])
+    for op in (ops.posterior_mean, ops.posterior_variance):
+        assert torch.equal(op(x, m, t, LINEAR), op(x, m, t, LINEAR, s=t - 1))
+
+
+def test_a_time_that_is_not_earlier_is_refused() -> None:
+    for op in (ops.posterior_mean, ops.posterior_variance):
+        for s, got in ((7, "7"), (torch.tensor([6.0, 7.5]), "7.5"), (torch.tensor([6.0, torch.nan]), "nan")):
+            with pytest.raises(ValueError, match=rf"^s: got {got} at t = 7, expected an earlier time"):
+                op(X, X, 7, LINEAR, s=s)
+        with pytest.raises(ValueError, match=r"^s: got -1.0, expected numbers in \[0, 999\]"):
+            op(X, X, 7, LINEAR, s=-1)
+        with pytest.raises(ValueError, match=r"^s: got shape \[3\], expected a number or \[2\]"):
+            op(X, X, 7, LINEAR, s=torch.zeros(3))
+        with pytest.raises(TypeError, match=r"^s: got '3', expected a number"):
+            op(X, X, 7, LINEAR, s="3")
+        with pytest.raises(ValueError, match=r"^t: got one with sigma 0, expected sigma above 0"):
+            op(X, X, 0.0, schedules.flow(), "flow", s=0.0)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -187,7 +240,6 @@ def test_gradients_flow_where_they_are_asked_for() -> None:
         torch.testing.assert_close(op(*inputs, t, SCHEDULES["linear"], "v").detach(), plain, rtol=1e-12, atol=1e-12)
 
 
-X, LINEAR = torch.zeros(2, 3), SCHEDULES["linear"]
 BAD: dict[str, tuple[type[Exception], tuple[Any, ...]]] = {
     r"m: got shape \[2, 4\], expected \[2, 3\] like x_t .chains first.": (
         ValueError,

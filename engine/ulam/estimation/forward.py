@@ -68,9 +68,10 @@ def add_noise(
         RuntimeError: t or noise requires grad while gradients are recorded: they flow to x_0 alone.
     """
     check_schedule(schedule)
-    check_predicts(predicts, None if predicts == "raw" else schedule)
+    check_predicts(predicts)
     if predicts == "raw":
         raise ValueError("predicts: got 'raw', expected eps, x0, v, score, flow or mean (for EDM use objectives.edm)")
+    check_predicts(predicts, schedule)
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
         raise ValueError(f"x_0: got {described(x_0)}, expected a float tensor [B, *shape], not empty")
     if traced() is not None:  # tracing takes no autograd.Function
