@@ -34,10 +34,7 @@ def check_device(device: torch.device | str) -> torch.device:
 def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tensor:
     """Chain ids as an int64 tensor ``[n]``. Raises TypeError or ValueError for anything but ids in [0, 2^63)."""
     if isinstance(chains, torch.Tensor):
-        if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
-            got = f"{chains.dtype} {list(chains.shape)}"
-            raise TypeError(f"chains: got a tensor {got}, expected one dimension of int64 ids")
-        check_tensor(chains, "chains")
+        check_ids(chains)
         check_read(chains, "chains")
         ids = chains.detach().to("cpu", torch.int64, copy=True)
         if len(ids) and int(ids.min()) < 0:
@@ -59,17 +56,41 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
     return ids
 
 
-def seed_int64(seed: int) -> int:
-    """A seed in [-2^63, 2^64) as the int64 with the same 64 bits. Raises TypeError or ValueError otherwise."""
+def check_ids(chains: torch.Tensor) -> None:
+    """Raises TypeError or ValueError unless it is a tensor of ids, whatever their numbers."""
+    if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
+        got = f"{chains.dtype} {list(chains.shape)}"
+        raise TypeError(f"chains: got a tensor {got}, expected one dimension of int64 ids")
+    check_tensor(chains, "chains")
+
+
+def checked_seed(seed: int) -> int:
+    """A seed in [-2^63, 2^64). Raises TypeError or ValueError otherwise."""
     seed = whole_number("seed", seed)
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed: got {seed}, expected an integer in [-2^63, 2^64)")
-    return as_int64(seed)
+    return seed
+
+
+def seed_int64(seed: int) -> int:
+    """As :func:`checked_seed`, as the int64 with the same 64 bits."""
+    return as_int64(checked_seed(seed))
 
 
 def as_int64(value: int) -> int:
     """The int64 with the low 64 bits of ``value``."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def filled(like: torch.Tensor, value: int, times: int = 1, plus: int = 0) -> torch.Tensor:
+    """An int64 tensor like another, full of the low 64 bits of ``value times + plus``."""
+    if torch.compiler.is_compiling():
+        if value < 1 << 63:  # which may be symbolic: the tensor wraps, not the number
+            return torch.full_like(like, value) * times + plus
+        from torch.fx.experimental.symbolic_shapes import guard_scalar  # half a second, already spent
+
+        value = int(guard_scalar(value))  # inductor has no number of more bits but a constant
+    return torch.full_like(like, as_int64(value * times + plus))
 
 
 def training_step(step: object) -> int:
@@ -87,6 +108,8 @@ def whole_numbers(**values: object) -> list[int]:
 
 def whole_number(name: str, value: object) -> int:
     """Any integer (Python's, NumPy's, a 0-d tensor's) as an int. Raises TypeError for everything else."""
+    if torch.compiler.is_compiling() and isinstance(value, int) and not isinstance(value, bool):
+        return value  # which may be symbolic: a graph for every value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: got {described(value)}, expected an integer")
     try:

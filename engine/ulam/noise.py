@@ -14,11 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import ulam_kernels
 from ulam_kernels.arguments import described
+from ulam_kernels.new_normal import new_normal
 from ulam_kernels.ops import MAX_ELEMENTS
+from ulam_kernels.tracing import readable
 
-from .arguments import as_int64, chain_ids, check_device, seed_int64, whole_number, whole_numbers
+from .arguments import (
+    as_int64,
+    chain_ids,
+    check_device,
+    check_ids,
+    checked_seed,
+    filled,
+    training_step,
+    whole_number,
+    whole_numbers,
+)
 
 DRAWS_PER_ROW = 16  # stages of noise per row
 
@@ -90,7 +101,7 @@ def normal(
         TypeError, ValueError: an invalid argument, named in the message.
     """
     where = check_device(device)
-    ids, bits = chain_ids(chains).to(where), seed_int64(seed)
+    ids, seed = _ids(chains, where), checked_seed(seed)
     row, stage, tag = whole_number("row", row), whole_number("stage", stage), whole_number("tag", tag)
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape: got {described(shape)}, expected the sizes of one sample, such as (3, 32, 32)")
@@ -103,11 +114,16 @@ def normal(
         raise ValueError(f"tag: got {tag}, expected 0 to 14")
     if any(size < 0 for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
         raise ValueError(f"shape: got {sizes}, expected sizes of at least 0 and at most 2^30 elements")
-    out = torch.empty((len(ids), *sizes), dtype=torch.float32, device=where)
-    draw = torch.full_like(ids, as_int64(row * DRAWS_PER_ROW + stage))
-    return ulam_kernels.fill_normal(
-        out, seed=torch.full_like(ids, bits), chain=ids, draw=draw, tag=tag, backend=backend
-    )
+    seeds, draws = filled(ids, seed), filled(ids, row, DRAWS_PER_ROW, stage)
+    return new_normal(sizes, seed=seeds, chain=ids, draw=draws, tag=tag, backend=backend)
+
+
+def _ids(chains: int | range | Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """As :func:`ulam.arguments.chain_ids`, on the device; what the host cannot read at once goes unread."""
+    if isinstance(chains, torch.Tensor) and not readable(chains):
+        check_ids(chains)
+        return chains.to(device, torch.int64)
+    return chain_ids(chains).to(device)
 
 
 def normal_for(purpose: Purpose, shape: Sequence[int], *, row: int = 0, **names: Any) -> torch.Tensor:
@@ -145,11 +161,31 @@ def batch_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ids >> 44, ids >> 32 & (1 << 12) - 1
 
 
+def for_examples(
+    x: torch.Tensor,
+    *,
+    seed: int,
+    step: int,
+    chains: int | range | Sequence[int] | torch.Tensor | None,
+    purpose: Purpose = TRAINING,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The normals that a loss draws for its examples x ``[B, *shape]``: float64 where x is, else float32.
+
+    noise-v1 of (seed, step, id). torch.compile takes it in one graph for every step, torch.func in all transforms.
+    """
+    ids = example_ids(chains, x.shape[0])
+    z = normal_for(
+        purpose, x.shape[1:], seed=seed, chains=ids, row=training_step(step), device=x.device, backend=backend
+    )
+    return z.double() if x.dtype == torch.float64 else z
+
+
 def example_ids(chains: int | range | Sequence[int] | torch.Tensor | None, count: int) -> torch.Tensor:
     """The ids of a loss's ``count`` examples: ``chains``, or those of :func:`examples` if None."""
     if chains is None:
         return examples(count)
-    ids = chain_ids(chains)
+    ids = _ids(chains, chains.device if isinstance(chains, torch.Tensor) else torch.device("cpu"))
     if len(ids) != count:
         raise ValueError(f"chains: got {len(ids)} ids, expected {count}, one an example")
     return ids

@@ -136,6 +136,23 @@ def recorder() -> str | None:
     return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether the host can read a tensor's numbers without waiting, and nothing records that it does."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return eager(tensor) or (recorder() is None and not without_memory(tensor))
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Within it tensors are made as outside of every mode and transform of torch: they may be kept for later calls."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        yield
+
+
 def check_read(tensor: torch.Tensor, name: str, right: str = "a number or a NumPy array") -> None:
     """Raises RuntimeError where the host cannot read a tensor's numbers, or a tracer would not see that it does."""
     by = recorder() or (f"a {type(tensor).__name__}" if without_memory(tensor) else None)
@@ -146,7 +163,7 @@ def check_read(tensor: torch.Tensor, name: str, right: str = "a number or a NumP
 def constant_beside(constant: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A real tensor as an argument of an operator beside ``x``: fake where ``x`` is, or a constant of the graph."""
     if modes():
-        return torch.tensor(constant.tolist(), dtype=constant.dtype)
+        return torch.tensor(constant.tolist(), dtype=constant.dtype, device=constant.device)
     fake, _ = _without_memory_types()
     return x.fake_mode.from_tensor(constant) if isinstance(x, fake) else constant  # type: ignore[attr-defined]
 

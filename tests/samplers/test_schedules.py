@@ -94,6 +94,65 @@ def test_whole_timesteps_are_read_from_the_table_exactly() -> None:
     assert schedule.alpha(torch.tensor([0, 999])).tolist() == [mixed[0], mixed[2]]
 
 
+TENSORS = {
+    "vp": (schedules.vp_linear(), torch.rand(40, generator=torch.Generator().manual_seed(0)).double() * 998),
+    "vp, whole": (schedules.vp_linear(), torch.tensor([[0, 17], [250, 999]])),
+    "zero terminal SNR": (schedules.zero_terminal_snr(schedules.vp_cosine(20)), torch.tensor([0, 1.5, 17.5, 18, 19])),
+    "one step": (schedules.vp_linear(1), torch.zeros(3)),
+    "a number": (schedules.vp_linear(), torch.tensor(3.25)),
+    "ve": (schedules.ve(0.01, 50), torch.tensor([0.0, 0.3, 70.0])),
+    "flow": (schedules.flow(), torch.tensor([0.0, 0.3, 1.0])),
+    "subvp": (schedules.sub_vp(), torch.rand(300, generator=torch.Generator().manual_seed(1)).double()),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_levels_of_tensors_are_those_of_numpy_and_have_gradients(name: str) -> None:
+    schedule, t = TENSORS[name]
+    expected = torch.stack([torch.from_numpy(np.asarray(level)) for level in schedule.levels(t.numpy())])
+    recorded = t.double().clone().requires_grad_()
+    assert torch.equal(torch.stack(schedule.levels(t)), expected)
+    assert torch.equal(torch.stack(schedule.levels(recorded)), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda t: torch.stack(schedule.levels(t)), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(t), expected, rtol=1e-14, atol=0)
+    each = torch.func.vmap(lambda t: torch.stack(schedule.levels(t)))(t.flatten())
+    torch.testing.assert_close(each.T.reshape(expected.shape), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "flow", "subvp"])
+def test_derivatives_of_levels_in_t_are_those_of_differences(name: str) -> None:
+    schedule, h = TENSORS[name][0], 1e-6
+    t = TENSORS[name][1].double() * 0.99 + 2 * h
+    if name == "vp":
+        t = t.floor() + 0.5
+    for level in (schedule.alpha, schedule.sigma):
+        differences = (level(t + h) - level(t - h)) / (2 * h)
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(level))(t), differences, rtol=1e-6, atol=1e-9)
+        tangent = torch.func.jvp(level, (t,), (torch.ones_like(t),))[1]
+        torch.testing.assert_close(tangent, differences, rtol=1e-6, atol=1e-9)
+
+
+def test_derivatives_at_training_steps_are_those_to_the_right() -> None:
+    schedule, h = schedules.vp_linear(), 1e-5
+    t = torch.tensor([3.0, 400.0, 999.0], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(schedule.alpha(t).sum(), t)
+    side = torch.tensor([h, h, -h], dtype=torch.float64)  # there is nothing to the right of the last
+    differences = (schedule.alpha(t.detach() + side) - schedule.alpha(t.detach())) / side
+    torch.testing.assert_close(found, differences, rtol=1e-5, atol=0)
+
+
+def test_times_out_of_range_are_nan_where_the_host_does_not_look() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda s, t: s.alpha(t), fullgraph=True, backend="aot_eager")
+    t = torch.tensor([-1.0, 0.5, 2000.0])
+    for schedule in (schedules.vp_linear(), schedules.flow(), schedules.sub_vp(), schedules.vp_cosine()):
+        assert compiled(schedule, t).isnan().tolist() == [True, False, True]
+        assert float(compiled(schedule, t)[1]) == pytest.approx(float(schedule.alpha(0.5)), rel=1e-14)
+        with pytest.raises(ValueError, match=r"^t: got -1\.0, expected numbers in"):
+            schedule.alpha(t)
+
+
 def test_zero_terminal_snr() -> None:
     schedule = schedules.from_betas([0.1, 0.2, 1.0])
     assert schedule.levels(2) == (0.0, 1.0)

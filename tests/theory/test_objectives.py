@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,7 +27,7 @@ def test_forward_noising_is_its_formula_on_noise_v1(predicts, schedule, dtype) -
     t = T if schedule is VP else torch.tensor([0.05, 0.4, 0.9])
     z = noise.normal((2, 5, 3), seed=7, chains=[4, 9, 2], row=11, stage=TRAINING.stage).double()
     batch = add_noise(x, t, schedule, predicts, seed=7, step=11, chains=[4, 9, 2])
-    alpha, sigma = (torch.from_numpy(np.asarray(v)).view(3, 1, 1, 1) for v in schedule.levels(t))
+    alpha, sigma = (v.view(3, 1, 1, 1) for v in schedule.levels(t))
     wide = x.double()
     targets = {"eps": z, "x0": wide, "v": alpha * z - sigma * wide, "score": -z / sigma, "flow": z - wide}
     close = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 8e-3}

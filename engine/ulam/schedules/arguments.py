@@ -16,7 +16,7 @@ from ulam_kernels.validation import real_numbers
 MOST_STEPS = 10**7  # of a table of noise levels: 80 MB a column
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Numbers: TypeAlias = float | Sequence[float] | npt.NDArray[Any] | torch.Tensor
+Numbers: TypeAlias = float | Sequence[float] | npt.NDArray[Any]
 
 
 def number(name: str, value: object) -> float:

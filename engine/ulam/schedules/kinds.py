@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import lru_cache
+from typing import ClassVar, cast, overload
 
 import numpy as np
+import torch
 
 from ulam_kernels.arguments import described
+from ulam_kernels.tracing import constant_beside, plain_tensors
 
 from .arguments import Array, Numbers, in_range, numbers
+from .tensors import Levels, only_inside, tensor_levels, with_value
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,9 +34,28 @@ class Schedule(ABC):
     constructor: str
     kind: ClassVar[str]
 
+    @overload
+    def levels(self, t: torch.Tensor) -> Levels: ...
+    @overload
+    def levels(self, t: Numbers) -> tuple[Array, Array]: ...
+    def levels(self, t: Numbers | torch.Tensor) -> tuple[Array, Array] | Levels:
+        """(alpha_t, sigma_t), each with the shape of `t`. Raises ValueError where `t` is out of range.
+
+        Numbers and NumPy give NumPy. A torch tensor gives float64 tensors on its device, differentiable in t, with the
+        same bits on the CPU. torch.compile and torch.func take it; there, and on a GPU, no number is read on the
+        host, and a t out of range gives NaN.
+        """
+        if isinstance(t, torch.Tensor):
+            return tensor_levels(t, self._on_host, self._of_tensor)
+        return self._on_host(t)
+
     @abstractmethod
-    def levels(self, t: Numbers) -> tuple[Array, Array]:
-        """(alpha_t, sigma_t), each with the shape of `t`. Raises ValueError where `t` is out of range."""
+    def _on_host(self, t: Numbers | torch.Tensor) -> tuple[Array, Array]:
+        """:meth:`levels` in NumPy, after a check of the range."""
+
+    @abstractmethod
+    def _of_tensor(self, t: torch.Tensor) -> Levels:
+        """:meth:`levels` of float64 t in torch, NaN out of range."""
 
     @abstractmethod
     def t_of_sigma(self, sigma: Numbers) -> Array:
@@ -43,12 +66,20 @@ class Schedule(ABC):
         """The number of training steps, or None where time is continuous."""
         return None
 
-    def alpha(self, t: Numbers) -> Array:
-        """alpha_t, shaped like `t`."""
+    @overload
+    def alpha(self, t: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def alpha(self, t: Numbers) -> Array: ...
+    def alpha(self, t: Numbers | torch.Tensor) -> Array | torch.Tensor:
+        """alpha_t, shaped like `t`, see :meth:`levels`."""
         return self.levels(t)[0]
 
-    def sigma(self, t: Numbers) -> Array:
-        """sigma_t, shaped like `t`."""
+    @overload
+    def sigma(self, t: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def sigma(self, t: Numbers) -> Array: ...
+    def sigma(self, t: Numbers | torch.Tensor) -> Array | torch.Tensor:
+        """sigma_t, shaped like `t`, see :meth:`levels`."""
         return self.levels(t)[1]
 
     def init_scale(self, t: float) -> float:
@@ -82,7 +113,7 @@ class VariancePreserving(Schedule):
         with np.errstate(divide="ignore"):
             return np.sqrt(self.variances) / np.sqrt(self.alphas_cumprod)
 
-    def levels(self, t: Numbers) -> tuple[Array, Array]:
+    def _on_host(self, t: Numbers | torch.Tensor) -> tuple[Array, Array]:
         t = in_range("t", t, 0, self.steps - 1, f"this schedule has {self.steps} training steps")
         below = np.floor(t).astype(np.int64)
         alpha, sigma = np.sqrt(self.alphas_cumprod[below]), np.sqrt(self.variances[below])
@@ -98,6 +129,31 @@ class VariancePreserving(Schedule):
             ratio = np.interp(t, np.arange(self.steps), self.ratios)
             between = 1 / np.hypot(1, ratio)
             return np.where(fractional, between, alpha)[()], np.where(fractional, ratio * between, sigma)[()]
+
+    def _of_tensor(self, t: torch.Tensor) -> Levels:
+        # the name is an argument so that torch.compile guards it: the result is a constant of its graph
+        columns = self._columns(t.device, self.constructor)
+        if not torch.compiler.is_compiling():
+            columns = constant_beside(columns, t)
+        last = columns.shape[1] - 1
+        inside = (t >= 0) & (t <= last)
+        inner = torch.where(inside, t, 0.0)
+        below = inner.detach().floor().long()
+        low = below.clamp(max=max(last - 1, 0))
+        # an index of a dimension more: vmap reads numbers that index on the host
+        first, second, value = (columns[:, i[..., None]].squeeze(-1) for i in (low, (low + 1).clamp(max=last), below))
+        ratio = (second[2] - first[2]) * (inner - low) + first[2]
+        alpha = 1 / torch.hypot(torch.ones_like(ratio), ratio)
+        fractional = inner.detach() > below
+        levels = (
+            torch.where(fractional, between, with_value(between, exact))
+            for between, exact in ((alpha, value[0]), (ratio * alpha, value[1]))
+        )
+        return cast(Levels, only_inside(inside, *levels))
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _columns(self, device: torch.device, _: str) -> torch.Tensor:
+        return _columns(self, device)
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         ratios = self.ratios
@@ -129,13 +185,16 @@ class VarianceExploding(Continuous):
     sigma_max: float
     kind: ClassVar[str] = "ve"
 
-    def levels(self, t: Numbers) -> tuple[Array, Array]:
+    def _on_host(self, t: Numbers | torch.Tensor) -> tuple[Array, Array]:
         # Beyond [sigma_min, sigma_max] too: churn goes above sigma_max, and a grid may end below sigma_min.
         t = in_range("t", t, 0, np.inf, f"{self.kind} schedules are told sigma", finite=True)
         return np.ones_like(t)[()], t
 
+    def _of_tensor(self, t: torch.Tensor) -> Levels:
+        return cast(Levels, only_inside((t >= 0) & t.isfinite(), torch.ones_like(t), t))
+
     def t_of_sigma(self, sigma: Numbers) -> Array:
-        return self.levels(sigma)[1]
+        return self._on_host(sigma)[1]
 
     def grid(self, steps: int) -> Array:
         return np.geomspace(self.sigma_max, self.sigma_min, steps)
@@ -164,9 +223,12 @@ class FlowMatching(Continuous):
     shift: float
     kind: ClassVar[str] = "flow"
 
-    def levels(self, t: Numbers) -> tuple[Array, Array]:
+    def _on_host(self, t: Numbers | torch.Tensor) -> tuple[Array, Array]:
         t = in_range("t", t, 0, 1, "flow schedules run from 0 (data) to 1 (noise)")
         return (1 - t)[()], t
+
+    def _of_tensor(self, t: torch.Tensor) -> Levels:
+        return cast(Levels, only_inside((t >= 0) & (t <= 1), 1 - t, t))
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         sigma = in_range("sigma", sigma, 0, np.inf, "a ratio sigma/alpha")
@@ -190,10 +252,14 @@ class SubVP(Continuous):
     t_min: float
     kind: ClassVar[str] = "subvp"
 
-    def levels(self, t: Numbers) -> tuple[Array, Array]:
+    def _on_host(self, t: Numbers | torch.Tensor) -> tuple[Array, Array]:
         t = in_range("t", t, 0, 1, "sub-VP schedules run from 0 (data) to 1 (noise)")
         log_alpha = -t * (self.beta_min / 2 + t * (self.beta_max - self.beta_min) / 4)
         return np.exp(log_alpha)[()], -np.expm1(2 * log_alpha)[()]
+
+    def _of_tensor(self, t: torch.Tensor) -> Levels:
+        log_alpha = -t * (self.beta_min / 2 + t * (self.beta_max - self.beta_min) / 4)
+        return cast(Levels, only_inside((t >= 0) & (t <= 1), log_alpha.exp(), -torch.expm1(2 * log_alpha)))
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         largest = float(self.sigma(1.0) / self.alpha(1.0))
@@ -211,7 +277,12 @@ class SubVP(Continuous):
         return np.linspace(1, self.t_min, steps)
 
 
-# ----------------------------------------------------------------------------------------------- transitions
+@lru_cache(maxsize=8)
+def _columns(schedule: VariancePreserving, device: torch.device) -> torch.Tensor:
+    """alpha, sigma and their ratio at every training step, ``[3, T]``: a plain tensor, whatever is recorded now."""
+    values = np.stack([np.sqrt(schedule.alphas_cumprod), np.sqrt(schedule.variances), schedule.ratios])
+    with plain_tensors():
+        return torch.from_numpy(values).to(device)
 
 
 def check_schedule(schedule: object) -> None:
