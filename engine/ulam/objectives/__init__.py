@@ -7,6 +7,7 @@ from ..estimation.forward import Noised, add_noise
 from . import timesteps, weightings
 from .denoising import denoising, edm, hybrid
 from .energies import contrastive_divergence
+from .higher_order import second_order_score_matching
 from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "edm",
     "hybrid",
     "implicit_score_matching",
+    "second_order_score_matching",
     "sliced_score_matching",
     "timesteps",
     "weightings",
