@@ -94,7 +94,7 @@ class Denoiser:
 
     @property
     def modes(self) -> dict[str, str]:
-        """The mode, forward or reverse, in which derivatives of order "first" and "second" ran last."""
+        """The mode, forward or reverse, in which derivatives of order "first", "second", ... ran last."""
         return dict(self._modes)
 
     @property

@@ -66,6 +66,13 @@ ENTRIES = {
     "covariance_diagonal": Entry(lambda y: tweedie.covariance_diagonal(DENOISER, y, 1.0, samples=1), X, "y"),
     "covariance_trace": Entry(lambda y: tweedie.covariance_trace(DENOISER, y, 1.0, samples=6).value, X, "y"),
     "eigenpairs": Entry(lambda y: tweedie.eigenpairs(DENOISER, y, 1.0, 2)[0], X, "y"),
+    "covariance": Entry(lambda y: tweedie.covariance(DENOISER, y, 1.0), X, "y"),
+    "cumulant": Entry(lambda y: tweedie.cumulant(DENOISER, y, 1.0, [y + 1] * 4, order=4), X, "y"),
+    "cumulant along v": Entry(lambda v: tweedie.cumulant(DENOISER, X, 1.0, [X, v], order=2), X, r"(y|v\[1\])"),
+    "natural": Entry(
+        lambda y: tweedie.natural(lambda y: -y.flatten(1).sum(1), y, log_base=lambda y: y.flatten(1).sum(1)), X, "y"
+    ),
+    "robbins": Entry(lambda x: tweedie.robbins(torch.tensor([3, 2, 1]), x.long().clamp(0, 2)), X, "x"),
     "third_cumulant": Entry(lambda y: tweedie.third_cumulant(DENOISER, y, 1.0, y + 1), X, "y"),
     "sure": Entry(lambda y: sure.estimate(DENOISER, y, 1.0).per_chain, X, "y"),
     "measure": Entry(lambda x: next(check.measure(DENOISER, x.repeat(2, 1, 1, 1), [1.0])).sure, X, "measure"),

@@ -42,5 +42,7 @@ def users(denoiser: Denoiser, y: torch.Tensor):
         "trace": lambda: tweedie.covariance_trace(denoiser, y, 0.5),
         "eigenpairs": lambda: tweedie.eigenpairs(denoiser, y, 0.5, 1),
         "third": lambda: tweedie.third_cumulant(denoiser, y, 0.5, v),
+        "covariance": lambda: tweedie.covariance(denoiser, y, 0.5),
+        "fourth": lambda: tweedie.cumulant(denoiser, y, 0.5, v, order=4),
         "check": lambda: list(check.measure(denoiser, y.repeat(2, 1), [0.5])),
     }

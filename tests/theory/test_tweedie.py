@@ -4,77 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 import ulam
-from ulam import Denoiser, schedules, sure, tweedie
+from posterior_cases import MIXTURE, SCHEDULES, SIGMA, Y, ideal
+from ulam import Denoiser, sure, tweedie
 
-SIGMA = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)
-SCHEDULES = {
-    "vp": schedules.vp_linear(),
-    "cosine": schedules.vp_cosine(),
-    "ve": schedules.ve(0.01, 50.0),
-    "flow": schedules.flow(),
-    "edm": schedules.edm(),
-}
-
-
-class Mixture:
-    """x ~ sum_k w_k N(mu_k, S_k) in three dimensions, and the exact posterior of x given y = x + sigma z."""
-
-    def __init__(self, components: int = 3) -> None:
-        generator = torch.Generator().manual_seed(4)
-        self.weights = torch.softmax(torch.randn(components, generator=generator, dtype=torch.float64), 0)
-        self.means = torch.randn(components, 3, generator=generator, dtype=torch.float64)
-        root = torch.randn(components, 3, 3, generator=generator, dtype=torch.float64) / 2
-        self.covariances = root @ root.mT + 0.1 * torch.eye(3, dtype=torch.float64)
-
-    def parts(self, y: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Weights [B, K], means [B, K, 3] and covariances [B, K, 3, 3] of the posterior's components."""
-        noisy = self.covariances + sigma[:, None, None, None] ** 2 * torch.eye(3, dtype=torch.float64)
-        off = (y[:, None] - self.means)[..., None]
-        solved = torch.linalg.solve(noisy, off)
-        log = self.weights.log() - (off * solved).sum((2, 3)) / 2 - torch.linalg.slogdet(noisy).logabsdet / 2
-        means = self.means + (self.covariances @ solved)[..., 0]
-        return (
-            torch.softmax(log, 1),
-            means,
-            self.covariances - self.covariances @ torch.linalg.solve(noisy, self.covariances.expand_as(noisy)),
-        )
-
-    def denoise(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        w, means, _ = self.parts(y, sigma)
-        return (w[..., None] * means).sum(1)
-
-    def network(self, schedule: schedules.Schedule, predicts: str, sigma: torch.Tensor):
-        """The ideal network on a schedule at these noise levels: given x_t, it says x0 (or what follows from it)."""
-        levels = schedule.levels(schedule.t_of_sigma(sigma))
-
-        def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            alpha, noise = (torch.from_numpy(np.asarray(level))[: len(x)] for level in levels)
-            if predicts == "raw":
-                power = noise**2 + schedule.sigma_data**2
-                y = x * power.sqrt()[:, None]
-                D = self.denoise(y, noise)
-                c_out = noise * schedule.sigma_data / power.sqrt()
-                return (D - (schedule.sigma_data**2 / power)[:, None] * y) / c_out[:, None]
-            D = self.denoise(x / alpha[:, None], noise / alpha)
-            eps = (x - alpha[:, None] * D) / noise[:, None]
-            outputs = {"x0": D, "eps": eps, "v": alpha[:, None] * eps - noise[:, None] * D, "flow": eps - D}
-            return outputs[predicts]
-
-        return net
-
-
-MIXTURE = Mixture()
-Y = torch.tensor([[0.4, -0.2, 1.0], [1.5, 0.3, -0.7], [-2.0, 1.0, 0.1]], dtype=torch.float64)
 CASES = [("vp", "eps"), ("cosine", "v"), ("ve", "x0"), ("flow", "flow"), ("edm", "raw"), ("ve", "eps")]
-
-
-def ideal(name: str, predicts: str, sigma: torch.Tensor = SIGMA) -> Denoiser:
-    return Denoiser(MIXTURE.network(SCHEDULES[name], predicts, sigma), SCHEDULES[name], predicts)
 
 
 def exact_covariance() -> torch.Tensor:

@@ -4,30 +4,33 @@
 |---|---|---|---|
 | first | forward | J v, a Jacobian-vector product | 1 forward |
 | first | reverse | J' v; J v as the derivative in u of J' u, which is linear in u [Townsend 2017] | 1, 2 reverse |
-| second | reverse | d^2 D[v, v] as the derivative in u of that of u' J v in y along v | 3 reverse |
+| n-th | reverse | u' d^n D[v_1, ..., v_n], along one v after the other from u' D on | n reverse |
+| n-th | reverse | d^n D[v_1, ..., v_n] as the derivative of that in u | n + 1 reverse |
 
 Forward mode comes first: it keeps no graph, and the numbers are the same. A network without forward formulas (fused
-attention, most autograd.Functions) is differentiated in reverse. Second derivatives are always in reverse: torch's
-forward formulas of layer_norm, batch_norm, instance_norm and others treat what the operation saved (a mean, a standard
-deviation) as constants, so a second derivative through them is silently wrong; reverse mode over reverse mode is not.
-Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused kernels have no second
-derivative.
+attention, most autograd.Functions) is differentiated in reverse. Second and higher derivatives are always in reverse:
+torch's forward formulas of layer_norm, batch_norm, instance_norm and others treat what the operation saved (a mean, a
+standard deviation) as constants, so a second derivative through them is silently wrong; reverse mode over reverse mode
+is not. Where reverse mode is itself differentiated, attention runs as its plain formula, since the fused kernels have
+no second derivative; so do norms, since torch's third derivatives of them are wrong
+(:class:`.autograd.PlainFormulas`).
 
-The first use of every mode is compared with finite differences (:mod:`ulam.estimation.differences`), again at noise
-levels far from earlier ones and for conditioning not seen before: a network may hide its dependence on x at some
-levels, or for some labels, only. Conditioning is compared row by row, so a batch of labels that were all seen is not
-new; in each range of levels the first 10 batches with something new are compared, and then no more than one in 16
-(:mod:`ulam.estimation.derivative_checks`).
+The first use of every mode, and of every order after those below it, is compared with finite differences
+(:mod:`ulam.estimation.differences`), again at noise levels far from earlier ones and for conditioning not seen before:
+a network may hide its dependence on x at some levels, or for some labels, only. Conditioning is compared row by row, so
+a batch of labels that were all seen is not new; in each range of levels the first 10 batches with something new are
+compared, and then no more than one in 16 (:mod:`ulam.estimation.derivative_checks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 
 from ..gradients import plain, without_graph
-from .autograd import Graph
+from .autograd import ORDERS, Function, Graph, order_of
 from .derivative_checks import Held
 from .differences import Refusal, direction_at, held, refused
 from .estimator import Estimator
@@ -76,16 +79,33 @@ class Derivatives:
 
     def second(self, v: torch.Tensor) -> torch.Tensor:
         """The second derivative along v, (d^2 D / dy^2)[v, v], like y."""
-        self.mode = "reverse"
-        return self._by(("second",), v)
+        return self._along(v, v)
+
+    def contracted(self, u: torch.Tensor, *along: torch.Tensor) -> torch.Tensor:
+        """u' d^n D[v_1, ..., v_n], ``[B]``, for n directions, at most as many as :data:`.autograd.ORDERS`."""
+        u, *vs = (v.to(self._y.dtype) for v in (u, *along))
+        if len(vs) > 1:
+            return self._by((ORDERS[len(vs) - 1],), lambda way: self._graph(way).contracted(u, *vs))
+
+        def product(way: str) -> torch.Tensor:
+            graph = self._graph(way)
+            return (u * graph(*vs) if way == "forward" else graph(u) * vs[0]).flatten(1).sum(1)
+
+        return self._by(self._modes, product)
 
     # ------------------------------------------------------------------------------------------- which way serves
 
     def _first(self, backward: str, v: torch.Tensor, look: bool = False) -> torch.Tensor:
-        return self._by(tuple(backward if mode == "reverse" else mode for mode in self._modes), v, look)
+        ways, v = tuple(backward if mode == "reverse" else mode for mode in self._modes), v.to(self._y.dtype)
+        return self._by(ways, lambda way: self._graph(way)(v), look)
 
-    def _by(self, ways: tuple[str, ...], v: torch.Tensor, look: bool = False) -> torch.Tensor:
-        """The result of the first of these ways that serves. ``look``: compare it with differences in any case."""
+    def _along(self, *along: torch.Tensor) -> torch.Tensor:
+        """The n-th derivative along n directions, like y; n is at least 2."""
+        vs = [v.to(self._y.dtype) for v in along]
+        return self._by((ORDERS[len(vs) - 1],), lambda way: self._graph(way)(*vs))
+
+    def _by(self, ways: tuple[str, ...], apply: Callable[[str], torch.Tensor], look: bool = False) -> torch.Tensor:
+        """``apply`` the first of these ways that serves. ``look``: compare it with differences in any case."""
         refusals: list[Refusal] = []
         for way in ways:
             known, result = self._known(way), None
@@ -94,7 +114,7 @@ class Derivatives:
                 if new:
                     known = self._held(way)
                 if not isinstance(known, Refusal):
-                    result = self._graph(way)(v.to(self._y.dtype))
+                    result = apply(way)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # NotImplementedError too: what torch raises where there is no formula
@@ -116,13 +136,13 @@ class Derivatives:
         raise TypeError(refused("net", denoiser.net, refusals, denoiser.derivatives))
 
     def _held(self, way: str) -> bool | Refusal | None:
-        """Whether a way agrees with differences here, for a second derivative that agreed elsewhere its first one."""
+        """Whether a way agrees with differences here, for a higher derivative that agreed elsewhere the first one."""
         direction = direction_at(self._y, self._estimator.sigma)
-        if way == "second" and self._served(way):
+        if order_of(way) > 1 and self._served(way):
             self._first("double", direction, look=True)
             return True
-        reduced = self._estimator.reduced()
-        return held(self._estimator.output, self._y, way, direction, reduced, self._first_of_output)
+        lower = self._lower(order_of(way) - 1, direction)
+        return held(self._estimator.output, self._y, way, direction, self._estimator.reduced(), lower)
 
     def _keys(self, way: str) -> dict[tuple[object, ...], set[Hashable]]:
         """The keys under which a way is remembered, one per range of noise levels in the batch, each with its rows."""
@@ -154,9 +174,7 @@ class Derivatives:
     def _note_modes(self) -> None:
         """Tell the denoiser in which modes its derivatives ran last."""
         served = [way for (way, *_), known in self._found.items() if isinstance(known, Held)]
-        modes = {
-            "second" if way == "second" else "first": "forward" if way == "forward" else "reverse" for way in served
-        }
+        modes = {ORDERS[order_of(way) - 1]: "forward" if way == "forward" else "reverse" for way in served}
         noted = self._estimator.denoiser._modes
         noted.update(modes)
         for order in noted.keys() - modes.keys():
@@ -167,8 +185,14 @@ class Derivatives:
             self._graphs[way] = Graph(way, self._estimator, self._y)
         return self._graphs[way]
 
-    def _first_of_output(self, at: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """J v of the network itself at another state, in whichever mode serves."""
-        self.product(v)
-        way = "forward" if self.mode == "forward" else "double"
-        return Graph(way, self._estimator.output, at)(v)
+    def _lower(self, order: int, direction: torch.Tensor) -> Function | None:
+        """The derivative of this order of the network itself along the direction, held at y; None for order 0."""
+        if not order:
+            return None
+
+        @cache
+        def way() -> str:
+            self.product(direction) if order == 1 else self._along(*[direction] * order)
+            return ORDERS[order - 1] if order > 1 else "forward" if self.mode == "forward" else "double"
+
+        return lambda at: Graph(way(), self._estimator.output, at)(*[direction] * order)

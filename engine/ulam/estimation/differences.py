@@ -24,7 +24,7 @@ from ..arguments import per_chain
 from ..evaluation import autocast_state, in_eval_mode, modules_reached
 from ..gradients import plain, without_graph
 from ..schedules import Array
-from .autograd import Function, Graph
+from .autograd import ORDERS, Function, Graph, order_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ SINGLE = Differences((3e-3, 1e-2, 3e-2, 1e-1), 3e-3, 3e-2, 2**-19)
 HALF = Differences((5e-2, 0.1, 0.2, 0.4), 5e-2, 0.3, 2**-8)  # bfloat16, float16 and autocast
 BAR = 3.0  # error bars within which a derivative may lie
 EXAMPLES = 8  # of the data, on which a score is checked
-DERIVED = 8  # times the output's rounding: the rounding of a first derivative
+DERIVED = 8  # by which every derivative multiplies the output's rounding
 
 _checked_kinds: WeakKeyDictionary[torch.nn.Module, set[Any]] = WeakKeyDictionary()
 
@@ -66,10 +66,11 @@ def held(
     way: str,
     direction: torch.Tensor,
     reduced: bool,
-    first: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    lower: Function | None = None,
 ) -> bool | Refusal | None:
     """Whether derivatives of the output agree with differences, or differences cannot tell; None where all are 0.
 
+    lower: for a derivative of order n, that of order n - 1 along the direction, whose differences it is compared with.
     They disagree where two central differences are much closer to each other than to the derivative, and so are the two
     sides of the finer one (not so at a kink), and the derivatives half a step and a step to either side (not so where a
     step is longer than the length on which the function changes).
@@ -77,9 +78,9 @@ def held(
     claim = _Claim(way, output, y, direction)
 
     def function(at: torch.Tensor) -> torch.Tensor:
-        return without_graph(output, at) if first is None or way != "second" else first(at, direction)
+        return without_graph(output, at) if lower is None else lower(at)
 
-    centre = function(y) if way == "second" else claim.output
+    centre = claim.output if lower is None else lower(y)
     rules = _rules(claim.output, reduced)
     before, sides = None, 0.0
     for step in rules.steps:
@@ -87,9 +88,9 @@ def held(
         slope = (ahead.double() - behind.double()) / (2 * step)
         size = max(claim.size, float(slope.norm()))
         if not size:
-            return True if way == "second" else None  # a network that is 0 before training shows nothing
+            return None if lower is None else True  # a network that is 0 before training shows nothing
         gap = claim.gap(slope)
-        rounding = rules.rounding * float(centre.double().norm()) / step * (DERIVED if way == "second" else 1)
+        rounding = rules.rounding * float(centre.double().norm()) / step * DERIVED ** (order_of(way) - 1)
         curved = float((ahead.double() - 2 * centre.double() + behind.double()).norm()) / step
         if gap <= max(rules.off, min((curved + rounding) / size, rules.coarse)) * size:
             return True
@@ -115,11 +116,11 @@ class _Claim:
             self._pull = graph
             with suppress(RuntimeError):  # J v by a double product shows more, where there is one
                 twice = Graph("double", function, y)(direction).double()
-                u = _signs(y)
+                u = fixed_signs(twice).to(y.dtype)
                 off = abs(float((u * twice).sum() - (graph(u).double() * direction.double()).sum()))
                 self._along = twice if off <= HALF.off * float(u.norm() * twice.norm()) else None
         else:
-            self._along = graph(direction).double()
+            self._along = graph(*[direction] * order_of(way)).double()
         assert graph.output is not None
         self.output = graph.output.detach()
         self.size = 0.0 if self._along is None else float(self._along.norm())
@@ -159,14 +160,15 @@ def _rules(output: torch.Tensor, reduced: bool) -> Differences:
 
 def direction_at(y: torch.Tensor, sigma: Array | None = None) -> torch.Tensor:
     """Random signs times the length on which the function changes: that of the noise, or of y if shorter."""
-    length = y.flatten(1).double().pow(2).mean(1).sqrt()
+    length = y.reshape(len(y), -1).double().pow(2).mean(1).sqrt()
     noise = torch.full_like(length, math.inf) if sigma is None else torch.tensor(sigma).to(length)
     length = torch.where(length > 0, torch.minimum(length, noise), 1.0 if sigma is None else noise)
-    return (_signs(y) * per_chain(length, y)).to(y.dtype)
+    return (fixed_signs(y) * per_chain(length, y)).to(y.dtype)
 
 
-def _signs(y: torch.Tensor) -> torch.Tensor:
-    return (torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(y)
+def fixed_signs(like: torch.Tensor) -> torch.Tensor:
+    """The same random signs at every call, like ``like``."""
+    return (torch.randint(0, 2, like.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(like)
 
 
 def refused(argument: str, function: object, refusals: list[Refusal], mode: str = "auto") -> str:
@@ -177,7 +179,7 @@ def refused(argument: str, function: object, refusals: list[Refusal], mode: str 
     if one.hidden is None:
         reasons = "; ".join(f"{refusal.way}: {refusal.reason:.160}" for refusal in refusals if refusal.hidden is None)
         return f"{name} without the derivative in x ({reasons}), expected torch operations that have one{way_out}"
-    order = "second derivative" if one.way == "second" else "derivative"
+    order = f"{one.way} derivative" if one.way in ORDERS else "derivative"
     return (
         f"{name}, whose {order} in x by automatic differentiation is {one.hidden:.0%} off finite "
         "differences, expected differentiable torch operations all the way from x (no detach, .data, no_grad, "
@@ -186,30 +188,51 @@ def refused(argument: str, function: object, refusals: list[Refusal], mode: str 
     )
 
 
-def check_score(checked: Function, x: torch.Tensor, score: Callable[..., object]) -> None:
-    """Raises TypeError if a score hides its dependence on x or has no derivative; ``checked`` also checks its shape.
+def check_derivative(
+    checked: Function,
+    x: torch.Tensor,
+    function: Callable[..., object],
+    name: str = "score",
+    direction: torch.Tensor | None = None,
+    order: int = 1,
+) -> None:
+    """Raises TypeError if a function hides its dependence on x or has no derivative, up to this order.
 
     A function of a module is checked once, in eval mode and on a few examples; random numbers it draws are drawn again.
+
+    Args:
+        checked: the function with its shape checked. name: the function's in errors.
+        direction: along which it is compared, like x; :func:`direction_at` by default.
     """
     if torch.compiler.is_compiling() or recorder() is not None:
         return  # there are no numbers to compare
-    module = next(modules_reached(score, set()), None)
-    kind = getattr(getattr(score, "__func__", score), "__code__", type(score)), x.dtype, x.shape[1:]
+    module = next(modules_reached(function, set()), None)
+    code = getattr(getattr(function, "__func__", function), "__code__", type(function))
+    kind = code, x.dtype, x.shape[1:], order
     if module is not None and kind in _checked_kinds.get(module, ()):
         return
-    y, modules = plain(x)[:EXAMPLES], list(modules_reached(score, set()))
+    y, modules = plain(x)[:EXAMPLES], list(modules_reached(function, set()))
+    along = direction_at(y) if direction is None else direction[:EXAMPLES]
     reduced = reduced_precision(y, modules)
     devices = [] if y.device.type == "cpu" else [y.device]
     with in_eval_mode(modules), torch.random.fork_rng(devices=devices, device_type=y.device.type):
-        try:
-            known = held(checked, y, "reverse", direction_at(y), reduced)
-        except RuntimeError as error:
-            without_graph(checked, y)  # a broken function raises its own error
-            known = Refusal("reverse", " ".join(str(error).split()))
-    if isinstance(known, Refusal):
-        raise TypeError(refused("score", score, [known]))
+        for way in ("reverse", *ORDERS[1:order]):
+            try:
+                known = held(checked, y, way, along, reduced, _lower(checked, way, along))
+            except RuntimeError as error:
+                without_graph(checked, y)  # a broken function raises its own error
+                known = Refusal(way, " ".join(str(error).split()))
+            if isinstance(known, Refusal):
+                raise TypeError(refused(name, function, [known]))
     if known and module is not None:
         _checked_kinds.setdefault(module, set()).add(kind)
+
+
+def _lower(function: Function, way: str, direction: torch.Tensor) -> Function | None:
+    """The derivative along the direction of one order less, as :func:`held` takes it."""
+    order = order_of(way) - 1
+    lower = ORDERS[order - 1] if order > 1 else "double"
+    return (lambda at: Graph(lower, function, at)(*[direction] * order)) if order else None
 
 
 def reduced_precision(x: torch.Tensor, modules: Iterable[torch.nn.Module]) -> bool:

@@ -16,7 +16,7 @@ from ulam_kernels.arguments import switch
 from ulam_kernels.validation import check_real
 
 from ..arguments import per_chain, training_step, whole_number
-from ..estimation.differences import check_score
+from ..estimation.differences import check_derivative
 from ..estimation.probes import probes
 from ..evaluation import check_like
 from ..gradients import check_no_gradient
@@ -94,7 +94,7 @@ def _leaf(score: Score, x: torch.Tensor) -> torch.Tensor:
     check_callable(score, "score")
     check_batch(x, "x")
     check_no_gradient("score matching in x", x=x)
-    check_score(lambda at: _score(score, at), x, score)
+    check_derivative(lambda at: _score(score, at), x, score)
     return x.detach().requires_grad_()
 
 

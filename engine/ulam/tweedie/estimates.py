@@ -1,10 +1,7 @@
-"""Tweedie's formula: what a denoiser tells of the posterior of x given y = x + sigma z.
-
-The derivatives of log p(y) are the posterior's cumulants [Robbins 1956; Efron 2011]:
+"""Tweedie's formula: the mean and covariance of x given y = x + sigma z, from a denoiser [Robbins 1956; Efron 2011].
 
     E[x | y]       = y + sigma^2 grad log p(y)                  = D(y)
     Cov[x | y]     = sigma^2 (I + sigma^2 Hess log p(y))        = sigma^2 dD/dy
-    kappa_3[x | y] = sigma^6 third derivative of log p(y)       = sigma^4 d^2 D/dy^2
 
 A denoiser is any :class:`ulam.Denoiser`; y is ``[B, *shape]``, sigma one number or one a chain, ``cond`` the network's
 further arguments. Everything is batched: a chain's result does not depend on the others where the network treats rows
@@ -25,15 +22,15 @@ import torch
 
 from ulam_kernels.arguments import choice
 from ulam_kernels.tracing import outside_graphs
-from ulam_kernels.validation import check_data
 
-from .arguments import whole_number
-from .denoiser import Denoiser
-from .estimation.derivatives import Derivatives
-from .estimation.estimator import Estimator, Inputs, Sigma, check_observation
-from .estimation.probes import dot, probes
-from .estimation.uncertainty import WithError, mean_and_error
-from .gradients import check_no_gradient, without_graph
+from ..arguments import whole_number
+from ..denoiser import Denoiser
+from ..estimation.derivatives import Derivatives
+from ..estimation.estimator import Estimator, Inputs, Sigma, check_observation
+from ..estimation.probes import dot, probes
+from ..estimation.uncertainty import WithError, mean_and_error
+from ..gradients import check_no_gradient, without_graph
+from .directions import check_direction, check_few, check_wide, units
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def covariance_product(
     """Cov[x | y] v = sigma^2 (dD/dy) v, like y: a Jacobian-vector product, in reverse mode by a double product."""
     check_no_gradient("tweedie.covariance_product", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)
-    _check_direction(v, y)
+    check_direction(v, y)
     return estimator.per_chain(estimator.sigma**2) * Derivatives(estimator, y).product(v)
 
 
@@ -86,14 +83,22 @@ def covariance_diagonal(
         for v in probes(y, samples, seed=seed):
             total += v * product(v)
         return total / samples
-    out = torch.empty_like(y)
-    flat, unit = out.view(len(y), -1), torch.zeros_like(y)
-    entries = unit.view(len(y), -1)
-    for i in range(flat.shape[1]):
-        entries[:, i] = 1
-        flat[:, i] = product(unit).flatten(1)[:, i]
-        entries[:, i] = 0
-    return out
+    return torch.stack([product(unit).flatten(1)[:, i] for i, unit in enumerate(units(y))], 1).view_as(y)
+
+
+@outside_graphs
+def covariance(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> torch.Tensor:
+    """Cov[x | y], ``[B, n, n]`` for the n elements of a chain in the order of ``y.flatten(1)``; n products.
+
+    The symmetric part of sigma^2 dD/dy: the whole of it for an ideal denoiser, whose Jacobian is symmetric, and what
+    :func:`eigenpairs` and :func:`covariance_trace` see of any other (:func:`covariance_product` has all of it). At most
+    4096 elements.
+    """
+    check_observation(y)
+    check_few(y, "y", "covariance_product, covariance_diagonal, covariance_trace or eigenpairs for more")
+    product, _ = _covariance("tweedie.covariance", denoiser, y, sigma, cond)
+    half = torch.stack([product(unit).flatten(1) for unit in units(y)], 1) / 2
+    return half + half.mT
 
 
 @outside_graphs
@@ -114,7 +119,8 @@ def covariance_trace(
     remainder [Meyer 2021, alg. 1]; much better where few directions carry most of the trace.
     """
     if choice(method, "method", ("hutchinson", "hutch++")) == "hutch++":
-        _check_wide(y)
+        check_observation(y)
+        check_wide(y)
     least = 2 if method == "hutchinson" else 6
     if whole_number("samples", samples) < least:
         raise ValueError(f"samples: got {samples}, expected at least {least} for {method}")
@@ -151,7 +157,8 @@ def eigenpairs(
     Lanczos with full reorthogonalisation; ``iterations`` products, by default 2 count + 10 (at most the dimension).
     Of a network whose Jacobian is not symmetric these are the eigenpairs of the projected symmetric part.
     """
-    _check_wide(y)
+    check_observation(y)
+    check_wide(y)
     dimension = y[0].numel()
     if not 1 <= whole_number("count", count) <= dimension:
         raise ValueError(f"count: got {count}, expected 1 to the {dimension} elements of a chain")
@@ -181,36 +188,6 @@ def eigenpairs(
     values, vectors = torch.linalg.eigh((small + small.mT) / 2)
     values, vectors = values.flip(1)[:, :count], vectors.flip(2)[:, :, :count]
     return values, (basis @ vectors).mT.reshape(len(y), count, *y.shape[1:])
-
-
-@outside_graphs
-def third_cumulant(
-    denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, v: torch.Tensor, cond: Inputs | None = None
-) -> torch.Tensor:
-    """kappa_3[x | y] applied twice to v: sigma^4 (d^2 D/dy^2)[v, v], like y.
-
-    Its inner product with v is the third cumulant of v' x. It takes two derivatives, always in reverse mode. For a
-    piecewise linear network (ReLU) the result is 0.
-    """
-    check_no_gradient("tweedie.third_cumulant", cond, y=y, sigma=sigma, v=v)
-    estimator = Estimator(denoiser, y, sigma, cond)
-    _check_direction(v, y)
-    return estimator.per_chain(estimator.sigma**4) * Derivatives(estimator, y).second(v)
-
-
-def _check_wide(y: torch.Tensor) -> None:
-    """Raises TypeError for a dtype that torch's linear algebra does not support."""
-    check_observation(y)
-    if y.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"y: got {y.dtype}, expected torch.float32 or torch.float64")
-
-
-def _check_direction(v: torch.Tensor, y: torch.Tensor) -> None:
-    check_data(v, "v")
-    if v.shape != y.shape:
-        raise ValueError(f"v: got shape {list(v.shape)}, expected {list(y.shape)} like y")
-    if v.dtype != y.dtype:
-        raise TypeError(f"v: got {v.dtype}, expected {y.dtype} like y")
 
 
 def _covariance(
