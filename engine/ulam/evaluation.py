@@ -20,25 +20,42 @@ def modules_in(net: object) -> list[torch.nn.Module]:
 
 def modules_reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
     """A module and its submodules; for another callable, those of the modules that it refers to."""
-    if isinstance(value, torch.nn.Module):
-        yield from value.modules()
+    for found in _reached(value, seen):
+        if isinstance(found, torch.nn.Module):
+            yield from found.modules()
+
+
+def parameters_reached(*values: object) -> list[torch.nn.Parameter]:
+    """The parameters among these values and of the modules they are, or refer to, each once and in order."""
+    parameters: dict[torch.nn.Parameter, None] = {}
+    seen: set[int] = set()
+    for found in (found for value in values for found in _reached(value, seen)):
+        parameters |= dict.fromkeys(found.parameters() if isinstance(found, torch.nn.Module) else [found])
+    return list(parameters)
+
+
+def _reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module | torch.nn.Parameter]:
+    """A module or parameter; for another callable or a container, those that it refers to."""
+    if isinstance(value, (torch.nn.Module, torch.nn.Parameter)):
+        yield value
         return
-    if id(value) in seen or isinstance(value, type) or not callable(value):
+    contained = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if id(value) in seen or isinstance(value, type) or not (contained or callable(value)):
         return
     seen.add(id(value))
-    reached: list[object] = list(getattr(value, "__dict__", {}).values())
+    reached: list[object] = [*contained, *getattr(value, "__dict__", {}).values()]
     if isinstance(value, partial):
         reached += [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, MethodType):
         reached += [value.__self__, value.__func__]
     elif isinstance(value, FunctionType):
         named = (value.__globals__.get(name) for name in value.__code__.co_names)
-        reached += [global_ for global_ in named if isinstance(global_, torch.nn.Module)]
+        reached += [global_ for global_ in named if isinstance(global_, (torch.nn.Module, torch.nn.Parameter))]
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # not assigned yet
                 reached.append(cell.cell_contents)
     for other in reached:
-        yield from modules_reached(other, seen)
+        yield from _reached(other, seen)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,11 @@ def chains(**given: Any) -> torch.Tensor:
 
 
 def decoder() -> Given:
-    return {"decoder": lambda z: z * 0.5, "latent_shape": (2,), "encoder": None, "scale": 1.0}
+    return {"decoder": lambda z: z * 0.5, "latent_shape": (2,), "encoder": None, "scale": 1.0, "bins": None}
+
+
+def given_x(**more: Any) -> Callable[[], Given]:
+    return lambda: {"x": batch(), "samples": 2, "seed": 1, "step": 1, "chains": torch.arange(2), **more}
 
 
 VAE = vae.GaussianVAE(lambda z: z * 0.5, (2, 3), lambda x: torch.cat([x, x * 0.1], 1))
@@ -78,13 +82,16 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     }),
     "HierarchicalVAE": (lambda **given: vae.HierarchicalVAE(**given).sample(2), lambda: {
         "levels": [vae.Level((2,))], "decoder": lambda z: z * 0.5, "scale": 1.0,
+        "inference": "top-down", "bins": None,
     }),
     "HierarchicalVAE.sample": (VAE.sample, lambda: {
         "chains": torch.arange(2), "seed": 1, "noise": True, "temperature": 0.5, "slots": 2, "device": "cpu",
         "backend": None,
     }),
-    "elbo": (lambda **given: vars(VAE.elbo(**given)), lambda: {"x": batch(), "samples": 1, "seed": 1}),
-    "active_units": (VAE.active_units, lambda: {"x": batch(), "threshold": 0.01, "seed": 1}),
+    "HierarchicalVAE.elbo": (lambda **given: vars(VAE.elbo(**given)), given_x()),
+    "importance_weighted": (lambda **given: vars(VAE.importance_weighted(**given)), given_x()),
+    "active_units": (VAE.active_units, lambda: {"x": batch(), "threshold": 0.01, "samples": 2, "seed": 1}),
+    "elbo": (objectives.elbo, given_x(vae=VAE, beta=0.5, free_bits=0.1)),
 }  # fmt: skip
 EXTRA = (
     "ULAM_BACKEND",

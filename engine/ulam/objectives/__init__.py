@@ -1,11 +1,12 @@
-"""Training objectives, one number an example: denoising losses, score matching, contrastive divergence.
+"""Training objectives, one number an example: denoising losses, score matching, contrastive divergence, the ELBO.
 
-Losses of denoisers are means over elements, score matching sums over dimensions; noise and directions are noise-v1.
+Losses of denoisers are means over elements, the others sums over dimensions; noise and directions are noise-v1.
 """
 
 from ..estimation.forward import Noised, add_noise
 from . import timesteps, weightings
 from .denoising import denoising, edm, hybrid
+from .elbo import elbo
 from .energies import contrastive_divergence
 from .higher_order import second_order_score_matching
 from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
@@ -17,6 +18,7 @@ __all__ = [
     "denoising",
     "denoising_score_matching",
     "edm",
+    "elbo",
     "hybrid",
     "implicit_score_matching",
     "second_order_score_matching",

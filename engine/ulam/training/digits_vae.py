@@ -17,6 +17,7 @@ from ..models.built_in import BUILT_IN
 from ..models.digits import NULL_CLASS
 from ..models.digits_vae import BELOW, TOP, WEIGHTS, DigitsVAE, load_digits_vae
 from ..models.mnist import load_mnist5k
+from ..objectives import elbo
 from ..vae import HierarchicalVAE, Level
 from .digits import BATCH, batches
 
@@ -42,18 +43,18 @@ def train(steps: int, seed: int = 0) -> tuple[DigitsVAE, dict[str, object]]:
     begin = time.monotonic()
     for step in range(steps):
         x, _ = next(stream)
-        bound = model.elbo(x, seed=step)
-        weight = min(1.0, step / (WARM_KL * steps))
-        kl = torch.maximum(bound.kl.mean(0), torch.tensor(FREE_NATS)).sum()
-        loss = (weight * kl - bound.reconstruction.mean()) / x[0].numel()
+        beta = min(1.0, step / (WARM_KL * steps))
+        loss = elbo(model, x, beta=beta, free_bits=FREE_NATS, seed=seed, step=step).mean() / x[0].numel()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            top, below = bound.kl.detach().mean(0).tolist()
-            curve.append({"step": step, "nats": float(bound.value.detach().mean()), "kl_top": top, "kl_below": below})
+            with torch.no_grad():
+                bound = model.elbo(x, step=step)
+            top, below = bound.kl.mean(0).tolist()
+            curve.append({"step": step, "nats": float(bound.value.mean()), "kl_top": top, "kl_below": below})
             print(f"step {step}: bound {curve[-1]['nats']:.1f} nats, KL {top:.1f} + {below:.1f}", flush=True)
     net.eval()
     with torch.no_grad():
