@@ -74,6 +74,27 @@ def uncertainty(count: int = 4, sigma: float = 0.8, directions: int = 3) -> Figu
     return figure
 
 
+def blur(rows: int = 4, kept: int = 16) -> Figure:
+    """Digits and E[x | z], z their first principal components with ever more noise: exact, the digits being all x."""
+    data, _ = load_mnist5k()
+    x = data.images.flatten(1).double()
+    _, spread, directions = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    means = (x - x.mean(0)) @ directions[:kept].T / spread[:kept] * len(x) ** 0.5  # of q(z | x)
+    stds = (0.25, 0.5, 0.75, 1.0, 2.0)
+    chosen = torch.tensor([int((data.labels == digit).nonzero()[1]) for digit in (2, 3, 5, 9)[:rows]])
+    figure = Figure(figsize=(1.3 * (1 + len(stds)), 1.4 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, 1 + len(stds))
+    eps = noise.normal((kept,), seed=1, chains=rows).double()
+    for column, std in enumerate((0.0, *stds)):
+        z = means[chosen] + std * eps
+        share = torch.softmax(-torch.cdist(z, means).square() / (2 * max(std, 1e-3) ** 2), dim=1)
+        for axes, image in zip(panels[:, column], share @ x, strict=True):
+            axes.imshow(image.view(28, 28), cmap="gray", vmin=-1, vmax=1)
+            axes.set_axis_off()
+        panels[0, column].set_title(f"{std:g}" if std else "x", size=9)
+    return figure
+
+
 def bound(of: dict[str, Any]) -> Figure:
     """What each step of the 1000 costs, and what bounds of fewer steps lose."""
     figure = Figure(figsize=(8.5, 3.4), dpi=110, layout="constrained")
@@ -94,7 +115,8 @@ def bound(of: dict[str, Any]) -> Figure:
 
 def main() -> None:
     of = page()
-    for name, figure in (("samples", samples(of)), ("uncertainty", uncertainty()), ("bound", bound(of))):
+    figures = ("samples", samples(of)), ("uncertainty", uncertainty()), ("blur", blur()), ("bound", bound(of))
+    for name, figure in figures:
         figure.savefig(HERE / f"theory_{name}.png", metadata={"Software": None})
 
 

@@ -99,6 +99,42 @@ def test_importance_weighted_gradients_are_those_of_the_weights() -> None:
     torch.testing.assert_close(got, expected)
 
 
+def test_the_best_decoder_is_the_conditional_mean_and_blurs() -> None:
+    """Of 12 points as all data, where E[x | z] is a weighted mean: any other decoder loses |d|^2 / (2 s^2)."""
+    points = torch.randn(12, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    towards, std, s = torch.tensor([[1.0], [0.5], [-0.5]]).double(), 0.4, 0.6
+
+    def best(z: torch.Tensor) -> torch.Tensor:
+        share = torch.softmax(-(z - (points @ towards).T).square() / (2 * std**2), dim=1)
+        return share @ points
+
+    x, drawn = points.repeat(1000, 1), []
+
+    def wave(z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([z.sin(), z.cos(), torch.ones_like(z)], dim=1)
+
+    def decoder(z: torch.Tensor) -> torch.Tensor:
+        drawn.append(z)
+        return best(z) + wave(z) * weights
+
+    weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    model = vae.GaussianVAE(decoder, (1,), lambda x: moments(x @ towards, std), s)
+    loss = objectives.elbo(model, x, step=0)
+    parts = [torch.autograd.grad(part.mean(), weights, retain_graph=True)[0] for part in loss.split(600)]
+    slopes = torch.stack(parts)
+    assert (slopes.mean(0).abs() <= 4 * slopes.std(0) / math.sqrt(len(slopes))).all()  # a minimum
+    with torch.no_grad():
+        weights += torch.tensor([0.3, -0.2, 0.4])
+        moved = wave(drawn[0]) * weights
+        excess = objectives.elbo(model, x, step=0) - loss - moved.square().sum(1) / (2 * s**2)
+        assert abs(float(excess.mean())) <= 4 * float(excess.std()) / math.sqrt(len(x))
+        images = best(drawn[0])
+        lacking = x.var(0, correction=0) - images.var(0, correction=0)  # Var x = Var E[x | z] + E Var[x | z]
+        within = (images - x).square().mean(0)
+        spread = ((images - x).square() - (x.square() - images.square())).std(0) / math.sqrt(len(x))
+        assert (lacking - within).abs().le(4 * spread + 1e-3).all() and (lacking > 0.1).all()
+
+
 @pytest.mark.parametrize("std", [0.001, 0.02, 0.5, 30.0])
 def test_the_bins_are_those_of_the_discretised_decoder(std: float) -> None:
     """And its gradients are those of finite differences, out to the tails."""

@@ -67,10 +67,10 @@ def elbo(posterior: Posterior, decoder: Decoder) -> Elbo:
     kls, reconstructions, values = [], [], []
     for latents, given in posterior:
         terms = [nats(kl_term(latent, p, posterior.inference)) for latent, p in zip(latents, given, strict=True)]
-        kls.append(torch.stack(terms, dim=1))
+        kls.append(torch.stack(terms, dim=1) if len(terms) > 1 else terms[0][:, None])
         reconstructions.append(decoder.log_likelihood(posterior.x, latents[-1].z))
         values.append(reconstructions[-1] - sum(terms[1:], terms[0]))
-    dimensions = posterior.x[0].numel()
+    dimensions = math.prod(posterior.x.shape[1:])
     if len(values) == 1:  # without operations that change nothing, which a small batch would wait for
         return Elbo(values[0], torch.full_like(values[0], math.nan), reconstructions[0], kls[0], dimensions)
     value, error = mean_and_error(torch.stack(values))

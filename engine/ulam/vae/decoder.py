@@ -46,8 +46,8 @@ class Decoder:
         else:
             mean = wide(check_like(out, x.shape, "decoder", why=" like this x"))
             if self.bins is None and isinstance(self.scale, (int, float)):
-                constant = math.log(self.scale) + math.log(2 * math.pi) / 2
-                return nats((wide_x - mean).square()) / (-2 * self.scale**2) - constant * x[0].numel()
+                constant = (math.log(self.scale) + math.log(2 * math.pi) / 2) * math.prod(x.shape[1:])
+                return torch.rsub(nats((wide_x - mean).square()), -constant, alpha=1 / (2 * self.scale**2))
             log_std = self.log_std(z, mean)
         if self.bins is not None:
             return binned_log_likelihood(x, mean, log_std, self.bins)

@@ -74,7 +74,8 @@ def posterior_noise(
     sizes, row = [elements(level) for level in levels], sample_row(step, sample)
     flat = normal_for(POSTERIOR, (sum(sizes),), seed=seed, chains=chains, row=row, device=x.device)
     flat = flat.double() if x.dtype == torch.float64 else flat
-    return [part.reshape(-1, *level.shape) for part, level in zip(torch.split(flat, sizes, 1), levels, strict=True)]
+    parts = torch.split(flat, sizes, 1) if len(sizes) > 1 else (flat,)
+    return [part.reshape(-1, *level.shape) for part, level in zip(parts, levels, strict=True)]
 
 
 def infer(levels: Sequence[Level], inference: str, x: torch.Tensor, noise: Sequence[torch.Tensor]) -> list[Latent]:
