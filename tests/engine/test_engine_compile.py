@@ -107,6 +107,12 @@ def cubic(x: torch.Tensor) -> torch.Tensor:
     return -(x**3)
 
 
+def second_order(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return objectives.second_order_score_matching(
+        lambda y, _: y.cos(), lambda y, _: cubic(y), x, sigma, form="diagonal", reduced=True, step=1
+    )
+
+
 class Entry(NamedTuple):
     call: Call
     outside: bool = True  # of graphs; else in them as far as torch goes
@@ -145,6 +151,7 @@ ENTRIES = {
     "elbo": Entry(lambda x: VAE.elbo(x).value, outside=False),
     "implicit": Entry(lambda x: objectives.implicit_score_matching(cubic, x), outside=False),
     "sliced": Entry(lambda x: objectives.sliced_score_matching(cubic, x), outside=False),
+    "second order": Entry(lambda x: second_order(x, torch.ones(B)), outside=False),
     "contrastive": Entry(lambda x: objectives.contrastive_divergence(bowl, x, x + 1), outside=False),
     "normal": Entry(lambda x: ulam.noise.normal((N,), seed=1, chains=B) + x, outside=False),
     "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, torch.tensor([3, 7])), outside=False),

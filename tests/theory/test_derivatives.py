@@ -235,6 +235,8 @@ def test_networks_of_diffusers(name) -> None:
     variance = estimator.per_chain(estimator.sigma**2)
     close(tweedie.covariance_product(denoiser, y, SIGMA, v, cond), variance * first, 1e-6)
     close(tweedie.third_cumulant(denoiser, y, SIGMA, v, cond), variance**2 * second, 1e-3)
+    lower = differences(lambda at: tweedie.cumulant(denoiser, at, SIGMA, v, cond, order=3), y, v, h=2e-4)
+    close(tweedie.cumulant(denoiser, y, SIGMA, v, cond, order=4), SIGMA**2 * lower[0], 1e-6)
     risk = sure.estimate(denoiser, y, SIGMA, cond)
     probe = next(probes(y, 1))
     along = (probe * differences(estimator, y, probe, h=2e-4)[0]).flatten(1).sum(1)

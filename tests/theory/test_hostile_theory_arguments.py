@@ -68,6 +68,10 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "denoiser": ulam.Denoiser(doubled, VP), "x_0": batch(), "t": torch.tensor([0, 5]), "cond": None,
         "variance": "learned_range", "weight": 1e-3, "bins": 256, "seed": 1, "step": 1, "chains": torch.arange(2),
     }),
+    "second_order_score_matching": (objectives.second_order_score_matching, lambda: {
+        "score2": lambda x, sigma: x, "score": lambda x, sigma: -x, "x": batch(), "sigma": torch.tensor([0.5, 1.0]),
+        "form": "diagonal", "reduced": True, "seed": 1, "step": 1, "chains": torch.arange(2),
+    }),
     "PersistentChains": (chains, lambda: {
         "count": 4, "shape": (2,), "sampler": ulam.mcmc.ULA(0.1), "restart": 0.1, "start": None, "seed": 1,
         "device": "cpu", "backend": None,
@@ -109,6 +113,8 @@ EXTRA = (
 CALLERS_OWN = (
     "x = one dimension more: ValueError: levels[0].posterior",
     "energy = type",
+    "score = type",
+    "score2 = type",
     "prior = type",
     "start = type",
     "decoder = type",
