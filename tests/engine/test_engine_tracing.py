@@ -50,6 +50,12 @@ ENTRIES = {
     "denoising_score_matching": Entry(
         lambda x: objectives.denoising_score_matching(lambda y, _: -y, x, torch.ones(2)), X
     ),
+    "second_order_score_matching": Entry(
+        lambda x: objectives.second_order_score_matching(
+            lambda y, _: (y, y.flatten(1)[:, :, None]), lambda y, _: -y, x, torch.ones(2), form="low-rank", step=0
+        ),
+        X,
+    ),
     "sliced_score_matching": Entry(lambda x: objectives.sliced_score_matching(lambda y: -(y**3), x), X),
     "implicit_score_matching": Entry(
         lambda x: objectives.implicit_score_matching(lambda y: -(y**3), x), X[:, :1, :2, :2].contiguous()

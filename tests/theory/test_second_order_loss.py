@@ -145,6 +145,58 @@ def test_an_example_does_not_depend_on_its_batch_and_gradients_reach_both_networ
     assert net.weight.grad.any() and other.weight.grad.any()
 
 
+WEIGHTS = {
+    "w": torch.randn(9, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
+    "s": torch.randn(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
+}
+
+
+def of_weights(form: str, reduced: bool):
+    def own(weights, x, sigma, chains, step=5):
+        score2 = {
+            "full": lambda y, _: (y @ weights["w"].T).view(-1, 3, 3),
+            "diagonal": lambda y, _: y @ weights["w"][:3],
+            "low-rank": lambda y, _: (y @ weights["w"][:3], (y @ weights["w"][:6].T).view(-1, 3, 2)),
+        }[form]
+        return objectives.second_order_score_matching(
+            score2, lambda y, _: -y @ weights["s"], x, sigma, form=form, reduced=reduced, seed=1, step=step,
+            chains=chains,
+        )  # fmt: skip
+
+    return own
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("form", ["full", "diagonal", "low-rank"])
+def test_the_loss_compiles_in_one_graph_and_goes_through_transforms(form, reduced) -> None:
+    own, x, sigma, chains = of_weights(form, reduced), data(4), torch.full((4,), LEVEL).double(), torch.arange(3, 7)
+    torch._dynamo.reset()
+    compiled = torch.compile(own, backend="aot_eager", fullgraph=True)
+    for step in (5, 6, 7):
+        torch.testing.assert_close(compiled(WEIGHTS, x, sigma, chains, step), own(WEIGHTS, x, sigma, chains, step))
+    leaves = {name: weight.clone().requires_grad_() for name, weight in WEIGHTS.items()}
+    per_example = [
+        torch.autograd.grad(one, list(leaves.values()), retain_graph=True) for one in own(leaves, x, sigma, chains)
+    ]
+
+    def single(weights, x, sigma, chain):
+        return own(weights, x[None], sigma[None], chain[None]).sum()
+
+    found = torch.func.vmap(torch.func.grad(single), (None, 0, 0, 0))(WEIGHTS, x, sigma, chains)
+    for name, expected in zip(leaves, zip(*per_example, strict=True), strict=True):
+        torch.testing.assert_close(found[name], torch.stack(expected))
+
+
+def test_the_loss_under_autocast_and_in_bfloat16_is_near_that_in_double() -> None:
+    own, sigma = of_weights("low-rank", False), torch.full((64,), LEVEL).double()
+    exact = own(WEIGHTS, data(64), sigma, None)
+    small = {name: weight.float() for name, weight in WEIGHTS.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own(small, data(64).float(), sigma.float(), None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=0.1, atol=0.1 * float(exact.mean()))
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

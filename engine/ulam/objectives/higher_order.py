@@ -10,9 +10,9 @@ import torch
 from ulam_kernels.arguments import choice, described, switch
 from ulam_kernels.validation import check_real
 
-from ..arguments import per_chain, training_step
+from ..arguments import per_chain
 from ..evaluation import check_like
-from ..noise import TRAINING, example_ids, normal_for
+from ..noise import for_examples
 from .arguments import check_batch, check_callable, check_plain
 
 FORMS = ("full", "diagonal", "low-rank")
@@ -64,9 +64,7 @@ def second_order_score_matching(
         raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
     choice(form, "form", FORMS)
     switch(reduced, "reduced")
-    ids, step = example_ids(chains, len(x)), training_step(step)
-    z = normal_for(TRAINING, x.shape[1:], seed=seed, chains=ids, row=step, device=x.device)
-    z = z.to(torch.promote_types(x.dtype, torch.float32))
+    z = for_examples(x, seed=seed, step=step, chains=chains)
     level = per_chain(sigma, x).to(z)
 
     def at(side: float) -> Matrix:
