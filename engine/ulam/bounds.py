@@ -2,43 +2,41 @@
 
 >>> bound = ulam.bounds.vlb(denoiser, x_0)                    # the variational bound, term by term
 >>> exact = ulam.bounds.likelihood(denoiser, x_0, samples=8)  # the probability-flow ODE, see ulam.estimation.likelihood
+>>> e = ulam.bounds.x0_variances(denoiser, other_x_0)         # for variance="optimal" here and in ulam.samplers.DDPM
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from ulam_kernels.arguments import choice, described, real, whole
+from ulam_kernels.arguments import choice, whole
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
-from ulam_kernels.validation import check_batch
 
+from . import tweedie
 from .arguments import chain_ids, per_chain, whole_number
 from .denoiser import Denoiser, check_denoiser
 from .estimation.estimator import Inputs
-from .estimation.forward import add_noise
 from .estimation.likelihood import Likelihood, likelihood
 from .estimation.probes import MOST_PROBES
+from .estimation.reverse_chain import Index, ReverseChain
 from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
-from .evaluation import check_halves, check_output, in_eval_mode, modules_in
-from .gradients import check_no_gradient, without_graph
+from .estimation.x0_variances import check_clip, check_finite, noised_estimate, x0_variances
+from .gradients import check_no_gradient
 from .noise import BOUND, SAMPLED_STEPS, normal_for
-from .ops import predict_x0
-from .samplers.ddpm import VARIANCES
-from .schedules import Array, Schedule, VariancePreserving, posterior
+from .samplers.ddpm import MEASURE, VARIANCES, at_times, check_x0_variances
+from .schedules import Array
 
-__all__ = ["Bound", "Likelihood", "ReverseChain", "likelihood", "vlb"]
+__all__ = ["Bound", "Likelihood", "ReverseChain", "likelihood", "vlb", "x0_variances"]
 
-Index: TypeAlias = npt.NDArray[np.int64]
 DECODERS = ("discretised", "gaussian")
-VARIANCE_HALVES = "the mean, then the variance"
+FEW_ELEMENTS, PROBES = 64, 4  # a trace is exact up to so many, and estimated with so many products beyond
 
 
 @dataclass(frozen=True)
@@ -66,63 +64,6 @@ class Bound(BatchEstimate):
         return t, mean, torch.where(count > 1, squares / (count - 1).clamp(min=1) / count, torch.nan).sqrt()
 
 
-class ReverseChain:
-    """The Gaussian steps of DDPM on training steps ``t`` ``[K]``, increasing, and their posteriors [Ho 2020, eq. 7].
-
-    With s the step before t, the data before the first, all ``[K]`` float64: on_D, the coefficient of x_0 in the mean
-    of q(x_s | x_t, x_0) (that of x_t is the model's own, so it drops out of every KL); small = log beta~ and
-    large = log beta, recomputed for the steps left [Nichol & Dhariwal 2021, sec. 4]. beta~ of the first step is 0, so
-    small has the second step's there, as in openai/guided-diffusion.
-
-    Raises TypeError or ValueError for a schedule that is not vp, or steps that are not among its own.
-    """
-
-    def __init__(self, schedule: Schedule, timesteps: Sequence[int] | None = None) -> None:
-        if not isinstance(schedule, VariancePreserving):
-            raise ValueError(
-                f"schedule: got {schedule!r:.80}, expected a vp schedule: the bound is of its training steps"
-            )
-        if timesteps is not None and (not isinstance(timesteps, Sequence) or isinstance(timesteps, str)):
-            raise TypeError(f"timesteps: got {described(timesteps)}, expected training steps, or None")
-        steps = range(schedule.steps) if timesteps is None else [whole_number("timesteps", t) for t in timesteps]
-        self.t = np.array(sorted(steps), dtype=np.int64)
-        if not len(self.t) or len(set(steps)) < len(self.t) or self.t[0] < 0 or self.t[-1] >= schedule.steps:
-            raise ValueError(
-                f"timesteps: got {timesteps!r:.80}, expected different numbers from 0 to {schedule.steps - 1}"
-            )
-        self.alpha, self.sigma = schedule.levels(self.t.astype(np.float64))
-        alpha_s, sigma_s = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])
-        _, self.on_D, fresh = posterior(self.alpha, self.sigma, alpha_s, sigma_s)
-        with np.errstate(divide="ignore"):
-            self.large, self.small = np.log(self.sigma**2 * fresh), np.log(sigma_s**2 * fresh)
-        self.small[0] = self.small[1] if len(self.t) > 1 else self.large[0]
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def log_variance(self, variance: str, k: Index, v: torch.Tensor | None) -> torch.Tensor | Array:
-        """The model's log-variance at steps ``k`` ``[B]``: ``[B]`` if fixed, else like v, the network's second half.
-
-        | variance | |
-        |---|---|
-        | posterior, beta | log beta~, log beta; both log beta~ of the second step at the first |
-        | learned | v |
-        | learned_range | f log beta + (1 - f) log beta~, f = (v + 1) / 2 [Nichol & Dhariwal 2021, eq. 15] |
-
-        With the ideal D and ever more steps the bound converges to the exact value under beta if the data have a
-        density, under posterior if they are atoms [Ho 2020, sec. 3.2]; a learned variance can serve both.
-        """
-        if variance == "posterior":
-            return np.asarray(self.small[k])
-        if variance == "beta":
-            return np.asarray(np.where(k == 0, self.small[0], self.large[k]))
-        assert v is not None, "the network's output was checked"
-        if variance == "learned":
-            return v
-        low, high = (per_chain(torch.from_numpy(a[k]).to(v), v) for a in (self.small, self.large))
-        return (low + high) / 2 + (high - low) / 2 * v
-
-
 @outside_graphs
 def vlb(
     denoiser: Denoiser,
@@ -130,6 +71,7 @@ def vlb(
     cond: Inputs | None = None,
     *,
     variance: str = "posterior",
+    x0_variances: Mapping[float, float] | None = None,
     timesteps: Sequence[int] | None = None,
     sampled: int | None = None,
     samples: int = 1,
@@ -158,7 +100,11 @@ def vlb(
     Args:
         x_0: ``[B, *shape]``, for the discretised decoder in ``bins`` bins from -1 to 1. cond: the network's further
             arguments.
-        variance: of the model's steps, see :class:`ReverseChain`.
+        variance: of the model's steps, see :class:`ReverseChain`. optimal: beta~ + on_D^2 e_t, the fixed one of the
+            least bound [Bao 2022]; at the first step e_t for the gaussian decoder, else as posterior.
+        x0_variances: {t: e_t} from :func:`x0_variances` on other data. By default Tweedie's posterior variance at the
+            x_t of this batch, the mean over elements (exact up to 64 a chain, else by 4 products) and chains, on which
+            a chain's bound then depends; it does not see x_0, so the bound remains one.
         timesteps: the steps of the reverse process, every training step by default (respaced: beta is recomputed).
         sampled: evaluate L_0 and this many of the other steps, each chain drawing one from each of as many equal parts;
             each step stands for its part, so the bound stays unbiased. samples: repeats, with new noise and steps.
@@ -174,24 +120,23 @@ def vlb(
     check_not_recorded("vlb")
     check_no_gradient("bounds.vlb", cond, x_0=x_0)
     check_denoiser(denoiser, cond)
-    check_batch(x_0, "x_0")
-    x_0 = x_0.resolve_neg()
+    x_0 = check_finite(x_0)
     if chains is not None and len(chain_ids(chains)) != len(x_0):
         raise ValueError(f"chains: got {len(chain_ids(chains))} ids, expected {len(x_0)}, one an example")
     chain = ReverseChain(denoiser.schedule, timesteps)
     choice(variance, "variance", VARIANCES)
     choice(decoder, "decoder", DECODERS)
-    if clip is not None:
-        if not isinstance(clip, Sequence) or isinstance(clip, str) or len(clip) != 2:
-            raise TypeError(f"clip: got {described(clip)}, expected (lo, hi) or None")
-        clip = real(clip[0], "clip"), real(clip[1], "clip")
+    clip = check_clip(clip)
     samples = whole(samples, "samples", 1, MOST_PROBES)
     if sampled is not None and not 1 <= whole_number("sampled", sampled) <= max(len(chain) - 1, 1):
         raise ValueError(f"sampled: got {sampled}, expected 1 to the {len(chain) - 1} steps after the first")
-    if decoder == "discretised" and len(x_0) and not float(x_0.abs().max()) <= 1 + 1e-3:  # NaN too
+    if decoder == "discretised" and not float(x_0.abs().max()) <= 1 + 1e-3:
         largest = float(x_0.abs().max())
         raise ValueError(f"x_0: got {largest:g} in size, expected numbers in [-1, 1] for the discretised decoder")
-    term = _Term(denoiser, x_0, dict(cond or {}), chain, variance, decoder, bins, cdf, clip, seed, chains, backend)
+    optimal = _optimal(chain, variance, x0_variances, sampled, decoder)
+    term = _Term(
+        denoiser, x_0, dict(cond or {}), chain, variance, optimal, decoder, bins, cdf, clip, seed, chains, backend
+    )
     terms: list[torch.Tensor] = []
     steps: list[torch.Tensor] = []
     for repeat in range(samples):
@@ -199,6 +144,23 @@ def vlb(
             terms.append(term(k, number=len(terms)))
             steps.append(torch.from_numpy(chain.t[k]))
     return _bound(term.prior(), torch.stack(terms), torch.stack(steps), _weights(len(chain), sampled), samples)
+
+
+def _optimal(
+    chain: ReverseChain, variance: str, given: Mapping[float, float] | None, sampled: int | None, decoder: str
+) -> Array | None:
+    """log sigma_*^2 ``[K]`` of the numbers ``given``; None where there are none, or none are needed."""
+    pairs = check_x0_variances(given, variance)
+    if pairs is not None:
+        found = chain.log_optimal(at_times(pairs, chain.t.astype(np.float64)))
+        if decoder == "gaussian" and not np.isfinite(found[0]):
+            raise ValueError(f"x0_variances: got 0 at t = {chain.t[0]}, expected more: it is the decoder's variance")
+        return found
+    if variance == "optimal" and sampled is not None:
+        raise ValueError(f"x0_variances: got None under sampled={sampled}, expected {MEASURE}: chains differ in steps")
+    if variance == "optimal" and chain.alpha[-1] == 0:
+        raise ValueError(f"x0_variances: got None at zero terminal SNR, expected {MEASURE}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -210,6 +172,7 @@ class _Term:
     cond: dict[str, torch.Tensor]
     chain: ReverseChain
     variance: str
+    optimal: Array | None
     decoder: str
     bins: int
     cdf: str
@@ -220,8 +183,8 @@ class _Term:
 
     def __call__(self, k: Index, number: int) -> torch.Tensor:
         """The term of step ``k`` ``[B]`` of the chain; all of k are 0, or none is."""
-        D, v = self._estimate(k, number)
-        log_variance = self._per_chain(self.chain.log_variance(self.variance, k, v))
+        x_t, D, v = self._estimate(k, number)
+        log_variance = self._per_chain(self._log_variance(k, v, x_t))
         if not (k == 0).all():
             # Both means have the same term in x_t, which drops out; a common factor of the rest leaves the KL as it is.
             scale = 2 * np.log(self.chain.on_D[k])
@@ -232,7 +195,7 @@ class _Term:
             options = {"cdf": self.cdf, "backend": self.backend}
             nats = -discretised_log_likelihood(self._x, D, log_variance / 2, self.bins, **options)  # type: ignore[arg-type]
         else:
-            nats = -self._log_density(D, v)
+            nats = -self._log_density(D, log_variance)
         return nats / (self.x_0[0].numel() * math.log(2))
 
     def prior(self) -> torch.Tensor:
@@ -248,32 +211,45 @@ class _Term:
     def _x(self) -> torch.Tensor:
         return self._wide(self.x_0)
 
-    def _estimate(self, k: Index, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """D, and the second half of the network's output where the variance is learned."""
-        denoiser, channels = self.denoiser, self.x_0.shape[1]
-        t = torch.from_numpy(self.chain.t[k])
+    def _estimate(self, k: Index, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """x_t, D, and the second half of the network's output where the variance is learned."""
         ids = len(self.x_0) if self.chains is None else self.chains
         names = {"seed": self.seed, "chains": ids, "device": self.x_0.device, "backend": self.backend}
         z = normal_for(BOUND, self.x_0.shape[1:], row=number, **names)
-        with torch.no_grad():
-            x_t = add_noise(
-                self.x_0.detach(), t, denoiser.schedule, "eps", noise=self._wide(z), backend=self.backend
-            ).x_t
-            network_times = t.to(x_t.device, denoiser.time_dtype)
-            with in_eval_mode(modules_in(denoiser.net)):
-                m = without_graph(lambda x: denoiser.net(x, network_times, **self.cond), x_t)
-            learned = self.variance.startswith("learned")
-            m = check_halves(m, x_t.shape, VARIANCE_HALVES) if learned else check_output(m, x_t.shape)
-            D = predict_x0(x_t, m[:, :channels].contiguous(), t, denoiser.schedule, denoiser.predicts)
-        D = D if self.clip is None else D.clamp(*self.clip)
-        return self._wide(D), self._wide(m[:, channels:]) if learned else None
+        options: dict[str, Any] = {"clip": self.clip, "learned": self.variance.startswith("learned")}
+        t = self.chain.t[k].astype(np.float64)
+        x_t, D, v = noised_estimate(self.denoiser, self.x_0, t, z, self.cond, backend=self.backend, **options)
+        return x_t, self._wide(D), None if v is None else self._wide(v)
 
-    def _log_density(self, D: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
+    def _log_variance(self, k: Index, v: torch.Tensor | None, x_t: torch.Tensor) -> torch.Tensor | Array:
+        """The model's log-variance at steps ``k``, ``[B]`` if fixed, else like v; of the decoder at the first."""
+        first = bool((k == 0).all())
+        if first and self.decoder == "gaussian" and self.variance in ("posterior", "beta"):
+            return np.asarray(2 * np.log(self.chain.sigma[k] / self.chain.alpha[k]))
+        if self.variance != "optimal" or (first and self.decoder == "discretised"):
+            return self.chain.log_variance("posterior" if self.variance == "optimal" else self.variance, k, v)
+        if self.optimal is not None:
+            return np.asarray(self.optimal[k])
+        return np.asarray(self.chain.log_optimal(self._posterior_variance(x_t, k))[k])
+
+    def _posterior_variance(self, x_t: torch.Tensor, k: Index) -> float:
+        """Tweedie's variance of x_0 given x_t, the mean over the elements of the batch, which is at one step."""
+        alpha, ratio = self.chain.alpha[k[0]], self.chain.sigma[k[0]] / self.chain.alpha[k[0]]
+        samples = None if x_t[0].numel() <= FEW_ELEMENTS else PROBES
+        y = (x_t.double() / alpha).to(x_t.dtype)
+        diagonal = tweedie.covariance_diagonal(self.denoiser, y, ratio, self.cond, samples=samples, seed=self.seed)
+        mean = float(diagonal.double().mean())
+        if not (mean > 0 or (mean == 0 and k[0])):  # at the first step it is the decoder's variance
+            t = self.chain.t[k[0]]
+            raise ValueError(
+                f"denoiser: got a posterior variance of {mean:g} at t = {t}, expected one above 0, or x0_variances"
+            )
+        return mean
+
+    def _log_density(self, D: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
         """log N(x_0; D, variance) of the first step, ``[B]``."""
-        k = np.zeros(len(self.x_0), dtype=np.int64)
-        first = 2 * np.log(self.chain.sigma[k] / self.chain.alpha[k])
-        log_variance = self._per_chain(first if v is None else self.chain.log_variance(self.variance, k, v))
-        wide = log_variance.double().view(len(D), *([1] * (D.dim() - 1) if v is None else D.shape[1:]))
+        wide = log_variance.double()
+        wide = per_chain(wide, D) if wide.dim() == 1 else wide
         squares = (self._x.double() - D.double()) ** 2 * (-wide).exp()
         return -(squares + wide + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 

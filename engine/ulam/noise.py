@@ -74,6 +74,7 @@ SAMPLED_STEPS = Purpose("which steps of a bound are evaluated", 4, 0, "repeats")
 BOUND = Purpose("the noise of a bound's evaluations", 4, 1, "evaluations")
 DEQUANTISATION = Purpose("where in its bin a quantised value lies", 5, 0, "0 alone")
 CHECK = Purpose("the observations of a model's check", 6, 0, "noise levels")
+X0_VARIANCE = Purpose("the noise under a measured error of x_0", 6, 1, "draws of each example")
 
 
 def normal(

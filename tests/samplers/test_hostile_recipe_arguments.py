@@ -25,7 +25,7 @@ NOT_HERE = {
     "Schedule": "abstract", "Continuous": "abstract", "Array": "a type", "Numbers": "a type",
     "EDM": "edm makes it", "FlowMatching": "flow makes it", "SubVP": "sub_vp makes it",
     "VarianceExploding": "ve makes it", "VariancePreserving": "from_betas and others make it",
-    **dict.fromkeys(("correlation", "posterior"), "they read levels that a schedule gave"),
+    **dict.fromkeys(("before", "correlation", "posterior"), "they read levels that a schedule gave"),
     "Chains": "what run returns", "DualAveraging": "what run adapts steps with",
 }  # fmt: skip
 

@@ -55,6 +55,14 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "samples": 1, "decoder": "discretised", "bins": 256, "cdf": "exact", "clip": (-1.0, 1.0), "seed": 1,
         "chains": torch.arange(2), "backend": None,
     }),
+    "vlb optimal": (lambda **given: vars(bounds.vlb(**given)), lambda: {
+        "denoiser": EPS, "x_0": batch(), "variance": "optimal", "x0_variances": {0: 0.1, 5: 0.2}, "timesteps": (0, 5),
+        "sampled": 1, "decoder": "gaussian",
+    }),
+    "x0_variances": (bounds.x0_variances, lambda: {
+        "denoiser": EPS, "x_0": batch(), "cond": None, "timesteps": (0, 5), "samples": 2, "clip": (-1.0, 1.0),
+        "seed": 1, "chains": torch.arange(2), "backend": None,
+    }),
     "likelihood": (lambda **given: vars(bounds.likelihood(**given)), lambda: {
         "denoiser": DENOISER, "x": batch(), "cond": None, "solver": "heun", "steps": 2, "rtol": 1e-2, "atol": 1e-2,
         "trace": "hutchinson", "samples": 1, "kind": "rademacher", "levels": 256, "sigma_min": 0.1, "sigma_max": 10.0,

@@ -29,6 +29,8 @@ SECTIONS = (
 )
 
 REFERENCES: dict[str, str] = {
+    "Bao 2022": "Bao, Li, Zhu, Zhang. Analytic-DPM: an analytic estimate of the optimal reverse variance in diffusion "
+    "probabilistic models. arXiv:2201.06503",
     "Ho 2020": "Ho, Jain, Abbeel. Denoising diffusion probabilistic models. arXiv:2006.11239",
     "Jolicoeur-Martineau 2021": "Jolicoeur-Martineau et al. Adversarial score matching and improved sampling for image "
     "generation. arXiv:2009.05475",

@@ -12,9 +12,10 @@ from ulam_kernels.arguments import choice, described, real, whole
 from ulam_kernels.validation import check_tensor
 
 from ..arguments import Time, chain_times, per_chain
-from ..bounds import VARIANCE_HALVES, Index, ReverseChain
 from ..denoiser import Denoiser, check_denoiser
 from ..estimation.forward import Noised, add_noise
+from ..estimation.reverse_chain import Index, ReverseChain
+from ..estimation.x0_variances import VARIANCE_HALVES
 from ..evaluation import check_halves, check_output, split_output
 from ..ops import predict_x0
 from ..programs.predictions import step_back

@@ -140,7 +140,7 @@ def step_back(schedule: Schedule | None, alpha: Array, sigma: Array) -> tuple[Ar
     if (count > 1).any():
         still = t[count > 1].flat[0] + 1
         raise ValueError(f"predicts: got 'mean' at t = {still}, a step that adds no noise, expected one that does")
-    alpha_s, sigma_s = before(schedule, t)
+    alpha_s, sigma_s = before(schedule, t.astype(np.float64))
     on_x, on_D, _ = posterior(alpha, np.where(t == 0, 1.0, sigma), alpha_s, sigma_s)  # sigma_0 may be 0, as sigma_s is
     return on_x, on_D, alpha_s
 
