@@ -27,7 +27,7 @@ from .estimation.likelihood import Likelihood, likelihood
 from .estimation.probes import MOST_PROBES
 from .estimation.reverse_chain import Index, ReverseChain
 from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
-from .estimation.x0_variances import check_clip, check_finite, noised_estimate, x0_variances
+from .estimation.x0_variances import check_clip, check_finite, check_pair, noised_estimate, x0_variances
 from .gradients import check_no_gradient
 from .noise import BOUND, SAMPLED_STEPS, normal_for
 from .samplers.ddpm import MEASURE, VARIANCES, at_times, check_x0_variances
@@ -77,6 +77,7 @@ def vlb(
     samples: int = 1,
     decoder: str = "discretised",
     bins: int = 256,
+    ends: tuple[float, float] = (-1.0, 1.0),
     cdf: str = "exact",
     clip: tuple[float, float] | None = None,
     seed: int = 0,
@@ -98,8 +99,8 @@ def vlb(
     The noise is noise-v1 of (seed, chain, number of the evaluation): a chain's bound does not depend on its batch.
 
     Args:
-        x_0: ``[B, *shape]``, for the discretised decoder in ``bins`` bins from -1 to 1. cond: the network's further
-            arguments.
+        x_0: ``[B, *shape]``, for the discretised decoder on ``bins`` equal levels between the two ``ends``. cond: the
+            network's further arguments.
         variance: of the model's steps, see :class:`ReverseChain`. optimal: beta~ + on_D^2 e_t, the fixed one of the
             least bound [Bao 2022]; at the first step e_t for the gaussian decoder, else as posterior.
         x0_variances: {t: e_t} from :func:`x0_variances` on other data. By default Tweedie's posterior variance at the
@@ -130,13 +131,10 @@ def vlb(
     samples = whole(samples, "samples", 1, MOST_PROBES)
     if sampled is not None and not 1 <= whole_number("sampled", sampled) <= max(len(chain) - 1, 1):
         raise ValueError(f"sampled: got {sampled}, expected 1 to the {len(chain) - 1} steps after the first")
-    if decoder == "discretised" and not float(x_0.abs().max()) <= 1 + 1e-3:
-        largest = float(x_0.abs().max())
-        raise ValueError(f"x_0: got {largest:g} in size, expected numbers in [-1, 1] for the discretised decoder")
+    ends = _ends(ends, x_0, decoder)
     optimal = _optimal(chain, variance, x0_variances, sampled, decoder)
-    term = _Term(
-        denoiser, x_0, dict(cond or {}), chain, variance, optimal, decoder, bins, cdf, clip, seed, chains, backend
-    )
+    options = bins, ends, cdf, clip, seed, chains, backend
+    term = _Term(denoiser, x_0, dict(cond or {}), chain, variance, optimal, decoder, *options)
     terms: list[torch.Tensor] = []
     steps: list[torch.Tensor] = []
     for repeat in range(samples):
@@ -163,6 +161,17 @@ def _optimal(
     return None
 
 
+def _ends(ends: object, x_0: torch.Tensor, decoder: str) -> tuple[float, float]:
+    """The least and the largest level, with x_0 between them where the decoder is discretised; else raises."""
+    lo, hi = check_pair(ends, "ends")
+    slack = 5e-4 * (hi - lo)
+    outside = x_0[(x_0 < lo - slack) | (x_0 > hi + slack)] if decoder == "discretised" else x_0[:0]
+    if outside.numel():
+        right = f"numbers in [{lo:g}, {hi:g}] for the discretised decoder"
+        raise ValueError(f"x_0: got {float(outside.flatten()[0]):g}, expected {right}")
+    return lo, hi
+
+
 @dataclass(frozen=True)
 class _Term:
     """One term of the bound for every chain, ``[B]`` float64 bits per dimension."""
@@ -175,6 +184,7 @@ class _Term:
     optimal: Array | None
     decoder: str
     bins: int
+    ends: tuple[float, float]
     cdf: str
     clip: tuple[float, float] | None
     seed: int
@@ -192,8 +202,7 @@ class _Term:
             posterior_variance = self._per_chain(self.chain.small[k] - scale)
             nats = gaussian_kl(self._x, posterior_variance, D, log_variance - shift, backend=self.backend)
         elif self.decoder == "discretised":
-            options = {"cdf": self.cdf, "backend": self.backend}
-            nats = -discretised_log_likelihood(self._x, D, log_variance / 2, self.bins, **options)  # type: ignore[arg-type]
+            nats = -self._log_probability(D, log_variance / 2)
         else:
             nats = -self._log_density(D, log_variance)
         return nats / (self.x_0[0].numel() * math.log(2))
@@ -245,6 +254,14 @@ class _Term:
                 f"denoiser: got a posterior variance of {mean:g} at t = {t}, expected one above 0, or x0_variances"
             )
         return mean
+
+    def _log_probability(self, D: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+        """log P(N(D, exp(log_scale)^2) falls into the bin of x_0), ``[B]``, of levels from -1 to 1 after scaling."""
+        x, (lo, hi) = self._x, self.ends
+        if (lo, hi) != (-1, 1):
+            x, D = ((2 * of - lo - hi) / (hi - lo) for of in (x, D))
+            log_scale = log_scale + math.log(2 / (hi - lo))
+        return discretised_log_likelihood(x, D, log_scale, self.bins, cdf=self.cdf, backend=self.backend)
 
     def _log_density(self, D: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
         """log N(x_0; D, variance) of the first step, ``[B]``."""

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from ulam import Denoiser, bounds, schedules, sure
-from ulam.cli import check as check_report
+from ulam.cli import bits
 from ulam.cli import main as cli
 from ulam.cli.models import load_model
 from ulam.estimation import measure as check
@@ -202,9 +202,10 @@ def test_a_whole_one_passes_and_leaves_a_report_and_a_picture(folder: Path) -> N
     report = json.loads((folder / "out" / "check.json").read_text())
     assert report["passed"] and [level["sigma"] for level in report["levels"]] == [0.5, 1.0]
     x, labels = held_out(24)
-    bound = bounds.vlb(load_model("digits").denoiser, x, {"y": labels}, sampled=check_report.STEPS, clip=(-1, 1))
+    bound = bounds.vlb(load_model("digits").denoiser, x, {"y": labels}, sampled=bits.STEPS, clip=(-1, 1))
     assert report["bits_per_dim"]["value"] == pytest.approx(bound.value, rel=1e-3)
     assert report["bits_per_dim"]["stderr"] == pytest.approx(bound.stderr, rel=1e-2)
+    assert report["bits_per_dim"]["data"] == "256 bins from -1 to 1" and "bound, 256 bins from -1 to 1): " in ran.stdout
     expected = list(check.measure(load_model("digits").denoiser, x, [0.5, 1.0], {"y": labels}))
     for level, found in zip(expected, report["levels"], strict=True):
         assert found["error"]["value"] == pytest.approx(level.error.value, rel=1e-3)
@@ -222,19 +223,6 @@ def test_noisy_data_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]
     report = json.loads((folder / "out" / "check.json").read_text())
     assert report["levels"][0]["error"] is None
     assert report["bits_per_dim"] == {"left_out": "the bound needs clean data"}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "x", "reason"),
-    [
-        (VE, torch.zeros(4, 3), "the bound is of DDPM's steps, and needs a vp schedule"),
-        (schedules.vp_linear(), torch.full((4, 3), 0.3), "the decoder needs data on 256 levels from -1 to 1"),
-        (schedules.vp_linear(), torch.full((4, 3), 3.0), "the decoder needs data on 256 levels from -1 to 1"),
-    ],
-)
-def test_why_there_are_no_bits_is_said(schedule, x, reason: str) -> None:
-    left = check_report.bits_per_dim(Denoiser(lambda x, t: x, schedule), x, {}, noisy=False, batch=2, seed=0)
-    assert left == {"left_out": reason}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +245,17 @@ def test_why_there_are_no_bits_is_said(schedule, x, reason: str) -> None:
         (["--model", "digits", "--levels", "1"], "levels: got 1"),
         (["--model", "digits", "--chains", "3"], "chains: got 3"),
         (["--model", "digits", "--batch", "3", "--chains", "4"], "batch: got 3, expected an even number"),
+        (
+            ["--model", "digits", "--bins", "17"],
+            "bins: got 17 for data that are not on so many equal levels from -1 to 1",
+        ),
+        (["--model", "digits", "--bins", "1"], "bins: got 1, expected 2 to 65536 levels"),
+        (["--model", "digits", "--bins", "256", "--noisy", "0.5"], "bins: got 256 beside noisy, expected neither"),
+        (["--model", "digits", "--continuous", "--noisy", "0.5"], "continuous: got it beside noisy, expected neither"),
+        (
+            ["--model", "broken_digits:whole", "--shape", "1,8,8", "--data", "small.npz"],
+            "pixels: got none for uint8 data, expected what black and white were",
+        ),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], options, named: str) -> None:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import bounds
 from ..arguments import resolve_device
-from ..denoiser import Denoiser
 from ..estimation import measure
-from ..estimation.estimator import Inputs
 from ..estimation.measure import MeasuredLevel
 from ..files import json_text, whole, writable_folder, written
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import check_plots, info
+from .bits import Kind, bits_per_dim, kind_of
 from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
 from .models import load_model
 
-STEPS = 20  # terms of the bound that are evaluated beside L_0
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
 WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
 
@@ -48,6 +45,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         metavar=("BLACK", "WHITE"),
         help="what 0 and 255 of uint8 data were to the network in training, such as -1 1 (digits: that)",
     )
+    decoder = p.add_mutually_exclusive_group()
+    decoder.add_argument(
+        "--bins",
+        type=int,
+        metavar="N",
+        help="bits/dim of data on N equal levels (default: the levels that they are on)",
+    )
+    decoder.add_argument("--continuous", action="store_true", help="bits/dim of the density of continuous data")
     p.add_argument("--noisy", type=float, metavar="SIGMA", help="the data are observations with this noise on them")
     p.add_argument("--levels", type=int, default=8, metavar="N", help="noise levels (default 8)")
     p.add_argument(
@@ -70,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     )
     sigmas = _sigmas(options, model)
     data = _data(options, model)
+    kind = _kind(options, data, model)
     device = resolve_device(options.device)
     if isinstance(model.denoiser.net, torch.nn.Module):
         model.denoiser.net.to(device)
@@ -85,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
             print(row(level), flush=True)
             found.append(level)
         bits = bits_per_dim(
-            model.denoiser, x, cond, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
+            model.denoiser, x, cond, kind, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
         )
         told = f"left out, {bits['left_out']}" if "left_out" in bits else f"{bits['value']:.3f}({bits['stderr']:.1g})"
-        print(f"ulam: bits/dim (variational bound): {told}")
+        print(f"ulam: bits/dim (variational bound, {kind}): {told}")
         report = as_json(found) | {
             "bits_per_dim": bits,
             "model": model.name,
@@ -157,28 +163,6 @@ def as_json(found: list[MeasuredLevel]) -> dict[str, Any]:
     }
 
 
-def bits_per_dim(
-    denoiser: Denoiser, x: torch.Tensor, cond: Inputs, *, noisy: bool, batch: int, seed: int
-) -> dict[str, Any]:
-    """The DDPM bound of x from L_0 and ``STEPS`` other terms a chain: value and stderr, or why it is left out."""
-    if noisy:
-        return {"left_out": "the bound needs clean data"}
-    if denoiser.schedule.kind != "vp":
-        return {"left_out": "the bound is of DDPM's steps, and needs a vp schedule"}
-    pixels = (x + 1) * 127.5
-    if not ((x.abs() <= 1 + 1e-3) & ((pixels - pixels.round()).abs() < 1e-3)).all():
-        return {"left_out": "the decoder needs data on 256 levels from -1 to 1"}
-    parts = []
-    for begin in range(0, len(x), batch):
-        at = slice(begin, min(begin + batch, len(x)))
-        given = {name: value[at] for name, value in cond.items()}
-        ids = range(at.start, at.stop)
-        bound = bounds.vlb(denoiser, x[at], given, sampled=STEPS, clip=(-1, 1), seed=seed, chains=ids)
-        parts.append(bound.per_chain)
-    per_chain = torch.cat(parts)
-    return {"value": float(per_chain.mean()), "stderr": float(per_chain.std()) / len(per_chain) ** 0.5}
-
-
 def _line(cells: tuple[str, ...]) -> str:
     return " ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
 
@@ -214,7 +198,7 @@ def _data(options: argparse.Namespace, model: Model) -> Examples:
         if model.name != "digits":
             raise ValueError("data: got none, expected examples for your own model, such as --data held_out.npz")
         _, held_out = load_mnist5k()
-        there = Examples(held_out.images, held_out.labels, "the held-out digits")
+        there = Examples(held_out.images, held_out.labels, "the held-out digits", (-1.0, 1.0))
     else:
         pixels, usual = options.pixels, (-1.0, 1.0) if model.name == "digits" else None
         if pixels is not None and not (math.isfinite(sum(pixels)) and pixels[0] != pixels[1]):
@@ -224,7 +208,18 @@ def _data(options: argparse.Namespace, model: Model) -> Examples:
     if count < 4:
         raise ValueError(f"data: got {options.data} with {len(there.x)} examples, expected at least 4")
     chosen = torch.arange(count) * len(there.x) // count
-    return Examples(there.x[chosen], None if there.labels is None else there.labels[chosen], there.source)
+    return replace(there, x=there.x[chosen], labels=None if there.labels is None else there.labels[chosen])
+
+
+def _kind(options: argparse.Namespace, data: Examples, model: Model) -> Kind:
+    """What the bits per dimension are of. Raises ValueError for a choice that nothing would follow."""
+    if options.bins is not None or options.continuous:
+        name, got = ("bins", options.bins) if options.bins is not None else ("continuous", "it")
+        if options.noisy is not None:
+            raise ValueError(f"{name}: got {got} beside noisy, expected neither: the bound needs clean data")
+        if model.denoiser.schedule.steps is None:
+            raise ValueError(f"{name}: got {got} on {model.denoiser.schedule!r}, expected a vp schedule for the bound")
+    return kind_of(data.x, options.bins, options.continuous, data.pixels)
 
 
 def _cond(data: Examples, model: Model, device: torch.device) -> dict[str, torch.Tensor]:

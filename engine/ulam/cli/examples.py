@@ -14,11 +14,15 @@ from ..files import one_line
 
 @dataclass(frozen=True)
 class Examples:
-    """Clean or noisy examples ``[N, *shape]``, their labels ``[N]`` or None, and where they come from, in words."""
+    """Clean or noisy examples ``[N, *shape]``, their labels ``[N]`` or None, and where they come from, in words.
+
+    pixels: of pictures, the numbers that black and white were scaled to.
+    """
 
     x: torch.Tensor
     labels: torch.Tensor | None
     source: str
+    pixels: tuple[float, float] | None = None
 
 
 def read_examples(
@@ -38,7 +42,7 @@ def read_examples(
     arrays = _arrays(path)
     if "arr_0" not in arrays:
         raise ValueError(f"data: got {path} without arr_0, expected the examples there")
-    given = arrays["arr_0"]
+    given, ends = arrays["arr_0"], None
     if given.dtype == np.uint8 and given.ndim == 4:
         if (ends := pixels or usual) is None:
             raise ValueError(
@@ -63,7 +67,7 @@ def read_examples(
         raise ValueError(f"data: got arr_1 of {labels.dtype} {list(labels.shape)}, expected {len(given)} whole numbers")
     if labels is not None and len(labels) and int(labels.max()) >= 1 << 63:
         raise ValueError(f"data: got {labels.max()} in arr_1, expected labels of 64 bits with a sign")
-    return Examples(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), str(path))
+    return Examples(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), str(path), ends)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -126,13 +126,16 @@ def check_finite(x_0: torch.Tensor) -> torch.Tensor:
 
 def check_clip(clip: object) -> tuple[float, float] | None:
     """(lo, hi) with lo below hi, or None. Raises TypeError or ValueError for another."""
-    if clip is None:
-        return None
-    if not isinstance(clip, Sequence) or isinstance(clip, str) or len(clip) != 2:
-        raise TypeError(f"clip: got {described(clip)}, expected (lo, hi) or None")
-    lo, hi = real(clip[0], "clip"), real(clip[1], "clip")
+    return None if clip is None else check_pair(clip, "clip")
+
+
+def check_pair(pair: object, name: str) -> tuple[float, float]:
+    """(lo, hi) with lo below hi. Raises TypeError or ValueError for another."""
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise TypeError(f"{name}: got {described(pair)}, expected (lo, hi)")
+    lo, hi = real(pair[0], name), real(pair[1], name)
     if not lo < hi:
-        raise ValueError(f"clip: got {described(clip)}, expected (lo, hi) with lo below hi")
+        raise ValueError(f"{name}: got {described(pair)}, expected (lo, hi) with lo below hi")
     return lo, hi
 
 
