@@ -14,13 +14,28 @@ import torch
 
 from ulam_kernels.arguments import described, real
 from ulam_kernels.ops import MAX_ELEMENTS
-from ulam_kernels.tracing import check_read
+from ulam_kernels.tracing import check_read, recorder, without_memory
 from ulam_kernels.validation import check_tensor
 
 from .gradients import check_no_gradient
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_CHAINS = 1 << 40
+
+
+def check_plain(x: torch.Tensor, name: str) -> None:
+    """Raises TypeError, ValueError or RuntimeError for what torch cannot compute with here, compiled or not."""
+    check_tensor(x, name)
+    if recorder() is None and without_memory(x):  # a fake tensor outside its mode
+        check_read(x, name, "a plain tensor")
+
+
+def check_states(x: torch.Tensor, name: str = "x") -> torch.Tensor:
+    """``x``, states ``[B, *shape]`` of floats. Raises TypeError, ValueError or RuntimeError for another."""
+    check_plain(x, name)
+    if not x.is_floating_point() or x.dim() < 2:
+        raise ValueError(f"{name}: got {described(x)}, expected a float tensor [B, *shape]")
+    return x
 
 
 def check_device(device: torch.device | str) -> torch.device:

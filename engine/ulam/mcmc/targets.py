@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
+from ulam_kernels.tracing import transformed
+
+from ..arguments import check_states
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser
 from ..estimation.estimator import Estimator, Sigma, noise_levels
 from ..evaluation import check_like, in_eval_mode, modules_in
-from ..gradients import without_graph
+from ..gradients import plain, without_graph
 from ..programs.predictions import eps_coefficients
 from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
@@ -67,12 +71,12 @@ class Energy:
                 leaf = at.detach().requires_grad_()
                 energy = _checked_energy(self.fn(leaf, **cond), leaf)
                 if not energy.requires_grad:
-                    raise TypeError(NO_GRADIENT)
+                    raise TypeError(NO_GRADIENT.format("target"))
                 if minus is None or minus.dtype != energy.dtype:
                     minus = torch.full_like(energy, -1.0, requires_grad=False)
                 (score,) = torch.autograd.grad(energy, leaf, minus, allow_unused=True)
             if score is None:
-                raise TypeError(NO_GRADIENT)
+                raise TypeError(NO_GRADIENT.format("target"))
             return energy.detach().double() if wanted else None, score.to(at.dtype).contiguous()
 
         def as_given(at: torch.Tensor, wanted: bool) -> Evaluated:
@@ -84,9 +88,65 @@ class Energy:
 
         return by_autograd if self.given_score is None else as_given
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """E(x) ``[B]`` of x ``[B, *shape]``, what ``fn`` gives."""
+        return _checked_energy(self.fn(x, **self._cond_like(x)), x, "fn")
+
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """-E(x) ``[B]``: log p up to the constant log Z."""
-        return -_checked_energy(self.fn(x, **_select_cond(self.cond, torch.arange(len(x)), len(x), x.device)), x)
+        """-E(x) ``[B]``: log p(x) + log Z, the log-density but for the constant log Z, which is not known."""
+        return -self(x)
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        """s(x) = -grad E(x) = grad log p(x), like x ``[B, *shape]``; log Z is not in it.
+
+        Where gradients are recorded it is differentiable any number of times, in x and in the parameters of ``fn``, so
+        that every loss of a score trains an energy: ``implicit_score_matching(energy.score, x)``. It goes through
+        ``torch.func`` and ``torch.compile``. A module runs in the mode that it is in.
+
+        Raises TypeError or ValueError for an energy of the wrong shape or dtype, or without a gradient in x.
+        """
+        return self._score(x, self._cond_like(x))
+
+    def score_of_rows(self, x: torch.Tensor, rows: torch.Tensor, chains: int) -> torch.Tensor:
+        """:meth:`score` of these rows of a run of ``chains`` chains, a module in eval mode: as differentiable as it."""
+        with in_eval_mode(modules_in(self.fn)):
+            return self._score(x, _select_cond(self.cond, rows, chains, x.device))
+
+    def _score(self, x: torch.Tensor, cond: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if self.given_score is not None:
+            return _checked_float(self.given_score(x, **cond), x.shape, "scores", " like x", "score")
+
+        def total(at: torch.Tensor) -> torch.Tensor:
+            energy = _checked_energy(self.fn(at, **cond), at, "fn")
+            if not energy.requires_grad:
+                raise TypeError(NO_GRADIENT.format("fn"))
+            return energy.sum()
+
+        gradient: torch.Tensor
+        if torch.compiler.is_compiling() or transformed() is not None:
+            gradient = torch.func.grad(total)(x)
+            return -gradient
+        if torch.is_grad_enabled():
+            with suppress(RuntimeError):  # such as of an autograd.Function that torch.func does not take
+                gradient = torch.func.grad(total)(x)  # requires grad only where x or a parameter does
+                if gradient.any():  # else x may be hidden by a leaf made inside
+                    return -gradient
+        return _by_autograd(total, x)
+
+    def _cond_like(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        check_states(x)
+        return {} if self.cond is None else _select_cond(self.cond, torch.arange(len(x)), len(x), x.device)
+
+
+def _by_autograd(total: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """-grad total(x), differentiable where gradients are recorded."""
+    recorded = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        at = x if recorded and x.requires_grad else plain(x).requires_grad_()
+        (gradient,) = torch.autograd.grad(total(at), at, create_graph=recorded, allow_unused=True)
+    if gradient is None:
+        raise TypeError(NO_GRADIENT.format("fn"))
+    return -gradient
 
 
 class Score:
@@ -165,7 +225,7 @@ class _Tweedie(Estimator):
 
 
 NO_GRADIENT = (
-    "target: got an energy without a gradient in x, expected one computed from x by differentiable torch operations "
+    "{}: got an energy without a gradient in x, expected one computed from x by differentiable torch operations "
     "(or give score=)"
 )
 
@@ -175,14 +235,14 @@ def checked_score(score: object, x: torch.Tensor) -> torch.Tensor:
     return _checked_float(score, x.shape, "scores", " like x").detach().to(x.dtype).contiguous()
 
 
-def _checked_energy(energy: object, x: torch.Tensor) -> torch.Tensor:
-    return _checked_float(energy, x.shape[:1], "energies", ", one number a chain")
+def _checked_energy(energy: object, x: torch.Tensor, name: str = "target") -> torch.Tensor:
+    return _checked_float(energy, x.shape[:1], "energies", ", one number a chain", name)
 
 
-def _checked_float(value: object, shape: tuple[int, ...], kind: str, why: str) -> torch.Tensor:
-    tensor = check_like(value, shape, "target", kind, why)
+def _checked_float(value: object, shape: tuple[int, ...], kind: str, why: str, name: str = "target") -> torch.Tensor:
+    tensor = check_like(value, shape, name, kind, why)
     if not tensor.is_floating_point():
-        raise TypeError(f"target: got {kind} of {tensor.dtype}, expected floats")
+        raise TypeError(f"{name}: got {kind} of {tensor.dtype}, expected floats")
     return tensor
 
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 import torch
 
 from ulam_kernels.arguments import described
-from ulam_kernels.tracing import check_read, recorder, without_memory
-from ulam_kernels.validation import check_tensor
+
+from ..arguments import check_plain as check_plain
 
 
 def check_callable(function: object, name: str) -> None:
     if not callable(function):
         raise TypeError(f"{name}: got {described(function)}, expected a callable")
-
-
-def check_plain(x: torch.Tensor, name: str) -> None:
-    check_tensor(x, name)
-    if recorder() is None and without_memory(x):  # a fake tensor outside its mode
-        check_read(x, name, "a plain tensor")
 
 
 def check_batch(x: torch.Tensor, name: str) -> None:

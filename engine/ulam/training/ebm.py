@@ -105,9 +105,7 @@ class Training:
         sigma = torch.full((FIT_BATCH,), self.task.sigma)
 
         def score(x: Tensor, _: Tensor) -> Tensor:
-            x = x.requires_grad_()
-            (gradient,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
-            return -gradient
+            return Energy(self.net).score(x)
 
         def loss(update: int) -> Tensor:
             clean = self._rows(FIT_BATCH)
@@ -166,8 +164,8 @@ def draw(task: Task, energy: TiltedGaussian, count: int, seed: int) -> Tensor:
 
 def denoised(task: Task, energy: TiltedGaussian, x: Tensor) -> Tensor:
     """E[clean | x] = x - sigma^2 grad E(x), like x."""
-    _, score = Energy(energy).bind(x, torch.arange(len(x)), len(x), None)(x, False)
-    return x + task.sigma**2 * score
+    with torch.no_grad():
+        return x + task.sigma**2 * Energy(energy).score(x)
 
 
 def picture(task: Task, energy: TiltedGaussian, data: Tensor, samples: Tensor) -> Any:
