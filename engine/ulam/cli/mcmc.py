@@ -18,9 +18,9 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import MAX_ELEMENTS
 
 from ..files import json_text, whole, writable_folder, written
-from ..mcmc import densities
 from ..mcmc.chains import Chains
-from ..mcmc.densities import BuiltIn
+from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
+from ..mcmc.gaussians import Gaussian, GaussianMixture
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
 from ..samplers import BAOAB, HMC, MALA, SGLD, ULA
@@ -33,12 +33,12 @@ EXACT_DRAWS = 50_000  # behind the marginal plot
 FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
 
 TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
-    "gaussian": (lambda d: densities.Gaussian(torch.zeros(d)), 2),
-    "mixture": (lambda d: densities.GaussianMixture(torch.stack([-2 * torch.ones(d), 2 * torch.ones(d)]), 0.7), 2),
-    "double-well": (densities.DoubleWell, 2),
-    "rosenbrock": (densities.Rosenbrock, 2),
-    "funnel": (densities.Funnel, 10),
-    "ring": (densities.Ring, 2),
+    "gaussian": (lambda d: Gaussian(torch.zeros(d)), 2),
+    "mixture": (lambda d: GaussianMixture(torch.stack([-2 * torch.ones(d), 2 * torch.ones(d)]), 0.7), 2),
+    "double-well": (DoubleWell, 2),
+    "rosenbrock": (Rosenbrock, 2),
+    "funnel": (Funnel, 10),
+    "ring": (Ring, 2),
 }
 SAMPLERS: dict[str, type[ChainSampler]] = {"ula": ULA, "mala": MALA, "baoab": BAOAB, "hmc": HMC, "sgld": SGLD}
 OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay")

@@ -11,7 +11,8 @@ from ..samplers.mcmc.tempering import ParallelTempering
 from ..samplers.mcmc.ula import ULA
 from .adaptation import DualAveraging
 from .chains import Chains
-from .densities import DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
+from .densities import DoubleWell, Funnel, Ring, Rosenbrock
+from .gaussians import Gaussian, GaussianMixture
 from .run import run
 from .targets import DenoiserScore, Energy, Score
 

@@ -1,4 +1,7 @@
-"""Densities with a formula: log-density, score, exact draws. Whole chains of them run in one launch."""
+"""Densities with a formula: log-density, score, exact draws. Whole chains of them run in one launch.
+
+The Gaussian ones, whose noised densities have a formula too, are in `gaussians.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ulam_kernels.arguments import positive
 from ulam_kernels.validation import MAX_ELEMENTS, real_numbers
 
 from .. import noise
-from ..arguments import whole_number
+from ..arguments import check_states, whole_number
 from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 Numbers: TypeAlias = "torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64] | float"
@@ -28,23 +31,33 @@ QUADRATURE = 40_001  # points of a one-dimensional law's table
 class BuiltIn(ABC):
     """What the built-in densities share; x is ``[B, d]`` everywhere, and densities are normalised.
 
-    ``log_prob`` and ``score`` are torch formulas in the dtype of x (``log_prob`` differentiable); a run uses the
+    ``log_prob`` and ``score`` are torch formulas in the dtype of x, differentiable any number of times; a run uses the
     kernels' formulas in their place, up to d = 128.
     """
 
     has_energy: ClassVar[bool] = True
     dimension: int
 
-    @abstractmethod
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """log p(x) ``[B]``."""
+        """log p(x) ``[B]`` of x ``[B, d]``. Raises TypeError or ValueError for another x."""
+        return self._log_prob(self._checked(x))
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
-        """grad log p(x) ``[B, d]``."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf).sum(), leaf)
-        return gradient
+        """grad log p(x), like x ``[B, d]``. Raises TypeError or ValueError for another x."""
+        return self._score(self._checked(x))
+
+    @abstractmethod
+    def _log_prob(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def _score(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda at: self._log_prob(at).sum())(x)  # type: ignore[no-any-return]
+
+    def _checked(self, x: torch.Tensor, name: str = "x") -> torch.Tensor:
+        if check_states(x, name).dim() > 2 or x.shape[1] != self.dimension:
+            raise ValueError(
+                f"{name}: got shape {list(x.shape)}, expected [B, {self.dimension}], the states of {self!r}"
+            )
+        return x
 
     @abstractmethod
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
@@ -76,114 +89,10 @@ class BuiltIn(ABC):
         return evaluate
 
     def _torch_formulas(self, at: torch.Tensor, wanted: bool) -> Evaluated:
-        return -self.log_prob(at).double() if wanted else None, self.score(at).contiguous()
+        return -self._log_prob(at).double() if wanted else None, self._score(at).contiguous()
 
     def _normals(self, count: int, width: int, seed: int) -> torch.Tensor:
         return noise.normal_for(noise.EXACT_DRAWS, (width,), seed=seed, chains=count).double()
-
-
-class Gaussian(BuiltIn):
-    """N(mean, covariance) in d dimensions.
-
-    Args:
-        mean: ``[d]``.
-        covariance: ``[d, d]``, symmetric positive definite; ``[d]``, its diagonal; or a number, every variance.
-
-    Raises:
-        ValueError: shapes that do not match, or a matrix that is not a covariance.
-    """
-
-    def __init__(self, mean: Numbers, covariance: Numbers = 1.0) -> None:
-        self.mean, given = _float64("mean", mean, 1), real_numbers("covariance", covariance)
-        self.dimension = len(self.mean)
-        d = self.dimension
-        if given.dim() == 0:
-            given = given.expand(d)
-        if given.shape not in ((d,), (d, d)):
-            raise ValueError(f"covariance: got shape {list(given.shape)}, expected [{d}], [{d}, {d}] or a number")
-        self.covariance = given.diag() if given.dim() == 1 else given
-        if not torch.allclose(self.covariance, self.covariance.T):
-            raise ValueError("covariance: got a matrix that is not symmetric, expected a symmetric one")
-        root, failed = torch.linalg.cholesky_ex(self.covariance)
-        if failed or not bool(torch.isfinite(root).all()):
-            raise ValueError("covariance: got one that is not positive definite, expected a positive definite one")
-        self._root, self._diagonal = root, given.dim() == 1
-        precision = torch.cholesky_inverse(root)
-        self.precision = precision.diag() if self._diagonal else (precision + precision.T) / 2
-        self._constant = float(root.diag().log().sum()) + d / 2 * math.log(2 * math.pi)
-
-    def __repr__(self) -> str:
-        return f"Gaussian(dimension={self.dimension})"
-
-    def score(self, x: torch.Tensor) -> torch.Tensor:
-        return self._pulled(x - self.mean.to(x), -self.precision.to(x))
-
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        away = x - self.mean.to(x)
-        energy = 0.5 * (away * self._pulled(away, self.precision.to(x))).sum(1)
-        return -energy - self._constant
-
-    def _pulled(self, away: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        pulled: torch.Tensor = away * matrix if self._diagonal else away @ matrix
-        return pulled
-
-    def _torch_formulas(self, at: torch.Tensor, wanted: bool) -> Evaluated:
-        away = at - self.mean.to(at) if bool(self.mean.any()) else at
-        score = self._pulled(away, -self.precision.to(at))
-        if not wanted:
-            return None, score
-        inner = torch.bmm(away[:, None], score[:, :, None])[:, 0, 0]  # without a tensor of products
-        return inner.double().mul_(-0.5).add_(self._constant), score
-
-    def sample(self, count: int, seed: int = 0) -> torch.Tensor:
-        draws: torch.Tensor = self.mean + self._normals(count, self.dimension, seed) @ self._root.T
-        return draws
-
-    def _kernel(self) -> kernels.Density:
-        return kernels.gaussian(self.mean, self.precision)
-
-
-class GaussianMixture(BuiltIn):
-    """sum_k w_k N(mean_k, std_k^2 I), at most 64 components.
-
-    Args:
-        means: ``[K, d]``.
-        std: of the components, one number or ``[K]``.
-        weights: ``[K]``, scaled to sum to 1; equal by default.
-
-    Raises:
-        ValueError: shapes that do not match, or weights or standard deviations that are not positive.
-    """
-
-    def __init__(self, means: Numbers, std: Numbers = 1.0, weights: Numbers | None = None) -> None:
-        self.means = _float64("means", means, 2)
-        count, self.dimension = self.means.shape
-        widths = real_numbers("std", std)
-        if widths.shape not in ((), (count,)):
-            raise ValueError(f"std: got shape {list(widths.shape)}, expected a number or [{count}], one a component")
-        self.std = _positive("std", widths.expand(count))
-        given = torch.ones(count) if weights is None else real_numbers("weights", weights)
-        if given.shape != (count,):
-            raise ValueError(f"weights: got shape {list(given.shape)}, expected [{count}], one a component")
-        self.weights = _positive("weights", given.double()) / given.double().sum()
-
-    def __repr__(self) -> str:
-        return f"GaussianMixture(components={len(self.means)}, dimension={self.dimension})"
-
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        means, std, weights = (values.to(x) for values in (self.means, self.std, self.weights))
-        squared = (x[:, None] - means).square().sum(2)
-        scale = self.dimension * (std.log() + 0.5 * math.log(2 * math.pi))
-        return torch.logsumexp(weights.log() - scale - squared / (2 * std**2), 1)
-
-    def sample(self, count: int, seed: int = 0) -> torch.Tensor:
-        z = self._normals(count, self.dimension + 1, seed)
-        ends = self.weights.cumsum(0)[:-1].contiguous()
-        component = torch.bucketize(torch.special.ndtr(z[:, -1].contiguous()), ends)
-        return self.means[component] + self.std[component, None] * z[:, :-1]
-
-    def _kernel(self) -> kernels.Density:
-        return kernels.mixture(self.weights, self.means, self.std)
 
 
 class DoubleWell(BuiltIn):
@@ -202,11 +111,11 @@ class DoubleWell(BuiltIn):
         end = math.sqrt(self.separation + math.sqrt(745 / self.height))
         return _Table(lambda x: -self.height * (x * x - self.separation) ** 2, -end, end)
 
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+    def _log_prob(self, x: torch.Tensor) -> torch.Tensor:
         energy = self.height * (x * x - self.separation).square()
         return -energy.sum(1) - self.dimension * self._law.log_normaliser
 
-    def score(self, x: torch.Tensor) -> torch.Tensor:
+    def _score(self, x: torch.Tensor) -> torch.Tensor:
         return -4 * self.height * x * (x * x - self.separation)
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
@@ -232,7 +141,7 @@ class Rosenbrock(BuiltIn):
     def __repr__(self) -> str:
         return f"Rosenbrock(dimension={self.dimension}, a={self.a}, b={self.b})"
 
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+    def _log_prob(self, x: torch.Tensor) -> torch.Tensor:
         first, second = x[:, 0::2], x[:, 1::2]
         energy = self.a * (second - first.square()).square() + self.b * (1 - first).square()
         return -energy.sum(1) - self.dimension / 2 * math.log(math.pi / math.sqrt(self.a * self.b))
@@ -255,7 +164,7 @@ class Funnel(BuiltIn):
     def __repr__(self) -> str:
         return f"Funnel(dimension={self.dimension}, std={self.std})"
 
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+    def _log_prob(self, x: torch.Tensor) -> torch.Tensor:
         first, rest = x[:, 0], x[:, 1:]
         energy = 0.5 * (first / self.std).square() + (self.dimension - 1) / 2 * first
         energy = energy + 0.5 * (-first).exp() * rest.square().sum(1)
@@ -292,7 +201,7 @@ class Ring(BuiltIn):
         mode = (self.radius + math.sqrt(self.radius**2 + 4 * (d - 1) * self.std**2)) / 2
         return _Table(log_density, max(0.0, mode - reach), mode + reach)
 
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+    def _log_prob(self, x: torch.Tensor) -> torch.Tensor:
         energy = 0.5 * ((x.norm(dim=1) - self.radius) / self.std).square()
         sphere = math.log(2) + self.dimension / 2 * math.log(math.pi) - math.lgamma(self.dimension / 2)
         log_p: torch.Tensor = -energy - self._law.log_normaliser - sphere
@@ -329,16 +238,8 @@ class _Table:
         return self.x[right - 1] + part * (self.x[right] - self.x[right - 1])
 
 
-def _float64(name: str, values: Numbers, dimensions: int) -> torch.Tensor:
-    tensor = real_numbers(name, values)
-    if tensor.dim() != dimensions or not tensor.numel():
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {dimensions} dimensions, not empty")
-    if (wrong := ~torch.isfinite(tensor)).any():
-        raise ValueError(f"{name}: got {tensor[wrong][0].item():g}, expected finite numbers")
-    return tensor
-
-
-def _positive(name: str, values: torch.Tensor) -> torch.Tensor:
+def check_positive(name: str, values: torch.Tensor) -> torch.Tensor:
+    """``values``. Raises ValueError unless all are finite and above 0."""
     if not bool((values > 0).all() & torch.isfinite(values).all()):
         raise ValueError(f"{name}: got {values.tolist()}, expected finite numbers above 0")
     return values
@@ -348,7 +249,7 @@ def _number(name: str, value: float) -> float:
     number = real_numbers(name, value)
     if number.numel() != 1:
         raise ValueError(f"{name}: got shape {list(number.shape)}, expected a number")
-    return positive(float(_positive(name, number)), name)
+    return positive(float(check_positive(name, number)), name)
 
 
 def _dimension(dimension: int, least: int) -> int:
