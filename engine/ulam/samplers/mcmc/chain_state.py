@@ -63,20 +63,14 @@ class ChainState:
         del self._uniforms[:steps]
 
     def uniforms(self) -> torch.Tensor:
-        """u ``[B]`` float64, uniform on [-1, 1], of the current step; the same until :meth:`advance`.
-
-        u = z_0 / sqrt(z_0^2 + z_1^2 + z_2^2): a coordinate of a uniform point on the sphere [Archimedes], by
-        operations that round alike everywhere. z is the step's noise for HMC_PATH.
-        """
+        """u ``[B]`` float64, uniform on [-1, 1], of the current step's HMC_PATH; the same until :meth:`advance`."""
         if not self._uniforms:
             ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + HMC_PATH.stage
             draw = (self.draw + ahead).flatten()
             z = torch.empty(len(draw), 3, dtype=torch.float32, device=self.x.device)
             seed, chain = self.seed.repeat(JITTERS_AHEAD), self.chain.repeat(JITTERS_AHEAD)
             ulam_kernels.fill_normal(z, seed=seed, chain=chain, draw=draw, backend=self.backend)
-            a, b, c = z.double().unbind(1)
-            u = a / (a * a + b * b + c * c).sqrt()
-            self._uniforms = list(u.view(JITTERS_AHEAD, -1).unbind())
+            self._uniforms = list(uniform(z).view(JITTERS_AHEAD, -1).unbind())
         return self._uniforms[0]
 
     def ids(self, purpose: Purpose = ROW) -> dict[str, torch.Tensor]:
@@ -92,3 +86,13 @@ class ChainState:
             out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, backend=self.backend
         )
         return out.to(self.x.dtype)
+
+
+def uniform(z: torch.Tensor) -> torch.Tensor:
+    """Numbers uniform on [-1, 1], ``[N]`` float64, of standard normals ``[N, 3]``.
+
+    z_0 / sqrt(z_0^2 + z_1^2 + z_2^2), a coordinate of a uniform point on the sphere [Archimedes]: by operations that
+    round alike everywhere.
+    """
+    a, b, c = z.double().unbind(1)
+    return a / (a * a + b * b + c * c).sqrt()
