@@ -14,7 +14,7 @@ from ulam_kernels.ops import MAX_ELEMENTS
 
 from ..arguments import check_shape
 from ..noise import POSTERIOR, normal_for, sample_row
-from .gaussians import Moments, moments, wide
+from .gaussians import Moments, moments
 
 Network: TypeAlias = Callable[..., torch.Tensor]
 INFERENCES = ("top-down", "bottom-up")
@@ -72,10 +72,12 @@ def posterior_noise(
 ) -> list[torch.Tensor]:
     """eps of every level: one draw of noise-v1 an example for each (step, sample), its elements dealt to the levels."""
     sizes, row = [elements(level) for level in levels], sample_row(step, sample)
-    flat = normal_for(POSTERIOR, (sum(sizes),), seed=seed, chains=chains, row=row, device=x.device)
+    shape = levels[0].shape if len(levels) == 1 else (sum(sizes),)
+    flat = normal_for(POSTERIOR, shape, seed=seed, chains=chains, row=row, device=x.device)
     flat = flat.double() if x.dtype == torch.float64 else flat
-    parts = torch.split(flat, sizes, 1) if len(sizes) > 1 else (flat,)
-    return [part.reshape(-1, *level.shape) for part, level in zip(parts, levels, strict=True)]
+    if len(levels) == 1:
+        return [flat]
+    return [part.reshape(-1, *level.shape) for part, level in zip(torch.split(flat, sizes, 1), levels, strict=True)]
 
 
 def infer(levels: Sequence[Level], inference: str, x: torch.Tensor, noise: Sequence[torch.Tensor]) -> list[Latent]:
@@ -85,8 +87,9 @@ def infer(levels: Sequence[Level], inference: str, x: torch.Tensor, noise: Seque
     for k in range(len(levels)) if inference == "top-down" else reversed(range(len(levels))):
         posterior = levels[k].posterior
         assert posterior is not None, "HierarchicalVAE checks it"
-        q = moments(posterior(*given), (len(x), *levels[k].shape), f"levels[{k}].posterior")
-        z = (q.mean + q.log_std.exp() * noise[k]).to(x.dtype)
+        q = moments(posterior(*given), (x.shape[0], *levels[k].shape), f"levels[{k}].posterior")
+        z = q.mean + q.log_std.exp() * noise[k]
+        z = z if z.dtype == x.dtype else z.to(x.dtype)
         found[k] = Latent(q, noise[k], z)
         given = (x, z) if inference == "top-down" else (z,)
     return [found[k] for k in range(len(levels))]
@@ -96,7 +99,7 @@ def priors(levels: Sequence[Level], latents: Sequence[Latent]) -> list[Moments |
     """p(z_k | z_{k+1}) of every level at the latents drawn; None at the top, where it is standard normal."""
     found: list[Moments | None] = [None]
     for k in range(1, len(levels)):
-        prior, shape = levels[k].prior, wide(latents[k].z).shape
+        prior = levels[k].prior
         assert prior is not None, "check_levels"
-        found.append(moments(prior(latents[k - 1].z), tuple(shape), f"levels[{k}].prior"))
+        found.append(moments(prior(latents[k - 1].z), latents[k].z.shape, f"levels[{k}].prior"))
     return found
