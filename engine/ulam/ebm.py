@@ -66,6 +66,7 @@ class PersistentChains:
         RuntimeWarning: once, if an energy is rounded too coarsely for MALA or HMC (:mod:`ulam.mcmc.diagnosis`).
     """
 
+    @outside_graphs
     def __init__(
         self,
         count: int,
