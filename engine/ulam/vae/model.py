@@ -9,10 +9,8 @@ from typing import TypeAlias
 import torch
 
 from ulam_kernels.arguments import choice, described, real, switch, whole
-from ulam_kernels.tracing import check_read, eager, recorder, without_memory
-from ulam_kernels.validation import check_tensor
 
-from ..arguments import chain_ids, check_shape, resolve_device, training_step
+from ..arguments import chain_ids, check_plain, check_shape, resolve_device, training_step
 from ..engine.arguments import check_slots
 from ..estimation.probes import MOST_PROBES
 from ..evaluation import parameters_reached
@@ -202,10 +200,7 @@ class GaussianVAE(HierarchicalVAE):
 
 def check_examples(x: torch.Tensor) -> None:
     """Raises TypeError or ValueError unless x is a float tensor [B, *x_shape], not empty."""
-    check_tensor(x, "x")
-    plain = torch.compiler.is_compiling() or eager(x)
-    if not plain and recorder() is None and without_memory(x):  # a fake tensor outside its mode
-        check_read(x, "x", "a plain tensor")
+    check_plain(x, "x")
     if not x.is_floating_point() or x.dim() < 2 or not x.numel():
         raise ValueError(f"x: got {described(x)}, expected a float tensor [B, *shape], not empty")
 
