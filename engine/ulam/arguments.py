@@ -76,7 +76,7 @@ def check_ids(chains: torch.Tensor) -> None:
     if chains.dim() != 1 or chains.dtype not in (torch.int64, torch.int32):
         got = f"{chains.dtype} {list(chains.shape)}"
         raise TypeError(f"chains: got a tensor {got}, expected one dimension of int64 ids")
-    check_tensor(chains, "chains")
+    check_plain(chains, "chains")
 
 
 def checked_seed(seed: int) -> int:
