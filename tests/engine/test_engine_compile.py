@@ -150,7 +150,7 @@ ENTRIES = {
     "vae": Entry(lambda x: VAE.sample(2, 1), outside=False),
     "elbo": Entry(lambda x: VAE.elbo(x).value, outside=False),
     "implicit": Entry(lambda x: objectives.implicit_score_matching(cubic, x), outside=False),
-    "sliced": Entry(lambda x: objectives.sliced_score_matching(cubic, x), outside=False),
+    "sliced": Entry(lambda x: objectives.sliced_score_matching(cubic, x, step=0), outside=False),
     "second order": Entry(lambda x: second_order(x, torch.ones(B)), outside=False),
     "contrastive": Entry(lambda x: objectives.contrastive_divergence(bowl, x, x + 1), outside=False),
     "normal": Entry(lambda x: ulam.noise.normal((N,), seed=1, chains=B) + x, outside=False),

@@ -48,7 +48,7 @@ ENTRIES = {
     "add_noise at t": Entry(lambda t: add_noise(X, t, SCHEDULE).x_t, TIMES, "t", "add_noise"),
     "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, 3), X, None, "add_noise"),
     "denoising_score_matching": Entry(
-        lambda x: objectives.denoising_score_matching(lambda y, _: -y, x, torch.ones(2)), X
+        lambda x: objectives.denoising_score_matching(lambda y, _: -y, x, torch.ones(2), step=0), X
     ),
     "second_order_score_matching": Entry(
         lambda x: objectives.second_order_score_matching(
@@ -56,7 +56,7 @@ ENTRIES = {
         ),
         X,
     ),
-    "sliced_score_matching": Entry(lambda x: objectives.sliced_score_matching(lambda y: -(y**3), x), X),
+    "sliced_score_matching": Entry(lambda x: objectives.sliced_score_matching(lambda y: -(y**3), x, step=0), X),
     "implicit_score_matching": Entry(
         lambda x: objectives.implicit_score_matching(lambda y: -(y**3), x), X[:, :1, :2, :2].contiguous()
     ),

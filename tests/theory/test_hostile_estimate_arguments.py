@@ -75,7 +75,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     }),
 }  # fmt: skip
 EXTRA = ("net", "v")
-CALLERS_OWN = ("cond = dict", "log_marginal = type", "log_base = type", "statistic = type", "marginal = type")
+CALLERS_OWN = ("cond = dict", "denoiser = type", "log_marginal = type", "log_base = type", "statistic = type", "marginal = type")
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name, (_, make) in VALID.items() for a in make()])

@@ -141,8 +141,8 @@ def test_implicit_and_sliced_equal_explicit_up_to_the_known_constant() -> None:
     expected = float(explicit(W0)) - constant
     losses = {
         "implicit": objectives.implicit_score_matching(lambda x: wrong(x, W0), x),
-        "sliced": objectives.sliced_score_matching(lambda x: wrong(x, W0), x, reduced=False, samples=2),
-        "reduced": objectives.sliced_score_matching(lambda x: wrong(x, W0), x, samples=2),
+        "sliced": objectives.sliced_score_matching(lambda x: wrong(x, W0), x, reduced=False, samples=2, step=0),
+        "reduced": objectives.sliced_score_matching(lambda x: wrong(x, W0), x, samples=2, step=0),
     }
     for name, loss in losses.items():
         mean, error = mean_and_error(loss.detach())
@@ -203,7 +203,7 @@ def test_contrastive_divergence_has_the_gradient_of_the_likelihood() -> None:
         (lambda d, x: objectives.denoising(d, x, 5, chains=range(2)), "chains: got 2 ids, expected 3"),
         (lambda d, x: objectives.edm(d, x, 5), "denoiser: got .*, expected 'raw'"),
         (
-            lambda d, x: objectives.denoising_score_matching(d.net, x, torch.ones(2)),
+            lambda d, x: objectives.denoising_score_matching(d.net, x, torch.ones(2), step=0),
             r"sigma: got shape \[2\], expected \[3\]",
         ),
         (

@@ -81,7 +81,7 @@ def held(
         return without_graph(output, at) if lower is None else lower(at)
 
     centre = claim.output if lower is None else lower(y)
-    rules = _rules(claim.output, reduced)
+    rules = precision_rules(claim.output, reduced)
     before, sides = None, 0.0
     for step in rules.steps:
         ahead, behind = function(y + step * direction), function(y - step * direction)
@@ -149,7 +149,7 @@ class _Claim:
         return float((self._pull(u).double() * self._direction.double()).sum())
 
 
-def _rules(output: torch.Tensor, reduced: bool) -> Differences:
+def precision_rules(output: torch.Tensor, reduced: bool) -> Differences:
     """The rules for the precision that the network appears to compute in."""
     halves = any(torch.equal(output, output.to(half).to(output.dtype)) for half in (torch.bfloat16, torch.float16))
     if halves or reduced:
@@ -197,6 +197,8 @@ def check_derivative(
     order: int = 1,
 ) -> None:
     """Raises TypeError if a function hides its dependence on x or has no derivative, up to this order.
+
+    ``name``: the argument's, if it is another function.
 
     A function of a module is checked once, in eval mode and on a few examples; random numbers it draws are drawn again.
 
