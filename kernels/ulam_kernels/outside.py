@@ -15,3 +15,9 @@ REASON = "ulam runs this call as it is, outside of the graph: compile without fu
 def call(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """The function's result, with a break in the graph, and none made of what it calls."""
     return function(*args, **kwargs)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant(function: Callable[..., T], /, *args: Any) -> T:
+    """The function's result, computed when torch traces the call: a constant of the graph, for equal arguments."""
+    return function(*args)

@@ -84,6 +84,11 @@ class Estimator:
             m = self._net(x, self._t, **self._cond)
         return check_output(m, y.shape)[:, : y.shape[1]].to(y.dtype)
 
+    @property
+    def coefficients(self) -> tuple[torch.Tensor, ...]:
+        """What y is multiplied by for the network, and y and the output in D, and the network's time; one a chain."""
+        return self._to_net, self._on_y, self._on_m, self._t
+
     def kind(self) -> tuple[object, ...]:
         """What may decide which operations the network runs: dtype, device, shape, conditioning, autocast."""
         y = self._like

@@ -40,15 +40,15 @@ def check_weakly_differentiable(
     seed: int,
     operator: Linear = IDENTITY,
 ) -> None:
-    """Raises ValueError where D, or H^+' D of a linear operator H, at y ``[B, *shape]`` with noise ``sigma`` [B], misses jumps in its derivative.
+    """Raises ValueError where the derivative of D, or of H^+' D for a linear operator H, misses jumps.
 
-    It takes three evaluations and a backward pass for a segment of each chain, and as many segments as make
-    :data:`SEGMENTS`. Slopes so steep that none of their points is met count as jumps: the estimate misses them too.
-    ``function``, named ``name``: whose modules are in eval mode meanwhile. Raises RuntimeError where the call is
-    recorded or compiled: there are no numbers to compare.
+    At y ``[B, *shape]`` with noise ``sigma`` [B]. It takes three evaluations and a backward pass for a segment of each
+    chain, and as many segments as make :data:`SEGMENTS`. Slopes so steep that none of their points is met count as
+    jumps: the estimate misses them too. ``function``, named ``name``: whose modules are in eval mode meanwhile. Raises
+    RuntimeError where the call is recorded or compiled: there are no numbers to compare.
     """
-    if torch.compiler.is_compiling() or recorder() is not None:
-        by = recorder() or "torch.compile"
+    by = "torch.compile" if torch.compiler.is_compiling() else recorder()
+    if by is not None:
         raise RuntimeError(f"check: got True under {by}, expected False, or a call outside: numbers are compared")
     modules = list(modules_reached(function, set()))
     devices = [] if y.device.type == "cpu" else [y.device]

@@ -72,10 +72,10 @@ def takes_sigma(function: Any) -> bool:
     function = getattr(function, "__wrapped__", function)
     bound = isinstance(function, MethodType)
     function = function.__func__ if bound else function
-    if not hasattr(function, "__code__"):  # an object that can be called, or a function of C, whose signature is unknown
-        function, bound = getattr(type(function), "__call__", function), True
+    if not hasattr(function, "__code__"):  # an object that can be called, or a function of C, which takes y alone
+        function, bound = type(function).__call__, True
     code = getattr(function, "__code__", None)  # inspect.signature says the same, but torch.compile cannot trace it
-    return code is not None and code.co_argcount - len(function.__defaults__ or ()) - bound > 1
+    return code is not None and bool(code.co_argcount - len(function.__defaults__ or ()) - bound > 1)
 
 
 def levels(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
@@ -136,7 +136,8 @@ def _coefficients(denoiser: Denoiser, sigma: torch.Tensor) -> torch.Tensor:
         _remember(schedule, name)
     else:
         return _on_host(sigma, schedule, predicts, time)
-    return _operator(sigma, name, predicts, time)
+    found: torch.Tensor = _operator(sigma, name, predicts, time)
+    return found
 
 
 def _on_host(sigma: torch.Tensor, schedule: Schedule, predicts: str, time: str) -> torch.Tensor:
@@ -176,7 +177,7 @@ def _(
     return _operator(flat.reshape(-1), schedule, predicts, time).view(4, *flat.shape), 1
 
 
-def first_rows(cond: Inputs | None, rows: int, of: int) -> Mapping[str, object]:
+def first_rows(cond: Inputs | None, rows: int, of: int) -> Inputs:
     """The conditioning of the first rows of a batch: of tensors that have one row an example, the first."""
     return {
         key: value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == of else value

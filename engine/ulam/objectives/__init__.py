@@ -10,6 +10,7 @@ from .elbo import elbo
 from .energies import contrastive_divergence
 from .higher_order import second_order_score_matching
 from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
+from .sure import poisson_sure, projected_sure, sure
 
 __all__ = [
     "Noised",
@@ -21,8 +22,11 @@ __all__ = [
     "elbo",
     "hybrid",
     "implicit_score_matching",
+    "poisson_sure",
+    "projected_sure",
     "second_order_score_matching",
     "sliced_score_matching",
+    "sure",
     "timesteps",
     "weightings",
 ]

@@ -22,6 +22,7 @@ from ..estimation.risk import DIVERGENCES, Operator, check_counts, hudson, linea
 from ..gradients import check_no_gradient
 from .arguments import check_batch
 
+
 def sure(
     denoiser: Denoiser | Callable[..., torch.Tensor],
     y: torch.Tensor,
@@ -35,11 +36,11 @@ def sure(
     divergence: str = "exact",
     check: bool = False,
 ) -> torch.Tensor:
-    """|D(y) - y|^2 / n - sigma^2 + 2 sigma^2 div D(y) / n, ``[B]`` [Stein 1981; as a loss Metzler 2018, Soltanayev 2018].
+    """|D(y) - y|^2 / n - sigma^2 + 2 sigma^2 div D(y) / n, ``[B]`` [Stein 1981; as a loss Soltanayev & Chun 2018].
 
-    For y = x + sigma z its mean is that of |D(y) - x|^2 / n, and so is its gradient in the denoiser's parameters: D is
-    trained on noisy data alone. D must be weakly differentiable: continuous, with kinks where it likes; one that jumps
-    has a lower loss than error.
+    For y = x + sigma z its mean is that of |D(y) - x|^2 / n, and its gradient in the denoiser's parameters has the mean
+    of the error's: D is trained on noisy data alone. D must be weakly differentiable, as continuous functions with
+    kinks are; where it jumps, the exact divergence misses the jumps.
 
     Args:
         denoiser: a Denoiser, called as it is (in training mode while it trains), or a function: D(y, sigma) if it has a
@@ -84,17 +85,17 @@ def projected_sure(
     divergence: str = "exact",
     check: bool = False,
 ) -> torch.Tensor:
-    """SURE of |P (f(y) - x)|^2 / n for y = H x + sigma z, ``[B]``, P = H^+ H the projection on what H sees [Eldar 2009].
+    """SURE of |P (f(y) - x)|^2 / n for y = H x + sigma z, ``[B]``, P = H^+ H projecting on what H sees [Eldar 2009].
 
     |P f(y) - H^+ y|^2 / n - sigma^2 |H^+|_F^2 / n + 2 sigma^2 div_y(H^+' f(y)) / n: f is trained on observations
     through H alone. What H does not see is left to the network.
 
     Args:
-        denoiser: f(y, sigma) if it has a second parameter without a default, else f(y): an estimate of x ``[B, *shape]``
-            with n elements.
+        denoiser: f(y, sigma) if it has a second parameter without a default, else f(y): estimates of x
+            ``[B, *shape]`` with n elements.
         y: observations ``[B, *seen]``.
-        operator: H as a matrix ``[m, n]`` for y ``[B, m]`` and estimates ``[B, n]``, or two functions of batches: H, and
-            its pseudo-inverse H^+, whose |H^+|_F^2 the directions estimate.
+        operator: H as a matrix ``[m, n]`` for y ``[B, m]`` and estimates ``[B, n]``, or two functions of batches: H,
+            and its pseudo-inverse H^+, whose |H^+|_F^2 the directions estimate.
         sigma, samples, divergence, check and errors: see :func:`sure`.
     """
     name, function = named(denoiser, plain_only=True)
