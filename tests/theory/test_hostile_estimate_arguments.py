@@ -10,7 +10,7 @@ import torch
 
 import ulam
 from hostile_arguments import Given, failures
-from ulam import sure, tweedie
+from ulam import objectives, sure, tweedie
 
 VE = ulam.schedules.ve(0.01, 50.0)
 
@@ -46,6 +46,28 @@ def observed() -> Given:
     return {"denoiser": DENOISER, "y": batch(), "sigma": torch.tensor([0.5, 1.0]), "cond": None}
 
 
+def soft(y: torch.Tensor) -> torch.Tensor:
+    return y.sign() * (y.abs() - 0.3).relu()
+
+
+COUNTS = torch.tensor([[2.0, 0.0, 5.0], [1.0, 3.0, 0.0]])
+
+
+def trained() -> Given:
+    return {"seed": 1, "step": 1, "chains": torch.arange(2), "samples": 1}
+
+
+def seen() -> Given:
+    H = torch.tensor([[1.0, 2.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 3.0]])
+    lift = torch.ones(3, 4) / 3
+    return {
+        "denoiser": lambda y: y.tanh() @ lift.to(y),
+        "y": batch()[0],
+        "sigma": torch.tensor([0.5, 1.0]),
+        "operator": H,
+    }
+
+
 VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "mean": (tweedie.mean, observed),
     "covariance_product": (tweedie.covariance_product, lambda: observed() | {"v": batch() + 1}),
@@ -71,11 +93,37 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     }),
     "third_cumulant": (tweedie.third_cumulant, lambda: observed() | {"v": batch() + 1}),
     "sure": (lambda **given: vars(sure.estimate(**given)), lambda: observed() | {
-        "samples": 1, "seed": 1, "kind": "rademacher",
+        "samples": 1, "seed": 1, "kind": "rademacher", "divergence": "exact", "check": False,
     }),
+    "projected": (lambda **given: vars(sure.projected(**given)), lambda: seen() | {
+        "samples": 1, "seed": 1, "divergence": "exact", "check": False,
+    }),
+    "poisson": (lambda **given: vars(sure.poisson(**given)), lambda: {
+        "denoiser": torch.sqrt, "y": COUNTS.clone(), "gain": 1.0, "samples": 1, "seed": 1,
+    }),
+    "select": (lambda **given: sure.select(**given).value, lambda: {
+        "family": {0.3: soft, 0.5: DENOISER}, "y": batch(), "sigma": torch.tensor([0.5, 1.0]), "cond": None,
+        "samples": 1, "seed": 1, "divergence": "exact", "check": False,
+    }),
+    "objectives.sure": (objectives.sure, lambda: observed() | trained() | {"divergence": "exact", "check": False}),
+    "projected_sure": (objectives.projected_sure, lambda: {
+        **seen(), **trained(), "divergence": "exact", "check": False,
+    }),
+    "poisson_sure": (objectives.poisson_sure, lambda: {
+        "denoiser": torch.sqrt, "y": COUNTS.clone(), "gain": 1.0, **trained(),
+    }),
+    "denoising_score_matching": (objectives.denoising_score_matching, lambda: {
+        "score": lambda x, sigma: -x, "x": batch(), "sigma": torch.tensor([0.5, 1.0]), "seed": 1, "step": 1,
+        "chains": torch.arange(2),
+    }),
+    "sliced_score_matching": (objectives.sliced_score_matching, lambda: {
+        "score": lambda x: -x, "x": batch(), "reduced": True, **trained(),
+    }),
+    "implicit_score_matching": (objectives.implicit_score_matching, lambda: {"score": lambda x: -x, "x": batch()}),
 }  # fmt: skip
 EXTRA = ("net", "v")
-CALLERS_OWN = ("cond = dict", "denoiser = type", "log_marginal = type", "log_base = type", "statistic = type", "marginal = type")
+FUNCTIONS = ("denoiser", "score", "log_marginal", "log_base", "statistic", "marginal")
+CALLERS_OWN = ("cond = dict", *(f"{name} = type" for name in FUNCTIONS))
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name, (_, make) in VALID.items() for a in make()])

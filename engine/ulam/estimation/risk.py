@@ -18,9 +18,9 @@ import torch
 
 from ulam_kernels.arguments import described, positive
 from ulam_kernels.tracing import transformed
-from ulam_kernels.validation import check_real, check_tensor
+from ulam_kernels.validation import check_real
 
-from ..arguments import per_chain
+from ..arguments import check_plain, per_chain
 from ..evaluation import check_like
 from .autograd import Function
 from .probes import dot
@@ -64,7 +64,7 @@ def linear(operator: object, y: torch.Tensor) -> Linear:
         return Linear(*operator)
     if not isinstance(operator, torch.Tensor):
         raise TypeError(f"operator: got {described(operator)}, expected {right}")
-    check_tensor(operator, "operator")
+    check_plain(operator, "operator")
     check_real(operator, "operator")
     if y.dim() != 2 or operator.dim() != 2 or len(operator) != y.shape[1] or not operator.shape[1]:
         raise ValueError(f"operator: got shape {list(operator.shape)} for y {list(y.shape)}, expected {right}")
@@ -72,7 +72,11 @@ def linear(operator: object, y: torch.Tensor) -> Linear:
     inverse = torch.linalg.pinv(exact)
     H, back = (matrix.to(y.device, torch.promote_types(y.dtype, torch.float32)) for matrix in (exact, inverse))
     power = float(inverse.square().sum()) if not torch.compiler.is_compiling() else None
-    return Linear(lambda x: x.to(H) @ H.T, lambda v: v.to(back) @ back.T, power)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return check_like(x, (len(x), H.shape[1]), "denoiser", why=", what the operator takes").to(H) @ H.T
+
+    return Linear(forward, lambda v: v.to(back) @ back.T, power)
 
 
 def stein(
