@@ -31,7 +31,7 @@ import torch
 from ulam_kernels.arguments import described, positive, real, whole
 from ulam_kernels.validation import check_real
 
-from ..arguments import check_device, seed_int64, training_step
+from ..arguments import chain_ids, check_device, seed_int64, training_step
 from ..noise import TRAINING_TIMES, batch_of, example_ids, normal_for
 from ..schedules import FlowMatching, Schedule, SubVP, VarianceExploding, VariancePreserving, check_schedule
 from .arguments import check_plain
@@ -67,7 +67,7 @@ class Timesteps(ABC):
         Raises:
             TypeError, ValueError: an invalid argument, named in the message.
         """
-        ids = example_ids(chains, whole(count, "count", 1, 1 << 32))
+        ids = chain_ids(example_ids(chains, whole(count, "count", 1, 1 << 32)))  # on the host
         t, weight = self._draw(ids, seed_int64(seed), training_step(step))
         return t.to(check_device(device)), weight.to(device, torch.float32)
 
