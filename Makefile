@@ -21,12 +21,13 @@ SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick lo
 	kernels_door kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest interrupts fuzz sanitize lint bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts fuzz sanitize lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    sample a grid of digits into demo/"
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
+	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (ten minutes)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
@@ -55,6 +56,10 @@ test-triton-step:
 
 test-triton-rest:
 	$(PROVE) $(filter-out tests/gpu_without_gpu/test_triton_static.py,$(PROOFS))
+
+# Ten times the steps of make test (the energy model: twice), and tighter limits.
+train-examples: $(VENV)/package.stamp $(VENV)/tools.stamp
+	ULAM_TRAINING=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --capture=no tests/docs/test_training_page.py
 
 # An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: ten minutes.
 interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
