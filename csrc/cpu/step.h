@@ -2,6 +2,7 @@
 #pragma once
 
 #include "groups.h"
+#include "mcmc_noise.h"
 
 namespace ulam::cpu {
 namespace {
@@ -288,9 +289,70 @@ void step_registers(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
   }
 }
 
+// The rows of the forward process, r_0 <- a r_0 + b z and r_1 <- c r_0 + d z, on fp32 tensors: of a chain of a few
+// elements the row itself takes the longest. The same bits as above.
+class Forward {
+ public:
+  Forward(const Step& s, int64_t b) : c_(s.coef + s.row[b] * row_width(2) + kUpdate) {
+    const bool plain = s.registers == 2 && s.state_type == kFloat32 && !s.net_in;
+    is_ = plain && s.flags[s.row[b]] == (3 | kReadsNoise) && !(c_[1] != 0 || c_[2] != 0 || c_[3] != 0) &&
+          !(c_[6] != 0 || c_[7] != 0 || c_[8] != 0);
+  }
+  explicit operator bool() const { return is_; }
+
+  // Element i of a chain that begins at `at`.
+  void operator()(const Step& s, int64_t at, int64_t i, float z) const {
+    float* const first = static_cast<float*>(s.state) + at + i;
+    const float x = static_cast<const float*>(s.source)[at + i];
+    *first = value(c_[0], c_[4], x, z);
+    first[s.chains * s.elements] = value(c_[5], c_[9], x, z);
+  }
+
+ private:
+  static float value(float a, float b, float x, float z) {
+    const float t = a != 0.0f ? Scalar::mul(a, x) : b != 0.0f ? -0.0f : 0.0f;
+    return b != 0.0f ? Scalar::fma(b, z, t) : t;
+  }
+  const float* c_;
+  bool is_;
+};
+
+// Chains shorter than a group of vectors, whose noise would leave most lanes empty: it is made side by side, a lane a
+// chain, and then given.
+template <class V, int R>
+void step_short(const Step& s, int64_t begin, int64_t end) {
+  constexpr int W = V::width;
+  const int blocks = static_cast<int>((s.elements + 3) / 4);
+  alignas(64) float lanes[kGroup<V> + 4][W], row[kGroup<V>];
+  Step given = s;
+  for (int64_t first = begin; first < end; first += W) {
+    const int64_t last = first + W < end ? first + W : end;
+    ChainNoise<V> noise({s.seed, s.chain, s.draw}, first, last);
+    noise.start(0);
+    normals_of<V>(noise, blocks, false, lanes);
+    for (int64_t b = first; b < last; ++b) {
+      if (const Forward forward(s, b); forward) {
+        for (int64_t i = 0; i < s.elements; ++i) forward(s, b * s.elements, i, lanes[i][b - first]);
+        continue;
+      }
+      for (int64_t i = 0; i < s.elements; ++i) row[i] = lanes[i][b - first];
+      // what a loop that counts from the first chain takes for its address
+      given.noise =
+          reinterpret_cast<const float*>(reinterpret_cast<uintptr_t>(row) - b * s.elements * sizeof(float));
+      step_registers<V, R>(given, s.elements, b, b + 1);
+    }
+  }
+}
+
 template <class V>
 void step_units(const Step& s, int64_t chunk, int64_t begin, int64_t end) {
-  with_registers(s.registers, [&](auto registers) { step_registers<V, registers>(s, chunk, begin, end); });
+  const bool is_short = V::width > 1 && s.seed && !s.noise && s.elements < kGroup<V> && end - begin >= V::width / 2;
+  with_registers(s.registers, [&](auto registers) {
+    if (is_short)
+      step_short<V, registers>(s, begin, end);
+    else
+      step_registers<V, registers>(s, chunk, begin, end);
+  });
 }
 
 }  // namespace

@@ -42,6 +42,21 @@ def quick_advance(
 ) -> bool:
     """As quick_look_up."""
 
+def quick_examples(
+    state: torch.Tensor,
+    source: torch.Tensor,
+    row: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    seed: int,
+    first: int,
+    draw: int,
+    backend: str | None,
+    threads: int,
+    /,
+) -> bool:
+    """As quick_look_up: a step from source to state of chains numbered from ``first`` on."""
+
 def torch_normal(out: int, count: int, state: int, state_bytes: int, threads: int, /) -> bool:
     """Fill float32 out[0 .. count) as torch would and move the state on. False: untouched, see torch_normal.h."""
 

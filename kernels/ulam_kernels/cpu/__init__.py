@@ -17,7 +17,7 @@ from ulam_kernels.native import rows as _rows
 from .bound import BoundStep as BoundStep
 
 scalar, address = _cpu.scalar, _cpu.address
-quick_look_up, quick_advance = _cpu.quick_look_up, _cpu.quick_advance
+quick_look_up, quick_advance, quick_examples = _cpu.quick_look_up, _cpu.quick_advance, _cpu.quick_examples
 
 
 def _bind(operation: native.Operation, make: native.Make) -> native.Operation:
