@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DERIVATIVES = ("auto", "forward", "reverse")
 LARGEST_TIME = float(np.finfo(np.float32).max)  # networks receive float32
-LAST_TIMES = {"flow": 1.0, "subvp": 1.0}
+LAST_TIMES = {"flow": 1.0, "subvp": 1.0, "learned": 1.0}
 TIME_ROUNDING = 1e-6  # relative
 
 

@@ -27,6 +27,7 @@ from .kinds import (
     VariancePreserving,
     check_schedule,
 )
+from .learned import Frozen, Learned, learned
 from .transitions import before, correlation, posterior
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Array",
     "Continuous",
     "FlowMatching",
+    "Frozen",
+    "Learned",
     "Numbers",
     "Schedule",
     "SubVP",
@@ -46,6 +49,7 @@ __all__ = [
     "flow",
     "from_alphas_cumprod",
     "from_betas",
+    "learned",
     "posterior",
     "sub_vp",
     "ve",

@@ -13,6 +13,8 @@ import torch
 from ulam_kernels.arguments import as_float, described, is_real
 from ulam_kernels.validation import real_numbers
 
+from ..gradients import check_no_gradient
+
 MOST_STEPS = 10**7  # of a table of noise levels: 80 MB a column
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -76,6 +78,7 @@ def numbers(name: str, values: object) -> Array:
 
 def vector(name: str, values: object) -> Array:
     """Finite numbers ``[n]``, n at least 1, as a fresh float64 array."""
+    check_no_gradient("a schedule", None, **{name: values})
     vector = numbers(name, values)
     if vector.ndim != 1 or len(vector) == 0:
         raise ValueError(f"{name}: got shape {list(vector.shape)}, expected one dimension, not empty")

@@ -8,6 +8,7 @@
 | ve, edm | the noise level sigma >= 0 | 1 | t |
 | flow | t in [0, 1] | 1 - t | t |
 | subvp | t in [0, 1] | exp(-integral of beta / 2) | 1 - alpha_t^2 |
+| learned | t in [0, 1] | sqrt(sigmoid(-gamma(t))) | sqrt(sigmoid(gamma(t))) |
 """
 
 from __future__ import annotations
@@ -132,10 +133,9 @@ class VariancePreserving(Schedule):
 
     def _of_tensor(self, t: torch.Tensor) -> Levels:
         # the name is an argument so that torch.compile guards it: the result is a constant of its graph
-        columns = self._columns(t.device, self.constructor)
+        columns, last = self._levels_of_steps(t.device, self.constructor), self._last(self.constructor)
         if not torch.compiler.is_compiling():
             columns = constant_beside(columns, t)
-        last = columns.shape[1] - 1
         inside = (t >= 0) & (t <= last)
         inner = torch.where(inside, t, 0.0)
         below = inner.detach().floor().long()
@@ -152,8 +152,12 @@ class VariancePreserving(Schedule):
         return cast(Levels, only_inside(inside, *levels))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _columns(self, device: torch.device, _: str) -> torch.Tensor:
+    def _levels_of_steps(self, device: torch.device, _: str) -> torch.Tensor:
         return _columns(self, device)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _last(self, _: str) -> int:
+        return self.steps - 1
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         ratios = self.ratios
