@@ -170,7 +170,7 @@ def of_theory() -> Iterator[Case]:
     yield "likelihood", lambda: bounds.likelihood(plain, line, steps=9)
     raw, sigma = ulam.Denoiser(net, SCHEDULES["edm"], "raw"), torch.tensor([0.1, 0.5, 2.0, 20.0])
     yield "objectives", lambda: [objectives.denoising(denoiser, x, t, seed=1, step=2),
-                                 objectives.edm(raw, x, sigma, seed=1)]  # fmt: skip
+                                 objectives.edm(raw, x, sigma, seed=1, step=0)]  # fmt: skip
     yield (
         "persistent chains",
         lambda: ebm.PersistentChains(8, (3,), mcmc.ULA(0.1), seed=1).sample(lambda x: (x * x).sum(1), batch=4, steps=3),

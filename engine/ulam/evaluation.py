@@ -106,7 +106,9 @@ def check_like(m: object, shape: tuple[int, ...], name: str, kind: str = "", why
 
 def split_output(m: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The prediction in an output of :func:`check_output`, and its second half (a learned variance) or None."""
-    return m[:, :channels], m[:, channels:] if m.shape[1] == 2 * channels else None
+    if m.shape[1] == channels:  # a slice of all would be a step of its own in the graph, and copied on the way back
+        return m, None
+    return m[:, :channels], m[:, channels:]
 
 
 def _doubled(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from ulam_kernels.arguments import described
 from ulam_kernels.new_normal import new_normal
 from ulam_kernels.ops import MAX_ELEMENTS
-from ulam_kernels.tracing import readable
+from ulam_kernels.tracing import plain_tensors, readable
 
 from .arguments import (
     as_int64,
@@ -26,12 +27,15 @@ from .arguments import (
     check_ids,
     checked_seed,
     filled,
+    seed_int64,
     training_step,
     whole_number,
     whole_numbers,
 )
 
 DRAWS_PER_ROW = 16  # stages of noise per row
+
+RANK_BITS = 44  # below the rank, in the ids of examples
 
 MOST_SAMPLES = 1 << 20  # of one training step
 MOST_SAMPLED_STEPS = 1 << 40
@@ -151,19 +155,23 @@ def examples(count: int, *, rank: int | None = None, micro_batch: int = 0) -> to
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
     """
-    if rank is None:
-        initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if initialised else 0
+    rank = rank_here() if rank is None else rank
     count, rank, micro_batch = whole_numbers(count=count, rank=rank, micro_batch=micro_batch)
     for name, value, bits in (("count", count, 32), ("rank", rank, 19), ("micro_batch", micro_batch, 12)):
         if not 0 <= value < 1 << bits:
             raise ValueError(f"{name}: got {value}, expected 0 to 2^{bits} - 1")
-    return torch.arange(count) + (rank << 44 | micro_batch << 32)
+    return torch.arange(count) + (rank << RANK_BITS | micro_batch << 32)
+
+
+def rank_here() -> int:
+    """The rank of this process in ``torch.distributed``, 0 where that is not initialised."""
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if initialised else 0
 
 
 def batch_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The rank and the micro-batch in ids of :func:`examples`, each like them."""
-    return ids >> 44, ids >> 32 & (1 << 12) - 1
+    return ids >> RANK_BITS, ids >> 32 & (1 << 12) - 1
 
 
 def for_examples(
@@ -184,6 +192,18 @@ def for_examples(
         purpose, x.shape[1:], seed=seed, chains=ids, row=training_step(step), device=x.device, backend=backend
     )
     return z.double() if x.dtype == torch.float64 else z
+
+
+def training_keys(count: int, seed: int, step: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Seeds, ids and draws ``[count]`` of a step's examples, not to be written to: they are kept for later steps."""
+    seeds, ids = _kept_keys(count, seed_int64(seed), rank_here(), device)
+    return seeds, ids, torch.full((count,), TRAINING.draw(step), device=device)
+
+
+@lru_cache(maxsize=16)
+def _kept_keys(count: int, seed: int, rank: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    with plain_tensors():
+        return torch.full((count,), seed, device=device), examples(count, rank=rank).to(device)
 
 
 def example_ids(chains: int | range | Sequence[int] | torch.Tensor | None, count: int) -> torch.Tensor:

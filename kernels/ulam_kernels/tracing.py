@@ -136,6 +136,12 @@ def recorder() -> str | None:
     return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def transforming() -> bool:
+    """Whether a transform of torch.func is at work; torch.compile, which traces within it, may ask too."""
+    return transformed() is not None
+
+
 def readable(tensor: torch.Tensor) -> bool:
     """Whether the host can read a tensor's numbers without waiting, and nothing records that it does."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":

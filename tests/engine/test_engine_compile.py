@@ -154,7 +154,7 @@ ENTRIES = {
     "second order": Entry(lambda x: second_order(x, torch.ones(B)), outside=False),
     "contrastive": Entry(lambda x: objectives.contrastive_divergence(bowl, x, x + 1), outside=False),
     "normal": Entry(lambda x: ulam.noise.normal((N,), seed=1, chains=B) + x, outside=False),
-    "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, torch.tensor([3, 7])), outside=False),
+    "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, torch.tensor([3, 7]), step=1), outside=False),
 }  # fmt: skip
 
 

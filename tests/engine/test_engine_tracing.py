@@ -44,9 +44,9 @@ def conversion(name: str, at_t: bool) -> Callable[[torch.Tensor], torch.Tensor]:
 ENTRIES = {
     "normal": Entry(lambda x: noise.normal((3, 4, 4), seed=1, chains=2) + x, X),
     "normal of ids": Entry(lambda ids: noise.normal((3,), seed=1, chains=ids), TIMES),
-    "add_noise": Entry(lambda x: add_noise(x, 3, SCHEDULE, seed=1).x_t, X, None, "add_noise"),
-    "add_noise at t": Entry(lambda t: add_noise(X, t, SCHEDULE).x_t, TIMES, "t", "add_noise"),
-    "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, 3), X, None, "add_noise"),
+    "add_noise": Entry(lambda x: add_noise(x, 3, SCHEDULE, seed=1, step=2).x_t, X),
+    "add_noise at t": Entry(lambda t: add_noise(t[:, None] * torch.ones(3), t, SCHEDULE, step=2).x_t, TIMES),
+    "denoising": Entry(lambda x: objectives.denoising(DENOISER, x, 3, step=2), X),
     "denoising_score_matching": Entry(
         lambda x: objectives.denoising_score_matching(lambda y, _: -y, x, torch.ones(2), step=0), X
     ),

@@ -171,13 +171,18 @@ def test_zero_terminal_snr_starts_from_pure_noise() -> None:
 def test_losses_are_those_of_eps_up_to_their_weights() -> None:
     t, x = torch.tensor([0, 1, 20, 500, 998, 999]), states().float()
     for weighting in ("snr", "min-snr", "x0"):
-        losses = [objectives.denoising(d, x, t, weighting=weighting, seed=3) for d in (eps_network(), mean_network())]
+        losses = [
+            objectives.denoising(d, x, t, weighting=weighting, seed=3, step=0) for d in (eps_network(), mean_network())
+        ]
         torch.testing.assert_close(losses[1][:4], losses[0][:4], rtol=1e-4, atol=1e-6)
-    batch, noise = objectives.add_noise(x, t, SCHEDULE, "mean", seed=3), objectives.add_noise(x, t, SCHEDULE, seed=3)
+    batch, noise = (
+        objectives.add_noise(x, t, SCHEDULE, "mean", seed=3, step=0),
+        objectives.add_noise(x, t, SCHEDULE, seed=3, step=0),
+    )
     assert torch.equal(batch.x_t, noise.x_t)
     exact = ops.posterior_mean(noise.x_t.double(), noise.target.double(), t, SCHEDULE, "eps")
     torch.testing.assert_close(batch.target.double(), exact, rtol=0, atol=1e-6)
-    simple = objectives.denoising(mean_network(), x, t, seed=3)
+    simple = objectives.denoising(mean_network(), x, t, seed=3, step=0)
     _, on_D, _ = step_back(SCHEDULE, *SCHEDULE.levels(t.numpy()))
     D = ops.predict_x0(batch.x_t.double(), network(SCHEDULE, "mean")(batch.x_t, t), t, SCHEDULE, "mean")
     expected = torch.from_numpy(on_D) ** 2 * (D - x).square().mean(1)
@@ -220,11 +225,11 @@ def test_what_a_mean_is_not_defined_for_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^schedule: got ve\(.*\) under predicts='mean', expected a vp schedule"):
         DDIM(5).program(schedules.ve(0.1, 10), "mean")
     with pytest.raises(ValueError, match=r"^schedule: got flow\(.*\) under predicts='mean'"):
-        objectives.add_noise(x.float(), 0.5, schedules.flow(), "mean")
+        objectives.add_noise(x.float(), 0.5, schedules.flow(), "mean", step=0)
     with pytest.raises(ValueError, match=r"^predicts: got 'mean' at t = 2.5, expected whole training steps"):
         ops.predict_x0(x, x, 2.5, SCHEDULE, "mean")
     with pytest.raises(ValueError, match=r"^predicts: got 'mean' at t = 2.5, expected whole training steps"):
-        objectives.denoising(mean_network(), x.float(), 2.5)
+        objectives.denoising(mean_network(), x.float(), 2.5, step=0)
     with pytest.raises(ValueError, match=r"^predicts: got 'mean' at t = .*, expected whole training steps"):
         Euler(7).program(SCHEDULE, "mean")
     with pytest.raises(

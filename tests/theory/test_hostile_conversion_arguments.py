@@ -59,7 +59,14 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
 }  # fmt: skip
 EXTRA = ("ULAM_BACKEND", "affine")
 # What a function of the caller's makes of it: a class in its place, names that it has not, sums in torch's own order.
-CALLERS_OWN = ("score = type", "energy = type", "cond = dict", "data = every second", "model = every second")
+CALLERS_OWN = (
+    "score = type",
+    "energy = type",
+    "weighting = type",
+    "cond = dict",
+    "data = every second",
+    "model = every second",
+)
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name, (_, make) in VALID.items() for a in make()])

@@ -80,6 +80,18 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "score2": lambda x, sigma: x, "score": lambda x, sigma: -x, "x": batch(), "sigma": torch.tensor([0.5, 1.0]),
         "form": "diagonal", "reduced": True, "seed": 1, "step": 1, "chains": torch.arange(2),
     }),
+    "vlb_term": (objectives.vlb_term, lambda: {
+        "denoiser": EPS, "x_0": batch(), "t": torch.tensor([0, 5]), "cond": None, "variance": "posterior",
+        "detach_mean": True, "bins": 256, "noise": None, "seed": 1, "step": 1, "chains": torch.arange(2),
+    }),
+    "continuous_bound": (objectives.continuous_bound, lambda: {
+        "denoiser": ulam.Denoiser(shrink, ulam.schedules.learned(lambda t: 9 * t - 5)), "x_0": batch(),
+        "t": torch.tensor([0.1, 0.5]), "cond": None, "prior": True, "noise": None, "seed": 1, "step": 1,
+        "chains": torch.arange(2),
+    }),
+    "learned": (lambda **given: ulam.schedules.learned(**given).alpha(torch.tensor([0.5])), lambda: {
+        "gamma": lambda t: 9 * t - 5,
+    }),
     "PersistentChains": (chains, lambda: {
         "count": 4, "shape": (2,), "sampler": ulam.mcmc.ULA(0.1), "restart": 0.1, "start": None, "seed": 1,
         "device": "cpu", "backend": None,

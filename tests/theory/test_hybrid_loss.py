@@ -43,9 +43,9 @@ def test_gradients_of_the_hybrid_loss_are_apart() -> None:
     denoiser = Denoiser(net, vp(10))
 
     def loss() -> Tensor:
-        return objectives.hybrid(denoiser, x_0, t, weight=0.5, seed=3).mean()
+        return objectives.hybrid(denoiser, x_0, t, weight=0.5, seed=3, step=0).mean()
 
-    simple = torch.autograd.grad(objectives.denoising(denoiser, x_0, t, seed=3).mean(), net.mean)[0]
+    simple = torch.autograd.grad(objectives.denoising(denoiser, x_0, t, seed=3, step=0).mean(), net.mean)[0]
     of_mean, of_spread = torch.autograd.grad(loss(), [net.mean, net.spread])
     torch.testing.assert_close(of_mean, simple, rtol=1e-6, atol=0)
     with torch.no_grad():
@@ -58,8 +58,8 @@ def test_gradients_of_the_hybrid_loss_are_apart() -> None:
 def test_wrong_arguments_of_the_hybrid_loss() -> None:
     x_0 = images(torch.float32)
     with pytest.raises(ValueError, match="variance: got 'beta', expected one of learned"):
-        objectives.hybrid(Denoiser(Learned(), vp(10)), x_0, 1, variance="beta")
+        objectives.hybrid(Denoiser(Learned(), vp(10)), x_0, 1, variance="beta", step=0)
     with pytest.raises(ValueError, match=r"net: got shape \[.*\], expected \[.*\], the mean, then the variance"):
-        objectives.hybrid(TWO.denoiser(vp(10)), x_0, 1)
+        objectives.hybrid(TWO.denoiser(vp(10)), x_0, 1, step=0)
     with pytest.raises(ValueError, match=r"t: got 1\.5, expected whole training steps"):
-        objectives.hybrid(Denoiser(Learned(), vp(10)), x_0, 1.5)
+        objectives.hybrid(Denoiser(Learned(), vp(10)), x_0, 1.5, step=0)

@@ -76,8 +76,8 @@ def test_edm_weighting_is_karras_lambda() -> None:
     schedule = schedules.edm()
     x, sigma = torch.randn(3, 2, 5), torch.tensor([0.1, 1.0, 30.0])
     net = lambda x, t: torch.sin(x)  # noqa: E731
-    loss = objectives.edm(Denoiser(net, schedule, "raw"), x, sigma, seed=2)
-    noisy = add_noise(x, sigma, schedule, "x0", seed=2).x_t
+    loss = objectives.edm(Denoiser(net, schedule, "raw"), x, sigma, seed=2, step=0)
+    noisy = add_noise(x, sigma, schedule, "x0", seed=2, step=0).x_t
     s, data = sigma.view(3, 1, 1), 0.5
     D = data**2 / (s**2 + data**2) * noisy + s * data / (s**2 + data**2).sqrt() * net(
         noisy / (s**2 + data**2).sqrt(), 0
@@ -96,7 +96,7 @@ def test_the_losses_train_a_network() -> None:
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss = objectives.denoising(Denoiser(lambda x, t: slope * x, VP), x, t, seed=0).mean()
+        loss = objectives.denoising(Denoiser(lambda x, t: slope * x, VP), x, t, step=0).mean()
         loss.backward()
         return loss
 
@@ -198,10 +198,13 @@ def test_contrastive_divergence_has_the_gradient_of_the_likelihood() -> None:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda d, x: objectives.denoising(d, x, 5, weighting="best"), "weighting: got 'best', expected one of"),
-        (lambda d, x: objectives.denoising(d, x, 5.0e9), "t: got .*, expected numbers in"),
-        (lambda d, x: objectives.denoising(d, x, 5, chains=range(2)), "chains: got 2 ids, expected 3"),
-        (lambda d, x: objectives.edm(d, x, 5), "denoiser: got .*, expected 'raw'"),
+        (
+            lambda d, x: objectives.denoising(d, x, 5, weighting="best", step=0),
+            "weighting: got 'best', expected one of",
+        ),
+        (lambda d, x: objectives.denoising(d, x, 5.0e9, step=0), "t: got .*, expected numbers in"),
+        (lambda d, x: objectives.denoising(d, x, 5, step=0, chains=range(2)), "chains: got 2 ids, expected 3"),
+        (lambda d, x: objectives.edm(d, x, 5, step=0), "denoiser: got .*, expected 'raw'"),
         (
             lambda d, x: objectives.denoising_score_matching(d.net, x, torch.ones(2), step=0),
             r"sigma: got shape \[2\], expected \[3\]",
@@ -211,8 +214,8 @@ def test_contrastive_divergence_has_the_gradient_of_the_likelihood() -> None:
             r"score: got shape \[3\], expected \[3, 2\] like its input",
         ),
         (lambda d, x: objectives.contrastive_divergence(lambda x: x, x, x), "energy: got energies of shape"),
-        (lambda d, x: add_noise(x.long(), 5, VP), "x_0: got .*, expected a float tensor"),
-        (lambda d, x: add_noise(x, 5, VP, "raw"), "predicts: got 'raw', expected"),
+        (lambda d, x: add_noise(x.long(), 5, VP, step=0), "x_0: got .*, expected a float tensor"),
+        (lambda d, x: add_noise(x, 5, VP, "raw", step=0), "predicts: got 'raw', expected"),
     ],
 )
 def test_bad_input_is_named(call, named: str) -> None:

@@ -5,16 +5,18 @@ Losses of denoisers are means over elements, the others sums over dimensions; no
 
 from ..estimation.forward import Noised, add_noise
 from . import timesteps, weightings
-from .denoising import denoising, edm, hybrid
+from .denoising import denoising, edm
 from .elbo import elbo
 from .energies import contrastive_divergence
 from .higher_order import second_order_score_matching
 from .score_matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
 from .sure import poisson_sure, projected_sure, sure
+from .variational import continuous_bound, hybrid, vlb_term
 
 __all__ = [
     "Noised",
     "add_noise",
+    "continuous_bound",
     "contrastive_divergence",
     "denoising",
     "denoising_score_matching",
@@ -28,5 +30,6 @@ __all__ = [
     "sliced_score_matching",
     "sure",
     "timesteps",
+    "vlb_term",
     "weightings",
 ]
