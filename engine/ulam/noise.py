@@ -17,8 +17,8 @@ import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.new_normal import new_normal
-from ulam_kernels.ops import MAX_ELEMENTS
-from ulam_kernels.tracing import plain_tensors, readable
+from ulam_kernels.ops import MAX_ELEMENTS, fill_normal
+from ulam_kernels.tracing import eager, plain_tensors, readable
 
 from .arguments import (
     as_int64,
@@ -187,17 +187,39 @@ def for_examples(
 
     noise-v1 of (seed, step, id). torch.compile takes it in one graph for every step, torch.func in all transforms.
     """
-    ids = example_ids(chains, x.shape[0])
-    z = normal_for(
-        purpose, x.shape[1:], seed=seed, chains=ids, row=training_step(step), device=x.device, backend=backend
+    return row_for_examples(
+        x, x.shape[1:], seed=seed, row=training_step(step), chains=chains, purpose=purpose, backend=backend
     )
+
+
+def row_for_examples(
+    x: torch.Tensor,
+    shape: Sequence[int],
+    *,
+    seed: int,
+    row: int,
+    chains: int | range | Sequence[int] | torch.Tensor | None,
+    purpose: Purpose,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """As :func:`for_examples`, ``shape`` a chain, of a row that may number samples too (:func:`sample_row`)."""
+    count = x.shape[0]
+    if chains is None and not torch.compiler.is_compiling() and eager(x):
+        seeds, ids, draws = training_keys(count, seed, row, x.device, purpose)
+        z = torch.empty(count, *shape, device=x.device)
+        fill_normal(z, seed=seeds, chain=ids, draw=draws, tag=purpose.tag, backend=backend)
+    else:
+        ids = example_ids(chains, count)
+        z = normal_for(purpose, shape, seed=seed, chains=ids, row=row, device=x.device, backend=backend)
     return z.double() if x.dtype == torch.float64 else z
 
 
-def training_keys(count: int, seed: int, step: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Seeds, ids and draws ``[count]`` of a step's examples, not to be written to: they are kept for later steps."""
+def training_keys(
+    count: int, seed: int, row: int, device: torch.device, purpose: Purpose = TRAINING
+) -> tuple[torch.Tensor, ...]:
+    """Seeds, ids and draws ``[count]`` of a row's examples, not to be written to: they are kept for later steps."""
     seeds, ids = _kept_keys(count, seed_int64(seed), rank_here(), device)
-    return seeds, ids, torch.full((count,), TRAINING.draw(step), device=device)
+    return seeds, ids, torch.full((count,), purpose.draw(row), device=device)
 
 
 @lru_cache(maxsize=16)

@@ -31,6 +31,7 @@ transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 _functorch: Any = torch._C._functorch
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def outside_graphs(function: F) -> F:
@@ -136,9 +137,22 @@ def recorder() -> str | None:
     return "make_fx or torch.export" if "PROXY" in found else "FakeTensorMode" if found else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def graph_constant(function: Callable[..., T], *args: Any) -> T:
+    """The function's result; while torch compiles, computed at once: a constant of the graph, for equal arguments."""
+    if torch.compiler.is_compiling():
+        from .outside import constant
+
+        found: T = constant(function, *args)
+        return found
+    return function(*args)
+
+
 def transforming() -> bool:
     """Whether a transform of torch.func is at work; torch.compile, which traces within it, may ask too."""
+    return graph_constant(_transforms)
+
+
+def _transforms() -> bool:
     return transformed() is not None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -38,3 +40,10 @@ def test_every_support_module_is_used() -> None:
     used = set[str]().union(*(imported(path) for path in [*FILES, *SUPPORT])) | scripts
     assert [path.stem for path in SUPPORT if path.stem not in used] == []
     assert "tests/support/sanitize.py" in (TESTS.parent / "Makefile").read_text()
+
+
+def test_importing_ulam_loads_nothing_that_takes_seconds() -> None:
+    heavy = "torch._dynamo", "torch._inductor", "triton", "sklearn", "matplotlib", "diffusers", "transformers"
+    code = f"import sys, ulam; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ulam_kernels.arguments import described, positive
-from ulam_kernels.tracing import transformed
+from ulam_kernels.tracing import graph_constant, transformed
 
 from ..arguments import per_chain
 from ..denoiser import Denoiser
@@ -128,12 +128,8 @@ def _coefficients(denoiser: Denoiser, sigma: torch.Tensor) -> torch.Tensor:
     """What multiplies y for the network, and y and the output in D, and the network's time, ``[4, B]`` float64."""
     schedule, predicts, time = denoiser.schedule, denoiser.predicts, denoiser.time
     name = schedule.constructor
-    if torch.compiler.is_compiling():
-        from ulam_kernels.outside import constant
-
-        constant(_remember, schedule, name)
-    elif transformed() is not None:
-        _remember(schedule, name)
+    if torch.compiler.is_compiling() or transformed() is not None:
+        graph_constant(_remember, schedule, name)
     else:
         return _on_host(sigma, schedule, predicts, time)
     found: torch.Tensor = _operator(sigma, name, predicts, time)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import described
-from ulam_kernels.tracing import constant_beside, plain_tensors
+from ulam_kernels.tracing import constant_beside, graph_constant, plain_tensors
 
 from .arguments import Array, Numbers, in_range, numbers
 from .tensors import Levels, only_inside, tensor_levels, with_value
@@ -132,8 +132,8 @@ class VariancePreserving(Schedule):
             return np.where(fractional, between, alpha)[()], np.where(fractional, ratio * between, sigma)[()]
 
     def _of_tensor(self, t: torch.Tensor) -> Levels:
-        # the name is an argument so that torch.compile guards it: the result is a constant of its graph
-        columns, last = self._levels_of_steps(t.device, self.constructor), self._last(self.constructor)
+        # the name is an argument so that torch.compile guards it
+        columns, last = graph_constant(_levels_of_steps, self, t.device, self.constructor)
         if not torch.compiler.is_compiling():
             columns = constant_beside(columns, t)
         inside = (t >= 0) & (t <= last)
@@ -150,14 +150,6 @@ class VariancePreserving(Schedule):
             for between, exact in ((alpha, value[0]), (ratio * alpha, value[1]))
         )
         return cast(Levels, only_inside(inside, *levels))
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _levels_of_steps(self, device: torch.device, _: str) -> torch.Tensor:
-        return _columns(self, device)
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _last(self, _: str) -> int:
-        return self.steps - 1
 
     def t_of_sigma(self, sigma: Numbers) -> Array:
         ratios = self.ratios
@@ -281,9 +273,14 @@ class SubVP(Continuous):
         return np.linspace(1, self.t_min, steps)
 
 
+def _levels_of_steps(schedule: VariancePreserving, device: torch.device, _: str) -> tuple[torch.Tensor, int]:
+    """alpha, sigma and their ratio at every training step, ``[3, T]``, and the last step."""
+    return _columns(schedule, device), schedule.steps - 1
+
+
 @lru_cache(maxsize=8)
 def _columns(schedule: VariancePreserving, device: torch.device) -> torch.Tensor:
-    """alpha, sigma and their ratio at every training step, ``[3, T]``: a plain tensor, whatever is recorded now."""
+    """A plain tensor, whatever is recorded now."""
     values = np.stack([np.sqrt(schedule.alphas_cumprod), np.sqrt(schedule.variances), schedule.ratios])
     with plain_tensors():
         return torch.from_numpy(values).to(device)

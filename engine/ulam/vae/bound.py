@@ -53,7 +53,7 @@ class Posterior:
     samples: int
     seed: int
     step: int
-    chains: torch.Tensor
+    chains: torch.Tensor | None
 
     def __iter__(self) -> Iterator[Draw]:
         for sample in range(self.samples):

@@ -13,7 +13,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.ops import MAX_ELEMENTS
 
 from ..arguments import check_shape
-from ..noise import POSTERIOR, normal_for, sample_row
+from ..noise import POSTERIOR, row_for_examples, sample_row
 from .gaussians import Moments, moments
 
 Network: TypeAlias = Callable[..., torch.Tensor]
@@ -68,13 +68,12 @@ def elements(level: Level) -> int:
 
 
 def posterior_noise(
-    levels: Sequence[Level], x: torch.Tensor, seed: int, step: int, sample: int, chains: torch.Tensor
+    levels: Sequence[Level], x: torch.Tensor, seed: int, step: int, sample: int, chains: torch.Tensor | None
 ) -> list[torch.Tensor]:
     """eps of every level: one draw of noise-v1 an example for each (step, sample), its elements dealt to the levels."""
     sizes, row = [elements(level) for level in levels], sample_row(step, sample)
     shape = levels[0].shape if len(levels) == 1 else (sum(sizes),)
-    flat = normal_for(POSTERIOR, shape, seed=seed, chains=chains, row=row, device=x.device)
-    flat = flat.double() if x.dtype == torch.float64 else flat
+    flat = row_for_examples(x, shape, seed=seed, row=row, chains=chains, purpose=POSTERIOR)
     if len(levels) == 1:
         return [flat]
     return [part.reshape(-1, *level.shape) for part, level in zip(torch.split(flat, sizes, 1), levels, strict=True)]

@@ -175,7 +175,8 @@ class HierarchicalVAE:
         for k, level in enumerate(self.levels):
             if level.posterior is None:
                 raise ValueError(f"levels[{k}].posterior: got None, expected a network, which the bound needs")
-        return Posterior(self.levels, self.inference, x, samples, seed, number, example_ids(chains, len(x)))
+        ids = None if chains is None else example_ids(chains, len(x))
+        return Posterior(self.levels, self.inference, x, samples, seed, number, ids)
 
 
 class GaussianVAE(HierarchicalVAE):
