@@ -207,3 +207,19 @@ def test_bad_input_is_named(given, named: str) -> None:
     valid = {"log_marginal": lambda y: -y.square().sum(1), "y": y, "log_base": nothing}
     with pytest.raises((TypeError, ValueError), match=f"^{named}"):
         tweedie.natural(**(valid | given))
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(range(5), 2)))
+def test_a_statistic_that_mixes_any_two_elements_is_seen_to(pair) -> None:
+    """Of one observation too, and where both elements count with the same sign."""
+    i, j = pair
+    A = torch.eye(5, dtype=torch.float64)
+    A[i, j], A[j, i] = 0.7, -0.2
+    y = torch.tensor([[0.3, -0.8, 1.1, 0.5, -0.4]], dtype=torch.float64)
+    found = tweedie.natural(
+        lambda y: -y.square().sum(1) / 4,
+        y,
+        log_base=lambda y: -y.square().sum(1) / 2,
+        statistic=lambda y: y @ A.T,
+    )
+    torch.testing.assert_close(found, y / 2 @ torch.linalg.inv(A), rtol=1e-12, atol=1e-14)
