@@ -123,6 +123,14 @@ def mass(x):
         ({"marginal": lambda x: x.sum()}, r"marginal: got shape \[\], expected log m of shape \[1\] like x"),
         ({"smoothing": 1.0}, "smoothing: got 1 with a function, expected 0, or counts"),
         ({"trials": 0}, "trials: got 0, expected 1 to"),
+        (
+            {"marginal": torch.tensor([5, 2, 3, 1]), "trials": 2},
+            "marginal: got counts of values above 2, expected none",
+        ),
+        ({"x": torch.tensor([256.0], dtype=torch.bfloat16)}, "x: got 256 in torch.bfloat16, expected x . 1 to be"),
+        ({"x": torch.tensor([2.0**24])}, "x: got 1.67772e.07 in torch.float32, expected x . 1 to be"),
+        ({"x": torch.tensor([2**53])}, "x: got 9.0072e.15 in torch.float64, expected x . 1 to be"),
+        ({"marginal": lambda x: torch.full_like(x, math.inf)}, "marginal: got inf, expected log m"),
     ],
 )
 def test_bad_input_is_named(given, named: str) -> None:
@@ -132,3 +140,12 @@ def test_bad_input_is_named(given, named: str) -> None:
 
 def test_where_nothing_lies_above_the_mean_is_0() -> None:
     assert float(tweedie.robbins(mass, torch.tensor([2]))) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16])
+def test_counts_of_every_dtype_are_whole_numbers(dtype) -> None:
+    x = torch.tensor([0, 1, 127], dtype=dtype)
+    exact = tweedie.robbins(log_poisson, x.long())
+    torch.testing.assert_close(tweedie.robbins(lambda x: log_poisson(x.double()), x), exact, rtol=1e-12, atol=0)
+    seen = torch.tensor([3, 2, 1], dtype=dtype)
+    torch.testing.assert_close(tweedie.robbins(seen, x[:2]), torch.tensor([2 / 3, 1.0], dtype=torch.float64))

@@ -8,6 +8,7 @@ for any law of lambda or p, where m(x) is the probability of x alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -58,13 +59,19 @@ def robbins(marginal: Marginal, x: torch.Tensor, *, trials: int | None = None, s
     if n is not None and (wide >= n).any():
         raise ValueError(f"x: got {wide.max():g} of {n} trials, expected at most {n - 1}: it needs m(x + 1)")
     if isinstance(marginal, torch.Tensor):
-        ratio = _ratio_of_counts(_check_counts("marginal", marginal).double(), x.long(), c)
+        counts = _check_counts("marginal", marginal).double()
+        if n is not None and counts.dim() == 1 and counts[n + 1 :].any():
+            raise ValueError(f"marginal: got counts of values above {n}, expected none: there are {n} trials")
+        ratio = _ratio_of_counts(counts, x.long(), c)
     elif not callable(marginal):
         raise TypeError(f"marginal: got {described(marginal)}, expected a function of x to log m(x), or counts")
     elif c:
         raise ValueError(f"smoothing: got {c:g} with a function, expected 0, or counts as marginal")
     else:
-        ratio = _ratio_of_function(marginal, x if x.is_floating_point() else wide)
+        at = x if x.is_floating_point() else wide
+        if (same := (at + 1).double() - wide != 1).any():
+            raise ValueError(f"x: got {wide[same][0]:g} in {at.dtype}, expected x + 1 to be a number of it too")
+        ratio = _ratio_of_function(marginal, at)
     return (wide + 1) * ratio if n is None else (wide + 1) / (n - wide) * ratio
 
 
@@ -107,8 +114,8 @@ def _check_log(values: object, shape: torch.Size) -> torch.Tensor:
         got = f"shape {list(values.shape)}" if isinstance(values, torch.Tensor) else described(values)
         raise ValueError(f"marginal: got {got}, expected log m of shape {list(shape)} like x, or [{shape[0]}]")
     check_real(values, "marginal")
-    if values.isnan().any():
-        raise ValueError("marginal: got nan, expected log m")
+    if (wrong := values.isnan() | (values == math.inf)).any():
+        raise ValueError(f"marginal: got {values[wrong][0]:g}, expected log m, which is finite, or -inf for m = 0")
     return values
 
 
@@ -121,7 +128,8 @@ def _check_counts(name: str, x: object) -> torch.Tensor:
     x = x.detach().resolve_neg()
     if not x.numel():
         raise ValueError(f"{name}: got shape {list(x.shape)}, expected one that is not empty")
-    wrong = ~((x >= 0) & (x <= LARGEST_COUNT) & (x.double() % 1 == 0))
+    wide = x.double()  # in which 2^53 is a number, unlike in narrow integers
+    wrong = ~((wide >= 0) & (wide <= LARGEST_COUNT) & (wide % 1 == 0))
     if wrong.any():
         raise ValueError(f"{name}: got {x[wrong][0]:g}, expected whole numbers from 0 to 2^53")
     return x
