@@ -214,6 +214,22 @@ def test_contrastive_divergence_has_the_gradient_of_the_likelihood() -> None:
             r"score: got shape \[3\], expected \[3, 2\] like its input",
         ),
         (lambda d, x: objectives.contrastive_divergence(lambda x: x, x, x), "energy: got energies of shape"),
+        (
+            lambda d, x: objectives.contrastive_divergence(lambda x: x.sum(1), x, x[:, :1]),
+            r"model: got shape \[3, 1\], expected \[B, 2\] like data",
+        ),
+        (
+            lambda d, x: objectives.contrastive_divergence(lambda x: x.sum(1).long(), x, x),
+            "energy: got energies of torch.int64, expected floats",
+        ),
+        (
+            lambda d, x: objectives.contrastive_divergence(lambda x: x.sum(1), x, x, penalty=-1.0),
+            "penalty: got -1, expected at least 0",
+        ),
+        (
+            lambda d, x: objectives.contrastive_divergence(lambda x: x.sum(1), x, x, kl=-1.0),
+            "kl: got -1, expected at least 0",
+        ),
         (lambda d, x: add_noise(x.long(), 5, VP, step=0), "x_0: got .*, expected a float tensor"),
         (lambda d, x: add_noise(x, 5, VP, "raw", step=0), "predicts: got 'raw', expected"),
     ],

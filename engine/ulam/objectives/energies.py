@@ -27,7 +27,8 @@ def contrastive_divergence(
     [Hinton 2002; Du & Mordatch 2019.] ``model`` are samples of exp(-E), such as those of
     :class:`ulam.ebm.PersistentChains`. No gradient flows into them but by the last term. Where they are exact, the
     gradient in the energy's parameters is that of the negative log-likelihood. Energies of half precision are averaged
-    in float32. data, model: ``[B, *shape]``, their numbers of rows may differ; ``energy`` gives ``[B]``.
+    in float32. data, model: ``[B, *shape]``, their numbers of rows may differ; ``energy`` gives floats ``[B]``.
+    penalty, kl: at least 0.
 
     kl: the weight of the energy that the sampler reaches, E* being E with its parameters held: the gradient goes
     through ``model``, which are of ``PersistentChains.sample(..., through_last=True)`` [Du 2021, L_KL]. It completes
@@ -39,15 +40,29 @@ def contrastive_divergence(
     check_callable(energy, "energy")
     check_batch(data, "data")
     check_batch(model, "model")
-    penalty, kl = real(penalty, "penalty"), real(kl, "kl")
+    if data.shape[1:] != model.shape[1:]:
+        raise ValueError(f"model: got shape {list(model.shape)}, expected [B, {_sizes(data)}] like data")
+    penalty, kl = _weight(penalty, "penalty"), _weight(kl, "kl")
     of_data, of_model = energy(data), energy(model.detach())
     for name, values, batch in (("data", of_data, data), ("model", of_model, model)):
         check_like(values, (len(batch),), "energy", "energies", f", one an example of {name}")
+        if not values.is_floating_point():
+            raise TypeError(f"energy: got energies of {values.dtype}, expected floats")
     of_data, of_model = (values.to(torch.promote_types(values.dtype, torch.float32)) for values in (of_data, of_model))
     loss = of_data.mean() - of_model.mean()
     if penalty:
         loss = loss + penalty * (of_data.pow(2).mean() + of_model.pow(2).mean())
     return loss + kl * _held(energy, of_model, model).mean() if kl else loss
+
+
+def _sizes(x: torch.Tensor) -> str:
+    return ", ".join(map(str, x.shape[1:]))
+
+
+def _weight(value: float, name: str) -> float:
+    if (weight := real(value, name)) < 0:
+        raise ValueError(f"{name}: got {weight:g}, expected at least 0")
+    return weight
 
 
 def _held(energy: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
