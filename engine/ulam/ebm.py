@@ -100,6 +100,8 @@ class PersistentChains:
         self.clock = torch.zeros_like(self._chain)
         self.x = torch.empty(count, *self.shape, device=device)
         self.x.copy_(self._fresh(self._state(self.x, torch.arange(count, device=device))))
+        if not bool(torch.isfinite(self.x).all()):
+            raise ValueError("start: got states that are not finite, expected finite ones")
 
     @outside_graphs
     def sample(

@@ -146,6 +146,7 @@ def test_the_rules_are_those_of_clenshaw_and_curtis():
         ({"score": 3}, TypeError, "score: got 3, expected a function of x"),
         ({"score": lambda x: x[:, :1]}, ValueError, r"score: got shape \[4, 1\], expected \[4, 2\] like its input"),
         ({"score": lambda x: None}, TypeError, "score: got NoneType, expected a tensor"),
+        ({"score": lambda x: x.long()}, TypeError, "score: got torch.int64, expected floats like its input"),
         ({"x": torch.ones(4)}, ValueError, "x: got a tensor of torch.float32"),
         ({"x": torch.ones(4, 2, requires_grad=True)}, RuntimeError, "x: got a tensor that requires grad, but"),
         ({"origin": 0.0}, TypeError, r"origin: got 0.0, expected a float tensor \[2\], or one a row \[4, 2\]"),

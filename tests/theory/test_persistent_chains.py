@@ -216,6 +216,10 @@ def test_the_loss_goes_through_torch_func_compile_and_autocast():
             lambda: PersistentChains(4, (2,), ULA(0.1), start=torch.ones(3)),
             "start: got a tensor .*, expected floats, exa",
         ),
+        (
+            lambda: PersistentChains(4, (2,), ULA(0.1), start=lambda z: z / 0),
+            "start: got states that are not finite, expected finite ones",
+        ),
         (lambda: PersistentChains(4, (2,), ULA(0.1), start=torch.ones(0, 2)), r"start: got .*, examples \[N, 2\]"),
         (lambda: PersistentChains(4, (2,), ULA(0.1), start=torch.ones(3, 2).long()), "start: got .*, expected floats"),
         (

@@ -213,6 +213,8 @@ def test_the_loss_under_autocast_and_in_bfloat16_is_near_that_in_double() -> Non
         ),
         ({"score": lambda y, _: y[:1]}, r"score: got shape \[1, 3\], expected \[4, 3\] like its input"),
         ({"sigma": torch.ones(2)}, r"sigma: got shape \[2\], expected \[4\], one an example"),
+        ({"sigma": -torch.ones(4)}, "sigma: got -1, expected finite levels of at least 0"),
+        ({"sigma": torch.full((4,), torch.nan)}, "sigma: got nan, expected finite levels of at least 0"),
         ({"x": torch.ones(4)}, "x: got .*, expected a float tensor"),
         ({"chains": range(3)}, "chains: got 3 ids, expected 4"),
         ({"reduced": 1}, "reduced: got 1, expected True or False"),

@@ -117,6 +117,8 @@ class _Line:
         """s . (end - begin) at u ``[B]`` of the way, and its rounding."""
         at = (self._begin + per_chain(u, self._way) * self._way).to(self._dtype)
         s = check_like(without_graph(self._score, at), at.shape, "score", why=" like its input")
+        if not s.is_floating_point():
+            raise TypeError(f"score: got {s.dtype}, expected floats like its input")
         terms = (s.double() * self._way).flatten(1)
         precision = max(torch.finfo(kind).eps for kind in (self._dtype, s.dtype, *self._reduced))
         return terms.sum(1), ROUNDING * precision * terms.abs().sum(1)
