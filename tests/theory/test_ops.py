@@ -295,3 +295,10 @@ def test_no_score_without_noise() -> None:
 def test_a_scalar_tensor_is_a_number():
     expected = ops.posterior_mean(X, X, 7, LINEAR)
     assert torch.equal(ops.posterior_mean(X, X, torch.tensor(7), LINEAR), expected)
+
+
+def test_the_time_that_requires_grad_is_named() -> None:
+    x, time = torch.ones(3, 2), torch.tensor(2.0, requires_grad=True)
+    for given in ({"t": time}, {"t": 5, "s": time}):
+        with pytest.raises(RuntimeError, match=f"^{list(given)[-1]}: got a tensor that requires grad"):
+            ops.posterior_mean(x, x, schedule=schedules.vp_linear(10), **given)
