@@ -70,6 +70,7 @@ BAD = [
     (lambda: linear().importance_weighted(X, samples=0), "samples: got 0, expected 1 to"),
     (lambda: linear().active_units(X * math.nan), r"levels\[0\].posterior: got NaN, expected numbers"),
     (lambda: linear().active_units(X, samples=1), "samples: got 1, expected 2 to"),
+    (lambda: linear().importance_weighted(X, samples=2**21), "samples: got 2097152, expected 1 to 1048576"),
     (
         lambda: linear(torch.ones(2)).elbo(X),
         r"scale: got shape \[2\], expected \[3\], with 1 for what is shared",

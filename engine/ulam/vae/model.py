@@ -12,9 +12,8 @@ from ulam_kernels.arguments import choice, described, real, switch, whole
 
 from ..arguments import chain_ids, check_plain, check_shape, resolve_device, training_step
 from ..engine.arguments import check_slots
-from ..estimation.probes import MOST_PROBES
 from ..evaluation import parameters_reached
-from ..noise import example_ids
+from ..noise import MOST_SAMPLES, example_ids
 from .activity import active_units
 from .ancestral import Ancestral, gaussian_row
 from .bound import Elbo, ImportanceWeighted, Posterior, elbo, importance_weighted
@@ -36,7 +35,7 @@ class HierarchicalVAE:
         scale: the standard deviation of p(x | z_1): a number; a tensor that is learned where it is a parameter, with
             the dimensions of x_shape, or one number; a network of z_1, its output with the dimensions of x.
         inference: the order in which q draws the latents, see :class:`Level`. top-down: q(z_L | x) prod_k
-            q(z_k | z_{k+1}, x) [Sonderby 2016]. bottom-up: q(z_1 | x) prod_k q(z_{k+1} | z_k) [Luo 2022, eq. 21].
+            q(z_k | z_{k+1}, x) [Sonderby 2016]. bottom-up: q(z_1 | x) prod_k q(z_{k+1} | z_k) [Luo 2022, eq. 24].
         bins: x lies on this many levels from -1 to 1, and p(x | z_1) is the probability of x's bin [Ho 2020, eq. 13] in
             place of a density. What is sampled is not rounded.
 
@@ -109,11 +108,11 @@ class HierarchicalVAE:
     ) -> Elbo:
         """The bound of x ``[B, *x_shape]``, from ``samples`` draws of q each (one to train); gradients flow.
 
-            log p(x) >= E_q[log p(x | z_1)] - KL(q(z_L | .) || N(0, I)) - sum_{k < L} KL_k
+            log p(x) >= E_q[log p(x | z_1)] - E_q KL(q(z_L | .) || N(0, I)) - sum_{k < L} KL_k
             top-down    KL_k = E_q KL(q(z_k | z_{k+1}, x) || p(z_k | z_{k+1}))
             bottom-up   KL_k = E_q[log q(z_k | z_{k-1}) - log p(z_k | z_{k+1})],  z_0 = x
 
-        [Kingma & Welling 2014, eq. 3; Sonderby 2016, eq. 6; Luo 2022, eq. 24.] Divergences are exact given the latents
+        [Kingma & Welling 2014, eq. 3; Sonderby 2016; Luo 2022, eq. 28.] Divergences are exact given the latents
         that q depends on; bottom-up KL_k has the exact entropy of q and p at the draws, so that a column of one draw
         may be negative. :func:`ulam.objectives.elbo` makes a loss of it, with beta and free bits.
 
@@ -159,7 +158,7 @@ class HierarchicalVAE:
         or network.
         """
         threshold = real(threshold, "threshold")
-        whole(samples, "samples", 2, MOST_PROBES)
+        whole(samples, "samples", 2, MOST_SAMPLES)
         check_examples(x)
         if len(x) < 2:
             raise ValueError(f"x: got {len(x)} examples, expected at least 2 to compare")
@@ -170,7 +169,7 @@ class HierarchicalVAE:
         self, x: torch.Tensor, samples: int, seed: int, step: int | None, chains: ChainIds | None
     ) -> Posterior:
         check_examples(x)
-        samples = whole(samples, "samples", 1, MOST_PROBES)
+        samples = whole(samples, "samples", 1, MOST_SAMPLES)
         number = 0 if step is None else training_step(step)
         for k, level in enumerate(self.levels):
             if level.posterior is None:
