@@ -40,6 +40,14 @@ def test_a_score_is_minus_the_gradient_and_carries_no_graph_of_its_own():
     assert torch.equal(Energy(quartic).score(inside), score)
 
 
+def test_at_a_mode_and_for_no_rows_it_carries_no_graph_either():
+    """Where every number of it is 0, autograd judges whether the energy has a gradient at all."""
+    weight = torch.tensor(2.0, requires_grad=True)
+    for x in (torch.zeros(3, 2), torch.zeros(0, 2)):
+        assert not Energy(lambda x: x.square().sum(1)).score(x).requires_grad
+        assert Energy(lambda x: weight * x.square().sum(1)).score(x).requires_grad
+
+
 def test_it_is_the_score_that_chains_see_and_log_prob_is_minus_the_energy():
     energy = Energy(network())
     seen, score = energy.bind(X, torch.arange(6), 6, None)(X, True)

@@ -146,7 +146,15 @@ def _by_autograd(total: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
         (gradient,) = torch.autograd.grad(total(at), at, create_graph=recorded, allow_unused=True)
     if gradient is None:
         raise TypeError(NO_GRADIENT.format("fn"))
-    return -gradient
+    return -gradient if not recorded or x.requires_grad or _has_graph(total, x) else -gradient.detach()
+
+
+def _has_graph(total: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Whether an energy requires grad where x does not: it has parameters that do."""
+    try:
+        return total(x.detach()).requires_grad
+    except TypeError:
+        return False
 
 
 class Score:
