@@ -103,9 +103,10 @@ def vlb(
             network's further arguments.
         variance: of the model's steps, see :class:`ReverseChain`. optimal: beta~ + on_D^2 e_t, the fixed one of the
             least bound [Bao 2022]; at the first step e_t for the gaussian decoder, else as posterior.
-        x0_variances: {t: e_t} from :func:`x0_variances` on other data. By default Tweedie's posterior variance at the
-            x_t of this batch, the mean over elements (exact up to 64 a chain, else by 4 products) and chains, on which
-            a chain's bound then depends; it does not see x_0, so the bound remains one.
+        x0_variances: {t: e_t} from :func:`x0_variances` on other data, under the same clip. By default what an ideal D
+            without clip has: Tweedie's posterior variance at the x_t of this batch, the mean over elements (exact up to
+            64 a chain, else by 4 products) and chains, on which a chain's bound then depends. It does not see x_0, so
+            the bound remains one.
         timesteps: the steps of the reverse process, every training step by default (respaced: beta is recomputed).
         sampled: evaluate L_0 and this many of the other steps, each chain drawing one from each of as many equal parts;
             each step stands for its part, so the bound stays unbiased. samples: repeats, with new noise and steps.

@@ -311,6 +311,10 @@ def test_what_errors_cannot_be_measured_on_is_refused() -> None:
     flow = Denoiser(lambda x, t: x, schedules.flow(), "flow")
     refused(lambda: bounds.x0_variances(flow, x), r"^timesteps: got None on flow\(.*\), expected times")
     broken = Denoiser(lambda x, t: x * math.nan, SCHEDULE)
+    twice = [(1, 0.1), (2, 0.3), (1.0, 0.9)]
+    refused(
+        lambda: DDPM(5, variance="optimal", x0_variances=twice), r"^x0_variances: got t = 1 twice, expected one num"
+    )
     refused(
         lambda: bounds.x0_variances(broken, x, timesteps=[5]), r"^net: got an error of nan at t = 5, expected finite"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -108,7 +109,11 @@ def check_x0_variances(given: object, variance: str) -> tuple[tuple[float, float
         t, e = map(as_float, pair)
         if not (np.isfinite(t) and 0 <= e < np.inf):
             raise ValueError(f"x0_variances: got {e:g} at t = {t:g}, expected finite numbers of at least 0")
-    return tuple(sorted((as_float(t), as_float(e)) for t, e in pairs))
+    found = sorted((as_float(t), as_float(e)) for t, e in pairs)
+    for (t, _), (after, _) in pairwise(found):
+        if t == after:
+            raise ValueError(f"x0_variances: got t = {t:g} twice, expected one number for every time")
+    return tuple(found)
 
 
 def at_times(pairs: object, times: Array) -> Array:
