@@ -158,7 +158,7 @@ def chain_times(x_t: torch.Tensor, t: Time, name: str = "t") -> Array:
 def _read(t: torch.Tensor, name: str) -> Array:
     check_tensor(t, name)
     check_read(t, name)
-    check_no_gradient("a conversion", **{name: t})
+    check_no_gradient("a conversion", None, **{name: t})
     t = t.detach().cpu().resolve_neg()
     return (t.double() if t.is_floating_point() else t).numpy()
 
