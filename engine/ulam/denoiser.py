@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -97,7 +98,7 @@ class Denoiser:
         """The mode, forward or reverse, in which derivatives of order "first", "second", ... ran last."""
         return dict(self._modes)
 
-    @property
+    @cached_property
     def told_steps(self) -> str:
         """The argument by which the network is told whole training steps only; empty where it takes any time."""
         return told_steps(self.predicts, self.time)
