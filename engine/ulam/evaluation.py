@@ -9,6 +9,7 @@ from functools import partial
 from types import FunctionType, MethodType
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ulam_kernels.validation import check_real
 
@@ -69,6 +70,26 @@ def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def without_collectives(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """Keeps calls of DistributedDataParallel to this process: no buffers are sent, no gradients awaited.
+
+    For calls whose number depends on the data: ranks that make different numbers of them would wait for each other.
+    """
+    synced = ("require_forward_param_sync", "require_backward_grad_sync")
+    wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+    before = [[getattr(wrapper, name) for name in synced] for wrapper in wrappers]
+    for wrapper in wrappers:
+        for name in synced:
+            setattr(wrapper, name, False)
+    try:
+        yield
+    finally:
+        for wrapper, values in zip(wrappers, before, strict=True):
+            for name, value in zip(synced, values, strict=True):
+                setattr(wrapper, name, value)
 
 
 def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:

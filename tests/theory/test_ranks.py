@@ -30,10 +30,9 @@ def on_a_rank(rank: int, folder: str) -> None:
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=cases.WORLD, timeout=timedelta(seconds=60)
     )
     found: dict[str, Any] = {}
-    for name in (*filter(cases.LOSSES.get, EXPORTED), "sampling", "history"):
+    for name in (*filter(cases.LOSSES.get, EXPORTED), *SPECIAL):
         try:
-            special = {"sampling": sampled, "history": remembered}.get(name)
-            found[name] = special(rank) if special else trained(cases.LOSSES[name], rank)
+            found[name] = SPECIAL[name](rank) if name in SPECIAL else trained(cases.LOSSES[name], rank)
         except Exception:
             found[name] = traceback.format_exc()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -67,6 +66,50 @@ def remembered(rank: int) -> torch.Tensor:
     times = timesteps.LossAware(ulam.schedules.vp_linear(4))
     times.update(*losses_of(rank))
     return times.probabilities
+
+
+class Uneven(torch.nn.Module):
+    """With a buffer, which ranks share; on rank 1 it bends so much that its derivative is compared at every step."""
+
+    steepness: torch.Tensor
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.layer, self.rank, self.calls = torch.nn.Linear(6, 6), rank, [0, 0]
+        self.register_buffer("steepness", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls[self.training] += 1
+        bent = torch.sin(300 * x) if self.rank else x
+        return self.layer(x) * self.steepness + bent
+
+
+def checked(rank: int) -> dict[str, list[Any]]:
+    """How often buffers were sent while derivatives were checked, and how often a network was called meanwhile."""
+    found: dict[str, list[Any]] = {"sent": [], "calls": []}
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    losses: list[Any] = [
+        lambda net: objectives.sliced_score_matching(net, x, step=1),
+        lambda net: objectives.sure(net, x, 0.5, step=1, check=True),
+    ]
+    for loss in losses:
+        module = Uneven(rank)
+        net = DistributedDataParallel(module)
+        send, sent = net._sync_buffers, [0, 0]
+
+        def counted(send: Any = send, sent: list[int] = sent, module: Uneven = module) -> None:
+            sent[module.training] += 1
+            send()
+
+        net._sync_buffers = counted
+        for _ in range(2):
+            loss(net).mean().backward()
+        found["sent"].append(sent)
+        found["calls"].append(module.calls)
+    return found
+
+
+SPECIAL = {"sampling": sampled, "history": remembered, "checks": checked}
 
 
 def losses_of(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,3 +171,10 @@ def test_ranks_agree_on_the_losses_that_times_are_drawn_by(ranks: list[dict[str,
     for probabilities in of(ranks, "history"):
         assert torch.equal(probabilities, times.probabilities)
     assert not bool((times.probabilities == 0.25).all())
+
+
+def test_checks_of_derivatives_wait_for_no_other_rank(ranks: list[dict[str, Any]]) -> None:
+    """Ranks make different numbers of calls in them, so none may be collective."""
+    first, second = of(ranks, "checks")
+    assert first["sent"] == second["sent"] == [[0, 2], [0, 2]]
+    assert first["calls"] != second["calls"] and all(calls[0] > 0 for calls in first["calls"] + second["calls"])

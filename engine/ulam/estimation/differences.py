@@ -21,7 +21,7 @@ import torch
 from ulam_kernels.tracing import recorder
 
 from ..arguments import per_chain
-from ..evaluation import autocast_state, in_eval_mode, modules_reached
+from ..evaluation import autocast_state, in_eval_mode, modules_reached, without_collectives
 from ..gradients import plain, without_graph
 from ..schedules import Array
 from .autograd import ORDERS, Function, Graph, order_of
@@ -217,7 +217,11 @@ def check_derivative(
     along = direction_at(y) if direction is None else direction[:EXAMPLES]
     reduced = reduced_precision(y, modules)
     devices = [] if y.device.type == "cpu" else [y.device]
-    with in_eval_mode(modules), torch.random.fork_rng(devices=devices, device_type=y.device.type):
+    with (
+        in_eval_mode(modules),
+        without_collectives(modules),
+        torch.random.fork_rng(devices=devices, device_type=y.device.type),
+    ):
         for way in ("reverse", *ORDERS[1:order]):
             try:
                 known = held(checked, y, way, along, reduced, _lower(checked, way, along))

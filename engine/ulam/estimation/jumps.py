@@ -19,7 +19,7 @@ import torch
 from ulam_kernels.tracing import recorder
 
 from ..arguments import per_chain
-from ..evaluation import in_eval_mode, modules_reached
+from ..evaluation import in_eval_mode, modules_reached, without_collectives
 from ..noise import SEGMENT, normal_for
 from .autograd import Function
 from .differences import precision_rules, reduced_precision
@@ -53,7 +53,12 @@ def check_weakly_differentiable(
     modules = list(modules_reached(function, set()))
     devices = [] if y.device.type == "cpu" else [y.device]
     y, sides, found = y.detach(), [], []
-    with torch.no_grad(), in_eval_mode(modules), torch.random.fork_rng(devices=devices, device_type=y.device.type):
+    with (
+        torch.no_grad(),
+        in_eval_mode(modules),
+        without_collectives(modules),
+        torch.random.fork_rng(devices=devices, device_type=y.device.type),
+    ):
         for row in range(math.ceil(SEGMENTS / len(y))):
             difference, slope = _segments(D, y, sigma, seed, row, operator)
             sides.append(difference)
