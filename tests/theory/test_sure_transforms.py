@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from ulam import Denoiser, objectives, schedules
+from ulam import Denoiser, objectives, schedules, sure
 
 VP = schedules.vp_linear()
 Y = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SIGMA = torch.full((4,), 0.5, dtype=torch.float64)
+MATRIX = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 class Attention(nn.Module):
@@ -45,7 +46,7 @@ LOSSES: dict[str, Loss] = {
     "sure of a denoiser": lambda f, y: objectives.sure(Denoiser(f, VP), y, 0.5, step=1),
     "sure at levels": lambda f, y: objectives.sure(Denoiser(f, VP), y, SIGMA[: len(y)], step=1),
     "difference": lambda f, y: objectives.sure(lambda x, s: f(x, s), y, 0.5, step=1, divergence="difference"),
-    "projected": lambda f, y: objectives.projected_sure(lambda x, s: f(x, s), y, 0.5, 2 * torch.eye(6), step=1),
+    "projected": lambda f, y: objectives.projected_sure(lambda x, s: f(x, s), y, 0.5, MATRIX, step=1),
     "poisson": lambda f, y: objectives.poisson_sure(lambda x: f(x, SIGMA[: len(x)]), (5 * y.abs()).round(), step=1),
 }
 
@@ -127,3 +128,29 @@ def test_without_recording_the_value_is_the_same(loss) -> None:
 def test_a_score_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"score: got shape \[4, 1\], expected \[4, 6\] like its input"):
         objectives.denoising_score_matching(lambda x, s: x[:, :1], Y, SIGMA, step=0)
+
+
+@pytest.mark.parametrize("level", [-0.5, float("nan"), float("inf")])
+def test_levels_that_are_none_are_refused(level: float) -> None:
+    sigma = torch.tensor([0.5, 0.5, level, 0.5])
+    with pytest.raises(ValueError, match=r"sigma: got .*, expected finite levels of at least 0"):
+        objectives.denoising_score_matching(lambda x, s: x, Y, sigma, step=0)
+    with pytest.raises(ValueError, match=r"sigma: got .*, expected finite levels of at least 0"):
+        objectives.second_order_score_matching(lambda x, s: x, lambda x, s: x, Y, sigma, form="diagonal", step=0)
+
+
+@pytest.mark.parametrize("estimate", [None, torch.tensor(1.0), torch.ones(4), torch.ones(3, 6), torch.ones(4, 6) > 0])
+@pytest.mark.parametrize("divergence", ["exact", "difference"])
+def test_estimates_that_are_no_batch_are_refused_behind_an_operator(estimate: object, divergence: str) -> None:
+    for operator in (MATRIX, (lambda x: x, lambda v: v)):
+        for function in (lambda **given: objectives.projected_sure(**given, step=0), sure.projected):
+            with pytest.raises((TypeError, ValueError), match=r"^denoiser: got .*, expected "):
+                function(denoiser=lambda y: estimate, y=Y, sigma=0.5, operator=operator, divergence=divergence)
+
+
+def test_examples_without_elements_are_refused() -> None:
+    for none in (torch.ones(4, 0), torch.ones(0, 6)):
+        with pytest.raises(ValueError, match=r"x: got .*, expected a float tensor \[B, \*shape\], not empty"):
+            objectives.sliced_score_matching(lambda x: x, none, step=0)
+        with pytest.raises(ValueError, match=r"x_0: got .*, expected a float tensor \[B, \*shape\], not empty"):
+            objectives.add_noise(none, 5, VP, step=0)

@@ -118,7 +118,7 @@ def noised(
     backend: str | None = None,
 ) -> Noised:
     """:func:`add_noise` of a schedule and a prediction that were checked; the target of "raw" is that of F."""
-    if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not len(x_0):
+    if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point() or x_0.dim() < 2 or not x_0.numel():
         raise ValueError(f"x_0: got {described(x_0)}, expected a float tensor [B, *shape], not empty")
     if noise is None:
         if step is None:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ulam_kernels.arguments import described, positive
 from ulam_kernels.tracing import graph_constant, transformed
+from ulam_kernels.validation import check_real
 
 from ..arguments import per_chain
 from ..denoiser import Denoiser
@@ -105,9 +106,18 @@ def observed(
 
     def D(y: torch.Tensor) -> torch.Tensor:
         found = denoiser(y, sigma.to(y.dtype)) if by_level else denoiser(y)
-        return check_like(found, y.shape, "denoiser", why=" like its input") if like else found
+        return check_like(found, y.shape, "denoiser", why=" like its input") if like else _estimates(found, len(y))
 
     return D
+
+
+def _estimates(x: object, rows: int) -> torch.Tensor:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"denoiser: got {type(x).__name__}, expected a tensor [{rows}, *shape]")
+    check_real(x, "denoiser")
+    if x.dim() < 2 or len(x) != rows:
+        raise ValueError(f"denoiser: got shape {list(x.shape)}, expected [{rows}, *shape], one estimate a chain")
+    return x
 
 
 def _of_network(denoiser: Denoiser, sigma: torch.Tensor, cond: Inputs) -> Function:

@@ -39,7 +39,7 @@ class Linear:
 
     forward: Function
     inverse: Function
-    power: float | None = None
+    power: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def linear(operator: object, y: torch.Tensor) -> Linear:
     exact = operator.detach().double()
     inverse = torch.linalg.pinv(exact)
     H, back = (matrix.to(y.device, torch.promote_types(y.dtype, torch.float32)) for matrix in (exact, inverse))
-    power = float(inverse.square().sum()) if not torch.compiler.is_compiling() else None
+    power = inverse.square().sum().to(y.device)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         return check_like(x, (len(x), H.shape[1]), "denoiser", why=", what the operator takes").to(H) @ H.T
@@ -99,7 +99,7 @@ def stein(
     wide = torch.promote_types(y.dtype, torch.float32)
 
     def function(at: torch.Tensor) -> torch.Tensor:
-        return _estimate(f(at), len(y), name).to(wide)
+        return f(at).to(wide)
 
     products = None if differences else Pullback(function, y)
     estimate = function(y) if products is None else products.value
@@ -120,15 +120,6 @@ def stein(
     variance = sigma**2
     risk = (dot(off, off) - variance * power + 2 * variance * found.mean(0)) / n
     return Risk(risk.to(wide), found)
-
-
-def _estimate(x: object, rows: int, name: str) -> torch.Tensor:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor [{rows}, *shape]")
-    check_real(x, name)
-    if x.dim() < 2 or len(x) != rows:
-        raise ValueError(f"{name}: got shape {list(x.shape)}, expected [{rows}, *shape], one estimate a chain")
-    return x
 
 
 def check_counts(y: torch.Tensor, gain: object) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described, positive
 from ulam_kernels.tracing import readable
-from ulam_kernels.validation import check_tensor
+from ulam_kernels.validation import check_real, check_tensor
 
 from ..arguments import Time, per_chain
 from ..denoiser import Denoiser, check_denoiser
@@ -154,6 +154,9 @@ def _relative_weight(weighting: str | Weight, gamma: float, denoiser: Denoiser, 
         wanted = weighting((alpha / sigma) ** 2)
         if not isinstance(wanted, torch.Tensor) or wanted.shape != alpha.shape:
             raise ValueError(f"weighting: got {described(wanted)}, expected weights {list(alpha.shape)} of snr")
+        check_real(wanted, "weighting")
+        if readable(wanted) and not bool(((wanted >= 0) & wanted.isfinite()).all()):
+            raise ValueError(f"weighting: got {wanted.tolist()[:8]}, expected finite weights from 0 on")
         return wanted * _over_own(denoiser, batch.times, alpha, sigma)[1]
     of_snr, of_x0 = _over_own(denoiser, batch.times, alpha, sigma)
     weight = {"snr": of_snr, "x0": of_x0, "min-snr": torch.minimum(of_snr, gamma * of_x0)}[weighting]

@@ -8,13 +8,11 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from ulam_kernels.arguments import choice, described, switch
-from ulam_kernels.tracing import readable
-from ulam_kernels.validation import check_real
 
 from ..arguments import per_chain
 from ..evaluation import check_like
 from ..noise import for_examples
-from .arguments import check_batch, check_callable, check_plain
+from .arguments import check_batch, check_callable, check_levels
 
 FORMS = ("full", "diagonal", "low-rank")
 
@@ -54,17 +52,12 @@ def second_order_score_matching(
 
     has the mean of the plain form [Meng 2021, sec. 4.3, and a constant].
 
-    x: ``[B, *shape]``; sigma: ``[B]``, at least 0. Raises TypeError or ValueError naming the argument.
+    x: ``[B, *shape]``; sigma: ``[B]``. Raises TypeError or ValueError naming the argument.
     """
     check_callable(score2, "score2")
     check_callable(score, "score")
     check_batch(x, "x")
-    check_plain(sigma, "sigma")
-    check_real(sigma, "sigma")
-    if sigma.shape != (len(x),):
-        raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
-    if readable(sigma) and bool((wrong := ~((sigma >= 0) & sigma.isfinite())).any()):
-        raise ValueError(f"sigma: got {sigma.detach()[wrong][0]:g}, expected finite levels of at least 0")
+    check_levels(sigma, x)
     choice(form, "form", FORMS)
     switch(reduced, "reduced")
     z = for_examples(x, seed=seed, step=step, chains=chains)

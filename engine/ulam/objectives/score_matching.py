@@ -13,7 +13,6 @@ from typing import TypeAlias
 import torch
 
 from ulam_kernels.arguments import switch
-from ulam_kernels.validation import check_real
 
 from ..arguments import per_chain
 from ..estimation.differences import check_derivative
@@ -22,7 +21,7 @@ from ..estimation.pullback import Pullback, trace
 from ..evaluation import check_like
 from ..gradients import check_no_gradient
 from ..noise import for_examples
-from .arguments import check_batch, check_callable, check_plain
+from .arguments import check_batch, check_callable, check_levels
 
 Score: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Chains: TypeAlias = int | range | torch.Tensor | None
@@ -45,10 +44,7 @@ def denoising_score_matching(
     """
     check_batch(x, "x")
     check_callable(score, "score")
-    check_plain(sigma, "sigma")
-    check_real(sigma, "sigma")
-    if sigma.shape != (len(x),):
-        raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [{len(x)}], one an example")
+    check_levels(sigma, x)
     z = for_examples(x, seed=seed, step=step, chains=chains)
     level = per_chain(sigma, x).to(z)
     s = check_like(score((x + level * z).to(x.dtype), sigma), x.shape, "score", why=" like its input")

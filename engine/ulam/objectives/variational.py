@@ -124,6 +124,8 @@ def continuous_bound(
 
     times = times.double()
     slope = torch.func.jvp(gamma, (times,), (torch.ones_like(times),))[1]
+    if readable(slope) and not bool(slope.isfinite().all()):
+        raise ValueError("t: got one at which log snr is infinite, expected another: the bound is infinite there")
     nats: torch.Tensor = loss * (slope / 2).to(loss)
     if prior:
         alpha, sigma = (level.to(loss) for level in schedule.levels(torch.ones_like(times)))
