@@ -147,6 +147,17 @@ def graph_constant(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
 
 
+def check_second_derivatives() -> None:
+    """Raises RuntimeError where torch.compile traced an autograd.Function in the torch.func transform that just ended.
+
+    A graph loses the derivative of its backward pass without a word.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        from .outside import check_no_function, constant
+
+        constant(check_no_function)
+
+
 def transforming() -> bool:
     """Whether a transform of torch.func is at work; torch.compile, which traces within it, may ask too."""
     return graph_constant(_transforms)

@@ -154,3 +154,43 @@ def test_examples_without_elements_are_refused() -> None:
             objectives.sliced_score_matching(lambda x: x, none, step=0)
         with pytest.raises(ValueError, match=r"x_0: got .*, expected a float tensor \[B, \*shape\], not empty"):
             objectives.add_noise(none, 5, VP, step=0)
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, v):
+        return 2 * ctx.saved_tensors[0] * v
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch.compile's own
+@pytest.mark.parametrize("name", ["implicit", "sliced", "sure", "projected"])
+def test_a_function_whose_second_derivative_a_graph_loses_is_refused(name: str) -> None:
+    """Only where the loss contains its derivative, and is trained."""
+    torch.manual_seed(0)
+    net, loss = MLP().double(), LOSSES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"torch\.compile: got a network with a torch\.autograd\.Function in a loss"):
+        compiled(lambda x, t: Square.apply(net(x, t)), Y)
+    with torch.no_grad():
+        value = compiled(lambda x, t: Square.apply(net(x, t)), Y)
+    torch.testing.assert_close(value, loss(lambda x, t: net(x, t) ** 2, Y).detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch.compile's own
+def test_a_function_outside_of_the_derivative_is_taken_in_a_graph() -> None:
+    torch.manual_seed(0)
+    net = MLP().double()
+    torch._dynamo.reset()
+    both = lambda f, y: Square.apply(f(y, SIGMA)).mean() + LOSSES["sliced"](f, y)  # noqa: E731
+    ours, theirs = (
+        torch.autograd.grad(function(net, Y).sum(), list(net.parameters()))
+        for function in (torch.compile(both, backend="aot_eager", fullgraph=True), both)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

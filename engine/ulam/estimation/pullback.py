@@ -2,7 +2,8 @@
 
 Such a loss is trained by double backward. In eager mode the products are `torch.autograd.grad`, which also serves
 functions that take gradients inside; under `torch.compile` and the transforms of `torch.func`, which do not take that,
-they are `torch.func.vjp`. Attention runs as its plain formula: the fused kernels have no second derivative.
+they are `torch.func.vjp`. Graphs lose the second derivative of a `torch.autograd.Function`: one is refused there.
+Attention runs as its plain formula: the fused kernels have no second derivative.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ulam_kernels.tracing import traced, transformed
+from ulam_kernels.tracing import check_second_derivatives, traced, transformed
 
 from ..gradients import plain
 from .autograd import Function
@@ -34,6 +35,8 @@ class Pullback:
         with sdpa_kernel(SDPBackend.MATH):
             if torch.compiler.is_compiling() or transformed() is not None:
                 self.value, self._vjp = torch.func.vjp(function, x)  # type: ignore[misc]
+                if self._record:
+                    check_second_derivatives()
                 return
             with torch.inference_mode(False), torch.enable_grad():
                 self._x = plain(x).requires_grad_()
