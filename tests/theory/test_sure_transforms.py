@@ -148,6 +148,12 @@ def test_estimates_that_are_no_batch_are_refused_behind_an_operator(estimate: ob
                 function(denoiser=lambda y: estimate, y=Y, sigma=0.5, operator=operator, divergence=divergence)
 
 
+@pytest.mark.parametrize("function", [lambda **given: objectives.projected_sure(**given, step=0), sure.projected])
+def test_an_operator_that_is_not_finite_is_refused(function: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match=r"^operator: got a matrix with infinite or NaN entries, expected finite ones"):
+        function(denoiser=lambda y: y, y=Y, sigma=0.5, operator=MATRIX / 0)
+
+
 def test_examples_without_elements_are_refused() -> None:
     for none in (torch.ones(4, 0), torch.ones(0, 6)):
         with pytest.raises(ValueError, match=r"x: got .*, expected a float tensor \[B, \*shape\], not empty"):

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 
 from ulam_kernels.arguments import described, positive
-from ulam_kernels.tracing import transformed
+from ulam_kernels.tracing import readable, transformed
 from ulam_kernels.validation import check_real
 
 from ..arguments import check_plain, per_chain
@@ -68,6 +68,8 @@ def linear(operator: object, y: torch.Tensor) -> Linear:
     check_real(operator, "operator")
     if y.dim() != 2 or operator.dim() != 2 or len(operator) != y.shape[1] or not operator.shape[1]:
         raise ValueError(f"operator: got shape {list(operator.shape)} for y {list(y.shape)}, expected {right}")
+    if readable(operator) and not bool(operator.isfinite().all()):
+        raise ValueError("operator: got a matrix with infinite or NaN entries, expected finite ones")
     exact = operator.detach().double()
     inverse = torch.linalg.pinv(exact)
     H, back = (matrix.to(y.device, torch.promote_types(y.dtype, torch.float32)) for matrix in (exact, inverse))

@@ -1,7 +1,7 @@
 """Losses of denoisers that need no clean data: Stein's unbiased risk estimate, and its forms for other observations.
 
-Each is an unbiased estimate of the mean squared error, up to nothing: trained on noisy data alone, a network comes to
-what supervised training makes of it. Estimates of the error itself, without gradient, are in :mod:`ulam.sure`.
+Each is an unbiased estimate of the mean squared error itself, with no constant left out: trained on noisy data alone, a
+network comes to what supervised training makes of it. Estimates without gradient are in :mod:`ulam.sure`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ t ``[B]`` is what losses are given, in the schedule's own unit:
 | kind | t | a uniform t |
 |---|---|---|
 | vp | training steps, int64 | is each of 0 to T - 1 as often |
-| flow | time, float32 | is uniform from 0 to 1 |
+| flow, learned | time, float32 | is uniform from 0 to 1 |
 | subvp | time, float32 | is uniform from t_min to 1 |
 | ve, edm | noise levels sigma, float32 | is uniform in log sigma, from sigma_min to sigma_max |
 
