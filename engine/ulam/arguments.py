@@ -114,7 +114,7 @@ def training_step(step: object) -> int:
     """A training step that the noise of examples is numbered by. Raises TypeError or ValueError for another."""
     number = whole_number("step", step)
     if not 0 <= number < 1 << 60:
-        raise ValueError(f"step: got {number}, expected 0 to 2^60 - 1")
+        raise ValueError(f"step: got {operator.index(number)}, expected 0 to 2^60 - 1")  # a symbol in a graph is read
     return number
 
 

@@ -6,6 +6,7 @@ Its purpose determines tag and stage: all purposes are listed below, and no two 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -241,7 +242,7 @@ def example_ids(chains: int | range | Sequence[int] | torch.Tensor | None, count
 def sample_row(step: int, sample: int) -> int:
     """The row of one of several samples of a training step: step 2^20 + sample, different for all of them."""
     if not 0 <= step < MOST_SAMPLED_STEPS:
-        raise ValueError(f"step: got {step}, expected 0 to 2^40 - 1")
+        raise ValueError(f"step: got {operator.index(step)}, expected 0 to 2^40 - 1")
     if not 0 <= sample < MOST_SAMPLES:
         raise ValueError(f"samples: got {sample + 1}, expected at most 2^20")
     return step * MOST_SAMPLES + sample

@@ -200,3 +200,17 @@ def test_a_function_outside_of_the_derivative_is_taken_in_a_graph() -> None:
     )
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [-1, 2**60])
+@pytest.mark.parametrize("loss", [
+    lambda f, step: objectives.denoising(Denoiser(f, VP), Y.float(), 5, step=step),
+    lambda f, step: objectives.sure(Denoiser(f, VP), Y.float(), 0.5, step=step),
+])  # fmt: skip
+def test_a_step_out_of_range_is_named_in_graphs_of_every_step_too(loss: Callable[..., object], step: int) -> None:
+    torch._dynamo.reset()
+    net, compiled = MLP(), torch.compile(loss, backend="eager", fullgraph=True)
+    for right in (0, 1):
+        compiled(net, right)
+    with pytest.raises(RuntimeError, match=rf"step: got {step}, expected 0 to 2\^[46]0 - 1"):
+        compiled(net, step)
