@@ -1,5 +1,5 @@
-// A step of training examples, straight from tensors: a small batch has no time for checks in Python. Anything but plain
-// tensors is left to the caller, who has other ways. The function uses Python's C API: see bound_step.h.
+// A step of training examples, straight from tensors: a small batch has no time for checks in Python. Anything but
+// plain tensors is left to the caller, who has other ways. The function uses Python's C API: see bound_step.h.
 #pragma once
 
 #include <vector>
@@ -31,8 +31,10 @@ inline bool read_examples(PyObject* const* given, Step& s) {
   s.source = source->address<void>();
   s.coef = coef->address<float>();
   Extent rows, flags;
-  const Extent written{state->address<const char>(), state->address<const char>() + state->elements() * state->bits / 8};
-  const Extent read{source->address<const char>(), source->address<const char>() + source->elements() * source->bits / 8};
+  const Extent written{state->address<const char>(),
+                       state->address<const char>() + state->elements() * state->bits / 8};
+  const Extent read{source->address<const char>(),
+                    source->address<const char>() + source->elements() * source->bits / 8};
   return plain(given[2], kInteger, {s.chains}, s.row, rows) && plain(given[4], kInteger, {s.rows}, s.flags, flags) &&
          apart({written}, {read, rows, flags});
 }

@@ -337,8 +337,7 @@ void step_short(const Step& s, int64_t begin, int64_t end) {
       }
       for (int64_t i = 0; i < s.elements; ++i) row[i] = lanes[i][b - first];
       // what a loop that counts from the first chain takes for its address
-      given.noise =
-          reinterpret_cast<const float*>(reinterpret_cast<uintptr_t>(row) - b * s.elements * sizeof(float));
+      given.noise = reinterpret_cast<const float*>(reinterpret_cast<uintptr_t>(row) - b * s.elements * sizeof(float));
       step_registers<V, R>(given, s.elements, b, b + 1);
     }
   }
