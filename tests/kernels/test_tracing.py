@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]  # fmt: skip
 NAMES = sorted(CASES)
 PURE = ("affine", "langevin", "squared_norm", "evaluate", "evaluate without energies", "gaussian_kl",
-        "discretised_log_likelihood")  # fmt: skip
+        "discretised_log_likelihood", "fill_normal of a new tensor")  # fmt: skip
 
 
 def same(ours: Tensors, expected: Tensors) -> bool:
@@ -185,7 +185,7 @@ def test_functional_tensors_of_python(name: str) -> None:
     assert same(tuple(torch._from_functional_tensor(tensor.elem) for tensor in ours), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fill_normal of a new tensor"])  # of ids alone
 def test_transforms_that_differentiate(name: str) -> None:
     """None has a derivative in torch.func; constants beside what is differentiated are plain, or pass through."""
     case, given = CASES[name], inputs(CASES[name], 1)

@@ -10,6 +10,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table, densities, likelihood, mcmc, operator
+from ulam_kernels.new_normal import new_normal
 
 B, N = 3, 6
 Tensors = tuple[torch.Tensor, ...]
@@ -80,6 +81,10 @@ def blend(state: Any, known: Any, mask: Any, a: Any, b: Any, seed: Any, chain: A
 def fill_normal(like: Any, seed: Any, chain: Any, draw: Any) -> Tensors:
     out = torch.empty_like(like)
     return (ulam_kernels.fill_normal(out, seed=seed, chain=chain, draw=draw, tag=1, scale=2.0, offset=5),)
+
+
+def fill_normal_new(seed: Any, chain: Any, draw: Any) -> Tensors:
+    return (new_normal((2, 3), seed=seed, chain=chain, draw=draw, tag=1),)
 
 
 def affine(x: Any, m: Any, a: Any, b: Any) -> Tensors:
@@ -172,6 +177,7 @@ CASES = {
     "reduce": Case(reduce, _each(STATE, *TABLE, ROW, X), "reduce"),
     "blend": Case(blend, _each(STATE, X, X, PER_CHAIN, PER_CHAIN, *STREAM), "blend"),
     "fill_normal": Case(fill_normal, _each(X, *STREAM), "fill_normal"),
+    "fill_normal of a new tensor": Case(fill_normal_new, _each(*STREAM), "fill_normal_new"),
     "affine": Case(affine, _each(X, X, PER_CHAIN, PER_CHAIN), "affine"),
     "affine with out": Case(affine_out, _each(X, X, PER_CHAIN, PER_CHAIN), "affine_out"),
     "look_up": Case(look_up, _each(_normal(5), ROW, PER_CHAIN), "look_up"),
