@@ -25,6 +25,7 @@ NOT_HERE = {
     "Schedule": "abstract", "Continuous": "abstract", "Array": "a type", "Numbers": "a type",
     "EDM": "edm makes it", "FlowMatching": "flow makes it", "SubVP": "sub_vp makes it",
     "VarianceExploding": "ve makes it", "VariancePreserving": "from_betas and others make it",
+    "Learned": "learned makes it", "Frozen": "frozen() makes it",
     **dict.fromkeys(("before", "correlation", "posterior"), "they read levels that a schedule gave"),
     "Chains": "what run returns", "DualAveraging": "what run adapts steps with",
 }  # fmt: skip
@@ -32,6 +33,10 @@ NOT_HERE = {
 
 def energy(x: torch.Tensor) -> torch.Tensor:
     return x.square().sum(1) / 2
+
+
+def rising(t: torch.Tensor) -> torch.Tensor:
+    return 10 * t - 5
 
 
 def needed(name: str) -> Given:
@@ -43,6 +48,7 @@ def needed(name: str) -> Given:
         "ve": {"sigma_min": 0.1, "sigma_max": 10.0},
         "from_betas": {"betas": torch.tensor([0.1, 0.2, 0.3])},
         "from_alphas_cumprod": {"alphas_cumprod": torch.tensor([0.9, 0.5, 0.1])},
+        "learned": {"gamma": rising},
         "zero_terminal_snr": {"schedule": VP}, "check_schedule": {"schedule": VP},
         "Gaussian": {"mean": torch.zeros(2), "covariance": torch.eye(2)},
         "GaussianMixture": {"means": torch.zeros(2, 2), "std": torch.ones(2), "weights": torch.ones(2)},
@@ -69,6 +75,7 @@ def compiled(sampler: Callable[..., Any], /, **given: Any) -> list[torch.Tensor]
 
 def levels(schedule: Callable[..., Any], /, **given: Any) -> torch.Tensor:
     made = schedule(**given)
+    made = made.frozen() if isinstance(made, schedules.Learned) else made
     times = np.arange(made.steps) if made.steps else made.grid(3)
     return torch.from_numpy(np.stack(made.levels(times)))
 
@@ -126,7 +133,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
 } | {"run": (run, run_arguments)}  # fmt: skip
 # Of what they make, and what one argument counts and another says.
 EXTRA = ("ULAM_BACKEND", "betas", "alphas_cumprod", "temperature", "steps")
-CALLERS_OWN = ("fn = type", "score = type", "cond = dict")
+CALLERS_OWN = ("fn = type", "gamma = type", "score = type", "cond = dict")
 
 
 def test_arguments_are_known() -> None:
