@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 
 import ulam
+from network_zoo import Square
 from ulam import mcmc, objectives
 from ulam.mcmc import Energy
 
@@ -98,19 +99,6 @@ def test_it_compiles_in_one_graph_with_its_gradient():
     torch.testing.assert_close(score, Energy(net).score(X))
     wanted = torch.autograd.grad(Energy(net).score(X).square().sum(), list(net.parameters())[:3])
     torch.testing.assert_close(torch.autograd.grad(score.square().sum(), list(net.parameters())[:3]), wanted)
-
-
-class Square(torch.autograd.Function):
-    """x^2 without setup_context: torch.func does not take it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * ctx.saved_tensors[0] * g
 
 
 def test_functions_that_only_autograd_takes_are_differentiated_by_it():

@@ -167,6 +167,19 @@ class OldSine(torch.autograd.Function):
         return gradient * x.cos()
 
 
+class Square(torch.autograd.Function):
+    """x^2 without setup_context: torch.func does not take it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
 class Sine(torch.autograd.Function):
     @staticmethod
     def forward(x):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
+from network_zoo import Square
 from ulam import Denoiser, objectives, schedules, sure
 
 VP = schedules.vp_linear()
@@ -160,17 +161,6 @@ def test_examples_without_elements_are_refused() -> None:
             objectives.sliced_score_matching(lambda x: x, none, step=0)
         with pytest.raises(ValueError, match=r"x_0: got .*, expected a float tensor \[B, \*shape\], not empty"):
             objectives.add_noise(none, 5, VP, step=0)
-
-
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, v):
-        return 2 * ctx.saved_tensors[0] * v
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch.compile's own
