@@ -89,15 +89,8 @@ inline PyObject* run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   const int64_t row = PyLong_AsLongLong(given[0]);
   const int threads = static_cast<int>(PyLong_AsLong(given[5]));
   if (PyErr_Occurred()) return nullptr;
-  try {
-    bound(self).run(row, given[1], given[2], given[3], given[4], threads);
-  } catch (const pybind11::builtin_exception& error) {
-    error.set_error();
-    return nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
+  const bool done = without_exceptions([&] { bound(self).run(row, given[1], given[2], given[3], given[4], threads); });
+  if (!done) return nullptr;
   Py_RETURN_NONE;
 }
 

@@ -53,7 +53,7 @@ inline PyObject* step_examples(PyObject*, PyObject* const* given, Py_ssize_t cou
   if (PyErr_Occurred()) return nullptr;
   Step s{};
   if (!is_wanted(given[8]) || recorded() || !read_examples(given, s)) Py_RETURN_FALSE;
-  try {
+  const bool done = without_exceptions([&] {
     std::vector<int64_t> names(3 * s.chains, seed);
     for (int64_t b = 0; b < s.chains; ++b) names[s.chains + b] = first + b, names[2 * s.chains + b] = draw;
     s.seed = names.data();
@@ -63,13 +63,8 @@ inline PyObject* step_examples(PyObject*, PyObject* const* given, Py_ssize_t cou
     std::optional<Unlocked> unlocked;
     if (s.chains * s.elements > 8192) unlocked.emplace();  // less is not worth it
     g_step.run(s, threads);
-  } catch (const pybind11::builtin_exception& error) {
-    error.set_error();
-    return nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
+  });
+  if (!done) return nullptr;
   Py_RETURN_TRUE;
 }
 

@@ -4,9 +4,24 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <exception>
 #include <optional>
 
 namespace ulam {
+
+// Whether f() ran; an exception of it becomes Python's. For functions of Python's C API.
+template <class F>
+bool without_exceptions(F&& f) {
+  try {
+    f();
+    return true;
+  } catch (const pybind11::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return false;
+}
 
 // DLTensor of DLPack 1.
 struct View {

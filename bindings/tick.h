@@ -143,17 +143,12 @@ PyObject* run(const Operation<Arguments>& operation, bool (*read)(PyObject* cons
   if (!is_wanted(given[tensors]) || recorded() || !read(given, s)) Py_RETURN_FALSE;
   const int threads = static_cast<int>(PyLong_AsLong(given[tensors + 1]));
   if (PyErr_Occurred()) return nullptr;
-  try {
+  const bool done = without_exceptions([&] {
     std::optional<Unlocked> unlocked;
     if (!operation.small(s)) unlocked.emplace();
     operation.run(s, threads);
-  } catch (const pybind11::builtin_exception& error) {
-    error.set_error();
-    return nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
+  });
+  if (!done) return nullptr;
   Py_RETURN_TRUE;
 }
 
