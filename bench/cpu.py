@@ -15,7 +15,7 @@ from bench.timing import Timing, interleaved, table, write
 
 import ulam
 import ulam_kernels
-from ulam.cli.models import load_model
+from ulam.jobs.models import load_model
 from ulam_kernels import _cpu
 
 SIZES = [(64, 3, 32, 32), (64, 3, 256, 256)]

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ulam import Denoiser, noise, sample, samplers, tweedie
-from ulam.cli.models import load_model
+from ulam.jobs.models import load_model
 from ulam.models.mnist import load_mnist5k
 
 HERE = Path(__file__).parent

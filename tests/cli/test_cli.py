@@ -47,7 +47,7 @@ def test_digits_run_leaves_samples_grid_and_report(folder: Path):
     assert report["versions"]["ulam"] == ulam.__version__
 
     # The samples are those of the library, and the grid shows them in order, ten a row, enlarged twice.
-    from ulam.cli.models import load_model
+    from ulam.jobs.models import load_model
 
     labels = torch.arange(12) % 10
     model = load_model("digits")

@@ -20,9 +20,9 @@ import ulam
 from archives import arrays
 from ulam.cli import main as cli
 from ulam.cli import output
-from ulam.cli.job_tables import make_job, make_sampler, read_jobs
-from ulam.cli.models import parse_schedule
 from ulam.files import parse_json, parse_toml, whole, writable_folder
+from ulam.jobs.models import parse_schedule
+from ulam.jobs.tables import make_job, make_sampler, read_jobs
 from ulam.models.built_in import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")

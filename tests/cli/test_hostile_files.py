@@ -26,9 +26,9 @@ from PIL import Image
 
 import ulam
 from ulam.cli.examples import read_examples
-from ulam.cli.image_files import read_image
-from ulam.cli.job_tables import read_jobs
 from ulam.engine import best_slots
+from ulam.jobs.images import read_image
+from ulam.jobs.tables import read_jobs
 from ulam.models.built_in import Model
 from ulam.models.weights import load_weights
 from ulam.programs.program import Program

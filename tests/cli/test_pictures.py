@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ulam.cli.image_files import read_image
+from ulam.jobs.images import read_image
 
 HEIGHT, WIDTH = 5, 7
 GREY = np.linspace(0, 255, HEIGHT * WIDTH).round().astype(np.uint8).reshape(HEIGHT, WIDTH)

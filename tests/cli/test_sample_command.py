@@ -128,7 +128,7 @@ def test_sampler_arguments(folder: Path, monkeypatch):
 def test_guidance_interval_and_rescale(folder: Path, monkeypatch):
     options = "--model digits --labels 0-2 --chains 3 --steps 4 --guidance 3 --guidance-interval 300 600"
     assert here(folder, monkeypatch, *options.split(), "--guidance-rescale", "0.5") == 0
-    from ulam.cli.models import load_model
+    from ulam.jobs.models import load_model
 
     model, y = load_model("digits"), torch.arange(3)
     with ulam.Engine(model.denoiser, model.shape, 3) as engine:

@@ -18,8 +18,8 @@ from scipy import stats
 from ulam import Denoiser, bounds, schedules, sure
 from ulam.cli import bits
 from ulam.cli import main as cli
-from ulam.cli.models import load_model
 from ulam.estimation import measure as check
+from ulam.jobs.models import load_model
 from ulam.models.mnist import load_mnist5k
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")

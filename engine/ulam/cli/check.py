@@ -16,13 +16,13 @@ from ..arguments import resolve_device
 from ..estimation import measure
 from ..estimation.measure import MeasuredLevel
 from ..files import json_text, whole, writable_folder, written
+from ..jobs.models import load_model
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import check_plots, info
 from .bits import Kind, bits_per_dim, kind_of
 from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
-from .models import load_model
 
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
 WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)

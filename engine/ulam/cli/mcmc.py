@@ -18,6 +18,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import MAX_ELEMENTS
 
 from ..files import json_text, whole, writable_folder, written
+from ..jobs.models import call_factory
 from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
 from ..mcmc.gaussians import Gaussian, GaussianMixture
@@ -27,7 +28,6 @@ from ..samplers import BAOAB, HMC, MALA, SGLD, ULA
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from . import info
 from . import mcmc_plots as plots
-from .models import call_factory
 
 EXACT_DRAWS = 50_000  # behind the marginal plot
 FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")

@@ -16,12 +16,12 @@ from ..engine.network import NetworkOptions
 from ..engine.sample import DEFAULT_SLOTS
 from ..engine.scheduler import POLICIES
 from ..files import writable_folder
+from ..jobs.models import load_model
+from ..jobs.tables import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, samplers_by_name
 from ..models.built_in import Model
 from ..pictures import is_image
 from ..samplers.sigmas import SIGMAS
 from . import output
-from .job_tables import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, samplers_by_name
-from .models import load_model
 from .sampling_run import SamplingRun
 from .streams import FAILED, INTERRUPTED, TERMINATED
 

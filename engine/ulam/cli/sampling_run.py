@@ -19,9 +19,9 @@ from tqdm import tqdm
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..files import written
+from ..jobs.tables import JobSpec
 from ..models.built_in import Model
 from . import info, output
-from .job_tables import JobSpec
 from .streams import Terminated
 
 NAMED = 8  # failed chains that are named on stderr

@@ -17,7 +17,7 @@ from ..files import parse_toml
 from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
 from ..samplers import GridSampler, catalogue
-from .image_files import read_image
+from .images import read_image
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
 MOST_CHAINS, MOST_LABELS = 10**9, 100_000
