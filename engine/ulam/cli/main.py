@@ -1,4 +1,4 @@
-"""The command line: `ulam info`, `ulam sample`, `ulam check` and `ulam mcmc`."""
+"""The command line: `ulam sample`, `run` and what belongs to it, `check`, `mcmc` and `info`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from . import check, info, mcmc, sample
+from . import bulk, check, info, mcmc, sample
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
 
 
@@ -70,6 +70,18 @@ def _parser() -> _Parser:
     _add_model(p)
     sample.add_arguments(p)
 
+    p = commands.add_parser("run", parents=[common], help="draw many samples into a folder, by many workers")
+    _add_model(p, required=False)
+    bulk.add_run_arguments(p)
+    sample.add_network_arguments(p)
+    for name, add, about in (
+        ("status", bulk.add_status_arguments, "how far a run is"),
+        ("verify", bulk.add_verify_arguments, "whether the units of a run are as they were written"),
+        ("export", bulk.add_export_arguments, "the samples of a run as npz, png, webdataset, parquet or zarr"),
+        ("merge", bulk.add_merge_arguments, "copy the units of one run's folders into the first"),
+    ):
+        add(commands.add_parser(name, parents=[common], help=about))
+
     p = commands.add_parser("check", parents=[common], help="test a trained denoiser: SURE, calibration, its score")
     _add_model(p)
     check.add_arguments(p)
@@ -79,9 +91,11 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_model(p: argparse.ArgumentParser) -> None:
+def _add_model(p: argparse.ArgumentParser, required: bool = True) -> None:
     """The options that choose a model."""
-    p.add_argument("--model", required=True, help="digits, a diffusers pipeline's folder, or your own module:factory")
+    p.add_argument(
+        "--model", required=required, help="digits, a diffusers pipeline's folder, or your own module:factory"
+    )
     p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
     p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..arguments import resolve_device
+from ..bulk.recipes import AUTOCAST
 from ..engine.engine import Engine
 from ..engine.network import NetworkOptions
 from ..engine.sample import DEFAULT_SLOTS
@@ -25,7 +26,6 @@ from . import output
 from .sampling_run import SamplingRun
 from .streams import FAILED, INTERRUPTED, TERMINATED
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Options that a job of a TOML file may have too; they are the defaults of all jobs.
 JOB_OPTIONS = (
     "sampler", "steps", "eta", "clip", "threshold", "spacing", "sigmas", "variance", "chains", "labels", "guidance",
@@ -72,13 +72,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--policy", choices=POLICIES, default="fifo", help="which job's chains enter first (default fifo)")
     how.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    how.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
-    how.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    how.add_argument("--autocast", choices=tuple(AUTOCAST), help="run the network under torch.autocast")
-    how.add_argument(
-        "--gradients", action="store_true", help="the network takes gradients inside, as classifier guidance does"
-    )
-    how.add_argument("--channels-last", action="store_true", help="give the network this memory format")
+    add_network_arguments(how)
     how.add_argument(
         "--on-interrupt", choices=("drop", "drain"), default="drop",
         help="Ctrl-C stops at once (default), or lets the chains in the batch end (twice: at once)",
@@ -89,6 +83,17 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for grid.png, samples.npz, report.json"
     )
+
+
+def add_network_arguments(p: argparse._ActionsContainer) -> None:
+    """The options that say how the network is called."""
+    p.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
+    p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+    p.add_argument("--autocast", choices=tuple(AUTOCAST), help="run the network under torch.autocast")
+    p.add_argument(
+        "--gradients", action="store_true", help="the network takes gradients inside, as classifier guidance does"
+    )
+    p.add_argument("--channels-last", action="store_true", help="give the network this memory format")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from ..bulk import progress
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..files import written
@@ -58,7 +58,7 @@ class SamplingRun:
     def go(self) -> None:
         """Sample until all chains are done, or Ctrl-C."""
         begin = time.perf_counter()
-        with _progress(self.total) as bar, self._interruptible() as pressed:
+        with progress.bar(self.total, unit="evaluation") as bar, self._interruptible() as pressed:
             on_gpu = self.engine.report.device != "cpu"
 
             def tick(evaluations: int) -> None:
@@ -168,22 +168,3 @@ class SamplingRun:
         plain = {key: value for key, value in spec.submit.items() if isinstance(value, (int, float, str, list, tuple))}
         chains = {"first": spec.chains.start, "chains": len(spec.chains), "ticks": self.jobs[number].ticks}
         return {"sampler": repr(spec.sampler), **plain, **chains}
-
-
-def _progress(total: int) -> Any:
-    """A bar on a terminal; elsewhere a line every ten seconds."""
-    if sys.stderr.isatty():
-        return tqdm(total=total, unit="eval", desc="ulam")
-    plain = "ulam: {percentage:.0f}% ({n_fmt}/{total_fmt} evaluations, {elapsed}, {remaining} left)\n"
-    return tqdm(total=total, mininterval=10, delay=10, bar_format=plain, leave=False, file=_Lines())
-
-
-class _Lines:
-    """Where the plain progress goes: whole lines on stderr, without the bar's carriage returns."""
-
-    def write(self, text: str) -> None:
-        if line := text.replace("\r", "").strip():
-            print(line, file=sys.stderr)
-
-    def flush(self) -> None:
-        sys.stderr.flush()

@@ -62,7 +62,7 @@ def job_of(
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")
-    if len(torch.unique(ids)) != len(ids):
+    if not isinstance(chains, (int, range)) and len(torch.unique(ids)) != len(ids):
         raise ValueError("chains: got an id twice in one job, expected distinct ids (use two jobs)")
     program = denoiser.program(sampler)
     if not program.evaluates.any():

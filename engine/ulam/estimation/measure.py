@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import chdtr, chdtri
 
 from ulam_kernels.arguments import described
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
@@ -213,6 +212,8 @@ def _noise(x: torch.Tensor, pair: int, seed: int, row: int) -> torch.Tensor:
     pairs = range(pair, pair + len(x) // 2)
     z = normal_for(CHECK, tuple(x.shape[1:]), seed=seed, chains=pairs, row=row, device=x.device)
     length, n = dot(z, z).cpu().numpy(), z[0].numel()
+    from scipy.special import chdtr, chdtri  # slow to import
+
     mirrored = np.sqrt(chdtri(n, chdtr(n, length)) / length)
     scale = per_chain(torch.from_numpy(mirrored).to(z), z)
     return torch.stack([z, -scale * z], dim=1).flatten(0, 1).to(x.dtype)

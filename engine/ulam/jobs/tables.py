@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,22 @@ class JobSpec:
 
 
 def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: torch.device) -> list[JobSpec]:
-    """The ``[[job]]`` tables of a TOML file, each over the ``defaults``.
+    """The ``[[job]]`` tables of a TOML file, each over the ``defaults``. Raises as :func:`read_tables`, and:
 
     Raises:
-        OSError, ValueError, TypeError: no such file, not TOML, or an invalid job, named by its number.
+        ValueError, TypeError, OSError: an invalid job, named by its number.
+    """
+    _, tables = read_tables(path)
+    return make_jobs([{**defaults, **table} for table in tables], model, device)
+
+
+def read_tables(path: Path, settings: Collection[str] = ()) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The keys of a TOML file that stand before its tables, of ``settings``, and its ``[[job]]`` tables.
+
+    Keys are spelled with _ in the result, and may be with - in the file.
+
+    Raises:
+        OSError, ValueError: no such file, not TOML, unknown keys, or no table.
     """
     if not path.is_file():
         raise FileNotFoundError(f"jobs: got {path}, expected a TOML file")
@@ -57,18 +69,29 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: Model, device: tor
         data = parse_toml(f"jobs: {path}", path.read_bytes().decode())  # line ends as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"jobs: {path}: got {error}, expected TOML") from None
-    if unknown := data.keys() - {"job"}:
-        raise ValueError(f"jobs: got {path} with {sorted(unknown)[0]!r}, expected [[job]] tables only")
-    tables = data.get("job")
+    tables = data.pop("job", None)
+    found = _spelled(data, "keys")
+    if unknown := found.keys() - {*settings}:
+        also = f" or {', '.join(settings)}" if settings else " only"
+        raise ValueError(f"jobs: got {path} with {sorted(unknown)[0]!r}, expected [[job]] tables{also}")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"jobs: got {path} without a [[job]] table, expected one at least")
+    return found, [_spelled(table, f"job {number}: keys") for number, table in enumerate(tables, 1)]
+
+
+def _spelled(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = {key.replace("-", "_"): value for key, value in table.items()}
+    if len(found) < len(table):
+        raise ValueError(f"{name}: got one spelled with - and with _, expected one of them")
+    return found
+
+
+def make_jobs(tables: Sequence[Mapping[str, Any]], model: Model, device: torch.device) -> list[JobSpec]:
+    """A job from each table, see :func:`make_job`; errors name the job by its number."""
     specs = []
     for number, table in enumerate(tables, 1):
         try:
-            named = {key.replace("-", "_"): value for key, value in table.items()}
-            if len(named) < len(table):
-                raise ValueError("keys: got one spelled with - and with _, expected one of them")
-            specs.append(make_job({**defaults, **named}, model, device))
+            specs.append(make_job(table, model, device))
         except (ValueError, TypeError) as error:
             raise type(error)(f"job {number}: {error}") from None
     return specs

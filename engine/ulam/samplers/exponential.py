@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import hyp1f1
 
 from ..programs.builder import ProgramBuilder
 from ..schedules import Array
@@ -39,6 +38,8 @@ def moments(g: float, count: int) -> Array:
     if np.isposinf(g):
         return np.ones(count)
     k = np.arange(count)
+    from scipy.special import hyp1f1  # slow to import, and few samplers come here
+
     return np.asarray(g / (k + 1) * hyp1f1(1, k + 2, -g), dtype=np.float64)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betaincinv
 
 from ..schedules import Array, Continuous, FlowMatching, Schedule, SubVP, VarianceExploding
 
@@ -18,7 +17,7 @@ def sigma_grid(name: str, largest: float, smallest: float, steps: int) -> Array:
         ends = largest ** (1 / 7), smallest ** (1 / 7)
         levels = (ends[0] + ramp * (ends[1] - ends[0])) ** 7
     elif name == "beta":
-        levels = smallest + betaincinv(*BETA, 1 - ramp) * (largest - smallest)
+        levels = smallest + _quantiles(1 - ramp) * (largest - smallest)
     else:
         levels = np.exp(np.log(largest) + ramp * (np.log(smallest) - np.log(largest)))
     return np.asarray(levels, dtype=np.float64)
@@ -30,7 +29,7 @@ def beta_times(schedule: Schedule, steps: int) -> Array:
     Time runs in training indices, the nearest being taken; on flow schedules through their shift; on sub-VP from t_min
     to 1; on VE and EDM in log sigma.
     """
-    share = betaincinv(*BETA, 1 - np.arange(steps) / steps)
+    share = _quantiles(1 - np.arange(steps) / steps)
     if isinstance(schedule, FlowMatching):
         return np.asarray(schedule.shift * share / (1 + (schedule.shift - 1) * share))
     if isinstance(schedule, SubVP):
@@ -40,3 +39,10 @@ def beta_times(schedule: Schedule, steps: int) -> Array:
     if isinstance(schedule, Continuous) or schedule.steps is None:
         raise ValueError(f"sigmas: got 'beta-time' on {schedule!r}, expected 'beta': its time has no known ends")
     return np.asarray(np.rint(share * (schedule.steps - 1)))
+
+
+def _quantiles(share: Array) -> Array:
+    """Of the Beta distribution."""
+    from scipy.special import betaincinv  # whose import takes as long as a tenth of torch's, for two grids
+
+    return np.asarray(betaincinv(*BETA, share), dtype=np.float64)

@@ -1,0 +1,181 @@
+"""Workers as processes of this machine: started, watched, and started again when they are killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from ..files import one_line
+from .plan import Plan
+from .shares import Share
+from .store import Store
+from .worker import GRACE, Stop, work
+
+DEATHS = 3  # in a row without a finished unit, after which no more workers are started
+KILL_AFTER = GRACE + 2.0  # seconds after a request to stop at which workers that still run are killed
+KINDS = (FileNotFoundError, PermissionError, OSError, ImportError, TypeError, ValueError)  # that are raised as such
+
+
+class WorkerError(RuntimeError):
+    """A worker met an exception, or died again and again; the message says which."""
+
+
+class Deaths:
+    """Counts workers that died without a finished unit between them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def forget(self) -> None:
+        """A unit was finished."""
+        self._count = 0
+
+    def add(self, how: str) -> None:
+        """A worker died. Raises WorkerError if too many did."""
+        self._count += 1
+        if self._count >= DEATHS:
+            raise WorkerError(
+                f"workers: got {DEATHS} deaths without a finished unit between them (the last by {how}), expected "
+                "workers that live: fewer of them need less memory"
+            )
+
+
+def pickled(plan: Plan) -> bytes:
+    """A plan for another process. Raises TypeError for one that cannot be sent."""
+    try:
+        return pickle.dumps(plan)
+    except Exception as error:  # whatever the user's objects raise
+        raise TypeError(
+            f"plan: got one that cannot be sent to other processes ({one_line(error)}), expected networks and "
+            "functions of importable modules, or workers=1"
+        ) from None
+
+
+class LocalWorkers:
+    """``shares`` as processes, each sampling units of a plan into a store.
+
+    Raises TypeError for a plan that cannot be sent to another process.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        shares: list[Share],
+        on_done: Callable[[int, int], object],
+        **options: Any,
+    ) -> None:
+        self._plan = pickled(plan)
+        self._store, self._on_done, self._options = store, on_done, options
+        self._context = multiprocessing.get_context("spawn")
+        self._deaths = Deaths()
+        self._shares = shares
+        self._running: dict[Connection, tuple[Any, Share]] = {}
+
+    def run(self) -> None:
+        """Until all units are done.
+
+        Raises:
+            ValueError, TypeError, OSError, ImportError, WorkerError: what a worker raised; the others stop first.
+            KeyboardInterrupt: an interrupt here; the workers are stopped first.
+        """
+        try:
+            for share in self._shares:
+                self._start(share)
+            while self._running:
+                for connection in wait(list(self._running), timeout=1.0):
+                    assert isinstance(connection, Connection)
+                    self._hear(connection)
+        finally:
+            self._stop()
+
+    def _start(self, share: Share) -> None:
+        mine, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=_worker, args=(theirs, self._plan, self._store.folder, share, self._options), daemon=False
+        )
+        process.start()
+        theirs.close()
+        self._running[mine] = process, share
+
+    def _hear(self, connection: Connection) -> None:
+        """Read one message of a worker, or find that it has ended."""
+        try:
+            told = connection.recv()
+        except (EOFError, OSError):
+            process, share = self._running.pop(connection)
+            process.join()
+            if process.exitcode != 0:
+                code = process.exitcode
+                self._deaths.add(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+                self._start(share)
+            return
+        if isinstance(told, Exception):
+            raise told
+        self._deaths.forget()
+        self._on_done(*told)
+
+    def _stop(self) -> None:
+        """Ask all that run to stop, and kill those that do not."""
+        for process, _ in self._running.values():
+            process.terminate()
+        late = time.monotonic() + KILL_AFTER
+        for process, _ in self._running.values():
+            try:
+                process.join(max(0.0, late - time.monotonic()))
+            except KeyboardInterrupt:  # asked again
+                late = 0.0
+            if process.is_alive():
+                process.kill()  # no finished unit is lost
+                process.join()
+
+
+def _worker(connection: Connection, plan: bytes, folder: Any, share: Share, options: dict[str, Any]) -> None:
+    """A worker's process: its messages are the chains of finished units, and at most one exception."""
+    stop = Stop()
+    drains = options.pop("on_interrupt") == "drain"
+
+    def ask(number: int, frame: Any) -> None:
+        stop.request()
+        if not drains:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the one that started this one decides
+    signal.signal(signal.SIGTERM, ask)
+    _watch_parent()
+    with suppress(KeyboardInterrupt):
+        try:
+            work(
+                pickle.loads(plan), Store(folder), share, stop=stop,
+                on_done=lambda chains, failed: connection.send((chains, failed)), **options,
+            )  # fmt: skip
+        except Exception as error:
+            kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
+            text = one_line(error) if kind else f"{type(error).__name__}: {one_line(error)}"
+            with suppress(OSError):
+                connection.send(kind(text) if kind else WorkerError(text))
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _watch_parent() -> None:
+    """Have this process stop when the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(KILL_AFTER)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ulam-parent", daemon=True).start()

@@ -1,0 +1,269 @@
+"""The plan: jobs cut into units, each with a key, the hash of all that its bytes depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ulam_kernels.arguments import described
+
+from ..arguments import check_device, check_shape, whole_number
+from ..conditioning import Cond, Shared
+from ..denoiser import Denoiser, Sampler
+from ..engine import job as engine_job
+from ..engine.arguments import check_options, check_slots
+from ..engine.network import NetworkOptions
+from ..engine.submission import job_of
+from ..programs.program import Program
+from .fingerprint import fingerprint
+
+FORMATS = ("safetensors", "npz")
+SLOTS_STEP = 32  # at multiples of it a chain's bits do not depend on its slot, see ulam.Engine
+UNIT_BYTES = 1 << 20  # of samples in a unit, at least, where nobody says how many chains
+# The parts of a job that its bytes depend on, in the order in which a difference is named.
+PARTS = (
+    "weights", "sampler", "seed", "chains", "cond", "guidance", "x_init", "known", "finish", "shape", "dtype", "slots",
+    "options",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one job of a plan samples; the arguments are those of :func:`ulam.sample`.
+
+    finish: maps final states ``[n, *shape]`` to what is stored ``[n, ...]``, as a latent decoder does; it gets at most
+        ``slots`` chains a call. Its code and weights are part of the keys, as the network's are.
+    labels: int64 ``[chains]``, stored beside the samples; by default the one tensor of ``cond`` that holds whole
+        numbers ``[chains]``, if there is just one. labelled: False for none.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler | Program
+    shape: Sequence[int]
+    chains: int | range | Sequence[int] | torch.Tensor
+    seed: int = 0
+    cond: Cond | None = None
+    guidance: float | Sequence[float] | torch.Tensor | None = None
+    uncond: Cond | None = None
+    x_init: torch.Tensor | Shared | None = None
+    known: torch.Tensor | Shared | None = None
+    mask: torch.Tensor | Shared | None = None
+    first_row: int = 0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
+    finish: engine_job.Finish | None = None
+    labels: torch.Tensor | None = None
+    labelled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """Chains ``begin`` to ``end`` (places, not ids) of a job, and the key of their work in any environment."""
+
+    job: int
+    begin: int
+    end: int
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedJob:
+    """A job, checked: what the engine needs, the hash of each of its parts, and its units' keys."""
+
+    job: Job
+    checked: engine_job.Job
+    labels: torch.Tensor | None
+    parts: dict[str, str] = field(repr=False)
+    keys: list[str] = field(repr=False)
+
+    def submit(self, begin: int, end: int) -> dict[str, Any]:
+        """The arguments of :meth:`ulam.Engine.submit` for the chains of a unit."""
+        job, checked, at = self.job, self.checked, slice(begin, end)
+        known = {} if checked.known is None else {"known": checked.known.image, "mask": checked.known.mask}
+        guided: dict[str, Any] = {}
+        if checked.guidance is not None:
+            guided = {
+                "guidance": checked.guidance[at],
+                "uncond": {name: _of(value, at) for name, value in checked.uncond.items()},
+                "guidance_interval": job.guidance_interval,
+                "guidance_rescale": job.guidance_rescale,
+            }
+        return {
+            "sampler": checked.program,
+            "chains": checked.chains[at],
+            "seed": checked.seed,
+            "cond": {name: _of(value, at) for name, value in checked.cond.items()} or None,
+            "first_row": job.first_row,
+            **{name: _of(value, at) for name, value in {"x_init": checked.x_init, **known}.items()},
+            **guided,
+        }
+
+
+class Plan:
+    """Jobs cut into units of consecutive chains, to be sampled by any number of workers (:func:`ulam.bulk.run`).
+
+    A unit's key is the SHA-256 of all that its bytes depend on. Doing a unit twice gives the same bytes.
+
+    Args:
+        jobs: one, or several; each :class:`Job` has its own denoiser, sampler and conditioning.
+        slots: chains in one batch, a multiple of 32, so that a chain's bits do not depend on its slot.
+        unit: chains in a unit; by default as many slots as fill 1 MiB with samples, at least one filling.
+        device: "cpu", or "cuda": each worker takes a GPU of its own. backend, dtype, options: of :class:`ulam.Engine`.
+        format: of the units' files, safetensors or npz.
+
+    Raises:
+        TypeError, ValueError: an invalid argument, named in the message.
+    """
+
+    def __init__(
+        self,
+        jobs: Job | Sequence[Job],
+        *,
+        slots: int = 256,
+        unit: int | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        options: NetworkOptions | None = None,
+        format: str = "safetensors",
+    ) -> None:
+        given = [jobs] if isinstance(jobs, Job) else list(jobs) if isinstance(jobs, Sequence) else None
+        if not given or not all(isinstance(job, Job) for job in given):
+            raise TypeError(f"jobs: got {described(jobs)}, expected an ulam.bulk.Job, or several")
+        for job in given:
+            check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
+        self.slots, self.device, self.backend, self.dtype = (
+            check_slots(slots),
+            str(check_device(device)),
+            backend,
+            dtype,
+        )
+        self.options = options or NetworkOptions()
+        if self.slots % SLOTS_STEP:
+            raise ValueError(
+                f"slots: got {slots}, expected a multiple of {SLOTS_STEP}: at others, a chain's bits depend on its slot"
+            )
+        if self.options.doubled:
+            raise ValueError(
+                "options: got doubled=True, under which a chain's bits depend on its batch, expected False"
+            )
+        if format not in FORMATS:
+            raise ValueError(f"format: got {described(format)}, expected one of {', '.join(FORMATS)}")
+        if format == "npz" and dtype == torch.bfloat16:
+            raise ValueError("format: got npz for bfloat16, which NumPy lacks, expected safetensors")
+        self.format = format
+        shapes = [check_shape(job.shape) for job in given]
+        self.unit = self._default_unit(shapes) if unit is None else whole_number("unit", unit)
+        if self.unit < 1:
+            raise ValueError(f"unit: got {unit}, expected at least 1 chain")
+        self.recipe: dict[str, Any] | None = None  # how a new process makes this plan again, if not by pickle
+        self.rebuilt_by: Callable[[dict[str, Any]], Plan] | None = None
+        networks: dict[int, str] = {}
+        self.jobs = [self._planned(job, shape, networks) for job, shape in zip(given, shapes, strict=True)]
+
+    def _default_unit(self, shapes: list[tuple[int, ...]]) -> int:
+        chain = max(torch.Size(shape).numel() for shape in shapes) * self.dtype.itemsize
+        return max(1, UNIT_BYTES // (chain * self.slots)) * self.slots
+
+    def __reduce__(self) -> Any:
+        if self.rebuilt_by is not None:  # workers load the weights themselves
+            return self.rebuilt_by, (self.recipe,)
+        return super().__reduce__()
+
+    def units(self) -> Iterator[PlannedUnit]:
+        """All units in the order of jobs and chains."""
+        for number, job in enumerate(self.jobs):
+            chains = len(job.checked.chains)
+            for begin, key in zip(range(0, chains, self.unit), job.keys, strict=True):
+                yield PlannedUnit(number, begin, min(begin + self.unit, chains), key)
+
+    def __len__(self) -> int:
+        """The number of units."""
+        return sum(len(job.keys) for job in self.jobs)
+
+    @property
+    def chains(self) -> int:
+        """The number of samples."""
+        return sum(len(job.checked.chains) for job in self.jobs)
+
+    def __repr__(self) -> str:
+        return f"Plan({len(self.jobs)} jobs, {self.chains} chains, {len(self)} units of {self.unit})"
+
+    def _planned(self, job: Job, shape: tuple[int, ...], networks: dict[int, str]) -> PlannedJob:
+        checked = job_of(
+            job.denoiser, shape, job.sampler, job.chains, job.seed, job.cond, job.guidance, job.uncond, job.x_init,
+            None, job.known, job.mask, job.first_row, job.guidance_interval, job.guidance_rescale, finish=job.finish,
+        )  # fmt: skip
+        labels = _labels(job, checked)
+        if id(job.denoiser) not in networks:  # jobs that share a network share its hash
+            networks[id(job.denoiser)] = fingerprint(job.denoiser, "denoiser")
+        known = None if checked.known is None else (checked.known.image, checked.known.mask)
+        of_parts = {
+            "sampler": checked.program,
+            "seed": (checked.seed, job.first_row),
+            "chains": checked.chains,
+            "cond": checked.cond,
+            "guidance": (checked.guidance, checked.uncond, job.guidance_interval, job.guidance_rescale),
+            "x_init": checked.x_init,
+            "known": known,
+            "finish": job.finish,
+            "shape": shape,
+            "dtype": self.dtype,
+            "slots": self.slots,
+            "options": self.options,
+        }
+        parts = {"weights": networks[id(job.denoiser)]}
+        parts |= {name: fingerprint(value, name) for name, value in of_parts.items()}
+        return PlannedJob(job, checked, labels, parts, list(self._keys(checked, labels, parts)))
+
+    def _keys(self, job: engine_job.Job, labels: torch.Tensor | None, parts: dict[str, str]) -> Iterator[str]:
+        """The key of each unit: its own chains' values, and the parts that all chains of the job share."""
+        per_chain = {"chains": job.chains, "labels": labels, "guidance": job.guidance, "x_init": job.x_init}
+        per_chain |= {f"cond.{name}": value for name, value in job.cond.items()}
+        per_chain |= {f"uncond.{name}": value for name, value in job.uncond.items()}
+        if job.known is not None:
+            per_chain |= {"known": job.known.image, "mask": job.known.mask}
+        shared = {name: value for name, value in per_chain.items() if not isinstance(value, torch.Tensor)}
+        own = {name: value for name, value in per_chain.items() if isinstance(value, torch.Tensor)}
+        kept = {
+            name: part for name, part in parts.items() if name not in ("chains", "cond", "guidance", "x_init", "known")
+        }
+        others = (job.interval, job.rescale, sorted((name, str(v.dtype), v.shape[1:]) for name, v in own.items()))
+        common = hashlib.sha256(fingerprint((kept, shared, others), "job").encode())
+        flat = [_bytes(own[name]) for name in sorted(own)]
+        for begin in range(0, len(job.chains), self.unit):
+            key = common.copy()
+            for values in flat:
+                key.update(values[begin : begin + self.unit])
+            yield key.hexdigest()
+
+
+def _bytes(values: torch.Tensor) -> Any:
+    """``[n, bytes]`` uint8, the values of each chain."""
+    plain = values.detach().cpu().contiguous()
+    return plain.reshape(len(plain), -1).view(torch.uint8).numpy()
+
+
+def _of(value: Any, at: slice) -> Any:
+    return value[at] if isinstance(value, torch.Tensor) else value
+
+
+def _labels(job: Job, checked: engine_job.Job) -> torch.Tensor | None:
+    count = len(checked.chains)
+    if not job.labelled:
+        return None
+    if job.labels is not None:
+        whole = isinstance(job.labels, torch.Tensor) and job.labels.dtype == torch.int64
+        if not whole or tuple(job.labels.shape) != (count,):
+            raise ValueError(f"labels: got {described(job.labels)}, expected an int64 tensor [{count}]")
+        return job.labels.cpu()
+    found = [
+        value
+        for value in checked.cond.values()
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32) and value.dim() == 1
+    ]
+    return found[0].to("cpu", torch.int64) if len(found) == 1 else None

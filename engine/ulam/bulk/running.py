@@ -1,0 +1,193 @@
+"""`ulam.bulk.run`: a plan, a folder and workers, until every unit is done."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ulam_kernels.arguments import choice, described
+
+from ..arguments import whole_number
+from .folder import Folder
+from .local_workers import LocalWorkers
+from .plan import Plan
+from .progress import bar
+from .record import finished_units, read_record
+from .shares import Share, share_of_environment
+from .store import Store
+from .worker import Stop, work
+
+LAUNCHERS = ("local", "ray")
+ON_INTERRUPT = ("drop", "drain")
+
+
+def run(
+    plan: Plan,
+    folder: str | Path,
+    workers: int | None = None,
+    *,
+    launcher: str = "local",
+    address: str | None = None,
+    threads: int | None = None,
+    allow_environment: bool = False,
+    on_interrupt: str = "drop",
+    progress: bool = True,
+) -> Folder:
+    """Sample all units of a plan that a folder lacks. Several runs may work in one folder at once.
+
+    Args:
+        folder: made if it is not there. One that holds another plan is refused.
+        workers: processes; by default one a GPU, or one on the CPU, or under torchrun and Slurm (whose variables say
+            which part of the list comes first) one. A single local worker is this process. Workers that are killed are
+            started again.
+        launcher: "local", or "ray": actors of the Ray cluster at ``address``, by default one on this machine.
+        threads: of a worker on the CPU; by default as in the folder's first run, in which they were this process's own
+            for one worker, or the cores divided by the workers.
+        allow_environment: accept units and workers of another environment (other threads, versions, devices), whose
+            bits may differ.
+        on_interrupt: "drop" the units in hand, or "drain": give them up to seven seconds to end.
+        progress: show a bar.
+
+    Raises:
+        TypeError, ValueError, OSError, ImportError: an invalid argument, another plan or environment in the folder, a
+            folder that cannot be written to; in one line. What is finished stays.
+        NetworkError, WorkerError: what a worker met.
+        KeyboardInterrupt: an interrupt, after the workers have stopped.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: got {described(plan)}, expected an ulam.bulk.Plan")
+    choice(launcher, "launcher", LAUNCHERS)
+    choice(on_interrupt, "on_interrupt", ON_INTERRUPT)
+    share = share_of_environment(os.environ)
+    count = _workers(plan, workers, share)
+    store = opened_store(Path(folder))
+    given = None if threads is None else whole_number("threads", threads)
+    if given is not None and given < 1:
+        raise ValueError(f"threads: got {threads}, expected at least 1")
+    first_threads, begun = _begun(store)
+    options: dict[str, Any] = {
+        "threads": given or first_threads or _threads(count),
+        "allow_environment": allow_environment,
+    }
+    with bar(plan.chains, progress, begun) as shown:
+
+        def on_done(chains: int, failed: int) -> None:
+            shown.update(chains)
+
+        if launcher == "ray":
+            from .ray_workers import run_on_ray  # Ray is optional
+
+            run_on_ray(plan, store, count, address, on_done, on_interrupt=on_interrupt, **options)
+        elif count == 1:
+            with _draining(on_interrupt == "drain") as stop:
+                work(plan, store, share, stop=stop, on_done=on_done, **options)
+        else:
+            first = share.rank * count, share.local_rank * count
+            shares = [Share(first[0] + i, share.world * count, first[1] + i) for i in range(count)]
+            LocalWorkers(plan, store, shares, on_done, on_interrupt=on_interrupt, **options).run()
+    return Folder(store.folder)
+
+
+@contextmanager
+def _draining(wanted: bool) -> Iterator[Stop]:
+    """Within, if wanted, the first Ctrl-C or SIGTERM is a request to stop, raised at the end; the second raises."""
+    stop, came = Stop(), []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.request()
+        came.append(number)
+        restore()
+        print("ulam: finishing the units in hand, for up to seven seconds; again stops at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield stop
+    finally:
+        restore()
+    if came:
+        signal.raise_signal(came[0])
+
+
+def recompute(plan: Plan, folder: str | Path, count: int, seed: int | None = None) -> list[str]:
+    """Sample ``count`` random finished units of a folder again; the names of those whose bytes differ.
+
+    Raises:
+        ValueError: another plan or environment than the folder's. TypeError: an argument of another type.
+    """
+    store = Store(Path(folder))
+    there = read_record(store.folder)
+    finished = dict(finished_units(store, there))
+    if not 1 <= whole_number("recompute", count) <= len(finished):
+        raise ValueError(f"recompute: got {count}, expected 1 to the {len(finished)} finished units of {folder}")
+    chosen = random.Random(seed).sample(list(finished), count)
+    with tempfile.TemporaryDirectory(prefix="ulam-") as other:
+        again = Store(Path(other))
+        again.put("plan.json", there.as_json())
+        work(plan, again, Share(), threads=there.environment.get("threads") or 1, only={unit.key for unit in chosen})
+        redone = dict(finished_units(again, there))
+        return [
+            finished[unit]
+            for unit in chosen
+            if again.path(redone[unit]).read_bytes() != store.path(finished[unit]).read_bytes()
+        ]
+
+
+def opened_store(folder: Path) -> Store:
+    """The store in a folder, made if it is missing, without what killed processes left behind.
+
+    Raises OSError for one that cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        store = Store(folder)
+        store.clean()
+    except OSError as error:
+        got = f"out: got {folder}, expected a folder that can be written to"
+        raise OSError(f"{got}: {error.strerror or error}") from None
+    return store
+
+
+def _workers(plan: Plan, workers: int | None, share: Share) -> int:
+    gpus = torch.cuda.device_count() if plan.device == "cuda" else 0
+    if workers is None:
+        return gpus if gpus and share.world == 1 else 1
+    count = whole_number("workers", workers)
+    if count < 1:
+        raise ValueError(f"workers: got {workers}, expected at least 1")
+    if plan.device == "cuda" and share.world == 1 and count > gpus:
+        raise ValueError(f"workers: got {count}, expected at most one for each of {gpus} GPUs")
+    return count
+
+
+def _begun(store: Store) -> tuple[int | None, int]:
+    """A worker's threads in the first run into a folder, None for GPUs or a new folder; the chains that are done."""
+    if not (store.folder / "plan.json").exists():
+        return None, 0
+    known = read_record(store.folder)
+    done = sum(unit.end - unit.begin for unit, _ in finished_units(store, known))
+    return known.environment.get("threads"), done
+
+
+def _threads(workers: int) -> int:
+    return torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
