@@ -36,7 +36,8 @@ class Leases:
         self._thread = threading.Thread(target=self._beat, name="ulam-beat", daemon=True)
 
     def __enter__(self) -> Leases:
-        (self._store.folder / "leases").mkdir(exist_ok=True)
+        with self._store.writing():
+            (self._store.folder / "leases").mkdir(exist_ok=True)
         self._write_beat()
         self._thread.start()
         return self
@@ -52,18 +53,19 @@ class Leases:
     def take(self, key: str) -> bool:
         """Take the lease of a unit; False while another worker that is alive has it."""
         path = self._store.folder / "leases" / key
-        for _ in range(2):
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                if self._is_held(path):
-                    return False
-                path.unlink(missing_ok=True)  # if two do so at once, both do the unit, which is harmless
-                continue
-            self._held.add(key)
-            with open(descriptor, "w") as file:
-                file.write(self.owner)
-            return True
+        with self._store.writing():
+            for _ in range(2):
+                try:
+                    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                except FileExistsError:
+                    if self._is_held(path):
+                        return False
+                    path.unlink(missing_ok=True)  # if two do so at once, both do the unit, which is harmless
+                    continue
+                self._held.add(key)
+                with open(descriptor, "w") as file:
+                    file.write(self.owner)
+                return True
         return False
 
     def release(self, key: str) -> None:

@@ -156,15 +156,12 @@ def opened_store(folder: Path) -> Store:
 
     Raises OSError for one that cannot be written to.
     """
-    try:
+    store = Store(folder)
+    with store.writing():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        store = Store(folder)
         store.clean()
-    except OSError as error:
-        got = f"out: got {folder}, expected a folder that can be written to"
-        raise OSError(f"{got}: {error.strerror or error}") from None
     return store
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .owners import is_alive, owner, runs_here
@@ -77,26 +77,36 @@ class Store:
     def put(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Write a file, whole or not at all; False if ``replace`` is not wanted and it is here already."""
         target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         self._writes += 1
         partial = target.with_name(f".{target.name}.{owner()}.{self._writes}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                os.replace(partial, target)
-            else:
-                try:
-                    os.link(partial, target)
-                except FileExistsError:
-                    return False
-            _sync(target.parent)
-            return True
+            with self.writing():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if replace:
+                    os.replace(partial, target)
+                else:
+                    try:
+                        os.link(partial, target)
+                    except FileExistsError:
+                        return False
+                _sync(target.parent)
+                return True
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, an OSError becomes one that names the store and says what is wrong with it."""
+        try:
+            yield
+        except OSError as error:
+            got = f"out: got {self.folder}, expected a folder that can be written to"
+            raise OSError(f"{got}: {error.strerror or error}") from None
 
     def clean(self) -> None:
         """Remove what killed processes left: files they had not written whole, their beats and leases."""
