@@ -163,6 +163,7 @@ def _worker(connection: Connection, plan: bytes, folder: Any, share: Share, opti
             text = one_line(error) if kind else f"{type(error).__name__}: {one_line(error)}"
             with suppress(OSError):
                 connection.send(kind(text) if kind else WorkerError(text))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now
     sys.stdout.flush()
     sys.stderr.flush()
 
