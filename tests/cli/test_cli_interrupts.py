@@ -53,16 +53,20 @@ def test_ctrl_c_keeps_the_samples_that_are_finished(folder: Path):
 
 
 def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
+    from ulam.bulk.unit import Unit
     from ulam.cli import output
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output.np, "savez_compressed", full)
     (folder / "out").mkdir()
-    with pytest.raises(OSError, match="No space left"):
-        output.write_run(folder / "out", torch.zeros(2, 1, 4, 4), None, None, {})
-    assert list((folder / "out").iterdir()) == []
+    units = [(0, Unit(torch.zeros(2, 1, 4, 4), torch.arange(2), None, 0, {}))]
+    for save, last in (("npz", "write_npz"), ("png", "write_png"), ("safetensors", "safetensors.torch.save_file")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ulam.cli.output.{last}", full)
+            with pytest.raises(OSError, match="No space left"):
+                output.write_run(folder / "out", units, None, {}, save)
+        assert list((folder / "out").iterdir()) == []
 
 
 def test_ctrl_c_may_let_the_batch_end(folder: Path):

@@ -115,7 +115,7 @@ def write(units: Iterable[tuple[int, Unit]], total: int, labelled: bool, to: str
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if to in FOLDERS:
-            with _whole_folder(out) as partial:
+            with whole_folder(out) as partial:
                 FORMATS[to](rows, partial)
         else:
             with whole(out) as (partial,):
@@ -126,7 +126,7 @@ def write(units: Iterable[tuple[int, Unit]], total: int, labelled: bool, to: str
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which appears under its name once all is in it."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -167,7 +167,8 @@ def _png(picture: Pixels) -> bytes:
 # --------------------------------------------------------------------------------------------------- the formats
 
 
-def _write_npz(rows: Rows, out: Path) -> None:
+def write_npz(rows: Rows, out: Path) -> None:
+    """See :func:`write`."""
     kept: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in COLUMNS}
     with zipfile.ZipFile(out, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
@@ -188,7 +189,8 @@ def _write_npz(rows: Rows, out: Path) -> None:
                 np.lib.format.write_array(file, np.concatenate(kept[name]))
 
 
-def _write_png(rows: Rows, out: Path) -> None:
+def write_png(rows: Rows, out: Path) -> None:
+    """See :func:`write`."""
     if not rows.pictures:
         shape = list(rows.numbers.shape[1:])
         raise ValueError(f"to: got png for samples of shape {shape}, expected pictures [1 or 3, H, W]")
@@ -271,8 +273,8 @@ def _package(name: str) -> Any:
 
 
 FORMATS: dict[str, Callable[[Rows, Path], None]] = {
-    "npz": _write_npz,
-    "png": _write_png,
+    "npz": write_npz,
+    "png": write_png,
     "webdataset": _write_webdataset,
     "parquet": _write_parquet,
     "zarr": _write_zarr,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import safetensors.torch
 import torch
 
+from ..bulk.exports import COLUMNS, Rows, whole_folder, write_npz, write_png
+from ..bulk.unit import Unit
 from ..engine.job import Job, Preview
 from ..files import json_text, whole
 from ..pictures import grid, is_image, to_pixels
 
 GRID_LIMIT = 400
 PREVIEWED = 64
-FILES = ("samples.npz", "grid.png", "report.json")
+SAVED = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}  # by --save
 
 
 class Previews:
@@ -52,27 +54,41 @@ class Previews:
 
 
 def write_run(
-    folder: Path, x: torch.Tensor, labels: list[int] | None, columns: int | None, report: Mapping[str, Any]
+    folder: Path,
+    units: Sequence[tuple[int, Unit]],
+    columns: int | None,
+    report: Mapping[str, Any],
+    save: str = "npz",
 ) -> list[str]:
-    """Write samples.npz, grid.png (pictures only) and report.json; their names. Raises OSError.
+    """Write the samples of jobs ``(number, unit)``, grid.png (pictures only) and report.json; their names.
 
-    samples.npz holds ``arr_0``: uint8 [N, H, W, C] for pictures (what FID tools read), else float32 [N, *shape]; and
-    ``arr_1``: the labels, int64 [N], where there are any.
+    save: samples.npz or a folder ``samples`` of png, as in :func:`ulam.bulk.exports.write`, with the job, chain and
+    seed of every row; or samples.safetensors with ``x`` float32 ``[N, *shape]`` and the same columns.
+
+    Raises:
+        OSError: they cannot be written; nothing is left of them.
     """
+    x = torch.cat([unit.x for _, unit in units])
+    labelled = any(unit.labels is not None for _, unit in units)
     picture = is_image(tuple(x.shape[1:]))
-    samples: npt.NDArray[Any] = to_pixels(x) if picture else x.float().cpu().numpy()
-    arrays: dict[str, Any] = {"arr_0": samples}
-    if labels is not None:
-        arrays["arr_1"] = np.array(labels, dtype=np.int64)
-    names = [name for name in FILES if picture or name != "grid.png"]
-    with whole(*(folder / name for name in names)) as partial:
-        paths = dict(zip(names, partial, strict=True))
-        with paths["samples.npz"].open("wb") as file:
-            np.savez_compressed(file, **arrays)
+    names = [name for name in (SAVED[save], "grid.png", "report.json") if picture or name != "grid.png"]
+    files = [name for name in names if name != SAVED["png"]]
+    with whole(*(folder / name for name in files)) as partial:
+        paths = dict(zip(files, partial, strict=True))
         if picture:
-            shown = samples[:GRID_LIMIT]
+            shown = to_pixels(x[:GRID_LIMIT])
             grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
         paths["report.json"].write_text(json_text({**report, "files": names}))
-    for name in set(FILES) - set(names):
-        (folder / name).unlink(missing_ok=True)  # an earlier run's picture is not of these samples
+        rows = Rows(units, len(x), labelled)
+        if save == "png":
+            with whole_folder(folder / SAVED[save]) as pictures:
+                write_png(rows, pictures)
+        elif save == "npz":
+            write_npz(rows, paths[SAVED[save]])
+        else:
+            found = [columns for _, columns in rows]
+            tensors = {name: torch.from_numpy(np.concatenate([part[name] for part in found])) for name in COLUMNS}
+            safetensors.torch.save_file({"x": x.float().contiguous(), **tensors}, paths[SAVED[save]])
+    for name in {*SAVED.values(), "grid.png"} - {*names, SAVED["png"]}:
+        (folder / name).unlink(missing_ok=True)  # an earlier run's are not of these samples
     return names

@@ -81,7 +81,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--preview-every", type=int, metavar="K", help="write x0 estimates to previews/ every K evaluations"
     )
     how.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for grid.png, samples.npz, report.json"
+        "--save", choices=tuple(output.SAVED), default="npz", help="samples.npz (default), pictures, or safetensors"
+    )
+    how.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the samples, grid.png, report.json"
     )
 
 
@@ -114,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = SamplingRun(_engine(options, model, specs, device), model, specs, options)
     rows, described = len(sampling.x), specs[0].sampler if len(specs) == 1 else f"{len(specs)} jobs"
     print(f"ulam: {rows} chains of {model.name}, {described}, backend {sampling.engine.report.backend}")
-    with writable_folder(options.out, output.FILES):
+    with writable_folder(options.out, (output.SAVED[options.save], "grid.png", "report.json")):
         sampling.go()
         if sampling.done:
             sampling.write()

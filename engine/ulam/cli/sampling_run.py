@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..bulk import progress
+from ..bulk.unit import Unit
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..files import written
@@ -114,19 +115,27 @@ class SamplingRun:
     def write(self) -> None:
         """Write the chains that ended; failed ones are NaN (black in pictures), and told."""
         done = sorted(self.done)
-        x, report = self.x[done], self._report(done)
+        report, units = self._report(done), list(self._units(done))
         self._tell_failed(report)
-        labels = None
-        if any(spec.labels is not None for spec in self.specs):
-            every = [y for spec in self.specs for y in spec.labels or [-1] * len(spec.chains)]
-            labels = [every[row] for row in done]
-        given = self.options.labels
+        given, save = self.options.labels, self.options.save
         columns = len(given) if given and len(given) <= 20 else None
-        paths, lost = written(self.options.out, lambda folder: output.write_run(folder, x, labels, columns, report))
+        paths, lost = written(self.options.out, lambda folder: output.write_run(folder, units, columns, report, save))
         rate = f"{report['seconds']:.2f} s, {report['samples_per_second']:.1f} samples/s"
         print(f"ulam: {rate}; wrote {', '.join(paths)}")
         if lost is not None:
             raise lost
+
+    def _units(self, done: list[int]) -> Iterator[tuple[int, Unit]]:
+        """The chains that ended, job by job."""
+        failed = {place: row for place, _, _, row in self.failed}
+        for number, (job, spec) in enumerate(zip(self.jobs, self.specs, strict=True)):
+            begin = self.begins[job]
+            rows = [row for row in done if begin <= row < begin + len(spec.chains)]
+            if rows:
+                places = torch.tensor(rows) - begin
+                labels = None if spec.labels is None else torch.tensor(spec.labels)[places]
+                of_rows = {i: failed[row] for i, row in enumerate(rows) if row in failed}
+                yield number, Unit(self.x[rows], job.chains[places], labels, job.seed, of_rows)
 
     def _tell_failed(self, report: dict[str, Any]) -> None:
         for reason in report["fallbacks"]:
