@@ -8,9 +8,11 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,30 +24,71 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.\d+\.partial")  # the process, and a number unique within it
+PARTIAL = re.compile(r"\.(.+)\.(\d+)\.\d+\.partial")  # the target, the process, and a number unique within it
 NUMBERS = itertools.count()
 Checked = TypeVar("Checked")
 
 
 @contextmanager
 def whole(*targets: Path) -> Iterator[list[Path]]:
-    """Paths to write to, renamed to their targets once all are written, or removed if there is an error first.
+    """Paths to write files or folders to, renamed to their targets once all are written, or removed if there is an
+    error first.
 
-    A target that is a symbolic link stays one: the file it points to is replaced.
+    A target that is a symbolic link stays one: what it points to is replaced.
     """
     targets = tuple(Path(os.path.realpath(target)) for target in targets)
-    own = f"{os.getpid()}.{next(NUMBERS)}"
-    partial = [target.with_name(f".{target.name}.{own}.partial") for target in targets]
+    partial = [_partial(target) for target in targets]
+    replaced = []
     try:
         yield partial
         for path in partial:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(path)
         for path, target in zip(partial, targets, strict=True):
+            if path.is_dir() and target.exists():
+                replaced.append(_partial(target))  # a folder cannot replace another at once
+                os.replace(target, replaced[-1])
             os.replace(path, target)
     finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+        for path in (*partial, *replaced):
+            _remove(path)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{next(NUMBERS)}.partial")
+
+
+def _sync(path: Path) -> None:
+    """Return when a file, or a folder with all in it, is on the disk."""
+    if path.is_dir():
+        inside = _inside(path)
+        with ThreadPoolExecutor(16) as pool:  # a file system commits together what is asked for together
+            while some := list(itertools.islice(inside, 1024)):
+                list(pool.map(_fsync, some))
+    _fsync(path)
+
+
+def _inside(folder: str | Path) -> Iterator[str]:
+    """All paths below a folder, not all of them in memory at once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.path
+            if entry.is_dir(follow_symlinks=False):
+                yield from _inside(entry.path)
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -76,7 +119,7 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
             raise OSError(f"out: got {folder}, to which another process writes, expected another folder") from None
         except OSError:
             pass  # a file system without locks
-        _remove_orphans(folder)
+        remove_orphans(folder)
         yield
     finally:
         os.close(descriptor)
@@ -105,12 +148,12 @@ def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str]
     return [str(other / name) for name in names], OSError(f"{lost}; everything is in {other}")
 
 
-def _remove_orphans(folder: Path) -> None:
-    """Remove partial files of processes that no longer exist."""
+def remove_orphans(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that no longer exist left half written: all of it, or that for one name alone."""
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
-        if match is not None and not Path(f"/proc/{match[1]}").exists():
-            path.unlink(missing_ok=True)
+        if match is not None and name in (None, match[1]) and not Path(f"/proc/{match[2]}").exists():
+            _remove(path)
 
 
 def parse_json(name: str, text: str) -> Any:

@@ -1,9 +1,9 @@
-"""`ulam sample --save`: every format holds the same samples, and says which job and chain a row is."""
+"""`ulam sample --save`: in each format the same samples, and which job and chain each is."""
 
 from __future__ import annotations
 
 import csv
-import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,78 +12,131 @@ import safetensors.numpy
 from PIL import Image
 
 from archives import arrays
-from cli_cases import here
+from cli_cases import here, told
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
-
-NET = """
-import torch
-def net():
-    def call(x, t, y):
-        return torch.where((y == 2).view(-1, 1, 1, 1) & (t < 500).view(-1, 1, 1, 1), float("nan"), x * 0.5)
-    return call
-"""
 JOBS = """
 [[job]]
-chains = 4
-labels = "1-4"
-first = 5
+chains = 3
+seed = -7
+labels = "4-6"
+
 [[job]]
 chains = 2
-labels = [7]
-seed = -3
+first = 40
+labels = 9
 """
+MODEL = ["--model", "mine:net", "--shape", "1,8,8", "--steps", "2", "--sampler", "ddim"]
 COLUMNS = {
-    "job": [0, 0, 0, 0, 1, 1],
-    "chain": [5, 6, 7, 8, 0, 1],
-    "seed": [0, 0, 0, 0, -3, -3],
-    "label": [1, 2, 3, 4, 7, 7],
-    "failed": [-1, 2, -1, -1, -1, -1],
+    "jobs": [0, 0, 0, 1, 1],
+    "chains": [0, 1, 2, 40, 41],
+    "seeds": [-7, -7, -7, 0, 0],
+    "failed_rows": [-1] * 5,
 }
+LABELS = [4, 5, 6, 9, 9]
+
+pytestmark = pytest.mark.filterwarnings("ignore:steps")
 
 
 @pytest.fixture
-def sampled(folder: Path, monkeypatch):
-    (folder / "saved.py").write_text(NET)
+def jobs(folder: Path) -> Path:
     (folder / "jobs.toml").write_text(JOBS)
-
-    def run(save: str, out: str) -> Path:
-        options = f"--model saved:net --shape 1,4,4 --steps 4 --jobs jobs.toml --save {save}"
-        assert here(folder, monkeypatch, *options.split(), "--out", out) == 1  # one chain fails
-        report = json.loads((folder / out / "report.json").read_text())
-        there = sorted(path.name for path in (folder / out).iterdir())
-        assert there == sorted(report["files"]) and len(there) == 3
-        return folder / out
-
-    return run
+    return folder
 
 
-def test_all_formats_hold_the_same_rows(sampled):
-    told = arrays(sampled("npz", "a") / "samples.npz")
-    whole = safetensors.numpy.load_file(sampled("safetensors", "b") / "samples.safetensors")
-    pictures = sampled("png", "c") / "samples"
-    rows = list(csv.DictReader((pictures / "samples.csv").read_text().splitlines()))
-    assert told["arr_1"].tolist() == COLUMNS["label"]
-    for name, values in COLUMNS.items():
-        assert whole[name].tolist() == values == [int(row[name]) for row in rows]
-        assert name == "label" or told[name].tolist() == values
-    assert np.isnan(whole["x"][1]).all() and np.isfinite(whole["x"][[0, 2, 3, 4, 5]]).all()
-    for i, row in enumerate(rows):
-        expected = np.nan_to_num((whole["x"][i, 0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
-        assert (told["arr_0"][i, :, :, 0] == expected).all()
-        with Image.open(pictures / row["file"]) as picture:
-            assert (np.asarray(picture) == expected).all()
-    assert rows[4]["file"] == "job-001-chain-000000000000-seed--3.png"
+def test_each_format_says_which_job_and_chain_a_row_is(jobs: Path, monkeypatch):
+    assert here(jobs, monkeypatch, *MODEL, "--jobs", "jobs.toml") == 0
+    npz = arrays(jobs / "out" / "samples.npz")
+    assert {name: npz[name].tolist() for name in COLUMNS} == COLUMNS and npz["arr_1"].tolist() == LABELS
+    assert told(jobs)["files"] == ["samples.npz", "grid.png", "report.json"]
+
+    assert here(jobs, monkeypatch, *MODEL, "--jobs", "jobs.toml", "--save", "safetensors") == 0
+    assert sorted(os.listdir(jobs / "out")) == ["grid.png", "report.json", "samples.safetensors"]
+    found = safetensors.numpy.load_file(jobs / "out" / "samples.safetensors")
+    assert {name: found[name].tolist() for name in COLUMNS} == COLUMNS and found["labels"].tolist() == LABELS
+    pixels = ((found["x"] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    assert found["x"].dtype == np.float32 and (pixels[:, 0] == npz["arr_0"][..., 0]).all()
+
+    assert here(jobs, monkeypatch, *MODEL, "--jobs", "jobs.toml", "--save", "png") == 0
+    assert sorted(os.listdir(jobs / "out")) == ["grid.png", "report.json", "samples"]
+    assert told(jobs)["files"] == ["samples", "grid.png", "report.json"]
+    with (jobs / "out" / "samples" / "samples.csv").open() as file:
+        table = list(csv.DictReader(file))
+    names = [
+        f"{row}-job-{j}-chain-{c}-seed-{s}.png" for row, (j, c, s, _) in enumerate(zip(*COLUMNS.values(), strict=True))
+    ]
+    assert [row["file"] for row in table] == names and [int(row["label"] or -1) for row in table] == LABELS
+    pictures = np.stack([np.asarray(Image.open(jobs / "out" / "samples" / name)) for name in names])
+    assert (pictures == npz["arr_0"][..., 0]).all()
 
 
-def test_a_run_removes_the_samples_of_an_earlier_one(sampled):
-    """They are not what the new report is about."""
-    assert (sampled("npz", "out") / "samples.npz").exists()
-    assert not (sampled("safetensors", "out") / "samples.npz").exists()
+def test_each_format_says_which_chain_failed(folder: Path, monkeypatch):
+    """A network that is lost in the second chain of the first job, and in the first of the second."""
+    (folder / "lost.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return lambda x, t, y: torch.where((y == 5).reshape(-1, 1, 1, 1), torch.nan, x * 0.5)\n"
+    )
+    (folder / "jobs.toml").write_text(JOBS.replace("labels = 9", 'labels = "5,6"'))
+    failed = []
+    for save in ("npz", "safetensors", "png"):
+        arguments = ["--model", "lost:net", "--shape", "1,8,8", "--steps", "2", "--jobs", "jobs.toml", "--save", save]
+        assert here(folder, monkeypatch, *arguments) == 1
+        assert [entry["sample"] for entry in told(folder)["chains_failed"]] == [1, 3]
+        if save == "npz":
+            found = arrays(folder / "out" / "samples.npz")
+            failed.append(found["failed_rows"].tolist())
+            assert not found["arr_0"][[1, 3]].any() and found["arr_0"][[0, 2, 4]].any()
+        elif save == "safetensors":
+            found = safetensors.numpy.load_file(folder / "out" / "samples.safetensors")
+            failed.append(found["failed_rows"].tolist())
+            assert np.isnan(found["x"]).all((1, 2, 3)).tolist() == [False, True, False, True, False]
+        else:
+            with (folder / "out" / "samples" / "samples.csv").open() as file:
+                failed.append([int(row["failed_row"] or -1) for row in csv.DictReader(file)])
+    row = failed[0][1]
+    assert row >= 0 and failed == [[-1, row, -1, row, -1]] * 3
 
 
-def test_a_folder_of_pictures_is_never_written_over(sampled, folder: Path, monkeypatch, capsys):
-    sampled("png", "out")
-    options = "--model saved:net --shape 1,4,4 --steps 4 --jobs jobs.toml --save png --out out"
-    assert here(folder, monkeypatch, *options.split()) == 2
-    assert "where samples is no file" in capsys.readouterr().err
+def test_a_later_run_replaces_pictures_and_nothing_else(folder: Path, monkeypatch, capsys):
+    run = [*MODEL, "--save", "png", "--chains"]
+    assert here(folder, monkeypatch, *run, "3") == 0 and here(folder, monkeypatch, *run, "2") == 0
+    samples = folder / "out" / "samples"
+    assert len(list(samples.iterdir())) == 3
+    assert here(folder, monkeypatch, *MODEL, "--chains", "2") == 0
+    assert not samples.exists() and (folder / "out" / "samples.npz").exists()
+    samples.mkdir()
+    (samples / "mine.png").touch()
+    capsys.readouterr()
+    assert here(folder, monkeypatch, *run, "2") == 2
+    error = "ulam: error: out: got out, where samples is not of an earlier run, expected another folder\n"
+    assert capsys.readouterr().err == error
+    assert here(folder, monkeypatch, *MODEL, "--chains", "2") == 0
+    assert os.listdir(samples) == ["mine.png"]
+
+
+def test_pictures_of_what_is_none_are_refused(folder: Path, monkeypatch, capsys):
+    assert here(folder, monkeypatch, "--model", "mine:net", "--shape", "4", "--save", "png") == 2
+    error = "ulam: error: save: got png for samples of shape [4], expected pictures [1 or 3, H, W]\n"
+    assert capsys.readouterr().err == error and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("save", ["npz", "png", "safetensors"])
+def test_a_full_disk_leaves_the_samples_elsewhere_whole(save: str, folder: Path, monkeypatch, capsys):
+    synced, calls = os.fsync, []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        synced(file)
+
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(os, "fsync", full)
+    assert here(folder, monkeypatch, *MODEL, "--chains", "2", "--save", save) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device; everything is in " in error
+    assert not (folder / "out").exists()
+    rescued = Path(error.rpartition("everything is in ")[2])
+    name = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}[save]
+    assert sorted(os.listdir(rescued)) == ["grid.png", "report.json", name]

@@ -190,7 +190,7 @@ class Folder:
         return copied
 
     def export(self, to: str, out: str | Path) -> exports.Summary:
-        """Write all samples in one of the formats of :mod:`.exports`; see there.
+        """Write all samples in one of the formats of :mod:`.export_formats`; see there.
 
         Raises ValueError unless all units are done.
         """
@@ -199,5 +199,4 @@ class Folder:
             raise ValueError(
                 f"folder: got {self.path} with {finished} of {units} units, expected all: ulam run ends it"
             )
-        labelled = any(job["labelled"] for job in self.record.jobs)
-        return exports.write(self.finished(), self.record.chains, labelled, to, Path(out))
+        return exports.write(self.finished(), to, Path(out), self.record.chains)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import bulk
-from ..bulk import exports
+from ..bulk.export_formats import FORMATS as EXPORTS
 from ..bulk.plan import FORMATS
 from ..bulk.progress import bar
 from ..bulk.recipes import SETTINGS, plan_of
@@ -160,7 +160,7 @@ def add_export_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `ulam export`."""
     p.set_defaults(run=export)
     p.add_argument("folder", type=Path, metavar="DIR")
-    p.add_argument("--to", required=True, choices=tuple(exports.FORMATS), help="the format")
+    p.add_argument("--to", required=True, choices=tuple(EXPORTS), help="the format")
     p.add_argument("out", type=Path, metavar="OUT", help="a new file, or a new folder for png and zarr")
 
 

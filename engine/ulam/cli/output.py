@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import safetensors.numpy
 import torch
 
-from ..bulk.exports import COLUMNS, Rows, whole_folder, write_npz, write_png
+from ..bulk.export_formats import TABLE
+from ..bulk.exports import stream
+from ..bulk.rows import rows_of
 from ..bulk.unit import Unit
 from ..engine.job import Job, Preview
 from ..files import json_text, whole
@@ -19,7 +24,9 @@ from ..pictures import grid, is_image, to_pixels
 
 GRID_LIMIT = 400
 PREVIEWED = 64
-SAVED = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}  # by --save
+SAVES = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}
+FILES = ("grid.png", "report.json")  # beside them
+PICTURE = re.compile(r"\d+-job-\d+-chain-\d+-seed--?\d+\.png")
 
 
 class Previews:
@@ -53,42 +60,64 @@ class Previews:
             grid(to_pixels(shown), math.ceil(math.sqrt(len(shown)))).save(partial, format="PNG")
 
 
+def check_save(save: str, folder: Path, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for pictures of what is none, OSError where a folder of that name is not of an earlier run."""
+    if save != "png":
+        return
+    if not is_image(shape):
+        raise ValueError(f"save: got png for samples of shape {list(shape)}, expected pictures [1 or 3, H, W]")
+    path = folder / SAVES[save]
+    if path.exists() and not _is_ours(path):
+        raise OSError(f"out: got {folder}, where {path.name} is not of an earlier run, expected another folder")
+
+
 def write_run(
     folder: Path,
-    units: Sequence[tuple[int, Unit]],
+    x: torch.Tensor,
+    units: Iterable[tuple[int, Unit]],
+    save: str,
     columns: int | None,
     report: Mapping[str, Any],
-    save: str = "npz",
 ) -> list[str]:
-    """Write the samples of jobs ``(number, unit)``, grid.png (pictures only) and report.json; their names.
+    """Write the samples x, given as units, too, with their jobs' numbers: their names. Raises OSError.
 
-    save: samples.npz or a folder ``samples`` of png, as in :func:`ulam.bulk.exports.write`, with the job, chain and
-    seed of every row; or samples.safetensors with ``x`` float32 ``[N, *shape]`` and the same columns.
-
-    Raises:
-        OSError: they cannot be written; nothing is left of them.
+    The samples are in samples.npz (:func:`ulam.bulk.export_formats.npz`), samples/ (``png``, there) or
+    samples.safetensors; beside them grid.png (pictures only) and report.json.
     """
-    x = torch.cat([unit.x for _, unit in units])
-    labelled = any(unit.labels is not None for _, unit in units)
     picture = is_image(tuple(x.shape[1:]))
-    names = [name for name in (SAVED[save], "grid.png", "report.json") if picture or name != "grid.png"]
-    files = [name for name in names if name != SAVED["png"]]
-    with whole(*(folder / name for name in files)) as partial:
-        paths = dict(zip(files, partial, strict=True))
+    names = [SAVES[save], *(name for name in FILES if picture or name != "grid.png")]
+    with whole(*(folder / name for name in names)) as partial:
+        paths = dict(zip(names, partial, strict=True))
+        if save == "safetensors":
+            paths[SAVES[save]].write_bytes(_safetensors(units, len(x)))
+        else:
+            stream(units, save, paths[SAVES[save]], len(x))
         if picture:
             shown = to_pixels(x[:GRID_LIMIT])
             grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
         paths["report.json"].write_text(json_text({**report, "files": names}))
-        rows = Rows(units, len(x), labelled)
-        if save == "png":
-            with whole_folder(folder / SAVED[save]) as pictures:
-                write_png(rows, pictures)
-        elif save == "npz":
-            write_npz(rows, paths[SAVED[save]])
-        else:
-            found = [columns for _, columns in rows]
-            tensors = {name: torch.from_numpy(np.concatenate([part[name] for part in found])) for name in COLUMNS}
-            safetensors.torch.save_file({"x": x.float().contiguous(), **tensors}, paths[SAVED[save]])
-    for name in {*SAVED.values(), "grid.png"} - {*names, SAVED["png"]}:
-        (folder / name).unlink(missing_ok=True)  # an earlier run's are not of these samples
+    for path in (folder / name for name in {*FILES, *SAVES.values()} - {*names}):  # not of these samples
+        if path.is_file():
+            path.unlink()
+        elif _is_ours(path):
+            shutil.rmtree(path)
     return names
+
+
+def _safetensors(units: Iterable[tuple[int, Unit]], count: int) -> bytes:
+    """``x`` float32 [N, *shape], and int64 [N] each: ``jobs``, ``chains``, ``seeds``, ``failed_rows`` (-1 for none),
+    and ``labels`` where there are any.
+    """
+    parts = list(rows_of(units, count))
+    arrays = {name: np.concatenate([rows.columns[name] for rows in parts]) for name in parts[0].columns}
+    if not any(rows.labelled for rows in parts):
+        del arrays["labels"]
+    return safetensors.numpy.save({"x": np.concatenate([rows.values for rows in parts]), **arrays})
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is one of pictures that a run wrote, or empty."""
+    if not path.is_dir():
+        return False
+    names = os.listdir(path)
+    return not names or (TABLE in names and all(name == TABLE or PICTURE.fullmatch(name) for name in names))

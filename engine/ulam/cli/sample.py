@@ -81,8 +81,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--preview-every", type=int, metavar="K", help="write x0 estimates to previews/ every K evaluations"
     )
     how.add_argument(
-        "--save", choices=tuple(output.SAVED), default="npz", help="samples.npz (default), pictures, or safetensors"
-    )
+        "--save", choices=tuple(output.SAVES), default="npz",
+        help="the samples as samples.npz (default), pictures in samples/, or samples.safetensors",
+    )  # fmt: skip
     how.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the samples, grid.png, report.json"
     )
@@ -111,13 +112,15 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"preview-every: got it for samples of shape {list(model.shape)}, expected pictures [1 or 3, H, W]"
         )
+    output.check_save(options.save, options.out, model.shape)
     specs = _jobs(options, model, device)
     if isinstance(model.denoiser.net, torch.nn.Module):
         model.denoiser.net.to(device)
     sampling = SamplingRun(_engine(options, model, specs, device), model, specs, options)
     rows, described = len(sampling.x), specs[0].sampler if len(specs) == 1 else f"{len(specs)} jobs"
     print(f"ulam: {rows} chains of {model.name}, {described}, backend {sampling.engine.report.backend}")
-    with writable_folder(options.out, (output.SAVED[options.save], "grid.png", "report.json")):
+    files = *output.FILES, *(name for save, name in output.SAVES.items() if save == options.save != "png")
+    with writable_folder(options.out, files):
         sampling.go()
         if sampling.done:
             sampling.write()

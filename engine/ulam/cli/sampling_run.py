@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,27 +116,28 @@ class SamplingRun:
     def write(self) -> None:
         """Write the chains that ended; failed ones are NaN (black in pictures), and told."""
         done = sorted(self.done)
-        report, units = self._report(done), list(self._units(done))
+        x, report = self.x[done], self._report(done)
         self._tell_failed(report)
         given, save = self.options.labels, self.options.save
         columns = len(given) if given and len(given) <= 20 else None
-        paths, lost = written(self.options.out, lambda folder: output.write_run(folder, units, columns, report, save))
+        paths, lost = written(
+            self.options.out, lambda folder: output.write_run(folder, x, self._units(done), save, columns, report)
+        )
         rate = f"{report['seconds']:.2f} s, {report['samples_per_second']:.1f} samples/s"
         print(f"ulam: {rate}; wrote {', '.join(paths)}")
         if lost is not None:
             raise lost
 
     def _units(self, done: list[int]) -> Iterator[tuple[int, Unit]]:
-        """The chains that ended, job by job."""
-        failed = {place: row for place, _, _, row in self.failed}
+        """The chains that ended, a unit for each job."""
+        failed = {place: row for place, *_, row in self.failed}
         for number, (job, spec) in enumerate(zip(self.jobs, self.specs, strict=True)):
             begin = self.begins[job]
-            rows = [row for row in done if begin <= row < begin + len(spec.chains)]
-            if rows:
-                places = torch.tensor(rows) - begin
-                labels = None if spec.labels is None else torch.tensor(spec.labels)[places]
-                of_rows = {i: failed[row] for i, row in enumerate(rows) if row in failed}
-                yield number, Unit(self.x[rows], job.chains[places], labels, job.seed, of_rows)
+            rows = done[bisect_left(done, begin) : bisect_left(done, begin + len(job.ids))]
+            places = [row - begin for row in rows]
+            labels = None if spec.labels is None else torch.tensor([spec.labels[place] for place in places])
+            rows_failed = {place: failed[row] for place, row in enumerate(rows) if row in failed}
+            yield number, Unit(self.x[rows], job.chains[places], labels, job.seed, rows_failed)
 
     def _tell_failed(self, report: dict[str, Any]) -> None:
         for reason in report["fallbacks"]:
