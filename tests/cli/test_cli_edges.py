@@ -112,7 +112,7 @@ def test_warnings_are_lines_of_the_command(folder: Path):
 
 
 def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path, monkeypatch, capsys):
-    write, calls = output.stream, []
+    write, calls = output.write_npz, []
 
     def once_full(*arguments, **named):
         calls.append(1)
@@ -123,7 +123,7 @@ def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path,
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(output, "stream", once_full)
+    monkeypatch.setattr(output, "write_npz", once_full)
     arguments = ["sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "50", "--chains", "3", "--out", "out"]
     assert cli.main(arguments) == 2
     told = capsys.readouterr().err

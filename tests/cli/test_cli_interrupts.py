@@ -60,13 +60,12 @@ def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (folder / "out").mkdir()
-    x = torch.zeros(2, 1, 4, 4)
-    units = [(0, Unit(x, torch.arange(2), None, 0, {}))]
-    for save, last in (("npz", "stream"), ("png", "stream"), ("safetensors", "safetensors.numpy.save")):
+    units = [(0, Unit(torch.zeros(2, 1, 4, 4), torch.arange(2), None, 0, {}))]
+    for save, last in (("npz", "write_npz"), ("png", "write_png"), ("safetensors", "safetensors.torch.save_file")):
         with monkeypatch.context() as patch:
             patch.setattr(f"ulam.cli.output.{last}", full)
             with pytest.raises(OSError, match="No space left"):
-                output.write_run(folder / "out", x, units, save, None, {})
+                output.write_run(folder / "out", units, None, {}, save)
         assert list((folder / "out").iterdir()) == []
 
 

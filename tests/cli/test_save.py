@@ -133,10 +133,13 @@ def test_a_full_disk_leaves_the_samples_elsewhere_whole(save: str, folder: Path,
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(os, "fsync", full)
+    (folder / "out").mkdir()
+    (folder / "out" / "report.json").write_text("of an earlier run")
     assert here(folder, monkeypatch, *MODEL, "--chains", "2", "--save", save) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device; everything is in " in error
-    assert not (folder / "out").exists()
+    assert os.listdir(folder / "out") == ["report.json"]
+    assert (folder / "out" / "report.json").read_text() == "of an earlier run"
     rescued = Path(error.rpartition("everything is in ")[2])
     name = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}[save]
     assert sorted(os.listdir(rescued)) == ["grid.png", "report.json", name]

@@ -14,6 +14,7 @@ from ..arguments import check_shape
 from ..engine.network import NetworkOptions
 from ..jobs.models import load_model
 from ..jobs.tables import make_jobs, read_tables
+from ..models.built_in import BUILT_IN
 from .plan import Job, Plan
 
 MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class")
@@ -35,7 +36,8 @@ def read_plan(path: Path, settings: Mapping[str, Any]) -> Plan:
     if not isinstance(told.get("model"), str):
         raise ValueError(f"model: got {described(told.get('model'))}, expected one, as --model or in {path}")
     for name in ("weights", "model"):  # other processes may run in other folders
-        if isinstance(value := told.get(name), str) and Path(value).exists():
+        value = told.get(name)
+        if isinstance(value, str) and value not in BUILT_IN and Path(value).exists():
             told[name] = str(Path(value).resolve())
     for table in tables:
         for name in ("known", "mask"):
