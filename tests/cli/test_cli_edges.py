@@ -19,7 +19,6 @@ from PIL import Image
 import ulam
 from archives import arrays
 from ulam.cli import main as cli
-from ulam.cli import output
 from ulam.files import parse_json, parse_toml, whole, writable_folder
 from ulam.jobs.models import parse_schedule
 from ulam.jobs.tables import make_job, make_sampler, read_jobs
@@ -109,27 +108,6 @@ def test_warnings_are_lines_of_the_command(folder: Path):
 
 
 # --------------------------------------------------------------------------------------------- folders and files
-
-
-def test_a_write_that_fails_at_the_end_saves_the_samples_elsewhere(folder: Path, monkeypatch, capsys):
-    write, calls = output.write_npz, []
-
-    def once_full(*arguments, **named):
-        calls.append(1)
-        if len(calls) == 1:
-            raise OSError(28, "No space left on device")
-        write(*arguments, **named)
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(output, "write_npz", once_full)
-    arguments = ["sample", "--model", "edges:net", "--shape", "1,8,8", "--steps", "50", "--chains", "3", "--out", "out"]
-    assert cli.main(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "No space left on device; everything is in " in told
-    rescued = Path(told.rpartition("everything is in ")[2].strip())
-    assert len(arrays(rescued / "samples.npz")["arr_0"]) == 3
 
 
 @pytest.mark.parametrize(

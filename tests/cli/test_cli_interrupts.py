@@ -1,4 +1,4 @@
-"""Ctrl-C during a run, and a full disk: what is kept and what is written."""
+"""Ctrl-C during a run: what is kept and what is written."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pytest
-import torch
 
 from archives import arrays
 from cli_cases import told
@@ -50,23 +47,6 @@ def test_ctrl_c_keeps_the_samples_that_are_finished(folder: Path):
     written = arrays(folder / "out" / "samples.npz")["arr_0"]
     assert 0 < len(written) < 60 and f"{len(written)} of 60 samples written" in err
     assert json.loads((folder / "out" / "report.json").read_text())["chains"] == len(written)
-
-
-def test_full_disk_leaves_no_file(folder: Path, monkeypatch):
-    from ulam.bulk.unit import Unit
-    from ulam.cli import output
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    (folder / "out").mkdir()
-    units = [(0, Unit(torch.zeros(2, 1, 4, 4), torch.arange(2), None, 0, {}))]
-    for save, last in (("npz", "write_npz"), ("png", "write_png"), ("safetensors", "safetensors.torch.save_file")):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"ulam.cli.output.{last}", full)
-            with pytest.raises(OSError, match="No space left"):
-                output.write_run(folder / "out", units, None, {}, save)
-        assert list((folder / "out").iterdir()) == []
 
 
 def test_ctrl_c_may_let_the_batch_end(folder: Path):
