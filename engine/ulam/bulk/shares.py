@@ -6,6 +6,7 @@ whoever is free takes the next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,6 @@ def _whole(variables: Mapping[str, str], name: str, default: int) -> int:
     text = variables.get(name, "")
     if not text:
         return default
-    if not text.lstrip("-").isdecimal():
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError(f"{name}: got {text!r} in the environment, expected a whole number")
     return int(text)
