@@ -9,9 +9,12 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ulam_kernels.arguments import choice, described, switch
+
 from ..files import parse_json
 from . import exports
 from .leases import running
+from .paths import full_path
 from .plan import PlannedUnit
 from .record import (
     Record,
@@ -89,7 +92,7 @@ class Folder:
     """The folder of a bulk run. It is read anew at every call, while workers go on. Raises as :func:`read_record`."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder)
+        self.path = full_path(folder)
         self.store = Store(self.path)
         self.record: Record = read_record(self.path)
 
@@ -171,9 +174,12 @@ class Folder:
         """Copy the finished units of another folder that this one lacks; how many.
 
         Raises:
-            ValueError: another plan, another environment (unless it is allowed), a damaged unit, or other bytes.
+            ValueError: another plan, another environment (unless it is allowed), or a damaged unit.
             OSError: this folder cannot be written to.
         """
+        if not isinstance(other, Folder):
+            raise TypeError(f"other: got {described(other)}, expected what ulam.bulk.open gives")
+        switch(allow_environment, "allow_environment")
         if other.record.digest != self.record.digest:
             raise ValueError(f"{difference(other.record, self.record)} as the plan in {self.path} has")
         accept_environment(self.store, self.record, other.record.environment, allow_environment)
@@ -194,9 +200,10 @@ class Folder:
 
         Raises ValueError unless all units are done.
         """
+        choice(to, "to", exports.FORMATS)
         units, finished = self.record.count, sum(1 for _ in finished_units(self.store, self.record))
         if finished < units:
             raise ValueError(
                 f"folder: got {self.path} with {finished} of {units} units, expected all: ulam run ends it"
             )
-        return exports.write(self.finished(), to, Path(out), self.record.chains)
+        return exports.write(self.finished(), to, full_path(out, "out"), self.record.chains)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels import dispatch
+from ulam_kernels.arguments import choice, described, switch, whole
+from ulam_kernels.validation import check_data
 
-from ..arguments import check_device, check_shape, whole_number
+from ..arguments import MAX_CHAINS, check_device, check_shape
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..engine import job as engine_job
@@ -21,6 +23,7 @@ from ..engine.submission import job_of
 from ..programs.program import Program
 from .fingerprint import fingerprint
 
+DEVICES = ("cpu", "cuda")
 FORMATS = ("safetensors", "npz")
 SLOTS_STEP = 32  # at multiples of it a chain's bits do not depend on its slot, see ulam.Engine
 UNIT_BYTES = 1 << 20  # of samples in a unit, at least, where nobody says how many chains
@@ -125,7 +128,7 @@ class Plan:
         *,
         slots: int = 256,
         unit: int | None = None,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         backend: str | None = None,
         dtype: torch.dtype = torch.float32,
         options: NetworkOptions | None = None,
@@ -136,12 +139,9 @@ class Plan:
             raise TypeError(f"jobs: got {described(jobs)}, expected an ulam.bulk.Job, or several")
         for job in given:
             check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
-        self.slots, self.device, self.backend, self.dtype = (
-            check_slots(slots),
-            str(check_device(device)),
-            backend,
-            dtype,
-        )
+        self.slots, self.device = check_slots(slots), choice(str(check_device(device)), "device", DEVICES)
+        self.backend, self.dtype = backend, dtype
+        dispatch.select(backend, self.device, dtype)
         self.options = options or NetworkOptions()
         if self.slots % SLOTS_STEP:
             raise ValueError(
@@ -151,15 +151,12 @@ class Plan:
             raise ValueError(
                 "options: got doubled=True, under which a chain's bits depend on its batch, expected False"
             )
-        if format not in FORMATS:
-            raise ValueError(f"format: got {described(format)}, expected one of {', '.join(FORMATS)}")
+        choice(format, "format", FORMATS)
         if format == "npz" and dtype == torch.bfloat16:
             raise ValueError("format: got npz for bfloat16, which NumPy lacks, expected safetensors")
         self.format = format
         shapes = [check_shape(job.shape) for job in given]
-        self.unit = self._default_unit(shapes) if unit is None else whole_number("unit", unit)
-        if self.unit < 1:
-            raise ValueError(f"unit: got {unit}, expected at least 1 chain")
+        self.unit = self._default_unit(shapes) if unit is None else whole(unit, "unit", 1, MAX_CHAINS)
         self.recipe: dict[str, Any] | None = None  # how a new process makes this plan again, if not by pickle
         self.rebuilt_by: Callable[[dict[str, Any]], Plan] | None = None
         networks: dict[int, str] = {}
@@ -220,6 +217,18 @@ class Plan:
         parts |= {name: fingerprint(value, name) for name, value in of_parts.items()}
         return PlannedJob(job, checked, labels, parts, list(self._keys(checked, labels, parts)))
 
+    def check_unchanged(self) -> None:
+        """Raise ValueError where a network was trained on, or a tensor written to, since the plan was made."""
+        networks: dict[int, str] = {}
+        for number, job in enumerate(self.jobs, 1):
+            now = self._planned(job.job, tuple(job.job.shape), networks)
+            changed = [name for name in PARTS if now.parts[name] != job.parts[name]]
+            if changed or now.keys != job.keys:
+                name = changed[0] if changed else "labels"
+                raise ValueError(
+                    f"{name}: got others in job {number} than when the plan was made, expected the same or a new plan"
+                )
+
     def _keys(self, job: engine_job.Job, labels: torch.Tensor | None, parts: dict[str, str]) -> Iterator[str]:
         """The key of each unit: its own chains' values, and the parts that all chains of the job share."""
         per_chain = {"chains": job.chains, "labels": labels, "guidance": job.guidance, "x_init": job.x_init}
@@ -244,8 +253,8 @@ class Plan:
 
 def _bytes(values: torch.Tensor) -> Any:
     """``[n, bytes]`` uint8, the values of each chain."""
-    plain = values.detach().cpu().contiguous()
-    return plain.reshape(len(plain), -1).view(torch.uint8).numpy()
+    plain = values.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(len(plain), plain[:1].numel()).view(torch.uint8).numpy()
 
 
 def _of(value: Any, at: slice) -> Any:
@@ -254,13 +263,14 @@ def _of(value: Any, at: slice) -> Any:
 
 def _labels(job: Job, checked: engine_job.Job) -> torch.Tensor | None:
     count = len(checked.chains)
-    if not job.labelled:
+    if not switch(job.labelled, "labelled"):
         return None
     if job.labels is not None:
         whole = isinstance(job.labels, torch.Tensor) and job.labels.dtype == torch.int64
         if not whole or tuple(job.labels.shape) != (count,):
             raise ValueError(f"labels: got {described(job.labels)}, expected an int64 tensor [{count}]")
-        return job.labels.cpu()
+        check_data(job.labels, "labels")
+        return job.labels.detach().to("cpu", copy=True)
     found = [
         value
         for value in checked.cond.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..engine.network import NetworkOptions
 from ..jobs.models import load_model
 from ..jobs.tables import make_jobs, read_tables
 from ..models.built_in import BUILT_IN
+from .paths import full_path
 from .plan import Job, Plan
 
 MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class")
@@ -25,13 +27,15 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ORDER = ("priority", "weight", "deadline")  # who enters first, which units do not ask
 
 
-def read_plan(path: Path, settings: Mapping[str, Any]) -> Plan:
+def read_plan(path: str | Path, settings: Mapping[str, Any] = MappingProxyType({})) -> Plan:
     """The plan of a TOML file: ``[[job]]`` tables, before them keys of :data:`SETTINGS`; ``settings`` come over those.
 
     Raises:
         OSError, ValueError, TypeError, ImportError: an invalid file, setting or job, named in the message.
     """
-    told, tables = read_tables(path, SETTINGS)
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings: got {described(settings)}, expected a dict")
+    told, tables = read_tables(full_path(path, "path"), SETTINGS)
     told |= settings
     if not isinstance(told.get("model"), str):
         raise ValueError(f"model: got {described(told.get('model'))}, expected one, as --model or in {path}")

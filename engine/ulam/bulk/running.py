@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import choice, described
+from ulam_kernels.arguments import choice, described, switch, whole
 
 from ..arguments import whole_number
 from .folder import Folder
 from .local_workers import LocalWorkers
+from .paths import full_path
 from .plan import Plan
 from .progress import bar
 from .record import finished_units, read_record
@@ -29,6 +30,7 @@ from .store import Store
 from .worker import Stop, work
 
 LAUNCHERS = ("local", "ray")
+MOST = 4096  # workers, and threads of one: more are a slip of the pen
 ON_INTERRUPT = ("drop", "drain")
 
 
@@ -71,10 +73,14 @@ def run(
     choice(on_interrupt, "on_interrupt", ON_INTERRUPT)
     share = share_of_environment(os.environ)
     count = _workers(plan, workers, share)
-    store = opened_store(Path(folder))
-    given = None if threads is None else whole_number("threads", threads)
-    if given is not None and given < 1:
-        raise ValueError(f"threads: got {threads}, expected at least 1")
+    given = None if threads is None else whole(threads, "threads", 1, MOST)
+    switch(allow_environment, "allow_environment")
+    switch(progress, "progress")
+    if address is not None and not (launcher == "ray" and isinstance(address, str)):
+        raise TypeError(f"address: got {described(address)}, expected one of a Ray cluster, with launcher='ray'")
+    if plan.recipe is None:  # from a recipe, each worker makes it anew
+        plan.check_unchanged()
+    store = opened_store(full_path(folder))
     first_threads, begun = _begun(store)
     options: dict[str, Any] = {
         "threads": given or first_threads or _threads(count),
@@ -133,7 +139,9 @@ def recompute(plan: Plan, folder: str | Path, count: int, seed: int | None = Non
     Raises:
         ValueError: another plan or environment than the folder's. TypeError: an argument of another type.
     """
-    store = Store(Path(folder))
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: got {described(plan)}, expected an ulam.bulk.Plan")
+    store = Store(full_path(folder))
     there = read_record(store.folder)
     finished = dict(finished_units(store, there))
     if not 1 <= whole_number("recompute", count) <= len(finished):
@@ -169,9 +177,7 @@ def _workers(plan: Plan, workers: int | None, share: Share) -> int:
     gpus = torch.cuda.device_count() if plan.device == "cuda" else 0
     if workers is None:
         return gpus if gpus and share.world == 1 else 1
-    count = whole_number("workers", workers)
-    if count < 1:
-        raise ValueError(f"workers: got {workers}, expected at least 1")
+    count = whole(workers, "workers", 1, MOST)
     if plan.device == "cuda" and share.world == 1 and count > gpus:
         raise ValueError(f"workers: got {count}, expected at most one for each of {gpus} GPUs")
     return count

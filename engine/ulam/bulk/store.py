@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from .owners import is_alive, owner, runs_here
 # A unit's key; how many of its chains failed, where any did; the format.
 UNIT = re.compile(r"([0-9a-f]{64})(?:\.failed-(\d+))?\.(safetensors|npz)")
 PARTIAL = re.compile(r"\..+\.([\w-]+)\.\d+\.partial")
+NUMBERS = itertools.count(1)  # of this process, whose stores and threads may write the same file at once
 ABANDONED = 3600.0  # seconds after which a partial file of another machine is nobody's any more
 
 
@@ -26,7 +28,6 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._writes = 0
 
     def present(self) -> dict[str, str]:
         """What follows the key in the names of all units in the store, by key."""
@@ -77,8 +78,7 @@ class Store:
     def put(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Write a file, whole or not at all; False if ``replace`` is not wanted and it is here already."""
         target = self.folder / name
-        self._writes += 1
-        partial = target.with_name(f".{target.name}.{owner()}.{self._writes}.partial")
+        partial = target.with_name(f".{target.name}.{owner()}.{next(NUMBERS)}.partial")
         try:
             with self.writing():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
+from ulam_kernels.arguments import described
+
 from ..arguments import resolve_device
 from ..engine.arguments import backend_name
 from ..engine.engine import Engine
-from ..engine.job import Job
+from ..engine.job import Finish, Job
 from ..engine.results import Finished
 from ..files import one_line
 from . import record
@@ -28,6 +31,7 @@ from .unit import Unit, to_bytes
 GRACE = 7.0  # seconds that units in hand get to end after a request to stop
 LOOK_AGAIN = 1.0  # seconds between two looks at units that others work on
 IDLE = 0.2  # seconds of sleep while others do the rest
+ONE_AT_A_TIME = threading.Lock()  # runs in threads of one process: all share torch's number of threads
 WRITES = 4  # units that wait to be written, at most
 
 
@@ -90,12 +94,14 @@ def work(
         NetworkError: of the network.
     """
     device = resolve_device(f"cuda:{share.local_rank}" if plan.device == "cuda" else plan.device)
+    ONE_AT_A_TIME.acquire()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for job in plan.jobs:
-            if isinstance(job.job.denoiser.net, torch.nn.Module):
-                job.job.denoiser.net.to(device)
+            for module in (job.job.denoiser.net, job.job.finish):
+                if isinstance(module, torch.nn.Module):
+                    module.to(device)
         backend = backend_name(plan.jobs[0].job.denoiser, device, plan.backend, plan.dtype)[0]
         here = environment(device, backend, threads)
         there = record.write_record(store, record.record_of(plan, here))
@@ -104,6 +110,29 @@ def work(
         worker.run(share, only)
     finally:
         torch.set_num_threads(before)
+        ONE_AT_A_TIME.release()
+
+
+def finished(finish: Finish, x: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """What ``finish`` makes of final states ``[n, *shape]``: ``[n, ...]`` on the CPU.
+
+    Raises TypeError or ValueError where it gives no tensor, or one that has no row for each chain.
+    """
+    parts: list[torch.Tensor] = []
+    for part in x.split(plan.slots):  # type: ignore[no-untyped-call]
+        with torch.inference_mode():
+            found = finish(part)
+        dense = isinstance(found, torch.Tensor) and found.layout == torch.strided and not found.is_meta
+        expected = f"expected a dense tensor [{len(part)}, ...]"
+        if not dense or not found.dim() or len(found) != len(part):
+            raise TypeError(f"finish: got {described(found)} for {len(part)} chains, {expected}")
+        if plan.format == "npz" and found.dtype == torch.bfloat16:
+            raise TypeError("finish: got bfloat16, which NumPy lacks, expected another type, or format=safetensors")
+        like = parts[0] if parts else found
+        if found.dtype != like.dtype or found.shape[1:] != like.shape[1:]:
+            raise ValueError(f"finish: got {described(found)} after {described(like)}, {expected} of one kind")
+        parts.append(found.to("cpu", copy=True))  # it may write its next result over this one
+    return torch.cat(parts)
 
 
 class _Worker:
@@ -191,7 +220,8 @@ class _Worker:
             try:
                 for group in engine.finished(lambda evaluations: self._check(engine)):
                     if pending[group.job].add(group):
-                        self._store_unit(pending.pop(group.job))
+                        self._store_unit(pending[group.job])
+                        del pending[group.job]
                     if other is None:
                         other = self._feed(engine, first, pending)
             except Exception as error:
@@ -244,8 +274,7 @@ class _Worker:
         finite = torch.isfinite(x).flatten(1).all(1).tolist()  # an overflow in the last row has not been seen yet
         failed |= {i: len(planned.checked.program) - 1 for i, ok in enumerate(finite) if not ok and i not in failed}
         if planned.job.finish is not None:
-            with torch.inference_mode():
-                x = torch.cat([planned.job.finish(part) for part in x.split(self._plan.slots)])  # type: ignore[no-untyped-call]
+            x = finished(planned.job.finish, x, self._plan)
         x = x.cpu()
         if x.is_floating_point():
             x[sorted(failed)] = float("nan")
