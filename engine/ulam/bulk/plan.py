@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -82,6 +83,17 @@ class PlannedJob:
     labels: torch.Tensor | None
     parts: dict[str, str] = field(repr=False)
     keys: list[str] = field(repr=False)
+
+    @cached_property
+    def inputs(self) -> list[tuple[str, str, str]]:
+        """Names, types and shapes of the conditioning, and what is shared of it: jobs of one engine have the same."""
+        return [
+            (branch, name, f"{value.dtype} {list(value.shape[1:])}")
+            if isinstance(value, torch.Tensor)
+            else (branch, name, fingerprint(value, name))
+            for branch, values in (("cond", self.checked.cond), ("uncond", self.checked.uncond))
+            for name, value in sorted(values.items())
+        ]
 
     def submit(self, begin: int, end: int) -> dict[str, Any]:
         """The arguments of :meth:`ulam.Engine.submit` for the chains of a unit."""

@@ -211,7 +211,7 @@ class _Worker:
     # ------------------------------------------------------------------------------------------------ sampling
 
     def _sample_from(self, first: PlannedUnit) -> None:
-        """Sample a unit, and all that follow without another network, in one engine whose slots stay full."""
+        """Sample a unit, and all that follow of the same network and inputs, in one engine whose slots stay full."""
         job = self._plan.jobs[first.job]
         pending: dict[Job, Pending] = {}
         with self._engine(job) as engine:
@@ -242,10 +242,11 @@ class _Worker:
 
     def _feed(self, engine: Engine, like: PlannedUnit, pending: dict[Job, Pending]) -> PlannedUnit | None:
         """Submit units while fewer chains wait than there are slots; return one that needs another engine."""
-        mine = self._plan.jobs[like.job].job
+        mine = self._plan.jobs[like.job]
         while engine.waiting < engine.slots and (unit := self._next()) is not None:
-            job = self._plan.jobs[unit.job].job
-            if job.denoiser is not mine.denoiser or tuple(job.shape) != tuple(mine.shape):
+            other = self._plan.jobs[unit.job]
+            same = other.job.denoiser is mine.job.denoiser and tuple(other.job.shape) == tuple(mine.job.shape)
+            if not same or other.inputs != mine.inputs:
                 return unit
             self._submit(engine, unit, pending)
         return None
