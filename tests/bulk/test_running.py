@@ -322,3 +322,12 @@ def test_an_interrupt_drops_or_ends_the_units_in_hand(tmp_path, on_interrupt, ti
     assert 0 < len(units) < 100
     assert folder.verify().damaged == []
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_networks_of_a_notebook_are_refused_for_several_workers(tmp_path):
+    script = SCRIPT.replace("on_interrupt=", "workers=2, on_interrupt=")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
+    command = [sys.executable, "-c", script, tmp_path, "drop"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("TypeError: plan: got one with classes or functions of a notebook or of python -c, ")

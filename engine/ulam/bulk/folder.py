@@ -13,6 +13,7 @@ from ulam_kernels.arguments import choice, described, switch
 
 from ..files import parse_json
 from . import exports
+from .export_formats import FORMATS
 from .leases import running
 from .paths import full_path
 from .plan import PlannedUnit
@@ -200,7 +201,7 @@ class Folder:
 
         Raises ValueError unless all units are done.
         """
-        choice(to, "to", exports.FORMATS)
+        choice(to, "to", FORMATS)
         units, finished = self.record.count, sum(1 for _ in finished_units(self.store, self.record))
         if finished < units:
             raise ValueError(

@@ -45,19 +45,25 @@ class Deaths:
         if self._count >= DEATHS:
             raise WorkerError(
                 f"workers: got {DEATHS} deaths without a finished unit between them (the last by {how}), expected "
-                "workers that live: fewer of them need less memory"
+                "workers that live: fewer need less memory, and a script must run under if __name__ == '__main__'"
             )
 
 
 def pickled(plan: Plan) -> bytes:
     """A plan for another process. Raises TypeError for one that cannot be sent."""
     try:
-        return pickle.dumps(plan)
+        sent = pickle.dumps(plan)
     except Exception as error:  # whatever the user's objects raise
         raise TypeError(
             f"plan: got one that cannot be sent to other processes ({one_line(error)}), expected networks and "
             "functions of importable modules, or workers=1"
         ) from None
+    if b"__main__" in sent and not hasattr(sys.modules["__main__"], "__file__"):
+        raise TypeError(
+            "plan: got one with classes or functions of a notebook or of python -c, which other processes cannot "
+            "import, expected those of importable modules, or workers=1"
+        )
+    return sent
 
 
 class LocalWorkers:
