@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bulk_cases2 import DENOISER, SHAPE, Decoder, values
+from bulk_cases import DENOISER, SHAPE, Decoder, values
 from hostile_arguments import Given, failures
 from ulam import bulk
 from ulam.samplers import DDIM, DDPM, RePaint

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ulam
-from bulk_cases2 import CHAINS, DENOISER, IDS, SCHEDULE, SHAPE, Decoder, Net, job, labelled, values
+from bulk_cases import CHAINS, DENOISER, IDS, SCHEDULE, SHAPE, Decoder, Net, job, labelled, values
 from ulam import bulk
 from ulam.samplers import DDIM, DDPM, RePaint
 

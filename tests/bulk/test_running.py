@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ulam
-from bulk_cases2 import CHAINS, SCHEDULE, SHAPE, Breaks, Decoder, Net, job, jobs, labelled, sampled, values
+from bulk_cases import CHAINS, SCHEDULE, SHAPE, Breaks, Decoder, Net, job, jobs, labelled, sampled, values
 from ulam import bulk
 from ulam.samplers import DDIM, DDPM
 
@@ -285,7 +285,7 @@ def test_merge_takes_what_is_missing_and_refuses_what_differs(tmp_path):
 SCRIPT = """
 import sys, time
 import ulam
-from bulk_cases2 import *
+from bulk_cases import *
 
 class Slow(Net):
     def forward(self, x, t):

@@ -66,6 +66,12 @@ def pickled(plan: Plan) -> bytes:
     return sent
 
 
+def sendable(error: Exception) -> Exception:
+    """An exception for another process: of a plain kind, or a WorkerError, with its message on one line."""
+    kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
+    return kind(one_line(error)) if kind else WorkerError(f"{type(error).__name__}: {one_line(error)}")
+
+
 class LocalWorkers:
     """``shares`` as processes, each sampling units of a plan into a store.
 
@@ -165,10 +171,8 @@ def _worker(connection: Connection, plan: bytes, folder: Any, share: Share, opti
                 on_done=lambda chains, failed: connection.send((chains, failed)), **options,
             )  # fmt: skip
         except Exception as error:
-            kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
-            text = one_line(error) if kind else f"{type(error).__name__}: {one_line(error)}"
             with suppress(OSError):
-                connection.send(kind(text) if kind else WorkerError(text))
+                connection.send(sendable(error))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now
     sys.stdout.flush()
     sys.stderr.flush()

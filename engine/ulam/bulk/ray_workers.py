@@ -37,7 +37,7 @@ def run_on_ray(
 
     Raises:
         ImportError: without Ray. ConnectionError: no cluster at the address. ValueError: one with too few CPUs or GPUs.
-        ValueError, TypeError, OSError, NetworkError: what a worker met. WorkerError: workers that die again and again.
+        ValueError, TypeError, OSError, WorkerError: what a worker met, or workers that die again and again.
     """
     try:
         import ray
@@ -128,6 +128,7 @@ class _Actor:
         import pickle
         from pathlib import Path
 
+        from ulam.bulk.local_workers import sendable
         from ulam.bulk.store import Store
         from ulam.bulk.worker import Stop, work
 
@@ -137,7 +138,10 @@ class _Actor:
         self._stop = Stop()
         if self._asked.is_set():
             self._stop.request()
-        work(pickle.loads(plan), Store(Path(folder)), share, stop=self._stop, **options)
+        try:
+            work(pickle.loads(plan), Store(Path(folder)), share, stop=self._stop, **options)
+        except Exception as error:
+            raise sendable(error) from None
 
     def stop(self) -> None:
         self._asked.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ class Breaks(Net):
             raise RuntimeError("a class\nthat it does not know")
         out = super().forward(x, t, y)
         return torch.where((y == 3).view(-1, 1, 1), torch.nan, out)
+
+
+class Slow(Net):
+    """Long enough in each evaluation that a kill meets the middle of a unit."""
+
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.03)
+        return super().forward(*inputs, **named)
 
 
 class Decoder(torch.nn.Module):

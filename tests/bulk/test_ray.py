@@ -1,0 +1,124 @@
+"""Workers on a real Ray cluster of this machine: the same bytes, actors that die are replaced, one line for errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("ray", reason="Ray is not installed")
+
+import ulam
+from bulk_cases import SCHEDULE, Breaks, Slow, job, labelled
+from ulam import bulk
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's sockets and log files
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+JOBS = """
+model = "mine:net"
+shape = [2, 3]
+slots = 32
+unit = 32
+[[job]]
+steps = 10
+spacing = "trailing"
+chains = 512
+"""
+SUPPORT = Path(__file__).parent.parent / "support"
+
+
+def plan(net: torch.nn.Module, chains: int = 256) -> bulk.Plan:
+    denoiser = ulam.Denoiser(net, SCHEDULE)
+    return bulk.Plan(job(denoiser=denoiser, chains=chains, cond=labelled(chains)), slots=32, unit=32)
+
+
+def units(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "units").rglob("*.safetensors")}
+
+
+def of_ray() -> set[int]:
+    """The processes of Ray that run."""
+    found = subprocess.run(["pgrep", "-f", "ray::|raylet|gcs_server"], capture_output=True, text=True).stdout
+    return {int(line) for line in found.split()}
+
+
+def test_an_actor_that_is_killed_is_replaced_and_the_bytes_are_the_same(tmp_path, monkeypatch):
+    """The first actor that holds a lease is killed by SIGKILL; afterwards nothing of Ray is left."""
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    before = of_ray()
+    given = plan(Slow())
+    bulk.run(given, tmp_path / "one", 1, threads=1, progress=False)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for lease in (tmp_path / "ray" / "leases").glob("*"):
+                if (words := lease.read_text().split("-")) and len(words) == 4:
+                    killed.append(int(words[2]))
+                    os.kill(killed[0], signal.SIGKILL)
+                    return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    folder = bulk.run(given, tmp_path / "ray", 2, launcher="ray", threads=1, progress=False)
+    thread.join(1)
+    assert killed and killed[0] != os.getpid()
+    assert units(tmp_path / "ray") == units(tmp_path / "one") and len(units(tmp_path / "one")) == 8
+    assert folder.verify().passed and not list((tmp_path / "ray" / "leases").iterdir())
+    end = time.monotonic() + 10
+    while of_ray() - before and time.monotonic() < end:
+        time.sleep(0.2)
+    assert of_ray() <= before
+
+
+def test_an_error_in_the_network_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    y = torch.arange(64) % 8
+    y[40] = 9
+    denoiser = ulam.Denoiser(Breaks(), SCHEDULE)
+    given = bulk.Plan(job(denoiser=denoiser, chains=64, cond={"y": y}), slots=32, unit=32)
+    with pytest.raises(bulk.WorkerError, match=r"NetworkError: .*a class that it does not know") as caught:
+        bulk.run(given, tmp_path / "a", 1, launcher="ray", threads=1, progress=False)
+    assert "\n" not in str(caught.value)
+    assert len(bulk.open(tmp_path / "a").status().errors) >= 1
+
+
+def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path):
+    """Ctrl-C in the middle: within ten seconds, one line, exit code 130; the rest is done by another launcher."""
+    before = of_ray()
+    (tmp_path / "mine.py").write_text("from bulk_cases import Slow as net\n")
+    (tmp_path / "jobs.toml").write_text(JOBS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(SUPPORT)])}
+    command = [sys.executable, "-m", "ulam", "run", "jobs.toml", "--out", "out", "--threads", "1"]
+    run = subprocess.Popen(
+        [*command, "--workers", "2", "--launcher", "ray"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("units/*/*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    begin = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert run.returncode == 130 and told.strip().splitlines()[-1] == "ulam: interrupted" and "Traceback" not in told
+    assert of_ray() <= before
+    done = len(units(tmp_path / "out"))
+    assert 1 <= done < 16
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert len(units(tmp_path / "out")) == 16
