@@ -21,7 +21,7 @@ SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick lo
 	kernels_door kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts fuzz sanitize lint bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (ten minutes)"
+	@echo "make bulk-torture  20,000 digits by workers that are killed every 20 s: one content (an hour)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
 	@echo "make sanitize  the native kernels under AddressSanitizer, UBSan and ThreadSanitizer (ten minutes)"
 	@echo "make bench   measure the CPU step and the noise"
@@ -64,6 +65,9 @@ train-examples: $(VENV)/package.stamp $(VENV)/tools.stamp
 # An interrupt at every bytecode of an engine's run, in place of the sample of them in make test: ten minutes.
 interrupts: $(VENV)/package.stamp $(VENV)/tools.stamp
 	ULAM_INTERRUPTS=1000000 $(BIN)/python -m pytest tests/engine/test_engine_interrupts.py
+
+bulk-torture: $(VENV)/package.stamp $(VENV)/tools.stamp
+	$(BIN)/python -m bench.bulk_torture
 
 fuzz: $(VENV)/package.stamp $(VENV)/tools.stamp
 	ULAM_FUZZ=100000 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/cli/test_hostile_files.py

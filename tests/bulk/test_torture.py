@@ -1,0 +1,16 @@
+"""1,000 digits by workers that are killed: one content. `make bulk-torture` does it for 20,000, eight workers and Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_digits_are_the_same_however_often_workers_are_killed():
+    command = [sys.executable, "-m", "bench.bulk_torture", "--chains", "1000", "--every", "6", "--workers", "1", "3"]
+    done = subprocess.run([*command, "--no-ray"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("one content\n"), done.stdout + done.stderr
+    assert all(" 0 killed" not in line for line in done.stdout.splitlines()[:-1]), done.stdout
