@@ -1,4 +1,4 @@
-"""1,000 digits by workers that are killed: one content. `make bulk-torture` does it for 20,000, eight workers and Ray."""
+"""1,000 digits by workers that are killed: one content. `make bulk-torture`: 20,000, eight workers, Ray."""
 
 from __future__ import annotations
 
