@@ -2,14 +2,16 @@
 
     python -m bench.bulk_torture [--chains 20000] [--every 20] [--workers 1 3 8] [--no-ray]
 
-Two jobs of digits (DDIM, 5 steps, guidance 2 and 1), one thread a worker. For each number of workers: every ``every``
-seconds one is killed by SIGKILL, and a run that was killed whole is started again; in the middle the run is stopped by
-SIGINT and started again. Then once on Ray, an actor killed. Prints the content hash of each export, which must be one.
+Two jobs of digits (DDIM, 5 steps, guidance 2 and 1), one thread a worker. First by one that nothing disturbs. Then for
+each number of workers: after the first unit, and every ``every`` seconds, one is killed by SIGKILL, and a run that was
+killed whole is started again; in the middle the run is stopped by SIGINT and started again. Then once on Ray, actors
+killed. Prints the content hash of each export, which must be one.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -46,21 +48,26 @@ def workers_of(folder: Path) -> list[int]:
     return [int(name.split("-")[-2]) for name in names if runs_here(name)]
 
 
+def done(folder: Path) -> int:
+    """The samples that are finished in a folder."""
+    return ulam.bulk.open(folder).status().done_chains if (folder / "plan.json").exists() else 0
+
+
 def tortured(folder: Path, jobs: Path, every: float, chains: int, *options: str) -> str:
-    """Run until all is done, killing; the content hash of the export."""
+    """Run until all is done, killing unless ``every`` is infinite; the content hash of the export."""
     command = [sys.executable, "-W", "ignore", "-m", "ulam", "run", str(jobs), "--out", str(folder), "--threads", "1"]
-    chance, begin, kills, starts, stopped = random.Random(0), time.monotonic(), 0, 0, False
+    chance, begin, kills, starts = random.Random(0), time.monotonic(), 0, 0
+    goals = [] if every == math.inf else [1, chains // 2]  # samples at which to kill, and to stop, whatever the time
     code: int | None = 1
     while code != 0:
         run = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         starts += 1
         while (code := run.poll()) is None:
             end = time.monotonic() + every
-            while time.monotonic() < end and run.poll() is None:
+            while time.monotonic() < end and run.poll() is None and not (goals and done(folder) >= goals[0]):
                 time.sleep(0.1)
-            half = (folder / "plan.json").exists() and ulam.bulk.open(folder).status().done_chains > chains // 2
-            if half and not stopped:
-                stopped = True
+            met = goals.pop(0) if goals and done(folder) >= goals[0] else 0
+            if met > 1:
                 run.send_signal(signal.SIGINT)
                 run.wait(10)
             elif found := workers_of(folder):
@@ -73,8 +80,8 @@ def tortured(folder: Path, jobs: Path, every: float, chains: int, *options: str)
     assert verdict.passed and not verdict.foreign, verdict
     found = ulam.bulk.open(folder).export("npz", folder.with_suffix(".npz"))
     assert found.rows == chains, found
-    seconds = time.monotonic() - begin
-    print(f"{' '.join(options)}: {kills} killed, {starts} starts, {seconds:.0f} s, content {found.content}", flush=True)
+    told = f"{kills} killed, {starts} starts, {time.monotonic() - begin:.0f} s, content {found.content}"
+    print(f"{' '.join(options) or 'undisturbed'}: {told}", flush=True)
     return str(found.content)
 
 
@@ -91,7 +98,8 @@ def main() -> int:
         jobs.write_text(JOBS.format(options.chains // 2, options.chains - options.chains // 2))
         ways = [["--workers", str(count)] for count in options.workers]
         ways += [] if options.no_ray else [["--workers", "2", "--launcher", "ray"]]
-        contents = {
+        contents = {tortured(Path(place) / "undisturbed", jobs, math.inf, options.chains)}
+        contents |= {
             tortured(Path(place) / f"way{number}", jobs, options.every, options.chains, *way)
             for number, way in enumerate(ways)
         }

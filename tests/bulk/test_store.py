@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from bulk_cases import job
 from ulam import bulk
 from ulam.bulk import leases as leases_module
+from ulam.bulk import owners as owners_module
 from ulam.bulk.leases import Leases
 from ulam.bulk.owners import owner
 from ulam.bulk.running import opened_store
@@ -80,6 +82,30 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_a_disk_that_fills_up_at_any_step_loses_no_finished_unit(folder, monkeypatch, call: str):
+    """One line, no partial file, no lease; the units that are there stay, and the next run ends the rest."""
+    right, real, writes = units(folder), getattr(os, call), []
+    shutil.rmtree(folder.path / "units")
+
+    def full(*given: Any, **named: Any) -> Any:
+        writes.append(given)
+        if len(writes) > 3:
+            raise OSError(28, "No space left on device")
+        return real(*given, **named)
+
+    message = rf"^out: got {folder.path}, expected a folder that can be written to: No space left on device$"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        with pytest.raises(OSError, match=message):
+            bulk.run(PLAN, folder.path, 1, progress=False)
+    assert units(folder).items() < right.items() and folder.verify().damaged == []
+    assert not list(folder.path.rglob("*.partial")) and os.listdir(folder.path / "leases") == []
+    assert os.listdir(folder.path / "workers") == []
+    bulk.run(PLAN, folder.path, 1, progress=False)
+    assert units(folder) == right
+
+
 @pytest.mark.parametrize("format", ["safetensors", "npz"])
 def test_every_change_of_a_file_is_found(format: str):
     unit = Unit(torch.randn(3, 2), torch.arange(3), torch.tensor([1, 2, 3]), -5, {1: 4})
@@ -133,16 +159,20 @@ def test_other_bytes_under_a_key_are_refused(folder):
 # ------------------------------------------------------------------------------------------------------ leases
 
 
-@pytest.mark.parametrize("lease", ["", "junk", "\udcff\udcfe", "other-1-99-5", "own", "a\nb"])
-def test_leases_of_nobody_hold_no_work_up(folder, lease: str):
+MACHINE = owner().rsplit("-", 2)[0]
+ODD = [bytes(40), b"a-1-2\0", b"x" * 5000, b"/etc/passwd", b"..", f"{MACHINE}-\u00b2-5".encode()]
+
+
+@pytest.mark.parametrize("lease", [b"", b"junk", b"\xff\xfe", b"other-1-99-5", b"own", b"a\nb", *ODD])
+def test_leases_of_nobody_hold_no_work_up(folder, lease: bytes):
     """Whatever stands in them, and several by the same owner; the clock may run backwards, too."""
     right = units(folder)
-    lease = owner() if lease == "own" else lease
+    lease = owner().encode() if lease == b"own" else lease
     for path in (folder.path / "units").rglob("*.safetensors"):
         path.unlink()
     for unit in folder.record.units():
         path = folder.path / "leases" / unit.key
-        path.write_bytes(lease.encode(errors="surrogateescape"))
+        path.write_bytes(lease)
         os.utime(path, (4e9, 4e9))
     bulk.run(PLAN, folder.path, 1, progress=False)
     assert units(folder) == right and os.listdir(folder.path / "leases") == []
@@ -177,9 +207,42 @@ def test_a_lease_of_another_machine_holds_while_its_worker_beats(tmp_path, monke
     assert os.listdir(tmp_path / "leases") == []
 
 
+def test_a_process_of_this_machine_that_is_stuck_holds_no_work_up(tmp_path, monkeypatch):
+    """Stopped by a signal, or waiting for a disk: it runs, and beats no more."""
+    store, now = Store(tmp_path), [100.0]
+    monkeypatch.setattr(leases_module.time, "monotonic", lambda: now[0])
+    with subprocess.Popen(["sleep", "60"]) as process:
+        begin = owners_module._begin(process.pid)
+        other = f"{MACHINE}-{process.pid}-{begin}"
+        with Leases(store, dict) as leases:
+            (tmp_path / "leases" / "u").write_text(other)
+            store.put(f"workers/{other}.json", b"{}")
+            assert not leases.take("u")
+            now[0] += leases_module.PATIENCE - 1
+            assert not leases.take("u")
+            now[0] += 2
+            assert leases.take("u")
+        (tmp_path / "leases" / "v").write_text(other)
+        process.kill()
+    with Leases(store, dict) as leases:
+        assert leases.take("v")
+
+
+BEATS = [b"", b"{}", b"[]", b"5", b"\xff", bytes(9), b'{"owner": 5}', b'{"owner": "elsewhere-1-7-7"}',
+         b'{"owner": "elsewhere-1-7-7", "chains": "x", "seconds": null}',
+         b'{"owner": "elsewhere-1-7-7", "chains": 1, "seconds": 0}']  # fmt: skip
+
+
+@pytest.mark.parametrize("beat", BEATS)
+def test_what_is_no_beat_counts_as_no_worker(folder, beat: bytes):
+    (folder.path / "workers" / "elsewhere-1-7-7.json").write_bytes(beat)
+    told = folder.status()
+    assert (told.workers, told.running, told.rate, told.seconds_left) == (0, 0, 0, None)
+    bulk.run(PLAN, folder.path, 1, progress=False)
+
+
 def test_what_dead_workers_left_is_cleaned(tmp_path):
-    machine = owner().rsplit("-", 2)[0]
-    dead, alive, other = f"{machine}-999999999-1", owner(), "elsewhere-1-7-7"
+    dead, alive, other = f"{MACHINE}-999999999-1", owner(), "elsewhere-1-7-7"
     store = Store(tmp_path)
     for who in (dead, alive, other):
         store.put(f"workers/{who}.json", b"{}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,20 @@ def test_a_run_killed_whole_goes_on_with_other_workers(place: Path, right: dict[
     _, told = run.communicate(timeout=120)
     assert run.returncode == 0, told
     assert units(place / "out") == right and leftovers(place / "out") == []
+
+
+def test_three_workers_give_the_bytes_of_one(place: Path, right: dict[str, bytes]):
+    run = start(place, "--workers", "3")
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 0, told
+    assert units(place / "out") == right and leftovers(place / "out") == []
+    for name, data in right.items():
+        (place / "one" / "units" / name[:2]).mkdir(parents=True, exist_ok=True)
+        (place / "one" / "units" / name[:2] / name).write_bytes(data)
+    shutil.copy(place / "out" / "plan.json", place / "one")
+    exports = [bulk.open(place / folder).export("npz", place / f"{folder}.npz") for folder in ("out", "one")]
+    assert exports[0] == exports[1] and exports[0].rows == 1012
+    assert (place / "out.npz").read_bytes() == (place / "one.npz").read_bytes()
 
 
 def test_two_launchers_in_one_folder_share_the_work(place: Path, right: dict[str, bytes]):

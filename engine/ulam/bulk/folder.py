@@ -99,7 +99,7 @@ class Folder:
 
     def status(self) -> Status:
         """How far the run is."""
-        leases, workers = running(self.store)
+        leases, rates = running(self.store)
         errors = self.store.errors()
         units = chains = failed = 0
         for unit, name in finished_units(self.store, self.record):
@@ -112,10 +112,10 @@ class Folder:
             self.record.chains,
             chains,
             len(leases),
-            len(workers),
+            len(rates),
             failed,
             errors,
-            sum(worker["chains"] / worker["seconds"] for worker in workers if worker["chains"]),
+            sum(rates),
         )
 
     def finished(self) -> Iterator[tuple[int, Unit]]:

@@ -19,7 +19,7 @@ from .owners import owner, runs_here
 from .store import Store
 
 BEAT = 2.0  # seconds between two beats of a worker
-PATIENCE = 30.0  # seconds without a beat after which a worker of another machine is held to be gone
+PATIENCE = 30.0  # seconds without a beat after which a worker is held to be gone, or stuck
 
 
 class Leases:
@@ -81,9 +81,8 @@ class Leases:
             return False
         if other == self.owner:
             return path.name in self._held
-        here = runs_here(other)
-        if here is not None:
-            return here
+        if runs_here(other) is False:
+            return False
         beat = _beat_of(self._file(other))
         if beat is None:
             return False
@@ -108,24 +107,24 @@ class Leases:
 def _beat_of(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # zeros, as after a loss of power, are no name
         return None
 
 
-def running(store: Store) -> tuple[set[str], list[dict[str, Any]]]:
-    """The keys under lease, and what the workers say of themselves, of workers that live, as far as is seen at once:
+def running(store: Store) -> tuple[set[str], list[float]]:
+    """The keys under lease, and the chains a second of each worker, of workers that live, as far as is seen at once:
     on this machine by their processes, on others by a beat that is not old by this machine's clock.
     """
-    workers: dict[str, dict[str, Any]] = {}
+    rates: dict[str, float] = {}
     for path in (store.folder / "workers").glob("*.json"):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):  # no beat at all
             told = json.loads(path.read_text())
             here = runs_here(told["owner"])
             if here or (here is None and abs(time.time() - path.stat().st_mtime) < PATIENCE):
-                workers[told["owner"]] = told
+                rates[told["owner"]] = told["chains"] / told["seconds"] if told["chains"] else 0.0
     leases = set()
     for path in (store.folder / "leases").glob("*"):
         with suppress(OSError, UnicodeDecodeError):
-            if path.read_text() in workers:
+            if path.read_text() in rates:
                 leases.add(path.name)
-    return leases, list(workers.values())
+    return leases, list(rates.values())

@@ -161,15 +161,16 @@ def _worker(connection: Connection, plan: bytes, folder: Any, share: Share, opti
         if not drains:
             raise KeyboardInterrupt
 
+    def tell(chains: int, failed: int) -> None:
+        with suppress(OSError):  # nobody listens any more: that is no failure of the units in hand
+            connection.send((chains, failed))
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the one that started this one decides
     signal.signal(signal.SIGTERM, ask)
     _watch_parent()
     with suppress(KeyboardInterrupt):
         try:
-            work(
-                pickle.loads(plan), Store(folder), share, stop=stop,
-                on_done=lambda chains, failed: connection.send((chains, failed)), **options,
-            )  # fmt: skip
+            work(pickle.loads(plan), Store(folder), share, stop=stop, on_done=tell, **options)
         except Exception as error:
             with suppress(OSError):
                 connection.send(sendable(error))

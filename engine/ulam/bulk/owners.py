@@ -38,7 +38,7 @@ def runs_here(name: str) -> bool | None:
     """Whether the process of this name runs; None for one of another machine."""
     machine, _, rest = name.rpartition("-")[0].rpartition("-")
     begin = name.rpartition("-")[2]
-    if machine != _machine() or not rest.isdigit():
+    if machine != _machine() or not re.fullmatch("[0-9]{1,18}", rest):
         return None
     return _begin(int(rest)) == begin
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,10 +95,7 @@ def work(
         NetworkError: of the network.
     """
     device = resolve_device(f"cuda:{share.local_rank}" if plan.device == "cuda" else plan.device)
-    ONE_AT_A_TIME.acquire()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with ONE_AT_A_TIME, _threads(threads):
         for job in plan.jobs:
             for module in (job.job.denoiser.net, job.job.finish):
                 if isinstance(module, torch.nn.Module):
@@ -108,9 +106,17 @@ def work(
         accepted = record.accept_environment(store, there, here, allow_environment)
         worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains, failed: None))
         worker.run(share, only)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Within, torch has so many threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        yield
     finally:
         torch.set_num_threads(before)
-        ONE_AT_A_TIME.release()
 
 
 def finished(finish: Finish, x: torch.Tensor, plan: Plan) -> torch.Tensor:
