@@ -60,7 +60,10 @@ def tortured(folder: Path, jobs: Path, every: float, chains: int, *options: str)
     goals = [] if every == math.inf else [1, chains // 2]  # samples at which to kill, and to stop, whatever the time
     code: int | None = 1
     while code != 0:
-        run = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
+        )  # fmt: skip
         starts += 1
         while (code := run.poll()) is None:
             end = time.monotonic() + every

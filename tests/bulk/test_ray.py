@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 pytest.importorskip("ray", reason="Ray is not installed")
 
 import ulam
-from bulk_cases import SCHEDULE, Breaks, Slow, job, labelled
+from bulk_cases import SCHEDULE, Breaks, Slow, as_in_the_foreground, job, labelled
 from ulam import bulk
 
 pytestmark = [
@@ -47,16 +49,26 @@ def units(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "units").rglob("*.safetensors")}
 
 
-def of_ray() -> set[int]:
-    """The processes of Ray that run."""
-    found = subprocess.run(["pgrep", "-f", "ray::|raylet|gcs_server"], capture_output=True, text=True).stdout
-    return {int(line) for line in found.split()}
+@pytest.fixture
+def token(monkeypatch) -> str:
+    """In the environment of all processes that a test starts."""
+    monkeypatch.setenv("ULAM_TEST", str(uuid.uuid4()))
+    return os.environ["ULAM_TEST"]
 
 
-def test_an_actor_that_is_killed_is_replaced_and_the_bytes_are_the_same(tmp_path, monkeypatch):
+def running(token: str) -> set[str]:
+    """The processes with this token."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if token.encode() in path.read_bytes():
+                found.add(path.parent.name)
+    return found
+
+
+def test_an_actor_that_is_killed_is_replaced_and_the_bytes_are_the_same(tmp_path, monkeypatch, token):
     """The first actor that holds a lease is killed by SIGKILL; afterwards nothing of Ray is left."""
     monkeypatch.syspath_prepend(str(SUPPORT))
-    before = of_ray()
     given = plan(Slow())
     bulk.run(given, tmp_path / "one", 1, threads=1, progress=False)
     killed: list[int] = []
@@ -78,9 +90,9 @@ def test_an_actor_that_is_killed_is_replaced_and_the_bytes_are_the_same(tmp_path
     assert units(tmp_path / "ray") == units(tmp_path / "one") and len(units(tmp_path / "one")) == 8
     assert folder.verify().passed and not list((tmp_path / "ray" / "leases").iterdir())
     end = time.monotonic() + 10
-    while of_ray() - before and time.monotonic() < end:
+    while running(token) and time.monotonic() < end:
         time.sleep(0.2)
-    assert of_ray() <= before
+    assert running(token) == set()
 
 
 def test_an_error_in_the_network_is_one_line(tmp_path, monkeypatch):
@@ -95,20 +107,16 @@ def test_an_error_in_the_network_is_one_line(tmp_path, monkeypatch):
     assert len(bulk.open(tmp_path / "a").status().errors) >= 1
 
 
-def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path):
+def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path, token):
     """Ctrl-C in the middle: within ten seconds, one line, exit code 130; the rest is done by another launcher."""
-    before = of_ray()
     (tmp_path / "mine.py").write_text("from bulk_cases import Slow as net\n")
     (tmp_path / "jobs.toml").write_text(JOBS)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(SUPPORT)])}
     command = [sys.executable, "-m", "ulam", "run", "jobs.toml", "--out", "out", "--threads", "1"]
     run = subprocess.Popen(
-        [*command, "--workers", "2", "--launcher", "ray"],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        [*command, "--workers", "2", "--launcher", "ray"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE,
+        text=True, preexec_fn=as_in_the_foreground,
+    )  # fmt: skip
     end = time.monotonic() + 60
     while not list((tmp_path / "out").glob("units/*/*")) and time.monotonic() < end:
         time.sleep(0.05)
@@ -117,7 +125,7 @@ def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path):
     _, told = run.communicate(timeout=30)
     assert time.monotonic() - begin < 10
     assert run.returncode == 130 and told.strip().splitlines()[-1] == "ulam: interrupted" and "Traceback" not in told
-    assert of_ray() <= before
+    assert running(token) == set()
     done = len(units(tmp_path / "out"))
     assert 1 <= done < 16
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)

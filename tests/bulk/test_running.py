@@ -15,8 +15,22 @@ import pytest
 import torch
 
 import ulam
-from bulk_cases import CHAINS, SCHEDULE, SHAPE, Breaks, Decoder, Net, job, jobs, labelled, sampled, values
+from bulk_cases import (
+    CHAINS,
+    SCHEDULE,
+    SHAPE,
+    Breaks,
+    Decoder,
+    Net,
+    as_in_the_foreground,
+    job,
+    jobs,
+    labelled,
+    sampled,
+    values,
+)
 from ulam import bulk
+from ulam.bulk.worker import ONE_AT_A_TIME
 from ulam.samplers import DDIM, DDPM
 
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -202,6 +216,16 @@ def test_nothing_of_the_process_changes(tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_run_that_fails_before_its_work_does_not_block_the_next(tmp_path, monkeypatch):
+    def fail(count: int) -> None:
+        raise RuntimeError("no threads")
+
+    monkeypatch.setattr(torch, "set_num_threads", fail)
+    with pytest.raises(RuntimeError, match="no threads"):
+        run(job(), tmp_path)
+    assert not ONE_AT_A_TIME.locked()
+
+
 def test_several_runs_in_threads_of_one_process_do_each_unit_once(tmp_path, monkeypatch):
     calls, forward = [], Net.forward
     monkeypatch.setattr(Net, "forward", lambda self, *args: calls.append(0) or forward(self, *args))
@@ -302,8 +326,9 @@ ulam.bulk.run(plan, sys.argv[1], on_interrupt=sys.argv[2], progress=False)
 def test_an_interrupt_drops_or_ends_the_units_in_hand(tmp_path, on_interrupt, times):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, tmp_path, on_interrupt], env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", SCRIPT, tmp_path, on_interrupt], env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=as_in_the_foreground,
+    )  # fmt: skip
     late = time.monotonic() + 60
     while not list(tmp_path.glob("units/*/*.safetensors")) and time.monotonic() < late:
         time.sleep(0.02)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bulk_cases import as_in_the_foreground
 from ulam import bulk
 from ulam.cli import main as cli
 
@@ -55,7 +56,14 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "ulam", "run", "jobs.toml", "--
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [*COMMAND, *arguments]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_the_foreground,
+    )
 
 
 def units(folder: Path) -> dict[str, bytes]:
