@@ -23,11 +23,17 @@ def array(task: int, least: int, count: int, step: int = 1) -> dict[str, str]:
         ({"RANK": "", "WORLD_SIZE": ""}, Share(0, 1, 0)),
         ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, Share(9, 16, 1)),
         (slurm(9, 16, 1), Share(9, 16, 1)),
+        ({"RANK": "", "WORLD_SIZE": "", **slurm(9, 16, 1)}, Share(9, 16, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Share(1, 2, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, Share(0, 1, 0)),  # a batch script
+        ({"SLURM_NTASKS": "4"}, Share(0, 1, 0)),  # the shell of an allocation
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **slurm(0, 1)}, Share(1, 2, 1)),  # torchrun inside srun
         (array(3, 0, 8), Share(3, 8, 0)),
         (array(10, 10, 4), Share(0, 4, 0)),
         (array(9, 1, 4, step=4), Share(2, 4, 0)),
         ({**slurm(1, 2, 1), **array(3, 0, 8)}, Share(7, 16, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **slurm(0, 1), **array(3, 0, 8)}, Share(7, 16, 1)),
+        (array(7, 1, 3), Share(0, 3, 0)),  # --array=1,3,7
     ],
 )
 def test_share_of_each_launcher(variables, share):
@@ -62,10 +68,18 @@ def test_malformed_variables_are_named(name, text):
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK"),
-        ({"RANK": "1"}, "RANK"),
         (slurm(4, 4), "SLURM_PROCID"),
+        ({"SLURM_PROCID": "3"}, "SLURM_PROCID"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, "LOCAL_RANK"),
     ],
 )
 def test_a_rank_beyond_the_world_is_refused(variables, name):
     with pytest.raises(ValueError, match=f"^{name}: got "):
         share_of_environment(variables)
+
+
+@pytest.mark.parametrize("there, missing", [("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")])
+def test_one_of_torchruns_variables_alone_is_refused(there, missing):
+    """Also inside Slurm, whose variables would say another share."""
+    with pytest.raises(ValueError, match=f"^{missing}: got none beside {there}=1, expected both"):
+        share_of_environment({there: "1", **slurm(0, 4)})

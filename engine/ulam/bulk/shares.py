@@ -23,26 +23,34 @@ class Share:
 def share_of_environment(variables: Mapping[str, str]) -> Share:
     """The share that torchrun's variables say, or srun's, times the place in a Slurm array; of one worker without any.
 
-    Raises ValueError for a variable that is no whole number, or a rank beyond the world.
+    Raises ValueError for a variable that is no whole number, a rank beyond the world, or RANK or WORLD_SIZE alone.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "RANK" not in variables and "WORLD_SIZE" not in variables:
+    if not (variables.get("RANK") or variables.get("WORLD_SIZE")):
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    rank, world, local = _whole(variables, names[0], 0), _whole(variables, names[1], 1), _whole(variables, names[2], 0)
-    if not (0 <= rank < world and local >= 0):
+    rank, world, local = (_whole(variables, name) for name in names)
+    if names[0] == "RANK" and (rank is None or world is None):
+        missing, there = names[:2] if rank is None else (names[1], names[0])
+        raise ValueError(f"{missing}: got none beside {there}={variables[there]}, expected both, as torchrun sets them")
+    if rank is None:  # SLURM_NTASKS alone is that of an allocation, in whose shell no task runs
+        rank, world = 0, 1
+    world = 1 if world is None else world  # of a batch script
+    if not 0 <= rank < world:
         raise ValueError(f"{names[0]}: got {rank} of {names[1]} {world}, expected 0 to {names[1]} - 1")
-    if "SLURM_ARRAY_TASK_ID" in variables:
-        index = _whole(variables, "SLURM_ARRAY_TASK_ID", 0) - _whole(variables, "SLURM_ARRAY_TASK_MIN", 0)
-        count = max(1, _whole(variables, "SLURM_ARRAY_TASK_COUNT", 1))
-        index = index // max(1, _whole(variables, "SLURM_ARRAY_TASK_STEP", 1)) % count  # arrays may have holes
+    if local is not None and local < 0:
+        raise ValueError(f"{names[2]}: got {local} in the environment, expected at least 0")
+    if (task := _whole(variables, "SLURM_ARRAY_TASK_ID")) is not None:
+        count = max(1, _whole(variables, "SLURM_ARRAY_TASK_COUNT") or 1)
+        step = max(1, _whole(variables, "SLURM_ARRAY_TASK_STEP") or 1)
+        index = (task - (_whole(variables, "SLURM_ARRAY_TASK_MIN") or 0)) // step % count  # arrays may have holes
         rank, world = index * world + rank, count * world
-    return Share(rank, world, local)
+    return Share(rank, world, local or 0)
 
 
-def _whole(variables: Mapping[str, str], name: str, default: int) -> int:
+def _whole(variables: Mapping[str, str], name: str) -> int | None:
     text = variables.get(name, "")
     if not text:
-        return default
+        return None
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError(f"{name}: got {text!r} in the environment, expected a whole number")
     return int(text)
