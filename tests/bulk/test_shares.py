@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from bulk_cases import job
+from ulam.bulk import Plan, worker
 from ulam.bulk.shares import Share, share_of_environment
+from ulam.bulk.store import Store
 
 
 def slurm(rank: int, world: int, local: int = 0) -> dict[str, str]:
@@ -83,3 +87,14 @@ def test_one_of_torchruns_variables_alone_is_refused(there, missing):
     """Also inside Slurm, whose variables would say another share."""
     with pytest.raises(ValueError, match=f"^{missing}: got none beside {there}=1, expected both"):
         share_of_environment({there: "1", **slurm(0, 4)})
+
+
+@pytest.mark.parametrize("visible, gpu", [(1, "cuda:0"), (4, "cuda:3")])
+def test_the_gpu_of_a_share_is_the_only_one_where_slurm_shows_no_other(visible, gpu, tmp_path, monkeypatch):
+    def asked(device):
+        raise ValueError(f"asked for {device}")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(worker, "resolve_device", asked)
+    with pytest.raises(ValueError, match=f"asked for {gpu}$"):
+        worker.work(Plan(job(), device="cuda"), Store(tmp_path), Share(3, 4, 3), threads=1)

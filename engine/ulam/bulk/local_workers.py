@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -20,7 +21,7 @@ from .shares import Share
 from .store import Store
 from .worker import GRACE, Stop, work
 
-DEATHS = 3  # in a row without a finished unit, after which no more workers are started
+DEATHS = 3  # of one worker in a row without a finished unit, after which no more are started
 KILL_AFTER = GRACE + 2.0  # seconds after a request to stop at which workers that still run are killed
 KINDS = (FileNotFoundError, PermissionError, OSError, ImportError, TypeError, ValueError)  # that are raised as such
 
@@ -30,21 +31,21 @@ class WorkerError(RuntimeError):
 
 
 class Deaths:
-    """Counts workers that died without a finished unit between them."""
+    """Counts each worker's deaths since the last finished unit: all workers of a machine may die at once with it."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._counts: Counter[Share] = Counter()
 
     def forget(self) -> None:
         """A unit was finished."""
-        self._count = 0
+        self._counts.clear()
 
-    def add(self, how: str) -> None:
-        """A worker died. Raises WorkerError if too many did."""
-        self._count += 1
-        if self._count >= DEATHS:
+    def add(self, share: Share, how: str) -> None:
+        """A worker died. Raises WorkerError if it did so too often."""
+        self._counts[share] += 1
+        if self._counts[share] >= DEATHS:
             raise WorkerError(
-                f"workers: got {DEATHS} deaths without a finished unit between them (the last by {how}), expected "
+                f"workers: got {DEATHS} deaths of one without a finished unit between them (the last: {how}), expected "
                 "workers that live: fewer need less memory, and a script must run under if __name__ == '__main__'"
             )
 
@@ -128,7 +129,7 @@ class LocalWorkers:
             process.join()
             if process.exitcode != 0:
                 code = process.exitcode
-                self._deaths.add(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+                self._deaths.add(share, signal.Signals(-code).name if code < 0 else f"exit code {code}")
                 self._start(share)
             return
         if isinstance(told, Exception):

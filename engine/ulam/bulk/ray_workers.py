@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
+
+from ..files import one_line
 from .local_workers import Deaths, pickled
 from .plan import Plan
 from .shares import Share
@@ -17,6 +23,7 @@ from .store import Store
 from .worker import GRACE
 
 LOOK = 1.0  # seconds between two looks at what is finished
+CONNECT = 5.0  # seconds within which a cluster's address must answer; Ray itself would try for minutes
 OBJECTS = 1 << 27  # bytes of Ray's own memory on a cluster that is started here: little goes through it
 
 
@@ -33,7 +40,7 @@ def run_on_ray(
 ) -> None:
     """Sample all units of a plan by ``workers`` actors of the cluster at ``address``, or of one that is started here.
 
-    An actor that dies is replaced.
+    An actor that dies is replaced. What workers warn of is a warning here.
 
     Raises:
         ImportError: without Ray. ConnectionError: no cluster at the address. ValueError: one with too few CPUs or GPUs.
@@ -45,16 +52,19 @@ def run_on_ray(
         raise ImportError("launcher: got ray, which is not installed, expected pip install 'ulam[ray]'") from None
     payload = pickled(plan)
     gpus = 1 if plan.device == "cuda" else 0
-    with _cluster(ray, address, workers * threads, workers * gpus):
+    with _cluster(ray, address, workers * threads, bool(gpus)):
         _check_resources(ray, workers, threads, gpus)
-        actor = ray.remote(_Actor).options(num_cpus=threads, num_gpus=gpus, max_concurrency=2)
+        path = os.pathsep.join(part or os.getcwd() for part in sys.path)  # the same ulam and networks as here
+        actor = ray.remote(_Actor).options(
+            num_cpus=threads, num_gpus=gpus, max_concurrency=2, runtime_env={"env_vars": {"PYTHONPATH": path}}
+        )
         options = {"threads": threads, "allow_environment": allow_environment}
-        asked = payload, str(store.folder.resolve()), [*sys.path], os.getcwd(), options
-        running: dict[Any, tuple[Any, Share]] = {}
+        asked = payload, str(store.folder.resolve()), os.getcwd(), options
+        running: dict[Future[Any], tuple[Any, Share]] = {}
 
         def start(share: Share) -> None:
             one: Any = actor.remote()
-            running[one.work.remote(*asked, share)] = one, share
+            running[one.work.remote(*asked, share).future()] = one, share
 
         try:
             for rank in range(workers):
@@ -64,7 +74,7 @@ def run_on_ray(
             if on_interrupt == "drain":
                 for one, _ in running.values():
                     one.stop.remote()
-                ray.wait(list(running), num_returns=len(running), timeout=GRACE)
+                wait(running, timeout=GRACE)
             raise
         finally:
             for one, _ in running.values():
@@ -74,27 +84,36 @@ def run_on_ray(
 def _watch(
     ray: Any,
     store: Store,
-    running: dict[Any, tuple[Any, Share]],
+    running: dict[Future[Any], tuple[Any, Share]],
     start: Callable[[Share], None],
     on_done: Callable[[int, int], object],
 ) -> None:
     """Until all actors have ended: tell what they finish, replace those that die."""
     chains = _Finished(store)
     deaths = Deaths()
+    shown: dict[Any, Any] = {}  # warnings, so that each is shown once
     while running:
-        ended, _ = ray.wait(list(running), timeout=LOOK)
+        # Not ray.wait: it makes any exception of a signal handler a plain KeyboardInterrupt.
+        ended, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
         if new := chains.new():
             deaths.forget()
             on_done(new, 0)
-        for reference in ended:
-            _, share = running.pop(reference)
+        for future in ended:
+            _, share = running.pop(future)
             try:
-                ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                deaths.add(str(error).splitlines()[0])
-                start(share)
+                for message, category, file, line in future.result():
+                    warnings.warn_explicit(message, category, file, line, registry=shown)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
+            except ray.exceptions.RayError as error:  # of the actor, its node or its memory
+                deaths.add(share, _how(error))
+                start(share)
+
+
+def _how(error: Exception) -> str:
+    """The first of the lines in which Ray says how an actor died; the last where it could not be made."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[-1 if getattr(error, "actor_init_failed", False) else 0].strip().rstrip(".")
 
 
 class _Finished:
@@ -124,7 +143,10 @@ class _Actor:
         self._stop: Any = None
         self._asked = threading.Event()
 
-    def work(self, plan: bytes, folder: str, path: list[str], here: str, options: dict[str, Any], share: Share) -> None:
+    def work(
+        self, plan: bytes, folder: str, here: str, options: dict[str, Any], share: Share
+    ) -> list[tuple[str, type[Warning], str, int]]:
+        """Work until all is done; the warnings on the way."""
         import pickle
         from pathlib import Path
 
@@ -132,16 +154,25 @@ class _Actor:
         from ulam.bulk.store import Store
         from ulam.bulk.worker import Stop, work
 
-        sys.path[:] = [*path, *(part for part in sys.path if part not in path)]
         with suppress(OSError):
             os.chdir(here)
         self._stop = Stop()
         if self._asked.is_set():
             self._stop.request()
-        try:
-            work(pickle.loads(plan), Store(Path(folder)), share, stop=self._stop, **options)
-        except Exception as error:
-            raise sendable(error) from None
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                work(pickle.loads(plan), Store(Path(folder)), share, stop=self._stop, **options)
+            except Exception as error:
+                raise sendable(error) from None
+        return [
+            (
+                str(one.message),
+                one.category if one.category.__module__ == "builtins" else UserWarning,
+                one.filename,
+                one.lineno,
+            )
+            for one in caught
+        ]
 
     def stop(self) -> None:
         self._asked.set()
@@ -150,30 +181,87 @@ class _Actor:
 
 
 @contextmanager
-def _cluster(ray: Any, address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def _cluster(ray: Any, address: str | None, cpus: int, gpus: bool) -> Iterator[None]:
     """Within, this process is connected to a cluster; one that was started here ends with it."""
     if ray.is_initialized():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own: dict[str, Any] = {}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+        count = torch.cuda.device_count() if gpus else 0
+        own = {"num_cpus": cpus, "num_gpus": count, "object_store_memory": OBJECTS, "include_dashboard": False}
+    else:
+        _check_address(ray, address)
+    printing = getattr(ray._private.worker, "print_to_stdstream", None)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():  # Ray puts its own in their place
-                signal.signal(number, handler)
+        with _signals_wait(), _named(address):
+            ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # a page for each death, despite log_to_driver
         yield
     finally:
         ray.shutdown()
+        ray._private.worker.print_to_stdstream = printing
+
+
+@contextmanager
+def _named(address: str | None) -> Iterator[None]:
+    """Within, a ConnectionError becomes one that names the address."""
+    try:
+        yield
+    except ConnectionError as error:
+        expected = "expected a running cluster's, with RAY_AUTH_MODE=token in the environment if it asks for tokens"
+        raise ConnectionError(f"address: got {address!r}, {expected}: {one_line(error)}") from None
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM wait: they would tear Ray apart while it starts. Ray's own handlers do not stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    except SystemExit:  # what Ray's handler makes of SIGTERM
+        came.append(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+        raise KeyboardInterrupt
+
+
+def _check_address(ray: Any, address: str) -> None:
+    """Raise ValueError for what is no address, ConnectionError where nothing answers."""
+    found = address
+    if address == "auto":
+        with suppress(ConnectionError, ValueError):  # ray.init says that there is none
+            found = ray._private.services.canonicalize_bootstrap_address(address) or address
+    if found == "auto":
+        return
+    host, _, port = found.rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(f"address: got {found!r}, expected HOST:PORT of a Ray cluster, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+    except OSError as error:
+        raise ConnectionError(f"address: got {found!r}, expected a running cluster's: {one_line(error)}") from None
 
 
 def _check_resources(ray: Any, workers: int, threads: int, gpus: int) -> None:
-    """Raise ValueError where the cluster could never place so many actors: Ray would wait for ever."""
-    there = ray.cluster_resources()
-    for name, each in (("CPU", threads), ("GPU", gpus)):
-        if workers * each > there.get(name, 0):
-            got = f"workers: got {workers} with {each} {name}s each"
-            raise ValueError(f"{got}, expected at most the {there.get(name, 0):g} {name}s of the cluster")
+    """Raise ValueError where the machines of the cluster could never hold so many actors: Ray would wait for ever."""
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = node["Resources"]
+            places = [there.get(name, 0) // each for name, each in (("CPU", threads), ("GPU", gpus)) if each]
+            room += int(min(places))
+    if workers > room:
+        each = f"{threads} CPUs and {gpus} GPU each" if gpus else f"{threads} CPUs each"
+        raise ValueError(
+            f"workers: got {workers} with {each}, expected at most the {room} that the cluster's machines have room for"
+        )

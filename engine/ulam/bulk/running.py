@@ -72,7 +72,7 @@ def run(
     choice(launcher, "launcher", LAUNCHERS)
     choice(on_interrupt, "on_interrupt", ON_INTERRUPT)
     share = share_of_environment(os.environ)
-    count = _workers(plan, workers, share)
+    count = _workers(plan, workers, share, launcher)
     given = None if threads is None else whole(threads, "threads", 1, MOST)
     switch(allow_environment, "allow_environment")
     switch(progress, "progress")
@@ -173,12 +173,12 @@ def opened_store(folder: Path) -> Store:
     return store
 
 
-def _workers(plan: Plan, workers: int | None, share: Share) -> int:
+def _workers(plan: Plan, workers: int | None, share: Share, launcher: str) -> int:
     gpus = torch.cuda.device_count() if plan.device == "cuda" else 0
     if workers is None:
         return gpus if gpus and share.world == 1 else 1
     count = whole(workers, "workers", 1, MOST)
-    if plan.device == "cuda" and share.world == 1 and count > gpus:
+    if plan.device == "cuda" and launcher == "local" and share.world == 1 and count > gpus:  # a cluster has its own
         raise ValueError(f"workers: got {count}, expected at most one for each of {gpus} GPUs")
     return count
 

@@ -85,16 +85,16 @@ def work(
 ) -> None:
     """Sample units of a plan into a store until all are done, by this worker or by others.
 
-    share: where in the list of units this worker begins; its GPU. only: the units of these keys.
-    on_done: called with the chains of each unit that
-    this worker stored, and how many of them failed.
+    share: where in the list of units this worker begins; its GPU, unless it sees only one. only: the units of these
+    keys. on_done: called with the chains of each unit that this worker stored, and how many of them failed.
 
     Raises:
         ValueError: another plan or environment in the store; a network whose results vary from run to run.
         OSError: a store that cannot be written to. What is stored stays.
         NetworkError: of the network.
     """
-    device = resolve_device(f"cuda:{share.local_rank}" if plan.device == "cuda" else plan.device)
+    gpu = 0 if torch.cuda.device_count() == 1 else share.local_rank  # Slurm may show each task its own alone
+    device = resolve_device(f"cuda:{gpu}" if plan.device == "cuda" else plan.device)
     with ONE_AT_A_TIME, _threads(threads):
         for job in plan.jobs:
             for module in (job.job.denoiser.net, job.job.finish):
