@@ -23,8 +23,8 @@ import torch
 import ulam
 from ulam.bulk import record
 from ulam.bulk.environment import environment
-from ulam.bulk.store import Store
-from ulam.bulk.unit import Unit, to_bytes
+from ulam.bulk.store.store import Store
+from ulam.bulk.store.unit import Unit, to_bytes
 from ulam.jobs.models import load_model
 from ulam.pictures import to_pixels
 

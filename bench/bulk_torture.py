@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import ulam
-from ulam.bulk.owners import runs_here
+from ulam.bulk.store.owners import runs_here
 
 JOBS = """
 model = "digits"

@@ -21,8 +21,8 @@ import export_cases
 from archives import arrays
 from export_cases import COUNTS, FAILED, FIRST, samples, units
 from ulam.bulk import exports
-from ulam.bulk.export_formats import FORMATS, PACKAGES
 from ulam.bulk.exports import Summary
+from ulam.bulk.exports.formats import FORMATS, PACKAGES
 from ulam.pictures import to_pixels
 
 N = sum(COUNTS)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import ulam
-from ulam.bulk.fingerprint import fingerprint
+from ulam.bulk.fingerprints.fingerprint import fingerprint
 from ulam.models.digits import load_digits
 from ulam.samplers import DDIM, DDPM
 from ulam.schedules import vp_cosine, vp_linear
@@ -321,7 +321,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(value):
 MAIN = """
 import multiprocessing, sys
 import helpers
-from ulam.bulk.fingerprint import fingerprint
+from ulam.bulk.fingerprints.fingerprint import fingerprint
 {user}
 def finish(x):
     return helpers.twice(x) + helpers.OFFSET
@@ -348,7 +348,7 @@ if __name__ == "__main__":
 HELPERS = "OFFSET = 1.0\n\ndef twice(x):\n    return x * 2\n\nEVERYTHING_ELSE = open(__file__)\n"
 LOAD = """
 import cloudpickle
-from ulam.bulk.fingerprint import fingerprint
+from ulam.bulk.fingerprints.fingerprint import fingerprint
 with open("pickled", "rb") as file:
     print(*(fingerprint(v, "v") for v in cloudpickle.load(file)))
 """

@@ -19,8 +19,8 @@ pytest.importorskip("ray", reason="Ray is not installed")
 
 from bulk_cases import as_in_the_foreground, job
 from ulam import bulk
-from ulam.bulk.local_workers import DEATHS, Deaths, WorkerError
-from ulam.bulk.shares import Share
+from ulam.bulk.workers.local_workers import DEATHS, Deaths, WorkerError
+from ulam.bulk.workers.shares import Share
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),

@@ -30,7 +30,7 @@ from bulk_cases import (
     values,
 )
 from ulam import bulk
-from ulam.bulk.worker import ONE_AT_A_TIME
+from ulam.bulk.workers.worker import ONE_AT_A_TIME
 from ulam.samplers import DDIM, DDPM
 
 SUPPORT = Path(__file__).parent.parent / "support"

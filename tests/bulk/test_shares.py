@@ -7,8 +7,8 @@ import torch
 
 from bulk_cases import job
 from ulam.bulk import Plan, worker
-from ulam.bulk.shares import Share, share_of_environment
-from ulam.bulk.store import Store
+from ulam.bulk.store.store import Store
+from ulam.bulk.workers.shares import Share, share_of_environment
 
 
 def slurm(rank: int, world: int, local: int = 0) -> dict[str, str]:

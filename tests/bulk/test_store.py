@@ -17,21 +17,21 @@ import torch
 
 from bulk_cases import job
 from ulam import bulk
-from ulam.bulk import leases as leases_module
-from ulam.bulk import owners as owners_module
-from ulam.bulk.leases import Leases
-from ulam.bulk.owners import owner
 from ulam.bulk.running import opened_store
-from ulam.bulk.store import Store, format_of
-from ulam.bulk.unit import Damaged, Unit, from_bytes, to_bytes
+from ulam.bulk.store import leases as leases_module
+from ulam.bulk.store import owners as owners_module
+from ulam.bulk.store.leases import Leases
+from ulam.bulk.store.owners import owner
+from ulam.bulk.store.store import Store, format_of
+from ulam.bulk.store.unit import Damaged, Unit, from_bytes, to_bytes
 
 KILLS = int(os.environ.get("ULAM_KILLS", "12"))
 WRITER = """
 import sys
 from pathlib import Path
 import torch
-from ulam.bulk.store import Store
-from ulam.bulk.unit import Unit, to_bytes
+from ulam.bulk.store.store import Store
+from ulam.bulk.store.unit import Unit, to_bytes
 store, first = Store(Path(sys.argv[1])), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
     key = f"{number:064x}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ulam.bulk import exports
-from ulam.bulk.unit import Unit
+from ulam.bulk.store.unit import Unit
 
 FIRST, FAILED = 1 << 40, 5  # id of the first chain, place of one that failed
 COUNTS = 70, 30  # chains of the two jobs, of which the first has labels

@@ -4,10 +4,10 @@
 
 from .folder import Folder, Status, Verdict
 from .folder import Folder as open
-from .local_workers import WorkerError
 from .plan import Job, Plan
 from .recipes import read_plan
 from .running import recompute, run
+from .workers.local_workers import WorkerError
 
 __all__ = [
     "Folder",

@@ -13,8 +13,7 @@ from ulam_kernels.arguments import choice, described, switch
 
 from ..files import parse_json
 from . import exports
-from .export_formats import FORMATS
-from .leases import running
+from .exports.formats import FORMATS
 from .paths import full_path
 from .plan import PlannedUnit
 from .record import (
@@ -26,8 +25,9 @@ from .record import (
     finished_units,
     read_record,
 )
-from .store import Store, failed_chains, format_of
-from .unit import Damaged, Unit, from_bytes
+from .store.leases import running
+from .store.store import Store, failed_chains, format_of
+from .store.unit import Damaged, Unit, from_bytes
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Folder:
         return copied
 
     def export(self, to: str, out: str | Path) -> exports.Summary:
-        """Write all samples in one of the formats of :mod:`.export_formats`; see there.
+        """Write all samples in one of the formats of :mod:`ulam.bulk.exports.formats`; see there.
 
         Raises ValueError unless all units are done.
         """

@@ -22,7 +22,7 @@ from ..engine.arguments import check_options, check_slots
 from ..engine.network import NetworkOptions
 from ..engine.submission import job_of
 from ..programs.program import Program
-from .fingerprint import fingerprint
+from .fingerprints.fingerprint import fingerprint
 
 DEVICES = ("cpu", "cuda")
 FORMATS = ("safetensors", "npz")

@@ -13,7 +13,7 @@ from typing import Any
 from ..files import parse_json
 from .environment import differences, digest
 from .plan import PARTS, Plan, PlannedUnit
-from .store import Store
+from .store.store import Store
 
 FORMAT = "ulam-bulk-1"
 

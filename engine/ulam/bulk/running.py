@@ -20,14 +20,14 @@ from ulam_kernels.arguments import choice, described, switch, whole
 
 from ..arguments import whole_number
 from .folder import Folder
-from .local_workers import LocalWorkers
 from .paths import full_path
 from .plan import Plan
 from .progress import bar
 from .record import finished_units, read_record
-from .shares import Share, share_of_environment
-from .store import Store
-from .worker import Stop, work
+from .store.store import Store
+from .workers.local_workers import LocalWorkers
+from .workers.shares import Share, share_of_environment
+from .workers.worker import Stop, work
 
 LAUNCHERS = ("local", "ray")
 MOST = 4096  # workers, and threads of one: more are a slip of the pen
@@ -92,7 +92,7 @@ def run(
             shown.update(chains)
 
         if launcher == "ray":
-            from .ray_workers import run_on_ray  # Ray is optional
+            from .workers.ray_workers import run_on_ray  # Ray is optional
 
             run_on_ray(plan, store, count, address, on_done, on_interrupt=on_interrupt, **options)
         elif count == 1:

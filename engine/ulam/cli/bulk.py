@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import bulk
-from ..bulk.export_formats import FORMATS as EXPORTS
+from ..bulk.exports.formats import FORMATS as EXPORTS
 from ..bulk.plan import FORMATS
 from ..bulk.progress import bar
 from ..bulk.recipes import SETTINGS, plan_of

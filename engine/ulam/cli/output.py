@@ -14,10 +14,10 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from ..bulk.export_formats import TABLE
 from ..bulk.exports import stream
-from ..bulk.rows import rows_of
-from ..bulk.unit import Unit
+from ..bulk.exports.formats import TABLE
+from ..bulk.exports.rows import rows_of
+from ..bulk.store.unit import Unit
 from ..engine.job import Job, Preview
 from ..files import json_text, whole
 from ..pictures import grid, is_image, to_pixels

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..bulk import progress
-from ..bulk.unit import Unit
+from ..bulk.store.unit import Unit
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..files import written

@@ -15,19 +15,19 @@ import torch
 
 from ulam_kernels.arguments import described
 
-from ..arguments import resolve_device
-from ..engine.arguments import backend_name
-from ..engine.engine import Engine
-from ..engine.job import Finish, Job
-from ..engine.results import Finished
-from ..files import one_line
-from . import record
-from .environment import environment
-from .leases import Leases
-from .plan import Plan, PlannedJob, PlannedUnit
+from ...arguments import resolve_device
+from ...engine.arguments import backend_name
+from ...engine.engine import Engine
+from ...engine.job import Finish, Job
+from ...engine.results import Finished
+from ...files import one_line
+from .. import record
+from ..environment import environment
+from ..plan import Plan, PlannedJob, PlannedUnit
+from ..store.leases import Leases
+from ..store.store import Store
+from ..store.unit import Unit, to_bytes
 from .shares import Share
-from .store import Store
-from .unit import Unit, to_bytes
 
 GRACE = 7.0  # seconds that units in hand get to end after a request to stop
 LOOK_AGAIN = 1.0  # seconds between two looks at units that others work on

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from ..denoiser import Denoiser
+from ...denoiser import Denoiser
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 HOOK_OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")

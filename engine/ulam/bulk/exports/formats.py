@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from ..pictures import Pixels
+from ...pictures import Pixels
 from .rows import NONE, Array, Rows
 
 Add = Callable[[Rows], None]

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ..files import one_line
+from ...files import one_line
+from ..plan import Plan
+from ..store.store import Store
 from .local_workers import Deaths, pickled
-from .plan import Plan
 from .shares import Share
-from .store import Store
 from .worker import GRACE
 
 LOOK = 1.0  # seconds between two looks at what is finished
@@ -124,7 +124,7 @@ class _Finished:
         self._seen = self._now()
 
     def _now(self) -> int:
-        from .record import finished_units, read_record
+        from ..record import finished_units, read_record
 
         if not (self._store.folder / "plan.json").exists():
             return 0
@@ -150,9 +150,9 @@ class _Actor:
         import pickle
         from pathlib import Path
 
-        from ulam.bulk.local_workers import sendable
-        from ulam.bulk.store import Store
-        from ulam.bulk.worker import Stop, work
+        from ulam.bulk.store.store import Store
+        from ulam.bulk.workers.local_workers import sendable
+        from ulam.bulk.workers.worker import Stop, work
 
         with suppress(OSError):
             os.chdir(here)

@@ -15,10 +15,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ..files import one_line
-from .plan import Plan
+from ...files import one_line
+from ..plan import Plan
+from ..store.store import Store
 from .shares import Share
-from .store import Store
 from .worker import GRACE, Stop, work
 
 DEATHS = 3  # of one worker in a row without a finished unit, after which no more are started

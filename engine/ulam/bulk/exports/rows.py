@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..pictures import Pixels, is_image, to_pixels
-from .unit import Unit
+from ...pictures import Pixels, is_image, to_pixels
+from ..store.unit import Unit
 
 Array = npt.NDArray[Any]
 NONE = -1  # the label of a chain without one, the failed row of a chain that did not fail

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import one_line, remove_orphans, whole
-from .export_formats import FOLDERS, FORMATS, require
+from ...files import one_line, remove_orphans, whole
+from ..store.unit import Unit
+from .formats import FOLDERS, FORMATS, require
 from .rows import Content, Rows, rows_of
-from .unit import Unit
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def write(units: Iterable[tuple[int, Unit]], to: str, out: Path, count: int) -> 
     Units are read once, one after the other, and not kept. Float samples that are pictures are taken to lie in [-1, 1].
 
     Args:
-        to: a format of :mod:`.export_formats`: npz, webdataset and parquet are files, png and zarr folders.
+        to: a format of :mod:`ulam.bulk.exports.formats`: npz, webdataset and parquet are files, png and zarr folders.
         count: of all samples.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from ..files import one_line, parse_json
+from ...files import one_line, parse_json
 
 FORMAT = "ulam-unit-1"
 
