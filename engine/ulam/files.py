@@ -42,7 +42,7 @@ def whole(*targets: Path) -> Iterator[list[Path]]:
     try:
         yield partial
         for path in partial:
-            _sync(path)
+            _sync_all(path)
         for path, target in zip(partial, targets, strict=True):
             if path.is_dir() and target.exists():
                 replaced.append(_partial(target))  # a folder cannot replace another at once
@@ -57,14 +57,14 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{next(NUMBERS)}.partial")
 
 
-def _sync(path: Path) -> None:
+def _sync_all(path: Path) -> None:
     """Return when a file, or a folder with all in it, is on the disk."""
     if path.is_dir():
         inside = _inside(path)
         with ThreadPoolExecutor(16) as pool:  # a file system commits together what is asked for together
             while some := list(itertools.islice(inside, 1024)):
-                list(pool.map(_fsync, some))
-    _fsync(path)
+                list(pool.map(sync, some))
+    sync(path)
 
 
 def _inside(folder: str | Path) -> Iterator[str]:
@@ -76,7 +76,8 @@ def _inside(folder: str | Path) -> Iterator[str]:
                 yield from _inside(entry.path)
 
 
-def _fsync(path: str | Path) -> None:
+def sync(path: str | Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -219,3 +220,13 @@ def one_line(error: BaseException) -> str:
 
 def _why(error: BaseException) -> str:
     return "values nested too deep" if isinstance(error, RecursionError) else one_line(error)
+
+
+def full_path(folder: str | Path, name: str = "folder") -> Path:
+    """Its absolute path, since workers and users change folders, with ``~`` as the shell reads it.
+
+    Raises TypeError or ValueError for what is no path.
+    """
+    if not isinstance(folder, (str, Path)) or not str(folder) or not str(folder).isprintable():
+        raise TypeError(f"{name}: got {described(folder)}, expected a path")
+    return Path(folder).expanduser().absolute()

@@ -18,7 +18,8 @@ import torch
 pytest.importorskip("ray", reason="Ray is not installed")
 
 import ulam
-from bulk_cases import SCHEDULE, Breaks, Slow, as_in_the_foreground, job, labelled
+from bulk_cases import SCHEDULE, Breaks, Slow, job, labelled
+from processes import started
 from ulam import bulk
 
 pytestmark = [
@@ -113,10 +114,7 @@ def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path, token):
     (tmp_path / "jobs.toml").write_text(JOBS)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(SUPPORT)])}
     command = [sys.executable, "-m", "ulam", "run", "jobs.toml", "--out", "out", "--threads", "1"]
-    run = subprocess.Popen(
-        [*command, "--workers", "2", "--launcher", "ray"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE,
-        text=True, preexec_fn=as_in_the_foreground,
-    )  # fmt: skip
+    run = started([*command, "--workers", "2", "--launcher", "ray"], tmp_path, env=environment)
     end = time.monotonic() + 60
     while not list((tmp_path / "out").glob("units/*/*")) and time.monotonic() < end:
         time.sleep(0.05)

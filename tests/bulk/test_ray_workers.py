@@ -17,7 +17,8 @@ import torch
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
-from bulk_cases import as_in_the_foreground, job
+from bulk_cases import job
+from processes import started
 from ulam import bulk
 from ulam.bulk.workers.local_workers import DEATHS, Deaths, WorkerError
 from ulam.bulk.workers.shares import Share
@@ -47,6 +48,7 @@ class Warns(Net):
         warnings.warn("the network has an opinion")
         return super().forward(*inputs, **named)
 """
+PROGRESS = re.compile(r"ulam: \d+% \(")
 JOBS = """
 model = "mine:{network}"
 shape = [2, 3]
@@ -65,16 +67,13 @@ def start(folder: Path, network: str, *options: str, **variables: str) -> subpro
     (folder / "jobs.toml").write_text(JOBS.format(network=network))
     command = [sys.executable, "-m", "ulam", "run", "jobs.toml", "--out", f"{network}", "--launcher", "ray", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(SUPPORT)]), **variables}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=as_in_the_foreground,
-    )  # fmt: skip
+    return started(command, folder, env=environment)
 
 
 def end(run: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
-    """The exit code, and the lines of both streams."""
-    shown, told = run.communicate(timeout=60)
-    return run.returncode, shown.splitlines(), told.splitlines()
+    """The exit code, and the lines of both streams, without the progress that a slow run tells every ten seconds."""
+    shown, told = run.communicate(timeout=240)
+    return run.returncode, shown.splitlines(), [line for line in told.splitlines() if not PROGRESS.match(line)]
 
 
 @pytest.fixture

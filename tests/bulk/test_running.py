@@ -22,13 +22,13 @@ from bulk_cases import (
     Breaks,
     Decoder,
     Net,
-    as_in_the_foreground,
     job,
     jobs,
     labelled,
     sampled,
     values,
 )
+from processes import started
 from ulam import bulk
 from ulam.bulk.workers.worker import ONE_AT_A_TIME
 from ulam.samplers import DDIM, DDPM
@@ -325,10 +325,7 @@ ulam.bulk.run(plan, sys.argv[1], on_interrupt=sys.argv[2], progress=False)
 @pytest.mark.parametrize(("on_interrupt", "times"), [("drop", 1), ("drain", 1), ("drain", 2)])
 def test_an_interrupt_drops_or_ends_the_units_in_hand(tmp_path, on_interrupt, times):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, tmp_path, on_interrupt], env=environment, stderr=subprocess.PIPE, text=True,
-        preexec_fn=as_in_the_foreground,
-    )  # fmt: skip
+    process = started([sys.executable, "-c", SCRIPT, tmp_path, on_interrupt], tmp_path, env=environment)
     late = time.monotonic() + 60
     while not list(tmp_path.glob("units/*/*.safetensors")) and time.monotonic() < late:
         time.sleep(0.02)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bulk_cases import job
-from ulam.bulk import Plan, worker
+from ulam.bulk import Plan
 from ulam.bulk.store.store import Store
+from ulam.bulk.workers import worker
 from ulam.bulk.workers.shares import Share, share_of_environment
 
 

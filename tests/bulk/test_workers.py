@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bulk_cases import as_in_the_foreground
+from processes import started
 from ulam import bulk
 from ulam.cli import main as cli
 
@@ -55,15 +55,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "ulam", "run", "jobs.toml", "--
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=as_in_the_foreground,
-    )
+    return started([*COMMAND, *arguments], place, stdout=subprocess.DEVNULL)
 
 
 def units(folder: Path) -> dict[str, bytes]:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from archives import arrays
 from cli_cases import told
+from processes import started
 
 
 def interrupt(folder: Path, *arguments: str) -> tuple[int, str]:
     """Start a run and press Ctrl-C once it has said what it does."""
     command = [sys.executable, "-m", "ulam", "sample", "--model", "mine:slow", "--shape", "3,8,8", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
-    )
+    process = started(command, folder, env=environment)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(1.5)

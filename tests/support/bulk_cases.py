@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any
 
@@ -11,12 +10,6 @@ import torch
 import ulam
 from ulam.bulk import Job
 from ulam.samplers import DDIM, DDPM, RePaint
-
-
-def as_in_the_foreground() -> None:
-    """For ``preexec_fn``: SIGINT, which background jobs ignore, ends the process as usual."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 SCHEDULE = ulam.schedules.vp_linear(20)
 SHAPE = (2, 3)

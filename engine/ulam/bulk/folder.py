@@ -9,12 +9,10 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ulam_kernels.arguments import choice, described, switch
+from ulam_kernels.arguments import described, switch
 
-from ..files import parse_json
+from ..files import full_path, parse_json
 from . import exports
-from .exports.formats import FORMATS
-from .paths import full_path
 from .plan import PlannedUnit
 from .record import (
     Record,
@@ -201,7 +199,6 @@ class Folder:
 
         Raises ValueError unless all units are done.
         """
-        choice(to, "to", FORMATS)
         units, finished = self.record.count, sum(1 for _ in finished_units(self.store, self.record))
         if finished < units:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,9 +30,10 @@ SLOTS_STEP = 32  # at multiples of it a chain's bits do not depend on its slot, 
 UNIT_BYTES = 1 << 20  # of samples in a unit, at least, where nobody says how many chains
 # The parts of a job that its bytes depend on, in the order in which a difference is named.
 PARTS = (
-    "weights", "sampler", "seed", "chains", "cond", "guidance", "x_init", "known", "finish", "shape", "dtype", "slots",
-    "options",
+    "weights", "sampler", "seed", "chains", "cond", "guidance", "x_init", "known", "labels", "finish", "shape", "dtype",
+    "slots", "options",
 )  # fmt: skip
+PER_CHAIN = ("chains", "cond", "guidance", "x_init", "known", "labels")  # a unit's key holds its own chains' values
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,15 @@ class PlannedUnit:
     begin: int
     end: int
     key: str
+
+
+def units_of(jobs: Iterable[tuple[int, list[str]]], unit: int) -> Iterator[PlannedUnit]:
+    """The units of jobs, each given by its number of chains and its keys. Raises ValueError unless there is a key for
+    each.
+    """
+    for number, (chains, keys) in enumerate(jobs):
+        for begin, key in zip(range(0, chains, unit), keys, strict=True):
+            yield PlannedUnit(number, begin, min(begin + unit, chains), key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +195,7 @@ class Plan:
 
     def units(self) -> Iterator[PlannedUnit]:
         """All units in the order of jobs and chains."""
-        for number, job in enumerate(self.jobs):
-            chains = len(job.checked.chains)
-            for begin, key in zip(range(0, chains, self.unit), job.keys, strict=True):
-                yield PlannedUnit(number, begin, min(begin + self.unit, chains), key)
+        return units_of([(len(job.checked.chains), job.keys) for job in self.jobs], self.unit)
 
     def __len__(self) -> int:
         """The number of units."""
@@ -219,6 +226,7 @@ class Plan:
             "guidance": (checked.guidance, checked.uncond, job.guidance_interval, job.guidance_rescale),
             "x_init": checked.x_init,
             "known": known,
+            "labels": labels,
             "finish": job.finish,
             "shape": shape,
             "dtype": self.dtype,
@@ -234,12 +242,10 @@ class Plan:
         networks: dict[int, str] = {}
         for number, job in enumerate(self.jobs, 1):
             now = self._planned(job.job, tuple(job.job.shape), networks)
-            changed = [name for name in PARTS if now.parts[name] != job.parts[name]]
-            if changed or now.keys != job.keys:
-                name = changed[0] if changed else "labels"
-                raise ValueError(
-                    f"{name}: got others in job {number} than when the plan was made, expected the same or a new plan"
-                )
+            for name in PARTS:
+                if now.parts[name] != job.parts[name]:
+                    got = f"{name}: got others in job {number} than when the plan was made"
+                    raise ValueError(f"{got}, expected the same or a new plan")
 
     def _keys(self, job: engine_job.Job, labels: torch.Tensor | None, parts: dict[str, str]) -> Iterator[str]:
         """The key of each unit: its own chains' values, and the parts that all chains of the job share."""
@@ -250,9 +256,7 @@ class Plan:
             per_chain |= {"known": job.known.image, "mask": job.known.mask}
         shared = {name: value for name, value in per_chain.items() if not isinstance(value, torch.Tensor)}
         own = {name: value for name, value in per_chain.items() if isinstance(value, torch.Tensor)}
-        kept = {
-            name: part for name, part in parts.items() if name not in ("chains", "cond", "guidance", "x_init", "known")
-        }
+        kept = {name: part for name, part in parts.items() if name not in PER_CHAIN}
         others = (job.interval, job.rescale, sorted((name, str(v.dtype), v.shape[1:]) for name, v in own.items()))
         common = hashlib.sha256(fingerprint((kept, shared, others), "job").encode())
         flat = [_bytes(own[name]) for name in sorted(own)]

@@ -13,10 +13,10 @@ from ulam_kernels.arguments import described
 
 from ..arguments import check_shape
 from ..engine.network import NetworkOptions
+from ..files import full_path
 from ..jobs.models import load_model
 from ..jobs.tables import make_jobs, read_tables
 from ..models.built_in import BUILT_IN
-from .paths import full_path
 from .plan import Job, Plan
 
 MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..files import parse_json
 from .environment import differences, digest
-from .plan import PARTS, Plan, PlannedUnit
+from .plan import PARTS, Plan, PlannedUnit, units_of
 from .store.store import Store
 
 FORMAT = "ulam-bulk-1"
@@ -22,8 +22,8 @@ FORMAT = "ulam-bulk-1"
 class Record:
     """The plan as it is on disk, which is read without the network.
 
-    jobs: for each its sampler and so on in words, ``chains`` (how many), ``shape``, ``labelled``, the hashes of its
-    ``parts``, the ``keys`` of its units. unit: chains in one.
+    jobs: for each its sampler and so on in words, ``chains`` (how many), ``shape``, the hashes of its ``parts``, the
+    ``keys`` of its units. unit: chains in one.
     """
 
     jobs: list[dict[str, Any]]
@@ -34,9 +34,7 @@ class Record:
 
     def units(self) -> Iterator[PlannedUnit]:
         """All units in the order of jobs and chains."""
-        for number, job in enumerate(self.jobs):
-            for begin, key in zip(range(0, job["chains"], self.unit), job["keys"], strict=True):
-                yield PlannedUnit(number, begin, min(begin + self.unit, job["chains"]), key)
+        return units_of([(job["chains"], job["keys"]) for job in self.jobs], self.unit)
 
     @property
     def count(self) -> int:
@@ -82,7 +80,6 @@ def record_of(plan: Plan, environment: dict[str, Any]) -> Record:
             "seed": job.checked.seed,
             "chains": len(job.checked.chains),
             "shape": list(job.job.shape),
-            "labelled": job.labels is not None,
             "parts": job.parts,
             "keys": job.keys,
         }
@@ -145,7 +142,7 @@ def difference(got: Record, expected: Record) -> str:
             if mine["parts"].get(name) != other["parts"].get(name):
                 hashes = [job["parts"].get(name, "")[:12] for job in (mine, other)]
                 return f"{name}: got those of SHA-256 {hashes[0]} in job {number}, expected {hashes[1]}"
-    return "jobs: got other labels, expected those"
+    raise AssertionError("plans with the same parts have the same keys")
 
 
 def accept_environment(store: Store, record: Record, told: dict[str, Any], allow: bool) -> list[str]:

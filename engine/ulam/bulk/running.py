@@ -19,8 +19,8 @@ import torch
 from ulam_kernels.arguments import choice, described, switch, whole
 
 from ..arguments import whole_number
+from ..files import full_path
 from .folder import Folder
-from .paths import full_path
 from .plan import Plan
 from .progress import bar
 from .record import finished_units, read_record
@@ -87,21 +87,17 @@ def run(
         "allow_environment": allow_environment,
     }
     with bar(plan.chains, progress, begun) as shown:
-
-        def on_done(chains: int, failed: int) -> None:
-            shown.update(chains)
-
         if launcher == "ray":
             from .workers.ray_workers import run_on_ray  # Ray is optional
 
-            run_on_ray(plan, store, count, address, on_done, on_interrupt=on_interrupt, **options)
+            run_on_ray(plan, store, count, address, shown.update, on_interrupt=on_interrupt, **options)
         elif count == 1:
             with _draining(on_interrupt == "drain") as stop:
-                work(plan, store, share, stop=stop, on_done=on_done, **options)
+                work(plan, store, share, stop=stop, on_done=shown.update, **options)
         else:
             first = share.rank * count, share.local_rank * count
             shares = [Share(first[0] + i, share.world * count, first[1] + i) for i in range(count)]
-            LocalWorkers(plan, store, shares, on_done, on_interrupt=on_interrupt, **options).run()
+            LocalWorkers(plan, store, shares, shown.update, on_interrupt=on_interrupt, **options).run()
     return Folder(store.folder)
 
 
@@ -133,7 +129,7 @@ def _draining(wanted: bool) -> Iterator[Stop]:
         signal.raise_signal(came[0])
 
 
-def recompute(plan: Plan, folder: str | Path, count: int, seed: int | None = None) -> list[str]:
+def recompute(plan: Plan, folder: str | Path, count: int) -> list[str]:
     """Sample ``count`` random finished units of a folder again; the names of those whose bytes differ.
 
     Raises:
@@ -146,7 +142,7 @@ def recompute(plan: Plan, folder: str | Path, count: int, seed: int | None = Non
     finished = dict(finished_units(store, there))
     if not 1 <= whole_number("recompute", count) <= len(finished):
         raise ValueError(f"recompute: got {count}, expected 1 to the {len(finished)} finished units of {folder}")
-    chosen = random.Random(seed).sample(list(finished), count)
+    chosen = random.sample(list(finished), count)
     with tempfile.TemporaryDirectory(prefix="ulam-") as other:
         again = Store(Path(other))
         again.put("plan.json", there.as_json())

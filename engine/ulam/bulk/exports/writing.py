@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ulam_kernels.arguments import choice
+
 from ...files import one_line, remove_orphans, whole
 from ..store.unit import Unit
 from .formats import FOLDERS, FORMATS, require
@@ -40,9 +42,7 @@ def write(units: Iterable[tuple[int, Unit]], to: str, out: Path, count: int) -> 
         OSError: ``out`` exists and is not empty, or cannot be written to.
         ImportError: the format's package is missing.
     """
-    if to not in FORMATS:
-        raise ValueError(f"to: got {to!r}, expected one of {', '.join(FORMATS)}")
-    require(to)
+    require(choice(to, "to", FORMATS))
     _check_new(out, folder=to in FOLDERS)
     reading: list[OSError] = []
 

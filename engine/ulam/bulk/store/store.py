@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...files import sync
 from .owners import is_alive, owner, runs_here
 
 # A unit's key; how many of its chains failed, where any did; the format.
@@ -47,10 +48,7 @@ class Store:
     def find(self, keys: Iterable[str]) -> str | None:
         """The name of the first of these units that is here, or None."""
         for key in keys:
-            for format in ("safetensors", "npz"):
-                if (self.folder / "units" / key[:2] / f"{key}.{format}").exists():
-                    return f"{key}.{format}"
-            if (ending := self._names(key[:2]).get(key)) is not None:  # one with failed chains
+            if (ending := self._names(key[:2]).get(key)) is not None:
                 return key + ending
         return None
 
@@ -82,10 +80,8 @@ class Store:
         try:
             with self.writing():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                partial.write_bytes(data)
+                sync(partial)
                 if replace:
                     os.replace(partial, target)
                 else:
@@ -93,7 +89,8 @@ class Store:
                         os.link(partial, target)
                     except FileExistsError:
                         return False
-                _sync(target.parent)
+                with suppress(OSError):  # where a file system cannot, a loss of power may undo the renaming
+                    sync(target.parent)
                 return True
         finally:
             with suppress(OSError):
@@ -152,13 +149,3 @@ def failed_chains(name: str) -> int:
 def format_of(name: str) -> str:
     """The format of a unit's file, by its name."""
     return name.rpartition(".")[2]
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder last beyond a loss of power, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

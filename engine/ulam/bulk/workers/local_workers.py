@@ -84,7 +84,7 @@ class LocalWorkers:
         plan: Plan,
         store: Store,
         shares: list[Share],
-        on_done: Callable[[int, int], object],
+        on_done: Callable[[int], object],
         **options: Any,
     ) -> None:
         self._plan = pickled(plan)
@@ -135,7 +135,7 @@ class LocalWorkers:
         if isinstance(told, Exception):
             raise told
         self._deaths.forget()
-        self._on_done(*told)
+        self._on_done(told)
 
     def _stop(self) -> None:
         """Ask all that run to stop, and kill those that do not."""
@@ -162,9 +162,9 @@ def _worker(connection: Connection, plan: bytes, folder: Any, share: Share, opti
         if not drains:
             raise KeyboardInterrupt
 
-    def tell(chains: int, failed: int) -> None:
+    def tell(chains: int) -> None:
         with suppress(OSError):  # nobody listens any more: that is no failure of the units in hand
-            connection.send((chains, failed))
+            connection.send(chains)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the one that started this one decides
     signal.signal(signal.SIGTERM, ask)

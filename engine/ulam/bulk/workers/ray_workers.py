@@ -32,7 +32,7 @@ def run_on_ray(
     store: Store,
     workers: int,
     address: str | None,
-    on_done: Callable[[int, int], object],
+    on_done: Callable[[int], object],
     *,
     on_interrupt: str,
     threads: int,
@@ -86,7 +86,7 @@ def _watch(
     store: Store,
     running: dict[Future[Any], tuple[Any, Share]],
     start: Callable[[Share], None],
-    on_done: Callable[[int, int], object],
+    on_done: Callable[[int], object],
 ) -> None:
     """Until all actors have ended: tell what they finish, replace those that die."""
     chains = _Finished(store)
@@ -97,7 +97,7 @@ def _watch(
         ended, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
         if new := chains.new():
             deaths.forget()
-            on_done(new, 0)
+            on_done(new)
         for future in ended:
             _, share = running.pop(future)
             try:

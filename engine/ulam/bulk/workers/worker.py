@@ -80,13 +80,13 @@ def work(
     threads: int,
     allow_environment: bool = False,
     stop: Stop | None = None,
-    on_done: Callable[[int, int], object] | None = None,
+    on_done: Callable[[int], object] | None = None,
     only: Collection[str] | None = None,
 ) -> None:
     """Sample units of a plan into a store until all are done, by this worker or by others.
 
     share: where in the list of units this worker begins; its GPU, unless it sees only one. only: the units of these
-    keys. on_done: called with the chains of each unit that this worker stored, and how many of them failed.
+    keys. on_done: called with the chains of each unit that this worker stored.
 
     Raises:
         ValueError: another plan or environment in the store; a network whose results vary from run to run.
@@ -104,7 +104,7 @@ def work(
         here = environment(device, backend, threads)
         there = record.write_record(store, record.record_of(plan, here))
         accepted = record.accept_environment(store, there, here, allow_environment)
-        worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains, failed: None))
+        worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains: None))
         worker.run(share, only)
 
 
@@ -149,19 +149,19 @@ class _Worker:
         accepted: list[str],
         device: torch.device,
         stop: Stop,
-        on_done: Callable[[int, int], object],
+        on_done: Callable[[int], object],
     ) -> None:
         self._plan, self._store, self._accepted, self._device = plan, store, accepted, device
         self._stop, self._on_done = stop, on_done
         self._todo: deque[PlannedUnit] = deque()
         self._busy: deque[PlannedUnit] = deque()  # others work on them
         self._looked = 0.0
-        self._writes: deque[tuple[Future[None], PlannedUnit, int]] = deque()
+        self._writes: deque[tuple[Future[None], PlannedUnit]] = deque()
         self._chains, self._begin = 0, time.monotonic()
         self._leases = Leases(store, self._told)
 
     def _told(self) -> dict[str, Any]:
-        return {"chains": self._chains, "seconds": time.monotonic() - self._begin, "device": str(self._device)}
+        return {"chains": self._chains, "seconds": time.monotonic() - self._begin}
 
     def _keys(self, unit: PlannedUnit) -> list[str]:
         return [record.file_key(unit.key, environment) for environment in self._accepted]
@@ -288,7 +288,7 @@ class _Worker:
         labels = None if planned.labels is None else planned.labels[at]
         unit = Unit(x, planned.checked.chains[at], labels, planned.checked.seed, failed)
         self._settle(WRITES - 1)
-        self._writes.append((self._writer.submit(self._write, done.unit, unit), done.unit, len(failed)))
+        self._writes.append((self._writer.submit(self._write, done.unit, unit), done.unit))
 
     def _write(self, planned: PlannedUnit, unit: Unit) -> None:
         key = self._keys(planned)[0]
@@ -298,8 +298,8 @@ class _Worker:
     def _settle(self, most: int) -> None:
         """Wait until at most so many units are being written; raises what a write raised."""
         while self._writes and (len(self._writes) > most or self._writes[0][0].done()):
-            future, unit, failed = self._writes[0]
+            future, unit = self._writes[0]
             future.result()
             self._writes.popleft()
             self._chains += unit.end - unit.begin
-            self._on_done(unit.end - unit.begin, failed)
+            self._on_done(unit.end - unit.begin)
