@@ -17,7 +17,6 @@ import torch
 
 from bulk_cases import job
 from ulam import bulk
-from ulam.bulk.running import opened_store
 from ulam.bulk.store import leases as leases_module
 from ulam.bulk.store import owners as owners_module
 from ulam.bulk.store.leases import Leases
@@ -59,7 +58,7 @@ def test_a_process_killed_while_it_writes_leaves_whole_units_only(tmp_path):
             time.sleep(chance.random() * 0.05)
             run.send_signal(signal.SIGKILL)
             told = [first, *(int(line) for line in run.stdout.read().split("\n")[:-1])]
-        opened_store(tmp_path)
+        store.clean()
         assert not list(tmp_path.rglob("*.partial"))
         found = stored(store)
         assert {f"{number:064x}" for number in told} <= found.keys()

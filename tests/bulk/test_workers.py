@@ -105,6 +105,19 @@ def test_workers_that_are_killed_are_started_again(place: Path, right: dict[str,
     assert units(place / "out") == right and leftovers(place / "out") == []
 
 
+def test_what_a_worker_was_writing_when_it_was_killed_is_gone_by_the_end(place: Path, right: dict[str, bytes]):
+    run = start(place, "--workers", "2")
+    wait_for(lambda: len(list((place / "out" / "workers").glob("[!.]*.json"))) == 2)
+    killed = next(iter((place / "out" / "workers").glob("[!.]*.json")))
+    os.kill(int(killed.stem.split("-")[-2]), signal.SIGKILL)
+    for folder in ("workers", "units/00", "errors"):
+        (place / "out" / folder).mkdir(exist_ok=True, parents=True)
+        (place / "out" / folder / f".half.{killed.stem}.1.partial").write_bytes(b"half")
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 0 and "Traceback" not in told, told
+    assert units(place / "out") == right and leftovers(place / "out") == []
+
+
 def test_a_run_killed_whole_goes_on_with_other_workers(place: Path, right: dict[str, bytes]):
     """The process that started the workers is killed, too: they stop by themselves."""
     run = start(place, "--workers", "2")

@@ -156,16 +156,12 @@ def recompute(plan: Plan, folder: str | Path, count: int) -> list[str]:
 
 
 def opened_store(folder: Path) -> Store:
-    """The store in a folder, made if it is missing, without what killed processes left behind.
-
-    Raises OSError for one that cannot be written to.
-    """
+    """The store in a folder, made if it is missing. Raises OSError for one that cannot be written to."""
     store = Store(folder)
     with store.writing():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        store.clean()
     return store
 
 

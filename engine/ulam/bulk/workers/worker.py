@@ -96,6 +96,8 @@ def work(
     gpu = 0 if torch.cuda.device_count() == 1 else share.local_rank  # Slurm may show each task its own alone
     device = resolve_device(f"cuda:{gpu}" if plan.device == "cuda" else plan.device)
     with ONE_AT_A_TIME, _threads(threads):
+        with store.writing():
+            store.clean()  # also of the worker in whose place this one was started
         for job in plan.jobs:
             for module in (job.job.denoiser.net, job.job.finish):
                 if isinstance(module, torch.nn.Module):
