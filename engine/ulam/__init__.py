@@ -15,8 +15,10 @@ from .engine.network import NetworkOptions
 from .engine.report import Report
 from .engine.results import Result
 from .engine.sample import sample
+from .engine.tuned import Tuned
 from .mcmc import Energy
 from .programs.program import Program
+from .tuning.tune import tune
 
 __all__ = [
     "Denoiser",
@@ -30,6 +32,7 @@ __all__ = [
     "QueueFull",
     "Report",
     "Result",
+    "Tuned",
     "__version__",
     "backends",
     "bounds",
@@ -44,6 +47,7 @@ __all__ = [
     "schedules",
     "shared",
     "sure",
+    "tune",
     "tweedie",
     "vae",
 ]

@@ -14,14 +14,16 @@ from ulam_kernels import dispatch
 from ulam_kernels.arguments import choice, described, switch, whole
 from ulam_kernels.validation import check_data
 
-from ..arguments import MAX_CHAINS, check_device, check_shape
+from ..arguments import MAX_CHAINS, check_device, check_shape, resolve_device
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..engine import job as engine_job
-from ..engine.arguments import check_options, check_slots
+from ..engine.arguments import check_options, check_slots, default_slots, network_options
 from ..engine.network import NetworkOptions
 from ..engine.submission import job_of
+from ..engine.tuned import Tuned
 from ..programs.program import Program
+from ..tuning.tune import tune
 from .fingerprints.fingerprint import fingerprint
 
 DEVICES = ("cpu", "cuda")
@@ -135,7 +137,8 @@ class Plan:
 
     Args:
         jobs: one, or several; each :class:`Job` has its own denoiser, sampler and conditioning.
-        slots: chains in one batch, a multiple of 32, so that a chain's bits do not depend on its slot.
+        slots: chains in one batch (256, or as tuned), a multiple of 32, so that a chain's bits do not depend on its
+            slot.
         unit: chains in a unit; by default as many slots as fill 1 MiB with samples, at least one filling.
         device: "cpu", or "cuda": each worker takes a GPU of its own. backend, dtype, options: of :class:`ulam.Engine`.
         format: of the units' files, safetensors or npz.
@@ -148,12 +151,12 @@ class Plan:
         self,
         jobs: Job | Sequence[Job],
         *,
-        slots: int = 256,
+        slots: int | None = None,
         unit: int | None = None,
         device: torch.device | str = "cpu",
         backend: str | None = None,
         dtype: torch.dtype = torch.float32,
-        options: NetworkOptions | None = None,
+        options: NetworkOptions | Tuned | None = None,
         format: str = "safetensors",
     ) -> None:
         given = [jobs] if isinstance(jobs, Job) else list(jobs) if isinstance(jobs, Sequence) else None
@@ -161,13 +164,15 @@ class Plan:
             raise TypeError(f"jobs: got {described(jobs)}, expected an ulam.bulk.Job, or several")
         for job in given:
             check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
-        self.slots, self.device = check_slots(slots), choice(str(check_device(device)), "device", DEVICES)
+        self.slots = check_slots(default_slots(options) if slots is None else slots)
+        self.device = choice(str(check_device(device)), "device", DEVICES)
         self.backend, self.dtype = backend, dtype
         dispatch.select(backend, self.device, dtype)
-        self.options = options or NetworkOptions()
+        self.options = network_options(options)
         if self.slots % SLOTS_STEP:
             raise ValueError(
-                f"slots: got {slots}, expected a multiple of {SLOTS_STEP}: at others, a chain's bits depend on its slot"
+                f"slots: got {self.slots}, expected a multiple of {SLOTS_STEP}: at others, a chain's bits depend on "
+                "its slot"
             )
         if self.options.doubled:
             raise ValueError(
@@ -187,6 +192,20 @@ class Plan:
     def _default_unit(self, shapes: list[tuple[int, ...]]) -> int:
         chain = max(torch.Size(shape).numel() for shape in shapes) * self.dtype.itemsize
         return max(1, UNIT_BYTES // (chain * self.slots)) * self.slots
+
+    def tuned(self, accuracy: str | float) -> Tuned:
+        """The fastest way to run the first job's network that is accurate enough, see :func:`ulam.tune`."""
+        job = self.jobs[0].job
+        device = resolve_device(self.device)
+        if isinstance(job.denoiser.net, torch.nn.Module):
+            job.denoiser.net.to(device)
+        checked = self.jobs[0].checked
+        weight = None if checked.guidance is None else float(checked.guidance[0])
+        return tune(
+            job.denoiser, job.shape, sampler=job.sampler, slots=self.slots, accuracy=accuracy,
+            cond=checked.cond or None, guidance=weight, uncond=checked.uncond or None, device=device,
+            backend=self.backend, dtype=self.dtype, options=self.options, doubled=False,
+        )  # fmt: skip
 
     def __reduce__(self) -> Any:
         if self.rebuilt_by is not None:  # workers load the weights themselves

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import choice, described
 
 from ..arguments import check_shape
-from ..engine.network import NetworkOptions
+from ..engine.network import DTYPES, SHORT, NetworkOptions
+from ..engine.tuned import Tuned
 from ..files import full_path
 from ..jobs.models import load_model
 from ..jobs.tables import make_jobs, read_tables
@@ -21,9 +22,8 @@ from .plan import Job, Plan
 
 MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class")
 PLAN = ("slots", "unit", "device", "backend", "format")
-NETWORK = ("autocast", "channels_last", "compile", "gradients")
+NETWORK = ("autocast", "channels_last", "compile", "gradients", "weights_dtype")
 SETTINGS = (*MODEL, *PLAN, *NETWORK)  # keys that may stand before the [[job]] tables
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ORDER = ("priority", "weight", "deadline")  # who enters first, which units do not ask
 
 
@@ -66,11 +66,10 @@ def plan_of(recipe: dict[str, Any]) -> Plan:
         if given := [name for name in ORDER if table.get(name) is not None]:
             got = f"job {number}: {given[0]}: got {described(table[given[0]])}"
             raise ValueError(f"{got}, expected none: units are done in their order")
-    autocast = told.get("autocast")
-    if autocast is not None and (not isinstance(autocast, str) or autocast not in AUTOCAST):
-        raise ValueError(f"autocast: got {described(autocast)}, expected one of {', '.join(AUTOCAST)}")
     options = NetworkOptions(
-        None if autocast is None else AUTOCAST[autocast], **{name: told.get(name, False) for name in NETWORK[1:]}
+        autocast=_dtype(told, "autocast"),
+        weights=_dtype(told, "weights_dtype"),
+        **{name: told.get(name, False) for name in ("channels_last", "compile", "gradients")},
     )
     jobs = [
         Job(
@@ -82,3 +81,17 @@ def plan_of(recipe: dict[str, Any]) -> Plan:
     plan = Plan(jobs, options=options, **{name: told[name] for name in PLAN if told.get(name) is not None})
     plan.recipe, plan.rebuilt_by = recipe, plan_of
     return plan
+
+
+def _dtype(told: Mapping[str, Any], name: str) -> torch.dtype | None:
+    value = told.get(name)
+    return None if value is None else DTYPES[choice(value, name, DTYPES)]
+
+
+def settings_of(tuned: Tuned) -> dict[str, Any]:
+    """The settings of a recipe that run a network as tuned."""
+    options = tuned.options
+    dtypes = {"autocast": options.autocast, "weights_dtype": options.weights}
+    flags = {"channels_last": options.channels_last, "compile": options.compile, "gradients": options.gradients}
+    chosen: dict[str, Any] = {name: SHORT[dtype] for name, dtype in dtypes.items() if dtype is not None}
+    return {**chosen, **{name: value for name, value in flags.items() if value}, "slots": tuned.slots}

@@ -14,7 +14,7 @@ from .. import bulk
 from ..bulk.exports.formats import FORMATS as EXPORTS
 from ..bulk.plan import FORMATS
 from ..bulk.progress import bar
-from ..bulk.recipes import SETTINGS, plan_of
+from ..bulk.recipes import SETTINGS, plan_of, settings_of
 from ..bulk.running import LAUNCHERS, ON_INTERRUPT
 from .streams import FAILED
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         if options.out is None:
             raise ValueError("out: got none, expected a folder for the samples, such as --out samples")
-        plan, folder = bulk.read_plan(options.target, _plain(given)), options.out
+        plan, folder = _planned(options, _plain(given)), options.out
     print(f"ulam: {plan!r} in {folder}")
     begin = time.perf_counter()
     found = bulk.run(
@@ -67,6 +67,16 @@ def run(options: argparse.Namespace) -> int:
     if told.failed:
         print(f"ulam: failed: {told.failed} of {told.chains} chains turned NaN or Inf", file=sys.stderr)
     return FAILED if told.failed else 0
+
+
+def _planned(options: argparse.Namespace, settings: dict[str, Any]) -> bulk.Plan:
+    """The plan of a TOML file; with ``--tune`` its first job's network runs the fastest way, and all others so."""
+    plan = bulk.read_plan(options.target, settings)
+    if options.tune is None:
+        return plan
+    found = plan.tuned(options.tune)
+    print(f"ulam: network {found.chosen.name}")
+    return bulk.read_plan(options.target, {**settings, **settings_of(found)})
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

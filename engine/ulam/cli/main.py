@@ -1,4 +1,4 @@
-"""The command line: `ulam sample`, `run` and what belongs to it, `check`, `mcmc` and `info`."""
+"""The command line: `ulam sample`, `tune`, `run` and what belongs to it, `check`, `mcmc` and `info`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from . import bulk, check, info, mcmc, sample
+from . import bulk, check, info, mcmc, sample, tune
+from .arguments import add_network_arguments
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
 
 
@@ -70,10 +71,14 @@ def _parser() -> _Parser:
     _add_model(p)
     sample.add_arguments(p)
 
+    p = commands.add_parser("tune", parents=[common], help="find the fastest way to run a network")
+    _add_model(p)
+    tune.add_arguments(p)
+
     p = commands.add_parser("run", parents=[common], help="draw many samples into a folder, by many workers")
     _add_model(p, required=False)
     bulk.add_run_arguments(p)
-    sample.add_network_arguments(p)
+    add_network_arguments(p)
     for name, add, about in (
         ("status", bulk.add_status_arguments, "how far a run is"),
         ("verify", bulk.add_verify_arguments, "whether the units of a run are as they were written"),

@@ -14,7 +14,9 @@ from ..arguments import whole_number
 from ..denoiser import Denoiser
 from .network import NetworkOptions
 from .scheduler import POLICIES
+from .tuned import Tuned
 
+DEFAULT_SLOTS = 256
 RESULTS = ("device", "host")
 
 
@@ -40,11 +42,21 @@ def check_options(
             choice(chosen, name, choices)
     if watchdog is not None:
         positive(watchdog, "watchdog")
-    if options is not None and not isinstance(options, NetworkOptions):
-        raise TypeError(f"options: got {described(options)}, expected a ulam.NetworkOptions, or None")
+    if options is not None and not isinstance(options, NetworkOptions | Tuned):
+        raise TypeError(f"options: got {described(options)}, expected a ulam.NetworkOptions or Tuned, or None")
     for name, flag in switches.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: got {described(flag)}, expected True or False")
+
+
+def network_options(options: NetworkOptions | Tuned | None) -> NetworkOptions:
+    """How the network is called; as tuned, or the defaults."""
+    return options.options if isinstance(options, Tuned) else options or NetworkOptions()
+
+
+def default_slots(options: NetworkOptions | Tuned | None) -> int:
+    """The number of slots where none is given: as tuned, or ``DEFAULT_SLOTS``."""
+    return options.slots if isinstance(options, Tuned) else DEFAULT_SLOTS
 
 
 def check_slots(slots: object) -> int:

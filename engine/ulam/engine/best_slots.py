@@ -6,26 +6,21 @@ turning point is the knee.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ulam_kernels import __version__
-
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser
-from ..files import parse_json, whole
 from ..samplers.ddim import DDIM
 from .errors import NetworkError
 from .network import NetworkOptions
+from .remembered import Remembered, key_of
 
 log = logging.getLogger("ulam")
 MOST = 1 << 16
@@ -63,9 +58,10 @@ def best_slots(
         TypeError: the network needs arguments that ``cond`` lacks.
     """
     given = options or NetworkOptions()
-    key = _key(denoiser, shape, device, backend, dtype, given, cond or {})
-    if key is not None and (known := _read().get(key)) is not None:
-        return known
+    key = key_of(denoiser, shape, device, backend, dtype, cond or {}, options=repr(given))
+    kept = remembered()
+    if key is not None and (known := kept.read().get(key)) is not None:
+        return int(known)
     rates: dict[int, float] = {}
     slots, idle = 1, 0
     while slots <= MOST and idle < 2:
@@ -78,7 +74,7 @@ def best_slots(
         slots *= 2
     best = min(count for count, rate in rates.items() if WORTH * rate >= max(rates.values()))
     if key is not None:
-        _write(key, best)
+        kept.write(key, best)
     return best
 
 
@@ -132,64 +128,6 @@ def _has_room(device: torch.device) -> bool:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY * total
 
 
-# --------------------------------------------------------------------------------------------------------- the cache
-
-
-def cache_file() -> Path:
-    """The file that holds the cached results."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ulam" / "slots.json"
-
-
-def _key(
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    device: torch.device,
-    backend: str | None,
-    dtype: torch.dtype,
-    options: NetworkOptions,
-    cond: Cond,
-) -> str | None:
-    """A digest of all that the result depends on; None for a network whose result cannot be cached."""
-    net = denoiser.net
-    if not isinstance(net, torch.nn.Module):
-        return None
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
-    facts: Mapping[str, Any] = {
-        "network": f"{type(net).__module__}.{type(net).__qualname__}",
-        "parameters": [(name, list(p.shape), str(p.dtype)) for name, p in net.named_parameters()],
-        "arguments": [(name, type(value).__name__) for name, value in sorted(cond.items())],
-        "shape": list(shape),
-        "device": where,
-        "backend": backend or os.environ.get("ULAM_BACKEND"),
-        "dtype": str(dtype),
-        "options": repr(options),
-        "versions": [__version__, torch.__version__],
-    }
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _read() -> dict[str, int]:
-    """All cached results; none, with a warning, if the file cannot be read or holds something else."""
-    path = cache_file()
-    try:
-        data = parse_json("slots", path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s is not readable and is ignored: %s", path, error)
-        return {}
-    if not isinstance(data, dict) or not all(type(n) is int and 1 <= n <= MOST for n in data.values()):
-        log.warning("%s holds something else than slots by network and is ignored", path)
-        return {}
-    return data
-
-
-def _write(key: str, slots: int) -> None:
-    """Cache a result by replacing the whole file. If it cannot be written, a warning is logged."""
-    path = cache_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as (partial,):
-            partial.write_text(json.dumps({**_read(), key: slots}, indent=1))
-    except OSError as error:
-        log.warning("the best number of slots cannot be kept in %s: %s", path, error)
+def remembered() -> Remembered:
+    """The results of earlier trials."""
+    return Remembered("slots.json", lambda slots: type(slots) is int and 1 <= slots <= MOST)

@@ -18,7 +18,7 @@ from ..arguments import check_shape, resolve_device
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..programs.program import Program
-from .arguments import backend_name, check_options, check_slots
+from .arguments import backend_name, check_options, check_slots, default_slots, network_options
 from .best_slots import best_slots
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
@@ -29,6 +29,7 @@ from .results import Finished, Result
 from .runner import Runner
 from .scheduler import Scheduler
 from .submission import job_of
+from .tuned import Tuned
 from .watchdog import Watchdog
 
 __all__ = ["Engine", "Report", "Result"]
@@ -53,12 +54,12 @@ class Engine:
         denoiser: the network with its schedule. It is called under ``torch.inference_mode``, unless ``options`` say
             that it takes gradients inside. No gradient flows through samples.
         shape: of one chain's sample. slots: chains per batch, or "auto": found by short trials
-            (:meth:`best_slots`).
+            (:meth:`best_slots`); by default 256, or as tuned.
         device: where the states live; the network must be there too.
         backend: of the fused operations, see :func:`ulam.backends`. dtype: of the states and results.
         policy: which chains enter first, see :class:`ulam.engine.scheduler.Scheduler`.
         queue: the most chains that may wait; beyond that :meth:`submit` blocks or raises.
-        options: how the network is called.
+        options: how the network is called, or what :func:`ulam.tune` found.
         check_finite: stop chains whose network output is not finite, see :class:`Result`.
         graphs: capture whole ticks as CUDA graphs on a GPU. States then have room for samplers of up to five
             registers, so that no program moves them.
@@ -75,14 +76,14 @@ class Engine:
         self,
         denoiser: Denoiser,
         shape: Sequence[int],
-        slots: int | str = 256,
+        slots: int | str | None = None,
         device: torch.device | str = "cpu",
         backend: str | None = None,
         dtype: torch.dtype = torch.float32,
         *,
         policy: str = "fifo",
         queue: int | None = None,
-        options: NetworkOptions | None = None,
+        options: NetworkOptions | Tuned | None = None,
         check_finite: bool = True,
         graphs: bool = True,
         results: str = "device",
@@ -94,14 +95,16 @@ class Engine:
             check_finite=check_finite, graphs=graphs, trace=trace,
         )  # fmt: skip
         sizes = check_shape(shape)
+        network = network_options(options)
+        slots = default_slots(options) if slots is None else slots
         count = None if isinstance(slots, str) and slots == "auto" else check_slots(slots)
         where = resolve_device(device)
         name, slow = backend_name(denoiser, where, backend, dtype)
         if count is None:
-            count = self.best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=options)
+            count = self.best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=network)
         self.denoiser, self.shape, self.slots = denoiser, sizes, count
         self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
-        self.report = Report(name, str(where), count, fallbacks=slow)
+        self.report = Report(name, str(where), count, fallbacks=slow, network=str(network))
         with torch.inference_mode(False):
             self._runner = Runner(
                 denoiser,
@@ -110,10 +113,10 @@ class Engine:
                 where,
                 backend,
                 dtype,
-                options or NetworkOptions(),
+                network,
                 self.report,
                 check_finite,
-                graphs,
+                graphs and not (isinstance(options, Tuned) and not options.graphs),
                 trace,
             )
         self._lock = threading.RLock()  # guards scheduler and results; never held while waiting for the device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,32 +19,64 @@ from ..gradients import plain, wants_gradients
 from .errors import NetworkError
 from .report import Report
 
+# What torch.compile is told. Its own CUDA graphs stay off: the engine captures whole ticks.
+COMPILE: dict[bool | str, dict[str, Any]] = {
+    True: {},
+    "frozen": {"options": {"freezing": True}},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHORT = {dtype: name for name, dtype in DTYPES.items()}
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """How the network is called; the defaults change nothing about it.
+    """How the network is called; the defaults change nothing about it. :func:`ulam.tune` finds the fastest.
 
     autocast: a dtype for ``torch.autocast``, or None. channels_last: hand over x in that memory format.
-    compile: run it through ``torch.compile``. doubled: evaluate the conditional and the unconditional branch in one
+    compile: run it through ``torch.compile``; "frozen": with its weights as constants, "max-autotune": with kernels
+    chosen by trials, which may choose others, of other bits, in another process.
+    doubled: evaluate the conditional and the unconditional branch in one
     batch of twice the slots, not in two calls: faster on small networks; a chain's bits may then depend on whether
     guided chains share its batch. gradients: call it with gradients recorded, for a network that takes some inside, as
-    classifier guidance does; by default it runs in inference mode. Raises ValueError for an invalid option.
+    classifier guidance does; by default it runs in inference mode.
+    weights: run a copy whose floating-point weights have this dtype, under autocast to it; for a ``torch.nn.Module``.
+    Frozen or copied weights are those of the engine's first evaluation: training after it does not reach them.
+    Raises ValueError for an invalid option.
     """
 
     autocast: torch.dtype | None = None
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | str = False
     doubled: bool = False
     gradients: bool = False
+    weights: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        known = self.autocast is None or isinstance(self.autocast, torch.dtype)
-        if not known or self.autocast not in (None, torch.bfloat16, torch.float16):
-            got = described(self.autocast)
-            raise ValueError(f"autocast: got {got}, expected torch.bfloat16, torch.float16 or None")
-        for name in ("channels_last", "compile", "doubled", "gradients"):
+        for name in ("autocast", "weights"):
+            dtype = getattr(self, name)
+            if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in SHORT):
+                raise ValueError(f"{name}: got {described(dtype)}, expected torch.bfloat16, torch.float16 or None")
+        for name in ("channels_last", "doubled", "gradients"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {described(getattr(self, name))}, expected True or False")
+        if not isinstance(self.compile, bool) and not (isinstance(self.compile, str) and self.compile in COMPILE):
+            names = [repr(name) for name in COMPILE if name is not True]
+            raise ValueError(f"compile: got {described(self.compile)}, expected True, False, {' or '.join(names)}")
+        if self.weights is not None and self.autocast not in (None, self.weights):
+            raise ValueError(f"autocast: got {self.autocast} beside weights={self.weights}, expected None or the same")
+        if self.gradients and self.compile == "frozen":
+            raise ValueError("compile: got 'frozen' beside gradients=True, expected True: frozen networks have none")
+
+    def __str__(self) -> str:
+        """In few words, such as ``compiled (frozen), bf16 weights``; ``eager`` for the defaults."""
+        compiled = {False: "", True: "compiled"}.get(self.compile, f"compiled ({self.compile})")  # type: ignore[arg-type]
+        dtypes = f"{SHORT[self.weights]} weights" if self.weights else ""
+        if self.autocast and not self.weights:
+            dtypes = f"{SHORT[self.autocast]} autocast"
+        formats = "channels-last" if self.channels_last else ""
+        branches = "branches in one batch" if self.doubled else ""
+        return ", ".join(filter(None, (compiled, dtypes, formats, branches))) or "eager"
 
 
 class Network:
@@ -55,14 +88,15 @@ class Network:
     def __init__(
         self, denoiser: Denoiser, slots: int, device: torch.device, options: NetworkOptions, report: Report
     ) -> None:
-        self._eager: Callable[..., Any] = denoiser.net
-        self._net = torch.compile(denoiser.net, dynamic=False) if options.compile else denoiser.net
+        self._eager: Callable[..., Any] = _with_weights(denoiser.net, options) if options.weights else denoiser.net
+        self._net = _compiled(self._eager, options.compile) if options.compile else self._eager
         self._device, self._options, self._report = device, options, report
-        self._no_autocast = options.autocast is None and device.type != "cuda"  # none to enter, none in a graph
+        self._autocast_dtype = options.autocast or options.weights
+        self._no_autocast = self._autocast_dtype is None and device.type != "cuda"  # none to enter, none in a graph
         self.batch = slots
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
-        self.dtype = _computing_dtype(denoiser.net)
+        self.dtype = _computing_dtype(self._eager)
 
     def __call__(
         self,
@@ -163,7 +197,7 @@ class Network:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast as requested; weights that the caller's own autocast has cached must not enter a graph."""
-        dtype = self._options.autocast
+        dtype = self._autocast_dtype
         if self._capturing():
             outer, outer_dtype = autocast_state(self._device)
             if outer:
@@ -175,6 +209,27 @@ class Network:
 
 
 _NO_CONTEXT = contextlib.nullcontext()
+
+
+def _with_weights(net: Callable[..., Any], options: NetworkOptions) -> torch.nn.Module:
+    """A copy in eval mode with weights of the dtype (and the memory format) that the options say."""
+    if not isinstance(net, torch.nn.Module):
+        raise ValueError(f"weights: got {options.weights} for {described(net)}, expected None, or a torch.nn.Module")
+    copied = copy.deepcopy(net).to(options.weights).eval()
+    return copied.to(memory_format=torch.channels_last) if options.channels_last else copied  # type: ignore[call-overload]
+
+
+def _compiled(net: Callable[..., Any], how: bool | str) -> Callable[..., Any]:
+    """The network through torch.compile, with code of its own.
+
+    What torch has compiled it keeps by code, and at most eight versions of each: a ninth engine would run eagerly.
+    """
+
+    def call(x: torch.Tensor, t: torch.Tensor, **inputs: torch.Tensor) -> Any:
+        return net(x, t, **inputs)
+
+    call.__code__ = call.__code__.replace()
+    return torch.compile(call, dynamic=False, **COMPILE[how])
 
 
 def _computing_dtype(net: Any) -> torch.dtype | None:

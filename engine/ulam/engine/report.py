@@ -32,6 +32,7 @@ class Report:
     step_seconds: float = 0.0
     captures: int = 0
     capture_seconds: float = 0.0
+    network: str = "eager"
     fallbacks: tuple[str, ...] = ()
     _energy: _Energy | None = field(default=None, repr=False, compare=False)
 

@@ -14,13 +14,13 @@ from ..arguments import chain_ids
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..programs.program import Program
+from .arguments import DEFAULT_SLOTS
 from .engine import Engine
 from .errors import warn
 from .job import Noise
 from .network import NetworkOptions
 from .submission import job_of
-
-DEFAULT_SLOTS = 256
+from .tuned import Tuned
 
 
 @not_recorded
@@ -45,7 +45,7 @@ def sample(
     first_row: int = 0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
-    options: NetworkOptions | None = None,
+    options: NetworkOptions | Tuned | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -61,7 +61,8 @@ def sample(
         cond: the network's conditioning by name, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
-        slots: chains per batch; min(chains, 256) by default. device, backend, dtype: see :class:`ulam.Engine`.
+        slots: chains per batch; min(chains, 256) by default, or as tuned. device, backend, dtype: of
+            :class:`ulam.Engine`.
         x_init: ``[chains, *shape]``, or ``[*shape]`` shared: the states at the first row's noise level, in place of
             noise. Warns where a run without it starts far below the schedule's noisiest level, and where states of
             an earlier run would get the same noise again: give ``first_row`` or another ``seed``.
@@ -72,7 +73,8 @@ def sample(
             guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is kept, 0 where it is
             sampled, each ``[chains, *shape]`` or what broadcasts to it, or shared.
-        options: how the network is called; one that takes gradients inside needs ``NetworkOptions(gradients=True)``.
+        options: how the network is called, or what :func:`ulam.tune` found; one that takes gradients inside needs
+            ``NetworkOptions(gradients=True)``.
         progress: show a bar if stderr is a terminal.
 
     Raises:
@@ -82,7 +84,7 @@ def sample(
     switch(progress, "progress")
     count = len(chain_ids(chains))
     if slots is None:
-        slots = min(max(count, 1), DEFAULT_SLOTS)
+        slots = options.slots if isinstance(options, Tuned) else min(max(count, 1), DEFAULT_SLOTS)
     engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options)
     job = job_of(
         denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
