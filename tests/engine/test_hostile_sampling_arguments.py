@@ -100,6 +100,12 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     }),
     "NetworkOptions": (ulam.NetworkOptions, lambda: {
         "autocast": None, "channels_last": False, "compile": False, "doubled": False, "gradients": False,
+        "weights": None,
+    }),
+    "tune": (ulam.tune, lambda: {
+        "denoiser": DENOISER, "shape": SHAPE, "sampler": DDPM(2), "slots": 4, "accuracy": 0.5, "cond": None,
+        "guidance": None, "uncond": None, "device": "cpu", "backend": None, "dtype": torch.float32, "options": None,
+        "doubled": True, "seed": 1, "budget": 1e-3, "cache": False, "progress": False,
     }),
     "shared": (ulam.shared, lambda: {"tensor": of_chains()}),
     "Energy": (ulam.Energy, lambda: {"fn": net, "score": None, "cond": None}),
@@ -107,7 +113,8 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
 NOT_HERE = {
     "Job": "submit makes it", "NetworkError": "raised, not called", "Preview": "given to a callback",
     "Program": "made by samplers and read from JSON, where its own tests give it wrong values",
-    "QueueFull": "raised, not called", "Report": "an engine's own", "Result": "an engine's own",
+    "QueueFull": "raised, not called", "Tuned": "tune makes it",
+    "Report": "an engine's own", "Result": "an engine's own",
     "backends": "no argument",
 }  # fmt: skip
 EXTRA = ("submit", "ULAM_BACKEND", "norms", "timesteps", "steps", "net", "levels", "step")

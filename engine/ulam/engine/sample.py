@@ -61,8 +61,7 @@ def sample(
         cond: the network's conditioning by name, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
-        slots: chains per batch; min(chains, 256) by default, or as tuned. device, backend, dtype: of
-            :class:`ulam.Engine`.
+        slots: chains per batch (default: min(chains, 256), or as tuned). device, backend, dtype: :class:`ulam.Engine`.
         x_init: ``[chains, *shape]``, or ``[*shape]`` shared: the states at the first row's noise level, in place of
             noise. Warns where a run without it starts far below the schedule's noisiest level, and where states of
             an earlier run would get the same noise again: give ``first_row`` or another ``seed``.
