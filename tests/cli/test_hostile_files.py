@@ -223,7 +223,7 @@ def test_remembered_slots(data: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         file = io.BytesIO(data)
         patch.setattr(Path, "read_text", lambda self: file.getvalue().decode())
-        for name, slots in best_slots._read().items():
+        for name, slots in best_slots.remembered().read().items():
             assert isinstance(name, str) and type(slots) is int and 1 <= slots <= best_slots.MOST
 
 

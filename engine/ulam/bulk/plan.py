@@ -18,7 +18,7 @@ from ..arguments import MAX_CHAINS, check_device, check_shape, resolve_device
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..engine import job as engine_job
-from ..engine.arguments import check_options, check_slots, default_slots, network_options
+from ..engine.arguments import check_options, check_slots, default_slots
 from ..engine.network import NetworkOptions
 from ..engine.submission import job_of
 from ..engine.tuned import Tuned
@@ -163,12 +163,11 @@ class Plan:
         if not given or not all(isinstance(job, Job) for job in given):
             raise TypeError(f"jobs: got {described(jobs)}, expected an ulam.bulk.Job, or several")
         for job in given:
-            check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
+            self.options = check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
         self.slots = check_slots(default_slots(options) if slots is None else slots)
         self.device = choice(str(check_device(device)), "device", DEVICES)
         self.backend, self.dtype = backend, dtype
         dispatch.select(backend, self.device, dtype)
-        self.options = network_options(options)
         if self.slots % SLOTS_STEP:
             raise ValueError(
                 f"slots: got {self.slots}, expected a multiple of {SLOTS_STEP}: at others, a chain's bits depend on "

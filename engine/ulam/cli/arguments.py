@@ -17,7 +17,7 @@ from ..samplers.sigmas import SIGMAS
 from ..tuning.candidates import EXACT, FP32
 from ..tuning.tune import tune
 
-ACCURACIES = "exact, fp32, or the largest error of a sample as a fraction of their range, such as 1e-2"
+ACCURACIES = "exact, fp32, or the most that samples may differ, as a fraction of their range, such as 1e-2"
 # Options that a job of a TOML file may have too; they are the defaults of all jobs.
 JOB_OPTIONS = (
     "sampler", "steps", "eta", "clip", "threshold", "spacing", "sigmas", "variance", "chains", "labels", "guidance",

@@ -29,8 +29,11 @@ def check_options(
     results: object,
     watchdog: object,
     **switches: object,
-) -> None:
-    """Raises TypeError or ValueError for an invalid argument of :class:`ulam.Engine`, named in the message."""
+) -> NetworkOptions:
+    """How the network is called: as the options, or what was tuned, say.
+
+    Raises TypeError or ValueError for an invalid argument of :class:`ulam.Engine`, named in the message.
+    """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
     if not isinstance(dtype, torch.dtype) or dtype not in (*FLOATS, torch.float64):
@@ -47,10 +50,6 @@ def check_options(
     for name, flag in switches.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: got {described(flag)}, expected True or False")
-
-
-def network_options(options: NetworkOptions | Tuned | None) -> NetworkOptions:
-    """How the network is called; as tuned, or the defaults."""
     return options.options if isinstance(options, Tuned) else options or NetworkOptions()
 
 

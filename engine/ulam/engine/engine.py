@@ -18,7 +18,7 @@ from ..arguments import check_shape, resolve_device
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..programs.program import Program
-from .arguments import backend_name, check_options, check_slots, default_slots, network_options
+from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
@@ -90,12 +90,11 @@ class Engine:
         watchdog: float | None = None,
         trace: bool = False,
     ) -> None:
-        check_options(
+        network = check_options(
             denoiser, dtype, policy, queue, options, results, watchdog,
             check_finite=check_finite, graphs=graphs, trace=trace,
         )  # fmt: skip
         sizes = check_shape(shape)
-        network = network_options(options)
         slots = default_slots(options) if slots is None else slots
         count = None if isinstance(slots, str) and slots == "auto" else check_slots(slots)
         where = resolve_device(device)

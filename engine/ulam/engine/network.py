@@ -35,12 +35,11 @@ class NetworkOptions:
 
     autocast: a dtype for ``torch.autocast``, or None. channels_last: hand over x in that memory format.
     compile: run it through ``torch.compile``; "frozen": with its weights as constants, "max-autotune": with kernels
-    chosen by trials, which may choose others, of other bits, in another process.
-    doubled: evaluate the conditional and the unconditional branch in one
-    batch of twice the slots, not in two calls: faster on small networks; a chain's bits may then depend on whether
-    guided chains share its batch. gradients: call it with gradients recorded, for a network that takes some inside, as
-    classifier guidance does; by default it runs in inference mode.
-    weights: run a copy whose floating-point weights have this dtype, under autocast to it; for a ``torch.nn.Module``.
+    chosen by trials, which may choose others, of other bits, in another process. doubled: evaluate the conditional and
+    the unconditional branch in one batch of twice the slots, not in two calls: faster on small networks; a chain's bits
+    may then depend on whether guided chains share its batch. gradients: call it with gradients recorded, for a network
+    that takes some inside, as classifier guidance does; by default it runs in inference mode. weights: run a copy of a
+    ``torch.nn.Module`` whose matrices and kernels have this dtype, under autocast to it, which then need not cast them.
     Frozen or copied weights are those of the engine's first evaluation: training after it does not reach them.
     Raises ValueError for an invalid option.
     """
@@ -96,7 +95,7 @@ class Network:
         self.batch = slots
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
-        self.dtype = _computing_dtype(self._eager)
+        self.dtype = _computing_dtype(denoiser.net)
 
     def __call__(
         self,
@@ -212,10 +211,15 @@ _NO_CONTEXT = contextlib.nullcontext()
 
 
 def _with_weights(net: Callable[..., Any], options: NetworkOptions) -> torch.nn.Module:
-    """A copy in eval mode with weights of the dtype (and the memory format) that the options say."""
+    """A copy in eval mode whose matrices and kernels have the dtype (and the memory format) that the options say."""
     if not isinstance(net, torch.nn.Module):
         raise ValueError(f"weights: got {options.weights} for {described(net)}, expected None, or a torch.nn.Module")
-    copied = copy.deepcopy(net).to(options.weights).eval()
+    copied = copy.deepcopy(net).eval()
+    for module in copied.modules():
+        if not isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):  # autocast leaves these as they are
+            for weight in module.parameters(recurse=False):
+                if weight.dim() > 1 and weight.is_floating_point():
+                    weight.data = weight.data.to(options.weights)
     return copied.to(memory_format=torch.channels_last) if options.channels_last else copied  # type: ignore[call-overload]
 
 

@@ -15,9 +15,9 @@ class Candidate:
     """One way to run the network, and what was measured of it; None where it was not.
 
     options, slots, graphs: as of :class:`ulam.Engine`. seconds: of a tick. speed: chains a second, as a multiple of
-    eager's. row_error: of the network's output against eager's, root mean square over the larger of the two's, the
-    worst of the rows tried. sample_error: the largest difference of a final sample's element from eager's, as a
-    fraction of the range of eager's samples. warm_up: seconds until its first output, beyond a later one's.
+    eager's. row_error: of the network's output against eager's, root mean square relative to eager's, the
+    worst of the rows tried. sample_error: of final samples against eager's, root mean square as a fraction
+    of the range of eager's. warm_up: seconds until its first output, beyond a later one's.
     break_even: chains after which it has earned its warm-up. verdict: "chosen", "eager", or why it was not.
     """
 

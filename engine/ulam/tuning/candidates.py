@@ -25,9 +25,12 @@ def candidates(
     how = "frozen" if not given.gradients and not gpu else True
     tried = [given]
     coarse = not isinstance(accuracy, str) and accuracy >= COARSE
-    for dtype in ((torch.bfloat16, torch.float16) if gpu else (torch.bfloat16,)) if coarse else ():
-        for formats in (True, False) if gpu and images else (False,):
-            tried.append(replace(given, weights=dtype, autocast=None, compile=how, channels_last=formats))
+    if coarse and gpu:
+        for dtype in (torch.bfloat16, torch.float16):
+            for formats in (True, False) if images else (False,):
+                tried.append(replace(given, weights=dtype, autocast=None, compile=how, channels_last=formats))
+    elif coarse:  # frozen weights are cast once, too
+        tried.append(replace(given, autocast=torch.bfloat16, compile=how))
     tried.append(replace(given, compile=how))
     if images:
         tried.append(replace(given, channels_last=True))

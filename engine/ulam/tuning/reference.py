@@ -33,9 +33,10 @@ class Reference:
         return max(relative(ours, eager) for ours, eager in zip(outputs, self.outputs, strict=True))
 
     def sample_error(self, samples: torch.Tensor) -> float:
-        """The largest difference from eager's samples, as a fraction of their range."""
+        """The root mean square difference from eager's samples, as a fraction of their range; NaN is infinite."""
         span = float(self.samples.max() - self.samples.min()) or 1.0
-        return float((samples.double() - self.samples.double()).abs().max()) / span
+        found = float((samples.double() - self.samples.double()).square().mean().sqrt()) / span
+        return found if found == found else float("inf")
 
     def unlike(self, accuracy: str | float, outputs: list[torch.Tensor]) -> str:
         """Why outputs are not of the accuracy; empty if they are. Numbers are of the samples, not of outputs."""

@@ -12,7 +12,7 @@ from ulam_kernels.arguments import described, positive, real
 from ..arguments import check_shape, checked_seed, resolve_device
 from ..conditioning import Cond, Shared
 from ..denoiser import Denoiser, Sampler
-from ..engine.arguments import backend_name, check_options, check_slots, default_slots, network_options
+from ..engine.arguments import backend_name, check_options, check_slots, default_slots
 from ..engine.network import NetworkOptions
 from ..engine.submission import check_sampler
 from ..engine.tuned import Tuned
@@ -59,8 +59,8 @@ def tune(
             Where its run would take more than a tenth of the budget, samples are compared after fewer of its steps.
         slots: chains in a batch (default 256), or several numbers, of which the fastest is taken.
         accuracy: "exact": the bits of eager in all that is compared. "fp32": outputs at most three times as far from
-            those of float64 as eager's are. A number: no element of a sample further from eager's than this fraction
-            of the samples' range.
+            those of float64 as eager's are. A number: samples differ from eager's by at most this fraction of their
+            range, root mean square.
         cond: the network's conditioning by name, for any number of chains ``[n, ...]``, used in turn, or shared.
             guidance, uncond: as of :func:`ulam.sample`.
         options: what holds for all candidates, such as ``NetworkOptions(gradients=True)``. doubled: try both branches
@@ -73,10 +73,12 @@ def tune(
         TypeError, ValueError: an invalid argument, named in the message; a network that does not run eagerly, or for
             "fp32" not in float64.
     """
-    check_options(denoiser, dtype, "fifo", None, options, "host", None, cache=cache, progress=progress, doubled=doubled)
+    given = check_options(
+        denoiser, dtype, "fifo", None, options, "host", None, cache=cache, progress=progress, doubled=doubled
+    )
     counts = _counts(slots, options)
     accuracy, limit = _accuracy(accuracy), positive(budget, "budget")
-    where, given = resolve_device(device), network_options(options)
+    where = resolve_device(device)
     if guidance is not None:
         guidance = real(guidance, "guidance")
     backend_name(denoiser, where, backend, dtype)
