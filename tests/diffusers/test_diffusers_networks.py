@@ -1,68 +1,31 @@
-"""`Denoiser.from_diffusers` of models alone, of transformers, and a saved pipeline on the command line."""
+"""`Denoiser.from_diffusers` of models alone and of transformers."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 import torch
 
 import ulam
-from archives import arrays
-from pipeline_cases import CHAINS, autoencoder, difference, dit, randn, sample, unet_2d, unet_condition
-from ulam.cli.main import main
+from pipeline_cases import (
+    CHAINS,
+    FLOW,
+    WORDS,
+    conditioning,
+    difference,
+    dit,
+    flux,
+    randn,
+    sample,
+    sd3,
+    unet_2d,
+    unet_condition,
+)
 from ulam.samplers import DDIM, Euler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-FLOW = diffusers.FlowMatchEulerDiscreteScheduler
-WORDS = 5
-
-
-def random_weights(model, seed):
-    torch.manual_seed(seed)
-    for parameter in model.parameters():  # some start at zero, where conditioning would not matter
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def sd3():
-    model = diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=16,
-        pooled_projection_dim=10,
-        out_channels=4,
-        pos_embed_max_size=8,
-    )
-    return random_weights(model, 4)
-
-
-def flux(**options):
-    model = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
-        axes_dims_rope=(2, 2, 4),
-        **options,
-    )
-    return random_weights(model, 5)
-
-
-def conditioning():
-    return {"encoder_hidden_states": randn(CHAINS, WORDS, 12), "pooled_projections": randn(CHAINS, 10, seed=1)}
 
 
 # ------------------------------------------------------------------------------------------------ models alone
@@ -92,11 +55,31 @@ def test_a_model_without_a_scheduler_says_what_to_pass(make):
 
 
 def test_what_is_no_scheduler_is_named():
+    for wrong in (diffusers.DDIMScheduler, FLOW):
+        name = wrong.__name__
+        with pytest.raises(TypeError, match=rf"scheduler: got the class {name}, expected .* such as {name}\(\)"):
+            ulam.Denoiser.from_diffusers(unet_2d(), scheduler=wrong)
     for wrong in ("DDIMScheduler", {}, DDIM(10), unet_2d()):
         with pytest.raises(
             TypeError, match=f"scheduler: got {type(wrong).__name__}, expected a scheduler of diffusers"
         ):
             ulam.Denoiser.from_diffusers(unet_2d(), scheduler=wrong)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda unet: torch.compile(unet, backend="eager")])
+def test_a_model_in_a_wrapper_is_called_through_it(wrap):
+    """Alone and in a pipeline, with labels, which are looked up in the model inside."""
+    unet, y = unet_2d(num_class_embeds=10), torch.tensor([3, 0, 9])
+    x, t = randn(CHAINS, 3, 8, 8), torch.tensor([1.0, 500.0, 999.0])
+    pipe, wrapped = diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler()), wrap(unet)
+    pipe.unet = wrapped
+    for source, scheduler in ((wrapped, pipe.scheduler), (pipe, None)):
+        net = ulam.Denoiser.from_diffusers(source, scheduler=scheduler).net
+        assert net.model is wrapped and net.kind == "UNet2DModel" and net.needs == ("class_labels",)
+        with torch.inference_mode():
+            assert torch.equal(net(x, t, y=y), unet(x, t, y).sample)
+    with pytest.raises(TypeError, match="source: got DataParallel, expected a folder"):
+        ulam.Denoiser.from_diffusers(torch.nn.DataParallel(torch.nn.Linear(1, 1)), scheduler=pipe.scheduler)
 
 
 def test_a_scheduler_in_place_of_the_pipelines_own(tmp_path):
@@ -183,62 +166,3 @@ def test_what_flux_cannot_take_is_said_in_one_line():
         ValueError, match="use_dynamic_shifting=True, expected one shift for all sizes: pass scheduler="
     ):
         ulam.Denoiser.from_diffusers(flux(), scheduler=FLOW(use_dynamic_shifting=True))
-
-
-# -------------------------------------------------------------------------------------------- the command line
-
-
-def written(folder):
-    return arrays(folder / "samples.npz")["arr_0"], json.loads((folder / "report.json").read_text())
-
-
-def test_a_pipelines_folder_on_the_command_line(tmp_path, capsys):
-    saved, out = tmp_path / "pipeline", tmp_path / "out"
-    diffusers.DDIMPipeline(unet_2d(), diffusers.DDIMScheduler(beta_schedule="scaled_linear")).save_pretrained(saved)
-    arguments = ["sample", "--model", str(saved), "--steps", "3", "--chains", "2"]
-    assert main([*arguments, "--out", str(out)]) == 0
-    _, report = written(out)
-    denoiser = ulam.Denoiser.from_diffusers(saved)
-    assert report["schedule"] == repr(denoiser.schedule) and report["chains"] == 2
-    x = ulam.sample(denoiser, DDIM(3), shape=(3, 8, 8), chains=2, progress=False)
-    assert x.shape == (2, 3, 8, 8)
-    assert main([*arguments, "--shape", "3,16,16", "--out", str(tmp_path / "large")]) == 0
-    for option, value in (("--schedule", "vp_linear(1000)"), ("--predicts", "eps"), ("--weights", "x.safetensors")):
-        capsys.readouterr()
-        assert main([*arguments, option, value, "--out", str(tmp_path / "no")]) == 2
-        assert f"{option[2:]}: got " in (said := capsys.readouterr().err) and "expected none: the pipeline in" in said
-
-
-def test_classes_on_the_command_line(tmp_path):
-    """Without labels the class of none; labels and guidance as from Python, to the bit."""
-    saved, out = tmp_path / "pipeline", tmp_path / "out"
-    pipe = diffusers.DiTPipeline(dit(), autoencoder(), diffusers.DDIMScheduler(clip_sample=False))
-    pipe.save_pretrained(saved)
-    arguments = ["sample", "--model", str(saved), "--steps", "3", "--chains", "2"]
-    denoiser, shape = ulam.Denoiser.from_diffusers(saved), (4, 8, 8)
-    null = torch.full((2,), 1000)
-    for more, y, guidance in (
-        ([], null, {}),
-        (
-            ["--labels", "3,7", "--guidance", "2"],
-            torch.tensor([3, 7]),
-            {"guidance": 2.0, "uncond": {"class_labels": null}},
-        ),
-    ):
-        assert main([*arguments, *more, "--out", str(out)]) == 0
-        cond = {"class_labels": y}
-        expected = ulam.sample(denoiser, DDIM(3), shape=shape, chains=2, cond=cond, **guidance, progress=False)
-        assert np.array_equal(written(out)[0], expected.numpy())
-
-
-def test_a_pipeline_that_needs_more_than_a_label_is_refused(tmp_path, capsys):
-    pipe = diffusers.DDIMPipeline(unet_2d(), diffusers.DDIMScheduler())
-    pipe.save_pretrained(tmp_path)
-    unet_condition().save_pretrained(tmp_path / "unet")
-    assert main(["sample", "--model", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "model: got the UNet2DConditionModel" in said and "which needs encoder_hidden_states, " in said
-    assert "sample it from Python" in said
-    assert len(said.strip().splitlines()) == 1
-    assert main(["sample", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert "expected digits, a folder that is there or module:factory" in capsys.readouterr().err

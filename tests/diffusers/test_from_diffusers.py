@@ -234,5 +234,5 @@ def test_without_diffusers(folder, monkeypatch):
 
 def test_unknown_conditioning_is_named():
     net = read(diffusers.DDIMScheduler()).net
-    with pytest.raises(TypeError, match=r"cond: got y, expected only what UNet2DModel takes: class_labels"):
+    with pytest.raises(TypeError, match=r"cond: got y, expected only what UNet2DModel takes: nothing"):
         net(randn(1, 3, 8, 8), torch.zeros(1), y=torch.zeros(1))

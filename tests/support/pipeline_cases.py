@@ -12,7 +12,8 @@ import ulam.integrations.diffusers
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-STEPS, CHAINS = 20, 3
+FLOW = diffusers.FlowMatchEulerDiscreteScheduler
+STEPS, CHAINS, WORDS = 20, 3, 5
 TINY = {
     "sample_size": 8,
     "layers_per_block": 1,
@@ -53,6 +54,46 @@ def dit():
     return model.eval()
 
 
+def random_weights(model, seed):
+    torch.manual_seed(seed)
+    for parameter in model.parameters():  # some start at zero, where conditioning would not matter
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def sd3():
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    return random_weights(model, 4)
+
+
+def flux(**options):
+    model = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(2, 2, 4),
+        **options,
+    )
+    return random_weights(model, 5)
+
+
 def stable_diffusion(**scheduler):
     pytest.importorskip("transformers", reason="StableDiffusionPipeline needs transformers")
     defaults = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -72,6 +113,10 @@ def stable_diffusion(**scheduler):
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conditioning():
+    return {"encoder_hidden_states": randn(CHAINS, WORDS, 12), "pooled_projections": randn(CHAINS, 10, seed=1)}
 
 
 def sample(denoiser, sampler, shape, x_init, **options):

@@ -17,6 +17,7 @@ from ..estimation import measure
 from ..estimation.measure import MeasuredLevel
 from ..files import json_text, whole, writable_folder, written
 from ..jobs.models import load_model
+from ..jobs.tables import check_unlabelled
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import check_plots, info
@@ -228,6 +229,9 @@ def _cond(data: Examples, model: Model, device: torch.device) -> dict[str, torch
         unknown = labels[(labels < 0) | (labels >= model.classes)][0]
         right = f"0 to {model.classes - 1}, the classes of {model.name}"
         raise ValueError(f"data: got the label {unknown} in arr_1, expected {right}")
-    if labels is None and model.null_class is not None:
+    if labels is None:
+        if model.null_class is None:
+            check_unlabelled("data", model)
+            return {}
         labels = torch.full((len(data.x),), model.null_class)
-    return {} if labels is None else {model.label: labels.to(device)}
+    return {model.label: labels.to(device)}

@@ -99,7 +99,9 @@ def _parser() -> _Parser:
 def _add_model(p: argparse.ArgumentParser, required: bool = True) -> None:
     """The options that choose a model."""
     p.add_argument(
-        "--model", required=required, help="digits, a diffusers pipeline's folder, or your own module:factory"
+        "--model",
+        required=required,
+        help="digits, the folder of a pipeline or model of diffusers, or your own module:factory",
     )
     p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")

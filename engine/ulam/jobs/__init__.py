@@ -1,3 +1,3 @@
 """Models and sampling jobs from plain values, as a command line or a TOML file gives them.
 
-`models` finds a denoiser by its name, `tables` makes jobs from keys and values, `images` reads known pictures."""
+`models` finds a denoiser by its name, `folders` in one of diffusers, `tables` makes jobs, `images` reads pictures."""

@@ -15,9 +15,9 @@ from ..denoiser import Denoiser
 from ..models.built_in import BUILT_IN, Model
 from ..models.weights import load_weights
 from ..schedules import Schedule
+from .folders import brings_schedule, saved_model
 
 CONSTRUCTORS = ("vp_linear", "vp_scaled_linear", "vp_cosine", "ve", "edm", "flow")
-DIFFUSERS_LABEL = "class_labels"
 
 
 def load_model(
@@ -28,9 +28,10 @@ def load_model(
     predicts: str | None = None,
     null_class: int | None = None,
 ) -> Model:
-    """A built-in model, the one in the folder of a saved diffusers pipeline, or the one that ``module:factory`` makes.
+    """A built-in model, one that diffusers saved in a folder, or the one that ``module:factory`` makes.
 
-    A folder brings its schedule and prediction, and its shape where the configuration has one.
+    The folder is a pipeline's, or a model's. It brings its shape where the configuration has one, and its schedule and
+    prediction, but for a model without a scheduler: see :func:`ulam.jobs.folders.saved_model`.
     The factory takes no arguments and returns a network ``net(x, t, **cond)``, or a :class:`ulam.Denoiser`, which
     brings its schedule and prediction. A network gets them from ``schedule`` (a call such as ``"vp_linear(1000)"``,
     the default) and ``predicts`` (default eps). ``weights`` are loaded strictly.
@@ -45,8 +46,7 @@ def load_model(
         _check_absent({**brought, "shape": shape, "null-class": null_class}, f"the model {name}")
         return BUILT_IN[name]()
     if Path(name).is_dir():
-        _check_absent(brought, f"the pipeline in {name}")
-        return _saved_pipeline(name, shape, null_class)
+        return _in_folder(name, weights, shape, schedule, predicts, null_class)
     if ":" not in name:
         there = "a folder of diffusers" if "/" not in name else "a folder that is there"
         raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or module:factory")
@@ -64,42 +64,33 @@ def load_model(
     return Model(name, denoiser, shape, null_class=null_class)
 
 
+def _in_folder(
+    folder: str,
+    weights: Path | None,
+    shape: tuple[int, ...] | None,
+    schedule: str | None,
+    predicts: str | None,
+    null_class: int | None,
+) -> Model:
+    owner = f"the pipeline in {folder}"
+    _check_absent({"weights": weights}, owner)
+    if brings_schedule(folder):
+        _check_absent({"schedule": schedule, "predicts": predicts}, owner)
+        return saved_model(folder, shape, null_class=null_class)
+    if schedule is None:
+        raise ValueError(
+            f"schedule: got none for the model in {folder}, which has no scheduler, expected the one that it was "
+            "trained on, such as --schedule 'vp_linear(1000)', and what it predicts, such as --predicts eps"
+        )
+    return saved_model(folder, shape, parse_schedule(schedule), predicts, null_class)
+
+
 def _check_absent(options: dict[str, Any], owner: str) -> None:
     """Raise ValueError for an option that was given though the model has its own value."""
     for option, value in options.items():
         if value is not None:
             came = value if isinstance(value, Path) else described(value)
             raise ValueError(f"{option}: got {came}, expected none: {owner} brings its own")
-
-
-def _saved_pipeline(folder: str, shape: tuple[int, ...] | None, null_class: int | None) -> Model:
-    """The model of a pipeline that diffusers saved; shape: in place of the one in its configuration.
-
-    Raises ValueError for a model conditioned on more than a label, which a command line cannot give, and as
-    :meth:`Denoiser.from_diffusers`.
-    """
-    denoiser = Denoiser.from_diffusers(folder)
-    net: Any = denoiser.net
-    if more := [name for name in net.needs if name != DIFFUSERS_LABEL]:
-        raise ValueError(
-            f"model: got the {type(net.model).__name__} in {folder}, which needs {', '.join(more)}, expected one told "
-            "a label at most: sample it from Python, ulam.sample(ulam.Denoiser.from_diffusers(folder), ..., cond=...)"
-        )
-    config = net.model.config
-    takes_label = DIFFUSERS_LABEL in net.needs
-    classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") if takes_label else None
-    if "num_embeds_ada_norm" in config and null_class is None:
-        null_class = classes  # DiT's row behind the classes
-    return Model(folder, denoiser, shape or _trained_shape(config), classes, null_class, label=DIFFUSERS_LABEL)
-
-
-def _trained_shape(config: Any) -> tuple[int, ...]:
-    """[C, H, W] as a model was trained. Raises ValueError where its configuration does not say."""
-    size = config.get("sample_size")
-    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"shape: got none for a model whose sample_size is {size!r}, expected --shape 3,32,32 or so")
-    return (config["in_channels"], *sides)
 
 
 def call_factory(option: str, name: str) -> Any:

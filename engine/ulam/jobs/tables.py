@@ -232,6 +232,13 @@ def _chain_labels(given: object, model: Model, chains: int) -> list[int] | None:
     return [labels[i % len(labels)] for i in range(chains)]
 
 
+def check_unlabelled(option: str, model: Model) -> None:
+    """Raises ValueError, naming the option where labels come from, for a model that cannot do without them."""
+    if model.labelled:
+        known = "" if model.classes is None else f" of 0 to {model.classes - 1}"
+        raise ValueError(f"{option}: got no label, expected labels{known} for {model.name}")
+
+
 def _conditioning(
     guidance: Any, model: Model, labels: list[int] | None, chains: int, device: torch.device
 ) -> dict[str, Any]:
@@ -241,6 +248,7 @@ def _conditioning(
         if guidance is not None:
             raise ValueError(f"guidance: got {guidance} without labels, expected labels with it")
         if null is None:
+            check_unlabelled("labels", model)
             return {}
         labels = [null] * chains
     cond = {model.label: torch.tensor(labels, device=device)}

@@ -14,6 +14,7 @@ class Model:
     """A denoiser ready to sample, and the ``[C, H, W]`` of its samples.
 
     ``label`` is the name in cond of its class label; ``classes`` and ``null_class`` are None where it takes none.
+    ``labelled``: whether it cannot do without a label.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Model:
     classes: int | None = None
     null_class: int | None = None
     label: str = "y"
+    labelled: bool = False
 
 
 def digits() -> Model:

@@ -19,8 +19,8 @@ from ...models.weights import kinds_in_file
 from ...schedules import Schedule
 from .arguments import FLOATS
 from .configuration import check_config, short
-from .networks import MODELS, DiffusersNetwork, FluxNetwork, known
-from .trained_schedule import SCHEDULERS, same, trained_on
+from .networks import MODELS, DiffusersNetwork, FluxNetwork, known, unwrapped
+from .trained_schedule import SCHEDULERS, Trained, same, trained_on
 
 PARTS = ("unet", "transformer")  # of a pipeline, one of which is the model
 
@@ -30,9 +30,10 @@ def network_from_diffusers(
 ) -> tuple[DiffusersNetwork, Schedule, str]:
     """(network, schedule, predicts) of `source`: a model of `networks.MODELS` with the schedule that it was trained on.
 
-    source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``), the
-    folder of a saved model beside a folder ``scheduler/``, a pipeline in memory, whose model is then shared, or a model
-    in memory. scheduler: a scheduler of diffusers to read in place of the source's own; a model in memory has none.
+    source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``, or the
+    files of both in the folder itself), the folder of a saved model beside a folder ``scheduler/``, a pipeline in
+    memory, whose model is then shared, or a model in memory; models may be compiled or in DataParallel. scheduler: a
+    scheduler of diffusers to read in place of the source's own, or what `declared` makes; a model in memory has none.
     variant, dtype: which of a folder's weights (``"fp16"``), and the dtype to load them in; default float32.
 
     Nothing is fetched, and weights are read from safetensors only. The schedule is computed in float64 from the
@@ -55,7 +56,10 @@ def network_from_diffusers(
     in this list, weights that are missing, incomplete or pickled, an invalid value in a configuration (named by its
     key), no diffusers.
     """
-    if scheduler is not None and not isinstance(scheduler, _diffusers().SchedulerMixin):
+    if scheduler is not None and not isinstance(scheduler, (_diffusers().SchedulerMixin, Trained)):
+        if isinstance(scheduler, type):
+            own = scheduler.__name__
+            raise TypeError(f"scheduler: got the class {own}, expected an instance, such as {own}()")
         raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w.-]{1,100}", variant)):
         kind = ValueError if isinstance(variant, str) else TypeError
@@ -70,20 +74,23 @@ def network_from_diffusers(
             came = f"{described(variant)}, {described(dtype)}"
             raise ValueError(f"variant, dtype: got {came}, expected None but for folders: others bring their weights")
         model, scheduler = _from_memory(source, scheduler)
-    name = known(model, MODELS)
+    inner = unwrapped(model)
+    name = known(inner, MODELS)
     if name is None:
-        raise ValueError(f"source: got a model {type(model).__name__}, expected one of {', '.join(MODELS)}")
-    channels, out = model.config["in_channels"], model.config["out_channels"] or model.config["in_channels"]
+        raise ValueError(f"source: got a model {type(inner).__name__}, expected one of {', '.join(MODELS)}")
+    channels, out = inner.config["in_channels"], inner.config["out_channels"] or inner.config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(
             f"source: got a {name} that reads {channels} channels and returns {out}, expected as many or twice as many"
         )
-    schedule, predicts, clock, negated = trained_on(scheduler, argument)
+    trained = scheduler if isinstance(scheduler, Trained) else trained_on(scheduler, argument)
+    schedule, predicts, clock, negated = trained
     if name == "FluxTransformer2DModel":
         if schedule.kind != "flow":
-            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected one of flow matching for {name}")
-        return FluxNetwork(model, MODELS[name], same, negated), schedule, predicts
-    return DiffusersNetwork(model, MODELS[name], clock, negated), schedule, predicts
+            came = repr(schedule) if isinstance(scheduler, Trained) else type(scheduler).__name__
+            raise ValueError(f"scheduler: got {came}, expected one of flow matching for {name}")
+        return FluxNetwork(model, same, negated), schedule, predicts
+    return DiffusersNetwork(model, clock, negated), schedule, predicts
 
 
 def _diffusers() -> Any:
@@ -99,7 +106,7 @@ def _diffusers() -> Any:
 def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
     """(model, scheduler) of a pipeline, or of a model beside a scheduler."""
     came = type(source).__name__
-    if isinstance(source, _diffusers().ModelMixin):
+    if isinstance(unwrapped(source), _diffusers().ModelMixin):
         if scheduler is None:
             raise TypeError(
                 f"source: got {came} alone, expected a pipeline, or also scheduler=, the one that it was trained with"
@@ -117,6 +124,19 @@ def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
 
 def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
     """(model, scheduler) of the folder of a saved pipeline, or of a model beside its scheduler's."""
+    model, beside = _places(folder)
+    if scheduler is None:
+        scheduler = _load_scheduler(beside)
+    return _load_model(model, variant, dtype), scheduler
+
+
+def has_scheduler(folder: Path) -> bool:
+    """Whether a folder brings the schedule of its model. Raises as `network_from_diffusers`."""
+    return _places(folder)[1].is_dir()
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """The folders of a model and of its scheduler in the folder of a pipeline, or for that of a model."""
     if not folder.is_dir():
         came = str(folder) if str(folder).isprintable() else short(str(folder))
         raise NotADirectoryError(f"source: got {came}, expected a folder: nothing is fetched from the network")
@@ -126,16 +146,19 @@ def _from_folder(folder: Path, scheduler: Any, variant: str | None, dtype: torch
         if not present:
             path = folder / "model_index.json"
             raise ValueError(f"source: got {path} with neither unet nor transformer, expected one of them")
-        model, beside = folder / present[0], folder / "scheduler"
-    elif (folder / "config.json").is_file():
-        model, beside = folder, folder.resolve().parent / "scheduler"
-    else:
-        raise FileNotFoundError(
-            f"source: got {folder} with no model_index.json and no config.json, expected a saved pipeline or model"
-        )
-    if scheduler is None:
-        scheduler = _load_scheduler(beside)
-    return _load_model(model, variant, dtype), scheduler
+        return _place(folder, present[0], "config.json"), _place(folder, "scheduler", "scheduler_config.json")
+    if (folder / "config.json").is_file():
+        beside = (folder / "scheduler_config.json").is_file()
+        return folder, folder if beside else folder.resolve().parent / "scheduler"
+    raise FileNotFoundError(
+        f"source: got {folder} with no model_index.json and no config.json, expected a saved pipeline or model"
+    )
+
+
+def _place(folder: Path, part: str, config: str) -> Path:
+    """Where a part of a pipeline lies: in a folder of its own, else, as diffusers reads it, beside model_index.json."""
+    flat = not (folder / part).is_dir() and (folder / config).is_file()
+    return folder if flat else folder / part
 
 
 def _load_scheduler(folder: Path) -> Any:
@@ -160,6 +183,7 @@ def _load_model(folder: Path, variant: str | None, dtype: torch.dtype | None) ->
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
+            low_cpu_mem_usage=_diffusers().utils.is_accelerate_available(),  # its default, without a log of three lines
             output_loading_info=True,
         )
     except Exception as error:  # whatever the files provoke
@@ -238,7 +262,8 @@ def _shards(folder: Path, index: Path) -> dict[Path, list[str]]:
 def _without_weights(folder: Path, whole: Path) -> Exception:
     if pickled := sorted(path.name for path in folder.glob("*.bin")):
         return ValueError(
-            f"source: got pickled weights ({pickled[0]}) in {folder}, expected safetensors: pickles are not opened"
+            f"source: got pickled weights ({pickled[0]}) in {folder}, expected safetensors: pickles are not opened, "
+            f"ulam convert {folder / pickled[0]} {whole} makes them safetensors"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     there = f"only {', '.join(others)}, expected variant= to name one" if others else "expected safetensors there"

@@ -21,6 +21,7 @@ MODELS = {
     "SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections"),
     "FluxTransformer2DModel": ("encoder_hidden_states", "pooled_projections", "guidance"),
 }
+LABEL, LABEL_OF_ULAM = "class_labels", "y"  # two names for the same
 ADDED = ("text_embeds", "time_ids", "image_embeds", "hint")  # of UNet2DConditionModel, by its addition_embed_type
 NEEDS_ADDED = {
     "text_time": ("text_embeds", "time_ids"),
@@ -35,6 +36,20 @@ Clock = Callable[[torch.Tensor], torch.Tensor]
 def known(part: object, names: Any) -> str | None:
     """The name of the first of a part's classes that is one of `names`, or None."""
     return next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in names), None)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside of the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    parts = model._modules if isinstance(model, torch.nn.Module) else {}
+    inner = parts.get("_orig_mod", parts.get("module"))
+    return model if inner is None else unwrapped(inner)
+
+
+def takes(model: Any) -> tuple[str, ...]:
+    """The names in cond that a model knows: those of `MODELS`, labels where it has an embedding of them."""
+    kind = str(known(model, MODELS))
+    labelled = kind == "DiTTransformer2DModel" or getattr(model, "class_embedding", None) is not None
+    return tuple(name for name in MODELS[kind] if name != LABEL or labelled)
 
 
 def needs(model: Any) -> tuple[str, ...]:
@@ -58,21 +73,27 @@ class DiffusersNetwork(torch.nn.Module):
     """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
 
     cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
-    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). takes: those names, as in `MODELS`. clock: from ulam's
-    t to what the model is told. negated: whether the output changes sign. Raises TypeError for other names in cond, and
-    for one that is missing.
+    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). ``y`` is another name of ``class_labels``. model: of a
+    class in `MODELS`, which torch.compile or DataParallel may wrap. clock: from ulam's t to what the model is told.
+    negated: whether the output changes sign. Raises TypeError for other names in cond, and for one that is missing.
     """
 
-    def __init__(self, model: torch.nn.Module, takes: tuple[str, ...], clock: Clock, negated: bool) -> None:
+    def __init__(self, model: torch.nn.Module, clock: Clock, negated: bool) -> None:
         super().__init__()
-        self.model, self.takes, self.clock, self.negated = model, takes, clock, negated
-        self.needs, self.takes_added = needs(model), known(model, MODELS) == "UNet2DConditionModel"
+        self.model, self.clock, self.negated = model, clock, negated
+        inner = unwrapped(model)
+        self.takes, self.needs = takes(inner), needs(inner)
+        self.takes_added = known(inner, MODELS) == "UNet2DConditionModel"
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
         """The prediction [slots, C or 2C, H, W] for x [slots, C, H, W] at ulam's t [slots]."""
+        if LABEL_OF_ULAM in cond and LABEL in self.takes:
+            if LABEL in cond:
+                raise TypeError(f"cond: got {LABEL} and {LABEL_OF_ULAM}, expected one of them")
+            cond[LABEL] = cond.pop(LABEL_OF_ULAM)
         if missing := [name for name in self.needs if name not in cond]:
             came = ", ".join(sorted(cond)) or "none"
-            raise TypeError(f"cond: got {came}, expected also {', '.join(missing)}, which {self._name} needs")
+            raise TypeError(f"cond: got {came}, expected also {', '.join(missing)}, which {self.kind} needs")
         given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
         if self.takes_added:
             added = {name: cond.pop(name) for name in ADDED if name in cond}
@@ -80,8 +101,8 @@ class DiffusersNetwork(torch.nn.Module):
                 given.setdefault("encoder_hidden_states", None)  # models conditioned on an image alone
             given["added_cond_kwargs"] = added or None
         if cond:
-            takes = ", ".join(self.takes + (ADDED if self.takes_added else ()))
-            raise TypeError(f"cond: got {', '.join(sorted(cond))}, expected only what {self._name} takes: {takes}")
+            taken = ", ".join(self.takes + (ADDED if self.takes_added else ())) or "nothing"
+            raise TypeError(f"cond: got {', '.join(sorted(cond))}, expected only what {self.kind} takes: {taken}")
         m = self.evaluate(x, self.clock(t), given)
         return -m if self.negated else m
 
@@ -90,8 +111,14 @@ class DiffusersNetwork(torch.nn.Module):
         return self.model(x, timestep=t, return_dict=False, **given)[0]  # type: ignore[no-any-return]
 
     @property
-    def _name(self) -> str:
-        return type(self.model).__name__
+    def config(self) -> Any:
+        """The model's configuration."""
+        return unwrapped(self.model).config
+
+    @property
+    def kind(self) -> str:
+        """The name of the model's class."""
+        return type(unwrapped(self.model)).__name__
 
 
 class FluxNetwork(DiffusersNetwork):
@@ -104,7 +131,7 @@ class FluxNetwork(DiffusersNetwork):
     def evaluate(self, x: torch.Tensor, t: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         slots, channels, height, width = x.shape
         if height % 2 or width % 2:
-            raise ValueError(f"shape: got {list(x.shape[1:])}, expected even height and width for {self._name}")
+            raise ValueError(f"shape: got {list(x.shape[1:])}, expected even height and width for {self.kind}")
         rows, columns = height // 2, width // 2
         packed = x.reshape(slots, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
         packed = packed.reshape(slots, rows * columns, 4 * channels)

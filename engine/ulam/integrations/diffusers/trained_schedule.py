@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,17 @@ class Trained(NamedTuple):
     negated: bool
 
 
+def declared(schedule: Schedule, predicts: str | None = None) -> Trained:
+    """What is known of a model without a scheduler: your schedule and what the model predicts.
+
+    By default what models of that schedule predict in diffusers; they are told as in
+    `loading.network_from_diffusers`, on flow schedules the index among 1000 training steps.
+    """
+    usual = {"flow": "flow", "edm": "raw", "ve": "score"}
+    clocks: dict[str, Clock] = {"flow": TrainingIndex(1000), "edm": c_noise}
+    return Trained(schedule, predicts or usual.get(schedule.kind, "eps"), clocks.get(schedule.kind, same), False)
+
+
 def trained_on(scheduler: Any, argument: str) -> Trained:
     """What the configuration of a scheduler of diffusers says of the model beside it.
 
@@ -92,7 +104,7 @@ def _trained(scheduler: Any, name: str, argument: str) -> Trained:
         return Trained(schedules.ve(config["sigma_min"], config["sigma_max"]), "score", same, False)
     if name in FLOW or config.get("use_flow_sigmas"):
         if config.get("use_dynamic_shifting"):
-            rather = "pass scheduler=FlowMatchEulerDiscreteScheduler(shift=...), exp(mu) for the size that you sample"
+            rather = f"pass scheduler=FlowMatchEulerDiscreteScheduler(shift=...), {_shifts(config)}"
             raise ValueError(
                 f"{argument}: got {name} with use_dynamic_shifting=True, expected one shift for all sizes: {rather}"
             )
@@ -122,6 +134,16 @@ def _variance_preserving(scheduler: Any) -> Schedule:
     else:
         schedule = schedules.from_betas(scheduler.betas)
     return schedules.zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
+
+
+def _shifts(config: Any) -> str:
+    """The shifts that diffusers' pipelines take at two sizes: exp(mu) or mu, mu linear in the image's tokens."""
+    said = []
+    for name, shift, tokens in (("base", 0.5, 256), ("max", 1.15, 4096)):
+        mu = float(config.get(f"{name}_shift") or shift)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(min(mu, 99.0))
+        said.append(f"{shift:.4g} for images of {config.get(f'{name}_image_seq_len') or tokens} tokens")
+    return ", ".join(said)
 
 
 def _predicts(config: Any, argument: str) -> str:
