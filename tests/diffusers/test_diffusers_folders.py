@@ -22,6 +22,9 @@ pytestmark = [
 ]
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+from diffusers.training_utils import EMAModel  # noqa: E402
+
 LABELLED = {"num_class_embeds": 10}
 
 
@@ -140,6 +143,18 @@ def test_a_model_without_a_scheduler_takes_a_schedule(own, schedule, predicts, t
     assert np.array_equal(samples(alone), samples(pipeline))
     assert "predicts: got 'x'" in refused(capsys, command(alone, "--schedule", schedule, "--predicts", "x"))
     assert "schedule: got 'no'" in refused(capsys, command(alone, "--schedule", "no"))
+
+
+def test_the_average_that_a_training_run_saved(tmp_path):
+    """As EMAModel saves it, with settings of its own in config.json."""
+    unet, other, folder = unet_2d(), unet_2d(), tmp_path / "unet_ema"
+    average = EMAModel(unet.parameters(), model_cls=diffusers.UNet2DModel, model_config=unet.config)
+    average.save_pretrained(folder)
+    other.conv_in.weight.data.zero_()
+    average.copy_to(other.parameters())
+    assert main(command(folder, "--schedule", "vp_linear(1000)")) == 0
+    assert main(save(tmp_path / "pipeline", other)) == 0
+    assert np.array_equal(samples(folder), samples(tmp_path / "pipeline"))
 
 
 def test_a_shape_that_the_configuration_does_not_say(tmp_path, capsys):

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+from diffusers.training_utils import EMAModel  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ models alone
 
@@ -66,7 +67,14 @@ def test_what_is_no_scheduler_is_named():
             ulam.Denoiser.from_diffusers(unet_2d(), scheduler=wrong)
 
 
-@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda unet: torch.compile(unet, backend="eager")])
+WRAPPERS = {
+    "DataParallel": torch.nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled": lambda unet: torch.compile(unet, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_model_in_a_wrapper_is_called_through_it(wrap):
     """Alone and in a pipeline, with labels, which are looked up in the model inside."""
     unet, y = unet_2d(num_class_embeds=10), torch.tensor([3, 0, 9])
@@ -80,6 +88,19 @@ def test_a_model_in_a_wrapper_is_called_through_it(wrap):
             assert torch.equal(net(x, t, y=y), unet(x, t, y).sample)
     with pytest.raises(TypeError, match="source: got DataParallel, expected a folder"):
         ulam.Denoiser.from_diffusers(torch.nn.DataParallel(torch.nn.Linear(1, 1)), scheduler=pipe.scheduler)
+    with pytest.raises(TypeError, match=r"source: got EMAModel, expected .*: the model, after ema.copy_to\("):
+        ulam.Denoiser.from_diffusers(EMAModel(unet.parameters()), scheduler=pipe.scheduler)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [sd3, flux])
+def test_what_encoders_made_is_cast_to_the_models_type(make, given):
+    """To the bit what the model gives when all is cast before."""
+    cond, model = conditioning(), make().to(torch.bfloat16)
+    denoiser, x = ulam.Denoiser.from_diffusers(model, scheduler=FLOW()), randn(CHAINS, 4, 8, 8)
+    own, told = ({name: value.to(kind) for name, value in cond.items()} for kind in (torch.bfloat16, given))
+    got, expected = (sample(denoiser, Euler(3), (4, 8, 8), x, cond=each) for each in (told, own))
+    assert torch.equal(got, expected)
 
 
 def test_a_scheduler_in_place_of_the_pipelines_own(tmp_path):

@@ -32,8 +32,9 @@ def network_from_diffusers(
 
     source: the folder of a saved pipeline (``model_index.json``, ``unet/`` or ``transformer/``, ``scheduler/``, or the
     files of both in the folder itself), the folder of a saved model beside a folder ``scheduler/``, a pipeline in
-    memory, whose model is then shared, or a model in memory; models may be compiled or in DataParallel. scheduler: a
-    scheduler of diffusers to read in place of the source's own, or what `declared` makes; a model in memory has none.
+    memory, whose model is then shared, or a model in memory; models may be compiled, averaged or in DataParallel.
+    scheduler: a scheduler of diffusers to read in place of the source's own, or what `declared` makes; a model in
+    memory has none.
     variant, dtype: which of a folder's weights (``"fp16"``), and the dtype to load them in; default float32.
 
     Nothing is fetched, and weights are read from safetensors only. The schedule is computed in float64 from the
@@ -113,7 +114,8 @@ def _from_memory(source: object, scheduler: Any) -> tuple[Any, Any]:
             )
         return source, scheduler
     if not isinstance(source, _diffusers().DiffusionPipeline):
-        raise TypeError(f"source: got {came}, expected a folder or a pipeline or model of diffusers")
+        rather = ": the model, after ema.copy_to(model.parameters())" if came == "EMAModel" else ""
+        raise TypeError(f"source: got {came}, expected a folder or a pipeline or model of diffusers{rather}")
     model = next((part for part in (getattr(source, name, None) for name in PARTS) if part is not None), None)
     scheduler = getattr(source, "scheduler", None) if scheduler is None else scheduler
     if model is None or scheduler is None:

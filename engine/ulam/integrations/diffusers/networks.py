@@ -22,6 +22,7 @@ MODELS = {
     "FluxTransformer2DModel": ("encoder_hidden_states", "pooled_projections", "guidance"),
 }
 LABEL, LABEL_OF_ULAM = "class_labels", "y"  # two names for the same
+STATES = ("encoder_hidden_states", "pooled_projections", "text_embeds", "image_embeds")  # meet the model's weights
 ADDED = ("text_embeds", "time_ids", "image_embeds", "hint")  # of UNet2DConditionModel, by its addition_embed_type
 NEEDS_ADDED = {
     "text_time": ("text_embeds", "time_ids"),
@@ -39,7 +40,7 @@ def known(part: object, names: Any) -> str | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside of the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    """The model inside of torch.compile, AveragedModel, DataParallel or DistributedDataParallel."""
     parts = model._modules if isinstance(model, torch.nn.Module) else {}
     inner = parts.get("_orig_mod", parts.get("module"))
     return model if inner is None else unwrapped(inner)
@@ -73,9 +74,10 @@ class DiffusersNetwork(torch.nn.Module):
     """A model of diffusers, called as ``net(x, t, **cond)``: its output tensor ``[slots, C or 2C, H, W]``.
 
     cond: the tensors that the model's own forward takes by these names; those of ``added_cond_kwargs`` are given flat
-    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). ``y`` is another name of ``class_labels``. model: of a
-    class in `MODELS`, which torch.compile or DataParallel may wrap. clock: from ulam's t to what the model is told.
-    negated: whether the output changes sign. Raises TypeError for other names in cond, and for one that is missing.
+    (``text_embeds``, ``time_ids``, ``image_embeds``, ``hint``). ``y`` is another name of ``class_labels``. What
+    encoders made (`STATES`) is cast to the type of x, which is the model's. model: of a class in `MODELS`, which
+    torch.compile or DataParallel may wrap. clock: from ulam's t to what the model is told. negated: whether the output
+    changes sign. Raises TypeError for other names in cond, and for one that is missing.
     """
 
     def __init__(self, model: torch.nn.Module, clock: Clock, negated: bool) -> None:
@@ -94,6 +96,7 @@ class DiffusersNetwork(torch.nn.Module):
         if missing := [name for name in self.needs if name not in cond]:
             came = ", ".join(sorted(cond)) or "none"
             raise TypeError(f"cond: got {came}, expected also {', '.join(missing)}, which {self.kind} needs")
+        cond |= {name: cond[name].to(x.dtype) for name in STATES if name in cond}
         given: dict[str, Any] = {name: cond.pop(name) for name in self.takes if name in cond}
         if self.takes_added:
             added = {name: cond.pop(name) for name in ADDED if name in cond}
