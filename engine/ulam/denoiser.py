@@ -12,6 +12,7 @@ import torch
 
 from ulam_kernels.arguments import choice, described
 
+from .outputs import Output, ReadOutput, check_output_option
 from .programs.predictions import check_predicts, told_steps
 from .programs.program import Program
 from .schedules import Schedule, check_schedule
@@ -50,6 +51,11 @@ class Denoiser:
     calls an `nn.Module` in eval mode and restores the mode it was in. Raises TypeError or ValueError for an invalid
     argument.
 
+    output: what of the network's output is the prediction, where it returns no tensor: a key or attribute, such as
+    ``"sample"``, a position, such as ``0``, or a function of all that it returns. None, the default, finds the one
+    tensor of the right shape in a dict, a tuple or an object with ``.sample``; where there are several, an error names
+    them. `network` is the network with its output read so.
+
     derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
     or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.
     """
@@ -59,6 +65,7 @@ class Denoiser:
     predicts: str = "eps"
     time: str = "auto"
     derivatives: str = "auto"
+    output: Output = None
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # written by estimation.derivatives
     _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # written there too
 
@@ -70,6 +77,7 @@ class Denoiser:
         if not isinstance(self.time, str) or self.time not in ("auto", "index"):
             raise ValueError(f"time: got {described(self.time)}, expected 'auto' or 'index'")
         choice(self.derivatives, "derivatives", DERIVATIVES)
+        check_output_option(self.output)
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time: got 'index' with {self.schedule!r}, expected 'auto', or a vp schedule")
 
@@ -97,6 +105,11 @@ class Denoiser:
     def modes(self) -> dict[str, str]:
         """The mode, forward or reverse, in which derivatives of order "first", "second", ... ran last."""
         return dict(self._modes)
+
+    @cached_property
+    def network(self) -> Callable[..., Any]:
+        """What is called as network(x, t, **cond): `net` itself, or the part of its output that ``output`` names."""
+        return self.net if self.output is None else ReadOutput(self.net, self.output)
 
     @cached_property
     def told_steps(self) -> str:

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ulam_kernels.validation import check_real
 
+from .outputs import only_reading
+
 
 def modules_in(net: object) -> list[torch.nn.Module]:
     """A module and all modules inside it; none for a plain function."""
@@ -100,9 +102,11 @@ def autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
 def check_output(m: object, shape: tuple[int, ...], name: str = "net") -> torch.Tensor:
     """The output m of a network on x of this shape ``[B, C, *shape]``: shaped like x, or with twice the channels.
 
-    ``name``: the network's in errors. Raises TypeError for what is not a tensor of real numbers, ValueError for
-    another shape.
+    ``name``: the network's in errors. Of a dict, a tuple or an object the one tensor that can be meant. Raises
+    TypeError for what is not a tensor of real numbers, or where several may be, ValueError for another shape.
     """
+    if not isinstance(m, torch.Tensor):
+        m = only_reading(m, (tuple(shape), _doubled(shape)), name)
     if isinstance(m, torch.Tensor) and (m.shape == shape or m.shape == _doubled(shape)):
         check_real(m, name)
         return m
@@ -111,6 +115,8 @@ def check_output(m: object, shape: tuple[int, ...], name: str = "net") -> torch.
 
 def check_halves(m: object, shape: tuple[int, ...], halves: str, name: str = "net") -> torch.Tensor:
     """As :func:`check_output` for an output with twice the channels; ``halves``: what they are, for the error."""
+    if not isinstance(m, torch.Tensor):
+        m = only_reading(m, (_doubled(shape),), name)
     if isinstance(m, torch.Tensor) and m.shape == _doubled(shape):
         check_real(m, name)
         return m

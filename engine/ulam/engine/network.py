@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ulam_kernels.arguments import described
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output
 from ..gradients import plain, wants_gradients
+from ..outputs import OutputError
 from .errors import NetworkError
 from .report import Report
 
@@ -87,7 +88,8 @@ class Network:
     def __init__(
         self, denoiser: Denoiser, slots: int, device: torch.device, options: NetworkOptions, report: Report
     ) -> None:
-        self._eager: Callable[..., Any] = _with_weights(denoiser.net, options) if options.weights else denoiser.net
+        given = replace(denoiser, net=_with_weights(denoiser.net, options)) if options.weights else denoiser
+        self._eager: Callable[..., Any] = given.network
         self._net = _compiled(self._eager, options.compile) if options.compile else self._eager
         self._device, self._options, self._report = device, options, report
         self._autocast_dtype = options.autocast or options.weights
@@ -166,7 +168,7 @@ class Network:
         try:
             with _NO_CONTEXT if self._no_autocast else self._autocast():
                 m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutputError):
             raise
         except Exception as error:
             raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
@@ -174,6 +176,7 @@ class Network:
             raise ValueError("net: got its input x changed in place, expected one that works on x.clone()")
         if not isinstance(m, torch.Tensor) or m.shape != x.shape:
             m = check_output(m, tuple(x.shape))
+            m = m.detach() if m.requires_grad else m  # a tensor that came alone is without a graph already
         if not m.is_floating_point() or m.device != x.device:
             raise TypeError(f"net: got {m.dtype} on {m.device}, expected a float tensor on {x.device}")
         return m

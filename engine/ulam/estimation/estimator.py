@@ -47,7 +47,7 @@ class Estimator:
         if cond is not None and not isinstance(cond, Mapping):
             raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
         self.sigma, self.denoiser = noise_levels(y, sigma), denoiser
-        self._net, self._like = denoiser.net, y
+        self._net, self._like = denoiser.network, y
         with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
             self._cond = {key: _for_graphs(key, value) for key, value in (cond or {}).items()}
             self._set_coefficients(denoiser, y)

@@ -127,7 +127,7 @@ def _of_network(denoiser: Denoiser, sigma: torch.Tensor, cond: Inputs) -> Functi
     def D(y: torch.Tensor) -> torch.Tensor:
         t = time.to(torch.float64 if y.dtype == torch.float64 and not index else denoiser.time_dtype)
         x = per_chain(to_net, y).to(y.dtype) * y
-        m = check_output(denoiser.net(x, t, **cond), y.shape)[:, : y.shape[1]]
+        m = check_output(denoiser.network(x, t, **cond), y.shape)[:, : y.shape[1]]
         wide = torch.promote_types(y.dtype, torch.float32)
         return per_chain(on_y, y).to(wide) * y + per_chain(on_m, y).to(wide) * m.to(wide)
 

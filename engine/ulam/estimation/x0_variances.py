@@ -109,9 +109,13 @@ def noised_estimate(
         if denoiser.predicts == "raw":
             _, _, c_in = x0_coefficients("raw", *denoiser.schedule.levels(t), denoiser.schedule)
             read = x_t * per_chain(torch.from_numpy(c_in).to(x_t), x_t)
+
+        def output(x: torch.Tensor) -> torch.Tensor:
+            m = denoiser.network(x, told, **cond)
+            return check_halves(m, x.shape, VARIANCE_HALVES) if learned else check_output(m, x.shape)
+
         with in_eval_mode(modules_in(denoiser.net)):
-            m = without_graph(lambda x: denoiser.net(x, told, **cond), read)
-        m = check_halves(m, x_t.shape, VARIANCE_HALVES) if learned else check_output(m, x_t.shape)
+            m = without_graph(output, read)
         D = predict_x0(x_t, m[:, :channels].contiguous(), torch.from_numpy(t), denoiser.schedule, denoiser.predicts)
     return x_t, D if clip is None else D.clamp(*clip), m[:, channels:] if learned else None
 

@@ -106,9 +106,9 @@ def edm(
     data: float = denoiser.schedule.sigma_data  # type: ignore[attr-defined]
     scale = per_chain((batch.sigma**2 + data**2).rsqrt().to(batch.target.dtype), x_0)
     scaled = (batch.x_t * scale).to(x_0.dtype)
-    m: torch.Tensor = denoiser.net(scaled, batch.t, **(cond or {}))
+    m = check_output(denoiser.network(scaled, batch.t, **(cond or {})), x_0.shape)
     check_tensor(m, "net")
-    return squared_error(split_output(check_output(m, x_0.shape), x_0.shape[1])[0], batch.target)
+    return squared_error(split_output(m, x_0.shape[1])[0], batch.target)
 
 
 def noise_batch(
@@ -136,7 +136,7 @@ def network_output(
     learned: it must be there: the variance.
     """
     t, shape = batch.t.long() if denoiser.time == "index" else batch.t, batch.x_t.shape
-    m = denoiser.net(batch.x_t.to(dtype), t, **(cond or {}))
+    m = denoiser.network(batch.x_t.to(dtype), t, **(cond or {}))
     return split_output(check_halves(m, shape, VARIANCE_HALVES) if learned else check_output(m, shape), shape[1])
 
 
