@@ -30,6 +30,7 @@ from ulam.engine import best_slots
 from ulam.jobs.images import read_image
 from ulam.jobs.tables import read_jobs
 from ulam.models.built_in import Model
+from ulam.models.conversion import convert
 from ulam.models.weights import load_weights
 from ulam.programs.program import Program
 from ulam.samplers import DDIM, DDPM, DPMSolverPP
@@ -170,6 +171,32 @@ def test_weights(folder: Path, data: bytes) -> None:
         expected = safetensors.torch.load(data)
         for name, value in net.state_dict().items():
             assert torch.equal(value.view(-1), expected[name].to(value.dtype).view(-1)) or expected[name].isnan().any()
+
+
+def checkpoints() -> list[bytes]:
+    """Of torch, of both formats."""
+    made = []
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save({"epoch": 3, "model": NET.state_dict()}, file, _use_new_zipfile_serialization=zipped)
+        made.append(file.getvalue())
+    return made
+
+
+@given(mutated(checkpoints()))
+@MUTATED
+def test_checkpoints(folder: Path, data: bytes) -> None:
+    """What is written has the names and shapes that torch reads, whichever they are; else nothing is."""
+    path, target = folder / "net.pt", folder / "net.safetensors"
+    path.write_bytes(data)
+    target.unlink(missing_ok=True)
+    if refused_or(lambda: convert(path, target), "in: "):
+        read = torch.load(io.BytesIO(data), weights_only=True)
+        read = next((part for part in read.values() if isinstance(part, dict)), read)
+        written = safetensors.torch.load_file(target)
+        assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in read.items()}
+    else:
+        assert not target.exists()
 
 
 def pictures() -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The command line: `ulam sample`, `tune`, `run` and what belongs to it, `check`, `mcmc` and `info`."""
+"""The command line: `ulam sample`, `tune`, `run` and what belongs to it, `check`, `convert`, `mcmc` and `info`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from . import bulk, check, info, mcmc, sample, tune
+from ulam_kernels import __version__
+
+from . import bulk, check, convert, info, mcmc, sample, tune
 from .arguments import add_network_arguments
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
 
@@ -60,6 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="ulam", description="Sample trained diffusion models.")
+    parser.add_argument("--version", action="version", version=f"ulam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = _Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -90,6 +93,9 @@ def _parser() -> _Parser:
     p = commands.add_parser("check", parents=[common], help="test a trained denoiser: SURE, calibration, its score")
     _add_model(p)
     check.add_arguments(p)
+
+    p = commands.add_parser("convert", parents=[common], help="a checkpoint of torch to safetensors, for --weights")
+    convert.add_arguments(p)
 
     p = commands.add_parser("mcmc", parents=[common], help="run Markov chains of a density or an energy")
     mcmc.add_arguments(p)

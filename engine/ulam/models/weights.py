@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 
+from ulam_kernels.arguments import described
+
 from ..files import one_line
+
+NAMED = 3  # names in an error
 
 
 def load_weights(net: object, path: Path) -> None:
@@ -25,7 +30,8 @@ def load_weights(net: object, path: Path) -> None:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"weights: got {path} ({one_line(error)}), expected a complete safetensors file: pickles are not opened"
+            f"weights: got {path} ({one_line(error)}), expected a complete safetensors file: pickles are not opened, "
+            "ulam convert makes safetensors of them"
         ) from None
     for key, own in net.state_dict().items():
         if key in tensors and isinstance(own, torch.Tensor) and kind_of(tensors[key]) != kind_of(own):
@@ -34,7 +40,44 @@ def load_weights(net: object, path: Path) -> None:
     try:
         net.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"weights: got {path}, expected weights of this network: {one_line(error)}") from None
+        raise _refused(path, tensors, net.state_dict(), error) from None
+
+
+def _refused(
+    path: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], error: RuntimeError
+) -> ValueError:
+    """What is wrong with weights that torch refused: names by a prefix, names, a shape; else what torch said."""
+    prefix, names = _prefix(tensors, own), _prefix(own, tensors)
+    if prefix or (names and len(own) == len(tensors)):
+        there, here, way = "with", "without", prefix and prefix.rstrip(".")
+        if not prefix:
+            there, here, way = here, there, "'' to keep names as they are"
+        return ValueError(
+            f"weights: got {path}, whose names begin {there} {prefix or names!r}, expected them {here} it, as this "
+            f"network's do: ulam convert IN OUT.safetensors --prefix {way}"
+        )
+    missing, others = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    if missing or others:
+        got = f"weights: got {path} without {_some(missing)} of this network's {len(own)} tensors"
+        return ValueError(f"{got} and with {_some(others)} of others, expected all of them and no others")
+    for key, tensor in own.items():
+        if isinstance(tensor, torch.Tensor) and tensors[key].shape != tensor.shape:
+            came, wanted = list(tensors[key].shape), list(tensor.shape)
+            return ValueError(f"weights: got {came} as {key} in {path}, expected {wanted} as this network has")
+    return ValueError(f"weights: got {path}, expected weights of this network: {one_line(error)}")
+
+
+def _prefix(longer: Collection[str], shorter: Collection[str]) -> str | None:
+    """What stands before every one of the ``shorter`` names in the ``longer`` ones, such as ``model.``, or None."""
+    first = next(iter(shorter), "")
+    fronts = {name.removesuffix(first) for name in longer if name.endswith(f".{first}")}
+    return next((p for p in sorted(fronts, key=len) if all(f"{p}{name}" in longer for name in shorter)), None)
+
+
+def _some(names: list[str]) -> str:
+    """How many names, and the first of them."""
+    shown = ", ".join(described(name) for name in names[:NAMED])
+    return f"{len(names)} ({shown}{', ...' if len(names) > NAMED else ''})" if names else "none"
 
 
 def kinds_in_file(path: Path) -> dict[str, str]:
