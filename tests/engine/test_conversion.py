@@ -100,7 +100,7 @@ SAVED: dict[str, tuple[Callable[[Net], Any], str | None]] = {
     "averages in one dict": (lambda net: Outer(online_model=Net(9), ema_model=net).state_dict(), "ema_model"),
     "model and ema": (lambda net: {"model": Net(9).state_dict(), "ema": net.state_dict()}, "ema"),
     "ema with its decay": (
-        lambda net: {"ema": {"decay": 0.9, "shadow": average(net).state_dict()}, "a": Net(9).state_dict()}, "ema.shadow"),
+        lambda net: {"ema": {"decay": 0.9, "ema": average(net).state_dict()}, "a": Net(9).state_dict()}, "ema.ema"),
     "tied tensors": (lambda net: {**net.state_dict(), "last.1.bias": net.state_dict()["last.1.bias"][:]}, None),
     "transposed": (lambda net: {name: v.t().contiguous().t() if v.dim() == 2 else v
                                 for name, v in net.state_dict().items()}, None),

@@ -20,7 +20,7 @@ from ..jobs.tables import make_jobs, read_tables
 from ..models.built_in import BUILT_IN
 from .plan import Job, Plan
 
-MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class")
+MODEL = ("model", "weights", "shape", "schedule", "predicts", "null_class", "time", "output")
 PLAN = ("slots", "unit", "device", "backend", "format")
 NETWORK = ("autocast", "channels_last", "compile", "gradients", "weights_dtype")
 SETTINGS = (*MODEL, *PLAN, *NETWORK)  # keys that may stand before the [[job]] tables
@@ -61,6 +61,8 @@ def plan_of(recipe: dict[str, Any]) -> Plan:
         told.get("schedule"),
         told.get("predicts"),
         told.get("null_class"),
+        told.get("time"),
+        told.get("output"),
     )
     for number, table in enumerate(tables, 1):
         if given := [name for name in ORDER if table.get(name) is not None]:

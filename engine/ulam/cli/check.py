@@ -72,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_plots:
         require_matplotlib()
     model = load_model(
-        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
-    )
+        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class,
+        options.time, options.output,
+    )  # fmt: skip
     sigmas = _sigmas(options, model)
     data = _data(options, model)
     kind = _kind(options, data, model)

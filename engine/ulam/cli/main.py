@@ -113,7 +113,15 @@ def _add_model(p: argparse.ArgumentParser, required: bool = True) -> None:
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
     p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
     p.add_argument("--predicts", help="eps, x0, v, score, flow, raw or mean (your network; default eps)")
+    p.add_argument("--time", help="index for a network that embeds whole training steps, int64 (default auto: floats)")
+    p.add_argument(
+        "--output", type=_key, metavar="KEY", help="of a network that returns several tensors: a key, or a position"
+    )
     p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
+
+
+def _key(text: str) -> str | int:
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
 
 
 def _integers(text: str) -> tuple[int, ...]:

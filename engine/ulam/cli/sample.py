@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     """The command; its exit code: 0, 1 if a chain failed, 130 after Ctrl-C."""
     device = resolve_device(options.device)
     model = load_model(
-        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
-    )
+        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class,
+        options.time, options.output,
+    )  # fmt: skip
     if options.preview_every is not None and options.preview_every < 1:
         raise ValueError(f"preview-every: got {options.preview_every}, expected at least 1")
     if options.preview_every is not None and not is_image(model.shape):

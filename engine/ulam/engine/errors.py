@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from .job import Job
 
 
 OURS = ("ulam", "ulam_kernels", "torch")  # packages whose frames a warning skips
+WHOLE = ("'indices'", "index tensor", "used as indices")  # in torch's errors for floats where it looks up whole numbers
+MIXED = ("dtype", "ouble", "scalar type", "should be the same")  # for two types where it takes one
 GRADIENTS = "options=ulam.NetworkOptions(gradients=True)"
 
 
@@ -18,17 +23,37 @@ class NetworkError(RuntimeError):
     """The network raised ``__cause__``. The engine is as before the call; running on repeats it.
 
     ``chains``: the ids of the chains in the batch, by job. ``wants_gradients``: the network takes gradients inside,
-    which works only with ``NetworkOptions(gradients=True)``.
+    which works only with ``NetworkOptions(gradients=True)``. ``way_out``: what most likely helps, or nothing.
     """
 
-    def __init__(self, cause: BaseException, chains: dict[Job, list[int]], wants_gradients: bool = False) -> None:
+    def __init__(
+        self,
+        cause: BaseException,
+        chains: dict[Job, list[int]],
+        wants_gradients: bool = False,
+        way_out: str = "",
+    ) -> None:
         ids = sorted(chain for of_job in chains.values() for chain in of_job)
         shown = ", ".join(map(str, ids[:8])) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         detail = f"{type(cause).__name__}: {cause}"
         if wants_gradients:
             detail = f"got one that takes gradients inside ({' '.join(detail.split()):.80}), expected {GRADIENTS}"
+        elif way_out:
+            detail = f"got an error ({' '.join(detail.split()):.160}), expected {way_out}"
         super().__init__(f"net: {detail} (chains {shown})")
-        self.chains, self.wants_gradients = chains, wants_gradients
+        self.chains, self.wants_gradients, self.way_out = chains, wants_gradients, way_out
+
+
+def way_out_of(error: BaseException, x: torch.Tensor, t: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str:
+    """What helps against an error that torch raised in a network, where its words and the arguments' types tell."""
+    text, floats = str(error), {name: value.dtype for name, value in inputs.items() if value.is_floating_point()}
+    if any(words in text for words in WHOLE) and (t.is_floating_point() or floats):
+        clock = ["time='index' (--time index), whole training steps"] if t.is_floating_point() else []
+        return " or ".join([*clock, *(f"whole numbers as cond[{name!r}]" for name in floats)])
+    wide = [name for name, dtype in floats.items() if dtype == torch.float64 != x.dtype]
+    if wide and any(words in text for words in MIXED):
+        return f"cond[{wide[0]!r}] as {x.dtype}, not {torch.float64}"
+    return ""
 
 
 class QueueFull(RuntimeError):

@@ -174,7 +174,8 @@ class Loop:
             ids: dict[Job, list[int]] = {}
             for group in needs.groups:
                 ids.setdefault(group.job, []).extend(group.job.ids[group.chains])
-            raise NetworkError(error.__cause__ or error, ids, error.wants_gradients) from error.__cause__
+            cause = error.__cause__ or error
+            raise NetworkError(cause, ids, error.wants_gradients, error.way_out) from error.__cause__
         self._scheduler.tick += 1
         report.ticks += 1
         report.evaluations += needs.active

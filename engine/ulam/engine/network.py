@@ -17,7 +17,7 @@ from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output
 from ..gradients import plain, wants_gradients
 from ..outputs import OutputError
-from .errors import NetworkError
+from .errors import NetworkError, way_out_of
 from .report import Report
 
 # What torch.compile is told. Its own CUDA graphs stay off: the engine captures whole ticks.
@@ -171,7 +171,8 @@ class Network:
         except (torch.OutOfMemoryError, OutputError):
             raise
         except Exception as error:
-            raise NetworkError(error, {}, wants_gradients(error) and not self._options.gradients) from error
+            inside = wants_gradients(error) and not self._options.gradients
+            raise NetworkError(error, {}, inside, way_out_of(error, x, t, inputs)) from error
         if version is not None and x._version != version:
             raise ValueError("net: got its input x changed in place, expected one that works on x.clone()")
         if not isinstance(m, torch.Tensor) or m.shape != x.shape:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ulam_kernels.arguments import described
 
@@ -18,6 +22,7 @@ from ..schedules import Schedule
 from .folders import brings_schedule, saved_model
 
 CONSTRUCTORS = ("vp_linear", "vp_scaled_linear", "vp_cosine", "ve", "edm", "flow")
+NAMED = 8  # arguments in an error
 
 
 def load_model(
@@ -27,26 +32,32 @@ def load_model(
     schedule: str | None = None,
     predicts: str | None = None,
     null_class: int | None = None,
+    time: str | None = None,
+    output: str | int | None = None,
 ) -> Model:
     """A built-in model, one that diffusers saved in a folder, or the one that ``module:factory`` makes.
 
     The folder is a pipeline's, or a model's. It brings its shape where the configuration has one, and its schedule and
     prediction, but for a model without a scheduler: see :func:`ulam.jobs.folders.saved_model`.
     The factory takes no arguments and returns a network ``net(x, t, **cond)``, or a :class:`ulam.Denoiser`, which
-    brings its schedule and prediction. A network gets them from ``schedule`` (a call such as ``"vp_linear(1000)"``,
-    the default) and ``predicts`` (default eps). ``weights`` are loaded strictly.
+    brings its schedule, prediction, time and output. A network gets them from ``schedule`` (a call such as
+    ``"vp_linear(1000)"``, the default), ``predicts`` (default eps), ``time`` and ``output``, as :class:`ulam.Denoiser`
+    has them. In place of the factory a module may hold the network or the Denoiser itself. ``weights`` are loaded
+    strictly.
 
     Raises:
         ValueError, TypeError, OSError, ImportError: an invalid option, named in the message.
     """
     if null_class is not None and not -(1 << 63) <= null_class < 1 << 63:
         raise ValueError(f"null-class: got {described(null_class)}, expected a whole number of 64 bits")
-    brought = {"weights": weights, "schedule": schedule, "predicts": predicts}
+    told = {"schedule": schedule, "predicts": predicts, "time": time, "output": output}
+    brought = {"weights": weights, **told}
     if name in BUILT_IN:
         _check_absent({**brought, "shape": shape, "null-class": null_class}, f"the model {name}")
         return BUILT_IN[name]()
     if Path(name).is_dir():
-        return _in_folder(name, weights, shape, schedule, predicts, null_class)
+        _check_absent({"weights": weights, "time": time, "output": output}, f"the pipeline in {name}")
+        return _in_folder(name, shape, schedule, predicts, null_class)
     if ":" not in name:
         there = "a folder of diffusers" if "/" not in name else "a folder that is there"
         raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or module:factory")
@@ -56,9 +67,10 @@ def load_model(
     if weights is not None:
         load_weights(net, weights)
     if denoiser is None:
-        denoiser = Denoiser(net, parse_schedule(schedule or "vp_linear(1000)"), predicts or "eps")
+        known = parse_schedule("vp_linear(1000)" if schedule is None else schedule)
+        denoiser = Denoiser(net, known, predicts or "eps", time or "auto", output=output)
     else:
-        _check_absent({"schedule": schedule, "predicts": predicts}, f"the Denoiser of {name}")
+        _check_absent(told, f"the Denoiser of {name}")
     if shape is None:
         raise ValueError("shape: got none, expected that of a sample of your model, such as --shape 3,32,32")
     return Model(name, denoiser, shape, null_class=null_class)
@@ -66,16 +78,13 @@ def load_model(
 
 def _in_folder(
     folder: str,
-    weights: Path | None,
     shape: tuple[int, ...] | None,
     schedule: str | None,
     predicts: str | None,
     null_class: int | None,
 ) -> Model:
-    owner = f"the pipeline in {folder}"
-    _check_absent({"weights": weights}, owner)
     if brings_schedule(folder):
-        _check_absent({"schedule": schedule, "predicts": predicts}, owner)
+        _check_absent({"schedule": schedule, "predicts": predicts}, f"the pipeline in {folder}")
         return saved_model(folder, shape, null_class=null_class)
     if schedule is None:
         raise ValueError(
@@ -96,8 +105,11 @@ def _check_absent(options: dict[str, Any], owner: str) -> None:
 def call_factory(option: str, name: str) -> Any:
     """What the function of ``module:factory`` returns; the module may lie in the current folder.
 
+    A network or a Denoiser in place of the function is returned as it is.
+
     Raises:
-        ImportError, ValueError: no such module or function; the message begins with ``option``.
+        ImportError, ValueError: no such module or function, or one that takes arguments; the message begins with
+            ``option``.
     """
     module_name, _, factory_name = name.partition(":")
     if "" not in sys.path:
@@ -105,12 +117,25 @@ def call_factory(option: str, name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, SyntaxError) as error:
+        right = f"{module_name.removesuffix('.py')}:{factory_name}" if module_name.endswith(".py") else "module:factory"
         raise ImportError(
-            f"{option}: got {name!r}, expected module:factory of a module that can be imported: {error}"
+            f"{option}: got {name!r}, expected {right} of a module that can be imported: {error}"
         ) from error
     factory = getattr(module, factory_name, None)
-    if not callable(factory):
+    if not callable(factory) and not isinstance(factory, Denoiser):
         raise ValueError(f"{option}: got {name!r}, expected a function of the module {module_name}")
+    if isinstance(factory, (torch.nn.Module, Denoiser)):
+        return factory
+    with suppress(ValueError):  # of functions in C, which do not say what they take
+        needs = [
+            argument.name
+            for argument in inspect.signature(factory).parameters.values()
+            if argument.default is argument.empty
+            and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        ]
+        if needs:
+            takes = f"which takes {', '.join(needs[:NAMED])}, expected a function without arguments"
+            raise TypeError(f"{option}: got {name!r}, {takes}: def make(): return {factory_name}(...)")
     return factory()
 
 
