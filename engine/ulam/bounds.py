@@ -21,6 +21,7 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from . import tweedie
 from .arguments import chain_ids, per_chain, whole_number
+from .conditioning import rowwise
 from .denoiser import Denoiser, check_denoiser
 from .estimation.estimator import Inputs
 from .estimation.likelihood import Likelihood, likelihood
@@ -135,7 +136,7 @@ def vlb(
     ends = _ends(ends, x_0, decoder)
     optimal = _optimal(chain, variance, x0_variances, sampled, decoder)
     options = bins, ends, cdf, clip, seed, chains, backend
-    term = _Term(denoiser, x_0, dict(cond or {}), chain, variance, optimal, decoder, *options)
+    term = _Term(denoiser, x_0, rowwise(cond), chain, variance, optimal, decoder, *options)
     terms: list[torch.Tensor] = []
     steps: list[torch.Tensor] = []
     for repeat in range(samples):
@@ -179,7 +180,7 @@ class _Term:
 
     denoiser: Denoiser
     x_0: torch.Tensor
-    cond: dict[str, torch.Tensor]
+    cond: dict[str, Any]
     chain: ReverseChain
     variance: str
     optimal: Array | None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import choice, described
+from ulam_kernels.arguments import choice, described, one_of
 
 from .outputs import Output, ReadOutput, check_output_option
 from .programs.predictions import check_predicts, told_steps
@@ -20,6 +20,7 @@ from .schedules import Schedule, check_schedule
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+TIMES = ("auto", "index")
 DERIVATIVES = ("auto", "forward", "reverse")
 LARGEST_TIME = float(np.finfo(np.float32).max)  # networks receive float32
 LAST_TIMES = {"flow": 1.0, "subvp": 1.0, "learned": 1.0}
@@ -70,12 +71,12 @@ class Denoiser:
     _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # written there too
 
     def __post_init__(self) -> None:
-        if not callable(self.net):
-            raise TypeError(f"net: got {type(self.net).__name__}, expected a callable net(x, t, **cond)")
+        if not callable(self.net) or isinstance(self.net, type):
+            raise TypeError(f"net: got {described(self.net)}, expected a callable net(x, t, **cond)")
         check_schedule(self.schedule)
         check_predicts(self.predicts, self.schedule)
-        if not isinstance(self.time, str) or self.time not in ("auto", "index"):
-            raise ValueError(f"time: got {described(self.time)}, expected 'auto' or 'index'")
+        if not isinstance(self.time, str) or self.time not in TIMES:
+            raise ValueError(f"time: got {described(self.time)}, expected {one_of(self.time, TIMES)}")
         choice(self.derivatives, "derivatives", DERIVATIVES)
         check_output_option(self.output)
         if self.time == "index" and self.schedule.kind != "vp":
@@ -124,9 +125,11 @@ class Denoiser:
     def program(self, sampler: Sampler | Program) -> Program:
         """`sampler` compiled for this denoiser; a compiled program as it is.
 
-        Raises ValueError for times outside the schedule, for fractional ones where it takes whole ones, and for a
-        program of another schedule or prediction.
+        Raises TypeError for what is no sampler, ValueError for times outside the schedule, for fractional ones where
+        it takes whole ones, and for a program of another schedule or prediction.
         """
+        if isinstance(sampler, type) or not (isinstance(sampler, Program) or hasattr(sampler, "program")):
+            raise TypeError(f"sampler: got {described(sampler)}, expected one of ulam.samplers, such as DDIM(steps=50)")
         if isinstance(sampler, Program):
             got, own = (sampler.schedule, sampler.predicts), (repr(self.schedule), self.predicts)
             if got != own:

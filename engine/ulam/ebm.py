@@ -82,7 +82,7 @@ class PersistentChains:
     ) -> None:
         whole(count, "count", 1, 1 << 32)
         if not isinstance(sampler, ChainSampler) or sampler.has_velocity:
-            raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA or HMC")
+            raise TypeError(f"sampler: got {described(sampler)}, expected ULA, SGLD, MALA or HMC")
         if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
             raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:

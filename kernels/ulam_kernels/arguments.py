@@ -13,6 +13,29 @@ import torch
 LARGEST_FLOAT32 = float(torch.finfo(torch.float32).max)
 FEW = 3  # members of a sequence in a message
 LONGEST = 60  # characters of a value in a message
+# What names are called in diffusers, k-diffusion and papers, in small letters without - and _, and our names for them.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("epsilon", "noise", "epsprediction", "noiseprediction"), ("eps",)),
+    **dict.fromkeys(("sample", "xstart", "xzero", "xprediction", "startx", "data"), ("x0",)),
+    **dict.fromkeys(("vprediction", "vpred", "velocity"), ("v", "flow")),
+    **dict.fromkeys(("flowprediction", "rectifiedflow", "flowmatching", "vectorfield", "rf"), ("flow",)),
+    **dict.fromkeys(("edm", "f"), ("raw", "heun")),
+    **dict.fromkeys(("previoussample", "mu"), ("mean",)),
+    **dict.fromkeys(("dpm++", "dpmpp", "dpm++2m", "dpmpp2m", "dpmsolver++", "dpmmultistep"), ("dpmsolverpp",)),
+    **dict.fromkeys(("eulera", "ancestral"), ("eulerancestral",)),
+    **dict.fromkeys(("plms", "ipndm"), ("pndm",)),
+    **dict.fromkeys(("linear", "ddpm"), ("vplinear",)),
+    **dict.fromkeys(("cosine", "squaredcoscapv2"), ("vpcosine",)),
+    "scaledlinear": ("vpscaledlinear",),
+    "sigmoid": ("vpsigmoid",),
+    **dict.fromkeys(("uniform", "even"), ("linspace",)),
+    **dict.fromkeys(("fixedsmall", "fixedsmalllog", "small"), ("posterior",)),
+    **dict.fromkeys(("fixedlarge", "fixedlargelog", "large"), ("beta",)),
+    **dict.fromkeys(("long", "int", "int64", "discrete", "steps"), ("index",)),
+    **dict.fromkeys(("bfloat16", "bf"), ("bf16",)),
+    **dict.fromkeys(("float16", "half"), ("fp16",)),
+    "gpu": ("cuda",),
+}
 
 
 def described(value: object) -> str:
@@ -21,6 +44,8 @@ def described(value: object) -> str:
         return f"a tensor of {value.dtype} {list(value.shape)}"
     if isinstance(value, torch.dtype):
         return str(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself, not {value.__name__}(...)"
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # Python prints no number of thousands of digits
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, (int, float, complex, str)):
@@ -106,8 +131,34 @@ def switch(value: object, name: str) -> bool:
 def choice(value: object, name: str, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{name}: got {described(value)}, expected one of {', '.join(choices)}")
+        raise kind(f"{name}: got {described(value)}, expected {one_of(value, choices)}")
     return value
+
+
+def one_of(value: object, choices: Iterable[str]) -> str:
+    """ "one of a, b, c" for an error about ``value``, with the one that a name most likely means."""
+    names = list(choices)
+    meant = likely(value, names)
+    return f"one of {', '.join(names)}" + (f" (did you mean {meant}?)" if meant is not None else "")
+
+
+def likely(value: object, choices: Iterable[str]) -> str | None:
+    """The choice that a name most likely means: spelled otherwise, called so elsewhere (`ELSEWHERE`), or mistyped."""
+    if not isinstance(value, str) or not value or len(value) > LONGEST:
+        return None
+    spelled = {_spelling(choice): choice for choice in choices}
+    name = _spelling(value)
+    for known in (name, *ELSEWHERE.get(name, ())):
+        if known in spelled:
+            return spelled[known]
+    from difflib import get_close_matches  # for errors alone
+
+    near = get_close_matches(name, spelled, 1, 0.7)
+    return spelled[near[0]] if near else None
+
+
+def _spelling(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter not in "-_ .")
 
 
 def _float(value: Any, name: str, right: str) -> float:

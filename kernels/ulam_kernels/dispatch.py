@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, one_of
 
 NAMES = ("cpu", "triton", "cuda", "reference")
 
@@ -60,7 +60,7 @@ def why_reference() -> str:
 @cache
 def _named(name: str, device_type: str, source: str) -> ModuleType:
     if name not in NAMES:
-        raise ValueError(f"{source}: got {name!r}, expected one of {', '.join(NAMES)}")
+        raise ValueError(f"{source}: got {name!r}, expected {one_of(name, NAMES)}")
     module = load(name)
     if isinstance(module, str):
         raise ValueError(f"{source}: got {name!r}, expected a backend that is usable here: {module}")

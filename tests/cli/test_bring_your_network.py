@@ -96,7 +96,7 @@ def test_every_way_to_hand_over_a_network_gives_the_same_samples(folder: Path, c
         ("packed --time index", 2, r"net: got dict with 'eps' \[2, 3\], 'x0' \[2, 3\], expected one tensor, or"),
         ("packed --time index --output v", 2, "output: got 'v' for dict with 'eps'"),
         ("make --time index --output eps", 2, "output: got 'eps' for a network that returns a tensor, expected None"),
-        ("make --time long", 2, "time: got 'long', expected 'auto' or 'index'"),
+        ("make --time long", 2, r"time: got 'long', expected one of auto, index \(did you mean index\?\)"),
         ("make --time index --schedule ve(0.01,10)", 2, "time: got 'index' with ve"),
         ("brought --time index", 2, "time: got 'index', expected none: the Denoiser of bring:brought brings its own"),
         ("brought --output eps", 2, "output: got 'eps', expected none"),

@@ -385,7 +385,7 @@ def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
         ((abs, "linear"), TypeError, "schedule: got 'linear', expected a ulam schedule"),
         ((abs, SCHEDULE, "noise"), ValueError, "predicts: got 'noise', expected one of "),
         ((abs, SCHEDULE, "raw"), ValueError, "schedule: got .* under predicts='raw' .*, expected edm"),
-        ((abs, SCHEDULE, "eps", "float"), ValueError, "time: got 'float', expected 'auto' or 'index'"),
+        ((abs, SCHEDULE, "eps", "float"), ValueError, "time: got 'float', expected one of auto, index"),
         (
             (abs, schedules.flow(), "flow", "index"),
             ValueError,

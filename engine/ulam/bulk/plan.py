@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from ulam_kernels import dispatch
@@ -15,7 +16,7 @@ from ulam_kernels.arguments import choice, described, switch, whole
 from ulam_kernels.validation import check_data
 
 from ..arguments import MAX_CHAINS, check_device, check_shape, resolve_device
-from ..conditioning import Cond, Shared
+from ..conditioning import Cond, Shared, as_tensor
 from ..denoiser import Denoiser, Sampler
 from ..engine import job as engine_job
 from ..engine.arguments import check_options, check_slots, default_slots
@@ -63,7 +64,7 @@ class Job:
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     finish: engine_job.Finish | None = None
-    labels: torch.Tensor | None = None
+    labels: torch.Tensor | Sequence[int] | npt.NDArray[Any] | None = None
     labelled: bool = True
 
 
@@ -300,11 +301,11 @@ def _labels(job: Job, checked: engine_job.Job) -> torch.Tensor | None:
     if not switch(job.labelled, "labelled"):
         return None
     if job.labels is not None:
-        whole = isinstance(job.labels, torch.Tensor) and job.labels.dtype == torch.int64
-        if not whole or tuple(job.labels.shape) != (count,):
-            raise ValueError(f"labels: got {described(job.labels)}, expected an int64 tensor [{count}]")
-        check_data(job.labels, "labels")
-        return job.labels.detach().to("cpu", copy=True)
+        labels = as_tensor("labels", job.labels)
+        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
+            raise ValueError(f"labels: got {described(labels)}, expected an int64 tensor [{count}]")
+        check_data(labels, "labels")
+        return labels.detach().to("cpu", copy=True)
     found = [
         value
         for value in checked.cond.values()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import bounds
+from ..conditioning import rows_at
 from ..denoiser import Denoiser
 from ..estimation.estimator import Inputs
 
@@ -85,7 +86,7 @@ def bits_per_dim(
     parts = []
     for begin in range(0, len(x), batch):
         at = slice(begin, min(begin + batch, len(x)))
-        given = {name: value[at] for name, value in cond.items()}
+        given = rows_at(cond, at)
         ids = range(at.start, at.stop)
         parts.append(bounds.vlb(denoiser, x[at], given, sampled=sampled, seed=seed, chains=ids, **of).per_chain)
     per_chain = torch.cat(parts)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, one_of
 from ulam_kernels.validation import MAX_ELEMENTS
 
 from ..files import json_text, whole, writable_folder, written
@@ -108,7 +108,7 @@ def _target(options: argparse.Namespace) -> Target:
         make, default = TARGETS[name]
         return make(default if options.dimension is None else options.dimension)
     if ":" not in name:
-        raise ValueError(f"target: got {name!r}, expected one of {', '.join(TARGETS)}, or module:factory")
+        raise ValueError(f"target: got {name!r}, expected {one_of(name, TARGETS)}, or module:factory")
     if options.dimension is not None:
         raise ValueError(f"dimension: got {options.dimension}, expected none: it is for built-in targets, give --shape")
     if options.shape is None:
@@ -120,7 +120,7 @@ def _target(options: argparse.Namespace) -> Target:
 def _sampler(options: argparse.Namespace) -> ChainSampler:
     name = options.sampler.lower()
     if name not in SAMPLERS:
-        raise ValueError(f"sampler: got {options.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"sampler: got {options.sampler!r}, expected {one_of(name, SAMPLERS)}")
     make = SAMPLERS[name]
     given = {option: getattr(options, option) for option in OPTIONS if getattr(options, option) is not None}
     taken = make.__dataclass_fields__  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ def check_options(
     Raises TypeError or ValueError for an invalid argument of :class:`ulam.Engine`, named in the message.
     """
     if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
+        raise TypeError(f"denoiser: got {described(denoiser)}, expected a ulam.Denoiser")
     if not isinstance(dtype, torch.dtype) or dtype not in (*FLOATS, torch.float64):
         raise ValueError(f"dtype: got {described(dtype)}, expected float32, bfloat16, float16 or float64")
     if queue is not None and whole_number("queue", queue) < 1:

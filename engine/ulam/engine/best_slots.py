@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..conditioning import Cond, Shared
+from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser
 from ..samplers.ddim import DDIM
 from .errors import NetworkError
@@ -58,14 +58,15 @@ def best_slots(
         TypeError: the network needs arguments that ``cond`` lacks.
     """
     given = options or NetworkOptions()
-    key = key_of(denoiser, shape, device, backend, dtype, cond or {}, options=repr(given))
+    inputs = check_cond("cond", cond, 1)
+    key = key_of(denoiser, shape, device, backend, dtype, inputs, options=repr(given))
     kept = remembered()
     if key is not None and (known := kept.read().get(key)) is not None:
         return int(known)
     rates: dict[int, float] = {}
     slots, idle = 1, 0
     while slots <= MOST and idle < 2:
-        rate = _rate(engine, denoiser, shape, device, backend, dtype, given, cond or {}, slots)
+        rate = _rate(engine, denoiser, shape, device, backend, dtype, given, inputs, slots)
         log.info("slots=%d: %.1f evaluations/s", slots, rate)
         idle = idle + 1 if rate < WORTH * max(rates.values(), default=0.0) else 0
         rates[slots] = rate
@@ -86,7 +87,7 @@ def _rate(
     backend: str | None,
     dtype: torch.dtype,
     options: NetworkOptions,
-    cond: Cond,
+    cond: dict[str, torch.Tensor | Shared],
     slots: int,
 ) -> float:
     """Evaluations per second with this many chains, the better of two trials; 0 if they do not fit in memory."""

@@ -11,7 +11,7 @@ import ulam_kernels
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data
 
-from ..conditioning import Shared
+from ..conditioning import Shared, as_tensor
 from ..noise import KNOWN_IMAGE
 from ..programs.program import Program
 from .transfers import on_device
@@ -50,7 +50,7 @@ def check_known(known: object, mask: object, program: Program, chains: int, shap
 
 
 def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> torch.Tensor | Shared:
-    tensor = value.tensor if isinstance(value, Shared) else value
+    tensor = value.tensor if isinstance(value, Shared) else as_tensor(name, value)
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor [chains, *shape] or a shared one")
     check_data(tensor, name)

@@ -27,13 +27,6 @@ NORMS_DEFINED = 3  # the fewest elements for which the inverse squared norm has 
 NORMS_USABLE = 202  # the fewest for which 2 / (n - 2), the excess of a standard deviation, is at most 1%
 
 
-def check_sampler(sampler: object) -> None:
-    """Raises TypeError unless given a sampler or a program."""
-    if not isinstance(sampler, Program) and not hasattr(sampler, "program"):
-        got = type(sampler).__name__
-        raise TypeError(f"sampler: got {got}, expected one of ulam.samplers, such as DDIM(steps=50)")
-
-
 def job_of(
     denoiser: Denoiser,
     shape: tuple[int, ...],
@@ -63,7 +56,6 @@ def job_of(
         RuntimeError: an argument requires grad while gradients are recorded.
     """
     check_no_gradient("sampling", cond, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask)
-    check_sampler(sampler)
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")

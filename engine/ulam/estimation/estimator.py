@@ -14,6 +14,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data, real_numbers
 
 from ..arguments import per_chain
+from ..conditioning import Cond, Shared, arguments_of
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output, in_eval_mode, modules_in
 from ..gradients import plain
@@ -23,7 +24,7 @@ from .derivative_checks import rows_of
 from .differences import reduced_precision
 
 Sigma: TypeAlias = "float | torch.Tensor | Array"
-Inputs: TypeAlias = Mapping[str, torch.Tensor]
+Inputs: TypeAlias = Cond
 LARGEST_SIGMA = 1e75  # its fourth power is still a float64
 SAME_LEVEL = 1e-6  # relative: a level rounded to float32 is still that level
 
@@ -49,7 +50,10 @@ class Estimator:
         self.sigma, self.denoiser = noise_levels(y, sigma), denoiser
         self._net, self._like = denoiser.network, y
         with torch.inference_mode(False):  # the graphs of derivatives may hold what is made here
-            self._cond = {key: _for_graphs(key, value) for key, value in (cond or {}).items()}
+            given = arguments_of(cond, y.device)
+            self._cond = {key: _for_graphs(key, value) for key, value in given.items()}
+            shared = {key: value.tensor[None] for key, value in (cond or {}).items() if isinstance(value, Shared)}
+            self._by_row = {**self._cond, **shared}
             self._set_coefficients(denoiser, y)
 
     def _set_coefficients(self, denoiser: Denoiser, y: torch.Tensor) -> None:
@@ -101,7 +105,7 @@ class Estimator:
         What the network does may depend on both. See :func:`ulam.estimation.derivative_checks.rows_of`.
         """
         found: dict[int, set[Hashable]] = {}
-        for sigma, row in zip(self.sigma, rows_of(self._cond, len(self._like)), strict=True):
+        for sigma, row in zip(self.sigma, rows_of(self._by_row, len(self._like)), strict=True):
             found.setdefault(math.floor(math.log2(sigma) / 2), set()).add(row)
         return dict(sorted(found.items()))
 

@@ -19,6 +19,7 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_data
 
 from ..arguments import per_chain, whole_number
+from ..conditioning import Shared, rows_at, rowwise
 from ..denoiser import Denoiser
 from ..gradients import check_no_gradient
 from ..noise import CHECK, normal_for
@@ -145,12 +146,15 @@ def measure(
     if not len(sigmas) or (noisy and len(sigmas) > 1):
         right = "the one level of the data" if noisy else "at least one"
         raise ValueError(f"sigmas: got {len(sigmas)} noise levels, expected {right}")
-    for name, value in (cond or {}).items():
+    given = rowwise(cond)
+    for name, value in given.items():
+        if isinstance(value, Shared):
+            continue
         check_data(value, f"cond[{name!r}]")
         if len(value) != len(x):
             raise ValueError(f"cond[{name!r}]: got {len(value)} rows, expected {len(x)}, one an example")
     checked = [float(noise_levels(x[:1], sigma)[0]) for sigma in sigmas]
-    return (_level(denoiser, x, sigma, cond or {}, noisy, batch, seed, row) for row, sigma in enumerate(checked))
+    return (_level(denoiser, x, sigma, given, noisy, batch, seed, row) for row, sigma in enumerate(checked))
 
 
 @outside_graphs
@@ -162,7 +166,7 @@ def _level(
     for place, begin in enumerate(range(0, len(x), batch)):
         part = x[begin : begin + batch]
         y = part if noisy else part + sigma * _noise(part, begin // 2, seed, row)
-        given = {name: value[begin : begin + batch] for name, value in cond.items()}
+        given = rows_at(cond, slice(begin, begin + batch))
         first = 2 * (row * math.ceil(len(x) / batch) + place)
         derivatives = Derivatives(Estimator(denoiser, y, sigma, given), y)
         parts.append(_quantities(derivatives, y, part, centre, seed, first))

@@ -19,6 +19,7 @@ from ulam_kernels.tracing import graph_constant, transformed
 from ulam_kernels.validation import check_real
 
 from ..arguments import per_chain
+from ..conditioning import arguments_of, rowwise
 from ..denoiser import Denoiser
 from ..evaluation import check_like, check_output
 from ..schedules import Schedule, ve
@@ -101,7 +102,7 @@ def observed(
     return a tensor like y.
     """
     if isinstance(denoiser, Denoiser):
-        return _of_network(denoiser, sigma, cond or {})
+        return _of_network(denoiser, sigma, arguments_of(cond, sigma.device))
     by_level = takes_sigma(denoiser)
 
     def D(y: torch.Tensor) -> torch.Tensor:
@@ -184,8 +185,8 @@ def _(
 
 
 def first_rows(cond: Inputs | None, rows: int, of: int) -> Inputs:
-    """The conditioning of the first rows of a batch: of tensors that have one row an example, the first."""
+    """The conditioning of the first rows of a batch: of tensors and lists that have one row an example, the first."""
     return {
         key: value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == of else value
-        for key, value in (cond or {}).items()
+        for key, value in rowwise(cond).items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch, real_numbers
 
 from ..arguments import chain_ids, per_chain
+from ..conditioning import arguments_of
 from ..denoiser import Denoiser, check_denoiser
 from ..evaluation import check_halves, check_output, in_eval_mode, modules_in
 from ..gradients import check_no_gradient, without_graph
@@ -91,7 +92,7 @@ def noised_estimate(
     x_0: torch.Tensor,
     t: Array,
     z: torch.Tensor,
-    cond: Mapping[str, torch.Tensor],
+    cond: Inputs,
     *,
     clip: tuple[float, float] | None = None,
     learned: bool = False,
@@ -111,7 +112,7 @@ def noised_estimate(
             read = x_t * per_chain(torch.from_numpy(c_in).to(x_t), x_t)
 
         def output(x: torch.Tensor) -> torch.Tensor:
-            m = denoiser.network(x, told, **cond)
+            m = denoiser.network(x, told, **arguments_of(cond, x.device))
             return check_halves(m, x.shape, VARIANCE_HALVES) if learned else check_output(m, x.shape)
 
         with in_eval_mode(modules_in(denoiser.net)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, one_of
 
 from .. import schedules
 from ..denoiser import Denoiser
@@ -147,7 +147,8 @@ def parse_schedule(text: str) -> Schedule:
     """
     call = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     if call is None or call[1] not in CONSTRUCTORS:
-        raise ValueError(f"schedule: got {text!r}, expected one of {', '.join(CONSTRUCTORS)} with numbers in brackets")
+        right = one_of(call and call[1], CONSTRUCTORS)
+        raise ValueError(f"schedule: got {text!r}, expected {right} with numbers in brackets")
     positional: list[float] = []
     named: dict[str, float] = {}
     for argument in filter(None, (part.strip() for part in (call[2] or "").split(","))):

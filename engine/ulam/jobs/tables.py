@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, likely, one_of
 
 from ..denoiser import Sampler
 from ..files import parse_toml
@@ -73,6 +73,8 @@ def read_tables(path: Path, settings: Collection[str] = ()) -> tuple[dict[str, A
     found = _spelled(data, "keys")
     if unknown := found.keys() - {*settings}:
         also = f" or {', '.join(settings)}" if settings else " only"
+        meant = likely(sorted(unknown)[0], settings)
+        also += f" (did you mean {meant}?)" if meant is not None else ""
         raise ValueError(f"jobs: got {path} with {sorted(unknown)[0]!r}, expected [[job]] tables{also}")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"jobs: got {path} without a [[job]] table, expected one at least")
@@ -155,7 +157,7 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     """
     known = samplers_by_name()
     if not isinstance(name, str) or name.lower() not in known:
-        raise ValueError(f"sampler: got {name!r}, expected one of {', '.join(sorted(known))}")
+        raise ValueError(f"sampler: got {name!r}, expected {one_of(name, sorted(known))}")
     make = known[name.lower()]
     given = {key: _plain(value) for key, value in arguments.items() if value is not None}
     if (threshold := given.pop("threshold", None)) is not None:
@@ -169,6 +171,8 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     if strange := given.keys() - taken.keys():
         key = sorted(strange)[0]
         right = ", ".join(taken)
+        meant = likely(key, taken)
+        right += f" (did you mean {meant}?)" if meant is not None else ""
         raise ValueError(f"{key}: got {described(given[key])}, expected an argument of the sampler {name}: {right}")
     lists = any(isinstance(given.get(key), tuple) for key in ("timesteps", "sigmas", "levels"))
     says_how_many = lists or "steps" in given or "levels" in given

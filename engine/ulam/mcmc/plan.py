@@ -161,12 +161,12 @@ def _checked_sampler(target: Target, sampler: object) -> ChainSampler:
     """The sampler whose steps are run, that of the replicas under tempering."""
     if isinstance(target, Denoiser):
         raise TypeError("target: got a Denoiser, expected ulam.mcmc.DenoiserScore(denoiser, sigma)")
-    if not hasattr(target, "bind"):
-        raise TypeError(f"target: got {type(target).__name__}, expected ulam.Energy(fn), a score or a built-in density")
+    if not hasattr(target, "bind") or isinstance(target, type):
+        raise TypeError(f"target: got {described(target)}, expected ulam.Energy(fn), a score or a built-in density")
     tempered = isinstance(sampler, ParallelTempering)
     inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
     if not isinstance(inner, ChainSampler):
-        raise TypeError(f"sampler: got {type(sampler).__name__}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
+        raise TypeError(f"sampler: got {described(sampler)}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
     if (inner.adjusted or tempered) and not target.has_energy:
         raise TypeError(f"target: got {target!r}, a score alone, expected an energy for {type(sampler).__name__}")
     return inner

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
+from ulam_kernels.arguments import described
 from ulam_kernels.tracing import transformed
 
 from ..arguments import check_states
@@ -204,7 +205,7 @@ class DenoiserScore:
 
     def __init__(self, denoiser: Denoiser, sigma: Sigma, cond: Cond | None = None) -> None:
         if not isinstance(denoiser, Denoiser):
-            raise TypeError(f"denoiser: got {type(denoiser).__name__}, expected a ulam.Denoiser")
+            raise TypeError(f"denoiser: got {described(denoiser)}, expected a ulam.Denoiser")
         self.denoiser, self.sigma, self.cond = denoiser, sigma, cond
 
     def __repr__(self) -> str:
@@ -264,8 +265,8 @@ def _select_cond(cond: Cond | None, rows: torch.Tensor, chains: int, device: tor
 
 
 def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a function of x [chains, *shape]")
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name}: got {described(value)}, expected a function of x [chains, *shape]")
 
 
 def _name(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from ulam_kernels.tracing import readable
 from ulam_kernels.validation import check_real, check_tensor
 
 from ..arguments import Time, per_chain
+from ..conditioning import Cond, arguments_of
 from ..denoiser import Denoiser, check_denoiser
 from ..estimation.forward import Noised, noised, step_back, tensor_times, whole_times
 from ..estimation.x0_variances import VARIANCE_HALVES
@@ -19,7 +20,7 @@ from ..evaluation import check_halves, check_output, split_output
 from .arguments import check_batch
 
 Ids: TypeAlias = int | range | Sequence[int] | torch.Tensor | None
-Inputs: TypeAlias = Mapping[str, torch.Tensor]
+Inputs: TypeAlias = Cond
 Weight: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 LARGEST_SIGMA = 1e18  # its square is still a float32
@@ -106,7 +107,7 @@ def edm(
     data: float = denoiser.schedule.sigma_data  # type: ignore[attr-defined]
     scale = per_chain((batch.sigma**2 + data**2).rsqrt().to(batch.target.dtype), x_0)
     scaled = (batch.x_t * scale).to(x_0.dtype)
-    m = check_output(denoiser.network(scaled, batch.t, **(cond or {})), x_0.shape)
+    m = check_output(denoiser.network(scaled, batch.t, **arguments_of(cond, scaled.device)), x_0.shape)
     check_tensor(m, "net")
     return squared_error(split_output(m, x_0.shape[1])[0], batch.target)
 
@@ -136,7 +137,7 @@ def network_output(
     learned: it must be there: the variance.
     """
     t, shape = batch.t.long() if denoiser.time == "index" else batch.t, batch.x_t.shape
-    m = denoiser.network(batch.x_t.to(dtype), t, **(cond or {}))
+    m = denoiser.network(batch.x_t.to(dtype), t, **arguments_of(cond, t.device))
     return split_output(check_halves(m, shape, VARIANCE_HALVES) if learned else check_output(m, shape), shape[1])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, one_of
 
 from ..schedules import EDM, Array, Schedule, VariancePreserving, before, posterior
 
@@ -148,7 +148,7 @@ def step_back(schedule: Schedule | None, alpha: Array, sigma: Array) -> tuple[Ar
 def check_predicts(predicts: str, schedule: Schedule | None = None) -> None:
     """Raises ValueError for an unknown prediction, or one that `schedule` has no meaning for."""
     if not isinstance(predicts, str) or predicts not in PREDICTIONS:
-        raise ValueError(f"predicts: got {described(predicts)}, expected one of {', '.join(PREDICTIONS)}")
+        raise ValueError(f"predicts: got {described(predicts)}, expected {one_of(predicts, PREDICTIONS)}")
     if schedule is None:
         return
     if predicts == "raw" and not isinstance(schedule, EDM):

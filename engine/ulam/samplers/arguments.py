@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import as_float, described, is_real
+from ulam_kernels.arguments import as_float, described, is_real, one_of
 from ulam_kernels.validation import real_numbers
 
 from ..programs.clip import DynamicThreshold
@@ -65,7 +65,7 @@ def check_flag(name: str, value: object) -> bool:
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """`value` if it is one of `choices`, else ValueError."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: got {described(value)}, expected one of {', '.join(choices)}")
+        raise ValueError(f"{name}: got {described(value)}, expected {one_of(value, choices)}")
     return value
 
 

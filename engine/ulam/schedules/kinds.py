@@ -289,4 +289,6 @@ def _columns(schedule: VariancePreserving, device: torch.device) -> torch.Tensor
 def check_schedule(schedule: object) -> None:
     """Raises TypeError unless it is a schedule."""
     if not isinstance(schedule, Schedule):
+        if callable(schedule) and (name := getattr(schedule, "__name__", "")).isidentifier():
+            raise TypeError(f"schedule: got {name} itself, expected what it returns: {name}(...)")
         raise TypeError(f"schedule: got {described(schedule)}, expected a ulam schedule such as vp_linear(1000)")

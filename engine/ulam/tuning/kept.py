@@ -24,11 +24,12 @@ class Kept:
     ) -> None:
         self._file = Remembered("tuned.json", _is_tuned)
         job = setting.job
-        self._key = None if callable(setting.denoiser.output) else key_of(
-            setting.denoiser, setting.shape, setting.device, setting.backend, setting.dtype, job["cond"] or {},
-            weights=_weights(setting.denoiser.net), program=setting.program.sampler, rows=len(setting.program),
-            schedule=repr(setting.denoiser.schedule), predicts=setting.denoiser.predicts, slots=counts,
-            output=setting.denoiser.output, accuracy=accuracy, options=repr(given), guidance=job["guidance"], seed=setting.seed, doubled=doubled,
+        denoiser = setting.denoiser
+        self._key = None if callable(denoiser.output) else key_of(
+            denoiser, setting.shape, setting.device, setting.backend, setting.dtype, job["cond"] or {},
+            weights=_weights(denoiser.net), program=setting.program.sampler, rows=len(setting.program),
+            schedule=repr(denoiser.schedule), predicts=denoiser.predicts, output=denoiser.output, slots=counts,
+            accuracy=accuracy, options=repr(given), guidance=job["guidance"], seed=setting.seed, doubled=doubled,
         )  # fmt: skip
 
     def recall(self) -> Tuned | None:

@@ -10,11 +10,10 @@ from tqdm.auto import tqdm
 from ulam_kernels.arguments import described, positive, real
 
 from ..arguments import check_shape, checked_seed, resolve_device
-from ..conditioning import Cond, Shared
+from ..conditioning import Cond, Shared, as_tensor
 from ..denoiser import Denoiser, Sampler
 from ..engine.arguments import backend_name, check_options, check_slots, default_slots
 from ..engine.network import NetworkOptions
-from ..engine.submission import check_sampler
 from ..engine.tuned import Tuned
 from ..programs.program import Program
 from ..samplers.ddim import DDIM
@@ -83,7 +82,6 @@ def tune(
         guidance = real(guidance, "guidance")
     backend_name(denoiser, where, backend, dtype)
     chosen = DDIM(steps=50) if sampler is None else sampler
-    check_sampler(chosen)
     program = denoiser.program(chosen)
     job = {"cond": _on(cond, where), "guidance": guidance, "uncond": _on(uncond, where)}
     timed = program[: int(program.evaluating[min(TICKS, len(program.evaluating)) - 1]) + 1]
@@ -122,9 +120,10 @@ def _on(cond: Cond | None, device: torch.device) -> Cond | None:
         return None
     if not isinstance(cond, Mapping):
         raise TypeError(f"cond: got {described(cond)}, expected tensors by name, or None")
-    for name, value in cond.items():
-        if not isinstance(value, Shared) and not (isinstance(value, torch.Tensor) and value.dim() and len(value)):
-            raise TypeError(
-                f"cond: got {described(value)} for {name}, expected a tensor [n, ...] of n chains, or shared"
-            )
-    return {name: value if isinstance(value, Shared) else value.to(device) for name, value in cond.items()}
+    found = {}
+    for name, given in cond.items():
+        value = given.tensor if isinstance(given, Shared) else as_tensor("cond", given)
+        if not isinstance(value, torch.Tensor) or not (isinstance(given, Shared) or (value.dim() and len(value))):
+            raise TypeError(f"cond: got {described(given)} for {name}, expected [n, ...] of n chains, or shared")
+        found[name] = given if isinstance(given, Shared) else value.to(device)
+    return found

@@ -9,7 +9,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from .chain_sampler import ChainSampler, PerChain, check_numbers, select_rows
+from .chain_sampler import ChainSampler, PerChain, Preconditioner, check_numbers, select_rows
 from .chain_state import ChainState, Columns
 
 
@@ -29,7 +29,7 @@ class BAOAB(ChainSampler):
     step: PerChain
     friction: PerChain = 1.0
     temperature: PerChain = 1.0
-    preconditioner: torch.Tensor | None = None
+    preconditioner: Preconditioner = None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
     kernel: ClassVar[str | None] = "baoab"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, TypeAlias
 
+import numpy.typing as npt
 import torch
 
 import ulam_kernels.mcmc as ops
@@ -21,6 +22,7 @@ from ulam_kernels.validation import real_numbers
 from .chain_state import ChainState, Columns
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
+Preconditioner: TypeAlias = "float | Sequence[float] | npt.NDArray[Any] | torch.Tensor | None"
 
 
 class ChainSampler(ABC):
@@ -29,7 +31,7 @@ class ChainSampler(ABC):
     Args:
         step: the step size, above 0.
         temperature: T, at least 0 (above 0 where there is a Metropolis test).
-        preconditioner: P ``[*shape]``, finite and above 0; None is the identity.
+        preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -37,7 +39,7 @@ class ChainSampler(ABC):
 
     step: PerChain
     temperature: PerChain
-    preconditioner: torch.Tensor | None
+    preconditioner: Preconditioner
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature")
     kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where no launch has it
@@ -52,8 +54,6 @@ class ChainSampler(ABC):
             check_numbers("temperature", self.temperature, least=0)
         if self.preconditioner is not None:
             right = "a tensor [*shape] of finite numbers above 0, or None"
-            if not isinstance(self.preconditioner, torch.Tensor):
-                raise ValueError(f"preconditioner: got {described(self.preconditioner)}, expected {right}")
             p = real_numbers("preconditioner", self.preconditioner)
             if (wrong := ~((p > 0) & torch.isfinite(p))).any():
                 raise ValueError(f"preconditioner: got {p[wrong][0].item():g}, expected {right}")
@@ -67,12 +67,15 @@ class ChainSampler(ABC):
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | None:
         """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a preconditioner of another shape."""
-        p = self.preconditioner
-        if p is None:
+        if self.preconditioner is None:
             return None
-        if p.shape != x.shape[1:]:
-            raise ValueError(f"preconditioner: got shape {list(p.shape)}, expected {list(x.shape[1:])} like a chain")
-        return p.detach().double().sqrt().to(x.device, x.dtype).contiguous()
+        p = torch.as_tensor(self.preconditioner, dtype=torch.float64).detach()
+        try:
+            p = p.expand(x.shape[1:])
+        except RuntimeError:
+            right = f"{list(x.shape[1:])} like a chain, or what broadcasts to it"
+            raise ValueError(f"preconditioner: got shape {list(p.shape)}, expected {right}") from None
+        return p.sqrt().to(x.device, x.dtype).contiguous()
 
     @property
     def bounds(self) -> tuple[float, float]:

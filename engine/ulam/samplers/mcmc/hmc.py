@@ -12,7 +12,7 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain, whole_number
-from .chain_sampler import ChainSampler, PerChain
+from .chain_sampler import ChainSampler, PerChain, Preconditioner
 from .chain_state import ChainState, Columns
 
 LONGEST_PATH = 1 << 26  # leapfrog steps
@@ -39,7 +39,7 @@ class HMC(ChainSampler):
     step: PerChain
     leapfrog: int = 10
     temperature: PerChain = 1.0
-    preconditioner: torch.Tensor | None = None
+    preconditioner: Preconditioner = None
     jitter: float = 0.5
 
     kernel: ClassVar[str | None] = "hmc"

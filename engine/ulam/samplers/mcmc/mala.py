@@ -9,7 +9,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from .chain_sampler import ChainSampler, PerChain, langevin_step
+from .chain_sampler import ChainSampler, PerChain, Preconditioner, langevin_step
 from .chain_state import ChainState, Columns
 
 
@@ -23,7 +23,7 @@ class MALA(ChainSampler):
 
     step: PerChain
     temperature: PerChain = 1.0
-    preconditioner: torch.Tensor | None = None
+    preconditioner: Preconditioner = None
 
     kernel: ClassVar[str | None] = "mala"
     adjusted: ClassVar[bool] = True

@@ -40,7 +40,7 @@ class ParallelTempering:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, ChainSampler):
-            raise TypeError(f"sampler: got {type(self.sampler).__name__}, expected ULA, SGLD, MALA, BAOAB or HMC")
+            raise TypeError(f"sampler: got {described(self.sampler)}, expected ULA, SGLD, MALA, BAOAB or HMC")
         if not isinstance(self.sampler.temperature, (int, float)) or self.sampler.temperature != 1:
             came = described(self.sampler.temperature)
             raise ValueError(f"temperature: got {came}, expected 1: the replicas of the sampler have their own")

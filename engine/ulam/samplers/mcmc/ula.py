@@ -7,7 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from .chain_sampler import ChainSampler, PerChain, check_clip_box, check_numbers, langevin_step, select_rows
+from .chain_sampler import (
+    ChainSampler,
+    PerChain,
+    Preconditioner,
+    check_clip_box,
+    check_numbers,
+    langevin_step,
+    select_rows,
+)
 from .chain_state import ChainState, Columns
 
 
@@ -26,7 +34,7 @@ class ULA(ChainSampler):
 
     step: PerChain
     temperature: PerChain = 1.0
-    preconditioner: torch.Tensor | None = None
+    preconditioner: Preconditioner = None
     noise_scale: PerChain | None = None
     clip: tuple[float, float] | None = None
 
