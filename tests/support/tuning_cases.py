@@ -28,7 +28,7 @@ class Float32Only(Slow):
     """Has no 16-bit form."""
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        if self.weight.dtype == torch.bfloat16:
+        if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("not\ntoday")
         return super().forward(x, t)
 
