@@ -107,7 +107,7 @@ class Denoiser:
         """The mode, forward or reverse, in which derivatives of order "first", "second", ... ran last."""
         return dict(self._modes)
 
-    @cached_property
+    @property
     def network(self) -> Callable[..., Any]:
         """What is called as network(x, t, **cond): `net` itself, or the part of its output that ``output`` names."""
         return self.net if self.output is None else ReadOutput(self.net, self.output)

@@ -113,6 +113,17 @@ def test_what_is_missing_is_said_in_one_line(folder: Path, capsys, options: str,
     assert re.search(said, line), line
 
 
+def test_every_command_that_takes_a_model_takes_its_time_and_output(folder: Path) -> None:
+    """Options that a command has but drops would be told to nobody."""
+    for command in ("sample --out out", "check --out out", "tune", "run jobs.toml"):
+        model = ["--model", "bring:packed", "--shape", "3", "--time", "index", "--output", "1"]
+        options = cli._parser().parse_args([*command.split(), *model])
+        assert (options.time, options.output) == ("index", 1)
+    options = cli._parser().parse_args(["tune", "--model", "bring:brought", "--shape", "3", "--time", "index"])
+    with pytest.raises(ValueError, match="time: got 'index', expected none: the Denoiser of bring:brought"):
+        options.run(options)
+
+
 def test_a_file_in_place_of_a_module_is_corrected(folder: Path, capsys) -> None:
     code, line = told(capsys, SAMPLE.replace("bring:", "bring.py:make"))
     assert code == 2 and "model: got 'bring.py:make', expected bring:make of a module" in line

@@ -19,7 +19,7 @@ from pipeline_cases import unet_2d  # noqa: E402
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SECTION = README.split("## Your own network\n")[1].split("\n## ")[0]
-COMMANDS = re.findall(r"^(ulam sample .*)$", SECTION, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^(ulam (?:sample|convert) .*)$", SECTION, flags=re.MULTILINE)
 NETS = """
 import torch
 
@@ -43,17 +43,24 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "__init__.py").touch()
     (tmp_path / "mypackage" / "nets.py").write_text(NETS)
-    safetensors.torch.save_file({"scale": torch.full((3, 1, 1), 0.5)}, tmp_path / "weights.safetensors")
+    weights = {"scale": torch.full((3, 1, 1), 0.5)}
+    safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+    both = {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in weights.items()}
+    torch.save({"state_dict": both, "epoch": 3}, tmp_path / "last.ckpt")
     diffusers.DDPMPipeline(unet_2d(), diffusers.DDPMScheduler()).save_pretrained("ddpm-cifar10")
     return tmp_path
 
 
 def test_there_is_a_command_for_a_module_and_one_for_a_folder() -> None:
-    models = {command.split("--model ")[1].split()[0] for command in COMMANDS}
+    models = {command.split("--model ")[1].split()[0] for command in COMMANDS if "--model " in command}
     assert models >= {"mypackage.nets:make", "ddpm-cifar10"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_brings_a_network_runs(command: str, there: Path) -> None:
-    assert main(shlex.split(command)[1:]) == 0
-    assert len(arrays(there / "samples" / "samples.npz")["arr_0"]) == 64
+    arguments = shlex.split(command, comments=True)[1:]
+    assert main(arguments) == 0
+    if arguments[0] == "convert":
+        assert list(safetensors.torch.load_file(there / "weights.safetensors")) == ["scale"]
+    else:
+        assert len(arrays(there / "samples" / "samples.npz")["arr_0"]) == 64

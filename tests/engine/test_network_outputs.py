@@ -121,6 +121,18 @@ def test_weights_learn_through_every_packing(name: str) -> None:
     assert torch.equal(gradient(Net(pack), output), gradient(Net(plain), None))
 
 
+@pytest.mark.parametrize("name", [name for name in PACKED if name not in ("an object with sample", "an attribute")])
+def test_a_loss_compiles_whole_through_every_packing(name: str) -> None:
+    torch._dynamo.reset()
+    pack, output = PACKED[name]
+    denoiser, y = ulam.Denoiser(Net(pack), SCHEDULE, output=output), ulam.noise.normal(SHAPE, seed=3, chains=4)
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        return ulam.objectives.denoising(denoiser, y, 7, step=0)
+
+    assert torch.equal(torch.compile(loss, backend="eager", fullgraph=True)(y), loss(y))
+
+
 def test_a_packed_edm_network_has_the_loss_of_a_plain_one() -> None:
     y, schedule = ulam.noise.normal(SHAPE, seed=3, chains=4), ulam.schedules.edm()
     losses = [

@@ -11,6 +11,7 @@ import torch
 
 from ..engine.network import COMPILE, DTYPES, NetworkOptions
 from ..engine.tuned import Tuned
+from ..jobs.models import load_model
 from ..jobs.tables import DEFAULT_CHAINS, JobSpec, make_job, parse_labels, parse_option, read_jobs, samplers_by_name
 from ..models.built_in import Model
 from ..samplers.sigmas import SIGMAS
@@ -86,6 +87,14 @@ def add_network_arguments(p: argparse._ActionsContainer, tunes: bool = True) -> 
         metavar="ACCURACY",
         help=f"find the fastest way to run the network first: {ACCURACIES} (default fp32; see ulam tune)",
     )
+
+
+def model_of(options: argparse.Namespace) -> Model:
+    """The model that the options choose."""
+    return load_model(
+        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class,
+        options.time, options.output,
+    )  # fmt: skip
 
 
 def jobs_of(options: argparse.Namespace, model: Model, device: torch.device) -> list[JobSpec]:

@@ -16,11 +16,11 @@ from ..arguments import resolve_device
 from ..estimation import measure
 from ..estimation.measure import MeasuredLevel
 from ..files import json_text, whole, writable_folder, written
-from ..jobs.models import load_model
 from ..jobs.tables import check_unlabelled
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import check_plots, info
+from .arguments import model_of
 from .bits import Kind, bits_per_dim, kind_of
 from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
@@ -71,10 +71,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print and write; the exit code, 1 if a test fails."""
     if not options.no_plots:
         require_matplotlib()
-    model = load_model(
-        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class,
-        options.time, options.output,
-    )  # fmt: skip
+    model = model_of(options)
     sigmas = _sigmas(options, model)
     data = _data(options, model)
     kind = _kind(options, data, model)

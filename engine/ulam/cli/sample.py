@@ -13,12 +13,11 @@ from ..engine.arguments import DEFAULT_SLOTS
 from ..engine.engine import Engine
 from ..engine.scheduler import POLICIES
 from ..files import writable_folder
-from ..jobs.models import load_model
 from ..jobs.tables import JobSpec
 from ..models.built_in import Model
 from ..pictures import is_image
 from . import output
-from .arguments import add_job_arguments, add_network_arguments, jobs_of, network_of, tuned
+from .arguments import add_job_arguments, add_network_arguments, jobs_of, model_of, network_of, tuned
 from .sampling_run import SamplingRun
 from .streams import FAILED, INTERRUPTED, TERMINATED
 
@@ -53,10 +52,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command; its exit code: 0, 1 if a chain failed, 130 after Ctrl-C."""
     device = resolve_device(options.device)
-    model = load_model(
-        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class,
-        options.time, options.output,
-    )  # fmt: skip
+    model = model_of(options)
     if options.preview_every is not None and options.preview_every < 1:
         raise ValueError(f"preview-every: got {options.preview_every}, expected at least 1")
     if options.preview_every is not None and not is_image(model.shape):

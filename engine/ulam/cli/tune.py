@@ -9,10 +9,18 @@ import torch
 
 from ..arguments import resolve_device
 from ..bulk.recipes import settings_of
-from ..jobs.models import load_model
 from ..tuning.candidates import FP32
 from ..tuning.tune import BUDGET
-from .arguments import ACCURACIES, accuracy, add_job_arguments, add_network_arguments, jobs_of, network_of, tuned
+from .arguments import (
+    ACCURACIES,
+    accuracy,
+    add_job_arguments,
+    add_network_arguments,
+    jobs_of,
+    model_of,
+    network_of,
+    tuned,
+)
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -35,9 +43,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table, and the settings for a bulk run's TOML file; 0."""
     device = resolve_device(options.device)
-    model = load_model(
-        options.model, options.weights, options.shape, options.schedule, options.predicts, options.null_class
-    )
+    model = model_of(options)
     job = jobs_of(options, model, device)[0]
     if isinstance(model.denoiser.net, torch.nn.Module):
         model.denoiser.net.to(device)

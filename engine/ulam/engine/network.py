@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ulam_kernels.arguments import described
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output
 from ..gradients import plain, wants_gradients
-from ..outputs import OutputError
+from ..outputs import OutputError, ReadOutput
 from .errors import NetworkError, way_out_of
 from .report import Report
 
@@ -88,8 +88,8 @@ class Network:
     def __init__(
         self, denoiser: Denoiser, slots: int, device: torch.device, options: NetworkOptions, report: Report
     ) -> None:
-        given = replace(denoiser, net=_with_weights(denoiser.net, options)) if options.weights else denoiser
-        self._eager: Callable[..., Any] = given.network
+        given = _with_weights(denoiser.net, options) if options.weights else denoiser.net
+        self._eager: Callable[..., Any] = given if denoiser.output is None else ReadOutput(given, denoiser.output)
         self._net = _compiled(self._eager, options.compile) if options.compile else self._eager
         self._device, self._options, self._report = device, options, report
         self._autocast_dtype = options.autocast or options.weights
