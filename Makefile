@@ -17,7 +17,7 @@ PROOFS := $(shell grep -lE 'triton_simulator|triton_interpreter' tests/*/test_*.
 PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
 # What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.
-SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick look_up ops layouts row_table arguments \
+SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick bound_tick look_up ops layouts row_table arguments \
 	kernels_door kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 

@@ -13,12 +13,17 @@ class NaiveDDPM:
     """`p_sample` of the DDPM authors' code (and of most that followed): x0 from eps, posterior mean, noise.
 
     Tables on the device, in the state's dtype, gathered per sample, one tensor operation after the other [Ho 2020,
-    eq. 15 and 7].
+    eq. 15 and 7]. dimensions: of a sample.
     """
 
     def __init__(
-        self, steps: int = 1000, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        steps: int = 1000,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        dimensions: int = 3,
     ) -> None:
+        self.per_chain = (-1, *[1] * dimensions)
         betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
         alphas_cumprod = (1 - betas).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
@@ -32,9 +37,8 @@ class NaiveDDPM:
         self.eps_to_mean = (betas / (1 - alphas_cumprod).sqrt()).to(device, dtype)
         self.root_alphas, self.std = (1 - betas).sqrt().to(device, dtype), variance.sqrt().to(device, dtype)
 
-    @staticmethod
-    def at(values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return values.gather(0, t).view(-1, 1, 1, 1)
+    def at(self, values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return values.gather(0, t).view(self.per_chain)
 
     @torch.no_grad()
     def mean(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, clip: bool = False) -> torch.Tensor:
@@ -46,7 +50,7 @@ class NaiveDDPM:
     @torch.no_grad()
     def step(self, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, clip: bool = False) -> torch.Tensor:
         noise = torch.randn_like(x)
-        mask = (t != 0).to(x.dtype).view(-1, 1, 1, 1)
+        mask = (t != 0).to(x.dtype).view(self.per_chain)
         return self.mean(x, eps, t, clip) + mask * (0.5 * self.at(self.log_variance, t)).exp() * noise
 
     @torch.no_grad()
@@ -56,12 +60,12 @@ class NaiveDDPM:
         return mean + self.at(self.std, t) * torch.randn_like(x)
 
     @torch.no_grad()
-    def sample(self, net, shape: tuple[int, ...], steps: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def sample(self, net, shape: tuple[int, ...], steps: int, clip: bool = False) -> torch.Tensor:  # type: ignore[no-untyped-def]
         """The sampling loop over the last ``steps`` timesteps."""
         x = torch.randn(shape)
         for i in reversed(range(steps)):
             t = torch.full((shape[0],), i, dtype=torch.long)
-            x = self.step(x, net(x, t), t)
+            x = self.step(x, net(x, t), t, clip)
         return x
 
 

@@ -56,7 +56,7 @@ auto function_of(const Step*, Run run) {
         if (source) s.source = pointer<const void>(source);
         s.pixels = pixels;
         s.last = last;
-        run(s, own);
+        return run(s, own);
       };
 }
 

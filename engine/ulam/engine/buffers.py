@@ -8,12 +8,15 @@ scaled inputs) is allocated for the first of them and used only by ticks of anot
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.dispatch import name_of, select
 from ulam_kernels.table import MAX_REGISTERS
 
 from ..conditioning import Shared
@@ -27,12 +30,32 @@ from .row_table import Columns, Place, RowTable
 from .slots import Slots, places
 from .transfers import on_device
 
+if TYPE_CHECKING:
+    from ulam_kernels.cpu.bound import BoundTick
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TickTensors:
+    """What the ticks of one kind read and write, until a buffer moves.
+
+    of, columns: the buffers that it is made of. net_in: the network's inputs, None where it reads the states.
+    bound: the operations around the network on these tensors, where the CPU's native ones run.
+    """
+
+    of: torch.Tensor
+    columns: Columns
+    states: torch.Tensor
+    table: Table
+    net_in: torch.Tensor | None
+    bound: BoundTick | None
+
 
 class Buffers:
     """State, row pointers and conditioning of a fixed number of slots. Idle slots point at the idle row.
 
     net_dtype: of the network's parameters. channels_last: the fused step writes the network's inputs in that memory
-    format. own_inputs: the network reads a separate buffer, never the states themselves.
+    format. bound: ticks on the CPU may have their operations bound, which check outputs if ``check_finite``.
+    own_inputs: the network reads a separate buffer, never the states themselves.
     """
 
     def __init__(
@@ -46,13 +69,17 @@ class Buffers:
         time_dtype: torch.dtype,
         reserve: bool,
         channels_last: bool = False,
+        bound: bool = True,
+        check_finite: bool = True,
     ) -> None:
         self.shape, self.size, self.device, self.backend, self.dtype = shape, slots, device, backend, dtype
+        self._binds = bound and device.type == "cpu" and net_dtype != torch.float64
+        self._check_finite = check_finite
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.slots = Slots(slots, device)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
-        self._view: tuple[torch.Tensor, Columns, int, torch.Tensor, Table] | None = None
+        self._tick: TickTensors | None = None
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
         self.cond = ConditioningBuffers("cond", slots, device)
         self.uncond = ConditioningBuffers("uncond", slots, device)
@@ -84,19 +111,44 @@ class Buffers:
                 self.known = KnownImages(self.size, self.shape, self.device, self.rows.columns.c_next.dtype)
             return self.rows.add(program, running)
 
-    def of_tick(self, registers: int, scaled: bool) -> tuple[torch.Tensor, Table, torch.Tensor | None]:
-        """The first registers of all states, the table of programs with no more than these, the network's inputs.
+    def of_tick(self, registers: int, scaled: bool) -> TickTensors:
+        """The first registers of all states, with what a tick of programs with no more than these needs besides."""
+        tick, net_in = self._tick, self.net_in if scaled or self.own_inputs else None
+        if net_in is None:
+            self._inputs_are_current = False
+        if (
+            tick is None
+            or tick.of is not self.state
+            or tick.columns is not self.rows.columns
+            or tick.table.registers != registers
+            or tick.net_in is not net_in
+        ):
+            states, table = self.state[:registers], self.rows.table(registers)
+            bound = self._bound(states, table, net_in)
+            self._tick = tick = TickTensors(self.state, self.rows.columns, states, table, net_in, bound)
+        return tick
 
-        The inputs are None where the network reads the states themselves: not ``scaled``, and no ``own_inputs``.
-        """
-        view = self._view
-        if view is None or view[0] is not self.state or view[1] is not self.rows.columns or view[2] != registers:
-            table = self.rows.table(registers)
-            self._view = view = self.state, self.rows.columns, registers, self.state[:registers], table
-        if scaled or self.own_inputs:
-            return view[3], view[4], self.net_in
-        self._inputs_are_current = False
-        return view[3], view[4], None
+    def _bound(self, states: torch.Tensor, table: Table, net_in: torch.Tensor | None) -> BoundTick | None:
+        """The operations around the network on these buffers, where they are the native ones of the CPU."""
+        if not self._binds or not states.numel():
+            return None
+        backend, slots = select(self.backend, "cpu", self.dtype), self.slots
+        if name_of(backend) != "cpu":
+            return None
+        bound: BoundTick = backend.BoundTick(
+            self.rows.columns.times,
+            self.t,
+            slots.cursor,
+            slots.now,
+            states,
+            table,
+            guidance=slots.weight,
+            seed=slots.seed,
+            chain=slots.chain,
+            net_in=net_in,
+            check_finite=self._check_finite,
+        )
+        return bound
 
     def _current_inputs(self) -> None:
         """Copy the states of all slots to the network's inputs, if these are out of date."""

@@ -94,7 +94,10 @@ class Network:
         self._device, self._options, self._report = device, options, report
         self._autocast_dtype = options.autocast or options.weights
         self._no_autocast = self._autocast_dtype is None and device.type != "cuda"  # none to enter, none in a graph
-        self.batch = slots
+        self._run: Callable[..., Any] = self._eager
+        if options.compile or options.gradients:
+            self._run = self._recorded if options.gradients else self._compiled
+        self.batch = self._slots = slots
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
         self.dtype = _computing_dtype(denoiser.net)
@@ -115,6 +118,8 @@ class Network:
         try:
             while True:
                 try:
+                    if uncond is None and self.batch == self._slots:
+                        return self._call(x, t, cond), None
                     return self._branches(x, t, cond, uncond, shared)
                 except torch.OutOfMemoryError as error:
                     if self.batch == 1 or self._capturing():  # memory cannot be freed during capture
@@ -166,8 +171,11 @@ class Network:
         version = None if x.is_inference() else x._version  # inference tensors are copies, made for this call
         given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
         try:
-            with _NO_CONTEXT if self._no_autocast else self._autocast():
-                m = self._recorded(given, t, inputs) if self._options.gradients else self._compiled(given, t, inputs)
+            if self._no_autocast:
+                m = self._run(given, t, **inputs)
+            else:
+                with self._autocast():
+                    m = self._run(given, t, **inputs)
         except (torch.OutOfMemoryError, OutputError):
             raise
         except Exception as error:
@@ -182,13 +190,13 @@ class Network:
             raise TypeError(f"net: got {m.dtype} on {m.device}, expected a float tensor on {x.device}")
         return m
 
-    def _recorded(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
+    def _recorded(self, x: torch.Tensor, t: torch.Tensor, **inputs: torch.Tensor) -> Any:
         """The output of a network that may take gradients, also in x: its inputs are leaves of their own."""
         with torch.inference_mode(False), torch.enable_grad():
-            m = self._compiled(plain(x), plain(t), {key: plain(value) for key, value in inputs.items()})
+            m = self._compiled(plain(x), plain(t), **{key: plain(value) for key, value in inputs.items()})
         return m.detach() if isinstance(m, torch.Tensor) else m
 
-    def _compiled(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Any:
+    def _compiled(self, x: torch.Tensor, t: torch.Tensor, **inputs: torch.Tensor) -> Any:
         if self._net is self._eager:
             return self._eager(x, t, **inputs)
         try:

@@ -15,12 +15,11 @@ import torch
 from torch.profiler import record_function
 
 import ulam_kernels
-from ulam_kernels import Table
 
 from ..arguments import per_chain
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
-from .buffers import Buffers
+from .buffers import Buffers, TickTensors
 from .groups import Group
 from .guidance import rescaled
 from .job import Job, Preview
@@ -69,8 +68,19 @@ class Runner:
                 report.add_fallback("no CUDA graph, ticks run eagerly: the reference backend computes on the host")
             else:
                 self.graphs = TickGraphs(device, report)
-        reserve, last = self.graphs is not None, options.channels_last
-        self.buffers = Buffers(shape, slots, device, backend, dtype, net_dtype, time_dtype, reserve, last)
+        self.buffers = Buffers(
+            shape,
+            slots,
+            device,
+            backend,
+            dtype,
+            net_dtype,
+            time_dtype,
+            reserve=self.graphs is not None,
+            channels_last=options.channels_last,
+            bound=not trace,  # a trace shows the operations one by one
+            check_finite=check_finite,
+        )
         self._net_dtype = net_dtype
         self._stream: torch.cuda.Stream | None = None
         self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, 1 off its interval
@@ -120,7 +130,10 @@ class Runner:
             self._step_without_evaluation(moving, needs)
             progress = self._record(progress._replace(before=progress.before + 1))
         if not progress.evaluated:
-            self._evaluate_and_step(tick, needs)
+            if needs.plain and self.graphs is None:
+                self._run_tick(needs.guided, needs)
+            else:
+                self._evaluate_and_step(tick, needs)
             progress = self._record(progress._replace(evaluated=True)) if after else progress
         for moving in after[progress.after :]:
             self._step_without_evaluation(moving, needs)
@@ -172,10 +185,24 @@ class Runner:
     ) -> None:
         """All that a tick with an evaluation does on the device."""
         buffers, slots = self.buffers, self.buffers.slots
-        states, table, net_in = buffers.of_tick(needs.registers, needs.scaled)
-        weight = self._look_up(guided and needs.intervals)
-        m, uncond = self._evaluate(guided, net_in)
+        tensors = buffers.of_tick(needs.registers, needs.scaled)
+        x, uncond_inputs = tensors.net_in, buffers.uncond.inputs if guided else None
+        if x is None:
+            x = buffers.state[0]  # anew at each tick: what the network does to the object is not kept
+        if needs.plain and (bound := tensors.bound) is not None and bound.look_up():
+            m, uncond = self.network(x, buffers.t, buffers.cond.inputs, uncond_inputs, buffers.cond.shared)
+            begin, self.torn = time.perf_counter(), True
+            done = bound.step(m, uncond)
+            self.step_seconds += time.perf_counter() - begin
+            if done:
+                return
+            weight = slots.weight
+        else:
+            weight = self._look_up(guided and needs.intervals)
+            m, uncond = self._evaluate(x, uncond_inputs)
         noise = self._explicit_noise(explicit) if explicit else None
+        if m.dtype == torch.float64 != buffers.dtype:  # converted once for the check and the step
+            m, uncond = m.float(), None if uncond is None else uncond.float()
         outputs = m, uncond, weight
         if uncond is not None and needs.rescaled:
             outputs = self._rescaled(m, uncond, weight)
@@ -188,7 +215,7 @@ class Runner:
             )
         else:
             ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
-        self._step(states, table, slots.now_row, slots.now_draw, *outputs, noise, net_in, needs)
+        self._step(tensors, slots.now_row, slots.now_draw, *outputs, noise, needs)
         for group, row, x0 in estimates:
             job, x = group.job, buffers.state[0, group.slots].clone()
             self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
@@ -238,22 +265,19 @@ class Runner:
             m = torch.where(w == 1, m, other + w * (m - other))
         return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
 
-    def _evaluate(self, guided: bool, net_in: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _evaluate(
+        self, x: torch.Tensor, uncond_inputs: dict[str, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
 
         Unless ``doubled``, these are two calls, so that the network sees the same batch shape, and a chain gets
         the same bits, whether or not there are guided chains in the batch.
         """
         buffers = self.buffers
-        x = buffers.state[0] if net_in is None else net_in
         if self._net_dtype == torch.float64 != x.dtype:
             x = x.double()
         with self._range("ulam.network"):
-            inputs = buffers.uncond.inputs if guided else None
-            m, uncond = self.network(x, buffers.t, buffers.cond.inputs, inputs, buffers.cond.shared)
-        if m.dtype == torch.float64 != buffers.dtype:  # converted once for the check and the step
-            m, uncond = m.float(), None if uncond is None else uncond.float()
-        return m, uncond
+            return self.network(x, buffers.t, buffers.cond.inputs, uncond_inputs, buffers.cond.shared)
 
     def _step_without_evaluation(self, moving: list[tuple[Group[Job], int]], needs: TickNeeds) -> None:
         """Execute these groups' next rows, which do not evaluate the network; all other chains stay as they are."""
@@ -265,24 +289,23 @@ class Runner:
         explicit = [(group, row) for group, row in moving if group.job.noise]
         noise = self._explicit_noise(explicit) if explicit else None
         self.torn = True
-        states, table, net_in = self.buffers.of_tick(needs.registers, needs.scaled)
-        self._step(states, table, row, slots.draw, None, None, None, noise, net_in, needs)
+        tensors = self.buffers.of_tick(needs.registers, needs.scaled)
+        self._step(tensors, row, slots.draw, None, None, None, noise, needs)
         slots.cursor[:2] += advance
 
     def _step(
         self,
-        states: torch.Tensor,
-        table: Table,
+        tensors: TickTensors,
         row: torch.Tensor,
         draw: torch.Tensor,
         m: torch.Tensor | None,
         uncond: torch.Tensor | None,
         weight: torch.Tensor | None,
         noise: torch.Tensor | None,
-        net_in: torch.Tensor | None,
         needs: TickNeeds,
     ) -> None:
         begin = time.perf_counter()
+        states, table, net_in = tensors.states, tensors.table, tensors.net_in
         buffers, slots, columns = self.buffers, self.buffers.slots, self.buffers.rows.columns
         inputs: dict[str, Any] = {
             "model": m,

@@ -7,6 +7,8 @@ from collections import Counter
 from .groups import Group
 from .job import Job
 
+NOT_PLAIN = ("without_evaluation", "noisy", "intervals", "rescaled", "reduces", "blends", "previews")
+
 
 class TickNeeds:
     """What ticks need until the next chain enters or leaves its slot: a flag is True if any chain needs it."""
@@ -20,6 +22,7 @@ class TickNeeds:
     blends = False
     scaled = False  # network inputs that are not the states
     previews = False
+    plain = True  # none but guidance by constant weights, and scaled inputs
 
     def __init__(self, groups: list[Group[Job]] | None = None) -> None:
         self.groups: list[Group[Job]] = []
@@ -48,6 +51,7 @@ class TickNeeds:
                 self._counts[trait] += sign
                 setattr(self, trait, self._counts[trait] > 0)
             self._registers[group.job.program.registers] += sign
+        self.plain = not any(self._counts[trait] for trait in NOT_PLAIN)
         self.registers = max((count for count, groups in self._registers.items() if groups), default=1)
 
 

@@ -1,6 +1,6 @@
 """The native C++ backend: AVX-512, AVX2 or portable code, chosen when it runs.
 
-`bound` has a step that is repeated many times, with little between Python and the loop over the elements.
+`bound` has a step, and a tick, that are repeated many times, with little between Python and the loop over the elements.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ulam_kernels.native import mcmc as _mcmc
 from ulam_kernels.native import rows as _rows
 
 from .bound import BoundStep as BoundStep
+from .bound import BoundTick as BoundTick
 
 scalar, address = _cpu.scalar, _cpu.address
 quick_look_up, quick_advance, quick_examples = _cpu.quick_look_up, _cpu.quick_advance, _cpu.quick_examples

@@ -1,4 +1,4 @@
-"""A step that is repeated many times, with little between Python and the loop over the elements."""
+"""What is repeated many times, with little between Python and the loop over the elements: a step, and a tick."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ulam_kernels import _cpu
+from ulam_kernels.autograd import written
+from ulam_kernels.native import rows
 from ulam_kernels.table import Table
 
 
@@ -53,3 +55,58 @@ class BoundStep:
                 variance.
         """
         self._run(row, out, source, model, noise, torch.get_num_threads())
+
+
+class BoundTick:
+    """:func:`ulam_kernels.look_up`; then :func:`ulam_kernels.advance` with :func:`ulam_kernels.step`, in one call.
+
+    For ticks on tensors that stay where they are, where nothing is new but the network's output. Both methods return
+    False, with nothing done, where something records or transforms torch's operations or a tensor is not plain: those
+    operations are then called, which say what is wrong. No gradients may be recorded.
+
+    Args:
+        times, out: as `look_up` has them. cursor, now: as `advance` has them, ``now`` for the rows and draws of `step`.
+        state, table, guidance, seed, chain, net_in: as `step` has them, with at least one element and no float64.
+        check_finite: chains whose outputs are not finite stop, as `advance` has it.
+    """
+
+    def __init__(
+        self,
+        times: torch.Tensor,
+        out: torch.Tensor,
+        cursor: torch.Tensor,
+        now: torch.Tensor,
+        state: torch.Tensor,
+        table: Table,
+        *,
+        guidance: torch.Tensor,
+        seed: torch.Tensor,
+        chain: torch.Tensor,
+        net_in: torch.Tensor | None,
+        check_finite: bool,
+    ) -> None:
+        self._keep = times, table, guidance, seed, chain  # alive, like what is written: their addresses are held
+        self._out = (out,)
+        self._written = (cursor, now, state) if net_in is None else (cursor, now, state, net_in)
+        row, draw = now
+        step = rows.step(state, table.coef, table.flags, row, None, None, guidance, seed, chain, draw, None, net_in)
+        whole, shape = times.dtype == torch.int64, list(state.shape[1:])
+        more = times.data_ptr(), whole, out.data_ptr(), cursor.data_ptr(), check_finite, shape
+        self._look_up, self._step = _cpu.bound_tick(*step, more)
+
+    def look_up(self) -> bool:
+        """Look up the times that the network is told. Raises IndexError for a row outside the table."""
+        done = self._look_up(self._out[0], torch.get_num_threads())
+        if done:
+            written(self._out)
+        return done
+
+    def step(self, model: torch.Tensor, uncond: torch.Tensor | None) -> bool:
+        """Let the chains go on, unless an output is not finite, and execute their rows.
+
+        Raises IndexError for a row outside the table, ValueError for one that reads what is not there.
+        """
+        done = self._step(model, uncond, torch.get_num_threads())
+        if done:
+            written(self._written)
+        return done
