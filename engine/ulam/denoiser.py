@@ -140,9 +140,9 @@ class Denoiser:
         else:
             program = sampler.program(self.schedule, self.predicts)
         self._check_times(program)
-        fractional = program.time[program.time % 1 > 0]
-        if self.told_steps and len(fractional):
-            raise ValueError(f"timesteps: got {fractional[0]!s} under {self.told_steps}, expected whole training steps")
+        if self.told_steps and not program.told[2]:
+            fractional = program.time[program.time % 1 > 0][0]
+            raise ValueError(f"timesteps: got {fractional!s} under {self.told_steps}, expected whole training steps")
         return program
 
     def _check_times(self, program: Program) -> None:
@@ -150,6 +150,8 @@ class Denoiser:
         steps = self.schedule.steps
         last = steps - 1 if steps else LAST_TIMES.get(self.schedule.kind, LARGEST_TIME)
         first = -last if self.predicts == "raw" else 0.0  # whose networks may take logarithms of sigma
+        if first <= program.told[0] and program.told[1] <= last * (1 + TIME_ROUNDING):
+            return
         off = program.evaluates & ~((program.time >= first) & (program.time <= last * (1 + TIME_ROUNDING)))
         for row in np.flatnonzero(off):
             expected = f"{first:.9g} to {last:.9g}, as {self.schedule!r} has"

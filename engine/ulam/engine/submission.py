@@ -62,7 +62,7 @@ def job_of(
     if not isinstance(chains, (int, range)) and len(torch.unique(ids)) != len(ids):
         raise ValueError("chains: got an id twice in one job, expected distinct ids (use two jobs)")
     program = denoiser.program(sampler)
-    if not program.evaluates.any():
+    if not program.evaluating:
         raise ValueError(f"sampler: got {sampler!r}, which never evaluates the network, expected one that does")
     first_row, every, priority = whole_numbers(first_row=first_row, every=every, priority=priority)
     if not 0 <= first_row < LAST_ROW:
@@ -121,7 +121,7 @@ def _check_norms(program: Program, shape: tuple[int, ...]) -> None:
     See :class:`ulam.samplers.PredictorCorrector` for the bias.
     """
     elements = math.prod(shape)
-    if not program.normalise.any() or elements >= NORMS_USABLE:
+    if elements >= NORMS_USABLE or not program.needs_reductions or not program.normalise.any():
         return
     problem = f"norms: got 'chain' for samples of {elements} elements, expected"
     if elements < NORMS_DEFINED:

@@ -135,6 +135,12 @@ class Program:
         """The rows that evaluate the network, in order."""
         return [int(row) for row in np.flatnonzero(self.evaluates)]
 
+    @cached_property
+    def told(self) -> tuple[float, float, bool]:
+        """The least and the greatest time that the network is told, and whether all of them are whole."""
+        times = self.time[self.evaluates]
+        return float(times.min(initial=np.inf)), float(times.max(initial=-np.inf)), not (times % 1 > 0).any()
+
     @property
     def needs_noise(self) -> bool:
         """Whether any row adds noise (the initial state aside)."""
