@@ -17,8 +17,9 @@ from ..denoiser import Denoiser
 from ..evaluation import autocast_state, check_output
 from ..gradients import plain, wants_gradients
 from ..outputs import OutputError, ReadOutput
-from .errors import NetworkError, way_out_of
+from .errors import NetworkError
 from .report import Report
+from .ways_out import way_out_of
 
 # What torch.compile is told. Its own CUDA graphs stay off: the engine captures whole ticks.
 COMPILE: dict[bool | str, dict[str, Any]] = {

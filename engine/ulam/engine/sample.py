@@ -58,7 +58,7 @@ def sample(
         sampler: one of :mod:`ulam.samplers`, or a compiled program. shape: of one sample.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
         seed: any integer in [-2^63, 2^64); 0 by default.
-        cond: the network's conditioning by name, tensors ``[chains, ...]`` (or :func:`ulam.shared`).
+        cond: the network's conditioning by name, tensors, arrays or lists ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
         slots: chains per batch (default: min(chains, 256), or as tuned). device, backend, dtype: :class:`ulam.Engine`.
