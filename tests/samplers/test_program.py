@@ -381,7 +381,7 @@ def test_denoiser_leaves_the_module_alone_and_tells_time() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, SCHEDULE), TypeError, "net: got NoneType, expected a callable"),
+        ((None, SCHEDULE), TypeError, "net: got None, expected a callable"),
         ((abs, "linear"), TypeError, "schedule: got 'linear', expected a ulam schedule"),
         ((abs, SCHEDULE, "noise"), ValueError, "predicts: got 'noise', expected one of "),
         ((abs, SCHEDULE, "raw"), ValueError, "schedule: got .* under predicts='raw' .*, expected edm"),
