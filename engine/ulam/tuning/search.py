@@ -23,9 +23,9 @@ LEAST_ROUNDS, ROUNDS = 3, 21  # of a candidate's ticks and eager's, by turns
 SHARE = 0.05  # of the budget, which the rounds of a candidate may take
 LEAD = 1.02  # by which the median of these must be faster, and the lower quartile at all
 TIMED = 0.02  # seconds that a timed run takes at least, where the program is long enough
-SAMPLED = 0.1  # of the budget, which the compared samples may take in eager code
+SAMPLED = 0.05  # of the budget, which the compared samples may take in eager code
 FEWEST = 5  # steps of these
-COMPILING = 0.3  # of the budget: what a compilation is taken to need until one has been seen
+NEEDED = {True: 0.3, False: 0.1}  # of the budget: what a candidate that compiles, or not, is taken to need at first
 
 
 class Search:
@@ -44,7 +44,9 @@ class Search:
         self._setting, self._sampler, self._accuracy, self._given = setting, sampler, accuracy, given
         self._doubled = doubled
         self._budget, self._end, self._bar = budget, time.monotonic() + budget, bar
-        self._compiling = COMPILING * budget
+        self._needed = {
+            compiles: share * budget for compiles, share in NEEDED.items()
+        }  # seconds, by whether it compiles
         self._evaluations = len(setting.program.evaluating)  # of a chain
         self._told: list[Candidate] = []
 
@@ -97,7 +99,7 @@ class Search:
         left = self._end - time.monotonic()
         compiles = bool(candidate.options.compile)
         begin = time.monotonic()
-        if left < (self._compiling if compiles else 0.0):
+        if left < self._needed[compiles]:
             found = replace(candidate, verdict=f"not tried: {max(0.0, left):.0f} s were left of {self._budget:.0f}")
         else:
             self._bar.set_postfix_str(candidate.name)
@@ -105,8 +107,7 @@ class Search:
                 found = self._measured(candidate, eager, expected)
             except Failed as error:
                 found = replace(candidate, verdict=f"failed: {error}")
-            if compiles:
-                self._compiling = time.monotonic() - begin
+            self._needed[compiles] = time.monotonic() - begin
         self._told.append(found)
         self._bar.update()
 
@@ -123,6 +124,8 @@ class Search:
         found, leads = self._timed(found, trial, eager)
         if not leads:
             return replace(found, verdict="no lead over eager" if (found.speed or 0.0) > 1 else "slower than eager")
+        if (found.speed or 0.0) < (self._fastest().speed or 0.0):
+            return replace(found, verdict="not the fastest")
         error = expected.sample_error(trial.samples())
         allowed = {EXACT: 0.0, FP32: math.inf}.get(str(self._accuracy), self._accuracy)
         verdict = "" if error <= float(allowed) else f"sample error above {allowed}"

@@ -55,7 +55,7 @@ def tune(
 
     Args:
         denoiser, shape, device, backend, dtype: of the :class:`ulam.Engine` to be made. sampler: DDIM(50) by default.
-            Where its run would take more than a tenth of the budget, samples are compared after fewer of its steps.
+            Where its run would take more than a twentieth of the budget, samples are compared after fewer of its steps.
         slots: chains in a batch (default 256), or several numbers, of which the fastest is taken.
         accuracy: "exact": the bits of eager in all that is compared. "fp32": outputs at most three times as far from
             those of float64 as eager's are. A number: samples differ from eager's by at most this fraction of their
@@ -64,7 +64,7 @@ def tune(
             guidance, uncond: as of :func:`ulam.sample`.
         options: what holds for all candidates, such as ``NetworkOptions(gradients=True)``. doubled: try both branches
             in one batch, which :class:`ulam.bulk.Plan` does not take.
-        seed: of the noise. budget: seconds after which no further candidate is begun.
+        seed: of the noise. budget: seconds; a candidate that is likely to need more than is left is not begun.
         cache: keep what was found for this network (its weights too), device and versions, and look it up.
         progress: show a bar if stderr is a terminal.
 
