@@ -12,6 +12,7 @@ import torch
 
 import ulam
 from archives import arrays
+from cli_cases import exit_and_error
 from ulam import bulk
 from ulam.cli import main as cli
 
@@ -62,15 +63,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str], command: str) -> tuple[int, str]:
-    """The exit code of a command and what it says on stderr."""
-    try:
-        code = cli.main(command.split())
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, capsys.readouterr().err
-
-
 def test_every_way_to_hand_over_a_network_gives_the_same_samples(folder: Path, capsys) -> None:
     found = {}
     for options in (
@@ -83,7 +75,7 @@ def test_every_way_to_hand_over_a_network_gives_the_same_samples(folder: Path, c
         "tuples --time index --output 1",
         "tuples --time index --output -1",
     ):
-        assert told(capsys, SAMPLE + options)[0] == 0
+        assert exit_and_error(capsys, SAMPLE + options)[0] == 0
         found[options] = arrays(folder / "out" / "samples.npz")["arr_0"]
     first = found["make --time index"]
     assert np.isfinite(first).all() and all((first == other).all() for other in found.values())
@@ -108,7 +100,7 @@ def test_every_way_to_hand_over_a_network_gives_the_same_samples(folder: Path, c
     ids=range(12),
 )  # fmt: skip
 def test_what_is_missing_is_said_in_one_line(folder: Path, capsys, options: str, code: int, said: str) -> None:
-    left, line = told(capsys, SAMPLE + options)
+    left, line = exit_and_error(capsys, SAMPLE + options)
     assert left == code and line.count("\n") == (code > 0), line
     assert re.search(said, line), line
 
@@ -125,7 +117,7 @@ def test_every_command_that_takes_a_model_takes_its_time_and_output(folder: Path
 
 
 def test_a_file_in_place_of_a_module_is_corrected(folder: Path, capsys) -> None:
-    code, line = told(capsys, SAMPLE.replace("bring:", "bring.py:make"))
+    code, line = exit_and_error(capsys, SAMPLE.replace("bring:", "bring.py:make"))
     assert code == 2 and "model: got 'bring.py:make', expected bring:make of a module" in line
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ulam.cli import main as cli
+from cli_cases import exit_and_error
 from ulam.files import json_text, parse_json
 from ulam.programs.program import Program
 
@@ -43,18 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str], command: str) -> tuple[int, str]:
-    """The exit code of a command and what it says on stderr."""
-    try:
-        code = cli.main(command.split())
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["karras", "exponential", "beta", "beta-time"])
 def test_every_name_of_noise_levels_is_an_option(folder: Path, capsys, name: str):
-    assert told(capsys, f"{SAMPLE} --sampler euler --sigmas {name}")[0] == 0
+    assert exit_and_error(capsys, f"{SAMPLE} --sampler euler --sigmas {name}")[0] == 0
     assert f"sigmas='{name}'" in json.loads((folder / "out" / "report.json").read_text())["sampler"]
 
 
@@ -96,7 +87,7 @@ def test_values_are_refused_by_their_option(folder: Path, capsys, command: str, 
     np.savez(folder / "wide.npz", arr_0=np.full((8, 3), 1e300))
     np.savez(folder / "labels.npz", arr_0=x, arr_1=np.full(8, 2**64 - 1, dtype=np.uint64))
     np.save(folder / "lone.npy", x)
-    code, lines = told(capsys, command)
+    code, lines = exit_and_error(capsys, command)
     assert code == 2 and not (folder / "out").exists()
     assert lines.count("\n") == 1
     assert re.search(f"^ulam: error: {error}", lines)
@@ -114,7 +105,7 @@ def test_values_are_refused_by_their_option(folder: Path, capsys, command: str, 
 def test_reports_of_runs_that_went_wrong_are_json(folder: Path, capsys, command: str, report: str):
     """JSON has no NaN, and lines of what others compute from it are of no use."""
     np.savez(folder / "data.npz", arr_0=np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3))
-    assert "encountered in" not in told(capsys, command)[1]
+    assert "encountered in" not in exit_and_error(capsys, command)[1]
     assert isinstance(parse_json("report", (folder / "out" / report).read_text()), dict)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli_cases import exit_and_error
 from ulam import bulk
 from ulam.cli.main import main
 
@@ -57,12 +58,8 @@ def test_a_bulk_run_keeps_what_was_found_in_its_plan(home: Path, capsys):
     ids=" ".join,
 )
 def test_a_wrong_option_is_one_line(given: list[str], capsys):
-    try:
-        code = main(["tune", *MODEL, *given])
-    except SystemExit as error:
-        code = int(str(error.code))
-    told = capsys.readouterr().err
-    assert code == 2 and told.count("\n") == 1 and given[0].strip("-") in told and "got" in told
+    code, line = exit_and_error(capsys, ["tune", *MODEL, *given])
+    assert code == 2 and line.count("\n") == 1 and given[0].strip("-") in line and "got" in line
 
 
 def test_compile_takes_a_way_or_none(home: Path):

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ulam.cli.main import main
+
 USER_MODULE = """
 import os, signal, time
 import torch, ulam
@@ -30,6 +34,15 @@ def slow():
         return x * 0.5
     return net
 """
+
+
+def exit_and_error(capsys: pytest.CaptureFixture[str], command: str | list[str]) -> tuple[int, str]:
+    """The exit code of a command in this process, and what it says on stderr."""
+    try:
+        code = main(command.split() if isinstance(command, str) else command)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    return code, capsys.readouterr().err
 
 
 def ulam_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

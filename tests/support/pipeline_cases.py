@@ -44,21 +44,18 @@ def autoencoder():
     return diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=8).eval()
 
 
-def dit():
-    torch.manual_seed(3)
-    model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8, in_channels=4, out_channels=8
-    )
-    for parameter in model.parameters():  # some start at zero, where the labels would not matter
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
 def random_weights(model, seed):
     torch.manual_seed(seed)
     for parameter in model.parameters():  # some start at zero, where conditioning would not matter
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def dit():
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8, in_channels=4, out_channels=8
+    )
+    return random_weights(model, 3)
 
 
 def sd3():

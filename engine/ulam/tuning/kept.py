@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from ..engine.network import NetworkOptions
+from ..engine.network import DTYPES, SHORT, NetworkOptions
 from ..engine.remembered import Remembered, key_of
 from ..engine.tuned import Candidate, Tuned
 from .trial import Setting
-
-DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
 class Kept:
@@ -54,7 +52,7 @@ def _weights(net: object) -> str:
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, torch.dtype) else value for name, value in pairs}
+    return {name: SHORT[value] if isinstance(value, torch.dtype) else value for name, value in pairs}
 
 
 def _tuned(found: dict[str, Any]) -> Tuned:
