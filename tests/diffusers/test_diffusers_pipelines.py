@@ -22,6 +22,7 @@ from pipeline_cases import (
     stable_diffusion,
     unet_2d,
     unet_condition,
+    with_exact_levels,
 )
 from ulam.samplers import DDIM, DDPM
 from ulam.schedules import vp_scaled_linear
@@ -78,7 +79,7 @@ def test_stable_diffusions_own_offset_and_last_level():
 
 def test_ddpm_pipeline_gives_the_same_images():
     """With the pipeline's noise, drawn again from its generator."""
-    pipe = diffusers.DDPMPipeline(unet_2d(), diffusers.DDPMScheduler())
+    pipe = diffusers.DDPMPipeline(unet_2d(), with_exact_levels(diffusers.DDPMScheduler()))
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(CHAINS, torch.Generator().manual_seed(5), num_inference_steps=STEPS, output_type="np").images
     generator = torch.Generator().manual_seed(5)
@@ -135,7 +136,7 @@ def test_dit_pipeline_gives_the_same_images(legacy, tmp_path):
 
 def test_dit_with_a_learned_variance():
     """DDPM on 2C channels, against diffusers' DDPM with learned_range."""
-    scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    scheduler = with_exact_levels(diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False))
     pipe = diffusers.DiTPipeline(dit(), autoencoder(), scheduler)
     x, labels = randn(CHAINS, 4, 8, 8), torch.tensor([3, 0, 999])
     mine, theirs = torch.Generator().manual_seed(6), torch.Generator().manual_seed(6)
