@@ -3,8 +3,9 @@
 1. Samples per second of the engine and of the naive loop (eager, and with a compiled network) for an MLP, the digits
    U-Net and a U-Net of the size used for CIFAR-10 (35.7 million parameters, random weights), on the device there is. On
    a GPU also with and without whole-tick CUDA graphs.
-2. A trace of chains with steps drawn from {10, 20, 50, 100, 250} over fewer slots on the digits network, against static
-   batching: batches in the order of arrival, each lasting as long as its longest chain.
+2. A trace of chains with steps drawn from {10, 20, 50, 100, 250} over fewer slots on the digits network, with and
+   without smaller batches for its tail (`ulam.Ladder`), against static batching: batches in the order of arrival, each
+   lasting as long as its longest chain.
 
 Prints tables and writes bench/results/end-to-end-DEVICE-DATE.json.
 """
@@ -12,6 +13,7 @@ Prints tables and writes bench/results/end-to-end-DEVICE-DATE.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable
@@ -133,25 +135,34 @@ def trace(chains: int, slots: int, device: torch.device, alone: int, shorten: in
             engine.submit(samplers[steps[place]], [place], cond={"y": y[k : k + 1]}) for k, place in enumerate(places)
         ]
 
-    def new_engine() -> ulam.Engine:
-        return ulam.Engine(denoiser, (1, 28, 28), slots, device)
+    def new_engine(ladder: ulam.Ladder | None = None) -> ulam.Engine:
+        return ulam.Engine(denoiser, (1, 28, 28), slots, device, ladder=ladder)
 
-    engine = new_engine()
-    submit(engine, range(1))
-    engine.run()
-    warm = engine.report.ticks, engine.report.evaluations
-    warm_network = engine.report.network_seconds
-    busy = [0, 0]
-    submit(engine, range(chains))
-    begin, results = time.perf_counter(), {}
+    def continuously(ladder: ulam.Ladder | None) -> tuple[dict[int, torch.Tensor], dict[str, float]]:
+        engine, busy = new_engine(ladder), [0, 0]
+        submit(engine, range(1))
+        engine.run()
+        warm = dataclasses.replace(engine.report)
+        submit(engine, range(chains))
+        begin, results = time.perf_counter(), {}
 
-    def watch(_: int) -> None:
-        if engine.waiting:
-            busy[:] = engine.report.ticks, engine.report.evaluations
+        def watch(_: int) -> None:
+            if engine.waiting:
+                busy[:] = engine.report.ticks - warm.ticks, engine.report.evaluations - warm.evaluations
 
-    for group in engine.finished(watch):
-        results[int(group.job.chain_ids[0])] = group.states[0].cpu()
-    seconds, ticks = time.perf_counter() - begin, engine.report.ticks - warm[0]
+        for group in engine.finished(watch):
+            results[int(group.job.chain_ids[0])] = group.states[0].cpu()
+        seconds, report = time.perf_counter() - begin, engine.report
+        return results, {
+            "seconds": seconds,
+            "ticks": report.ticks - warm.ticks,
+            "occupancy_until_queue_empty": busy[1] / max(busy[0], 1) / slots,
+            "occupancy": sum(steps) / (report.rows - warm.rows),
+            "network_seconds": report.network_seconds - warm.network_seconds,
+        }
+
+    results, figures = continuously(None)
+    with_ladder, figures_with_ladder = continuously(ulam.Ladder())
 
     static = new_engine()
     submit(static, range(1))
@@ -170,15 +181,14 @@ def trace(chains: int, slots: int, device: torch.device, alone: int, shorten: in
     return {
         "chains": chains,
         "slots": slots,
-        "seconds": seconds,
-        "ticks": ticks,
+        **figures,
+        **{f"{name}_with_ladder": value for name, value in figures_with_ladder.items()},
         "static_seconds": static_seconds,
         "static_ticks": static_ticks,
-        "wall_ratio": seconds / static_seconds,
-        "occupancy_until_queue_empty": (busy[1] - warm[1]) / max(busy[0] - warm[0], 1) / slots,
-        "occupancy": sum(steps) / (ticks * slots),
-        "network_seconds": engine.report.network_seconds - warm_network,
+        "wall_ratio": figures["seconds"] / static_seconds,
+        "wall_ratio_with_ladder": figures_with_ladder["seconds"] / static_seconds,
         "chains_that_differ_from_a_run_alone": different,
+        "chains_that_differ_with_ladder": sum(not torch.equal(x, with_ladder[chain]) for chain, x in results.items()),
     }
 
 

@@ -11,6 +11,7 @@ from .denoiser import Denoiser
 from .engine.engine import Engine
 from .engine.errors import NetworkError, QueueFull
 from .engine.job import Job, Preview
+from .engine.ladder import Ladder
 from .engine.network import NetworkOptions
 from .engine.report import Report
 from .engine.results import Result
@@ -25,6 +26,7 @@ __all__ = [
     "Energy",
     "Engine",
     "Job",
+    "Ladder",
     "NetworkError",
     "NetworkOptions",
     "Preview",

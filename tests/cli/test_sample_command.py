@@ -76,6 +76,18 @@ clip = [-1, 1]
 """
 
 
+def test_a_ladder_keeps_the_bits_and_says_what_it_did(folder: Path, monkeypatch, capsys):
+    options = ["--model", "mine:half", "--shape", "3,8,8", "--steps", "20", "--chains", "36", "--slots", "32", "--out"]
+    assert here(folder, monkeypatch, *options, "plain") == 0
+    assert here(folder, monkeypatch, *options, "out", "--ladder", "1e-6") == 0
+    plain, ours = (arrays(folder / name / "samples.npz")["arr_0"] for name in ("plain", "out"))
+    assert (plain == ours).all()
+    assert told(folder)["ladder"] == ["4 of 32 slots: the same bits"] and told(folder)["rows"] == 20 * (32 + 4)
+    assert "ulam: note: 4 of 32 slots: the same bits\n" in capsys.readouterr().err
+    assert here(folder, monkeypatch, *options, "wrong", "--ladder", "2") == 2
+    assert "tolerance: got 2.0, expected a number from 0 to below 1" in capsys.readouterr().err
+
+
 def test_jobs_of_a_file_are_one_run(folder: Path, monkeypatch):
     """In the order of the file, each as alone; what the command line says holds for jobs that say nothing."""
     (folder / "jobs.toml").write_text(JOBS)

@@ -26,6 +26,11 @@ ENGINE = str(Path(ulam.__file__).parent)
 SHAPE = (2,)
 
 
+@pytest.fixture(autouse=True)
+def every_batch_is_worth_its_check(monkeypatch):
+    monkeypatch.setattr("ulam.engine.ladder.CHECK", 0)
+
+
 class Interrupt(BaseException):
     """As KeyboardInterrupt."""
 
@@ -35,8 +40,11 @@ def net(x, t, y):
 
 
 def engine_with_jobs():
-    """Mixed programs in three slots: registers, reductions, guidance in an interval, silent rows and known images."""
-    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 3)
+    """Mixed programs in three slots: registers, reductions, guidance in an interval, silent rows and known images.
+
+    The last chains are in smaller batches, which are checked before.
+    """
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 3, ladder=ulam.Ladder((1, 2)))
     y, null = {"y": torch.arange(2.0)}, {"y": torch.full((2,), 10.0)}
     image = {"known": torch.ones(2, 2), "mask": torch.tensor([[1.0, 0.0]]).repeat(2, 1)}
     jobs = [

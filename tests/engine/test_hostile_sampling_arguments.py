@@ -47,7 +47,7 @@ def inpainted() -> Given:
 def sample_arguments() -> Given:
     return guided() | {
         "denoiser": DENOISER, "shape": SHAPE, "slots": 4, "device": "cpu", "backend": None, "dtype": torch.float32,
-        "noise": None, "options": None, "progress": False,
+        "noise": None, "options": None, "ladder": None, "progress": False,
     }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def engine_arguments() -> Given:
     return {
         "denoiser": DENOISER, "shape": SHAPE, "slots": 4, "device": "cpu", "backend": None, "dtype": torch.float32,
         "policy": "fifo", "queue": 8, "options": None, "check_finite": True, "graphs": True, "results": "device",
-        "watchdog": None, "trace": False,
+        "watchdog": None, "trace": False, "ladder": None,
     }  # fmt: skip
 
 
@@ -98,6 +98,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "Denoiser": (ulam.Denoiser, lambda: {
         "net": net, "schedule": SCHEDULE, "predicts": "eps", "time": "auto", "derivatives": "auto",
     }),
+    "Ladder": (ulam.Ladder, lambda: {"rungs": (2, 1), "tolerance": 0.1}),
     "NetworkOptions": (ulam.NetworkOptions, lambda: {
         "autocast": None, "channels_last": False, "compile": False, "doubled": False, "gradients": False,
         "weights": None,

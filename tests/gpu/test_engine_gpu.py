@@ -85,6 +85,20 @@ def test_mixed_programs_have_the_bits_of_the_cpu(place: Place, graphs: bool, che
 
 
 @pytest.mark.parametrize("place", BACKENDS)
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_smaller_batches_for_the_last_chains(place: Place, graphs: bool) -> None:
+    made = engine(place, graphs=graphs, ladder=ulam.Ladder())
+    jobs = [made.submit(sampler, **options) for sampler, options in MIXED]
+    results = made.run()
+    for job, expected in zip(jobs, on_cpu(*MIXED), strict=True):
+        assert torch.equal(results[job].cpu(), expected), job.program.sampler
+    assert made.report.rows < made.report.ticks * SLOTS
+    assert made.report.ladder and all(note.endswith("the same bits") for note in made.report.ladder)
+    if graphs:
+        check_graphs(made, place, captures=2)
+
+
+@pytest.mark.parametrize("place", BACKENDS)
 def test_programs_that_enter_a_running_engine(place: Place) -> None:
     """Each brings rows, some of them registers; graphs are used before and after."""
     made, found, captured = engine(place), {}, []

@@ -164,7 +164,7 @@ class Plan:
         if not given or not all(isinstance(job, Job) for job in given):
             raise TypeError(f"jobs: got {described(jobs)}, expected an ulam.bulk.Job, or several")
         for job in given:
-            self.options = check_options(job.denoiser, dtype, "fifo", None, options, "host", None)
+            self.options = check_options(job.denoiser, dtype, options)
         self.slots = check_slots(default_slots(options) if slots is None else slots)
         self.device = choice(str(check_device(device)), "device", DEVICES)
         self.backend, self.dtype = backend, dtype

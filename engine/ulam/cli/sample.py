@@ -11,6 +11,7 @@ import torch
 from ..arguments import resolve_device
 from ..engine.arguments import DEFAULT_SLOTS
 from ..engine.engine import Engine
+from ..engine.ladder import Ladder
 from ..engine.scheduler import POLICIES
 from ..files import writable_folder
 from ..jobs.tables import JobSpec
@@ -33,6 +34,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument("--policy", choices=POLICIES, default="fifo", help="which job's chains enter first (default fifo)")
     how.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     add_network_arguments(how)
+    how.add_argument(
+        "--ladder", nargs="?", const=0.0, type=float, metavar="TOLERANCE",
+        help="smaller batches for the last chains, where bits (or outputs, within a relative tolerance) stay the same",
+    )  # fmt: skip
     how.add_argument(
         "--on-interrupt", choices=("drop", "drain"), default="drop",
         help="Ctrl-C stops at once (default), or lets the chains in the batch end (twice: at once)",
@@ -93,7 +98,7 @@ def _engine(options: argparse.Namespace, model: Model, specs: list[JobSpec], dev
         print(f"ulam: network {network}")
     return Engine(
         model.denoiser, model.shape, slots, device, options.backend, policy=options.policy, options=network,
-        results="host",
+        results="host", ladder=None if options.ladder is None else Ladder(tolerance=options.ladder),
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ class SamplingRun:
         """Write the chains that ended; failed ones are NaN (black in pictures), and told."""
         done = sorted(self.done)
         x, report = self.x[done], self._report(done)
-        self._tell_failed(report)
+        self._tell(report)
         given, save = self.options.labels, self.options.save
         columns = len(given) if given and len(given) <= 20 else None
         paths, lost = written(
@@ -139,9 +139,9 @@ class SamplingRun:
             rows_failed = {place: failed[row] for place, row in enumerate(rows) if row in failed}
             yield number, Unit(self.x[rows], job.chains[places], labels, job.seed, rows_failed)
 
-    def _tell_failed(self, report: dict[str, Any]) -> None:
-        for reason in report["fallbacks"]:
-            print(f"ulam: note: {reason}", file=sys.stderr)
+    def _tell(self, report: dict[str, Any]) -> None:
+        for note in (*report["fallbacks"], *report["ladder"]):
+            print(f"ulam: note: {note}", file=sys.stderr)
         if not self.failed:
             return
         named = [f"{chain} at row {row}" for _, _, chain, row in self.failed[:NAMED]]

@@ -12,6 +12,7 @@ from ulam_kernels.ops import FLOATS
 
 from ..arguments import whole_number
 from ..denoiser import Denoiser
+from .ladder import Ladder
 from .network import NetworkOptions
 from .scheduler import POLICIES
 from .tuned import Tuned
@@ -23,11 +24,13 @@ RESULTS = ("device", "host")
 def check_options(
     denoiser: object,
     dtype: object,
-    policy: object,
-    queue: object,
     options: object,
-    results: object,
-    watchdog: object,
+    *,
+    policy: object = "fifo",
+    queue: object = None,
+    results: object = "device",
+    watchdog: object = None,
+    ladder: object = None,
     **switches: object,
 ) -> NetworkOptions:
     """How the network is called: as the options, or what was tuned, say.
@@ -47,6 +50,8 @@ def check_options(
         positive(watchdog, "watchdog")
     if options is not None and not isinstance(options, NetworkOptions | Tuned):
         raise TypeError(f"options: got {described(options)}, expected a ulam.NetworkOptions or Tuned, or None")
+    if ladder is not None and not isinstance(ladder, Ladder):
+        raise TypeError(f"ladder: got {described(ladder)}, expected a ulam.Ladder or None")
     for name, flag in switches.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: got {described(flag)}, expected True or False")

@@ -22,6 +22,7 @@ from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
+from .ladder import Ladder
 from .loop import Loop
 from .network import NetworkOptions
 from .report import Report
@@ -39,10 +40,10 @@ class Engine:
     """Samples chains of many jobs in ``slots`` slots: chains with different samplers, step counts, seeds and guidance
     share each evaluation of the network and each fused step.
 
-    The network always sees a batch of ``slots``; idle slots are padding. While guided chains are in the batch it is
-    called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t`` are the
-    engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain tensors
-    given to :meth:`submit` are read when the chains enter their slots.
+    The network sees a batch of ``slots``, idle ones as padding, or with a ``ladder`` fewer. While guided chains are in
+    the batch it is called twice a tick, with the conditional and then with the unconditional arguments. ``x`` and ``t``
+    are the engine's own buffers: a network that keeps them must clone them, and it must not write into them. Per-chain
+    tensors given to :meth:`submit` are read when the chains enter their slots.
 
     On the CPU, PyTorch computes the last elements of a tensor (its size modulo 32) by other code than the rest, whose
     last bits may differ; with ``slots`` a multiple of 32 a chain's bits do not depend on its slot.
@@ -65,6 +66,7 @@ class Engine:
             registers, so that no program moves them.
         results: "device", or "host": copied through pinned memory while the GPU works on.
         watchdog: seconds after which a network call that has not returned is reported.
+        ladder: smaller batches for the network while few slots hold chains, see :class:`ulam.Ladder`.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
@@ -89,9 +91,10 @@ class Engine:
         results: str = "device",
         watchdog: float | None = None,
         trace: bool = False,
+        ladder: Ladder | None = None,
     ) -> None:
         network = check_options(
-            denoiser, dtype, policy, queue, options, results, watchdog,
+            denoiser, dtype, options, policy=policy, queue=queue, results=results, watchdog=watchdog, ladder=ladder,
             check_finite=check_finite, graphs=graphs, trace=trace,
         )  # fmt: skip
         sizes = check_shape(shape)
@@ -117,6 +120,7 @@ class Engine:
                 check_finite,
                 graphs and not (isinstance(options, Tuned) and not options.graphs),
                 trace,
+                ladder,
             )
         self._lock = threading.RLock()  # guards scheduler and results; never held while waiting for the device
         self._room = threading.Condition(self._lock)

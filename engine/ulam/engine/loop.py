@@ -104,6 +104,7 @@ class Loop:
                     runner.join_stream()
                 with self._room:
                     ticks = self._fill()
+                runner.fit(self._needs, scheduler.tick)
                 if runner.graphs is not None:
                     runner.check_graphs(runner.graphs)
                 for _ in range(ticks):
@@ -179,5 +180,6 @@ class Loop:
         self._scheduler.tick += 1
         report.ticks += 1
         report.evaluations += needs.active
+        report.rows += self._runner.rungs.size
         if progress is not None:
             progress(needs.active)

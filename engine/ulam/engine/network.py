@@ -170,7 +170,9 @@ class Network:
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         version = None if x.is_inference() else x._version  # inference tensors are copies, made for this call
-        given = x.contiguous(memory_format=torch.channels_last) if self._options.channels_last and x.dim() == 4 else x
+        given = x.double() if self.dtype == torch.float64 else x
+        if self._options.channels_last and x.dim() == 4:
+            given = given.contiguous(memory_format=torch.channels_last)
         try:
             if self._no_autocast:
                 m = self._run(given, t, **inputs)

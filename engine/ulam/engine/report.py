@@ -14,7 +14,9 @@ class Report:
 
     evaluations: of the network, summed over chains, without idle slots. seconds: inside and between ticks, of which
     network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
-    batch: chains per network call, below ``slots`` after it ran out of memory. captures: CUDA graphs of ticks that
+    rows: that the network saw, those of idle slots among them.
+    batch: chains per network call, below ``slots`` after it ran out of memory. ladder: what was found of each smaller
+    batch that an :class:`ulam.Ladder` allows. captures: CUDA graphs of ticks that
     were captured, in capture_seconds. energy_joules: of the whole device, since the engine was made; None without NVML.
     """
 
@@ -26,6 +28,7 @@ class Report:
     failed: int = 0
     cancelled: int = 0
     evaluations: int = 0
+    rows: int = 0
     ticks: int = 0
     seconds: float = 0.0
     network_seconds: float = 0.0
@@ -33,6 +36,7 @@ class Report:
     captures: int = 0
     capture_seconds: float = 0.0
     network: str = "eager"
+    ladder: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     _energy: _Energy | None = field(default=None, repr=False, compare=False)
 
@@ -52,8 +56,8 @@ class Report:
 
     @property
     def occupancy(self) -> float:
-        """The fraction of slots times ticks that held a chain."""
-        return self.evaluations / (self.ticks * self.slots) if self.ticks else 0.0
+        """The fraction of the rows that the network saw which held a chain."""
+        return self.evaluations / self.rows if self.rows else 0.0
 
     @property
     def host_seconds(self) -> float:
@@ -80,6 +84,11 @@ class Report:
         """Note, once, why something slower runs."""
         if reason not in self.fallbacks:
             self.fallbacks += (reason,)
+
+    def add_rung(self, size: int, found: str) -> None:
+        """Note what was found of a smaller batch: ``16 of 64 slots: the same bits``."""
+        if (note := f"{size} of {self.slots} slots: {found}") not in self.ladder:
+            self.ladder += (note,)
 
     def add_capture(self, seconds: float) -> None:
         """Count a CUDA graph and the seconds that its capture took."""

@@ -23,6 +23,7 @@ from .buffers import Buffers, TickTensors
 from .groups import Group
 from .guidance import rescaled
 from .job import Job, Preview
+from .ladder import Ladder, Rungs
 from .network import Network, NetworkOptions
 from .report import Report
 from .slots import IDLE_ROW
@@ -55,6 +56,7 @@ class Runner:
         check_finite: bool = True,
         graphs: bool = True,
         trace: bool = False,
+        ladder: Ladder | None = None,
     ) -> None:
         self.denoiser, self.device, self.report = denoiser, device, report
         self.network = Network(denoiser, slots, device, options, report)
@@ -81,7 +83,7 @@ class Runner:
             bound=not trace,  # a trace shows the operations one by one
             check_finite=check_finite,
         )
-        self._net_dtype = net_dtype
+        self.rungs = Rungs(ladder, self.network, self.buffers, report)
         self._stream: torch.cuda.Stream | None = None
         self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, 1 off its interval
         self.check_finite = check_finite
@@ -111,6 +113,14 @@ class Runner:
     def check_graphs(self, graphs: TickGraphs) -> None:
         """Drop all graphs if the tables or the network's weights have moved since their capture."""
         graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
+
+    def fit(self, needs: TickNeeds, tick: int) -> None:
+        """Choose the batch that the network sees from this tick on."""
+        if not self.rungs.places:
+            return
+        x = self.buffers.of_tick(needs.registers, needs.scaled).net_in
+        uncond = self.buffers.uncond.inputs if needs.guided else None
+        self.rungs.fit(needs.groups, self.buffers.state[0] if x is None else x, uncond, tick)
 
     # ---------------------------------------------------------------------------------------------- a tick
 
@@ -158,7 +168,7 @@ class Runner:
         if self.graphs is None or explicit or needs.previews:
             self._run_tick(guided, needs, explicit, previews)
             return
-        key = (guided, self.network.batch, autocast_state(self.device), *needs.kind)
+        key = (guided, self.network.batch, self.rungs.size, autocast_state(self.device), *needs.kind)
         graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, needs))
         if graph is not None:
             self.torn = True
@@ -190,7 +200,7 @@ class Runner:
         if x is None:
             x = buffers.state[0]  # anew at each tick: what the network does to the object is not kept
         if needs.plain and (bound := tensors.bound) is not None and bound.look_up():
-            m, uncond = self.network(x, buffers.t, buffers.cond.inputs, uncond_inputs, buffers.cond.shared)
+            m, uncond = self.rungs(x, uncond_inputs)
             begin, self.torn = time.perf_counter(), True
             done = bound.step(m, uncond)
             self.step_seconds += time.perf_counter() - begin
@@ -199,7 +209,8 @@ class Runner:
             weight = slots.weight
         else:
             weight = self._look_up(guided and needs.intervals)
-            m, uncond = self._evaluate(x, uncond_inputs)
+            with self._range("ulam.network"):
+                m, uncond = self.rungs(x, uncond_inputs)
         noise = self._explicit_noise(explicit) if explicit else None
         if m.dtype == torch.float64 != buffers.dtype:  # converted once for the check and the step
             m, uncond = m.float(), None if uncond is None else uncond.float()
@@ -264,20 +275,6 @@ class Runner:
             w, other = per_chain(weight[at], x), self._without_variances(uncond)[at]
             m = torch.where(w == 1, m, other + w * (m - other))
         return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
-
-    def _evaluate(
-        self, x: torch.Tensor, uncond_inputs: dict[str, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The network's outputs with the conditional and, for guided chains, the unconditional inputs.
-
-        Unless ``doubled``, these are two calls, so that the network sees the same batch shape, and a chain gets
-        the same bits, whether or not there are guided chains in the batch.
-        """
-        buffers = self.buffers
-        if self._net_dtype == torch.float64 != x.dtype:
-            x = x.double()
-        with self._range("ulam.network"):
-            return self.network(x, buffers.t, buffers.cond.inputs, uncond_inputs, buffers.cond.shared)
 
     def _step_without_evaluation(self, moving: list[tuple[Group[Job], int]], needs: TickNeeds) -> None:
         """Execute these groups' next rows, which do not evaluate the network; all other chains stay as they are."""

@@ -18,6 +18,7 @@ from .arguments import DEFAULT_SLOTS
 from .engine import Engine
 from .errors import warn
 from .job import Noise
+from .ladder import Ladder
 from .network import NetworkOptions
 from .submission import job_of
 from .tuned import Tuned
@@ -46,6 +47,7 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     options: NetworkOptions | Tuned | None = None,
+    ladder: Ladder | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -56,8 +58,7 @@ def sample(
     Args:
         denoiser: the trained network, its schedule and what it predicts.
         sampler: one of :mod:`ulam.samplers`, or a compiled program. shape: of one sample.
-        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63).
-        seed: any integer in [-2^63, 2^64); 0 by default.
+        chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63). seed: an integer (0).
         cond: the network's conditioning by name, tensors, arrays or lists ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
@@ -73,8 +74,8 @@ def sample(
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is kept, 0 where it is
             sampled, each ``[chains, *shape]`` or what broadcasts to it, or shared.
         options: how the network is called, or what :func:`ulam.tune` found; one that takes gradients inside needs
-            ``NetworkOptions(gradients=True)``.
-        progress: show a bar if stderr is a terminal.
+            ``NetworkOptions(gradients=True)``. ladder: smaller batches for the last chains, :class:`ulam.Ladder`.
+        progress: a bar if stderr is a terminal.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message, before anything runs.
@@ -84,7 +85,7 @@ def sample(
     count = len(chain_ids(chains))
     if slots is None:
         slots = options.slots if isinstance(options, Tuned) else min(max(count, 1), DEFAULT_SLOTS)
-    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options)
+    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder)
     job = job_of(
         denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,

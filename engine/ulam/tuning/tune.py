@@ -72,9 +72,7 @@ def tune(
         TypeError, ValueError: an invalid argument, named in the message; a network that does not run eagerly, or for
             "fp32" not in float64.
     """
-    given = check_options(
-        denoiser, dtype, "fifo", None, options, "host", None, cache=cache, progress=progress, doubled=doubled
-    )
+    given = check_options(denoiser, dtype, options, cache=cache, progress=progress, doubled=doubled)
     counts = _counts(slots, options)
     accuracy, limit = _accuracy(accuracy), positive(budget, "budget")
     where = resolve_device(device)

@@ -1,0 +1,172 @@
+"""The tail of a run: while few slots hold chains, the network sees a smaller batch, of these slots only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import ulam_kernels
+from ulam_kernels.arguments import described, real
+
+from ..arguments import whole_number
+from ..evaluation import autocast_state
+from .buffers import Buffers
+from .groups import Group
+from .job import Job
+from .network import Network
+from .report import Report
+from .slots import places
+from .transfers import on_device
+
+Inputs: TypeAlias = dict[str, torch.Tensor]
+Ints: TypeAlias = "npt.NDArray[np.int64]"
+DIVISORS = (2, 4, 8)
+CHECK = 2  # evaluations of all slots that checking a batch costs
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Batches below an engine's ``slots`` that its network may see while no more slots than that hold chains.
+
+    Each is checked once, when it would first save more evaluations than the check costs: the network sees one
+    perturbed batch of the running chains whole and in parts. A batch whose outputs differ is not used, and
+    ``Report.ladder`` says so: by default a single bit is enough. A compiled network is compiled once for each batch.
+
+    rungs: the sizes; those below ``slots`` count. By default a half, a quarter and an eighth of the slots.
+    tolerance: the largest difference between outputs that is accepted, relative to the largest output. Above 0, a
+    chain's last bits may depend on its batch-mates.
+    Raises TypeError or ValueError for an invalid argument.
+    """
+
+    rungs: tuple[int, ...] | None = None
+    tolerance: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.rungs is not None:
+            if not isinstance(self.rungs, list | tuple) or not self.rungs:
+                raise TypeError(f"rungs: got {described(self.rungs)}, expected sizes such as (128, 64), or None")
+            sizes = tuple(whole_number("rungs", size) for size in self.rungs)
+            if min(sizes) < 1:
+                raise ValueError(f"rungs: got {min(sizes)}, expected sizes of at least 1")
+            object.__setattr__(self, "rungs", sizes)
+        tolerance = real(self.tolerance, "tolerance", "a number from 0 to below 1")
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance: got {self.tolerance}, expected a number from 0 to below 1")
+        object.__setattr__(self, "tolerance", tolerance)
+
+    def below(self, slots: int) -> list[int]:
+        """The sizes below a number of slots, ascending."""
+        sizes = [slots // divisor for divisor in DIVISORS] if self.rungs is None else self.rungs
+        return sorted({size for size in sizes if 1 <= size < slots})
+
+
+class Rungs:
+    """Evaluates the network over all slots, or over a smaller batch of those that hold chains; ``size`` says which."""
+
+    def __init__(self, ladder: Ladder | None, network: Network, buffers: Buffers, report: Report) -> None:
+        self._network, self._buffers, self._report = network, buffers, report
+        self._slots = self.size = buffers.size
+        self._tolerance = 0.0 if ladder is None else ladder.tolerance
+        sizes = [] if ladder is None else ladder.below(self._slots)
+        self.places = {size: torch.zeros(size, dtype=torch.int64, device=buffers.device) for size in sizes}
+        self._outputs: dict[Hashable, torch.Tensor] = {}
+        self._verdicts: dict[Hashable, bool] = {}
+
+    def fit(self, groups: list[Group[Job]], x: torch.Tensor, uncond: Inputs | None, tick: int) -> None:
+        """Choose the batch for these groups from this tick on. x, uncond: as for a call."""
+        if not groups:
+            return
+        left = max(group.end for group in groups) - tick
+        held = places([group.slots for group in groups])[0]
+        sizes = (size for size in self.places if size >= len(held))
+        self.size = next((size for size in sizes if self._is_usable(size, held, x, uncond, left)), self._slots)
+        if self.size < self._slots:
+            idle = np.setdiff1d(np.arange(self._slots), held)[: self.size - len(held)]
+            self.places[self.size].copy_(self._on_device(np.sort(np.concatenate([held, idle]))))
+
+    def __call__(self, x: torch.Tensor, uncond: Inputs | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The outputs ``[slots, ...]`` of the conditional and, unless ``uncond`` is None, the unconditional branch.
+
+        Those of slots outside the batch are old ones. Guidance is two calls, unless the options say ``doubled``: the
+        network sees the same batch, and a chain gets the same bits, whether or not there are guided chains in it.
+        """
+        if self.size == self._slots:
+            return self._network(x, self._buffers.t, self._buffers.cond.inputs, uncond, self._buffers.cond.shared)
+        at = self.places[self.size]
+        m, other = self._at(at, x.index_select(0, at), uncond)
+        return self._placed("cond", m, at), None if other is None else self._placed("uncond", other, at)
+
+    def _at(
+        self, slots: torch.Tensor, x: torch.Tensor, uncond: Inputs | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's outputs for x ``[n, ...]`` with the times and conditioning of n slots."""
+        shared = self._buffers.cond.shared
+
+        def selected(inputs: Inputs) -> Inputs:
+            return {name: value if name in shared else value.index_select(0, slots) for name, value in inputs.items()}
+
+        t, others = self._buffers.t.index_select(0, slots), None if uncond is None else selected(uncond)
+        return self._network(x, t, selected(self._buffers.cond.inputs), others, shared)
+
+    def _placed(self, branch: str, part: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Outputs at the places of their slots, in a buffer that stays where it is."""
+        key = branch, part.dtype, part.shape[1:]
+        if key not in self._outputs:
+            self._outputs[key] = part.new_zeros(self._slots, *part.shape[1:])
+        return self._outputs[key].index_copy_(0, at, part)
+
+    def _on_device(self, slots: Ints) -> torch.Tensor:
+        return on_device(torch.from_numpy(slots), self._buffers.device)
+
+    # ------------------------------------------------------------------------------------------------- the check
+
+    def _is_usable(self, size: int, held: Ints, x: torch.Tensor, uncond: Inputs | None, left: int) -> bool:
+        """Whether the network may see such a batch; False as long as finding out would cost more than it saves."""
+        key = size, uncond is not None, self._network.batch, autocast_state(self._buffers.device)
+        if key not in self._verdicts:
+            if left * (1 - size / self._slots) <= CHECK:
+                return False
+            try:
+                found = self._difference(size, held, x, uncond)
+            except Exception as error:  # of the network, which the whole batch will meet again if it is to blame
+                self._verdicts[key], cause = False, error.__cause__ or error
+                said = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+            else:
+                self._verdicts[key] = found <= self._tolerance
+                said = f"outputs differ by {found:.1e} of the largest" if found else "the same bits"
+            self._report.add_rung(size, said if self._verdicts[key] else f"not used: {said}")
+        return self._verdicts[key]
+
+    def _difference(self, size: int, held: Ints, x: torch.Tensor, uncond: Inputs | None) -> float:
+        """The largest difference of outputs in batches of this size from those of all slots, relative to the largest.
+
+        Of all slots' worth of the running chains, whose states differ by a little noise.
+        """
+        buffers = self._buffers
+        ulam_kernels.look_up(buffers.rows.columns.times, buffers.slots.row, buffers.t, backend=buffers.backend)
+        slots = self._on_device(np.resize(held, self._slots))
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x.dtype)
+        x = x.index_select(0, slots) * (1 + on_device(noise, x.device) / 8)
+        wholes = self._at(slots, x, uncond)
+        largest = max(float(whole[whole.isfinite()].abs().amax()) for whole in wholes if whole is not None)
+        if not largest:
+            raise ValueError("all outputs are 0")
+        worst = 0.0
+        for begin in range(0, self._slots, size):
+            at = slice(min(begin, self._slots - size), min(begin + size, self._slots))
+            for whole, part in zip(wholes, self._at(slots[at], x[at], uncond), strict=True):
+                if whole is not None and part is not None:
+                    worst = max(worst, _gap(whole[at].double(), part.double()))
+        return worst / largest
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference; infinite where one is NaN and the other is not."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(nan=math.inf).masked_fill(same, 0).max())
