@@ -16,16 +16,10 @@ from ulam_kernels.validation import check_real
 from .outputs import only_reading
 
 
-def modules_in(net: object) -> list[torch.nn.Module]:
-    """A module and all modules inside it; none for a plain function."""
-    return list(net.modules()) if isinstance(net, torch.nn.Module) else []
-
-
-def modules_reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
-    """A module and its submodules; for another callable, those of the modules that it refers to."""
-    for found in _reached(value, seen):
-        if isinstance(found, torch.nn.Module):
-            yield from found.modules()
+def modules_in(value: object) -> list[torch.nn.Module]:
+    """A module and its submodules, each once; for another callable, those of the modules that it refers to."""
+    found = (module for module in _reached(value, set()) if isinstance(module, torch.nn.Module))
+    return list(dict.fromkeys(inside for module in found for inside in module.modules()))
 
 
 def parameters_reached(*values: object) -> list[torch.nn.Parameter]:

@@ -31,7 +31,7 @@ from .estimation.observed import as_denoiser, levels, named, observed
 from .estimation.probes import dot, photons, probes
 from .estimation.risk import DIVERGENCES, Operator, Risk, check_counts, hudson, linear, stein
 from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
-from .evaluation import in_eval_mode, modules_reached
+from .evaluation import in_eval_mode, modules_in
 from .gradients import check_no_gradient
 
 Plain: TypeAlias = Callable[..., torch.Tensor]
@@ -148,7 +148,7 @@ def projected(
     switch(check, "check")
     at, directions = y.detach(), probes(y, samples, seed=seed)
     f = observed(denoiser, noise, like=False)
-    with torch.inference_mode(False), torch.no_grad(), in_eval_mode(list(modules_reached(function, set()))):
+    with torch.inference_mode(False), torch.no_grad(), in_eval_mode(modules_in(function)):
         if not differences:
             first = observed(denoiser, noise[:EXAMPLES], like=False)
             check_derivative(lambda few: H.forward(first(few)), at[:EXAMPLES], function, name)
@@ -180,7 +180,7 @@ def poisson(
     check_observation(y)
     gain = check_counts(y, gain)
     drawn = photons(y, samples, seed=seed)
-    with torch.inference_mode(False), torch.no_grad(), in_eval_mode(list(modules_reached(function, set()))):
+    with torch.inference_mode(False), torch.no_grad(), in_eval_mode(modules_in(function)):
         found = hudson(denoiser, y.detach(), gain, drawn)
     error = torch.zeros_like(found.divergences[0]) if drawn is None else mean_and_error(found.divergences)[1]
     return BatchEstimate(

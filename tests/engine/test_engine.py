@@ -242,21 +242,6 @@ def test_edm_preconditioning_scales_the_network_input():
             assert torch.allclose(told[index][0].double(), x / (after**2 + 1) ** 0.5, rtol=1e-5, atol=1e-6)
 
 
-def test_network_in_training_samples_in_eval_mode_and_goes_back():
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.dropout = torch.nn.Dropout(0.5)
-
-        def forward(self, x, t):
-            assert not self.training and not self.dropout.training
-            return self.dropout(x)
-
-    network = Net().train()
-    draw(chains=2, network=network)
-    assert network.training and network.dropout.training
-
-
 def test_results_take_part_in_autograd():
     weight = torch.ones((), requires_grad=True)
     (draw(chains=2) * weight).sum().backward()

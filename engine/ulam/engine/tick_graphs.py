@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from ..evaluation import modules_reached
+from ..evaluation import modules_in
 from .report import Report
 
 log = logging.getLogger("ulam")
@@ -169,7 +169,7 @@ def addresses(net: object) -> list[int]:
     """Addresses of a network's parameters and buffers, including those of modules that a function refers to."""
     tensors = (
         tensor
-        for module in modules_reached(net, set())
+        for module in modules_in(net)
         for named in (module._parameters, module._buffers)
         for tensor in named.values()
         if tensor is not None

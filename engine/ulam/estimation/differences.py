@@ -21,7 +21,7 @@ import torch
 from ulam_kernels.tracing import recorder
 
 from ..arguments import per_chain
-from ..evaluation import autocast_state, in_eval_mode, modules_reached, without_collectives
+from ..evaluation import autocast_state, in_eval_mode, modules_in, without_collectives
 from ..gradients import plain, without_graph
 from ..schedules import Array
 from .autograd import ORDERS, Function, Graph, order_of
@@ -208,12 +208,13 @@ def check_derivative(
     """
     if torch.compiler.is_compiling() or recorder() is not None:
         return  # there are no numbers to compare
-    module = next(modules_reached(function, set()), None)
+    modules = modules_in(function)
+    module = modules[0] if modules else None
     code = getattr(getattr(function, "__func__", function), "__code__", type(function))
     kind = code, x.dtype, x.shape[1:], order
     if module is not None and kind in _checked_kinds.get(module, ()):
         return
-    y, modules = plain(x)[:EXAMPLES], list(modules_reached(function, set()))
+    y = plain(x)[:EXAMPLES]
     along = direction_at(y) if direction is None else direction[:EXAMPLES]
     reduced = reduced_precision(y, modules)
     devices = [] if y.device.type == "cpu" else [y.device]

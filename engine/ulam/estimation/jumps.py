@@ -19,7 +19,7 @@ import torch
 from ulam_kernels.tracing import recorder
 
 from ..arguments import per_chain
-from ..evaluation import in_eval_mode, modules_reached, without_collectives
+from ..evaluation import in_eval_mode, modules_in, without_collectives
 from ..noise import SEGMENT, normal_for
 from .autograd import Function
 from .differences import precision_rules, reduced_precision
@@ -50,7 +50,7 @@ def check_weakly_differentiable(
     by = "torch.compile" if torch.compiler.is_compiling() else recorder()
     if by is not None:
         raise RuntimeError(f"check: got True under {by}, expected False, or a call outside: numbers are compared")
-    modules = list(modules_reached(function, set()))
+    modules = modules_in(function)
     devices = [] if y.device.type == "cpu" else [y.device]
     y, sides, found = y.detach(), [], []
     with (

@@ -6,7 +6,7 @@ default, and as D(y) otherwise; it returns a tensor like y.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from ulam_kernels.validation import check_real
 from ..arguments import per_chain
 from ..conditioning import arguments_of, rowwise
 from ..denoiser import Denoiser
-from ..evaluation import check_like, check_output
+from ..evaluation import check_like, check_output, modules_in
 from ..schedules import Schedule, ve
 from .autograd import Function
 from .estimator import LARGEST_SIGMA, Estimator, Inputs, Sigma, noise_levels
@@ -32,11 +32,15 @@ _schedules: dict[str, Schedule] = {}  # of the operator below, by name
 
 
 class _PlainFunction(torch.nn.Module):
-    """A plain function as the network of a Denoiser, in eval mode where it is a module."""
+    """A plain function as the network of a Denoiser; the modules that it refers to are its own, as for eval mode."""
 
     def __init__(self, function: Plain, takes_sigma: bool) -> None:
         super().__init__()
         self.function, self._takes_sigma = function, takes_sigma
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[torch.nn.Module]:
+        yield self
+        yield from modules_in(self.function)
 
     def forward(self, y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         m = self.function(y, sigma.to(y.dtype)) if self._takes_sigma else self.function(y)

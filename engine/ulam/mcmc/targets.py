@@ -63,7 +63,7 @@ class Energy:
         return f"Energy({_name(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in(self.fn)
+        cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in((self.fn, self.given_score))
         minus: torch.Tensor | None = None  # -1 a chain: the score is minus the gradient
 
         def by_autograd(at: torch.Tensor, wanted: bool) -> Evaluated:
@@ -110,7 +110,7 @@ class Energy:
 
     def score_of_rows(self, x: torch.Tensor, rows: torch.Tensor, chains: int) -> torch.Tensor:
         """:meth:`score` of these rows of a run of ``chains`` chains, a module in eval mode: as differentiable as it."""
-        with in_eval_mode(modules_in(self.fn)):
+        with in_eval_mode(modules_in((self.fn, self.given_score))):
             return self._score(x, _select_cond(self.cond, rows, chains, x.device))
 
     def _score(self, x: torch.Tensor, cond: Mapping[str, torch.Tensor]) -> torch.Tensor:

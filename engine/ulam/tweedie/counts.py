@@ -18,7 +18,7 @@ from ulam_kernels.tracing import outside_graphs
 from ulam_kernels.validation import check_data, check_real
 
 from ..arguments import whole_number
-from ..evaluation import in_eval_mode, modules_reached
+from ..evaluation import in_eval_mode, modules_in
 from ..gradients import check_no_gradient, without_graph
 
 LARGEST_COUNT = 2**53  # up to which float64 has every whole number
@@ -89,7 +89,7 @@ def _ratio_of_counts(counts: torch.Tensor, x: torch.Tensor, smoothing: float) ->
 
 def _ratio_of_function(log_marginal: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """m(x + 1) / m(x) of every element; of a joint law with 1 added to that element alone."""
-    with in_eval_mode(list(modules_reached(log_marginal, set()))):
+    with in_eval_mode(modules_in(log_marginal)):
         here = without_graph(lambda at: _check_log(log_marginal(at), x.shape), x)
         if (wrong := ~here.isfinite()).any():
             where = x[wrong] if here.shape == x.shape else x[wrong][0]

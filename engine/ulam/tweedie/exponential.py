@@ -27,7 +27,7 @@ from ulam_kernels.validation import check_data
 
 from ..estimation.autograd import PlainFormulas, derivative
 from ..estimation.differences import check_derivative, direction_at
-from ..evaluation import check_like, in_eval_mode, modules_reached
+from ..evaluation import check_like, in_eval_mode, modules_in
 from ..gradients import check_no_gradient, plain
 from .directions import Directions, check_few, check_order, check_wide, each_direction, units
 
@@ -76,7 +76,7 @@ def natural(
     order = check_order(order)
     vs = None if v is None else each_direction(v, y, order)
     functions = {"log_marginal": log_marginal, "log_base": log_base} | ({"statistic": statistic} if statistic else {})
-    modules = [module for function in functions.values() for module in modules_reached(function, set())]
+    modules = [module for function in functions.values() for module in modules_in(function)]
     with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(modules):
         at = plain(y).clone().requires_grad_()
         for name, function in functions.items():
