@@ -1,10 +1,11 @@
-"""What `ulam.tune` finds for three networks, and what it is worth beside the naive eager loop.
+"""What `ulam.tune` finds for some networks, and what it is worth beside the naive eager loop.
 
-    python -m bench.tuned [--device cuda] [--networks digits MLP U-Net] [--accuracy 1e-4 1e-2] [--threads 2] [--read]
+    python -m bench.tuned [--device cuda] [--networks digits MLP U-Net diffusers] [--accuracy 1e-4 1e-2] [--threads 2]
 
 For each network and accuracy: the table of candidates; then the naive loop of DDIM(50) in eager code and the engine as
 tuned, by turns in one process, medians, and the root mean square of their samples' difference as a fraction of the
-range. With --read a classifier of real digits reads 500 that were drawn as tuned for the coarsest accuracy.
+range. --by-hand: and whole runs of every candidate that is accurate enough, by turns, to find the best without `tune`.
+--read: a classifier of real digits reads 500 that were drawn as tuned for the coarsest accuracy.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ulam.models import load_digits
 from ulam.models.digits import BETA_END, BETA_START, CLASSES, NULL_CLASS, TRAIN_STEPS
 
 STEPS = 50
+VERDICTS = ("chosen", "not the fastest", "no lead over eager", "slower than eager")  # of those accurate enough
 SCHEDULE = ulam.schedules.vp_linear(TRAIN_STEPS, BETA_START, BETA_END)
 
 
@@ -57,6 +59,28 @@ def cases(device: torch.device) -> dict[str, Case]:
     }
 
 
+def diffusers_case(device: torch.device) -> Case:
+    """The U-Net of google/ddpm-cifar10-32 in diffusers, random weights."""
+    import diffusers
+
+    class Sample(diffusers.UNet2DModel):  # type: ignore[misc,name-defined]
+        """Gives the tensor itself, for the naive loop."""
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, t).sample  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    net = Sample(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        downsample_padding=0,
+    )
+    return Case(net.to(device).eval(), (3, 32, 32), 64 if device.type == "cuda" else 4)
+
+
 def naive(case: Case, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """DDIM as people write it [Song 2021, eq. 12], from these states."""
     betas = torch.linspace(BETA_START, BETA_END, TRAIN_STEPS, dtype=torch.float64)
@@ -85,8 +109,10 @@ def naive(case: Case, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return loop
 
 
-def measure(name: str, case: Case, accuracy: str | float, device: torch.device, seconds: float) -> ulam.Tuned:
-    """Tune, print the table, and time the whole run beside the naive loop."""
+def measure(
+    name: str, case: Case, accuracy: str | float, device: torch.device, seconds: float, by_hand: bool
+) -> ulam.Tuned:
+    """Tune, print the table, and time the whole run beside the naive loop and, by hand, beside each candidate's."""
     denoiser, sampler = ulam.Denoiser(case.net, SCHEDULE), ulam.samplers.DDIM(steps=STEPS)
     job = case.job(device, case.slots)
     begin = time.perf_counter()
@@ -95,8 +121,8 @@ def measure(name: str, case: Case, accuracy: str | float, device: torch.device, 
     )
     print(f"\n{name}, accuracy {accuracy}: tuned in {time.perf_counter() - begin:.0f} s\n{tuned}")
 
-    def run(options: ulam.Tuned | None) -> Callable[[], torch.Tensor]:
-        engine = ulam.Engine(denoiser, case.shape, case.slots, device, options=options)
+    def run(options: ulam.Tuned | ulam.NetworkOptions | None, graphs: bool = True) -> Callable[[], torch.Tensor]:
+        engine = ulam.Engine(denoiser, case.shape, case.slots, device, options=options, graphs=graphs)
 
         def go() -> torch.Tensor:
             submitted = engine.submit(sampler, case.slots, x_init=x, **job)
@@ -108,6 +134,8 @@ def measure(name: str, case: Case, accuracy: str | float, device: torch.device, 
 
     x = torch.randn(case.slots, *case.shape, generator=torch.Generator().manual_seed(0)).to(device)
     ways = {"naive": naive(case, x), "ulam": run(None), "tuned": run(tuned)}
+    accurate = [one for one in tuned.candidates[1:] if by_hand and one.verdict in VERDICTS]
+    ways |= {one.name: run(one.options, one.graphs) for one in accurate}
     results = {way: function().float() for way, function in ways.items()}
     timings = {way: timing.median for way, timing in interleaved(ways, seconds, 3).items()}
     span = results["naive"].max() - results["naive"].min()
@@ -115,6 +143,11 @@ def measure(name: str, case: Case, accuracy: str | float, device: torch.device, 
         error = float((results[way] - results["naive"]).square().mean().sqrt() / span)
         told = f"{timings[way]:.3g} s, {timings['naive'] / timings[way]:.2f} times the naive loop"
         print(f"{way}: {told} ({timings['naive']:.3g} s), error {error:.1e}")
+    if by_hand:
+        best = min(("ulam", *(one.name for one in accurate)), key=timings.__getitem__)
+        print(
+            f"by hand: the best is {best}, {timings[best]:.3g} s; tuned is {timings[best] / timings['tuned']:.3f} of it"
+        )
     sys.stdout.flush()
     return tuned
 
@@ -144,16 +177,18 @@ def main() -> None:
     """Print all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default="cpu")
-    parser.add_argument("--networks", nargs="*", default=["digits", "MLP", "U-Net"])
+    parser.add_argument("--networks", nargs="*", default=["digits", "MLP", "U-Net", "diffusers"])
     parser.add_argument("--accuracy", type=float, nargs="*", default=[1e-4, 1e-2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the timed runs of a network and accuracy")
+    parser.add_argument("--by-hand", action="store_true")
     parser.add_argument("--read", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.networks:
         for accuracy in options.accuracy:
-            tuned = measure(name, cases(options.device)[name], accuracy, options.device, options.seconds)
+            case = diffusers_case(options.device) if name == "diffusers" else cases(options.device)[name]
+            tuned = measure(name, case, accuracy, options.device, options.seconds, options.by_hand)
         if name == "digits" and options.read:
             read(tuned, options.device)
 

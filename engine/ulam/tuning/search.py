@@ -25,6 +25,7 @@ LEAD = 1.02  # by which the median of these must be faster, and the lower quarti
 TIMED = 0.02  # seconds that a timed run takes at least, where the program is long enough
 SAMPLED = 0.05  # of the budget, which the compared samples may take in eager code
 FEWEST = 5  # steps of these
+BEGUN = 0.9  # of the budget, by which every candidate is expected to end: some take longer than those before them
 NEEDED = {True: 0.3, False: 0.1}  # of the budget: what a candidate that compiles, or not, is taken to need at first
 
 
@@ -43,12 +44,13 @@ class Search:
     ) -> None:
         self._setting, self._sampler, self._accuracy, self._given = setting, sampler, accuracy, given
         self._doubled = doubled
-        self._budget, self._end, self._bar = budget, time.monotonic() + budget, bar
+        self._budget, self._end, self._bar = budget, time.monotonic() + BEGUN * budget, bar
         self._needed = {
             compiles: share * budget for compiles, share in NEEDED.items()
         }  # seconds, by whether it compiles
         self._evaluations = len(setting.program.evaluating)  # of a chain
         self._told: list[Candidate] = []
+        self._eager: list[float] = []  # seconds of its ticks, beside those of all candidates
 
     def run(self, counts: list[int]) -> Tuned:
         """The fastest of all candidates, at the fastest of these numbers of slots.
@@ -74,6 +76,8 @@ class Search:
             self._try(candidate, eager, expected)
         best = self._fastest()
         self._told = [replace(one, verdict="chosen") if one is best else one for one in self._told]
+        if self._eager:
+            self._told[0] = replace(self._told[0], seconds=statistics.median(self._eager))
         return Tuned(
             best.options, best.slots, best.graphs, self._accuracy, str(device), self._setting.program.sampler,
             tuple(self._told),
@@ -138,6 +142,7 @@ class Search:
         end = time.monotonic() + SHARE * self._budget
         while len(times) < LEAST_ROUNDS or (len(times) < ROUNDS and time.monotonic() < end):
             times.append((chains * eager.tick(), trial.tick()))  # for as many chains
+        self._eager += [theirs / chains for theirs, _ in times]
         ratios = sorted(theirs / ours for theirs, ours in times)
         seconds, speed = statistics.median(ours for _, ours in times), statistics.median(ratios)
         saved = (statistics.median(theirs for theirs, _ in times) - seconds) * self._evaluations / candidate.slots
