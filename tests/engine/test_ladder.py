@@ -53,12 +53,26 @@ def test_chains_have_the_bits_of_a_run_without_it(kind, options):
     assert report.rows < padded.rows == SLOTS * padded.ticks and report.occupancy > padded.occupancy
 
 
+@pytest.mark.parametrize("kind", ["guided", "intervals"])
 @pytest.mark.parametrize("doubled", [False, True])
-def test_a_tuned_network_call_keeps_its_bits(doubled):
+def test_a_tuned_network_call_keeps_its_bits(doubled, kind):
     options = ulam.NetworkOptions(doubled=doubled, channels_last=True)
-    expected, _ = run(JOBS["guided"], options=options)
-    found, report = run(JOBS["guided"], options=options, ladder=ulam.Ladder())
+    expected, _ = run(JOBS[kind], options=options)
+    found, report = run(JOBS[kind], options=options, ladder=ulam.Ladder())
     assert same(found, expected) and report.rows < SLOTS * report.ticks
+
+
+def test_branches_in_one_call_are_checked_apart_too():
+    """At ticks without guidance the network sees 8 rows of 32, or with it 16 of 64."""
+
+    def network(x, t, y=None):
+        return net(x, t, y) * (1 + 1e-6 * (len(x) == 8))
+
+    options = ulam.NetworkOptions(doubled=True)
+    expected, _ = run(JOBS["intervals"], network, options=options)
+    found, report = run(JOBS["intervals"], network, ulam.Ladder((8,)), options=options)
+    assert same(found, expected) and report.rows == SLOTS * report.ticks
+    assert report.ladder[0].startswith("8 of 32 slots: not used: outputs differ by ")
 
 
 def seen(jobs, ladder, network=net, slots=SLOTS):
@@ -101,10 +115,11 @@ def test_no_check_is_made_that_costs_more_than_it_saves():
         (lambda x, t, y=None: net(x, t, y) + 1e-6 * x.mean(0), "outputs differ by "),
         (lambda x, t, y=None: net(x, t, y) * (1 + 1e-6 * (len(x) < SLOTS)), "outputs differ by "),
         (lambda x, t, y=None: net(x, t, y) + torch.zeros(SLOTS, 1, 1, 1), "RuntimeError: "),
-        (lambda x, t, y=None: x * 0, "ValueError: all outputs are 0"),
+        (lambda x, t, y=None: x * float("nan"), "ValueError: all outputs are 0 or not finite"),
+        (lambda x, t, y=None: x * 0, "ValueError: all outputs are 0 or not finite"),
         (lambda x, t, y=None: torch.where(torch.tensor(len(x) < SLOTS), float("nan"), x), "outputs differ by inf"),
     ],
-    ids=["by batch-mates", "by size", "one size only", "zero", "not finite"],
+    ids=["by batch-mates", "by size", "one size only", "never finite", "zero", "not finite"],
 )
 def test_a_network_with_other_bits_in_smaller_batches_sees_all_slots(network, said):
     expected, _ = run(JOBS["plain"], network)

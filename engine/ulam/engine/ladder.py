@@ -153,16 +153,18 @@ class Rungs:
         slots = self._on_device(np.resize(held, self._slots))
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x.dtype)
         x = x.index_select(0, slots) * (1 + on_device(noise, x.device) / 8)
-        wholes = self._at(slots, x, uncond)
-        largest = max(float(whole[whole.isfinite()].abs().amax()) for whole in wholes if whole is not None)
+        largest = worst = 0.0
+        # Where both branches are one call, ticks at which no guidance applies are another.
+        for branches in (None, uncond) if uncond is not None and self._network.doubled else (uncond,):
+            wholes = self._at(slots, x, branches)
+            largest = max(largest, float(wholes[0].nan_to_num(0, 0, 0).abs().max()))
+            for begin in range(0, self._slots, size):
+                at = slice(min(begin, self._slots - size), min(begin + size, self._slots))
+                for whole, part in zip(wholes, self._at(slots[at], x[at], branches), strict=True):
+                    if whole is not None and part is not None:
+                        worst = max(worst, _gap(whole[at].double(), part.double()))
         if not largest:
-            raise ValueError("all outputs are 0")
-        worst = 0.0
-        for begin in range(0, self._slots, size):
-            at = slice(min(begin, self._slots - size), min(begin + size, self._slots))
-            for whole, part in zip(wholes, self._at(slots[at], x[at], uncond), strict=True):
-                if whole is not None and part is not None:
-                    worst = max(worst, _gap(whole[at].double(), part.double()))
+            raise ValueError("all outputs are 0 or not finite")
         return worst / largest
 
 

@@ -99,6 +99,7 @@ class Network:
         if options.compile or options.gradients:
             self._run = self._recorded if options.gradients else self._compiled
         self.batch = self._slots = slots
+        self.doubled = options.doubled
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
         self.dtype = _computing_dtype(denoiser.net)
@@ -144,7 +145,7 @@ class Network:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if uncond is None:
             return self._parts(x, t, cond, shared, self.batch), None
-        if not self._options.doubled:
+        if not self.doubled:
             return self._parts(x, t, cond, shared, self.batch), self._parts(x, t, uncond, shared, self.batch)
         both = {key: v if key in shared else torch.cat([v, uncond[key]]) for key, v in cond.items()}
         m = self._parts(torch.cat([x, x]), torch.cat([t, t]), both, shared, 2 * self.batch)
