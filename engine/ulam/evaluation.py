@@ -44,10 +44,11 @@ def _reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module | torch.
     if isinstance(value, partial):
         reached += [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, MethodType):
-        reached += [value.__self__, value.__func__]
+        reached += [value.__self__, *getattr(value.__self__, "__dict__", {}).values(), value.__func__]
     elif isinstance(value, FunctionType):
         named = (value.__globals__.get(name) for name in value.__code__.co_names)
         reached += [global_ for global_ in named if isinstance(global_, (torch.nn.Module, torch.nn.Parameter))]
+        reached += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # not assigned yet
                 reached.append(cell.cell_contents)
@@ -58,7 +59,7 @@ def _reached(value: object, seen: set[int]) -> Iterator[torch.nn.Module | torch.
 @contextlib.contextmanager
 def in_eval_mode(modules: list[torch.nn.Module]) -> Iterator[None]:
     """Puts modules into eval mode, then those that were in training mode back into it."""
-    training = [module for module in modules if module.training]
+    training = [module for module in modules if getattr(module, "training", False)]  # frozen TorchScript has none
     for module in training:
         module.training = False
     try:

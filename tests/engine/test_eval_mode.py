@@ -37,12 +37,24 @@ class Holder:
         return self.function(*arguments, **named)
 
 
+class Plain:
+    """Not callable itself."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def call(self, *arguments, **named):
+        return self.function(*arguments, **named)
+
+
 GLOBAL = Net()
 HIDDEN = {
     "as it is": lambda function: function,
     "lambda": lambda function: lambda *arguments, **named: function(*arguments, **named),
     "partial": lambda function: functools.partial(function),
     "object": Holder,
+    "method": lambda function: Plain(function).call,
+    "default": lambda function: lambda x, *rest, f=function, **named: f(x, *rest, **named),
     "twice": lambda function: Holder(functools.partial(lambda *arguments, **named: function(*arguments, **named))),
 }
 STEPS = {"x_init": Y, "steps": 2, "seed": 1}
@@ -73,3 +85,9 @@ def test_a_module_of_the_functions_globals_too():
     GLOBAL.train()
     USES["sample"](lambda x, t: GLOBAL(x), None)
     assert GLOBAL.seen == {False} and GLOBAL.training
+
+
+def test_a_frozen_script_which_knows_no_mode_is_called_as_it_is():
+    frozen = torch.jit.freeze(torch.jit.script(torch.nn.Linear(3, 3).eval()))
+    x = ulam.sample(ulam.Denoiser(lambda x, t: frozen(x), SCHEDULE), DDPM(), (3,), 4, progress=False)
+    assert x.isfinite().all()
