@@ -163,6 +163,46 @@ def test_random_numbers_of_the_caller_go_on_as_without_it():
     assert torch.equal(torch.randn(3), expected)
 
 
+def test_random_numbers_of_the_network_go_on_as_without_a_check():
+    def network(x, t, y=None):
+        return torch.nn.functional.dropout(net(x, t, y), 0.1)
+
+    torch.manual_seed(0)
+    expected, _ = run(JOBS["plain"], network)
+    torch.manual_seed(0)
+    found, report = run(JOBS["plain"], network, ulam.Ladder((8,)))
+    assert same(found, expected) and "not used: outputs differ" in report.ladder[0]
+
+
+@pytest.mark.parametrize("until", [1000, 500])
+def test_a_network_that_changes_its_input_in_place_is_refused_in_smaller_batches_too(until):
+    def network(x, t, y=None):
+        return net(x.clamp_(-1, 1) if t.max() < until else x, t, y)
+
+    with pytest.raises(ValueError, match="net: got its input x changed in place"):
+        run([(DDPM(steps=20), {})], network, ulam.Ladder(), slots=12)
+
+
+def test_a_check_that_runs_out_of_memory_leaves_the_batch_as_it_is():
+    def network(x, t, y=None):
+        calls.append(len(x))
+        if len(calls) == 12:  # the first of the check
+            raise torch.OutOfMemoryError("no room for both")
+        return net(x, t, y)
+
+    calls = []
+    found, report = run(JOBS["plain"], network, ulam.Ladder((8,)), slots=12)
+    assert same(found, run(JOBS["plain"], slots=12)[0])
+    assert report.ladder == ("8 of 12 slots: not used: OutOfMemoryError: no room for both",)
+    assert report.batch == 12 and not report.fallbacks
+
+
+def test_no_check_is_made_of_more_calls_than_it_may_save():
+    batches, (_, report) = seen([(DDPM(steps=20), {})], ulam.Ladder((1,)), slots=32)
+    assert batches == [32] * 20 and not report.ladder
+    assert seen([(DDPM(steps=5), {})], ulam.Ladder())[0] == [32] * 5
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -27,7 +28,6 @@ from .transfers import on_device
 Inputs: TypeAlias = dict[str, torch.Tensor]
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 DIVISORS = (2, 4, 8)
-CHECK = 2  # evaluations of all slots that checking a batch costs
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Rungs:
         if self.size == self._slots:
             return self._network(x, self._buffers.t, self._buffers.cond.inputs, uncond, self._buffers.cond.shared)
         at = self.places[self.size]
-        m, other = self._at(at, x.index_select(0, at), uncond)
+        m, other = self._at(at, _rows(x, at), uncond)
         return self._placed("cond", m, at), None if other is None else self._placed("uncond", other, at)
 
     def _at(
@@ -109,9 +109,9 @@ class Rungs:
         shared = self._buffers.cond.shared
 
         def selected(inputs: Inputs) -> Inputs:
-            return {name: value if name in shared else value.index_select(0, slots) for name, value in inputs.items()}
+            return {name: value if name in shared else _rows(value, slots) for name, value in inputs.items()}
 
-        t, others = self._buffers.t.index_select(0, slots), None if uncond is None else selected(uncond)
+        t, others = _rows(self._buffers.t, slots), None if uncond is None else selected(uncond)
         return self._network(x, t, selected(self._buffers.cond.inputs), others, shared)
 
     def _placed(self, branch: str, part: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -130,10 +130,11 @@ class Rungs:
         """Whether the network may see such a batch; False as long as finding out would cost more than it saves."""
         key = size, uncond is not None, self._network.batch, autocast_state(self._buffers.device)
         if key not in self._verdicts:
-            if left * (1 - size / self._slots) <= CHECK:
+            if left * (1 - size / self._slots) <= 1 + math.ceil(self._slots / size):  # calls that the check makes
                 return False
             try:
-                found = self._difference(size, held, x, uncond)
+                with self._leaving_no_trace():
+                    found = self._difference(size, held, x, uncond)
             except Exception as error:  # of the network, which the whole batch will meet again if it is to blame
                 self._verdicts[key], cause = False, error.__cause__ or error
                 said = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
@@ -142,6 +143,17 @@ class Rungs:
                 said = f"outputs differ by {found:.1e} of the largest" if found else "the same bits"
             self._report.add_rung(size, said if self._verdicts[key] else f"not used: {said}")
         return self._verdicts[key]
+
+    @contextmanager
+    def _leaving_no_trace(self) -> Iterator[None]:
+        """Neither random numbers that the network draws nor memory that it lacks change what comes after."""
+        device = self._buffers.device
+        self._network.halves = False
+        try:
+            with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+                yield
+        finally:
+            self._network.halves = True
 
     def _difference(self, size: int, held: Ints, x: torch.Tensor, uncond: Inputs | None) -> float:
         """The largest difference of outputs in batches of this size from those of all slots, relative to the largest.
@@ -152,7 +164,8 @@ class Rungs:
         ulam_kernels.look_up(buffers.rows.columns.times, buffers.slots.row, buffers.t, backend=buffers.backend)
         slots = self._on_device(np.resize(held, self._slots))
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x.dtype)
-        x = x.index_select(0, slots) * (1 + on_device(noise, x.device) / 8)
+        x = _rows(x, slots)
+        x.mul_(1 + on_device(noise, x.device) / 8)
         largest = worst = 0.0
         # Where both branches are one call, ticks at which no guidance applies are another.
         for branches in (None, uncond) if uncond is not None and self._network.doubled else (uncond,):
@@ -166,6 +179,12 @@ class Rungs:
         if not largest:
             raise ValueError("all outputs are 0 or not finite")
         return worst / largest
+
+
+def _rows(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Some rows, as a tensor like that of all: torch.compile and the check for changes in place tell them apart."""
+    with torch.inference_mode(False), torch.no_grad():
+        return values.index_select(0, at)
 
 
 def _gap(a: torch.Tensor, b: torch.Tensor) -> float:

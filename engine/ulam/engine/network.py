@@ -100,6 +100,7 @@ class Network:
             self._run = self._recorded if options.gradients else self._compiled
         self.batch = self._slots = slots
         self.doubled = options.doubled
+        self.halves = True  # the batch when out of memory; else that is an error
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
         self.dtype = _computing_dtype(denoiser.net)
@@ -124,7 +125,7 @@ class Network:
                         return self._call(x, t, cond), None
                     return self._branches(x, t, cond, uncond, shared)
                 except torch.OutOfMemoryError as error:
-                    if self.batch == 1 or self._capturing():  # memory cannot be freed during capture
+                    if self.batch == 1 or not self.halves or self._capturing():  # memory cannot be freed during capture
                         raise NetworkError(error, {}) from error
                     reason = str(error).split("\n")[0]
                 self.batch = (self.batch + 1) // 2
