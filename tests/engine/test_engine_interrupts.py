@@ -28,7 +28,7 @@ SHAPE = (2,)
 
 @pytest.fixture(autouse=True)
 def every_batch_is_worth_its_check(monkeypatch):
-    monkeypatch.setattr("ulam.engine.ladder.CHECK", 0)
+    monkeypatch.setattr("ulam.engine.ladder.CALL", 0)
 
 
 class Interrupt(BaseException):
@@ -44,7 +44,7 @@ def engine_with_jobs():
 
     The last chains are in smaller batches, which are checked before.
     """
-    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 3, ladder=ulam.Ladder((1, 2)))
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, 3, ladder=ulam.Ladder((1, 2), tolerance=1e-9))
     y, null = {"y": torch.arange(2.0)}, {"y": torch.full((2,), 10.0)}
     image = {"known": torch.ones(2, 2), "mask": torch.tensor([[1.0, 0.0]]).repeat(2, 1)}
     jobs = [

@@ -13,6 +13,7 @@ from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, Euler, RePa
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 SLOTS = 32
+LEAST = 1e-9  # tolerance, at which sizes other than multiples of 32 are checked too
 LABELS = {"cond": {"y": torch.arange(6.0)}, "uncond": {"y": torch.zeros(6)}}
 IMAGE = {"known": torch.linspace(-1, 1, 6 * 105).reshape(6, *SHAPE), "mask": torch.ones(6, *SHAPE).triu()}
 # Jobs of six chains that share a batch, long enough for a check to pay.
@@ -45,12 +46,26 @@ def same(ours, theirs):
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
 @pytest.mark.parametrize("kind", JOBS)
 def test_chains_have_the_bits_of_a_run_without_it(kind, options):
-    expected, padded = run(JOBS[kind], **options)
-    found, report = run(JOBS[kind], ladder=ulam.Ladder((8, 16)), **options)
+    expected, padded = run(JOBS[kind], slots=96, **options)
+    found, report = run(JOBS[kind], ladder=ulam.Ladder((32, 64)), slots=96, **options)
     assert same(found, expected)
-    assert report.ladder and all(note.endswith("the same bits") for note in report.ladder)
+    assert report.ladder and all(note.endswith(": the same bits") for note in report.ladder)
     assert report.ticks == padded.ticks and report.evaluations == padded.evaluations
-    assert report.rows < padded.rows == SLOTS * padded.ticks and report.occupancy > padded.occupancy
+    assert report.rows < padded.rows == 96 * padded.ticks and report.occupancy > padded.occupancy
+
+
+@pytest.mark.parametrize(("slots", "rung", "odd"), [(64, 33, 33), (96, 12, 12), (100, 50, 50), (100, 32, 100)])
+def test_on_the_cpu_only_multiples_of_32_are_held_to_have_the_same_bits(slots, rung, odd):
+    """The last elements of a tensor go through other code, whose bits the check would see by luck alone."""
+
+    def network(x, t, y=None):
+        return torch.nn.functional.silu(x) * (1 + t.view(-1, 1, 1, 1) / 1000)
+
+    expected, _ = run(JOBS["plain"], network, slots=slots)
+    found, report = run(JOBS["plain"], network, ulam.Ladder((rung,)), slots)
+    assert same(found, expected) and report.rows == slots * report.ticks
+    (note,) = report.ladder
+    assert note.startswith(f"{rung} of {slots} slots: not used: on the CPU") and f"batch of {odd} " in note
 
 
 @pytest.mark.parametrize("kind", ["guided", "intervals"])
@@ -58,7 +73,7 @@ def test_chains_have_the_bits_of_a_run_without_it(kind, options):
 def test_a_tuned_network_call_keeps_its_bits(doubled, kind):
     options = ulam.NetworkOptions(doubled=doubled, channels_last=True)
     expected, _ = run(JOBS[kind], options=options)
-    found, report = run(JOBS[kind], options=options, ladder=ulam.Ladder())
+    found, report = run(JOBS[kind], options=options, ladder=ulam.Ladder(tolerance=LEAST))
     assert same(found, expected) and report.rows < SLOTS * report.ticks
 
 
@@ -70,9 +85,9 @@ def test_branches_in_one_call_are_checked_apart_too():
 
     options = ulam.NetworkOptions(doubled=True)
     expected, _ = run(JOBS["intervals"], network, options=options)
-    found, report = run(JOBS["intervals"], network, ulam.Ladder((8,)), options=options)
+    found, report = run(JOBS["intervals"], network, ulam.Ladder((8,), tolerance=LEAST), options=options)
     assert same(found, expected) and report.rows == SLOTS * report.ticks
-    assert report.ladder[0].startswith("8 of 32 slots: not used: outputs differ by ")
+    assert report.ladder[0].startswith("8 of 32 slots, guided: not used: outputs differ by ")
 
 
 def seen(jobs, ladder, network=net, slots=SLOTS):
@@ -87,7 +102,9 @@ def seen(jobs, ladder, network=net, slots=SLOTS):
 
 
 def test_the_network_sees_the_smallest_batch_that_holds_the_chains():
-    batches, (_, report) = seen([(DDPM(steps=20), {}), (DDPM(steps=40), {}), (DDPM(steps=60), {})], ulam.Ladder())
+    batches, (_, report) = seen(
+        [(DDPM(steps=20), {}), (DDPM(steps=40), {}), (DDPM(steps=60), {})], ulam.Ladder(tolerance=LEAST)
+    )
     first, second = [32, 16, 16], [32, 8, 8, 8, 8]  # the checks: all slots at once, then in parts
     assert batches == [32] * 20 + first + [16] * 20 + second + [8] * 20
     assert report.rows == 20 * (32 + 16 + 8)
@@ -96,7 +113,7 @@ def test_the_network_sees_the_smallest_batch_that_holds_the_chains():
 
 def test_chains_that_enter_later_widen_it_again():
     expected, _ = run([(DDPM(steps=50), {})] * 5)
-    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, SLOTS, ladder=ulam.Ladder())
+    engine = ulam.Engine(ulam.Denoiser(net, SCHEDULE), SHAPE, SLOTS, ladder=ulam.Ladder(tolerance=LEAST))
     jobs = [engine.submit(DDPM(steps=50), 6, 0, callback=lambda preview: waiting and waiting.pop()(), every=20)]
     waiting = [lambda: jobs.extend(engine.submit(DDPM(steps=50), 6, seed) for seed in (1, 2, 3, 4))]
     results = engine.run()
@@ -105,7 +122,7 @@ def test_chains_that_enter_later_widen_it_again():
 
 
 def test_no_check_is_made_that_costs_more_than_it_saves():
-    batches, (_, report) = seen([(DDPM(steps=2), {})], ulam.Ladder())
+    batches, (_, report) = seen([(DDPM(steps=2), {})], ulam.Ladder(tolerance=LEAST))
     assert batches == [32, 32] and not report.ladder
 
 
@@ -123,7 +140,7 @@ def test_no_check_is_made_that_costs_more_than_it_saves():
 )
 def test_a_network_with_other_bits_in_smaller_batches_sees_all_slots(network, said):
     expected, _ = run(JOBS["plain"], network)
-    found, report = run(JOBS["plain"], network, ulam.Ladder((8,)))
+    found, report = run(JOBS["plain"], network, ulam.Ladder((8,), tolerance=LEAST))
     assert same(found, expected) and report.rows == SLOTS * report.ticks
     (note,) = report.ladder
     assert note.startswith(f"8 of 32 slots: not used: {said}")
@@ -147,7 +164,7 @@ def test_an_interrupt_in_the_check_costs_nothing():
         return net(x, t, y)
 
     waiting = [KeyboardInterrupt()]
-    engine = ulam.Engine(ulam.Denoiser(network, SCHEDULE), SHAPE, SLOTS, ladder=ulam.Ladder())
+    engine = ulam.Engine(ulam.Denoiser(network, SCHEDULE), SHAPE, SLOTS, ladder=ulam.Ladder(tolerance=LEAST))
     job = engine.submit(DDPM(steps=20), 6, 0)
     with pytest.raises(KeyboardInterrupt):
         engine.run()
@@ -159,7 +176,7 @@ def test_random_numbers_of_the_caller_go_on_as_without_it():
     torch.manual_seed(0)
     expected = torch.randn(3)
     torch.manual_seed(0)
-    assert run(JOBS["plain"], ladder=ulam.Ladder())[1].ladder
+    assert run(JOBS["plain"], ladder=ulam.Ladder(tolerance=LEAST))[1].ladder
     assert torch.equal(torch.randn(3), expected)
 
 
@@ -170,7 +187,7 @@ def test_random_numbers_of_the_network_go_on_as_without_a_check():
     torch.manual_seed(0)
     expected, _ = run(JOBS["plain"], network)
     torch.manual_seed(0)
-    found, report = run(JOBS["plain"], network, ulam.Ladder((8,)))
+    found, report = run(JOBS["plain"], network, ulam.Ladder((8,), tolerance=LEAST))
     assert same(found, expected) and "not used: outputs differ" in report.ladder[0]
 
 
@@ -180,7 +197,7 @@ def test_a_network_that_changes_its_input_in_place_is_refused_in_smaller_batches
         return net(x.clamp_(-1, 1) if t.max() < until else x, t, y)
 
     with pytest.raises(ValueError, match="net: got its input x changed in place"):
-        run([(DDPM(steps=20), {})], network, ulam.Ladder(), slots=12)
+        run([(DDPM(steps=20), {})], network, ulam.Ladder(tolerance=LEAST), slots=12)
 
 
 def test_a_check_that_runs_out_of_memory_leaves_the_batch_as_it_is():
@@ -191,16 +208,16 @@ def test_a_check_that_runs_out_of_memory_leaves_the_batch_as_it_is():
         return net(x, t, y)
 
     calls = []
-    found, report = run(JOBS["plain"], network, ulam.Ladder((8,)), slots=12)
+    found, report = run(JOBS["plain"], network, ulam.Ladder((8,), tolerance=LEAST), slots=12)
     assert same(found, run(JOBS["plain"], slots=12)[0])
     assert report.ladder == ("8 of 12 slots: not used: OutOfMemoryError: no room for both",)
     assert report.batch == 12 and not report.fallbacks
 
 
 def test_no_check_is_made_of_more_calls_than_it_may_save():
-    batches, (_, report) = seen([(DDPM(steps=20), {})], ulam.Ladder((1,)), slots=32)
+    batches, (_, report) = seen([(DDPM(steps=20), {})], ulam.Ladder((1,), tolerance=LEAST), slots=32)
     assert batches == [32] * 20 and not report.ladder
-    assert seen([(DDPM(steps=5), {})], ulam.Ladder())[0] == [32] * 5
+    assert seen([(DDPM(steps=5), {})], ulam.Ladder(tolerance=LEAST))[0] == [32] * 5
 
 
 @pytest.mark.parametrize(
@@ -231,4 +248,4 @@ def test_sample_takes_it():
     denoiser = ulam.Denoiser(net, SCHEDULE)
     options = {"shape": SHAPE, "chains": 36, "slots": SLOTS, "progress": False}
     expected = ulam.sample(denoiser, Euler(20), **options)
-    assert torch.equal(ulam.sample(denoiser, Euler(20), ladder=ulam.Ladder(), **options), expected)
+    assert torch.equal(ulam.sample(denoiser, Euler(20), ladder=ulam.Ladder(tolerance=LEAST), **options), expected)

@@ -64,7 +64,9 @@ def test_a_smaller_batch_for_the_last_chains_is_a_graph_of_its_own(gpu, given):
     engine = make(gpu, ladder=ulam.Ladder())
     for _ in range(2):
         check(engine, submission(DDIM(steps=40), **given))  # six chains in four slots: two of them last
-    assert not engine.report.fallbacks and engine.report.ladder == ("2 of 4 slots: the same bits",)
+    assert not engine.report.fallbacks and engine.report.ladder == (
+        f"2 of 4 slots{', guided' * bool(given)}: the same bits",
+    )
     assert engine.report.rows == 2 * (40 * 4 + 40 * 2)
     whole, half = gpu.records
     assert (whole.replays, half.replays) == (80 - 1, 80 - 1)

@@ -28,15 +28,22 @@ from .transfers import on_device
 Inputs: TypeAlias = dict[str, torch.Tensor]
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 DIVISORS = (2, 4, 8)
+CALL = 1  # evaluation of all slots, at most, that each call of the check costs
+TAIL = 32  # elements at the end of a tensor that the CPU may compute by other code
 
 
 @dataclass(frozen=True)
 class Ladder:
     """Batches below an engine's ``slots`` that its network may see while no more slots than that hold chains.
 
-    Each is checked once, when it would first save more evaluations than the check costs: the network sees one
+    Each is checked once, when it would first save more evaluations than the check takes: the network sees one
     perturbed batch of the running chains whole and in parts. A batch whose outputs differ is not used, and
-    ``Report.ladder`` says so: by default a single bit is enough. A compiled network is compiled once for each batch.
+    ``Report.ladder`` says so: by default a single bit is enough. The check is made at one time of the chains, and the
+    network must be a function of its arguments: one that keeps something from call to call, or takes other paths at
+    other times, should have no ladder. A compiled network is compiled once for each batch.
+
+    On the CPU, where PyTorch computes the last elements of a tensor (its size modulo 32) by other code, only multiples
+    of 32 have the same bits for every network; others need a tolerance.
 
     rungs: the sizes; those below ``slots`` count. By default a half, a quarter and an eighth of the slots.
     tolerance: the largest difference between outputs that is accepted, relative to the largest output. Above 0, a
@@ -130,19 +137,29 @@ class Rungs:
         """Whether the network may see such a batch; False as long as finding out would cost more than it saves."""
         key = size, uncond is not None, self._network.batch, autocast_state(self._buffers.device)
         if key not in self._verdicts:
-            if left * (1 - size / self._slots) <= 1 + math.ceil(self._slots / size):  # calls that the check makes
+            if left * (1 - size / self._slots) <= CALL * (1 + math.ceil(self._slots / size)):
                 return False
-            try:
-                with self._leaving_no_trace():
-                    found = self._difference(size, held, x, uncond)
-            except Exception as error:  # of the network, which the whole batch will meet again if it is to blame
-                self._verdicts[key], cause = False, error.__cause__ or error
-                said = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
-            else:
-                self._verdicts[key] = found <= self._tolerance
-                said = f"outputs differ by {found:.1e} of the largest" if found else "the same bits"
-            self._report.add_rung(size, said if self._verdicts[key] else f"not used: {said}")
+            self._verdicts[key], said = self._judged(size, held, x, uncond)
+            told = f"{size} of {self._slots} slots{'' if uncond is None else ', guided'}"
+            self._report.add_rung(f"{told}: {'' if self._verdicts[key] else 'not used: '}{said}")
         return self._verdicts[key]
+
+    def _judged(self, size: int, held: Ints, x: torch.Tensor, uncond: Inputs | None) -> tuple[bool, str]:
+        """Whether the outputs of a smaller batch may be used, and what was found."""
+        odd = next((number for number in (size, self._slots) if number % TAIL), None)
+        if self._buffers.device.type == "cpu" and odd is not None and not self._tolerance:
+            return (
+                False,
+                f"on the CPU last bits depend on the place in a batch of {odd} (a multiple of 32, or a tolerance)",
+            )
+        try:
+            with self._leaving_no_trace():
+                found = self._difference(size, held, x, uncond)
+        except Exception as error:  # of the network, which the whole batch will meet again if it is to blame
+            cause = error.__cause__ or error
+            return False, f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        said = f"outputs differ by {found:.1e} of the largest" if found else "the same bits"
+        return found <= self._tolerance, said
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:
@@ -190,4 +207,4 @@ def _rows(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference; infinite where one is NaN and the other is not."""
     same = (a == b) | (a.isnan() & b.isnan())
-    return float((a - b).abs().nan_to_num(nan=math.inf).masked_fill(same, 0).max())
+    return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0).max())

@@ -91,7 +91,7 @@ class Network:
     ) -> None:
         given = _with_weights(denoiser.net, options) if options.weights else denoiser.net
         self._eager: Callable[..., Any] = given if denoiser.output is None else ReadOutput(given, denoiser.output)
-        self._net = _compiled(self._eager, options.compile) if options.compile else self._eager
+        self._nets: dict[int, Callable[..., Any]] = {}  # compiled, by the size of the batch
         self._device, self._options, self._report = device, options, report
         self._autocast_dtype = options.autocast or options.weights
         self._no_autocast = self._autocast_dtype is None and device.type != "cuda"  # none to enter, none in a graph
@@ -202,12 +202,14 @@ class Network:
         return m.detach() if isinstance(m, torch.Tensor) else m
 
     def _compiled(self, x: torch.Tensor, t: torch.Tensor, **inputs: torch.Tensor) -> Any:
-        if self._net is self._eager:
+        if not self._options.compile:
             return self._eager(x, t, **inputs)
+        if (net := self._nets.get(len(x))) is None:
+            net = self._nets[len(x)] = _compiled(self._eager, self._options.compile)
         try:
-            return self._net(x, t, **inputs)
+            return net(x, t, **inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self._net = self._eager
+            self._nets[len(x)] = self._eager
             self._report.add_fallback(f"torch.compile failed, the network runs eagerly: {str(error).splitlines()[0]}")
             return self._eager(x, t, **inputs)
 

@@ -14,7 +14,7 @@ class Report:
 
     evaluations: of the network, summed over chains, without idle slots. seconds: inside and between ticks, of which
     network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
-    rows: that the network saw, those of idle slots among them.
+    rows: that the network saw at ticks, those of idle slots among them.
     batch: chains per network call, below ``slots`` after it ran out of memory. ladder: what was found of each smaller
     batch that an :class:`ulam.Ladder` allows. captures: CUDA graphs of ticks that
     were captured, in capture_seconds. energy_joules: of the whole device, since the engine was made; None without NVML.
@@ -85,9 +85,9 @@ class Report:
         if reason not in self.fallbacks:
             self.fallbacks += (reason,)
 
-    def add_rung(self, size: int, found: str) -> None:
+    def add_rung(self, note: str) -> None:
         """Note what was found of a smaller batch: ``16 of 64 slots: the same bits``."""
-        if (note := f"{size} of {self.slots} slots: {found}") not in self.ladder:
+        if note not in self.ladder:
             self.ladder += (note,)
 
     def add_capture(self, seconds: float) -> None:
