@@ -50,7 +50,7 @@ class PersistentChains:
 
     Args:
         count: chains in the buffer. shape: of one state.
-        sampler: ULA, SGLD (whose steps do not fall here), MALA or HMC of :mod:`ulam.samplers`.
+        sampler: ULA, SGLD (whose steps do not fall here), MALA, HMC, MALT or MAMS of :mod:`ulam.samplers`.
         restart: the share of chains, in [0, 1], that a call starts anew before its steps.
         start: where chains start, at first and anew: a tensor of examples ``[N, *shape]``, of which each takes one at
             random; or a function that makes states of standard normal noise ``[B, *shape]``; by default that noise.
@@ -82,13 +82,16 @@ class PersistentChains:
     ) -> None:
         whole(count, "count", 1, 1 << 32)
         if not isinstance(sampler, ChainSampler) or sampler.has_velocity:
-            raise TypeError(f"sampler: got {described(sampler)}, expected ULA, SGLD, MALA or HMC")
+            raise TypeError(
+                f"sampler: got {described(sampler)}, expected ULA, MALA, HMC or another that keeps no velocity"
+            )
         if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
             raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:
             if (value := getattr(sampler, name)) is not None:
                 select_rows(name, value, torch.zeros(1, dtype=torch.int64), count)
         self.shape, self.sampler, self.restart = check_shape(shape, least=1), sampler, float(restart)
+        sampler.check_states(self.shape)
         self._start, self._backend = _checked_start(start, self.shape), backend
         self._next, self._calls, self._warned = 0, 0, False
         ids, device = example_ids(chains, count), resolve_device(device)

@@ -17,7 +17,8 @@ from hostile_arguments import Given, failures
 from ulam import mcmc, samplers, schedules
 
 VP = schedules.vp_linear(10)
-CHAIN_SAMPLERS = {"BAOAB", "HMC", "MALA", "SGLD", "ULA", "ParallelTempering"}
+CHAIN_SAMPLERS = {"BAOAB", "GHMC", "HMC", "MALA", "MALT", "SGLD", "ULA", "ParallelTempering"}
+MOVING = CHAIN_SAMPLERS - {"ULA", "ParallelTempering"}
 DENSITIES = {"DoubleWell", "Funnel", "Gaussian", "GaussianMixture", "Ring", "Rosenbrock"}
 TARGETS = {"DenoiserScore", "Energy", "Score"}
 NOT_HERE = {
@@ -57,7 +58,7 @@ def needed(name: str) -> Given:
         "DenoiserScore": {"denoiser": ulam.Denoiser(lambda x, t: x * 0.5, VP), "sigma": two},
         "ParallelTempering": {"sampler": mcmc.MALA(0.1), "temperatures": torch.tensor([1.0, 2.0])},
         "ULA": {"step": two, "preconditioner": torch.ones(2), "noise_scale": two.clone(), "clip": (-3.0, 3.0)},
-        **{name: {"step": two, "preconditioner": torch.ones(2)} for name in ("BAOAB", "HMC", "MALA", "SGLD")},
+        **{name: {"step": two, "preconditioner": torch.ones(2)} for name in MOVING},
     }.get(name, {})  # fmt: skip
 
 

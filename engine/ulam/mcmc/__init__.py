@@ -4,8 +4,10 @@
 """
 
 from ..samplers.mcmc.baoab import BAOAB
+from ..samplers.mcmc.ghmc import GHMC
 from ..samplers.mcmc.hmc import HMC
 from ..samplers.mcmc.mala import MALA
+from ..samplers.mcmc.malt import MALT
 from ..samplers.mcmc.sgld import SGLD
 from ..samplers.mcmc.tempering import ParallelTempering
 from ..samplers.mcmc.ula import ULA
@@ -18,8 +20,10 @@ from .targets import DenoiserScore, Energy, Score
 
 __all__ = [
     "BAOAB",
+    "GHMC",
     "HMC",
     "MALA",
+    "MALT",
     "SGLD",
     "ULA",
     "Chains",

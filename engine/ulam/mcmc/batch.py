@@ -8,7 +8,6 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from ..arguments import per_chain
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
 from ..samplers.mcmc.chain_sampler import select_rows
 from ..samplers.mcmc.chain_state import ChainState, Columns
@@ -71,7 +70,7 @@ class ChainBatch:
                 temperature = torch.ones_like(self.temperature)
                 if K > 1:
                     temperature = self.temperature / self.temperature[::K].repeat_interleave(K)
-            state.v = v * per_chain(temperature.sqrt().to(plan.dtype), state.x)
+            state.v = self.sampler.at_temperature(v, temperature)
         return state
 
     def _continue_from(self, position: Position, rows: torch.Tensor) -> None:

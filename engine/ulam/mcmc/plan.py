@@ -146,6 +146,7 @@ def checked_plan(
         raise ValueError(f"v_init: got one, expected None: {type(inner).__name__} keeps no velocity")
     for name, start in starts:
         _check_start(name, start, (len(ids), *sizes), dtype)
+    inner.check_states(sizes, v_init)
     for name in inner.per_chain:
         if (value := getattr(inner, name)) is not None:
             select_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
@@ -166,7 +167,7 @@ def _checked_sampler(target: Target, sampler: object) -> ChainSampler:
     tempered = isinstance(sampler, ParallelTempering)
     inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
     if not isinstance(inner, ChainSampler):
-        raise TypeError(f"sampler: got {described(sampler)}, expected ULA, SGLD, MALA, BAOAB, HMC or tempering")
+        raise TypeError(f"sampler: got {described(sampler)}, expected ULA, HMC, another of ulam.samplers or tempering")
     if (inner.adjusted or tempered) and not target.has_energy:
         raise TypeError(f"target: got {target!r}, a score alone, expected an energy for {type(sampler).__name__}")
     return inner

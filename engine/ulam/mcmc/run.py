@@ -59,13 +59,13 @@ def run(
     Args:
         target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or a built-in
             density, which runs as whole chains in one launch (the same bits as by single steps).
-        sampler: ULA, SGLD, MALA, BAOAB, HMC or ParallelTempering of :mod:`ulam.samplers`.
+        sampler: a Markov chain sampler of :mod:`ulam.samplers`.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63); 4 by default.
         steps, warmup, thin: whole numbers; the states after thin, 2 thin, ... steps since the last warm-up are kept.
         shape: of one state; by default that of the built-in density or of ``x_init``.
         seed: an integer in [-2^63, 2^64); 0 by default.
         x_init: ``[chains, *shape]``, the first states; N(0, I) by default (noise-v1, tag 1).
-        v_init: ``[chains, *shape]``, BAOAB's first velocities, as ``v`` of the result; N(0, T) by default.
+        v_init: ``[chains, *shape]``, first velocities of BAOAB and GHMC, as ``v`` of the result; N(0, T) by default.
         first_step: the number of the first step, which decides noise, SGLD's step sizes and swaps; 0 by default.
         resume: the result of an earlier run by the same sampler, which this one continues.
         adapt: a target acceptance in (0, 1), to which the warm-up tunes each chain's step size by dual averaging

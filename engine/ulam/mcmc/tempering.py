@@ -6,12 +6,9 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
-from ..arguments import per_chain
 from ..noise import DRAWS_PER_ROW, SWAP
-from ..samplers.mcmc.baoab import BAOAB
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from ..samplers.mcmc.chain_state import ChainState
-from ..samplers.mcmc.hmc import HMC
 from ..samplers.mcmc.tempering import ParallelTempering
 
 
@@ -38,8 +35,7 @@ class Replicas:
             return step, temperature
         temperature = self._ladder.repeat(len(step) // self.count)
         if self._tempering.scaled:
-            is_a_time = isinstance(sampler, (BAOAB, HMC))
-            step = step * (temperature.sqrt() if is_a_time else temperature)
+            step = step * (temperature.sqrt() if sampler.step_is_a_time else temperature)
         return step, temperature
 
     def rows(self, chains: torch.Tensor) -> torch.Tensor:
@@ -57,7 +53,7 @@ class Replicas:
     def swap(self, state: ChainState, temperature: torch.Tensor, index: int) -> None:
         """Swap neighbours before step ``index``, the even pairs and the odd ones in turn; temperatures ``[B K]``."""
         energy = state.energy
-        assert energy is not None
+        assert energy is not None and self._tempering is not None
         odd = index // self._every % 2
         self._attempts[odd] += 1
         low = torch.arange(odd, self.count - 1, 2, device=state.x.device)
@@ -75,9 +71,9 @@ class Replicas:
         order = grid.flatten().clone()
         order[first], order[second] = torch.where(accepted, second, first), torch.where(accepted, first, second)
         state.x, state.score, state.energy = state.x[order], state.score[order], energy[order]
-        if state.v is not None:  # a velocity that changes its temperature is scaled by the root of the ratio
-            ratio = (temperature / temperature[order]).sqrt().to(state.x.dtype)
-            state.v = state.v[order] * per_chain(ratio, state.x)
+        if state.v is not None:
+            sampler = self._tempering.sampler
+            state.v = sampler.at_temperature(state.v[order], temperature / temperature[order])
         self.swapped[:, low] += accepted.view(-1, len(low))
 
     def forget(self) -> None:

@@ -22,8 +22,10 @@ from .langevin import AnnealedLangevin, PredictorCorrector
 from .lcm import LCM
 from .lms import LMS
 from .mcmc.baoab import BAOAB as BAOAB  # Markov chains: ulam.mcmc.run takes them
+from .mcmc.ghmc import GHMC as GHMC
 from .mcmc.hmc import HMC as HMC
 from .mcmc.mala import MALA as MALA
+from .mcmc.malt import MALT as MALT
 from .mcmc.sgld import SGLD as SGLD
 from .mcmc.tempering import ParallelTempering as ParallelTempering
 from .mcmc.ula import ULA as ULA

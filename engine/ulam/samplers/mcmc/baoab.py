@@ -34,6 +34,7 @@ class BAOAB(ChainSampler):
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
     kernel: ClassVar[str | None] = "baoab"
     has_velocity: ClassVar[bool] = True
+    step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

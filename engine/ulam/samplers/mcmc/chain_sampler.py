@@ -1,8 +1,8 @@
 """What the Markov chain samplers share: their settings, which may be one a chain, and the checks of them.
 
 Each samples p(x) = exp(-E(x) / T) / Z by the score s = -grad E. P is a diagonal preconditioner (the inverse mass of
-BAOAB and HMC), z ~ N(0, I). Noise is noise-v1 at (seed, chain, 16 step), acceptance uniforms are its tag 2, those of
-HMC's path length its stage 2: a chain's bits depend on its id, the seed and its own settings.
+the samplers with velocities), z ~ N(0, I). Noise is noise-v1 at (seed, chain, 16 step), acceptance uniforms are its tag
+2, those of HMC's path length its stage 2: a chain's bits depend on its id, the seed and its own settings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import real_numbers
 
+from ...arguments import per_chain
 from .chain_state import ChainState, Columns
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
@@ -45,6 +46,7 @@ class ChainSampler(ABC):
     kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where no launch has it
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
+    step_is_a_time: ClassVar[bool] = False  # whether x moves by step times a velocity: the step goes as sqrt(T) then
 
     def __post_init__(self) -> None:
         check_numbers("step", self.step, above=0)
@@ -76,6 +78,14 @@ class ChainSampler(ABC):
             right = f"{list(x.shape[1:])} like a chain, or what broadcasts to it"
             raise ValueError(f"preconditioner: got shape {list(p.shape)}, expected {right}") from None
         return p.sqrt().to(x.device, x.dtype).contiguous()
+
+    def check_states(self, shape: Sequence[int], v: torch.Tensor | None = None) -> None:
+        """Raises ValueError for states of a shape, or first velocities ``[chains, *shape]``, that it cannot move."""
+        return None
+
+    def at_temperature(self, v: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        """Velocities ``[B, *shape]`` of ``temperature`` ``[B]``, float64, times that of ``v``."""
+        return v * per_chain(temperature.sqrt().to(v.dtype), v)
 
     @property
     def bounds(self) -> tuple[float, float]:

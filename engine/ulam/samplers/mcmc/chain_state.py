@@ -78,13 +78,14 @@ class ChainState:
         draw = self.draw + purpose.stage if purpose.stage else self.draw
         return {"seed": self.seed, "chain": self.chain, "draw": draw}
 
-    def normals(self, purpose: Purpose = ROW) -> torch.Tensor:
-        """Standard normal noise like x, that of the current step."""
+    def normals(self, purpose: Purpose = ROW, offset: int = 0) -> torch.Tensor:
+        """Standard normal noise like x, that of the current step, from element ``offset`` of it on."""
         out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
         ids = self.ids(purpose)
         ulam_kernels.fill_normal(
-            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, backend=self.backend
-        )
+            out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, offset=offset,
+            backend=self.backend,
+        )  # fmt: skip
         return out.to(self.x.dtype)
 
 

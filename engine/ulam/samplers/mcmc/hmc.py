@@ -11,12 +11,10 @@ import ulam_kernels.mcmc as ops
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import real_numbers
 
-from ...arguments import per_chain, whole_number
+from ...arguments import per_chain
 from .chain_sampler import ChainSampler, PerChain, Preconditioner
 from .chain_state import ChainState, Columns
-
-LONGEST_PATH = 1 << 26  # leapfrog steps
-MOST_LEAPS = 10  # times the leapfrog steps given: how far adaptation may go
+from .paths import check_leapfrog, leaps_of_the_path, selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +42,11 @@ class HMC(ChainSampler):
 
     kernel: ClassVar[str | None] = "hmc"
     adjusted: ClassVar[bool] = True
+    step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= (leaps := whole_number("leapfrog", self.leapfrog)) <= LONGEST_PATH:
-            raise ValueError(f"leapfrog: got {leaps}, expected at least 1" + " and at most 2^26" * (leaps > 1))
+        check_leapfrog(self.leapfrog)
         jitter = real_numbers("jitter", self.jitter)
         if jitter.dim() or not 0 <= float(jitter) < 1:
             raise ValueError(f"jitter: got {described(self.jitter)}, expected a number in [0, 1)")
@@ -58,7 +56,7 @@ class HMC(ChainSampler):
         return self.leapfrog
 
     def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
-        return (self.leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leapfrog).long()
+        return leaps_of_the_path(self.leapfrog, given, step)
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, torch.full_like(step, self.jitter), 1 / temperature, temperature.sqrt()
@@ -90,7 +88,7 @@ class HMC(ChainSampler):
                 assert found is not None
                 final = v if leap == last else v.clone()
                 ops.kick_drift(x, final, score, half, None, scale=state.scale, backend=state.backend)
-                end = _selected(ends[leap], _PathEnd(x, final, score, found), end)
+                end = selected(ends[leap], _PathEnd(x, final, score, found), end)
         assert end is not None
         return end
 
@@ -102,11 +100,3 @@ class _PathEnd(NamedTuple):
     v: torch.Tensor
     score: torch.Tensor
     energy: torch.Tensor
-
-
-def _selected(where: torch.Tensor | None, here: _PathEnd, before: _PathEnd | None) -> _PathEnd:
-    """``here`` for the chains ``where`` ``[B]``, ``before`` for the others; ``here`` itself where all chains end."""
-    if where is None:
-        return here
-    pairs = zip(here, before or here, strict=True)
-    return _PathEnd(*(torch.where(per_chain(where, new), new, old) for new, old in pairs))

@@ -27,7 +27,8 @@ class ParallelTempering:
         sampler: one of the other samplers, at its default temperature of 1.
         temperatures: at least two, increasing; the first, usually 1, is the one to be sampled.
         swap_every: steps between swaps, at least 1.
-        scaled: whether steps grow with the temperature, as step T_k (BAOAB, HMC: step sqrt(T_k), a time).
+        scaled: whether steps grow with the temperature, as step T_k (steps that multiply
+            velocities, as of BAOAB and HMC: step sqrt(T_k)).
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -40,7 +41,9 @@ class ParallelTempering:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, ChainSampler):
-            raise TypeError(f"sampler: got {described(self.sampler)}, expected ULA, SGLD, MALA, BAOAB or HMC")
+            raise TypeError(
+                f"sampler: got {described(self.sampler)}, expected ULA, HMC or another Markov chain sampler"
+            )
         if not isinstance(self.sampler.temperature, (int, float)) or self.sampler.temperature != 1:
             came = described(self.sampler.temperature)
             raise ValueError(f"temperature: got {came}, expected 1: the replicas of the sampler have their own")
