@@ -63,6 +63,7 @@ class Purpose:
 ROW = Purpose("the noise of a row", 0, 0, "rows of a sampler's program, or steps of MCMC")
 KNOWN_IMAGE = Purpose("the noise on a known image", 0, 1, "rows of a sampler's program")
 HMC_PATH = Purpose("the length of an HMC path", 0, 2, "steps of MCMC")
+MAMS_PATH = Purpose("the length of a path of MAMS", 0, 11, "steps of MCMC")
 MALT_PATH = Purpose("refreshments on a path of MALT", 0, 12, "steps of MCMC; leap by leap in its elements")
 LATENT = Purpose("a latent of a VAE that is sampled", 0, 13, "latents, from the top")
 POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "samples of training steps, see sample_row")

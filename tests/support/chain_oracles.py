@@ -56,6 +56,42 @@ class Oracle:
             x, v = (y, w) if self.accepts(step, -change / self.T) else (x, -v)
         return x, v
 
+    def kick(self, x: Array, u: Array, time: float) -> tuple[Array, float]:
+        """The isokinetic kick by hyperbolic functions, and by how much the kinetic energy grows."""
+        s = self.L * self.score(x) / self.T
+        size = float(np.linalg.norm(s))
+        delta, e = time * size / (len(x) - 1), s / size
+        growth = np.cosh(delta) + (e @ u) * np.sinh(delta)
+        turned = (u + e * (np.sinh(delta) + (e @ u) * (np.cosh(delta) - 1))) / growth
+        return turned, (len(x) - 1) * float(np.log(growth))
+
+    def isokinetic(self, x: Array, u: Array, h: float) -> tuple[Array, Array, float]:
+        u, first = self.kick(x, u, h / 2)
+        x = x + h * self.L * u
+        u, second = self.kick(x, u, h / 2)
+        return x, u, first + second
+
+    def mclmc(self, x: Array, steps: int, h: float, length: float) -> tuple[Array, Array]:
+        u = self.first_velocity(x.shape)
+        u /= np.linalg.norm(u)
+        nu = np.sqrt((np.exp(2 * h / length) - 1) / len(x))
+        for step in range(steps):
+            x, u, _ = self.isokinetic(x, u, h)
+            u = u + nu * self.z(noise.ROW, step, x.shape)
+            u /= np.linalg.norm(u)
+        return x, u
+
+    def mams(self, x: Array, steps: int, h: float, leapfrog: int, jitter: float) -> Array:
+        for step in range(steps):
+            z = self.z(noise.MAMS_PATH, step, (3,))
+            here, u, growth = h * (1 + jitter * z[0] / np.linalg.norm(z)), self.z(noise.ROW, step, x.shape), 0.0
+            y, u = x, u / np.linalg.norm(u)
+            for _ in range(leapfrog):
+                y, u, more = self.isokinetic(y, u, here)
+                growth += more
+            x = y if self.accepts(step, (self.energy(x) - self.energy(y)) / self.T - growth) else x
+        return x
+
     def malt(self, x: Array, steps: int, h: float, leapfrog: int, friction: float) -> Array:
         keep = np.exp(-friction * h)
         for step in range(steps):

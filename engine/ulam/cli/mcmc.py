@@ -24,7 +24,7 @@ from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
 from ..mcmc.gaussians import Gaussian, GaussianMixture
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
-from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, SGLD, ULA
+from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, SGLD, ULA
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from . import info
 from . import mcmc_plots as plots
@@ -41,8 +41,8 @@ TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
     "ring": (Ring, 2),
 }
 SAMPLERS: dict[str, type[ChainSampler]] = {"ula": ULA, "mala": MALA, "baoab": BAOAB, "hmc": HMC, "sgld": SGLD}
-SAMPLERS |= {"ghmc": GHMC, "malt": MALT}
-OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay")
+SAMPLERS |= {"ghmc": GHMC, "malt": MALT, "mclmc": MCLMC, "mams": MAMS}
+OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay", "length")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -55,8 +55,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--step", type=float, default=0.1, help="ULA's eta, HMC's leapfrog or BAOAB's time step (0.1)")
     p.add_argument("--temperature", type=float, help="default 1")
     p.add_argument("--friction", type=float, help="baoab, ghmc, malt: default 1")
-    p.add_argument("--leapfrog", type=int, help="hmc, malt: leapfrog steps a transition (default 10; ghmc 1)")
-    p.add_argument("--jitter", type=float, metavar="J", help="hmc: its path varies by this share (default 0.5; 0: not)")
+    p.add_argument("--leapfrog", type=int, help="hmc, malt, mams: leapfrog steps a transition (default 10; ghmc 1)")
+    p.add_argument(
+        "--jitter", type=float, metavar="J", help="hmc, mams: its path varies by this share (default 0.5; 0: not)"
+    )
+    p.add_argument("--length", type=float, help="mclmc: over which its direction is forgotten (default sqrt(d T))")
     p.add_argument("--decay", type=float, help="sgld: power of the decreasing steps (default 0.55)")
     p.add_argument("--delay", type=float, help="sgld: steps until they fall (default 1)")
     p.add_argument("--chains", type=int, default=64, metavar="N", help="default 64")
@@ -64,7 +67,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--warmup", type=int, default=500, metavar="N", help="steps that are not kept (default 500)")
     p.add_argument("--thin", type=int, default=1, metavar="N", help="keep every N-th state (default 1)")
     p.add_argument(
-        "--adapt", type=float, metavar="RATE", help="tune steps to this acceptance in warm-up (mala, hmc, ghmc, malt)"
+        "--adapt",
+        type=float,
+        metavar="RATE",
+        help="tune steps to this acceptance in warm-up (mala, hmc, ghmc, malt, mams)",
     )
     p.add_argument("--slots", type=int, help="chains in one batch (default: all)")
     p.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same chains")

@@ -8,6 +8,8 @@ from ..samplers.mcmc.ghmc import GHMC
 from ..samplers.mcmc.hmc import HMC
 from ..samplers.mcmc.mala import MALA
 from ..samplers.mcmc.malt import MALT
+from ..samplers.mcmc.mams import MAMS
+from ..samplers.mcmc.mclmc import MCLMC
 from ..samplers.mcmc.sgld import SGLD
 from ..samplers.mcmc.tempering import ParallelTempering
 from ..samplers.mcmc.ula import ULA
@@ -24,6 +26,8 @@ __all__ = [
     "HMC",
     "MALA",
     "MALT",
+    "MAMS",
+    "MCLMC",
     "SGLD",
     "ULA",
     "Chains",

@@ -65,7 +65,7 @@ def run(
         shape: of one state; by default that of the built-in density or of ``x_init``.
         seed: an integer in [-2^63, 2^64); 0 by default.
         x_init: ``[chains, *shape]``, the first states; N(0, I) by default (noise-v1, tag 1).
-        v_init: ``[chains, *shape]``, first velocities of BAOAB and GHMC, as ``v`` of the result; N(0, T) by default.
+        v_init: ``[chains, *shape]``, the first velocities of samplers that keep them, as ``v``; N(0, T) by default.
         first_step: the number of the first step, which decides noise, SGLD's step sizes and swaps; 0 by default.
         resume: the result of an earlier run by the same sampler, which this one continues.
         adapt: a target acceptance in (0, 1), to which the warm-up tunes each chain's step size by dual averaging

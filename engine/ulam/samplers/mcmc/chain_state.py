@@ -62,14 +62,14 @@ class ChainState:
         self.draw += DRAWS_PER_ROW * steps
         del self._uniforms[:steps]
 
-    def uniforms(self) -> torch.Tensor:
-        """u ``[B]`` float64, uniform on [-1, 1], of the current step's HMC_PATH; the same until :meth:`advance`."""
+    def uniforms(self, purpose: Purpose = HMC_PATH) -> torch.Tensor:
+        """u ``[B]`` float64, uniform on [-1, 1], of the current step, of the one purpose that a run asks for."""
         if not self._uniforms:
-            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + HMC_PATH.stage
+            ahead = torch.arange(JITTERS_AHEAD, device=self.x.device)[:, None] * DRAWS_PER_ROW + purpose.stage
             draw = (self.draw + ahead).flatten()
             z = torch.empty(len(draw), 3, dtype=torch.float32, device=self.x.device)
             seed, chain = self.seed.repeat(JITTERS_AHEAD), self.chain.repeat(JITTERS_AHEAD)
-            ulam_kernels.fill_normal(z, seed=seed, chain=chain, draw=draw, backend=self.backend)
+            ulam_kernels.fill_normal(z, seed=seed, chain=chain, draw=draw, tag=purpose.tag, backend=self.backend)
             self._uniforms = list(uniform(z).view(JITTERS_AHEAD, -1).unbind())
         return self._uniforms[0]
 

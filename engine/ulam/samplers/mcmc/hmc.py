@@ -8,13 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 
 import ulam_kernels.mcmc as ops
-from ulam_kernels.arguments import described
-from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain
 from .chain_sampler import ChainSampler, PerChain, Preconditioner
 from .chain_state import ChainState, Columns
-from .paths import check_leapfrog, leaps_of_the_path, selected
+from .paths import check_jitter, check_leapfrog, leaps_of_the_path, selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +45,7 @@ class HMC(ChainSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_leapfrog(self.leapfrog)
-        jitter = real_numbers("jitter", self.jitter)
-        if jitter.dim() or not 0 <= float(jitter) < 1:
-            raise ValueError(f"jitter: got {described(self.jitter)}, expected a number in [0, 1)")
+        check_jitter(self.jitter)
 
     @property
     def leaps(self) -> int:

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 
 import ulam_kernels.mcmc as ops
+from ulam_kernels.arguments import described
+from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain, whole_number
 from .chain_state import ChainState
@@ -79,6 +81,13 @@ def check_leapfrog(leapfrog: object) -> None:
     """Raises TypeError or ValueError unless it is a whole number from 1 to 2^26."""
     if not 1 <= (leaps := whole_number("leapfrog", leapfrog)) <= LONGEST_PATH:
         raise ValueError(f"leapfrog: got {leaps}, expected at least 1" + " and at most 2^26" * (leaps > 1))
+
+
+def check_jitter(jitter: object) -> None:
+    """Raises TypeError or ValueError unless it is a number in [0, 1)."""
+    number = real_numbers("jitter", jitter)
+    if number.dim() or not 0 <= float(number) < 1:
+        raise ValueError(f"jitter: got {described(jitter)}, expected a number in [0, 1)")
 
 
 def leaps_of_the_path(leapfrog: int, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
