@@ -7,10 +7,12 @@ import pytest
 import scipy.integrate
 import torch
 
+from archives import arrays
 from chain_laws import check_law, within
 from chain_oracles import Oracle
 from chain_runs import curved, run, same
 from ulam import ebm, mcmc, noise
+from ulam.cli import main as cli
 from ulam.mcmc import MAMS, MCLMC
 from ulam.samplers.mcmc import isokinetic
 from ulam.samplers.mcmc.chain_state import ChainState
@@ -267,6 +269,23 @@ def test_a_score_alone_is_enough_for_mclmc():
 
 def test_paths_of_mams_and_hmc_have_noise_of_their_own():
     assert not torch.equal(*(noise.normal_for(p, (3,), seed=0, chains=4) for p in (noise.MAMS_PATH, noise.HMC_PATH)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sampler"),
+    [
+        ("ghmc", "--friction 0.5", mcmc.GHMC(0.02, friction=0.5)),
+        ("malt", "--friction 0.5 --leapfrog 4", mcmc.MALT(0.02, 4, 0.5)),
+        ("mclmc", "--length 2", MCLMC(0.02, 2.0)),
+        ("mams", "--leapfrog 4 --jitter 0.2", MAMS(0.02, 4, jitter=0.2)),
+    ],
+)
+def test_the_command_line_runs_them(tmp_path, name, options, sampler):
+    sizes = "--chains 5 --steps 6 --warmup 2 --seed 3 --no-plots"
+    command = f"mcmc --target rosenbrock --sampler {name} --step 0.02 {options} {sizes} --out {tmp_path / 'out'}"
+    assert cli.main(command.split()) == 0
+    expected = mcmc.run(mcmc.Rosenbrock(2), sampler, chains=5, steps=6, warmup=2, seed=3, progress=False)
+    np.testing.assert_array_equal(arrays(tmp_path / "out" / "draws.npz")["draws"], expected.draws)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Isokinetic dynamics: velocities of length 1 that a score turns, as MCLMC and MAMS need it.
 
-In float64 by elementwise operations in a fixed order, with exp and log1p: a chain's bits depend on no other chain.
+In float64 by elementwise operations in a fixed order, with exp and log: a chain's bits depend on no other chain. A
+device that rounds these functions otherwise may give other last bits.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class MCLMC(ChainSampler):
 
     step: how far x goes in a step; sqrt(d) / 4 of the width of the density is a start. length: above 0, inf keeps the
     direction; None is sqrt(d T). temperature: above 0. P is the inverse mass: x += step sqrt(P) u. States have at least
-    two elements. Velocities start, and are kept, with length 1, those of v_init and N(0, I) by their direction. Other arguments:
-    see `ChainSampler`. Raises TypeError or ValueError naming the argument.
+    two elements. Velocities are kept with length 1: those of v_init, or of N(0, I), give the first directions. Other
+    arguments: see `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
     step: PerChain
