@@ -11,7 +11,7 @@ import torch
 import ulam
 from ulam import mcmc, noise
 from ulam.ebm import PersistentChains
-from ulam.mcmc import HMC, MALA, SGLD, ULA
+from ulam.mcmc import HMC, MALA, MALT, MAMS, SGLD, ULA
 from ulam.models.energies import DIGITS_SHAPE, DIGITS_SIGMA, load_digits_energy
 from ulam.objectives import contrastive_divergence
 
@@ -22,7 +22,7 @@ def bowl(x):
     return x.flatten(1).square().sum(1) / 2
 
 
-@pytest.mark.parametrize("sampler", [ULA(0.1), SGLD(0.1), MALA(0.3), HMC(0.3, 3)], ids=repr)
+@pytest.mark.parametrize("sampler", [ULA(0.1), SGLD(0.1), MALA(0.3), HMC(0.3, 3), MALT(0.3, 3), MAMS(0.4, 3)], ids=repr)
 def test_a_chain_is_the_same_in_batches_of_any_size(sampler):
     """Round by round, every chain takes the same steps: their bits do not tell in which batch."""
     few, many = (PersistentChains(12, (3,), sampler, restart=0.2, seed=4) for _ in range(2))

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from ulam import mcmc, noise
 from ulam.ebm import PersistentChains
-from ulam.mcmc import HMC, MALA, SGLD, ULA, Energy
+from ulam.mcmc import HMC, MALA, MALT, MAMS, SGLD, ULA, Energy
 from ulam.objectives import contrastive_divergence
 
 
@@ -45,7 +45,7 @@ def test_exact_chains_find_the_data_precision_without_bias(sampler):
     assert sum(found) / len(found) == pytest.approx(1 / variance, rel=0.01)
 
 
-@pytest.mark.parametrize("sampler", [MALA(0.3), HMC(0.3, 3)], ids=repr)
+@pytest.mark.parametrize("sampler", [MALA(0.3), HMC(0.3, 3), MALT(0.3, 3), MAMS(0.4, 3)], ids=repr)
 def test_metropolis_chains_are_those_of_a_run(sampler):
     chains = PersistentChains(6, (2,), sampler, restart=0.0, seed=9)
     for _ in range(4):
