@@ -50,7 +50,7 @@ class PersistentChains:
 
     Args:
         count: chains in the buffer. shape: of one state.
-        sampler: ULA, SGLD (whose steps do not fall here), MALA, HMC, MALT or MAMS of :mod:`ulam.samplers`.
+        sampler: ULA, SGLD (whose steps do not fall here), MALA, HMC, NUTS, MALT or MAMS of :mod:`ulam.samplers`.
         restart: the share of chains, in [0, 1], that a call starts anew before its steps.
         start: where chains start, at first and anew: a tensor of examples ``[N, *shape]``, of which each takes one at
             random; or a function that makes states of standard normal noise ``[B, *shape]``; by default that noise.
@@ -63,7 +63,7 @@ class PersistentChains:
         TypeError, ValueError: an invalid argument, named in the message.
 
     Warns:
-        RuntimeWarning: once, if an energy is rounded too coarsely for MALA or HMC (:mod:`ulam.mcmc.diagnosis`).
+        RuntimeWarning: once, if an energy is rounded too coarsely for MALA, HMC or NUTS (:mod:`ulam.mcmc.diagnosis`).
     """
 
     @outside_graphs

@@ -38,6 +38,8 @@ DRAWS_PER_ROW = 16  # stages of noise per row
 
 RANK_BITS = 44  # below the rank, in the ids of examples
 
+TREE_LEAVES = 1 << 20  # of one transition of NUTS
+
 MOST_SAMPLES = 1 << 20  # of one training step
 MOST_SAMPLED_STEPS = 1 << 40
 
@@ -65,6 +67,7 @@ KNOWN_IMAGE = Purpose("the noise on a known image", 0, 1, "rows of a sampler's p
 HMC_PATH = Purpose("the length of an HMC path", 0, 2, "steps of MCMC")
 MAMS_PATH = Purpose("the length of a path of MAMS", 0, 11, "steps of MCMC")
 MALT_PATH = Purpose("refreshments on a path of MALT", 0, 12, "steps of MCMC; leap by leap in its elements")
+TREE_DIRECTION = Purpose("the directions in which a NUTS path doubles", 0, 3, "steps of MCMC")
 LATENT = Purpose("a latent of a VAE that is sampled", 0, 13, "latents, from the top")
 POSTERIOR = Purpose("draws from a VAE's posterior", 0, 14, "samples of training steps, see sample_row")
 TRAINING = Purpose("the noise of training examples", 0, 15, "training steps")
@@ -76,6 +79,8 @@ EXACT_DRAWS = Purpose("exact draws of a density", 1, 15, "0 alone")
 ACCEPTANCE = Purpose("Metropolis tests", 2, 0, "steps of MCMC")
 SWAP = Purpose("swaps of temperatures", 2, 1, "steps of MCMC")
 RESTART = Purpose("restarts of persistent chains", 2, 2, "steps of MCMC")
+TREE_LEAF = Purpose("which leaf of a doubling NUTS takes", 2, 3, "leaves: step TREE_LEAVES + the leaf's number")
+TREE_DOUBLING = Purpose("whether NUTS takes what a doubling offers", 2, 4, "leaves, the last of each doubling")
 PROBE = Purpose("directions for traces", 3, 0, "probes")
 TRAINING_PROBE = Purpose("directions of a loss", 3, 1, "samples of training steps, see sample_row")
 SAMPLED_STEPS = Purpose("which steps of a bound are evaluated", 4, 0, "repeats")

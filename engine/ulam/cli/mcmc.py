@@ -24,7 +24,7 @@ from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
 from ..mcmc.gaussians import Gaussian, GaussianMixture
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
-from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, SGLD, ULA
+from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, NUTS, SGLD, ULA
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from . import info
 from . import mcmc_plots as plots
@@ -40,9 +40,10 @@ TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
     "funnel": (Funnel, 10),
     "ring": (Ring, 2),
 }
-SAMPLERS: dict[str, type[ChainSampler]] = {"ula": ULA, "mala": MALA, "baoab": BAOAB, "hmc": HMC, "sgld": SGLD}
-SAMPLERS |= {"ghmc": GHMC, "malt": MALT, "mclmc": MCLMC, "mams": MAMS}
-OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay", "length")
+SAMPLERS: dict[str, type[ChainSampler]] = {
+    sampler.__name__.lower(): sampler for sampler in (ULA, MALA, BAOAB, HMC, NUTS, GHMC, MALT, MCLMC, MAMS, SGLD)
+}
+OPTIONS = ("temperature", "friction", "leapfrog", "jitter", "decay", "delay", "length", "max_depth")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -52,13 +53,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dimension", type=int, metavar="D", help="of a built-in target (default 2; funnel 10)")
     p.add_argument("--shape", type=_sizes, metavar="C,H,W", help="of one state of your own energy, such as 1,8,8")
     p.add_argument("--sampler", default="mala", help=f"one of {', '.join(SAMPLERS)} (default mala)")
-    p.add_argument("--step", type=float, default=0.1, help="ULA's eta, HMC's leapfrog or BAOAB's time step (0.1)")
+    p.add_argument("--step", type=float, default=0.1, help="ULA's eta, a leapfrog or BAOAB's time step (0.1)")
     p.add_argument("--temperature", type=float, help="default 1")
     p.add_argument("--friction", type=float, help="baoab, ghmc, malt: default 1")
     p.add_argument("--leapfrog", type=int, help="hmc, malt, mams: leapfrog steps a transition (default 10; ghmc 1)")
     p.add_argument(
         "--jitter", type=float, metavar="J", help="hmc, mams: its path varies by this share (default 0.5; 0: not)"
     )
+    p.add_argument("--max-depth", type=int, metavar="N", help="nuts: at most 2^N - 1 leapfrog steps (default 10)")
     p.add_argument("--length", type=float, help="mclmc: over which its direction is forgotten (default sqrt(d T))")
     p.add_argument("--decay", type=float, help="sgld: power of the decreasing steps (default 0.55)")
     p.add_argument("--delay", type=float, help="sgld: steps until they fall (default 1)")
@@ -70,7 +72,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--adapt",
         type=float,
         metavar="RATE",
-        help="tune steps to this acceptance in warm-up (mala, hmc, ghmc, malt, mams)",
+        help="tune steps to this acceptance in warm-up (mala, hmc, nuts, ghmc, malt, mams)",
     )
     p.add_argument("--slots", type=int, help="chains in one batch (default: all)")
     p.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same chains")
@@ -148,7 +150,7 @@ def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Ch
         exact = target.sample(EXACT_DRAWS, seed=options.seed + 1)[:, : plots.MOST_ELEMENTS].numpy()
     assert chains.draws is not None
     arrays = {"draws": chains.draws.cpu().numpy(), "chains": chains.ids.numpy()}
-    for name in ("energies", "acceptance", "divergences", "step"):
+    for name in ("energies", "acceptance", "divergences", "step", "tree_depth", "leapfrogs"):
         if (values := getattr(chains, name)) is not None:
             arrays[name] = values.cpu().numpy()
     names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]

@@ -10,6 +10,7 @@ from ..samplers.mcmc.mala import MALA
 from ..samplers.mcmc.malt import MALT
 from ..samplers.mcmc.mams import MAMS
 from ..samplers.mcmc.mclmc import MCLMC
+from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.sgld import SGLD
 from ..samplers.mcmc.tempering import ParallelTempering
 from ..samplers.mcmc.ula import ULA
@@ -28,6 +29,7 @@ __all__ = [
     "MALT",
     "MAMS",
     "MCLMC",
+    "NUTS",
     "SGLD",
     "ULA",
     "Chains",

@@ -46,9 +46,9 @@ class Chains:
         draws: ``[chain, draw, *shape]``, None where only moments were kept.
         energies: ``[chain, draw]`` float64, None for targets that give a score alone.
         acceptance: ``[chain]`` float64, the share of accepted proposals of this run after its warm-up; None without a
-            Metropolis test.
+            Metropolis test. NUTS: the mean of the acceptance statistic of its transitions.
         divergences: ``[chain]`` int64. With a Metropolis test: proposals after warm-up whose log acceptance ratio was
-            below -1000 or not a number. The others: 1 where the chain left the finite numbers (its draws from there on
+            below -1000 or not a number; NUTS: transitions that came to such a state. The others: 1 where the chain left the finite numbers (its draws from there on
             are not finite), else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, or None.
@@ -58,6 +58,8 @@ class Chains:
         swaps: ``[chain, K - 1]``, shares of accepted swaps of neighbouring temperatures; None without tempering.
         ids: ``[chain]`` int64.
         report: what ran, and how fast.
+        tree_depth, leapfrogs: ``[chain, draw]`` int64, of the transitions that ended in the draws: how often NUTS
+            doubled its path, and how many leapfrog steps that took. None for other samplers, and with moments alone.
     """
 
     draws: torch.Tensor | None
@@ -73,6 +75,8 @@ class Chains:
     ids: torch.Tensor
     position: Position
     report: dict[str, Any]
+    tree_depth: torch.Tensor | None = None
+    leapfrogs: torch.Tensor | None = None
 
     @property
     def next_step(self) -> int:

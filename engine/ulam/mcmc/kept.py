@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
+from ..samplers.mcmc.nuts import NUTS
+from ..samplers.mcmc.rows import Rows
 from .plan import RunPlan
 
 
@@ -13,12 +16,15 @@ from .plan import RunPlan
 class KeptDraws:
     """Where a batch writes the states it keeps: see :class:`ulam.mcmc.Chains`; None for what is not wanted.
 
-    ``draws`` ``[B, kept, *shape]``, ``energies`` ``[B, kept]`` float64, ``moments`` ``[B, 2, *shape]`` float64.
+    ``draws`` ``[B, kept, *shape]``, ``energies`` ``[B, kept]`` float64, ``moments`` ``[B, 2, *shape]`` float64;
+    ``tree_depth``, ``leapfrogs`` ``[B, kept]`` int64, of NUTS alone.
     """
 
     draws: torch.Tensor | None
     energies: torch.Tensor | None
     moments: torch.Tensor | None
+    tree_depth: torch.Tensor | None = None
+    leapfrogs: torch.Tensor | None = None
 
     @classmethod
     def empty(cls, plan: RunPlan, chains: int, store: bool) -> KeptDraws:
@@ -27,7 +33,11 @@ class KeptDraws:
         if not store:
             return cls(None, None, torch.zeros(chains, 2, *shape, dtype=torch.float64, device=device))
         energies = torch.empty(chains, kept, dtype=torch.float64, device=device) if plan.target.has_energy else None
-        return cls(torch.empty(chains, kept, *shape, dtype=plan.dtype, device=device), energies, None)
+        draws = torch.empty(chains, kept, *shape, dtype=plan.dtype, device=device)
+        if not isinstance(plan.sampler, NUTS) or plan.tempering is not None:
+            return cls(draws, energies, None)
+        depth = torch.zeros(chains, kept, dtype=torch.int64, device=device)
+        return cls(draws, energies, None, depth, torch.zeros_like(depth))
 
     def put(self, index: int, x: torch.Tensor, energy: torch.Tensor | None) -> None:
         """Keep the states x ``[B, *shape]`` as draw ``index``."""
@@ -39,6 +49,21 @@ class KeptDraws:
             wide = x.double()
             self.moments[:, 0] += wide
             self.moments[:, 1].addcmul_(wide, wide)
+
+    def put_each(self, rows: Rows, index: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
+        """Keep the states x ``[B, *shape]`` of these rows, each as its draw ``index[b]`` ``[B]``, and what else is named.
+
+        ``values``: x, and of ``energies``, ``tree_depth`` and ``leapfrogs`` what there is, ``[B]`` each.
+        """
+        if not rows:
+            return
+        for name, value in values.items():
+            kept = self.draws if name == "x" else getattr(self, name)
+            if kept is not None:
+                rows.put(kept, rows.of(value), at=index)
+        if self.moments is not None:
+            wide = rows.of(values["x"].double())
+            rows.put(self.moments, rows.of(self.moments) + torch.stack([wide, wide.square()], 1))
 
     def split(self, begin: int, end: int) -> KeptDraws:
         """New contiguous room for the draws from ``begin`` to ``end``; the moments are shared."""

@@ -20,7 +20,6 @@ from .densities import BuiltIn
 from .targets import Target
 
 REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
-MOST_STEPS = 1 << 60  # noise-v1 numbers the steps of a chain below it
 CHAINS = 4  # by default
 
 
@@ -132,7 +131,7 @@ def checked_plan(
     inner = _checked_sampler(target, sampler)
     tempering = sampler if isinstance(sampler, ParallelTempering) else None
     counted = position.counted if position is not None and not warmup else 0
-    _check_steps(steps, warmup, thin, first_step, counted)
+    _check_steps(steps, warmup, thin, first_step, counted, inner.most_steps)
     _check_adapt(adapt, inner, warmup)
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: got {described(dtype)}, expected torch.float32 or torch.float64")
@@ -173,13 +172,14 @@ def _checked_sampler(target: Target, sampler: object) -> ChainSampler:
     return inner
 
 
-def _check_steps(steps: int, warmup: int, thin: int, first_step: int, counted: int) -> None:
+def _check_steps(steps: int, warmup: int, thin: int, first_step: int, counted: int, most: int) -> None:
     counts = (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("first_step", first_step, 0))
     for name, number, least in counts:
         if whole_number(name, number) < least:
             raise ValueError(f"{name}: got {number}, expected at least {least}")
-    if first_step + warmup + steps > MOST_STEPS:
-        raise ValueError(f"steps: got {steps}, expected at most 2^60 together with those before them")
+    if first_step + warmup + steps > most:
+        power = most.bit_length() - 1
+        raise ValueError(f"steps: got {steps}, expected at most 2^{power} together with those before them")
     if counted % thin + steps < thin:
         raise ValueError(f"thin: got {thin}, expected at most the {steps} steps: nothing would be kept")
 

@@ -16,6 +16,7 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ..engine.arguments import check_slots, fallbacks
 from ..gradients import check_no_gradient
 from ..samplers.mcmc.chain_sampler import ChainSampler
+from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.tempering import ParallelTempering
 from . import diagnosis
 from .batch import ChainBatch
@@ -24,6 +25,7 @@ from .densities import BuiltIn
 from .kept import KeptDraws
 from .plan import RunPlan, checked_plan, resumed
 from .targets import Target
+from .trees import TreeBatch, gradients_of
 
 
 @outside_graphs
@@ -69,7 +71,7 @@ def run(
         first_step: the number of the first step, which decides noise, SGLD's step sizes and swaps; 0 by default.
         resume: the result of an earlier run by the same sampler, which this one continues.
         adapt: a target acceptance in (0, 1), to which the warm-up tunes each chain's step size by dual averaging
-            [Hoffman & Gelman 2014]; 0.574 suits MALA, 0.65 to 0.8 HMC. None keeps the step sizes.
+            [Hoffman & Gelman 2014]; 0.574 suits MALA, 0.65 to 0.8 HMC, 0.8 NUTS. None keeps the step sizes.
         slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once.
         store: keep the states; False keeps only their sums and sums of squares, and no energies.
         launch: False runs built-in densities by single steps too.
@@ -112,12 +114,12 @@ def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chain
     """The chains of a plan, batch by batch."""
     whole = isinstance(plan.target, BuiltIn) and plan.target.kernel is not None
     rows = _batches(len(plan.ids), None if whole else slots)
-    parts = []
+    parts, batch_class = [], TreeBatch if isinstance(plan.sampler, NUTS) and plan.tempering is None else ChainBatch
     begin = time.perf_counter()
     with _Bar(plan, len(rows), progress) as bar:
         for of_batch, count in rows:
             kept = KeptDraws.empty(plan, len(of_batch), store)
-            batch = ChainBatch(plan, of_batch, bar.update)
+            batch = batch_class(plan, of_batch, bar.update)
             batch.run(kept)
             parts.append((batch, kept, count))
     result = _joined(plan, parts, time.perf_counter() - begin)
@@ -169,12 +171,14 @@ def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], secon
         swaps=joined([batch.replicas.swap_rates() for batch in batches]),
         ids=plan.ids,
         position=position,
-        report=_report(plan, first, seconds),
+        report=_report(plan, batches, seconds),
+        tree_depth=joined([part.tree_depth for part in kept]),
+        leapfrogs=joined([part.leapfrogs for part in kept]),
     )
 
 
-def _report(plan: RunPlan, batch: ChainBatch, seconds: float) -> dict[str, Any]:
-    """What ran, and how fast; ``batch`` is any batch of the run."""
+def _report(plan: RunPlan, batches: list[ChainBatch], seconds: float) -> dict[str, Any]:
+    """What ran, and how fast."""
     module = ulam_kernels.dispatch.select(plan.backend, plan.device.type, plan.dtype)
     backend = ulam_kernels.dispatch.name_of(module)
     total = len(plan.ids) * (plan.warmup + plan.steps)
@@ -188,10 +192,11 @@ def _report(plan: RunPlan, batch: ChainBatch, seconds: float) -> dict[str, Any]:
         "thin": plan.thin,
         "seconds": seconds,
         "steps_per_second": total / max(seconds, 1e-9),
-        "launch": batch.launches,
+        "launch": batches[0].launches,
         "backend": backend,
         "fallbacks": list(fallbacks(backend, plan.backend, plan.dtype)),
         "device": str(plan.device),
+        **gradients_of(batches),
     }
 
 

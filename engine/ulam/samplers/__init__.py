@@ -28,6 +28,7 @@ from .mcmc.mala import MALA as MALA
 from .mcmc.malt import MALT as MALT
 from .mcmc.mams import MAMS as MAMS
 from .mcmc.mclmc import MCLMC as MCLMC
+from .mcmc.nuts import NUTS as NUTS
 from .mcmc.sgld import SGLD as SGLD
 from .mcmc.tempering import ParallelTempering as ParallelTempering
 from .mcmc.ula import ULA as ULA

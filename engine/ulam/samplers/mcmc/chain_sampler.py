@@ -47,6 +47,7 @@ class ChainSampler(ABC):
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
     step_is_a_time: ClassVar[bool] = False  # whether x moves by step times a velocity: the step goes as sqrt(T) then
+    most_steps: ClassVar[int] = 1 << 60  # of a chain, whose noise noise-v1 can number
 
     def __post_init__(self) -> None:
         check_numbers("step", self.step, above=0)
