@@ -48,7 +48,7 @@ def test_an_energy_of_your_own(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--target", "banana"], "target: got 'banana', expected one of gaussian"),
-        (["--target", "ring", "--sampler", "nuts"], "sampler: got 'nuts', expected one of ula"),
+        (["--target", "ring", "--sampler", "gibbs"], "sampler: got 'gibbs', expected one of ula"),
         (
             ["--target", "ring", "--sampler", "ula", "--leapfrog", "3"],
             "leapfrog: got 3, expected none: the",

@@ -17,7 +17,7 @@ from hostile_arguments import Given, failures
 from ulam import mcmc, samplers, schedules
 
 VP = schedules.vp_linear(10)
-CHAIN_SAMPLERS = {"BAOAB", "GHMC", "HMC", "MALA", "MALT", "MAMS", "MCLMC", "SGLD", "ULA", "ParallelTempering"}
+CHAIN_SAMPLERS = {"BAOAB", "GHMC", "HMC", "MALA", "MALT", "MAMS", "MCLMC", "NUTS", "SGLD", "ULA", "ParallelTempering"}
 MOVING = CHAIN_SAMPLERS - {"ULA", "ParallelTempering"}
 DENSITIES = {"DoubleWell", "Funnel", "Gaussian", "GaussianMixture", "Ring", "Rosenbrock"}
 TARGETS = {"DenoiserScore", "Energy", "Score"}

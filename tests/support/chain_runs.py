@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ulam import mcmc
-from ulam.mcmc import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, SGLD, ULA
+from ulam.mcmc import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, NUTS, SGLD, ULA
 
 SAMPLERS = [
     ULA(0.1),
@@ -19,12 +19,14 @@ SAMPLERS = [
     MALT(0.4, leapfrog=3),
     MCLMC(0.4, length=2.0),
     MAMS(0.4, leapfrog=3),
+    NUTS(0.5),
     mcmc.ParallelTempering(MALA(0.4), [1.0, 2.0, 4.0]),
     mcmc.ParallelTempering(ULA(0.1), [1.0, 2.0, 4.0], swap_every=3),
     mcmc.ParallelTempering(BAOAB(0.4, 1.0), [1.0, 3.0], swap_every=2),
     mcmc.ParallelTempering(HMC(0.4, 2), [1.0, 3.0]),
     mcmc.ParallelTempering(GHMC(0.4), [1.0, 3.0]),
     mcmc.ParallelTempering(MCLMC(0.4), [1.0, 3.0], swap_every=2),
+    mcmc.ParallelTempering(NUTS(0.5), [1.0, 3.0]),
 ]
 
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo  # some shape functions import it: not while torch is patched
+from torch.utils import _pytree as pytree
 
 import ulam_kernels.cpu
 import ulam_kernels.reference
@@ -230,11 +231,19 @@ def _patch_pinning(monkeypatch):
 class Backend(types.ModuleType):
     """The ``cuda`` backend: the CPU's functions, each one launch on the current stream of the tensors' device."""
 
+    group = ulam_kernels.cpu
+
+    @property
+    def mcmc(self):
+        operations = Backend(f"{self.__name__}.mcmc")
+        operations.group = ulam_kernels.cpu.mcmc
+        return operations
+
     def __getattr__(self, name):
-        function = getattr(ulam_kernels.cpu, name, None) or getattr(ulam_kernels.reference, name)
+        function = getattr(self.group, name, None) or getattr(ulam_kernels.reference, name)
 
         def launch(*arguments, **named):
-            tensors = [x for x in (*arguments, *named.values()) if isinstance(x, torch.Tensor)]
+            tensors = [x for x in pytree.tree_leaves((arguments, named)) if isinstance(x, torch.Tensor)]
             if any(not isinstance(x, CudaTensor) for x in tensors):
                 raise RuntimeError(f"{name}: a tensor on the host, whose address no kernel can read")
             inner, inner_named = unwrapped((arguments, named))

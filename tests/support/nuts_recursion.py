@@ -1,9 +1,9 @@
 """The No-U-Turn sampler by recursion, one chain in float64, written from the papers: what the leaves' loop is held to.
 
-Trees are built as in algorithm 6 of Hoffman and Gelman 2014 and joined, tested and sampled as in appendix A of Betancourt
-2017 and in Stan: momenta p ~ N(0, T / P) that are not whitened, trees with a left and a right end in time. Of a doubling
-a leaf is drawn by passing its leaves once, in the order they were built, each taken with its share of the weight so far.
-The noise is that of the sampler's purposes.
+Trees are built as in algorithm 6 of Hoffman and Gelman 2014, and joined, tested and sampled as in appendix A of
+Betancourt 2017 and in Stan: momenta p ~ N(0, T / P) that are not whitened, trees with a left and a right end in time.
+Of a doubling a leaf is drawn by passing its leaves once, in the order they were built, each taken with its share of the
+weight so far. The noise is that of the sampler's purposes.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class Chains:
         acceptance: ``[chain]`` float64, the share of accepted proposals of this run after its warm-up; None without a
             Metropolis test. NUTS: the mean of the acceptance statistic of its transitions.
         divergences: ``[chain]`` int64. With a Metropolis test: proposals after warm-up whose log acceptance ratio was
-            below -1000 or not a number; NUTS: transitions that came to such a state. The others: 1 where the chain left the finite numbers (its draws from there on
-            are not finite), else 0.
+            below -1000 or not a number; NUTS: transitions that came to such a state. The others: 1
+            where the chain left the finite numbers (its draws from there on are not finite), else 0.
         step: ``[chain]`` float64, the step sizes after adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, or None.
         position: where the run stopped.

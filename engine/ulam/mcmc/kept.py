@@ -51,9 +51,10 @@ class KeptDraws:
             self.moments[:, 1].addcmul_(wide, wide)
 
     def put_each(self, rows: Rows, index: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
-        """Keep the states x ``[B, *shape]`` of these rows, each as its draw ``index[b]`` ``[B]``, and what else is named.
+        """Keep the states of these rows, each as its own draw ``index`` ``[B]`` int64.
 
-        ``values``: x, and of ``energies``, ``tree_depth`` and ``leapfrogs`` what there is, ``[B]`` each.
+        ``values``: x ``[B, *shape]``, and those of ``energies``, ``tree_depth`` and ``leapfrogs`` that there are,
+        ``[B]`` each.
         """
         if not rows:
             return

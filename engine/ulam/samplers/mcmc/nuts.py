@@ -26,17 +26,17 @@ class NUTS(ChainSampler):
     """Hamiltonian paths that double, forwards or backwards, until they turn round [Hoffman & Gelman 2014].
 
     From a fresh momentum N(0, T) the path of leapfrog steps of length ``step`` doubles, in a direction drawn anew each
-    time, until it or a part of it that is a subtree turns, or it has doubled ``max_depth`` times. Of the new half a
-    state is drawn by its weight exp(-H / T), and it replaces the tree's with probability min(1, W_new / W_tree)
-    [Betancourt 2017, appendix A.3]. A path with the ends p, p' and the sum rho of its momenta turns where p . P rho <= 0
-    or p' . P rho <= 0 [appendix A.4.2]; so does one that turns from either half to the first state of the other, as in
-    Stan. An energy error above 1000 T, or not a number, ends the transition: a divergence. There is no path length to
-    choose, and ``adapt=0.8`` of :func:`ulam.mcmc.run` tunes the step, to the mean of min(1, exp(-(H - H_0) / T)) over
-    the leapfrog steps of a transition.
+    time, until it turns, or a subtree of it does, or it has doubled ``max_depth`` times. Of each new half one state is
+    drawn, with its share of the weight exp(-H / T), and it replaces the one so far with probability
+    min(1, W_new / W_before) [Betancourt 2017, appendix A.3]. A path whose ends have the momenta p and p', and whose
+    momenta add up to rho, turns where p . P rho <= 0 or p' . P rho <= 0 [the same, appendix A.4]. As in Stan, this is
+    asked also of either half together with the next state of the other. An energy error above 1000 T, or one that is
+    not a number, ends the transition: a divergence. There is no path length to choose, and ``adapt=0.8`` of
+    :func:`ulam.mcmc.run` tunes the step, to the mean of min(1, exp(-(H - H_0) / T)) over a transition's leapfrog steps.
 
-    In a run every chain is at its own place in its own tree, and begins its next transition as soon as one is done: a
-    batch of B chains spends B gradients a leap, of which none is idle until a chain has made all its steps. Under
-    `ParallelTempering` and in `ulam.ebm` chains wait for one another after each transition.
+    In a run every chain is at its own place in its own tree, and begins its next transition as soon as one is done: of
+    a batch's gradients none is idle until a chain has made all its steps. Under `ParallelTempering` and in `ulam.ebm`
+    chains wait for one another after each transition, and the acceptance is the share of transitions that moved.
 
     step: a time. max_depth: from 1 to 20; a transition has at most 2^max_depth - 1 leapfrog steps, and a chain keeps
     3 (max_depth + 1) momenta. P is the inverse mass. Other arguments: see `ChainSampler`. Raises TypeError or
@@ -90,14 +90,14 @@ class End:
 
 
 class Trees:
-    """The trees of B chains in their growth: ``state`` holds the tree's state so far, at last the transition's.
+    """The trees of B chains while they grow; ``state`` has the state chosen so far, in the end that of the transition.
 
-    A leap adds one leaf to every tree. Leaf n of a doubling (0, 1, ... 2^depth - 1) is at the end ``here``. For every
-    subtree that leaf n may yet complete, and for the tree before the doubling, a slot keeps the momentum of its first
-    leaf, that of the last leaf of its first half, and the sum of momenta before it: leaf n goes to slot 1 + popcount(n),
-    the subtrees that leaf n completes are those in the last slots before it, one for each 1 at the end of n in binary
-    [Phan 2019, algorithm 2; Lao 2020], and slot 0 is that of the tree: all that is to be checked at a leaf is one range
-    of slots. Momenta are those of whitened velocities v, for which p . P rho is v . sum v.
+    A leap adds one leaf to every tree, at its end ``here``. The leaves of a doubling are n = 0 ... 2^depth - 1. A slot
+    keeps what is needed of a subtree that is not complete: the momentum of its first leaf, that of the last leaf of its
+    first half, and the sum of momenta before it. A subtree that begins with leaf n has the slot 1 + (the ones of n in
+    binary); leaf n completes as many subtrees as n ends in ones, and theirs are the slots just before its own
+    [Phan 2019; Lao 2020]. Slot 0 is that of the whole tree, so what is checked at a leaf is one range of slots.
+    Momenta are whitened velocities v: p . P rho is v . sum v.
 
     Attributes:
         depth, leaps: ``[B]`` int64, doublings and leapfrog steps of the current transition.
@@ -272,7 +272,7 @@ class Trees:
 
 
 def turns(first: torch.Tensor, last: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Whether paths turn that have these momenta at their ends, and this sum of them: ``[..., n]`` to ``[...]`` bool."""
+    """Whether paths turn, given the momenta at their ends and their sum ``[..., n]``; ``[...]`` bool."""
     return ~((dot(first, total) > 0) & (dot(last, total) > 0))
 
 
