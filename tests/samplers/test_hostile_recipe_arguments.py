@@ -28,7 +28,7 @@ NOT_HERE = {
     "VarianceExploding": "ve makes it", "VariancePreserving": "from_betas and others make it",
     "Learned": "learned makes it", "Frozen": "frozen() makes it",
     **dict.fromkeys(("before", "correlation", "posterior"), "they read levels that a schedule gave"),
-    "Chains": "what run returns", "DualAveraging": "what run adapts steps with",
+    "Chains": "what run returns", "Verdict": "what its verdict returns", "DualAveraging": "what run adapts steps with",
 }  # fmt: skip
 
 

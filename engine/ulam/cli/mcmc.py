@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import described, one_of
+from ulam_kernels.arguments import described, one_of, positive
 from ulam_kernels.validation import MAX_ELEMENTS
 
 from ..files import json_text, whole, writable_folder, written
@@ -24,10 +22,12 @@ from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
 from ..mcmc.gaussians import Gaussian, GaussianMixture
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
-from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, NUTS, SGLD, ULA
+from ..mcmc.verdict import Verdict
+from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, NUTS, SGLD, ULA, ParallelTempering
 from ..samplers.mcmc.chain_sampler import ChainSampler
-from . import info
+from . import info, mcmc_verdict
 from . import mcmc_plots as plots
+from .streams import FAILED
 
 EXACT_DRAWS = 50_000  # behind the marginal plot
 FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
@@ -68,38 +68,79 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--steps", type=int, default=1000, metavar="N", help="after warm-up (default 1000)")
     p.add_argument("--warmup", type=int, default=500, metavar="N", help="steps that are not kept (default 500)")
     p.add_argument("--thin", type=int, default=1, metavar="N", help="keep every N-th state (default 1)")
+    rates = ", ".join(f"{name} {make.rate:g}" for name, make in SAMPLERS.items() if make.rate)
     p.add_argument(
-        "--adapt",
-        type=float,
-        metavar="RATE",
-        help="tune steps to this acceptance in warm-up (mala, hmc, nuts, ghmc, malt, mams)",
+        "--adapt", type=_rate, metavar="RATE",
+        help=f"tune steps to this acceptance in warm-up, or off (default {rates}; others off)",
+    )  # fmt: skip
+    p.add_argument(
+        "--temperatures",
+        type=_numbers,
+        metavar="T,T,...",
+        help="parallel tempering, for separate modes: such as 1,2,4,8",
     )
     p.add_argument("--slots", type=int, help="chains in one batch (default: all)")
     p.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same chains")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     p.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")
+    p.add_argument(
+        "--no-verdict", action="store_true", help="do not say whether chains mixed (ArviZ is not needed then)"
+    )
     p.add_argument("--no-plots", action="store_true", help="write no pictures (matplotlib is not needed then)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES)}")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the chains and write draws, report and plots; the exit code."""
+    """Run the chains, write draws, report and plots, say whether they mixed; the exit code: 1 unless they did."""
     if not options.no_plots:
         plots.require_matplotlib()
-    target, sampler = _target(options), _sampler(options)
-    print(f"ulam: {options.chains} chains of {target!r}, {sampler}")
+    if not options.no_verdict:
+        mcmc_verdict.require_arviz()
+    target, sampler = _target(options), _tempered(options, _sampler(options))
+    adapt = _adapt(options, sampler)
+    print(
+        f"ulam: {options.chains} chains of {target!r}, {sampler}, {f'adapted to {adapt:g}' if adapt else 'not adapted'}"
+    )
     with writable_folder(options.out, FILES):
         chains = run_chains(
             target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
-            warmup=options.warmup, thin=options.thin, adapt=options.adapt, slots=options.slots, device=options.device,
+            warmup=options.warmup, thin=options.thin, adapt=adapt, slots=options.slots, device=options.device,
             backend=options.backend,
         )  # fmt: skip
-        paths, lost = written(options.out, lambda folder: _write(folder, options, target, chains))
+        verdict = None if options.no_verdict else mcmc_verdict.of(chains)
+        report = _report(options, chains, adapt, verdict)
+        paths, lost = written(options.out, lambda folder: _write(folder, options, target, chains, report))
     rate = "" if chains.acceptance is None else f", acceptance {float(chains.acceptance.mean()):.3f}"
     print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(paths)}")
+    if verdict is not None:
+        for line in mcmc_verdict.told(verdict, options, _defaults(), chains, target, sampler):
+            print(line)
     if lost is not None:
         raise lost
-    return 0
+    return 0 if verdict is None or verdict.passed else FAILED
+
+
+def _defaults() -> dict[str, Any]:
+    """Of every option of the command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    given = vars(parser.parse_args(["--target", "", "--out", ""]))
+    return {name: value for name, value in given.items() if name != "run"}
+
+
+def _rate(text: str) -> float:
+    """0 for off."""
+    try:
+        return 0.0 if text == "off" else positive(float(text), "adapt")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a target acceptance in (0, 1), or off") from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers such as 1,2,4,8") from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -142,15 +183,28 @@ def _sampler(options: argparse.Namespace) -> ChainSampler:
     return made
 
 
-def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Chains) -> list[str]:
+def _tempered(options: argparse.Namespace, sampler: ChainSampler) -> ChainSampler | ParallelTempering:
+    return sampler if options.temperatures is None else ParallelTempering(sampler, options.temperatures)
+
+
+def _adapt(options: argparse.Namespace, sampler: ChainSampler | ParallelTempering) -> float | None:
+    """The acceptance that steps are adapted to: by default the sampler's, where there is a warm-up."""
+    if options.adapt is not None:
+        return options.adapt or None
+    inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
+    return inner.rate if options.warmup > 0 else None
+
+
+def _write(
+    folder: Path, options: argparse.Namespace, target: Target, chains: Chains, report: dict[str, Any]
+) -> list[str]:
     """Write the files, all of them whole or none; their names."""
-    report = _report(options, chains)
-    exact = None
-    if isinstance(target, BuiltIn) and options.temperature in (None, 1.0):
+    exact, temperature = None, (options.temperatures or [options.temperature])[0]
+    if isinstance(target, BuiltIn) and temperature in (None, 1.0):
         exact = target.sample(EXACT_DRAWS, seed=options.seed + 1)[:, : plots.MOST_ELEMENTS].numpy()
     assert chains.draws is not None
     arrays = {"draws": chains.draws.cpu().numpy(), "chains": chains.ids.numpy()}
-    for name in ("energies", "acceptance", "divergences", "step", "tree_depth", "leapfrogs"):
+    for name in ("energies", "acceptance", "divergences", "diverging", "step", "tree_depth", "leapfrogs"):
         if (values := getattr(chains, name)) is not None:
             arrays[name] = values.cpu().numpy()
     names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]
@@ -168,27 +222,22 @@ def _write(folder: Path, options: argparse.Namespace, target: Target, chains: Ch
     return names
 
 
-def _report(options: argparse.Namespace, chains: Chains) -> dict[str, Any]:
+def _report(
+    options: argparse.Namespace, chains: Chains, adapt: float | None, verdict: Verdict | None
+) -> dict[str, Any]:
     finite = [float(value) for value in chains.mean().flatten()[:16]]
-    told = {
+    return {
         **chains.report,
         "seed": options.seed,
-        "adapt": options.adapt,
+        "adapt": adapt,
         "acceptance": None if chains.acceptance is None else float(chains.acceptance.mean()),
         "step": {"least": float(chains.step.min()), "most": float(chains.step.max())},
         "divergent_chains": chains.ids[chains.divergences.cpu() > 0].tolist(),
         "mean": finite,
         "variance": [float(value) for value in chains.variance().flatten()[:16]],
+        "swaps": None if chains.swaps is None else chains.swaps.mean(0).tolist(),
+        "verdict": None if verdict is None else mcmc_verdict.reported(verdict),
+        "summary": None if verdict is None else json.loads(verdict.table.head(64).to_json(orient="index")),
         "versions": info.versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of ArviZ's arithmetic: what chains did is told already
-            table = chains.summary()
-    except ImportError as error:
-        told["summary"] = None
-        print(f"ulam: no R-hat and ESS: {error}", file=sys.stderr)
-    else:
-        told["summary"] = json.loads(table.head(64).to_json(orient="index"))
-    return told

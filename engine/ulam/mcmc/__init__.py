@@ -20,6 +20,7 @@ from .densities import DoubleWell, Funnel, Ring, Rosenbrock
 from .gaussians import Gaussian, GaussianMixture
 from .run import run
 from .targets import DenoiserScore, Energy, Score
+from .verdict import Verdict
 
 __all__ = [
     "BAOAB",
@@ -44,5 +45,6 @@ __all__ = [
     "Ring",
     "Rosenbrock",
     "Score",
+    "Verdict",
     "run",
 ]

@@ -29,6 +29,7 @@ class ChainBatch:
     Attributes:
         step, temperature: ``[B K]`` float64. index: the number of the next step.
         accepted, diverged: ``[B K]`` int64, counts since the warm-up.
+        diverging: ``[B, kept]`` bool, see :class:`ulam.mcmc.Chains`, or None.
     """
 
     def __init__(self, plan: RunPlan, rows: torch.Tensor, progress: Progress) -> None:
@@ -44,6 +45,8 @@ class ChainBatch:
         self._thin_from = self.index - plan.counted  # the step that thinning counts from
         self.accepted = torch.zeros(len(self.rows), dtype=torch.int64, device=plan.device)
         self.diverged = torch.zeros_like(self.accepted)
+        self.diverging: torch.Tensor | None = None
+        self._diverged_now = torch.zeros(len(self.rows), dtype=torch.bool, device=plan.device)  # since the last draw
         self.state = self._start(rows)
         if plan.position is not None:
             self._continue_from(plan.position, rows)
@@ -171,6 +174,9 @@ class ChainBatch:
 
     def _by_steps(self, steps: int, kept: KeptDraws | None) -> None:
         columns = self._columns()
+        if kept is not None and kept.draws is not None and self.sampler.adjusted:
+            self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=self.plan.device)
+            self._diverged_now.zero_()
         for _ in range(steps):
             if self.sampler.kernel is None:
                 columns = self._columns()
@@ -189,7 +195,9 @@ class ChainBatch:
         if log_ratio is not None:
             assert state.accepted is not None
             self.accepted += state.accepted
-            self.diverged += ~(log_ratio >= ops.DIVERGED)
+            diverged = ~(log_ratio >= ops.DIVERGED)
+            self.diverged += diverged
+            self._diverged_now |= diverged
         self._progress(1, self)
         return log_ratio
 
@@ -203,6 +211,9 @@ class ChainBatch:
         """Keep the states at the first temperature."""
         K, state, index = self.replicas.count, self.state, self._kept_so_far() - 1
         energy = state.energy
+        if self.diverging is not None:
+            self.diverging[:, index] = self._coldest(self._diverged_now)
+            self._diverged_now.zero_()
         if K == 1:
             kept.put(index, state.x, energy)
         else:

@@ -8,6 +8,13 @@ from typing import Any
 
 import torch
 
+from ..engine import errors
+from . import arviz_data
+from .arviz_data import Coords, Dims, Names
+from .verdict import Evidence, Verdict, judge, of_table
+
+FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose transitions each begin with one, noise-v1's of the step
+
 
 @dataclass(frozen=True, eq=False)
 class Position:
@@ -50,6 +57,9 @@ class Chains:
         divergences: ``[chain]`` int64. With a Metropolis test: proposals after warm-up whose log acceptance ratio was
             below -1000 or not a number; NUTS: transitions that came to such a state. The others: 1
             where the chain left the finite numbers (its draws from there on are not finite), else 0.
+        diverging: ``[chain, draw]`` bool, whether a proposal diverged on the way from the draw before (it was rejected,
+            so without thinning the draw is where it began); None without a Metropolis test, with moments alone, and
+            for launches of whole chains, which count divergences only (``launch=False`` records them).
         step: ``[chain]`` float64, the step sizes after adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, or None.
         position: where the run stopped.
@@ -77,6 +87,7 @@ class Chains:
     report: dict[str, Any]
     tree_depth: torch.Tensor | None = None
     leapfrogs: torch.Tensor | None = None
+    diverging: torch.Tensor | None = None
 
     @property
     def next_step(self) -> int:
@@ -100,29 +111,98 @@ class Chains:
         """The variance ``[*shape]`` float64 of all draws of the chains that stayed finite, about their common mean."""
         return self._finite()[:, 1].sum(0) / (self._count() * self.kept) - self.mean().square()
 
-    def to_arviz(self) -> Any:
-        """An ``arviz.InferenceData``: posterior ``x``, sample statistic ``lp`` = -energy.
+    def to_arviz(self, names: Names = None, coords: Coords = None, dims: Dims = None) -> Any:
+        """An ``arviz.InferenceData``: the draws as posterior, and ``sample_stats`` ``[chain, draw]``.
+
+        The statistics are those that are known: ``lp`` = -E (without log Z, and not divided by T); ``energy``, the
+        Hamiltonian with which the path that leaves the draw begins (HMC and NUTS, of every state kept, without
+        tempering: momenta are made anew from the noise); ``diverging``, see ``diverging``; ``step_size`` (not SGLD's,
+        which falls); ``acceptance_rate``, its chain's, the same at each draw; ``tree_depth`` and ``n_steps`` (NUTS).
+
+        Args:
+            names: of the posterior's variable, "x" by default; or one name for each element of flat states ``(d,)``,
+                which are variables of their own then.
+            coords: labels along the axes named in ``dims``.
+            dims: a name for each axis of a state; not beside names of elements.
 
         Raises:
             ImportError: ArviZ, of the extra ``mcmc``, is not installed. ValueError: only moments were kept.
+            TypeError, ValueError: names, coords or dims that do not fit.
         """
-        if self.draws is None:
-            raise ValueError("draws: got moments alone, expected those of a run with store=True")
-        arviz = _arviz()
-        statistics = {} if self.energies is None else {"lp": -self.energies.cpu().numpy()}
-        return arviz.from_dict(posterior={"x": self.draws.cpu().numpy()}, sample_stats=statistics)
+        return arviz_data.inference_data(self._stored(), self._statistics(), names, coords, dims)
 
     def summary(self, **options: Any) -> Any:
         """ArviZ's table with one row per element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
 
-        ``options`` are those of ``arviz.summary``. Raises as :meth:`to_arviz`.
+        ``options`` are those of ``arviz.summary``. Raises as :meth:`to_arviz`. Warns with a RuntimeWarning of an R-hat
+        or effective sample sizes that fail :meth:`verdict`.
         """
-        data = self.to_arviz()
-        return _arviz().summary(data, **{"round_to": "none", **options})
+        table = arviz_data.arviz().summary(self.to_arviz(), **{"round_to": "none", **options})
+        if failed := of_table(table):
+            errors.warn(f"summary: {'; '.join(failed)}: verdict() says why, and what to try", RuntimeWarning)
+        return table
+
+    def verdict(self) -> Verdict:
+        """Whether the chains have mixed, and what to try if not: see :class:`ulam.mcmc.Verdict`, which prints.
+
+        :func:`ulam.mcmc.run` does not ask for it: it takes ArviZ, and time that grows with the elements, tens of
+        milliseconds each for 64 chains of 1000 draws (of more than 256, so many evenly spaced are looked at). A run
+        warns of divergences, frozen chains and coarse energies alone, which cost nothing.
+
+        Raises as :meth:`to_arviz`. Warns with a RuntimeWarning, in one line, where the verdict fails.
+        """
+        setting = self.position.sampler
+        evidence = Evidence(
+            draws=self._stored(),
+            energies=self.energies,
+            adjusted=self.acceptance is not None,
+            divergences=int(self.divergences.sum()),
+            proposals=len(self.ids) * self.report["steps"],
+            diverging=self.diverging,
+            hamiltonian=self._hamiltonian(),
+            temperature=float(torch.as_tensor(setting.get("temperature", 1.0)).max()),
+            launched=self.report["launch"],
+        )
+        found = judge(evidence)
+        if not found.passed:
+            errors.warn(f"verdict: {found.headline}; {found.cause}", RuntimeWarning)
+        return found
 
     def ess(self) -> torch.Tensor:
         """Bulk effective sample size of every element, ``[*shape]`` [Vehtari 2021]. Raises as :meth:`to_arviz`."""
-        return torch.from_numpy(_arviz().ess(self.to_arviz())["x"].values)
+        return torch.from_numpy(arviz_data.arviz().ess(self.to_arviz())["x"].values)
+
+    def _stored(self) -> torch.Tensor:
+        if self.draws is None:
+            raise ValueError("draws: got moments alone, expected those of a run with store=True")
+        return self.draws
+
+    def _statistics(self) -> dict[str, torch.Tensor]:
+        """What is known of every draw, ``[chain, draw]``, by ArviZ's names."""
+        counts = {"tree_depth": getattr(self, "tree_depth", None), "n_steps": getattr(self, "leapfrogs", None)}
+        step = None if self.position.sampler["name"] == "SGLD" else self.step
+        rates = {"acceptance_rate": self.acceptance, "step_size": step}
+        hamiltonian = self._hamiltonian()
+        known = {
+            "lp": None if self.energies is None else -self.energies,
+            "energy": None if isinstance(hamiltonian, str) else hamiltonian,
+            "diverging": self.diverging,
+            **{name: None if of is None else of[:, None].expand(-1, self.kept) for name, of in rates.items()},
+            **counts,
+        }
+        return {name: values for name, values in known.items() if values is not None}
+
+    def _hamiltonian(self) -> torch.Tensor | str:
+        """H ``[chain, draw]`` where the path that leaves each draw begins, or why there is none."""
+        at = self.position
+        if at.sampler["name"] not in FRESH_MOMENTUM:
+            return f"{at.sampler['name']} has no paths that begin with a fresh momentum"
+        if self.energies is None or self.report["thin"] != 1:
+            return "it needs the energy of every state, and thinning leaves some out"
+        temperature, shape = at.sampler["temperature"], tuple(self.x.shape[1:])
+        return arviz_data.hamiltonian(
+            self.energies, shape, ids=at.ids, seed=at.seed, next_step=at.index, temperature=temperature
+        )
 
     def _finite(self) -> torch.Tensor:
         return self.sums[self._stayed]
@@ -133,11 +213,3 @@ class Chains:
     @cached_property
     def _stayed(self) -> torch.Tensor:
         return torch.isfinite(self.sums.flatten(1)).all(1)
-
-
-def _arviz() -> Any:
-    try:
-        import arviz
-    except ImportError as error:
-        raise ImportError("arviz: got no installation, expected one: pip install 'ulam[mcmc]'") from error
-    return arviz

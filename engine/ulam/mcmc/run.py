@@ -79,6 +79,8 @@ def run(
         dtype: float32 (the default), or float64 (reference backend, for checking).
         progress: show a bar, with the acceptance, where stderr is a terminal.
 
+    Whether chains mixed is not looked at here, which would take ArviZ: ``print(chains.verdict())`` says it.
+
     Raises:
         TypeError, ValueError: an invalid argument, or an energy that is not finite where a chain starts.
         RuntimeError: x_init, v_init or cond requires grad while gradients are recorded: none flows through a run.
@@ -174,6 +176,7 @@ def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], secon
         report=_report(plan, batches, seconds),
         tree_depth=joined([part.tree_depth for part in kept]),
         leapfrogs=joined([part.leapfrogs for part in kept]),
+        diverging=joined([batch.diverging for batch in batches]),
     )
 
 

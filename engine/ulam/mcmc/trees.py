@@ -36,6 +36,8 @@ class TreeBatch(ChainBatch):
         self.made, self.leapfrogs = torch.zeros_like(state.chain), torch.zeros_like(state.chain)
         self.accepted = torch.zeros_like(self.step)
         self._averaging = None if plan.adapt is None else DualAveragingEach(self.step, plan.adapt, plan.warmup)
+        if kept.draws is not None:
+            self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=plan.device)
         trees, live, columns = Trees(state, sampler.max_depth), self.made < self._total, self._columns()
         trees.begin(live, columns)
         shown, look = 0, 1 if finds(live) else LOOK
@@ -66,6 +68,7 @@ class TreeBatch(ChainBatch):
         self.leapfrogs += torch.where(done, trees.leaps, 0)
         self.accepted += torch.where(counts, acceptance, 0.0)
         self.diverged += counts & trees.diverged
+        self._diverged_now |= counts & trees.diverged
         state.draw += done * DRAWS_PER_ROW
         if self._averaging is not None:
             warm = done & ~counts
@@ -77,7 +80,11 @@ class TreeBatch(ChainBatch):
         if state.energy is not None:
             values["energies"] = state.energy
         keep, index = counts & (since % plan.thin == 0), since // plan.thin - plan.counted // plan.thin - 1
-        kept.put_each(Rows(keep), index.clamp(0, plan.kept - 1), values)
+        kept_rows, index = Rows(keep), index.clamp(0, plan.kept - 1)
+        kept.put_each(kept_rows, index, values)
+        if self.diverging is not None and kept_rows:
+            kept_rows.put(self.diverging, kept_rows.of(self._diverged_now), at=index)
+            self._diverged_now &= ~keep
 
     def acceptance_so_far(self) -> float | None:
         """The mean over the transitions since the warm-up; None before the first."""

@@ -45,6 +45,7 @@ class ChainSampler(ABC):
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature")
     kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where no launch has it
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
+    rate: ClassVar[float | None] = None  # the acceptance to adapt its steps to where none is given, as `ulam mcmc` does
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
     step_is_a_time: ClassVar[bool] = False  # whether x moves by step times a velocity: the step goes as sqrt(T) then
     most_steps: ClassVar[int] = 1 << 60  # of a chain, whose noise noise-v1 can number

@@ -36,6 +36,7 @@ class GHMC(ChainSampler):
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
     adjusted: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.9
     has_velocity: ClassVar[bool] = True
     step_is_a_time: ClassVar[bool] = True
 

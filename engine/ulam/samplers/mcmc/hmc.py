@@ -41,6 +41,7 @@ class HMC(ChainSampler):
     kernel: ClassVar[str | None] = "hmc"
     adjusted: ClassVar[bool] = True
     step_is_a_time: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()

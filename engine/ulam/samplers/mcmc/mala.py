@@ -27,6 +27,7 @@ class MALA(ChainSampler):
 
     kernel: ClassVar[str | None] = "mala"
     adjusted: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.574
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, (2 * step * temperature).sqrt(), 1 / temperature, torch.zeros_like(step)

@@ -41,6 +41,7 @@ class MALT(ChainSampler):
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
     adjusted: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.8
     step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

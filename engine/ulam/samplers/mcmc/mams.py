@@ -40,6 +40,7 @@ class MAMS(ChainSampler):
     jitter: float = 0.5
 
     adjusted: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.9
     step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

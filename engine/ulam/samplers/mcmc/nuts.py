@@ -49,6 +49,7 @@ class NUTS(ChainSampler):
     preconditioner: Preconditioner = None
 
     adjusted: ClassVar[bool] = True
+    rate: ClassVar[float | None] = 0.8
     most_steps: ClassVar[int] = 1 << 40
     step_is_a_time: ClassVar[bool] = True
 

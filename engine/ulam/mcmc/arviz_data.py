@@ -1,0 +1,119 @@
+"""Chains as ArviZ's data: the names of their elements, and what is known of every draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ulam_kernels.arguments import described
+from ulam_kernels.ops import fill_normal
+
+from ..noise import ROW
+
+Names: TypeAlias = "str | Sequence[str] | None"
+Coords: TypeAlias = "Mapping[str, Sequence[Any]] | None"
+Dims: TypeAlias = "Sequence[str] | None"
+BLOCK = 1 << 22  # normals that are made at once
+
+
+def arviz() -> Any:
+    """The package. Raises ImportError where it is not installed."""
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError("arviz: got no installation, expected one: pip install 'ulam[mcmc]'") from error
+    return arviz
+
+
+def inference_data(
+    draws: torch.Tensor, statistics: Mapping[str, torch.Tensor], names: Names, coords: Coords, dims: Dims
+) -> Any:
+    """An ``arviz.InferenceData`` of draws ``[chain, draw, *shape]`` and statistics ``[chain, draw]``.
+
+    Raises ImportError without ArviZ, TypeError or ValueError for names, coords or dims that do not fit: see
+    :meth:`ulam.mcmc.Chains.to_arviz`.
+    """
+    values, shape = draws.cpu().numpy(), tuple(draws.shape[2:])
+    axes: dict[str, list[str]] = {}
+    if isinstance(names, str) or names is None:
+        posterior = {"x" if names is None else names: values}
+        if dims is not None:
+            axes = dict.fromkeys(posterior, _checked_dims(dims, shape))
+    else:
+        posterior = {name: values[:, :, i] for i, name in enumerate(_element_names(names, shape, dims))}
+    if bad := [name for name in posterior if name in ("", "chain", "draw")]:
+        raise ValueError(f"names: got {bad[0]!r}, expected another name")
+    sizes = {name: size for of_one in axes.values() for name, size in zip(of_one, shape, strict=True)}
+    return arviz().from_dict(
+        posterior=posterior,
+        sample_stats={name: tensor.cpu().numpy() for name, tensor in statistics.items()},
+        coords=_checked_coords(coords, sizes),
+        dims=axes,
+    )
+
+
+def hamiltonian(
+    energies: torch.Tensor,
+    shape: tuple[int, ...],
+    *,
+    ids: torch.Tensor,
+    seed: int,
+    next_step: int,
+    temperature: torch.Tensor,
+) -> torch.Tensor:
+    """H = E(x) + |v|^2 / 2 ``[chain, draw]`` float64 where the path that leaves each draw begins.
+
+    The draws are those of consecutive transitions of HMC, ``energies`` ``[chain, draw]`` theirs, ``next_step`` the
+    number of the transition after the last. Each momentum v ~ N(0, T), whitened by the mass, is noise-v1 of its
+    transition, and made anew here. ``temperature``: ``[]`` or ``[chain]``.
+    """
+    chains, draws = energies.shape
+    steps = next_step - draws + 1 + np.arange(draws)
+    kinetic, ids, size = torch.empty(chains, draws, dtype=torch.float64), ids.cpu(), math.prod(shape)
+    block = max(BLOCK // max(chains * size, 1), 1)
+    for begin in range(0, draws, block):
+        of_block = torch.from_numpy(ROW.draws(steps[begin : begin + block]))
+        z = torch.empty(chains * len(of_block), size, dtype=torch.float32)
+        chain, draw = ids.repeat_interleave(len(of_block)), of_block.repeat(chains)
+        fill_normal(z, seed=torch.full_like(chain, seed), chain=chain, draw=draw)
+        kinetic[:, begin : begin + block] = z.double().square().sum(1).view(chains, -1) / 2
+    return energies.cpu() + kinetic * (temperature[:, None] if temperature.dim() else temperature)
+
+
+def _checked_dims(dims: object, shape: tuple[int, ...]) -> list[str]:
+    right = f"{len(shape)} names, one for each axis of a state {list(shape)}"
+    if isinstance(dims, str) or not isinstance(dims, Sequence) or not all(isinstance(name, str) for name in dims):
+        raise TypeError(f"dims: got {described(dims)}, expected {right}")
+    if len(dims) != len(shape) or len({*dims, "chain", "draw"}) != len(shape) + 2:
+        raise ValueError(f"dims: got {described(dims)}, expected {right}, all different and not chain or draw")
+    return list(dims)
+
+
+def _checked_coords(coords: object, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
+    if coords is None:
+        return {}
+    if not isinstance(coords, Mapping):
+        raise TypeError(f"coords: got {described(coords)}, expected labels by the names in dims, or None")
+    for name, labels in coords.items():
+        if name not in sizes:
+            raise ValueError(
+                f"coords: got {described(name)}, expected names of dims: {', '.join(sizes) or 'none given'}"
+            )
+        if isinstance(labels, str) or not hasattr(labels, "__len__") or len(labels) != sizes[name]:
+            raise ValueError(f"coords: got {described(labels)} for {name}, expected {sizes[name]} labels")
+    return {name: list(labels) for name, labels in coords.items()}
+
+
+def _element_names(names: object, shape: tuple[int, ...], dims: object) -> list[str]:
+    right = "one name, or one for each element of a flat state"
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names: got {described(names)}, expected {right}")
+    if len(shape) != 1 or len(names) != shape[0] or len(set(names)) != len(names):
+        raise ValueError(f"names: got {described(names)}, expected {right}: all different, for states of {list(shape)}")
+    if dims is not None:
+        raise ValueError(f"dims: got {described(dims)} beside a name for each element, expected None")
+    return list(names)
