@@ -2,9 +2,9 @@
 
 **Runaway.** Under an energy of the wrong sign, or one with no integrable exp(-E / T), states leave for where the energy
 is lower still. It is looked for in chains that failed for any reason: either the energy falls the farther out the
-states are (Spearman's correlation of E and |x| below -0.8 over all draws) and varies more than three times as much as
-that of a Gaussian of d dimensions, T sqrt(d / 2); or the chains' distances grow block by block over the run in three
-quarters of them; or states are 10^6 sqrt(d) and more from the origin. A warm-up that was too short on the way to a far
+states are (Spearman's correlation of E and |x| below -0.9 over all draws) and varies more than that of a Gaussian, whose
+standard deviation is T sqrt(d / 2) in d dimensions; or the distances grow block by block over the run in three quarters
+of the chains; or states are 10^6 sqrt(d) and more from the origin. A warm-up that was too short on the way to a far
 place looks the same, so both are named.
 
 **Modes.** Chains mix where they are, with an effective sample size of at least 20 in each of a quarter of them, which
@@ -28,7 +28,7 @@ from .statistics import LEAST_ESS, MOST_RHAT, Worst, own_ess, rhat_of_places
 
 APART, WITHIN, SHARE = 1.1, 20.0, 0.25  # R-hat, effective sample size of a chain, share of the chains
 LOOKED_AT = 16  # chains whose own effective sample size is measured
-FALLING, SPREAD = -0.8, 3.0  # Spearman's correlation, standard deviations of a Gaussian's energy
+FALLING = -0.9  # Spearman's correlation
 BLOCKS, GROWING, GROWTH, FAR = 5, 0.75, 1.2, 1e6  # of a run; share of the chains, factor from block to block, distance
 SAMPLED = 20_000  # draws that ranks are taken of
 
@@ -57,7 +57,7 @@ def runaway(x: torch.Tensor, energies: torch.Tensor | None, temperature: float) 
         energies = energies.cpu()
         known = finite & torch.isfinite(energies)
         r, e = (values[known][:: max(int(known.sum()) // SAMPLED, 1)].numpy() for values in (radius, energies))
-        if len(e) > 2 and e.std() > SPREAD * temperature * math.sqrt(d / 2) and _rank_correlation(r, e) < FALLING:
+        if len(e) > 2 and e.std() > temperature * math.sqrt(d / 2) and _rank_correlation(r, e) < FALLING:
             found = f"the energy falls the farther out the states are: {told}, energies down to {e.min():.3g}"
             advice = "the other sign (E = -log p, and exp(-E) must be integrable); if it is right, a longer warmup="
             return Cause("runaway", found, advice)

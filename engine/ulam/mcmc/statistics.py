@@ -93,9 +93,13 @@ def rhat_of_places(values: torch.Tensor) -> float:
 
 
 def own_ess(values: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Bulk effective sample sizes ``[chain]`` of each of these chains ``[chain, draw]`` on its own; 0 if not known."""
+    """Bulk effective sample sizes ``[chain]`` of each of these chains ``[chain, draw]`` on its own; 0 if not known.
+
+    At most the number of different draws: a chain that stands still has none.
+    """
     with quiet():
-        return np.nan_to_num([float(arviz().ess(one[None])) for one in values.double().cpu().numpy()])
+        chains = values.double().cpu().numpy()
+        return np.nan_to_num([min(float(arviz().ess(one[None])), len(np.unique(one)) - 1) for one in chains])
 
 
 def failures(rhat: Worst, ess_bulk: Worst, ess_tail: Worst) -> list[str]:
