@@ -151,7 +151,7 @@ def test_the_chain_sampler_of_contributing_is_exported_as_it_says(tmp_path: Path
     code = """if True:
         from ulam.cli import main as cli
         assert ulam.samplers.RandomWalk is ulam.mcmc.RandomWalk and "RandomWalk" in ulam.mcmc.__all__
-        options = "--target gaussian --sampler random-walk --step 2 --steps 200 --adapt 0.3 --no-plots --out out"
+        options = "--target gaussian --sampler random-walk --steps 2000 --thin 4 --adapt 0.3 --no-plots --out out"
         raise SystemExit(cli.main(["mcmc", *options.split()]))
     """
     run_in(tmp_path, code)

@@ -116,6 +116,12 @@ def run(**given: Any) -> list[torch.Tensor | None]:
     return [chains.draws, chains.x]
 
 
+def to_arviz(**given: Any) -> list[torch.Tensor]:
+    pytest.importorskip("arviz", reason="the data are ArviZ's")
+    chains = mcmc.run(mcmc.Gaussian([0.0, 1.0]), mcmc.MALA(0.1), chains=2, steps=4, progress=False)
+    return [torch.from_numpy(values.values.copy()) for values in chains.to_arviz(**given).posterior.values()]
+
+
 def way(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A call that does something with what a constructor makes."""
     if name in ("DynamicThreshold", "check_schedule"):
@@ -131,7 +137,11 @@ PUBLIC = {
 }
 VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     name: (way(name, function), partial(arguments_of, function)) for name, function in PUBLIC.items()
-} | {"run": (run, run_arguments)}  # fmt: skip
+} | {
+    "run": (run, run_arguments),
+    "Chains.to_arviz": (to_arviz, lambda: {"names": "w", "coords": {"axis": [1, 2]}, "dims": ["axis"]}),
+    "Chains.to_arviz of elements": (to_arviz, lambda: {"names": ["u", "w"], "coords": None, "dims": None}),
+}  # fmt: skip
 # Of what they make, and what one argument counts and another says.
 EXTRA = ("ULAM_BACKEND", "betas", "alphas_cumprod", "temperature", "steps")
 CALLERS_OWN = ("fn = type", "gamma = type", "score = type", "cond = dict")

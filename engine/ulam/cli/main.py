@@ -18,8 +18,8 @@ from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, len
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for bad input, 1 for a failure inside the model or chains that did not
-    mix, 130 after Ctrl-C, 143 after SIGTERM. It goes on if nobody reads its output any more.
+    """Run a command and return its exit code: 0, 2 for bad input, 1 for a failure inside the model or chains that did
+    not mix, 130 after Ctrl-C, 143 after SIGTERM. It goes on if nobody reads its output any more.
     """
     with lenient_streams(), warnings.catch_warnings():
         warnings.showwarning = _warn

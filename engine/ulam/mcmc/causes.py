@@ -2,7 +2,7 @@
 
 **Runaway.** Under an energy of the wrong sign, or one with no integrable exp(-E / T), states leave for where the energy
 is lower still. It is looked for in chains that failed for any reason: either the energy falls the farther out the
-states are (Spearman's correlation of E and |x| below -0.9 over all draws) and varies more than that of a Gaussian, whose
+states are (Spearman's correlation of E and |x| below -0.9 over all draws) and varies more than a Gaussian's, whose
 standard deviation is T sqrt(d / 2) in d dimensions; or the distances grow block by block over the run in three quarters
 of the chains; or states are 10^6 sqrt(d) and more from the origin. A warm-up that was too short on the way to a far
 place looks the same, so both are named.

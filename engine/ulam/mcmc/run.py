@@ -57,6 +57,7 @@ def run(
     A chain's numbers depend on its id, the seed and its own settings, adaptation included, never on who shares the
     batch: the same bits for any number and order of chains where the target treats rows independently, and for every
     target at equal ``slots``. To continue a run to the bit, see ``resume`` and :class:`ulam.mcmc.Chains`.
+    Whether chains mixed only ``verdict()`` of the result says.
 
     Args:
         target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or a built-in
@@ -78,8 +79,6 @@ def run(
         device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
         dtype: float32 (the default), or float64 (reference backend, for checking).
         progress: show a bar, with the acceptance, where stderr is a terminal.
-
-    Whether chains mixed is not looked at here, which would take ArviZ: ``print(chains.verdict())`` says it.
 
     Raises:
         TypeError, ValueError: an invalid argument, or an energy that is not finite where a chain starts.
