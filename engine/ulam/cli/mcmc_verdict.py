@@ -5,10 +5,10 @@ The command is the one that was given with other options. It follows from the ca
 - few: four chains or more, 100 draws or more.
 - modes: `--temperatures` from T to 8 T, or more of them where there are some; five times the steps.
 - divergences, or chains so slow that more than 50 times the steps would be needed: HMC with small steps on long paths.
-  Its step is a tenth of the smallest leapfrog step that adaptation came to, right where chains were, not
-  where the density is narrowest. Built-in densities, whole chains of which run in one launch, get 1000 leapfrog steps
-  and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as long
-  already, steps a third as large or paths five times as long.
+  Its step is a tenth of the smallest leapfrog step that adaptation came to, right where chains were, not where
+  the density is narrowest. Built-in densities, whole chains of which run in one launch, get 1000 leapfrog steps and 20
+  times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as long already,
+  steps a third as large or paths five times as long.
 - slow: twice the steps that would do at the rate observed, kept as often as before.
 
 From the defaults on every built-in density that command passes, as tests hold it to. For an energy of your own it is a
@@ -22,6 +22,7 @@ import math
 import shlex
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -154,7 +155,8 @@ def _hmc(
         step = (step if inner.has_velocity else math.sqrt(2 * step)) / SAFER
     made = {"sampler": "hmc", "step": _rounded(step), "leapfrog": leaps, "adapt": 0.0}
     made |= {"steps": options.steps * factor, "thin": options.thin * factor}
-    return made | dict.fromkeys(("friction", "decay", "delay"))
+    foreign = {field.name for field in fields(inner)} - {field.name for field in fields(HMC)}  # type: ignore[arg-type]
+    return made | {name: None for name in foreign if hasattr(options, name)}
 
 
 def _longer(options: argparse.Namespace, chains: Chains) -> tuple[float, ...]:

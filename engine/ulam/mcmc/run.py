@@ -1,4 +1,7 @@
-"""`ulam.mcmc.run`: one call from a target and a sampler to chains."""
+"""`ulam.mcmc.run`: one call from a target and a sampler to chains.
+
+Whether they mixed is not looked at here, which would take ArviZ: `verdict()` of the result says it.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,6 @@ def run(
     A chain's numbers depend on its id, the seed and its own settings, adaptation included, never on who shares the
     batch: the same bits for any number and order of chains where the target treats rows independently, and for every
     target at equal ``slots``. To continue a run to the bit, see ``resume`` and :class:`ulam.mcmc.Chains`.
-    Whether chains mixed only ``verdict()`` of the result says.
 
     Args:
         target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or a built-in
