@@ -7,8 +7,8 @@ The command is the one that was given with other options. It follows from the ca
 - divergences, or chains so slow that more than 50 times the steps would be needed: HMC with small steps on long paths.
   Its step is a tenth of the smallest leapfrog step that adaptation came to, right where chains were, not where
   the density is narrowest. Built-in densities, whole chains of which run in one launch, get 1000 leapfrog steps and 20
-  times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as long already,
-  steps a third as large or paths five times as long.
+  times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as long
+  already, steps a third as large or paths five times as long.
 - slow: twice the steps that would do at the rate observed, kept as often as before.
 
 From the defaults on every built-in density that command passes, as tests hold it to. For an energy of your own it is a
