@@ -85,16 +85,16 @@ def test_trees_are_those_of_the_recursion(name):
 
 @pytest.mark.parametrize("settings", [{}, {"max_depth": 2}, {"preconditioner": [0.5, 2.0]}], ids=str)
 def test_the_law_stays_exact(settings):
-    """20,000 chains from the exact law are in it after three transitions, whose steps are large."""
-    chains = run(gaussian(), NUTS(0.9, **settings), chains=20_000, x_init=gaussian().sample(20_000), steps=3, warmup=0)
+    """10,000 chains from the exact law are in it after three transitions, whose steps are large."""
+    chains = run(gaussian(), NUTS(0.9, **settings), chains=10_000, x_init=gaussian().sample(10_000), steps=3, warmup=0)
     check_law(chains.x, MEAN, COVARIANCE)
     assert float(chains.acceptance.mean()) < 0.95 and int(chains.divergences.sum()) == 0
 
 
 def test_the_temperature_widens_the_law():
-    start = gaussian().sample(20_000) - torch.tensor(MEAN)
+    start = gaussian().sample(10_000) - torch.tensor(MEAN)
     start = start * math.sqrt(3) + torch.tensor(MEAN)
-    chains = run(gaussian(), NUTS(0.9, temperature=3.0), chains=20_000, x_init=start, steps=3, warmup=0)
+    chains = run(gaussian(), NUTS(0.9, temperature=3.0), chains=10_000, x_init=start, steps=3, warmup=0)
     check_law(chains.x, MEAN, 3 * COVARIANCE)
 
 
@@ -102,7 +102,7 @@ def test_a_law_that_is_no_gaussian_stays_exact():
     target = mcmc.Rosenbrock(2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "[0-9]+ divergent proposals")
-        chains = run(target, NUTS(0.2), chains=20_000, x_init=target.sample(20_000), steps=3, warmup=0, thin=3)
+        chains = run(target, NUTS(0.3), chains=10_000, x_init=target.sample(10_000), steps=2, warmup=0, thin=2)
     x, y = chains.x.double().T
     assert within(x, 1.0) and within((x - 1) ** 2, 10.0) and within(y - x * x, 0.0) and within((y - x * x) ** 2, 0.1)
 
