@@ -87,7 +87,7 @@ def test_mixed_programs_have_the_bits_of_the_cpu(place: Place, graphs: bool, che
 @pytest.mark.parametrize("place", BACKENDS)
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
 def test_smaller_batches_for_the_last_chains(place: Place, graphs: bool) -> None:
-    made = engine(place, graphs=graphs, ladder=ulam.Ladder())
+    made = engine(place, graphs=graphs, ladder=ulam.Ladder(tolerance=1e-9))
     jobs = [made.submit(sampler, **options) for sampler, options in MIXED]
     results = made.run()
     for job, expected in zip(jobs, on_cpu(*MIXED), strict=True):
