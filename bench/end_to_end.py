@@ -162,7 +162,7 @@ def trace(chains: int, slots: int, device: torch.device, alone: int, shorten: in
         }
 
     results, figures = continuously(None)
-    with_ladder, figures_with_ladder = continuously(ulam.Ladder())
+    with_ladder, figures_with_ladder = continuously(ulam.Ladder(tolerance=1e-6))
 
     static = new_engine()
     submit(static, range(1))
