@@ -196,6 +196,22 @@ def test_advice_keeps_what_was_asked_for(tmp_path, ran):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("sampler", [[], ["--sampler", "ula", "--step", "5e-5"]], ids=["mala", "ula"])
+def test_energies_of_your_own_that_are_too_slow_are_for_nuts(sampler, tmp_path, ran):
+    """Standard deviations of 1 and 0.01. The step is that of a leapfrog."""
+    (tmp_path / "scales.py").write_text("def long():\n    return lambda x: (x[:, 0] ** 2 + 1e4 * x[:, 1] ** 2) / 2\n")
+    words = ["--target", "scales:long", "--shape", "2", "--chains", "8", "--steps", "400", "--warmup", "300"]
+    _, out, report = ran(*words, *sampler)
+    assert report["verdict"]["cause"]["name"] == "slow"
+    again = advised(out)
+    given = dict(zip(again[::2], again[1::2], strict=True))
+    step = f"{(2 * report['step']['least']) ** 0.5:.3g}"
+    assert given == {
+        "--target": "scales:long", "--shape": "2", "--sampler": "nuts", "--step": step, "--chains": "8",
+        "--steps": "400",
+    }  # fmt: skip
+
+
 def test_without_arviz_a_run_says_so_before_it_begins(ran, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "arviz", None)
     words = ["--target", "gaussian", "--chains", "2", "--steps", "5"]

@@ -271,6 +271,18 @@ def test_the_energy_is_that_with_which_the_next_path_begins(launch, temperature)
     np.testing.assert_array_equal(np.concatenate(both, 1), whole.to_arviz().sample_stats["energy"].values)
 
 
+def test_the_energy_of_nuts_is_that_of_its_momentum():
+    """As above for one leap, forwards or backwards in time: x' = x +- h v + h^2 / 2 s."""
+    h = 1e-3
+    chains = run(NORMAL, mcmc.NUTS(h, max_depth=1), chains=[7, 3], warmup=5, steps=60, dtype=torch.float64)
+    x, found = chains.draws, torch.from_numpy(chains.to_arviz().sample_stats["energy"].values.copy())[:, :-1]
+    moved = (x[:, 1:] - x[:, :-1] + h * h / 2 * x[:, :-1]) / h
+    leapt = (x[:, 1:] != x[:, :-1]).all(2)
+    assert int(leapt.sum()) > 40
+    expected = chains.energies[:, :-1] + moved.square().sum(2) / 2
+    assert torch.allclose(found[leapt], expected[leapt], rtol=1e-5)
+
+
 def test_a_funnel_has_a_low_bfmi_and_a_gaussian_has_not():
     funnel = failing(run(mcmc.Funnel(), HMC(0.1, 10), chains=16, warmup=200, steps=1000))
     assert funnel.bfmi.value < 0.3 and any(note.startswith("E-BFMI ") for note in funnel.notes)
@@ -281,8 +293,9 @@ def test_a_funnel_has_a_low_bfmi_and_a_gaussian_has_not():
 @pytest.mark.parametrize(
     "sampler, options, why",
     [
-        (MALA(0.5), {}, "MALA has no paths that begin with a fresh momentum"),
+        (MALA(0.5), {}, "MALA has no paths from fresh momenta that keep their energy"),
         (mcmc.BAOAB(0.5), {}, "BAOAB has no paths"),
+        (mcmc.MALT(0.5, 4), {}, "MALT has no paths from fresh momenta that keep their energy"),
         (mcmc.ParallelTempering(HMC(0.5), [1.0, 2.0]), {}, "ParallelTempering has no paths"),
         (HMC(0.5), {"thin": 2}, "it needs the energy of every state, and thinning leaves some out"),
     ],

@@ -4,12 +4,13 @@ The command is the one that was given with other options. It follows from the ca
 
 - few: four chains or more, 100 draws or more.
 - modes: `--temperatures` from T to 8 T, or more of them where there are some; five times the steps.
-- divergences, or chains so slow that more than 50 times the steps would be needed: HMC with small steps on long paths.
-  Its step is a tenth of the smallest leapfrog step that adaptation came to, right where chains were, not where
-  the density is narrowest. Built-in densities, whole chains of which run in one launch, get 1000 leapfrog steps and 20
-  times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as long
-  already, steps a third as large or paths five times as long.
-- slow: twice the steps that would do at the rate observed, kept as often as before.
+- divergences: HMC with small steps on long paths. Its step is a tenth of the smallest leapfrog step that adaptation
+  came to, right where chains were, not where the density is narrowest. Built-in densities, whole chains of which run in
+  one launch, get 1000 leapfrog steps and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its
+  own, and where its paths are as long already, steps a third as large or, if it is slow, paths five times as long.
+- so slow that more than 50 times the steps would be needed: the same for built-in densities and after HMC, NUTS or
+  tempering; else NUTS, whose paths find their length.
+- slow otherwise: twice the steps that would do at the rate observed, kept as often as before.
 
 From the defaults on every built-in density that command passes, as tests hold it to. For an energy of your own it is a
 first step, which ends by saying what comes next.
@@ -31,7 +32,7 @@ from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn
 from ..mcmc.targets import Target
 from ..mcmc.verdict import Verdict
-from ..samplers import HMC, ParallelTempering
+from ..samplers import HMC, NUTS, ParallelTempering
 from ..samplers.mcmc.chain_sampler import ChainSampler
 
 ROWS = 8  # of the table
@@ -40,13 +41,14 @@ LADDER, MORE_STEPS_TEMPERED, RARE_SWAPS = (1.0, 2.0, 4.0, 8.0), 5, 0.2
 TOO_SLOW = 50  # times the steps
 PATHS = {True: (1000, 20), False: (50, 4)}  # leapfrog steps, times as many transitions; for built-in densities, others
 SAFER = 10.0  # than the smallest adapted step
+LEAST_WARMUP = 500  # steps that NUTS adapts in
 NUMBERS = 3  # steps are told to so many digits
 CAUSE_OPTIONS = {
     "few": "--chains, --steps",
     "runaway": "the sign of the energy, --warmup",
     "divergences": "--step, --adapt, --sampler hmc with --leapfrog",
     "modes": "--temperatures",
-    "slow": "--steps with --thin, --sampler hmc with --leapfrog",
+    "slow": "--steps with --thin, --sampler hmc with --leapfrog or nuts",
     "stuck": "the target, --step",
 }
 
@@ -124,7 +126,9 @@ def changed(
         ladder, factor = _longer(options, chains), MORE_STEPS_TEMPERED
         return {"temperatures": ladder, "temperature": None, "steps": steps * factor, "thin": thin * factor}
     if target.has_energy and (cause == "divergences" or verdict.more > TOO_SLOW):
-        return _hmc(cause, options, chains, target, sampler)
+        if cause == "divergences" or isinstance(target, BuiltIn) or isinstance(sampler, (HMC, NUTS, ParallelTempering)):
+            return _hmc(cause, options, chains, target, sampler)
+        return _nuts(options, chains, sampler)
     if cause == "divergences":
         return {"step": _rounded(options.step / 4), "steps": 4 * steps, "thin": 4 * thin}
     factor = _rounded_up(2 * verdict.more)
@@ -151,12 +155,29 @@ def _hmc(
         step, leaps, factor = (step / 3, 3 * inner.leapfrog, 1) if finer else (step, 5 * inner.leapfrog, 10)
     elif isinstance(inner, HMC):
         step /= 3
-    else:  # a step h of Langevin dynamics is one leapfrog step of sqrt(2 h)
-        step = (step if inner.has_velocity else math.sqrt(2 * step)) / SAFER
+    else:
+        step = _leapfrog_step(chains, inner) / SAFER
     made = {"sampler": "hmc", "step": _rounded(step), "leapfrog": leaps, "adapt": 0.0}
     made |= {"steps": options.steps * factor, "thin": options.thin * factor}
-    foreign = {field.name for field in fields(inner)} - {field.name for field in fields(HMC)}  # type: ignore[arg-type]
-    return made | {name: None for name in foreign if hasattr(options, name)}
+    return made | _foreign(options, inner, HMC)
+
+
+def _nuts(options: argparse.Namespace, chains: Chains, sampler: ChainSampler) -> dict[str, Any]:
+    """NUTS, adapted, and what other samplers take left out."""
+    made = {"sampler": "nuts", "step": _rounded(_leapfrog_step(chains, sampler)), "adapt": None}
+    return made | {"warmup": max(options.warmup, LEAST_WARMUP)} | _foreign(options, sampler, NUTS)
+
+
+def _leapfrog_step(chains: Chains, sampler: ChainSampler) -> float:
+    """The smallest step of a chain as one of a leapfrog: a step h of Langevin dynamics is one of sqrt(2 h)."""
+    step = float(chains.step.min())
+    return step if sampler.step_is_a_time else math.sqrt(2 * step)
+
+
+def _foreign(options: argparse.Namespace, sampler: ChainSampler, other: type[ChainSampler]) -> dict[str, Any]:
+    """None for the options of a sampler that another does not take."""
+    taken, given = ({field.name for field in fields(of)} for of in (other, sampler))  # type: ignore[arg-type]
+    return {name: None for name in given - taken if hasattr(options, name)}
 
 
 def _longer(options: argparse.Namespace, chains: Chains) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from . import arviz_data
 from .arviz_data import Coords, Dims, Names
 from .verdict import Evidence, Verdict, judge, of_table
 
-FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose transitions each begin with one, noise-v1's of the step
+FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose paths each keep the energy of one, noise-v1's of the step
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class Chains:
         """H ``[chain, draw]`` where the path that leaves each draw begins, or why there is none."""
         at = self.position
         if at.sampler["name"] not in FRESH_MOMENTUM:
-            return f"{at.sampler['name']} has no paths that begin with a fresh momentum"
+            return f"{at.sampler['name']} has no paths from fresh momenta that keep their energy"
         if self.energies is None or self.report["thin"] != 1:
             return "it needs the energy of every state, and thinning leaves some out"
         temperature, shape = at.sampler["temperature"], tuple(self.x.shape[1:])

@@ -168,7 +168,7 @@ def _cause(evidence: Evidence, flat: torch.Tensor, x: torch.Tensor, too_large: b
         return in_modes
     if more > 1:
         found = f"chains are slow: at this rate {more:.3g} times as many steps would do"
-        return Cause("slow", found, "more steps (thin= keeps as many draws), or HMC with longer paths")
+        return Cause("slow", found, "more steps (thin= keeps as many draws), HMC with longer paths, or NUTS")
     return Cause("stuck", "some element never moved", "a target under which all move, or a smaller step")
 
 
