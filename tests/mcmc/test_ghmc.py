@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chain_laws import check_law, within
-from chain_oracles import Oracle
+from chain_oracles import Oracle, small_run
 from chain_runs import curved, run, same
 from ulam import mcmc, noise
 from ulam.mcmc import GHMC, HMC, MALA, MALT
@@ -92,9 +92,7 @@ def test_a_curved_density_stays(sampler):
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("scale", [1.0, np.array([0.8, 1.3, 1.0])], ids=["plain", "scaled"])
 def test_the_states_are_those_of_plain_numpy(temperature, scale):
-    start = GAUSSIAN.sample(6, seed=3)
-    settings = {"temperature": temperature, "preconditioner": np.ones(3) * scale**2}
-    options = {"x_init": start, "dtype": torch.float64, "steps": 8, "chains": 6, "seed": 5, "progress": False}
+    start, settings, options = small_run(GAUSSIAN, temperature, scale)
     ghmc = mcmc.run(GAUSSIAN, GHMC(0.9, 2, 0.4, **settings), **options)
     malt = mcmc.run(GAUSSIAN, MALT(0.9, 3, 0.4, **settings), **options)
     tests = []

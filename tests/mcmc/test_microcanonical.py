@@ -9,7 +9,7 @@ import torch
 
 from archives import arrays
 from chain_laws import check_law, within
-from chain_oracles import Oracle
+from chain_oracles import Oracle, small_run
 from chain_runs import curved, run, same
 from ulam import ebm, mcmc, noise
 from ulam.cli import main as cli
@@ -195,9 +195,7 @@ def test_mams_is_in_detailed_balance(target):
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("scale", [1.0, np.array([0.8, 1.3, 1.0])], ids=["plain", "scaled"])
 def test_the_states_are_those_of_plain_numpy(temperature, scale):
-    start = GAUSSIAN.sample(6, seed=3)
-    settings = {"temperature": temperature, "preconditioner": np.ones(3) * scale**2}
-    options = {"x_init": start, "dtype": torch.float64, "steps": 8, "chains": 6, "seed": 5, "progress": False}
+    start, settings, options = small_run(GAUSSIAN, temperature, scale)
     mclmc = mcmc.run(GAUSSIAN, MCLMC(0.6, 1.5, **settings), **options)
     mams = mcmc.run(GAUSSIAN, MAMS(1.4, 2, jitter=0.3, **settings), **options)
     tests = []

@@ -14,6 +14,16 @@ from ulam.noise import Purpose
 Array = npt.NDArray[np.float64]
 
 
+def small_run(
+    target: Any, temperature: float, scale: Array | float
+) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
+    """First states, settings of a sampler, arguments of a run; an `Oracle` of seed 5 makes each of its six chains."""
+    start = target.sample(6, seed=3)
+    settings = {"temperature": temperature, "preconditioner": np.ones(start.shape[1:]) * scale**2}
+    options = {"x_init": start, "dtype": torch.float64, "steps": 8, "chains": 6, "seed": 5, "progress": False}
+    return start, settings, options
+
+
 class Oracle:
     """One chain of a density with a formula: its normals, its Metropolis tests, and what its samplers do."""
 

@@ -10,13 +10,13 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from ...arguments import per_chain
-from .chain_sampler import ChainSampler, PerChain, Preconditioner
+from .chain_sampler import PerChain, Preconditioner
 from .chain_state import ChainState, Columns
-from .paths import check_jitter, check_leapfrog, leaps_of_the_path, selected
+from .paths import PathSampler, check_jitter, selected
 
 
 @dataclass(frozen=True, eq=False)
-class HMC(ChainSampler):
+class HMC(PathSampler):
     """``leapfrog`` leapfrog steps of length ``step`` from a fresh momentum N(0, T), and a Metropolis test [Neal 2011].
 
     The step of a transition, and so the length of its path, is step (1 + jitter u), u uniform on [-1, 1] from the
@@ -39,21 +39,11 @@ class HMC(ChainSampler):
     jitter: float = 0.5
 
     kernel: ClassVar[str | None] = "hmc"
-    adjusted: ClassVar[bool] = True
-    step_is_a_time: ClassVar[bool] = True
     rate: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_leapfrog(self.leapfrog)
         check_jitter(self.jitter)
-
-    @property
-    def leaps(self) -> int:
-        return self.leapfrog
-
-    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
-        return leaps_of_the_path(self.leapfrog, given, step)
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, torch.full_like(step, self.jitter), 1 / temperature, temperature.sqrt()

@@ -14,13 +14,13 @@ from ulam_kernels.ops import MAX_ELEMENTS
 
 from ...arguments import per_chain
 from ...noise import MALT_PATH
-from .chain_sampler import ChainSampler, PerChain, Preconditioner, check_numbers, select_rows
+from .chain_sampler import PerChain, Preconditioner, check_numbers, select_rows
 from .chain_state import ChainState, Columns
-from .paths import MOST_LEAPS, Path, check_leapfrog, follow, leapfrog_step, leaps_of_the_path, refreshed
+from .paths import MOST_LEAPS, Path, PathSampler, follow, leapfrog_step, refreshed
 
 
 @dataclass(frozen=True, eq=False)
-class MALT(ChainSampler):
+class MALT(PathSampler):
     """A path of underdamped Langevin dynamics, and a Metropolis test of its end [Riou-Durand & Vogrinc 2022].
 
     From a fresh momentum v ~ N(0, T), ``leapfrog`` leapfrog steps of length ``step``, and between two of them
@@ -40,13 +40,10 @@ class MALT(ChainSampler):
     preconditioner: Preconditioner = None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
-    adjusted: ClassVar[bool] = True
     rate: ClassVar[float | None] = 0.8
-    step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_leapfrog(self.leapfrog)
         check_numbers("friction", self.friction, least=0, finite=False)
 
     def check_states(self, shape: Sequence[int], v: torch.Tensor | None = None) -> None:
@@ -55,13 +52,6 @@ class MALT(ChainSampler):
             raise ValueError(
                 f"leapfrog: got {self.leapfrog} for states of {math.prod(shape)} elements, expected at most {most}"
             )
-
-    @property
-    def leaps(self) -> int:
-        return self.leapfrog
-
-    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
-        return leaps_of_the_path(self.leapfrog, given, step)
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         keep = (-select_rows("friction", self.friction, rows) * step).exp()

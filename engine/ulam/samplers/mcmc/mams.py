@@ -12,14 +12,14 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from ...noise import MAMS_PATH
-from .chain_sampler import ChainSampler, PerChain, Preconditioner
+from .chain_sampler import PerChain, Preconditioner
 from .chain_state import ChainState, Columns
 from .isokinetic import check_turns, isokinetic_step, unit
-from .paths import Path, check_jitter, check_leapfrog, follow, leaps_of_the_path
+from .paths import Path, PathSampler, check_jitter, follow
 
 
 @dataclass(frozen=True, eq=False)
-class MAMS(ChainSampler):
+class MAMS(PathSampler):
     """Isokinetic leapfrog paths from a fresh direction, and a Metropolis test [Robnik, Cohn-Gordon & Seljak 2025].
 
     From u uniform on the sphere, ``leapfrog`` steps of `MCLMC` without its refreshment. The log ratio is
@@ -39,24 +39,14 @@ class MAMS(ChainSampler):
     preconditioner: Preconditioner = None
     jitter: float = 0.5
 
-    adjusted: ClassVar[bool] = True
     rate: ClassVar[float | None] = 0.9
-    step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_leapfrog(self.leapfrog)
         check_jitter(self.jitter)
 
     def check_states(self, shape: Sequence[int], v: torch.Tensor | None = None) -> None:
         check_turns("MAMS", math.prod(shape))
-
-    @property
-    def leaps(self) -> int:
-        return self.leapfrog
-
-    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
-        return leaps_of_the_path(self.leapfrog, given, step)
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, torch.full_like(step, self.jitter), 1 / temperature, torch.zeros_like(step)

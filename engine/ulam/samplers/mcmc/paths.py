@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -12,10 +12,32 @@ from ulam_kernels.arguments import described
 from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain, whole_number
+from .chain_sampler import ChainSampler
 from .chain_state import ChainState
 
 LONGEST_PATH = 1 << 26  # leapfrog steps
 MOST_LEAPS = 10  # times the leapfrog steps given: how far adaptation may go
+
+
+class PathSampler(ChainSampler):
+    """Samplers with a Metropolis test after ``leapfrog`` steps, whose path's length adaptation keeps."""
+
+    leapfrog: int
+
+    adjusted: ClassVar[bool] = True
+    step_is_a_time: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_leapfrog(self.leapfrog)
+
+    @property
+    def leaps(self) -> int:
+        return self.leapfrog
+
+    def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
+        """ceil(leapfrog given / step), at most :data:`MOST_LEAPS` ``leapfrog``."""
+        return (self.leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leapfrog).long()
 
 
 class Path(NamedTuple):
@@ -88,8 +110,3 @@ def check_jitter(jitter: object) -> None:
     number = real_numbers("jitter", jitter)
     if number.dim() or not 0 <= float(number) < 1:
         raise ValueError(f"jitter: got {described(jitter)}, expected a number in [0, 1)")
-
-
-def leaps_of_the_path(leapfrog: int, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """ceil(leapfrog given / step) ``[B]`` int64, at most :data:`MOST_LEAPS` ``leapfrog``: the path's length stays."""
-    return (leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * leapfrog).long()
