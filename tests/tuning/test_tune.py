@@ -137,6 +137,18 @@ def test_a_damaged_file_is_ignored(home, text):
     assert tuned(Slow(), cache=True, budget=1e-3).options == ulam.NetworkOptions()
 
 
+def test_a_result_with_an_unknown_dtype_is_measured_anew(home):
+    """Never read as one without a dtype, which would run the network in another way than was chosen."""
+    tuned(Slow(), cache=True)
+    file = home / "ulam" / "tuned.json"
+    ((key, found),) = json.loads(file.read_text()).items()
+    found["options"]["autocast"] = found["candidates"][0]["options"]["autocast"] = "torch.bfloat16"
+    found["accuracy"] = "as it stands in the file"
+    file.write_text(json.dumps({key: found}))
+    again = tuned(Slow(), cache=True)
+    assert again.accuracy != "as it stands in the file" and again.options.autocast is None
+
+
 def test_given_options_hold_for_all():
     given = ulam.NetworkOptions(gradients=True)
     found = tuned(EachCall(), options=given)

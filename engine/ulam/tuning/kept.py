@@ -61,7 +61,7 @@ def _tuned(found: dict[str, Any]) -> Tuned:
 
 
 def _options(found: dict[str, Any]) -> NetworkOptions:
-    dtypes = {name: DTYPES.get(found[name]) for name in ("autocast", "weights")}
+    dtypes = {name: DTYPES[found[name]] for name in ("autocast", "weights") if found[name] is not None}
     return NetworkOptions(**{**found, **dtypes})
 
 
