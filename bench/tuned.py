@@ -110,15 +110,16 @@ def naive(case: Case, x: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def measure(
-    name: str, case: Case, accuracy: str | float, device: torch.device, seconds: float, by_hand: bool
+    name: str, case: Case, accuracy: str | float, device: torch.device, budget: float, seconds: float, by_hand: bool
 ) -> ulam.Tuned:
     """Tune, print the table, and time the whole run beside the naive loop and, by hand, beside each candidate's."""
     denoiser, sampler = ulam.Denoiser(case.net, SCHEDULE), ulam.samplers.DDIM(steps=STEPS)
     job = case.job(device, case.slots)
     begin = time.perf_counter()
     tuned = ulam.tune(
-        denoiser, case.shape, sampler=sampler, slots=case.slots, accuracy=accuracy, device=device, cache=False, **job
-    )
+        denoiser, case.shape, sampler=sampler, slots=case.slots, accuracy=accuracy, device=device, cache=False,
+        budget=budget, **job,
+    )  # fmt: skip
     print(f"\n{name}, accuracy {accuracy}: tuned in {time.perf_counter() - begin:.0f} s\n{tuned}")
 
     def run(options: ulam.Tuned | ulam.NetworkOptions | None, graphs: bool = True) -> Callable[[], torch.Tensor]:
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["digits", "MLP", "U-Net", "diffusers"])
     parser.add_argument("--accuracy", type=float, nargs="*", default=[1e-4, 1e-2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tuning a network and accuracy")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the timed runs of a network and accuracy")
     parser.add_argument("--by-hand", action="store_true")
     parser.add_argument("--read", action="store_true")
@@ -188,7 +190,8 @@ def main() -> None:
     for name in options.networks:
         for accuracy in options.accuracy:
             case = diffusers_case(options.device) if name == "diffusers" else cases(options.device)[name]
-            tuned = measure(name, case, accuracy, options.device, options.seconds, options.by_hand)
+            given = options.device, options.budget, options.seconds, options.by_hand
+            tuned = measure(name, case, accuracy, *given)
         if name == "digits" and options.read:
             read(tuned, options.device)
 

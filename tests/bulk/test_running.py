@@ -29,6 +29,8 @@ from bulk_cases import (
     values,
 )
 from processes import started
+from torch.nn.modules.module import register_module_forward_pre_hook
+
 from ulam import bulk
 from ulam.bulk.workers.worker import ONE_AT_A_TIME
 from ulam.samplers import DDIM, DDPM
@@ -226,21 +228,24 @@ def test_a_run_that_fails_before_its_work_does_not_block_the_next(tmp_path, monk
     assert not ONE_AT_A_TIME.locked()
 
 
-def test_several_runs_in_threads_of_one_process_do_each_unit_once(tmp_path, monkeypatch):
-    calls, forward = [], Net.forward
-    monkeypatch.setattr(Net, "forward", lambda self, *args: calls.append(0) or forward(self, *args))
+def test_several_runs_in_threads_of_one_process_do_each_unit_once(tmp_path):
+    calls: list[torch.nn.Module] = []  # counted outside the network: what its code refers to belongs to its fingerprint
+    counting = register_module_forward_pre_hook(lambda module, args: calls.append(module))
     plan = bulk.Plan(job(denoiser=ulam.Denoiser(Net(), SCHEDULE), chains=1000), slots=32, unit=32)
     run_one = lambda: bulk.run(plan, tmp_path, progress=False, on_interrupt="drain")  # noqa: E731
-    before = len(calls)
     threads = [threading.Thread(target=run_one) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        counting.remove()
+    evaluations = sum(isinstance(module, Net) for module in calls)
     told = bulk.open(tmp_path)
     assert told.verify().passed
     assert same_bits(stored(told), sampled(chains=1000, denoiser=ulam.Denoiser(Net(), SCHEDULE)))
-    assert before < len(calls) < 400  # 160 ticks, and as many of ulam.sample
+    assert 0 < evaluations < 240  # 160 ticks
 
 
 def test_a_folder_by_a_relative_path_or_with_a_tilde(tmp_path, monkeypatch):
