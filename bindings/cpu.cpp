@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "bound_step.h"
 #include "bound_tick.h"
+#include "bound_trees.h"
 #include "examples.h"
 #include "kernels.h"
 #include "likelihood.h"
@@ -89,6 +90,8 @@ void run_checked_look_up(const LookUp& s, int threads) {
   check(s, threads);
   look_up(*g_kernels, s, threads);
 }
+void run_tree_leap(const ulam::TreeLeap& s, int threads) { tree_leap(*g_kernels, s, threads); }
+void run_tree_run(const ulam::TreeRun& s, int threads) { tree_run(*g_kernels, s, threads); }
 void run_advance(const Advance& s, int threads) { advance(*g_kernels, s, threads); }
 
 bool fill_torch_normal(uintptr_t out, int64_t count, uintptr_t state, int64_t state_bytes, int threads) {
@@ -144,6 +147,7 @@ PYBIND11_MODULE(_cpu, m) {
   ULAM_OPERATIONS(ULAM_REGISTER)
 #undef ULAM_REGISTER
   ulam::register_bound_step<&check_step, &run_checked_step>(m);
+  ulam::register_bound_trees<&run_tree_leap, &run_tree_run>(m);
   ulam::quick::register_quick(m, {run_checked_look_up, is_small}, {run_advance, is_small});
   ulam::quick::register_examples(m, {check_step, run_checked_step});
   ulam::quick::register_bound_tick(m);

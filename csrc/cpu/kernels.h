@@ -6,6 +6,7 @@
 #include "ulam/likelihood.h"
 #include "ulam/mcmc.h"
 #include "ulam/operations.h"
+#include "ulam/trees.h"
 
 namespace ulam::cpu {
 
@@ -19,6 +20,7 @@ struct Kernels {
   int width;
 #define ULAM_UNITS(operation, Arguments) void (*operation)(const Arguments&, int64_t chunk, int64_t begin, int64_t end);
   ULAM_SHARED_OPERATIONS(ULAM_UNITS)
+  ULAM_CPU_OPERATIONS(ULAM_UNITS)
 #undef ULAM_UNITS
   void (*reduce)(const Reduce&, uint32_t* scratch, int64_t begin, int64_t end);
   void (*find_bad)(const Advance&, int64_t chunk, int64_t begin, int64_t end, uint8_t* bad);
@@ -40,6 +42,7 @@ const Kernels* const* usable_kernels();
 
 #define ULAM_DECLARE(operation, Arguments) void operation(const Kernels&, const Arguments&, int threads);
 ULAM_OPERATIONS(ULAM_DECLARE)
+ULAM_CPU_OPERATIONS(ULAM_DECLARE)
 #undef ULAM_DECLARE
 void hash_noise(const Kernels&, uint64_t first, uint64_t count, uint64_t sums[3], int threads);
 

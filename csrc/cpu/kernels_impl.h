@@ -10,6 +10,7 @@
 #include "step.h"
 #include "tick.h"
 #include "torch_normal_impl.h"
+#include "trees.h"
 
 namespace ulam::cpu {
 namespace {
@@ -99,6 +100,7 @@ constexpr Kernels kernels_of(const char* name) {
   k.width = V::width;
 #define ULAM_UNITS(operation, Arguments) k.operation = operation##_units<V>;
   ULAM_SHARED_OPERATIONS(ULAM_UNITS)
+  ULAM_CPU_OPERATIONS(ULAM_UNITS)
 #undef ULAM_UNITS
   k.reduce = reduce_chains<V>;
   k.find_bad = find_bad_units;

@@ -26,6 +26,9 @@ int64_t work_of(const Run& s) {
   return s.target.dimension * (1 + s.target.components) * steps;
 }
 
+int64_t work_of(const TreeLeap& s) { return 8 * s.elements + 128; }
+int64_t work_of(const TreeRun&) { return kSerialElements; }
+
 template <class Arguments>
 void shared(void (*units)(const Arguments&, int64_t, int64_t, int64_t), const Arguments& s, int width, int threads) {
   constexpr Sharing sharing = Arguments::sharing;
@@ -61,6 +64,7 @@ void check_and_count_on(const Kernels& k, const Advance& s, uint8_t* bad, int th
 #define ULAM_SHARE(operation, Arguments) \
   void operation(const Kernels& k, const Arguments& s, int threads) { shared(k.operation, s, k.width, threads); }
 ULAM_SHARED_OPERATIONS(ULAM_SHARE)
+ULAM_CPU_OPERATIONS(ULAM_SHARE)
 #undef ULAM_SHARE
 
 void reduce(const Kernels& k, const Reduce& s, int threads) {

@@ -125,6 +125,8 @@ def test_a_chain_alone_has_the_bits_it_has_among_many(target):
 def test_rows_that_are_found_and_rows_behind_a_mask_have_the_same_bits(monkeypatch):
     """The way of the devices, where finding rows would have the host wait, on the CPU."""
     options = {"chains": 12, "shape": (2,), "adapt": 0.8, "warmup": 6, "steps": 8, "thin": 2}
+    for module in (nuts, mcmc.trees):
+        monkeypatch.setattr(module, "bound_trees", lambda state: None)
     found = [run(mcmc.Energy(curved), NUTS(0.3), store=store, **options) for store in (True, False)]
     for module in (rows, nuts, mcmc.trees):
         monkeypatch.setattr(module, "finds", lambda where: False)
@@ -186,7 +188,7 @@ def test_thinning_and_warm_up_keep_the_course():
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_no_gradient_is_idle():
     """On the funnel a batch that waited for its longest path at each transition would need twice the gradients."""
-    chains = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1)
+    chains = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False)
     spent, in_step = chains.report["gradients"], 64 * int(chains.leapfrogs.max(0).values.sum())
     assert int(chains.leapfrogs.sum()) == chains.report["leapfrogs"]
     assert spent == 64 * int(chains.leapfrogs.sum(1).max())  # the chain with the most leaps sets the pace, and only it

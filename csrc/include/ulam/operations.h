@@ -127,6 +127,11 @@ struct Advance {
   X(gaussian_kl, GaussianKl)      \
   X(discretised_log_likelihood, DiscretisedLikelihood)
 
+// Shared ones of the CPU alone; elsewhere the same arithmetic is made of other operations. See trees.h.
+#define ULAM_CPU_OPERATIONS(X) \
+  X(tree_leap, TreeLeap)       \
+  X(tree_run, TreeRun)
+
 #define ULAM_OPERATIONS(X)  \
   ULAM_SHARED_OPERATIONS(X) \
   X(reduce, Reduce)         \

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
 from ..noise import DRAWS_PER_ROW
+from ..samplers.mcmc.fused_trees import FusedTrees, bound_trees
 from ..samplers.mcmc.nuts import NUTS, Trees
 from ..samplers.mcmc.rows import Rows, finds
 from .adaptation import DualAveragingEach
 from .batch import ChainBatch
+from .densities import BuiltIn
 from .kept import KeptDraws
 
 LOOK = 8  # leaps from one look at a device to the next, for whether all chains are done
+LAUNCH_WORK = 1 << 23  # the most transitions times chains times elements of one launch: about a second
 
 
 class TreeBatch(ChainBatch):
     """B chains of NUTS, each of which begins its next transition once its tree is done; see :class:`ChainBatch`.
 
+    A warm-up that adapts goes leaf by leaf, and here. After it native trees, where there are any, count and keep
+    transitions themselves: leaf by leaf, or for built-in densities as whole chains in one launch.
+
     Attributes:
         made: ``[B]`` int64, transitions so far, the warm-up's included.
         accepted: ``[B]`` float64, the sum of the mean acceptance of each transition since the warm-up.
         leapfrogs: ``[B]`` int64, leapfrog steps of the run, its warm-up included.
-        leaps: of the batch, each one evaluation of B scores.
+        gradients: scores that were evaluated, those of chains that rested in a leap included.
     """
 
     def run(self, kept: KeptDraws) -> None:
@@ -32,35 +39,60 @@ class TreeBatch(ChainBatch):
         assert isinstance(sampler, NUTS)
         state.evaluate_here(True)
         self._check_start()
-        self._total, self.leaps = plan.warmup + plan.steps, 0
+        self._total, self._shown, self.gradients = plan.warmup + plan.steps, 0, 0
         self.made, self.leapfrogs = torch.zeros_like(state.chain), torch.zeros_like(state.chain)
         self.accepted = torch.zeros_like(self.step)
         self._averaging = None if plan.adapt is None else DualAveragingEach(self.step, plan.adapt, plan.warmup)
         if kept.draws is not None:
             self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=plan.device)
-        trees, live, columns = Trees(state, sampler.max_depth), self.made < self._total, self._columns()
+        trees = sampler.trees(state)
+        if isinstance(trees, FusedTrees) and _recordable(kept):
+            self._grow(trees, kept, plan.warmup if plan.adapt is not None else 0)
+            if self.launches:
+                self._launch_trees(trees, kept)
+            else:
+                self._grow_recorded(trees, kept)
+        else:
+            self._grow(trees, kept, self._total)
+        self.index += self._total
+        self._thin_from += plan.warmup
+
+    @property
+    def launches(self) -> bool:
+        """Whether whole chains run in one launch."""
+        target = self.plan.target
+        compiled = isinstance(target, BuiltIn) and target.kernel is not None
+        return self.plan.launch and compiled and bound_trees(self.state) is not None
+
+    # ------------------------------------------------------------------------------- leaf by leaf, looked at from here
+
+    def _grow(self, trees: Trees | FusedTrees, kept: KeptDraws, limit: int) -> None:
+        """Leap until every chain has made ``limit`` transitions."""
+        if not limit:
+            return
+        live, columns = self.made < limit, self._columns()
         trees.begin(live, columns)
-        shown, look = 0, 1 if finds(live) else LOOK
+        leaps, look = 0, 1 if finds(live) else LOOK
         while True:
             done = trees.leap(columns, live)
-            self.leaps += 1
+            leaps, self.gradients = leaps + 1, self.gradients + len(self.rows)
             if done_rows := Rows(done):
                 self._finish(trees, done_rows, kept)
                 if self._averaging is not None:
                     columns = self._columns()
-                live = self.made < self._total
+                live = self.made < limit
                 trees.begin(done, columns)
-            if self.leaps % look:
-                continue
-            made = int(self.made.sum())
-            self._progress(made // len(self.rows) - shown, self)
-            shown = made // len(self.rows)
-            if shown == self._total:
+            if leaps % look == 0 and self._show() == limit:
                 break
-        self.index += self._total
-        self._thin_from += plan.warmup
 
-    def _finish(self, trees: Trees, rows: Rows, kept: KeptDraws) -> None:
+    def _show(self) -> int:
+        """Tell the progress; the mean of transitions made, rounded down."""
+        made = int(self.made.sum()) // len(self.rows)
+        self._progress(made - self._shown, self)
+        self._shown = made
+        return made
+
+    def _finish(self, trees: Trees | FusedTrees, rows: Rows, kept: KeptDraws) -> None:
         """Count the transitions of these rows, which are done; adapt their steps, or keep their states."""
         plan, state, done = self.plan, self.state, rows.where
         acceptance, counts = trees.acceptance(), done & (self.made >= plan.warmup)
@@ -86,10 +118,48 @@ class TreeBatch(ChainBatch):
             kept_rows.put(self.diverging, kept_rows.of(self._diverged_now), at=index)
             self._diverged_now &= ~keep
 
+    # ------------------------------------------------------------------------------------ counted and kept by the trees
+
+    def _grow_recorded(self, trees: FusedTrees, kept: KeptDraws) -> None:
+        """All transitions that are left, leaf by leaf."""
+        columns, record, leaps = self._columns(), self._record(trees, kept, self._total), 0
+        trees.rest(self.made < self._total, columns, record)
+        while bool(trees.live.any()):
+            trees.go_on(columns, record)
+            leaps, self.gradients = leaps + 1, self.gradients + len(self.rows)
+            if leaps % LOOK == 0:
+                self._show()
+        self._show()
+
+    def _launch_trees(self, trees: FusedTrees, kept: KeptDraws) -> None:
+        """All transitions that are left, as whole chains, in launches of about a second."""
+        target, columns, before = self.plan.target, self._columns(), int(self.leapfrogs.sum())
+        assert isinstance(target, BuiltIn) and target.kernel is not None
+        chunk = max(LAUNCH_WORK // self.state.x.numel(), 1)
+        for limit in range(self._shown + chunk, self._total + chunk, chunk):
+            limit = min(limit, self._total)
+            trees.run(target.kernel, self.made < limit, columns, self._record(trees, kept, limit))
+            self._show()
+        self.gradients += int(self.leapfrogs.sum()) - before
+
+    def _record(self, trees: FusedTrees, kept: KeptDraws, limit: int) -> tuple[int, ...]:
+        plan = self.plan
+        outputs = kept.draws, kept.energies, kept.moments, kept.tree_depth, kept.leapfrogs, self.diverging
+        counts = self._diverged_now, self.accepted, self.diverged, self.leapfrogs
+        return trees.bound.record(
+            self.made, limit, plan.warmup, plan.thin, plan.counted, plan.kept, [*outputs, *counts]
+        )
+
     def acceptance_so_far(self) -> float | None:
         """The mean over the transitions since the warm-up; None before the first."""
         count = int((self.made - self.plan.warmup).clamp(min=0).sum())
         return float(self.accepted.sum()) / count if count else None
+
+
+def _recordable(kept: KeptDraws) -> bool:
+    """Whether the trees can keep all that is to be kept."""
+    names = ("draws", "energies", "moments", "tree_depth", "leapfrogs")
+    return all(field.name in names or getattr(kept, field.name) is None for field in fields(kept))
 
 
 def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
@@ -97,5 +167,7 @@ def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
     trees = [batch for batch in batches if isinstance(batch, TreeBatch)]
     if not trees:
         return {}
-    made = sum(int(batch.leapfrogs.sum()) for batch in trees)
-    return {"leapfrogs": made, "gradients": sum(batch.leaps * len(batch.rows) for batch in trees)}
+    return {
+        "leapfrogs": sum(int(batch.leapfrogs.sum()) for batch in trees),
+        "gradients": sum(batch.gradients for batch in trees),
+    }

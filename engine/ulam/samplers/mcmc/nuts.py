@@ -16,7 +16,9 @@ from ...arguments import per_chain, whole_number
 from ...noise import DRAWS_PER_ROW, ROW, TREE_DIRECTION, TREE_DOUBLING, TREE_LEAF, TREE_LEAVES, Purpose
 from .chain_sampler import ChainSampler, PerChain, Preconditioner
 from .chain_state import ChainState, Columns
+from .fused_trees import FusedTrees, bound_trees
 from .rows import Rows, finds
+from .weights import Weights, dot
 
 DEEPEST = TREE_LEAVES.bit_length() - 1  # doublings whose leaves noise-v1 can number
 
@@ -61,9 +63,14 @@ class NUTS(ChainSampler):
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         return step, torch.zeros_like(step), 1 / temperature, temperature.sqrt()
 
+    def trees(self, state: ChainState) -> Trees | FusedTrees:
+        """The trees of a state's chains, their first transitions to begin: native ones where its backend has them."""
+        bound = bound_trees(state)
+        return Trees(state, self.max_depth) if bound is None else FusedTrees(state, self.max_depth, bound)
+
     def transition(self, state: ChainState, c: Columns) -> torch.Tensor | None:
         """One transition of all chains, which wait for the last: log of the mean acceptance, NaN where one diverged."""
-        trees, live = Trees(state, self.max_depth), torch.ones_like(state.chain, dtype=torch.bool)
+        trees, live = self.trees(state), torch.ones_like(state.chain, dtype=torch.bool)
         trees.begin(live, c)
         diverged = torch.zeros_like(live)
         while bool(live.any()):
@@ -91,8 +98,9 @@ class End:
 
 
 class Trees:
-    """The trees of B chains while they grow; ``state`` has the state chosen so far, in the end that of the transition.
+    """The trees of B chains while they grow, in torch on any device.
 
+    ``state`` has the state chosen so far, in the end that of the transition.
     A leap adds one leaf to every tree, at its end ``here``. The leaves of a doubling are n = 0 ... 2^depth - 1. A slot
     keeps what is needed of a subtree that is not complete: the momentum of its first leaf, that of the last leaf of its
     first half, and the sum of momenta before it. A subtree that begins with leaf n has the slot 1 + (the ones of n in
@@ -119,7 +127,7 @@ class Trees:
         self.forward = torch.zeros(chains, dtype=torch.bool, device=device)
         self.moved, self.diverged = torch.zeros_like(self.forward), torch.zeros_like(self.forward)
         self.directions = torch.zeros(chains, max_depth, dtype=torch.bool, device=device)
-        self._rows = torch.arange(chains, device=device)
+        self._rows, self._weights = torch.arange(chains, device=device), Weights(device)
         self._slots = torch.arange(max_depth, device=device)
 
     def acceptance(self) -> torch.Tensor:
@@ -163,7 +171,7 @@ class Trees:
         fine = live & (log_weight >= ops.DIVERGED) & (log_weight < math.inf)
         self.diverged = live & ~fine
         self.leaps += live
-        self.accepted += torch.where(live, log_weight.clamp(max=0).exp().nan_to_num(0.0), 0.0)
+        self.accepted += torch.where(live, self._weights.exp(log_weight.clamp(max=0)).nan_to_num(0.0), 0.0)
         self._choose(energy, torch.where(fine, log_weight, -math.inf))
         turned = self._turned(fine)
         return self._end(live, self.diverged | turned[1:].any(0), turned[0])
@@ -185,7 +193,7 @@ class Trees:
 
     def _choose(self, energy: torch.Tensor, log_weight: torch.Tensor) -> None:
         """Take the new leaf with its share of the doubling's weight: so every leaf stays with its weight's share."""
-        total = log_sum(self.doubling_weight, log_weight)
+        total = self._weights.log_sum(self.doubling_weight, log_weight)
         pairs = [(self.chosen, self.here.x), (self.chosen_score, self.here.score), (self.chosen_energy, energy)]
         ops.accept(log_weight - total, pairs, **self._ids(TREE_LEAF), backend=self.state.backend)
         self.doubling_weight = total
@@ -241,7 +249,7 @@ class Trees:
                 (state.energy, self.chosen_energy),
             ]
             self.moved |= ops.accept(ratio, pairs, **self._ids(TREE_DOUBLING), backend=state.backend)
-            self.weight = torch.where(grown, log_sum(self.weight, self.doubling_weight), self.weight)
+            self.weight = torch.where(grown, self._weights.log_sum(self.weight, self.doubling_weight), self.weight)
             self.before[0] -= torch.where(grown[:, None], self.sum, 0)
             self.depth += grown
         done = (live & bad) | (grown & (across | (self.depth == self.max_depth)))
@@ -275,19 +283,3 @@ class Trees:
 def turns(first: torch.Tensor, last: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     """Whether paths turn, given the momenta at their ends and their sum ``[..., n]``; ``[...]`` bool."""
     return ~((dot(first, total) > 0) & (dot(last, total) > 0))
-
-
-def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """sum a b over the last dimension, ``[...]`` float64, added in halves: the same order in any batch."""
-    total = a.double() * b.double()
-    while (width := total.shape[-1]) > 1:
-        half = (width + 1) // 2
-        total[..., : width - half] += total[..., half:]
-        total = total[..., :half]
-    return total[..., 0]
-
-
-def log_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """log(e^a + e^b), -inf where both are: of float64."""
-    top = torch.maximum(a, b).clamp(min=torch.finfo(a.dtype).min)
-    return top + ((a - top).exp() + (b - top).exp()).log()

@@ -1,0 +1,69 @@
+"""Weights that are known by their logarithms, and sums over a chain's elements, with the same bits everywhere.
+
+Sums, products and quotients of float64, each rounded once: the bits of csrc/include/ulam/weights.h, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+LEAST = -708.0  # below it exp is taken for 0
+ROUNDER = 1.5 * 2.0**52  # added, it rounds to an integer, which then sits in the low bits
+LOG2_E = float.fromhex("0x1.71547652b82fep0")
+LN2 = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")  # the upper 32 bits, and the rest
+LANES = 1024  # of a sum over elements
+
+
+class Weights:
+    """exp and log of weights on a device: the coefficients of their series."""
+
+    def __init__(self, device: torch.device) -> None:
+        exp, log = [1 / math.factorial(k) for k in range(16)], [1 / (2 * k + 1) for k in range(16)]
+        self._exp, self._log = torch.tensor([exp, log], dtype=torch.float64, device=device)[..., None].unbind()
+
+    def exp(self, x: torch.Tensor) -> torch.Tensor:
+        """exp(x) of x <= 0, ``[B]`` float64, to 3e-16 of its value; 0 below -708. NaN passes.
+
+        x = n ln 2 + r with abs(r) <= ln(2) / 2 [Cody & Waite 1980], and the series of exp(r) up to r^15.
+        """
+        clipped = x.clamp(min=LEAST)
+        shifted = clipped * LOG2_E + ROUNDER
+        n = shifted - ROUNDER
+        r = (clipped - n * LN2[0]) - n * LN2[1]
+        power = ((shifted.view(torch.int64) << 52) + (1023 << 52)).view(torch.float64)
+        return torch.where(x < LEAST, 0.0, _in_pairs(self._exp, r) * power)
+
+    def log_sum(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """log(e^a + e^b), -inf where both are, ``[B]`` float64.
+
+        a + log(1 + x) with x = e^(b - a) for a >= b, and log(1 + x) = 2 artanh(x / (2 + x)) by its series.
+        """
+        high, low = torch.maximum(a, b), torch.minimum(a, b)
+        x = self.exp(low - high)
+        s = x / (2.0 + x)
+        return torch.where(high == -math.inf, high, high + (2.0 * s) * _in_pairs(self._log, s * s))
+
+
+def _in_pairs(series: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """sum_k series_k x^k of 16 terms ``[16, 1]``, in pairs, then pairs of pairs [Estrin 1960]."""
+    terms = series[0::2] + series[1::2] * x
+    while len(terms) > 1:
+        x = x * x
+        terms = terms[0::2] + terms[1::2] * x
+    return terms[0]
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """sum a b over the last dimension, ``[...]`` float64, in the order of :mod:`ulam_kernels.mcmc.checks`."""
+    terms = a.double() * b.double()
+    total = terms[..., :LANES].clone()
+    for first in range(LANES, terms.shape[-1], LANES):
+        part = terms[..., first : first + LANES]
+        total[..., : part.shape[-1]] += part
+    filled, width = total.shape[-1], 1 << max(total.shape[-1] - 1, 0).bit_length() >> 1
+    while width:
+        total[..., : filled - width] += total[..., width:filled]
+        filled, width = width, width >> 1
+    return total[..., 0]
