@@ -18,6 +18,8 @@ from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Ring, Rosenbrock
 from .gaussians import Gaussian, GaussianMixture
+from .model import Model
+from .parameters import CorrelationCholesky, Interval, Ordered, Parameter, Positive, Real, Simplex, UnitInterval
 from .run import run
 from .targets import DenoiserScore, Energy, Score
 from .verdict import Verdict
@@ -34,6 +36,7 @@ __all__ = [
     "SGLD",
     "ULA",
     "Chains",
+    "CorrelationCholesky",
     "DenoiserScore",
     "DoubleWell",
     "DualAveraging",
@@ -41,10 +44,18 @@ __all__ = [
     "Funnel",
     "Gaussian",
     "GaussianMixture",
+    "Interval",
+    "Model",
+    "Ordered",
     "ParallelTempering",
+    "Parameter",
+    "Positive",
+    "Real",
     "Ring",
     "Rosenbrock",
     "Score",
+    "Simplex",
+    "UnitInterval",
     "Verdict",
     "run",
 ]

@@ -16,7 +16,8 @@ from ..noise import ROW
 
 Names: TypeAlias = "str | Sequence[str] | None"
 Coords: TypeAlias = "Mapping[str, Sequence[Any]] | None"
-Dims: TypeAlias = "Sequence[str] | None"
+Dims: TypeAlias = "Sequence[str] | Mapping[str, Sequence[str]] | None"
+Draws: TypeAlias = "torch.Tensor | Mapping[str, torch.Tensor]"
 BLOCK = 1 << 22  # normals that are made at once
 
 
@@ -30,13 +31,52 @@ def arviz() -> Any:
 
 
 def inference_data(
-    draws: torch.Tensor, statistics: Mapping[str, torch.Tensor], names: Names, coords: Coords, dims: Dims
+    draws: Draws, statistics: Mapping[str, torch.Tensor], names: Names, coords: Coords, dims: Dims
 ) -> Any:
-    """An ``arviz.InferenceData`` of draws ``[chain, draw, *shape]`` and statistics ``[chain, draw]``.
+    """An ``arviz.InferenceData`` of draws ``[chain, draw, *shape]``, or several by name, and statistics
+    ``[chain, draw]``.
 
     Raises ImportError without ArviZ, TypeError or ValueError for names, coords or dims that do not fit: see
     :meth:`ulam.mcmc.Chains.to_arviz`.
     """
+    if isinstance(draws, Mapping):
+        axes, sizes = _named_dims(draws, names, dims)
+        posterior = {name: values.cpu().numpy() for name, values in draws.items()}
+    else:
+        posterior, axes, sizes = _of_states(draws, names, dims)
+    return arviz().from_dict(
+        posterior=posterior,
+        sample_stats={name: tensor.cpu().numpy() for name, tensor in statistics.items()},
+        coords=_checked_coords(coords, sizes),
+        dims=axes,
+    )
+
+
+def _named_dims(
+    draws: Mapping[str, torch.Tensor], names: Names, dims: Dims
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The names of the axes of each parameter that has some, and the sizes of all these axes."""
+    if names is not None:
+        raise ValueError(f"names: got {described(names)}, expected None: the parameters of a model have their own")
+    axes: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    if dims is not None and not isinstance(dims, Mapping):
+        raise TypeError(f"dims: got {described(dims)}, expected names of axes by parameter, such as {{'mu': ['city']}}")
+    for name, of_one in ({} if dims is None else dims).items():
+        if name not in draws:
+            raise ValueError(f"dims: got {described(name)}, expected names of parameters: {', '.join(draws)}")
+        shape = tuple(draws[name].shape[2:])
+        axes[name] = _checked_dims(of_one, shape)
+        for axis, size in zip(axes[name], shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(f"dims: got {axis!r} of sizes {sizes[axis]} and {size}, expected one size for a name")
+    return axes, sizes
+
+
+def _of_states(
+    draws: torch.Tensor, names: Names, dims: Dims
+) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, int]]:
+    """The variables of states, the names of their axes, and the sizes of these."""
     values, shape = draws.cpu().numpy(), tuple(draws.shape[2:])
     axes: dict[str, list[str]] = {}
     if isinstance(names, str) or names is None:
@@ -48,12 +88,7 @@ def inference_data(
     if bad := [name for name in posterior if name in ("", "chain", "draw")]:
         raise ValueError(f"names: got {bad[0]!r}, expected another name")
     sizes = {name: size for of_one in axes.values() for name, size in zip(of_one, shape, strict=True)}
-    return arviz().from_dict(
-        posterior=posterior,
-        sample_stats={name: tensor.cpu().numpy() for name, tensor in statistics.items()},
-        coords=_checked_coords(coords, sizes),
-        dims=axes,
-    )
+    return posterior, axes, sizes
 
 
 def hamiltonian(

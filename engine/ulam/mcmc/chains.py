@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from ulam_kernels.arguments import described
+
 from ..engine import errors
 from . import arviz_data
 from .arviz_data import Coords, Dims, Names
+from .parameters import Layout
 from .verdict import Evidence, Verdict, judge, of_table
 
 FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose paths each keep the energy of one, noise-v1's of the step
@@ -70,6 +73,9 @@ class Chains:
         report: what ran, and how fast.
         tree_depth, leapfrogs: ``[chain, draw]`` int64, of the transitions that ended in the draws: how often NUTS
             doubled its path, and how many leapfrog steps that took. None for other samplers, and with moments alone.
+        layout: the parameters of a :class:`ulam.mcmc.Model`, else None. Draws, ``x``, ``moments``, :meth:`mean`,
+            :meth:`variance` and :meth:`ess` of a model are of its states without constraints; ``parameters`` has the
+            others.
     """
 
     draws: torch.Tensor | None
@@ -88,11 +94,23 @@ class Chains:
     tree_depth: torch.Tensor | None = None
     leapfrogs: torch.Tensor | None = None
     diverging: torch.Tensor | None = None
+    layout: Layout | None = None
 
     @property
     def next_step(self) -> int:
         """The number of the next step: ``first_step`` of a run that continues with fresh noise."""
         return self.position.index
+
+    @cached_property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The draws of a :class:`ulam.mcmc.Model` as its parameters, by name ``[chain, draw, *shape]``.
+
+        They are in the dtype in which the model computes them. Raises ValueError for another target, or where only
+        moments were kept.
+        """
+        if self.layout is None:
+            raise ValueError(f"parameters: got a run of {self.report['target']}, expected one of a ulam.mcmc.Model")
+        return self.layout.constrain(self._stored())
 
     @cached_property
     def sums(self) -> torch.Tensor:
@@ -102,6 +120,32 @@ class Chains:
         assert self.draws is not None
         wide = self.draws.double()
         return torch.stack([wide.sum(1), wide.square().sum(1)], 1)
+
+    def weights(self) -> torch.Tensor:
+        """Of each draw ``[draw]`` float64, their sum 1: the size of the step that leaves it for SGLD, else equal ones.
+
+        Averages by these weights are those of [Welling & Teh 2011, eq. 11], for steps that fall.
+        """
+        at, thin = self.position, self.report["thin"]
+        if at.sampler["name"] != "SGLD":
+            return torch.full((self.kept,), 1 / self.kept, dtype=torch.float64)
+        last = at.index - at.counted % thin  # the number of the step that leaves the last draw
+        steps = last - thin * torch.arange(self.kept - 1, -1, -1, dtype=torch.float64)
+        weights: torch.Tensor = (1 + steps / at.sampler["delay"]) ** -at.sampler["decay"]
+        return weights / weights.sum()
+
+    def weighted_mean(self, of: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean ``[*shape]`` float64 of all draws by :meth:`weights`, over the chains that stayed finite.
+
+        of: values ``[chain, draw, *shape]`` of each draw, such as one of ``parameters``; by default the draws.
+        Raises TypeError or ValueError for another shape, or where only moments were kept.
+        """
+        values, right = self._stored() if of is None else of, [len(self.ids), self.kept]
+        if not isinstance(values, torch.Tensor) or list(values.shape[:2]) != right:
+            raise ValueError(f"of: got {described(values)}, expected a tensor {right} and more, of each draw")
+        weights = self.weights().to(values.device)
+        of_chains: torch.Tensor = torch.tensordot(values[self._stayed].double(), weights, dims=([1], [0]))
+        return of_chains.mean(0)
 
     def mean(self) -> torch.Tensor:
         """The mean ``[*shape]`` float64 of all draws of the chains that stayed finite."""
@@ -121,24 +165,26 @@ class Chains:
 
         Args:
             names: of the posterior's variable, "x" by default; or one name for each element of flat states ``(d,)``,
-                which are variables of their own then.
+                which are variables of their own then. A model's parameters are variables by the names they have.
             coords: labels along the axes named in ``dims``.
-            dims: a name for each axis of a state; not beside names of elements.
+            dims: a name for each axis of a state; not beside names of elements. Of a model, a dict of such lists by the
+                names of parameters.
 
         Raises:
             ImportError: ArviZ, of the extra ``mcmc``, is not installed. ValueError: only moments were kept.
             TypeError, ValueError: names, coords or dims that do not fit.
         """
-        return arviz_data.inference_data(self._stored(), self._statistics(), names, coords, dims)
+        draws = self._stored() if self.layout is None else self.parameters
+        return arviz_data.inference_data(draws, self._statistics(), names, coords, dims)
 
     def summary(self, **options: Any) -> Any:
         """ArviZ's table with one row per element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
 
-        ``options`` are those of ``arviz.summary``. Raises as :meth:`to_arviz`. Warns with a RuntimeWarning of an R-hat
-        or effective sample sizes that fail :meth:`verdict`.
+        Of a model its rows are the elements of its parameters. ``options`` are those of ``arviz.summary``. Raises as
+        :meth:`to_arviz`. Warns with a RuntimeWarning of an R-hat or effective sample sizes that fail :meth:`verdict`.
         """
         table = arviz_data.arviz().summary(self.to_arviz(), **{"round_to": "none", **options})
-        if failed := of_table(table):
+        if failed := of_table(table if self.layout is None else table.drop(self.layout.still, errors="ignore")):
             errors.warn(f"summary: {'; '.join(failed)}: verdict() says why, and what to try", RuntimeWarning)
         return table
 
@@ -147,7 +193,8 @@ class Chains:
 
         :func:`ulam.mcmc.run` does not ask for it: it takes ArviZ, and time that grows with the elements, tens of
         milliseconds each for 64 chains of 1000 draws (of more than 256, so many evenly spaced are looked at). A run
-        warns of divergences, frozen chains and coarse energies alone, which cost nothing.
+        warns of divergences, frozen chains and coarse energies alone, which cost nothing. Of a model the elements are
+        those of its parameters, without those that its sets keep where they are.
 
         Raises as :meth:`to_arviz`. Warns with a RuntimeWarning, in one line, where the verdict fails.
         """
@@ -162,6 +209,7 @@ class Chains:
             hamiltonian=self._hamiltonian(),
             temperature=float(torch.as_tensor(setting.get("temperature", 1.0)).max()),
             launched=self.report["launch"],
+            named=None if self.layout is None else self.layout.elements(self._stored()),
         )
         found = judge(evidence)
         if not found.passed:
@@ -170,7 +218,7 @@ class Chains:
 
     def ess(self) -> torch.Tensor:
         """Bulk effective sample size of every element, ``[*shape]`` [Vehtari 2021]. Raises as :meth:`to_arviz`."""
-        return torch.from_numpy(arviz_data.arviz().ess(self.to_arviz())["x"].values)
+        return torch.from_numpy(arviz_data.arviz().ess({"x": self._stored().cpu().numpy()})["x"].values)
 
     def _stored(self) -> torch.Tensor:
         if self.draws is None:

@@ -16,7 +16,6 @@ from ..denoiser import Denoiser
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.tempering import ParallelTempering
 from .chains import Chains, Position
-from .densities import BuiltIn
 from .targets import Target
 
 REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
@@ -228,7 +227,7 @@ def _check_start(name: str, start: torch.Tensor | None, shape: tuple[int, ...], 
 
 def _shape(target: Target, shape: Sequence[int] | None, x_init: torch.Tensor | None) -> tuple[int, ...]:
     """The shape of one state."""
-    known = target.shape if isinstance(target, BuiltIn) else None
+    known: tuple[int, ...] | None = getattr(target, "shape", None)
     if shape is None:
         if known is None and x_init is None:
             raise ValueError("shape: got None, expected the sizes of one state, such as (2,) (or x_init)")

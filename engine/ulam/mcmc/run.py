@@ -6,7 +6,7 @@ Whether they mixed is not looked at here, which would take ArviZ: `verdict()` of
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def run(
     steps: int = 1000,
     shape: Sequence[int] | None = None,
     seed: int | None = None,
-    x_init: torch.Tensor | None = None,
+    x_init: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     v_init: torch.Tensor | None = None,
     first_step: int | None = None,
     resume: Chains | None = None,
@@ -62,14 +62,16 @@ def run(
     target at equal ``slots``. To continue a run to the bit, see ``resume`` and :class:`ulam.mcmc.Chains`.
 
     Args:
-        target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Score`, :class:`ulam.mcmc.DenoiserScore` or a built-in
-            density, which runs as whole chains in one launch (the same bits as by single steps; NUTS on the CPU alone).
+        target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Model`, :class:`ulam.mcmc.Score`,
+            :class:`ulam.mcmc.DenoiserScore` or a built-in density, which runs as whole chains in one launch (the same
+            bits as by single steps; NUTS on the CPU alone).
         sampler: a Markov chain sampler of :mod:`ulam.samplers`.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63); 4 by default.
         steps, warmup, thin: whole numbers; the states after thin, 2 thin, ... steps since the last warm-up are kept.
-        shape: of one state; by default that of the built-in density or of ``x_init``.
+        shape: of one state; by default that of the density or the model, or of ``x_init``.
         seed: an integer in [-2^63, 2^64); 0 by default.
-        x_init: ``[chains, *shape]``, the first states; N(0, I) by default (noise-v1, tag 1).
+        x_init: ``[chains, *shape]``, the first states, of a model also its parameters by name; N(0, I) by default
+            (noise-v1, tag 1; of a model without constraints).
         v_init: ``[chains, *shape]``, the first velocities of samplers that keep them, as ``v``; N(0, T) by default.
         first_step: the number of the first step, which decides noise, SGLD's step sizes and swaps; 0 by default.
         resume: the result of an earlier run by the same sampler, which this one continues.
@@ -96,6 +98,8 @@ def run(
         check_slots(slots)
     for name, flag in (("store", store), ("launch", launch), ("progress", progress)):
         switch(flag, name)
+    if isinstance(x_init, Mapping) and (layout := getattr(target, "layout", None)) is not None:
+        x_init = layout.unconstrain(x_init, "x_init")
     given: dict[str, Any] = {
         "chains": chains,
         "shape": shape,
@@ -178,6 +182,7 @@ def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], secon
         tree_depth=joined([part.tree_depth for part in kept]),
         leapfrogs=joined([part.leapfrogs for part in kept]),
         diverging=joined([batch.diverging for batch in batches]),
+        layout=getattr(plan.target, "layout", None),
     )
 
 

@@ -23,7 +23,10 @@ from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 
 class Target(Protocol):
-    """A density p(x) = exp(-E(x)) / Z given by its score s = -grad E and, where ``has_energy``, by E."""
+    """A density p(x) = exp(-E(x)) / Z given by its score s = -grad E and, where ``has_energy``, by E.
+
+    One that knows the shape of its states has it as ``shape``.
+    """
 
     has_energy: ClassVar[bool]
 
@@ -43,24 +46,34 @@ class Energy:
         fn: the energy, ``fn(x, **cond)``.
         score: ``score(x, **cond)`` like x, in place of autograd; ``fn`` is then called only where the energy is needed.
         cond: further arguments, tensors whose first dimension is the run's chains (or :func:`ulam.shared`).
+        dtype: float32 or float64, in which ``fn`` and ``score`` are given x, whatever that of the states; by default
+            that of the states. An energy of 10^4 has neighbours 0.001 apart in float32. ``cond`` and what ``fn`` refers
+            to stay in theirs.
 
     Raises:
-        TypeError: an argument that is not callable. In a run: TypeError or ValueError for an energy of the wrong shape
-        or dtype, or one that is not differentiable in x.
+        TypeError, ValueError: an argument that is not callable, another dtype. In a run: TypeError or ValueError for an
+        energy of the wrong shape or dtype, or one that is not differentiable in x.
     """
 
     has_energy: ClassVar[bool] = True
 
     def __init__(
-        self, fn: Callable[..., Any], score: Callable[..., Any] | None = None, *, cond: Cond | None = None
+        self,
+        fn: Callable[..., Any],
+        score: Callable[..., Any] | None = None,
+        *,
+        cond: Cond | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         _check_callable("fn", fn)
         if score is not None:
             _check_callable("score", score)
-        self.fn, self.given_score, self.cond = fn, score, cond
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64)):
+            raise ValueError(f"dtype: got {described(dtype)}, expected torch.float32, torch.float64 or None")
+        self.fn, self.given_score, self.cond, self.dtype = fn, score, cond, dtype
 
     def __repr__(self) -> str:
-        return f"Energy({_name(self.fn)})"
+        return f"Energy({name_of(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
         cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in((self.fn, self.given_score))
@@ -70,7 +83,7 @@ class Energy:
             nonlocal minus
             with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(modules):
                 leaf = at.detach().requires_grad_()
-                energy = _checked_energy(self.fn(leaf, **cond), leaf)
+                energy = _checked_energy(self.fn(self._in_dtype(leaf), **cond), leaf)
                 if not energy.requires_grad:
                     raise TypeError(NO_GRADIENT.format("target"))
                 if minus is None or minus.dtype != energy.dtype:
@@ -84,14 +97,14 @@ class Energy:
             given = self.given_score
             assert given is not None
             with torch.no_grad(), in_eval_mode(modules):
-                energy = _checked_energy(self.fn(at, **cond), at).double() if wanted else None
-                return energy, checked_score(without_graph(lambda x: given(x, **cond), at), at)
+                energy = _checked_energy(self.fn(self._in_dtype(at), **cond), at).double() if wanted else None
+                return energy, checked_score(without_graph(lambda x: given(self._in_dtype(x), **cond), at), at)
 
         return by_autograd if self.given_score is None else as_given
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """E(x) ``[B]`` of x ``[B, *shape]``, what ``fn`` gives."""
-        return _checked_energy(self.fn(x, **self._cond_like(x)), x, "fn")
+        return _checked_energy(self.fn(self._in_dtype(x), **self._cond_like(x)), x, "fn")
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """-E(x) ``[B]``: log p(x) + log Z, the log-density but for the constant log Z, which is not known."""
@@ -115,10 +128,11 @@ class Energy:
 
     def _score(self, x: torch.Tensor, cond: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self.given_score is not None:
-            return _checked_float(self.given_score(x, **cond), x.shape, "scores", " like x", "score")
+            score = self.given_score(self._in_dtype(x), **cond)
+            return checked_float(score, x.shape, "scores", " like x", "score").to(x.dtype)
 
         def total(at: torch.Tensor) -> torch.Tensor:
-            energy = _checked_energy(self.fn(at, **cond), at, "fn")
+            energy = _checked_energy(self.fn(self._in_dtype(at), **cond), at, "fn")
             if not energy.requires_grad:
                 raise TypeError(NO_GRADIENT.format("fn"))
             return energy.sum()
@@ -133,6 +147,10 @@ class Energy:
                 if gradient.any():  # else x may be hidden by a leaf made inside
                     return -gradient
         return _by_autograd(total, x)
+
+    def _in_dtype(self, x: torch.Tensor) -> torch.Tensor:
+        """x in the dtype that the functions are given."""
+        return x if self.dtype is None else x.to(self.dtype)
 
     def _cond_like(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         check_states(x)
@@ -172,7 +190,7 @@ class Score:
         self.fn, self.cond = fn, cond
 
     def __repr__(self) -> str:
-        return f"Score({_name(self.fn)})"
+        return f"Score({name_of(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
         cond, modules = _select_cond(self.cond, rows, chains, x.device), modules_in(self.fn)
@@ -192,10 +210,15 @@ class DenoiserScore:
     read as x_t = alpha_t y (see :class:`ulam.estimation.estimator.Estimator`). For noise levels that fall during a run
     use :class:`ulam.samplers.AnnealedLangevin` with :func:`ulam.sample`.
 
+    With a data term l chains sample p_sigma(y) exp(l(y)) / Z, such as the posterior given an observation of y, whose
+    log-likelihood l is: s(y) + grad l(y).
+
     Args:
         denoiser: the trained network.
         sigma: the noise level, one number or one a chain of the run.
         cond: further arguments of the network, see :class:`Energy`.
+        data_term: a function of the chains' states y ``[B, *shape]`` (not of x_t = alpha_t y): l(y), one number a chain
+            ``[B]``, which autograd differentiates, or grad l(y), like y, which is added as it is.
 
     Raises:
         TypeError: a denoiser that is not one. In a run: TypeError or ValueError for the other arguments.
@@ -203,22 +226,51 @@ class DenoiserScore:
 
     has_energy: ClassVar[bool] = False
 
-    def __init__(self, denoiser: Denoiser, sigma: Sigma, cond: Cond | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sigma: Sigma,
+        cond: Cond | None = None,
+        *,
+        data_term: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser: got {described(denoiser)}, expected a ulam.Denoiser")
-        self.denoiser, self.sigma, self.cond = denoiser, sigma, cond
+        if data_term is not None:
+            _check_callable("data_term", data_term)
+        self.denoiser, self.sigma, self.cond, self.data_term = denoiser, sigma, cond, data_term
 
     def __repr__(self) -> str:
-        return f"DenoiserScore({_name(self.denoiser.net)}, sigma={self.sigma})"
+        return f"DenoiserScore({name_of(self.denoiser.net)}, sigma={self.sigma})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
         sigma = noise_levels(torch.empty(chains, 1), self.sigma)[rows.cpu().numpy()]
         score = _Tweedie(self.denoiser, x, sigma, _select_cond(self.cond, rows, chains, x.device))
 
         def evaluate(at: torch.Tensor, wanted: bool) -> Evaluated:
-            return None, checked_score(without_graph(score, at), at)
+            found = checked_score(without_graph(score, at), at)
+            return None, found if self.data_term is None else found + _gradient(self.data_term, at)
 
         return evaluate
+
+
+def _gradient(data_term: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    """grad l, like the states ``at``: what ``data_term`` gives, or where that is one number a chain its gradient."""
+    with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(modules_in(data_term)):
+        leaf = plain(at).requires_grad_()
+        found = data_term(leaf)
+        if not isinstance(found, torch.Tensor) or found.shape != at.shape[:1]:
+            return checked_float(
+                found, at.shape, "gradients", f" like y, or {list(at.shape[:1])}", "data_term"
+            ).detach()
+        found = checked_float(found, at.shape[:1], "log-likelihoods", "", "data_term")
+        gradient = None
+        if found.requires_grad:
+            (gradient,) = torch.autograd.grad(found.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        right = "one computed from y by differentiable torch operations, or its gradient"
+        raise TypeError(f"data_term: got a log-likelihood without a gradient in y, expected {right}")
+    return gradient
 
 
 class _Tweedie(Estimator):
@@ -241,14 +293,14 @@ NO_GRADIENT = (
 
 def checked_score(score: object, x: torch.Tensor) -> torch.Tensor:
     """``score``, contiguous and in x's dtype. Raises TypeError or ValueError unless it is floats shaped like x."""
-    return _checked_float(score, x.shape, "scores", " like x").detach().to(x.dtype).contiguous()
+    return checked_float(score, x.shape, "scores", " like x").detach().to(x.dtype).contiguous()
 
 
 def _checked_energy(energy: object, x: torch.Tensor, name: str = "target") -> torch.Tensor:
-    return _checked_float(energy, x.shape[:1], "energies", ", one number a chain", name)
+    return checked_float(energy, x.shape[:1], "energies", ", one number a chain", name)
 
 
-def _checked_float(value: object, shape: tuple[int, ...], kind: str, why: str, name: str = "target") -> torch.Tensor:
+def checked_float(value: object, shape: tuple[int, ...], kind: str, why: str, name: str = "target") -> torch.Tensor:
     tensor = check_like(value, shape, name, kind, why)
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: got {kind} of {tensor.dtype}, expected floats")
@@ -269,5 +321,5 @@ def _check_callable(name: str, value: object) -> None:
         raise TypeError(f"{name}: got {described(value)}, expected a function of x [chains, *shape]")
 
 
-def _name(value: object) -> str:
+def name_of(value: object) -> str:
     return getattr(value, "__name__", type(value).__name__)

@@ -94,7 +94,8 @@ class Verdict:
 class Evidence:
     """What a verdict looks at, see :class:`ulam.mcmc.Chains`.
 
-    ``proposals``: of all chains after the warm-up. ``hamiltonian`` ``[chain, draw]``, or why there is none.
+    ``proposals``: of all chains after the warm-up. ``hamiltonian`` ``[chain, draw]``, or why there is none. ``named``:
+    names of the elements and their values ``[chain, draw, element]``, where these are not the states themselves.
     """
 
     draws: torch.Tensor
@@ -106,6 +107,7 @@ class Evidence:
     hamiltonian: torch.Tensor | str
     temperature: float
     launched: bool
+    named: tuple[list[str], torch.Tensor] | None = None
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -113,7 +115,11 @@ def judge(evidence: Evidence) -> Verdict:
     draws = evidence.draws
     flat = draws.flatten(2) if draws.dim() > 2 else draws[..., None]
     finite = torch.isfinite(flat).all(2).all(1).cpu()
-    made = table(draws, evidence.energies, finite)
+    shown = flat if evidence.named is None else evidence.named[1]
+    if evidence.named is None:
+        made = table(draws, evidence.energies, finite)
+    else:
+        made = table(shown, evidence.energies, finite, evidence.named[0])
     rhat, bulk, tail = (_worst(made, name) for name in ("r_hat", "ess_bulk", "ess_tail"))
     rate = evidence.divergences / max(evidence.proposals if evidence.adjusted else len(draws), 1)
     failed = failures(rhat, bulk, tail)
@@ -127,15 +133,15 @@ def judge(evidence: Evidence) -> Verdict:
     divergent = None if evidence.diverging is None else evidence.diverging.nonzero().cpu()
     cause = None
     if failed:
-        chosen = looked_at(flat.shape[2])
+        chosen = looked_at(shown.shape[2])
         at = chosen[int(made["r_hat"].fillna(0.0).to_numpy()[: len(chosen)].argmax())]
         too_large = lost > 0 or (evidence.adjusted and rate > MOST_DIVERGED)
-        cause = _cause(evidence, flat, flat[finite.to(flat.device)][:, :, at], too_large, more)
+        cause = _cause(evidence, flat, shown[finite.to(flat.device)][:, :, at], too_large, more)
     return Verdict(
         rhat=rhat, ess_bulk=bulk, ess_tail=tail, mcse=_worst(made.assign(mcse=made["mcse_mean"] / made["sd"]), "mcse"),
         bfmi=bfmi, bfmi_note="" if bfmi else no_bfmi, divergences=evidence.divergences, divergence_rate=rate,
         divergent=divergent, failed=tuple(failed), cause=cause, more=more, table=made,
-        notes=tuple(_notes(evidence, flat, bfmi, divergent)),
+        notes=tuple(_notes(evidence, shown, bfmi, divergent)),
     )  # fmt: skip
 
 
@@ -182,9 +188,15 @@ def _notes(evidence: Evidence, flat: torch.Tensor, bfmi: Worst | None, divergent
         notes.append(f"E-BFMI {bfmi} below {LOW_BFMI}: momenta hardly change the energy, tails may be missed")
     if divergent is not None and len(divergent):
         chain, draw = divergent[0].tolist()
-        place = ", ".join(f"{value:.3g}" for value in flat[chain, draw, :NAMED].tolist())
+        values = [f"{value:.3g}" for value in flat[chain, draw, :NAMED].tolist()]
         more = ", ..." if flat.shape[2] > NAMED else ""
-        notes.append(f"divergences at {len(divergent)} draws: see verdict.divergent; first near x = [{place}{more}]")
+        if evidence.named is None:
+            place = f"x = [{', '.join(values)}{more}]"
+        else:
+            place = (
+                ", ".join(f"{name} = {value}" for name, value in zip(evidence.named[0], values, strict=False)) + more
+            )
+        notes.append(f"divergences at {len(divergent)} draws: see verdict.divergent; first near {place}")
     elif divergent is None and evidence.adjusted and evidence.divergences:
         way = "in launches: ulam.mcmc.run(..., launch=False) does, with the same draws" if evidence.launched else "here"
         notes.append(f"where proposals diverged is not recorded {way}")
