@@ -18,6 +18,7 @@ from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Ring, Rosenbrock
 from .gaussians import Gaussian, GaussianMixture
+from .minibatch import Minibatch
 from .model import Model
 from .parameters import CorrelationCholesky, Interval, Ordered, Parameter, Positive, Real, Simplex, UnitInterval
 from .run import run
@@ -45,6 +46,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Interval",
+    "Minibatch",
     "Model",
     "Ordered",
     "ParallelTempering",

@@ -15,6 +15,7 @@ from .adaptation import DualAveraging
 from .chains import Position
 from .densities import BuiltIn
 from .kept import KeptDraws
+from .minibatch import DrawnScore
 from .plan import RunPlan
 from .tempering import Replicas
 
@@ -63,6 +64,8 @@ class ChainBatch:
         evaluate = plan.target.bind(x, self.rows, len(plan.ids), plan.backend)
         seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, ROW.draw(plan.first_step))
         state = ChainState(x.contiguous(), evaluate, seed, ids, draw, self.sampler.scale(x), plan.backend)
+        if isinstance(evaluate, DrawnScore):
+            evaluate.state = state
         if plan.x_init is None and plan.position is None:
             state.x.copy_(state.normals(FIRST_STATE))
         if self.sampler.has_velocity:

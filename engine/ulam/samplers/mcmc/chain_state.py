@@ -30,6 +30,7 @@ class ChainState:
         scale: sqrt(P) ``[*shape]``, or None.
         wants_energy: whether the energy is needed after the current step.
         accepted: ``[B]`` bool, whether the last proposals were accepted.
+        ahead: the steps from that of ``draw`` to that which begins at the score evaluated next: 1 within a transition.
         ends: leapfrog steps per transition, each with the chains ``[B]`` bool that take that many (None: all); empty
             where the sampler's own number holds.
     """
@@ -45,6 +46,7 @@ class ChainState:
     energy: torch.Tensor | None = None
     wants_energy: bool = True
     accepted: torch.Tensor | None = None
+    ahead: int = 1
     ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,9 @@ class ChainState:
 
     def evaluate_here(self, energy: bool) -> None:
         """Evaluate the score at x, and the energy if asked for: copies, which a Metropolis test may overwrite."""
+        self.ahead = 0
         found, score = self.evaluate(self.x, energy)
+        self.ahead = 1
         self.energy, self.score = None if found is None else found.clone(), score.clone()
 
     def advance(self, steps: int = 1) -> None:
