@@ -25,7 +25,7 @@ def test_double_well_by_mala(tmp_path, capsys):
     words = ["mcmc", "--target", "double-well", "--sampler", "mala", "--step", "0.05", "--adapt", "off", *SIZES]
     assert main([*words, "--out", str(out)]) == 1  # 10 draws
     assert sorted(path.name for path in out.iterdir()) == [
-        "draws.npz", "marginal.png", "rank.png", "report.json", "trace.png",
+        "draws.npz", "marginal.png", "plane.png", "rank.png", "report.json", "trace.png",
     ]  # fmt: skip
     sizes = {"chains": 8, "steps": 40, "warmup": 20, "thin": 4, "seed": 3, "progress": False}
     same = mcmc.run(mcmc.DoubleWell(2), mcmc.MALA(0.05), **sizes)
@@ -35,7 +35,7 @@ def test_double_well_by_mala(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     assert report["acceptance"] == pytest.approx(float(same.acceptance.mean()))
     assert report["steps"] == 40 and report["divergent_chains"] == []
-    for name in ("trace", "rank", "marginal"):
+    for name in ("trace", "rank", "marginal", "plane"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "acceptance" in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,7 @@ from . import info, mcmc_verdict
 from . import mcmc_plots as plots
 from .streams import FAILED
 
-EXACT_DRAWS = 50_000  # behind the marginal plot
-FILES = ("draws.npz", "report.json", "trace.png", "rank.png", "marginal.png")
+FILES = ("draws.npz", "report.json")  # beside the pictures
 
 TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
     "gaussian": (lambda d: Gaussian(torch.zeros(d)), 2),
@@ -87,7 +87,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--no-verdict", action="store_true", help="do not say whether chains mixed (ArviZ is not needed then)"
     )
     p.add_argument("--no-plots", action="store_true", help="write no pictures (matplotlib is not needed then)")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES)}")
+    p.add_argument(
+        "--plots", type=lambda text: tuple(text.split(",")), metavar="FILE,FILE,...",
+        help=f"pictures to write, among {', '.join(plots.PLOTS)}, as .png or .pdf (default: all as .png)",
+    )  # fmt: skip
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {', '.join(FILES)} and pictures")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,11 +101,11 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_verdict:
         mcmc_verdict.require_arviz()
     target, sampler = _target(options), _tempered(options, _sampler(options))
-    adapt = _adapt(options, sampler)
+    adapt, names = _adapt(options, sampler), [*FILES, *_pictures(options, target)]
     print(
         f"ulam: {options.chains} chains of {target!r}, {sampler}, {f'adapted to {adapt:g}' if adapt else 'not adapted'}"
     )
-    with writable_folder(options.out, FILES):
+    with writable_folder(options.out, tuple(names)):
         chains = run_chains(
             target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
             warmup=options.warmup, thin=options.thin, adapt=adapt, slots=options.slots, device=options.device,
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         verdict = None if options.no_verdict else mcmc_verdict.of(chains)
         report = _report(options, chains, adapt, verdict)
-        paths, lost = written(options.out, lambda folder: _write(folder, options, target, chains, report))
+        paths, lost = written(options.out, lambda folder: _write(folder, names, options, target, chains, report))
     rate = "" if chains.acceptance is None else f", acceptance {float(chains.acceptance.mean()):.3f}"
     print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(paths)}")
     if verdict is not None:
@@ -195,19 +199,27 @@ def _adapt(options: argparse.Namespace, sampler: ChainSampler | ParallelTemperin
     return inner.rate if options.warmup > 0 else None
 
 
+def _pictures(options: argparse.Namespace, target: Target) -> list[str]:
+    """The names of the pictures to write."""
+    if options.no_plots:
+        if options.plots is not None:
+            raise ValueError("plots: got some beside --no-plots, expected one of the two")
+        return []
+    shape = target.shape if isinstance(target, BuiltIn) else options.shape
+    return plots.checked_names(options.plots, math.prod(shape))
+
+
 def _write(
-    folder: Path, options: argparse.Namespace, target: Target, chains: Chains, report: dict[str, Any]
+    folder: Path, names: list[str], options: argparse.Namespace, target: Target, chains: Chains, report: dict[str, Any]
 ) -> list[str]:
     """Write the files, all of them whole or none; their names."""
-    exact, temperature = None, (options.temperatures or [options.temperature])[0]
-    if isinstance(target, BuiltIn) and temperature in (None, 1.0):
-        exact = target.sample(EXACT_DRAWS, seed=options.seed + 1)[:, : plots.MOST_ELEMENTS].numpy()
+    temperature = (options.temperatures or [options.temperature])[0]
+    exact = target if isinstance(target, BuiltIn) and temperature in (None, 1.0) else None
     assert chains.draws is not None
     arrays = {"draws": chains.draws.cpu().numpy(), "chains": chains.ids.numpy()}
     for name in ("energies", "acceptance", "divergences", "diverging", "step", "tree_depth", "leapfrogs"):
         if (values := getattr(chains, name)) is not None:
             arrays[name] = values.cpu().numpy()
-    names = [name for name in FILES if not (options.no_plots and name.endswith(".png"))]
     with whole(*(folder / name for name in names)) as paths:
         for name, path in zip(names, paths, strict=True):
             if name == "draws.npz":
@@ -216,9 +228,7 @@ def _write(
             elif name == "report.json":
                 path.write_text(json_text({**report, "files": names}))
             else:
-                plot = name.removesuffix(".png")
-                more = {"exact": exact} if plot == "marginal" else {}
-                plots.PLOTS[plot](chains, **more).savefig(path, dpi=150, format="png")
+                plots.save(plots.PLOTS[name.partition(".")[0]](chains, exact), path, name)
     return names
 
 
