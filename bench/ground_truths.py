@@ -1,0 +1,120 @@
+"""NUTS, MAMS and HMC on posteriors whose moments are known: `python -m bench.ground_truths`.
+
+Prints, for every posterior and sampler, the worst error of a mean and of a standard deviation in standard errors (those
+of the run, by ArviZ' effective sample sizes, and of the truth together), and exits 1 where one is above 4. Needs
+`pip install 'ulam[mcmc]' scikit-learn`. `--truth` runs NUTS in float64 on the logistic regression instead, for
+long, and writes what it finds into posteriors.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import arviz
+import numpy as np
+import numpy.typing as npt
+import torch
+from bench import posterior_numbers
+from bench.posteriors import POSTERIORS, Logistic, Posterior, Truth
+
+from ulam import mcmc
+
+MOST_ERRORS = 4.0
+SAMPLERS = {"nuts": mcmc.NUTS, "mams": mcmc.MAMS, "hmc": mcmc.HMC}
+Array = npt.NDArray[np.float64]
+
+
+def sample(name: str, posterior: Posterior, **options: Any) -> mcmc.Chains:
+    """A run of 64 chains by the sampler of this name: the one place that says how samplers are called."""
+    kind = SAMPLERS[name]
+    # MAMS' step is how far x goes: sqrt(d) times that of a leapfrog step, whose velocity is of length sqrt(d)
+    scale = posterior.dimension**0.5 if name == "mams" else 1.0
+    path = {} if name == "nuts" else {"leapfrog": posterior.leapfrog}
+    sampler = kind(scale * posterior.step, **path)
+    defaults = {"chains": 64, "steps": 1000, "warmup": 500, "adapt": kind.rate, "progress": False}
+    return mcmc.run(posterior.target(), sampler, **{**defaults, "shape": (posterior.dimension,), **options})
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of every parameter ``[p]``, with their standard errors, and what ArviZ says of them.
+
+    ``ess``: the lower of the effective sample sizes for both.
+    """
+
+    mean: Array
+    mean_error: Array
+    sd: Array
+    sd_error: Array
+    ess: Array
+    rhat: Array
+
+    def errors(self, truth: Truth) -> Array:
+        """How far means and standard deviations ``[2, p]`` are from the truth's, in standard errors of both."""
+        found = np.stack([self.mean, self.sd]) - np.stack([truth.mean, truth.sd])
+        ours, theirs = np.stack([self.mean_error, self.sd_error]), np.stack([truth.mean_error, truth.sd_error])
+        return np.asarray(found / np.hypot(ours, theirs))
+
+
+def moments(posterior: Posterior, draws: torch.Tensor) -> Moments:
+    """Of the parameters of draws of x ``[chains, draws, dimension]``."""
+    values = posterior.parameters(draws.double()).numpy()
+    data = arviz.convert_to_dataset({"x": values})
+    ess = np.stack([arviz.ess(data, method=method)["x"].values for method in ("mean", "sd")])
+    mean, sd = values.mean((0, 1)), values.std((0, 1), ddof=1)
+    mean_error, sd_error = (arviz.mcse(data, method=method)["x"].values for method in ("mean", "sd"))
+    return Moments(mean, mean_error, sd, sd_error, ess.min(0), arviz.rhat(data)["x"].values)
+
+
+def check(name: str, posterior: Posterior, options: dict[str, Any]) -> bool:
+    """Run a sampler on a posterior, print how far it is from every truth, and say whether that is near enough."""
+    begin = time.perf_counter()
+    chains = sample(name, posterior, **options)
+    seconds = time.perf_counter() - begin
+    assert chains.draws is not None
+    found, fine = moments(posterior, chains.draws), True
+    for source, truth in posterior.truths.items():
+        errors = np.abs(found.errors(truth))
+        fine &= bool((errors < MOST_ERRORS).all())
+        worst = [f"{row.max():5.2f} {posterior.labels[int(row.argmax())]:<10}" for row in errors]
+        numbers = f"{found.ess.min():9.0f} {found.rhat.max():7.4f} {seconds:8.1f} {int(chains.divergences.sum()):8}"
+        print(f"{posterior.name:<25}{name:<6}{source:<19}{worst[0]}{worst[1]}{numbers}", flush=True)
+    return fine
+
+
+def write_truth() -> None:
+    """Keep the moments of a long float64 run on the logistic regression, with their standard errors."""
+    posterior = Logistic()
+    options = {"chains": 256, "warmup": 300, "steps": 1000, "seed": 1, "dtype": torch.float64}
+    chains = sample("nuts", posterior, **options)
+    assert chains.draws is not None
+    found = moments(posterior, chains.draws)
+    truth = Truth(found.mean, found.mean_error, found.sd, found.sd_error)
+    posterior_numbers.write(posterior_numbers.as_arrays("logistic", truth))
+    print(f"{posterior.name}: least ESS {found.ess.min():.0f}, worst R-hat {found.rhat.max():.5f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.ground_truths", description=__doc__)
+    parser.add_argument("--posterior", nargs="+", choices=POSTERIORS, default=list(POSTERIORS))
+    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--truth", action="store_true", help="write that of the logistic regression")
+    options = parser.parse_args()
+    if options.truth:
+        write_truth()
+        return
+    titles = f"{'mean, errors':<16}{'sd, errors':<16}{'least ESS':>9} {'R-hat':>7}  seconds diverged"
+    print(f"{'':<31}{'truth':<19}{titles}")
+    fine = [
+        check(name, POSTERIORS[of](), {"seed": options.seed}) for of in options.posterior for name in options.sampler
+    ]
+    sys.exit(0 if all(fine) else 1)
+
+
+if __name__ == "__main__":
+    main()
