@@ -196,9 +196,9 @@ def test_parameters_that_do_not_fit_are_refused(parameters, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Simplex(1), "n: got 1, expected at least 2"),
-        (lambda: Ordered(0), "n: got 0, expected at least 2"),
-        (lambda: CorrelationCholesky(2.5), "n: got 2.5, expected an integer"),
+        (lambda: Simplex(1), "n: got 1, expected 2 to"),
+        (lambda: Ordered(0), "n: got 0, expected 2 to"),
+        (lambda: CorrelationCholesky(2.5), "n: got 2.5, expected a whole number from 2 to 32768"),
         (lambda: Interval(1, 1), "lo: got 1 with hi = 1, expected finite numbers, lo < hi"),
         (lambda: Interval(0, float("inf")), "lo: got 0 with hi = inf, expected finite numbers"),
         (lambda: Interval("a", 1), "lo: got 'a', expected a number"),

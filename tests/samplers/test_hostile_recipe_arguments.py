@@ -20,7 +20,8 @@ VP = schedules.vp_linear(10)
 CHAIN_SAMPLERS = {"BAOAB", "GHMC", "HMC", "MALA", "MALT", "MAMS", "MCLMC", "NUTS", "SGLD", "ULA", "ParallelTempering"}
 MOVING = CHAIN_SAMPLERS - {"ULA", "ParallelTempering"}
 DENSITIES = {"DoubleWell", "Funnel", "Gaussian", "GaussianMixture", "Ring", "Rosenbrock"}
-TARGETS = {"DenoiserScore", "Energy", "Score"}
+TARGETS = {"DenoiserScore", "Energy", "Minibatch", "Model", "Score"}
+PARAMETERS = {"CorrelationCholesky", "Interval", "Ordered", "Parameter", "Positive", "Real", "Simplex", "UnitInterval"}
 NOT_HERE = {
     "Grid": "levels that a sampler has worked out", "GridSampler": "the base of the samplers",
     "Schedule": "abstract", "Continuous": "abstract", "Array": "a type", "Numbers": "a type",
@@ -34,6 +35,14 @@ NOT_HERE = {
 
 def energy(x: torch.Tensor) -> torch.Tensor:
     return x.square().sum(1) / 2
+
+
+def log_prob(w: torch.Tensor) -> torch.Tensor:
+    return -w.square().sum() / 2
+
+
+def log_likelihood(w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return -((y - w[0]) ** 2)
 
 
 def rising(t: torch.Tensor) -> torch.Tensor:
@@ -56,6 +65,12 @@ def needed(name: str) -> Given:
         "Energy": {"fn": energy},
         "Score": {"fn": torch.neg},
         "DenoiserScore": {"denoiser": ulam.Denoiser(lambda x, t: x * 0.5, VP), "sigma": two},
+        "Model": {"log_prob": log_prob, "parameters": {"w": mcmc.Real((2,))}},
+        "Minibatch": {
+            "log_prior": log_prob, "log_likelihood": log_likelihood, "data": {"y": torch.arange(3.0)},
+            "parameters": {"w": mcmc.Positive((2,))}, "batch": 2,
+        },
+        "Interval": {"lo": -1.0, "hi": 2.0}, "Simplex": {"n": 3}, "Ordered": {"n": 3}, "CorrelationCholesky": {"n": 2},
         "ParallelTempering": {"sampler": mcmc.MALA(0.1), "temperatures": torch.tensor([1.0, 2.0])},
         "ULA": {"step": two, "preconditioner": torch.ones(2), "noise_scale": two.clone(), "clip": (-3.0, 3.0)},
         **{name: {"step": two, "preconditioner": torch.ones(2)} for name in MOVING},
@@ -102,6 +117,18 @@ def aimed(target: Callable[..., Any], /, **given: Any) -> torch.Tensor | None:
     return mcmc.run(target(**given), mcmc.ULA(0.1), chains=2, steps=2, shape=(2,), seed=1, progress=False).draws
 
 
+def constrained(parameter: Callable[..., Any], /, **given: Any) -> torch.Tensor:
+    model = mcmc.Model(log_prob, {"w": parameter(**given)})
+    x = torch.ones(2, *model.shape, dtype=torch.float64)
+    assert torch.allclose(model.unconstrain(model.constrain(x)), x, atol=1e-4)
+    return model.log_prob(x)
+
+
+def weighted_mean(**given: Any) -> torch.Tensor:
+    chains = mcmc.run(mcmc.Gaussian([0.0, 1.0]), mcmc.SGLD(0.1), chains=2, steps=4, progress=False)
+    return chains.weighted_mean(**given)
+
+
 def run_arguments() -> Given:
     return {
         "target": mcmc.Gaussian([0.0, 1.0]), "sampler": mcmc.BAOAB(0.1), "chains": 2, "steps": 3, "shape": (2,),
@@ -126,7 +153,13 @@ def way(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A call that does something with what a constructor makes."""
     if name in ("DynamicThreshold", "check_schedule"):
         return function
-    ways = ((moved, CHAIN_SAMPLERS), (drawn, DENSITIES), (aimed, TARGETS), (levels, schedules.__all__))
+    ways = (
+        (moved, CHAIN_SAMPLERS),
+        (drawn, DENSITIES),
+        (aimed, TARGETS),
+        (constrained, PARAMETERS),
+        (levels, schedules.__all__),
+    )
     return partial(next((call for call, names in ways if name in names), compiled), function)
 
 
@@ -139,6 +172,11 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     name: (way(name, function), partial(arguments_of, function)) for name, function in PUBLIC.items()
 } | {
     "run": (run, run_arguments),
+    "Chains.weighted_mean": (weighted_mean, lambda: {"of": torch.ones(2, 4, 2)}),
+    "Model.constrain": (mcmc.Model(log_prob, {"w": mcmc.Real((2,))}).constrain, lambda: {"x": torch.ones(3, 2)}),
+    "Model.unconstrain": (
+        mcmc.Model(log_prob, {"w": mcmc.Real((2,))}).unconstrain, lambda: {"values": {"w": torch.ones(3, 2)}}
+    ),
     "Chains.to_arviz": (to_arviz, lambda: {"names": "w", "coords": {"axis": [1, 2]}, "dims": ["axis"]}),
     "Chains.to_arviz of elements": (to_arviz, lambda: {"names": ["u", "w"], "coords": None, "dims": None}),
 }  # fmt: skip

@@ -45,7 +45,9 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "load_state_dict": (
         lambda **saved: ebm.PersistentChains(4, (2,), mcmc.ULA(0.1), seed=3).load_state_dict(saved), CHAINS.state_dict
     ),
-    "Energy": (lambda x, **given: ulam.Energy(**given).score(x), lambda: {"fn": energy, "x": batch(), "cond": None}),
+    "Energy": (lambda x, **given: ulam.Energy(**given).score(x), lambda: {
+        "fn": energy, "x": batch(), "cond": None, "dtype": torch.float64,
+    }),
     "log_prob": (lambda x: ulam.Energy(energy).log_prob(x), lambda: {"x": batch()}),
     "contrastive_divergence": (objectives.contrastive_divergence, lambda: {
         "energy": energy, "data": batch(), "model": batch().requires_grad_(), "penalty": 0.1, "kl": 0.1,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ulam_kernels.arguments import described
+from ulam_kernels.validation import check_data, check_real
 
 from ..engine import errors
 from . import arviz_data
@@ -143,6 +144,8 @@ class Chains:
         values, right = self._stored() if of is None else of, [len(self.ids), self.kept]
         if not isinstance(values, torch.Tensor) or list(values.shape[:2]) != right:
             raise ValueError(f"of: got {described(values)}, expected a tensor {right} and more, of each draw")
+        check_data(values, "of")
+        check_real(values, "of")
         weights = self.weights().to(values.device)
         of_chains: torch.Tensor = torch.tensordot(values[self._stayed].double(), weights, dims=([1], [0]))
         return of_chains.mean(0)

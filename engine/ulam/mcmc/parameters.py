@@ -19,10 +19,11 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import described, whole
+from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.validation import check_data, real_numbers
 
-from ..arguments import check_shape, whole_number
+from ..arguments import check_shape
 
 RESERVED = ("", "chain", "draw")  # ArviZ's own names
 
@@ -137,12 +138,12 @@ def Interval(lo: float, hi: float, shape: Sequence[int] = ()) -> Parameter:
 
 def Simplex(n: int) -> Parameter:
     """n numbers above 0 whose sum is 1, n at least 2; densities are those of the first n - 1."""
-    return Parameter((_at_least_2(n),), constraints.simplex)
+    return Parameter((whole(n, "n", 2, MAX_ELEMENTS),), constraints.simplex)
 
 
 def Ordered(n: int) -> Parameter:
     """n numbers in ascending order, n at least 2."""
-    return Parameter((_at_least_2(n),), OrderedVector())
+    return Parameter((whole(n, "n", 2, MAX_ELEMENTS),), OrderedVector())
 
 
 def CorrelationCholesky(n: int) -> Parameter:
@@ -150,7 +151,7 @@ def CorrelationCholesky(n: int) -> Parameter:
 
     n is at least 2. In float32 log |det| loses digits where correlations are near 1: ``dtype=torch.float64``.
     """
-    return Parameter((_at_least_2(n), n), constraints.corr_cholesky)
+    return Parameter((whole(n, "n", 2, 1 << 15), n), constraints.corr_cholesky)
 
 
 class Layout:
@@ -246,9 +247,3 @@ class Layout:
         flat = torch.cat([x.reshape(*y.shape[:-1], -1) for x in self.constrain(y).values()], -1)
         moves = torch.tensor([moving for _, moving in labels], device=flat.device)
         return [label for label, moving in labels if moving], flat[..., moves]
-
-
-def _at_least_2(n: object) -> int:
-    if (count := whole_number("n", n)) < 2:
-        raise ValueError(f"n: got {count}, expected at least 2")
-    return count
