@@ -85,6 +85,8 @@ class PersistentChains:
             raise TypeError(
                 f"sampler: got {described(sampler)}, expected ULA, MALA, HMC or another that keeps no velocity"
             )
+        if sampler.step is None:
+            raise ValueError(f"step: got None, expected a step size for {type(sampler).__name__} in persistent chains")
         if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
             raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:
@@ -138,6 +140,7 @@ class PersistentChains:
         target = energy if isinstance(energy, Energy) else Energy(energy)
         state = self._restarted(rows)
         state.evaluate = target.bind(state.x, rows, len(self.x), self._backend)
+        assert self.sampler.step is not None
         one = select_rows("step", self.sampler.step, rows), select_rows("temperature", self.sampler.temperature, rows)
         a, b, c, d = (column.to(state.x.dtype) for column in self.sampler.coefficients(*one, rows, 0))
         state.evaluate_here(self.sampler.adjusted)

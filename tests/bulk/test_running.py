@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ulam
 from bulk_cases import (
@@ -29,8 +30,6 @@ from bulk_cases import (
     values,
 )
 from processes import started
-from torch.nn.modules.module import register_module_forward_pre_hook
-
 from ulam import bulk
 from ulam.bulk.workers.worker import ONE_AT_A_TIME
 from ulam.samplers import DDIM, DDPM

@@ -30,6 +30,7 @@ NOT_HERE = {
     "Learned": "learned makes it", "Frozen": "frozen() makes it",
     **dict.fromkeys(("before", "correlation", "posterior"), "they read levels that a schedule gave"),
     "Chains": "what run returns", "Verdict": "what its verdict returns", "DualAveraging": "what run adapts steps with",
+    "Tuning": "what run returns",
 }  # fmt: skip
 
 
@@ -143,6 +144,11 @@ def run(**given: Any) -> list[torch.Tensor | None]:
     return [chains.draws, chains.x]
 
 
+def warmed(**given: Any) -> torch.Tensor | None:
+    options: Given = {"chains": 2, "steps": 2, "warmup": 25, "seed": 1, "progress": False}
+    return mcmc.run(mcmc.Gaussian([0.0, 1.0]), mcmc.MALA(), adapt=mcmc.Warmup(**given), **options).draws
+
+
 def to_arviz(**given: Any) -> list[torch.Tensor]:
     pytest.importorskip("arviz", reason="the data are ArviZ's")
     chains = mcmc.run(mcmc.Gaussian([0.0, 1.0]), mcmc.MALA(0.1), chains=2, steps=4, progress=False)
@@ -177,6 +183,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "Model.unconstrain": (
         mcmc.Model(log_prob, {"w": mcmc.Real((2,))}).unconstrain, lambda: {"values": {"w": torch.ones(3, 2)}}
     ),
+    "Warmup": (warmed, lambda: {"rate": 0.6, "mass": "diagonal"}),
     "Chains.to_arviz": (to_arviz, lambda: {"names": "w", "coords": {"axis": [1, 2]}, "dims": ["axis"]}),
     "Chains.to_arviz of elements": (to_arviz, lambda: {"names": ["u", "w"], "coords": None, "dims": None}),
 }  # fmt: skip

@@ -30,6 +30,8 @@ from . import info, mcmc_verdict
 from . import mcmc_plots as plots
 from .streams import FAILED
 
+STEP = 0.1  # where a warm-up does not find it
+WARM_UPS = ("pooled", "chain")
 FILES = ("draws.npz", "report.json")  # beside the pictures
 
 TARGETS: dict[str, tuple[Callable[[int], Target], int]] = {
@@ -53,7 +55,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dimension", type=int, metavar="D", help="of a built-in target (default 2; funnel 10)")
     p.add_argument("--shape", type=_sizes, metavar="C,H,W", help="of one state of your own energy, such as 1,8,8")
     p.add_argument("--sampler", default="mala", help=f"one of {', '.join(SAMPLERS)} (default mala)")
-    p.add_argument("--step", type=float, default=0.1, help="ULA's eta, a leapfrog or BAOAB's time step (0.1)")
+    p.add_argument(
+        "--step", type=float, help=f"ULA's eta, a leapfrog or BAOAB's time step ({STEP}; pooled, chain: found)"
+    )
     p.add_argument("--temperature", type=float, help="default 1")
     p.add_argument("--friction", type=float, help="baoab, ghmc, malt: default 1")
     p.add_argument("--leapfrog", type=int, help="hmc, malt, mams: leapfrog steps a transition (default 10; ghmc 1)")
@@ -70,8 +74,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--thin", type=int, default=1, metavar="N", help="keep every N-th state (default 1)")
     rates = ", ".join(f"{name} {make.rate:g}" for name, make in SAMPLERS.items() if make.rate)
     p.add_argument(
-        "--adapt", type=_rate, metavar="RATE",
-        help=f"tune steps to this acceptance in warm-up, or off (default {rates}; others off)",
+        "--adapt", type=_asked, metavar="RATE",
+        help=f"tune steps to this acceptance in warm-up, each chain alone (default {rates}; others off), or off; "
+        "chain: find the first step too; pooled: step, masses and paths of hmc and mams, from all chains together",
     )  # fmt: skip
     p.add_argument(
         "--temperatures",
@@ -102,9 +107,8 @@ def run(options: argparse.Namespace) -> int:
         mcmc_verdict.require_arviz()
     target, sampler = _target(options), _tempered(options, _sampler(options))
     adapt, names = _adapt(options, sampler), [*FILES, *_pictures(options, target)]
-    print(
-        f"ulam: {options.chains} chains of {target!r}, {sampler}, {f'adapted to {adapt:g}' if adapt else 'not adapted'}"
-    )
+    how = f"warm-up {adapt}" if isinstance(adapt, str) else f"adapted to {adapt:g}" if adapt else "not adapted"
+    print(f"ulam: {options.chains} chains of {target!r}, {sampler}, {how}")
     with writable_folder(options.out, tuple(names)):
         chains = run_chains(
             target, sampler, chains=options.chains, steps=options.steps, shape=options.shape, seed=options.seed,
@@ -117,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
     rate = "" if chains.acceptance is None else f", acceptance {float(chains.acceptance.mean()):.3f}"
     print(f"ulam: {chains.report['seconds']:.2f} s{rate}; wrote {', '.join(paths)}")
     if verdict is not None:
-        for line in mcmc_verdict.told(verdict, options, _defaults(), chains, target, sampler):
+        tuned = sampler if chains.tuning is None else chains.tuning.sampler
+        for line in mcmc_verdict.told(verdict, options, _defaults(), chains, target, tuned):
             print(line)
     if lost is not None:
         raise lost
@@ -132,12 +137,13 @@ def _defaults() -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "run"}
 
 
-def _rate(text: str) -> float:
-    """0 for off."""
+def _asked(text: str) -> float | str:
+    """What to adapt to, 0 for off."""
     try:
-        return 0.0 if text == "off" else positive(float(text), "adapt")
+        return text if text in WARM_UPS else 0.0 if text == "off" else positive(float(text), "adapt")
     except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a target acceptance in (0, 1), or off") from None
+        right = "a target acceptance in (0, 1), or off, pooled or chain"
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {right}") from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -183,7 +189,9 @@ def _sampler(options: argparse.Namespace) -> ChainSampler:
     if strange := [option for option in given if option not in taken]:
         came = f"{strange[0]}: got {given[strange[0]]}"
         raise ValueError(f"{came}, expected none: the sampler {name} does not take it")
-    made: ChainSampler = make(options.step, **given)  # type: ignore[call-arg]
+    finds = options.step is None and options.adapt in WARM_UPS and make.rate is not None and not options.temperatures
+    step = STEP if options.step is None and not finds else options.step
+    made: ChainSampler = make(step, **given)  # type: ignore[call-arg]
     return made
 
 
@@ -191,7 +199,7 @@ def _tempered(options: argparse.Namespace, sampler: ChainSampler) -> ChainSample
     return sampler if options.temperatures is None else ParallelTempering(sampler, options.temperatures)
 
 
-def _adapt(options: argparse.Namespace, sampler: ChainSampler | ParallelTempering) -> float | None:
+def _adapt(options: argparse.Namespace, sampler: ChainSampler | ParallelTempering) -> float | str | None:
     """The acceptance that steps are adapted to: by default the sampler's, where there is a warm-up."""
     if options.adapt is not None:
         return options.adapt or None
@@ -233,7 +241,7 @@ def _write(
 
 
 def _report(
-    options: argparse.Namespace, chains: Chains, adapt: float | None, verdict: Verdict | None
+    options: argparse.Namespace, chains: Chains, adapt: float | str | None, verdict: Verdict | None
 ) -> dict[str, Any]:
     finite = [float(value) for value in chains.mean().flatten()[:16]]
     return {

@@ -130,7 +130,7 @@ def changed(
             return _hmc(cause, options, chains, target, sampler)
         return _nuts(options, chains, sampler)
     if cause == "divergences":
-        return {"step": _rounded(options.step / 4), "steps": 4 * steps, "thin": 4 * thin}
+        return {"step": _rounded(float(chains.step.min()) / 4), "steps": 4 * steps, "thin": 4 * thin}
     factor = _rounded_up(2 * verdict.more)
     return {"steps": steps * factor, "thin": thin * factor}
 
@@ -150,9 +150,9 @@ def _hmc(
     """HMC of small steps on long paths, and what other samplers take left out."""
     inner = sampler.sampler if isinstance(sampler, ParallelTempering) else sampler
     step, (leaps, factor) = float(chains.step.min()), PATHS[isinstance(target, BuiltIn)]
-    if isinstance(inner, HMC) and inner.leapfrog >= leaps:
+    if isinstance(inner, HMC) and inner.leaps >= leaps:
         finer = cause == "divergences"
-        step, leaps, factor = (step / 3, 3 * inner.leapfrog, 1) if finer else (step, 5 * inner.leapfrog, 10)
+        step, leaps, factor = (step / 3, 3 * inner.leaps, 1) if finer else (step, 5 * inner.leaps, 10)
     elif isinstance(inner, HMC):
         step /= 3
     else:

@@ -24,6 +24,8 @@ from .parameters import CorrelationCholesky, Interval, Ordered, Parameter, Posit
 from .run import run
 from .targets import DenoiserScore, Energy, Score
 from .verdict import Verdict
+from .warmup.settings import Warmup
+from .warmup.tuning import Tuning
 
 __all__ = [
     "BAOAB",
@@ -58,6 +60,8 @@ __all__ = [
     "Score",
     "Simplex",
     "UnitInterval",
+    "Tuning",
     "Verdict",
+    "Warmup",
     "run",
 ]

@@ -16,18 +16,22 @@ class DualAveraging:
     """The step sizes of a batch of chains, each adapted on its own.
 
     log step_m = mu - sqrt(m) / gamma H_m, H_m = (1 - 1 / (m + t_0)) H_(m-1) + (rate - a_m) / (m + t_0), with
-    mu = log(10 step_0) and a_m the acceptance probability of transition m. ``final`` averages log step_m with weights
-    m^-kappa. ``step`` ``[B]`` float64; ``rate``: the target acceptance.
+    mu = log(ahead step_0) and a_m the acceptance probability of transition m. ``final`` averages log step_m with
+    weights m^-kappa. ``step`` ``[B]`` float64; ``rate``: the target acceptance.
     """
 
-    def __init__(self, step: torch.Tensor, rate: float) -> None:
+    def __init__(self, step: torch.Tensor, rate: float, ahead: float = 10.0) -> None:
         self.step, self.rate, self._count = step, rate, 0
-        self._aim, self._error, self._log = (10 * step).log(), torch.zeros_like(step), torch.zeros_like(step)
+        self._aim, self._error, self._log = (ahead * step).log(), torch.zeros_like(step), torch.zeros_like(step)
 
     def update(self, log_ratio: torch.Tensor) -> None:
         """Take the log acceptance ratios ``[B]`` of a transition of size ``step`` into account."""
+        self.take(log_ratio.clamp(max=0).exp().nan_to_num(0.0))
+
+    def take(self, probability: torch.Tensor) -> None:
+        """Take acceptance probabilities ``[B]`` float64 of a transition of size ``step`` into account."""
         self._count += 1
-        self._take(log_ratio.clamp(max=0).exp().nan_to_num(0.0), *_weights(self._count))
+        self._take(probability, *_weights(self._count))
 
     def _take(self, probability: torch.Tensor, weight: Weight, gain: Weight, share: Weight) -> None:
         self._error = (1 - weight) * self._error + weight * (self.rate - probability)

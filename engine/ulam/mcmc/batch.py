@@ -9,9 +9,8 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
-from ..samplers.mcmc.chain_sampler import select_rows
+from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.chain_state import ChainState, Columns
-from .adaptation import DualAveraging
 from .chains import Position
 from .densities import BuiltIn
 from .kept import KeptDraws
@@ -20,6 +19,7 @@ from .plan import RunPlan
 from .tempering import Replicas
 
 Progress = Callable[[int, "ChainBatch"], None]  # steps done, of which batch
+Take = Callable[[torch.Tensor, "torch.Tensor | None"], None]  # see :meth:`ChainBatch.warm`
 
 LAUNCH_ELEMENTS = 1 << 28  # the most element updates of one launch: fractions of a second, so that progress shows
 
@@ -39,6 +39,7 @@ class ChainBatch:
         self.replicas = Replicas(plan.tempering, len(rows), plan.device)
         self.rows = rows.repeat_interleave(self.replicas.count)
         temperature = select_rows("temperature", plan.sampler.temperature, self.rows, chains)
+        assert plan.sampler.step is not None
         step = select_rows("step", plan.sampler.step, self.rows, chains)
         self.step, self.temperature = self.replicas.heated(plan.sampler, step, temperature)
         self._given = self.step
@@ -94,21 +95,54 @@ class ChainBatch:
             found = sorted(set(counts.tolist()))
             self.state.ends = {count: None if len(found) == 1 else counts == count for count in found}
 
+    # -------------------------------------------------------------------------------------------- warm-up
+
+    def advance_unkept(self) -> None:
+        """The warm-up where nothing is adapted."""
+        self._advance(self.plan.warmup, None)
+
+    def warm(self, steps: int, take: Take) -> None:
+        """Make so many steps of each chain, calling ``take(probability, done)`` after each.
+
+        probability: of acceptance ``[B K]`` float64. done: which chains it is of, or None: of all.
+        """
+        for _ in range(steps):
+            log_ratio = self._transition(self._columns(), energy=True)
+            assert log_ratio is not None
+            take(log_ratio.clamp(max=0).exp().nan_to_num(0.0), None)
+            self._swap_if_due()
+
+    def change_step(self, step: torch.Tensor) -> None:
+        """Go on with these step sizes ``[B K]``, on paths as long as before."""
+        self.step = step
+        self._count_leaps()
+
+    def begin_at(self, step: torch.Tensor) -> None:
+        """Go on as if these step sizes ``[B K]`` had been given."""
+        self._given = step
+        self.change_step(step)
+
+    def adopt(self, sampler: ChainSampler) -> None:
+        """Go on with the settings of another sampler of the same class."""
+        assert sampler.step is not None
+        self.sampler, self.state.scale = sampler, sampler.scale(self.state.x)
+        self.begin_at(select_rows("step", sampler.step, self.rows))
+
     # -------------------------------------------------------------------------------------------- a run
 
-    def run(self, kept: KeptDraws) -> None:
-        """Warm up, adapting the step sizes if the plan says so; then make all its steps, keeping every thin-th state.
+    def begin(self) -> None:
+        """Evaluate where the chains start.
 
-        Raises ValueError for an energy or a score that is not finite where a chain starts.
+        Raises ValueError for an energy or a score that is not finite there.
         """
         plan = self.plan
         self.state.evaluate_here(plan.target.has_energy)
         if plan.position is None or self.sampler.adjusted or plan.tempering is not None:
             self._check_start()
-        if plan.adapt is not None:
-            self._adapt(plan.warmup, plan.adapt)
-        else:
-            self._advance(plan.warmup, None)
+
+    def run(self, kept: KeptDraws) -> None:
+        """After the warm-up make all steps of the plan, keeping every thin-th state."""
+        plan = self.plan
         if plan.warmup:
             self._thin_from = self.index
         for counts in (self.accepted, self.diverged):
@@ -137,18 +171,6 @@ class ChainBatch:
             f"target: got no finite {what} at the start of chain {chain}{others}, expected one: check it, or give "
             "x_init where it is finite"
         )
-
-    def _adapt(self, steps: int, rate: float) -> None:
-        averaging = DualAveraging(self.step, rate)
-        for _ in range(steps):
-            self.step = averaging.step
-            self._count_leaps()
-            log_ratio = self._transition(self._columns(), energy=True)
-            assert log_ratio is not None
-            averaging.update(log_ratio)
-            self._swap_if_due()
-        self.step = averaging.final
-        self._count_leaps()
 
     def _advance(self, steps: int, kept: KeptDraws | None) -> None:
         if not steps:
@@ -205,8 +227,11 @@ class ChainBatch:
         return log_ratio
 
     def _columns(self) -> Columns:
-        """The sampler's coefficients of the next step, in the dtype of the states."""
-        made = self.sampler.coefficients(self.step, self.temperature, self.rows, self.index)
+        return self.columns(self.sampler, self.step)
+
+    def columns(self, sampler: ChainSampler, step: torch.Tensor) -> Columns:
+        """A sampler's coefficients of the next step, of sizes ``step`` ``[B K]``, in the dtype of the states."""
+        made = sampler.coefficients(step, self.temperature, self.rows, self.index)
         a, b, c, d = (column.to(self.plan.dtype).contiguous() for column in made)
         return a, b, c, d
 

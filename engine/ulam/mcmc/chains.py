@@ -16,6 +16,7 @@ from . import arviz_data
 from .arviz_data import Coords, Dims, Names
 from .parameters import Layout
 from .verdict import Evidence, Verdict, judge, of_table
+from .warmup.tuning import Tuning
 
 FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose paths each keep the energy of one, noise-v1's of the step
 
@@ -31,6 +32,7 @@ class Position:
         counted: steps since the last warm-up, where thinning starts to count.
         seed: as int64. ids: ``[chains]`` int64.
         sampler: its class and settings, to tell it from others.
+        tuning: what the warm-up found, or None.
     """
 
     x: torch.Tensor
@@ -41,6 +43,7 @@ class Position:
     seed: int
     ids: torch.Tensor
     sampler: dict[str, Any]
+    tuning: Tuning | None = None
 
 
 @dataclass(eq=False)
@@ -65,6 +68,8 @@ class Chains:
             so without thinning the draw is where it began); None without a Metropolis test, with moments alone, and
             for launches of whole chains, which count divergences only (``launch=False`` records them).
         step: ``[chain]`` float64, the step sizes after adaptation.
+        tuning: what the warm-up found, see :class:`ulam.mcmc.Tuning`; None where each chain adapted a step that was
+            given (``step`` has it), and without adaptation.
         x: ``[chain, *shape]``, the last states. v: their velocities, whitened by the mass, or None.
         position: where the run stopped.
         moments: ``[chain, 2, *shape]`` float64, sums of the kept states and of their squares, if only these were kept.
@@ -96,6 +101,11 @@ class Chains:
     leapfrogs: torch.Tensor | None = None
     diverging: torch.Tensor | None = None
     layout: Layout | None = None
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """See above."""
+        return self.position.tuning
 
     @property
     def next_step(self) -> int:

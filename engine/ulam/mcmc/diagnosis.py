@@ -35,7 +35,7 @@ NAMED = 8  # chains that a warning names
 def warn(result: Chains, plan: RunPlan, batches: list[ChainBatch]) -> None:
     """Warn of what went wrong in a finished run."""
     _warn_of_divergence(result, plan)
-    if plan.adapt is not None:
+    if isinstance(plan.adapt, float):
         given = torch.cat([batch.given for batch in batches])[: len(plan.ids)]  # without the last batch's padding
         _warn_of_frozen_chains(result, plan.adapt, given)
     for batch in batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.tempering import ParallelTempering
 from .chains import Chains, Position
 from .targets import Target
+from .warmup.settings import Adapt, Warmup, checked_adapt
 
 REPLICA_IDS = 1 << 63  # chain ids times replicas stay below it
 CHAINS = 4  # by default
+WARMUP = 1000  # steps, by default, where the sampler is given no step
+FIRST_STEP = 1.0  # where a search begins
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,10 +30,12 @@ class RunPlan:
     """What is sampled, how, and for how long.
 
     ``ids`` ``[chains]`` int64; ``x_init``, ``v_init`` ``[chains, *shape]`` or None; ``first_step``: the number of the
-    first step; ``position``: where the earlier run stopped that this one continues, or None.
+    first step; ``position``: where the earlier run stopped that this one continues, or None. ``asked``: the sampler as
+    it was given; ``sampler``: with a step to begin at, and with what an earlier warm-up found.
     """
 
     target: Target
+    asked: ChainSampler
     sampler: ChainSampler
     tempering: ParallelTempering | None
     ids: torch.Tensor
@@ -43,7 +48,7 @@ class RunPlan:
     warmup: int
     steps: int
     thin: int
-    adapt: float | None
+    adapt: float | Warmup | None
     launch: bool
     device: torch.device
     dtype: torch.dtype
@@ -115,9 +120,9 @@ def checked_plan(
     x_init: torch.Tensor | None,
     v_init: torch.Tensor | None,
     first_step: int | None,
-    warmup: int,
+    warmup: int | None,
     thin: int,
-    adapt: float | None,
+    adapt: Adapt,
     launch: bool,
     device: torch.device | str | None,
     backend: str | None,
@@ -129,9 +134,12 @@ def checked_plan(
     dtype = torch.float32 if dtype is None else dtype
     inner = _checked_sampler(target, sampler)
     tempering = sampler if isinstance(sampler, ParallelTempering) else None
+    inner, asked = _with_step(inner, position), inner
+    searches = inner is not asked and position is None
+    warmup = (WARMUP if searches else 0) if warmup is None else warmup
     counted = position.counted if position is not None and not warmup else 0
     _check_steps(steps, warmup, thin, first_step, counted, inner.most_steps)
-    _check_adapt(adapt, inner, warmup)
+    adapted = checked_adapt("pooled" if searches and adapt is None else adapt, asked, warmup, tempering is not None)
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: got {described(dtype)}, expected torch.float32 or torch.float64")
     ids = _checked_ids(CHAINS if chains is None else chains, tempering)
@@ -149,9 +157,9 @@ def checked_plan(
         if (value := getattr(inner, name)) is not None:
             select_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
     return RunPlan(
-        target=target, sampler=inner, tempering=tempering, ids=ids, shape=sizes,
+        target=target, asked=asked, sampler=inner, tempering=tempering, ids=ids, shape=sizes,
         seed=seed_int64(0 if seed is None else seed), x_init=x_init, v_init=v_init, first_step=first_step,
-        position=position, warmup=warmup, steps=steps, thin=thin, adapt=adapt, launch=launch, device=where,
+        position=position, warmup=warmup, steps=steps, thin=thin, adapt=adapted, launch=launch, device=where,
         dtype=dtype, backend=backend,
     )  # fmt: skip
 
@@ -183,15 +191,12 @@ def _check_steps(steps: int, warmup: int, thin: int, first_step: int, counted: i
         raise ValueError(f"thin: got {thin}, expected at most the {steps} steps: nothing would be kept")
 
 
-def _check_adapt(adapt: object, sampler: ChainSampler, warmup: int) -> None:
-    if adapt is None:
-        return
-    if not (isinstance(adapt, (int, float)) and not isinstance(adapt, bool) and 0 < adapt < 1):
-        raise ValueError(f"adapt: got {described(adapt)}, expected a target acceptance in (0, 1), or None")
-    if not sampler.adjusted:
-        raise ValueError(f"adapt: got {adapt}, expected None: {type(sampler).__name__} has no Metropolis test")
-    if not warmup:
-        raise ValueError(f"adapt: got {adapt} without warm-up, expected warmup= of at least 1 to adapt in")
+def _with_step(sampler: ChainSampler, position: Position | None) -> ChainSampler:
+    """The sampler that runs: as an earlier warm-up tuned it, or with the step at which a search begins."""
+    if position is not None and position.tuning is not None:
+        return position.tuning.sampler
+    changed: Any = {"step": FIRST_STEP}
+    return sampler if sampler.step is not None else replace(sampler, **changed)  # type: ignore[type-var]
 
 
 def _checked_ids(

@@ -29,6 +29,10 @@ from .kept import KeptDraws
 from .plan import RunPlan, checked_plan, resumed
 from .targets import Target
 from .trees import TreeBatch, gradients_of
+from .warmup.settings import Adapt, Warmup
+from .warmup.tuning import Warmed
+from .warmup.tuning import joined as joined_tuning
+from .warmup.warming import warm_up
 
 
 @outside_graphs
@@ -44,9 +48,9 @@ def run(
     v_init: torch.Tensor | None = None,
     first_step: int | None = None,
     resume: Chains | None = None,
-    warmup: int = 0,
+    warmup: int | None = None,
     thin: int = 1,
-    adapt: float | None = None,
+    adapt: Adapt = None,
     slots: int | None = None,
     store: bool = True,
     launch: bool = True,
@@ -68,6 +72,7 @@ def run(
         sampler: a Markov chain sampler of :mod:`ulam.samplers`.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63); 4 by default.
         steps, warmup, thin: whole numbers; the states after thin, 2 thin, ... steps since the last warm-up are kept.
+            warmup is 0 by default, and 1000 for a sampler without a step.
         shape: of one state; by default that of the density or the model, or of ``x_init``.
         seed: an integer in [-2^63, 2^64); 0 by default.
         x_init: ``[chains, *shape]``, the first states, of a model also its parameters by name; N(0, I) by default
@@ -75,8 +80,11 @@ def run(
         v_init: ``[chains, *shape]``, the first velocities of samplers that keep them, as ``v``; N(0, T) by default.
         first_step: the number of the first step, which decides noise, SGLD's step sizes and swaps; 0 by default.
         resume: the result of an earlier run by the same sampler, which this one continues.
-        adapt: a target acceptance in (0, 1), to which the warm-up tunes each chain's step size by dual averaging
-            [Hoffman & Gelman 2014]; 0.574 suits MALA, 0.65 to 0.8 HMC, 0.8 NUTS. None keeps the step sizes.
+        adapt: what the warm-up tunes. A target acceptance in (0, 1): each chain's step size, alone, by dual averaging
+            [Hoffman & Gelman 2014]; "chain": the same, to the sampler's own ``rate`` (MALA 0.574, HMC and NUTS 0.8).
+            "pooled": from all chains together one step, the inverse mass, and path lengths that are not given, see
+            :class:`ulam.mcmc.Warmup`; ``Chains.tuning`` has them. Chains then depend on one another until the warm-up
+            ends. None keeps the step sizes; of a sampler without a step it is "pooled".
         slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once.
         store: keep the states; False keeps only their sums and sums of squares, and no energies.
         launch: False runs built-in densities by single steps too.
@@ -121,15 +129,23 @@ def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chain
     """The chains of a plan, batch by batch."""
     whole = isinstance(plan.target, BuiltIn) and plan.target.kernel is not None
     rows = _batches(len(plan.ids), None if whole else slots)
+    if isinstance(plan.adapt, Warmup) and any(len(of_batch) != len(plan.ids) for of_batch, _ in rows):
+        raise ValueError(
+            f"slots: got {slots}, expected None or the number of chains, {len(plan.ids)}, where all warm up together; "
+            'adapt="chain" warms up each alone'
+        )
     parts, batch_class = [], TreeBatch if isinstance(plan.sampler, NUTS) and plan.tempering is None else ChainBatch
+    warmed: list[Warmed | None] = []
     begin = time.perf_counter()
     with _Bar(plan, len(rows), progress) as bar:
         for of_batch, count in rows:
             kept = KeptDraws.empty(plan, len(of_batch), store)
             batch = batch_class(plan, of_batch, bar.update)
+            batch.begin()
+            warmed.append(warm_up(batch))
             batch.run(kept)
             parts.append((batch, kept, count))
-    result = _joined(plan, parts, time.perf_counter() - begin)
+    result = _joined(plan, parts, warmed, time.perf_counter() - begin)
     diagnosis.warn(result, plan, [batch for batch, _, _ in parts])
     return result
 
@@ -143,8 +159,10 @@ def _batches(chains: int, slots: int | None) -> list[tuple[torch.Tensor, int]]:
     return [(torch.cat([part, part[-1:].expand(slots - len(part))]), len(part)) for part in parts]
 
 
-def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], seconds: float) -> Chains:
-    """The result of all batches, each with what it kept and how many of its chains count."""
+def _joined(
+    plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], warmed: list[Warmed | None], seconds: float
+) -> Chains:
+    """The result of all batches, each with what it kept and how many of its chains count, and its warm-up's."""
 
     def joined(tensors: list[torch.Tensor | None], replicas: int = 1) -> torch.Tensor | None:
         cut = [t[: count * replicas] for t, (_, _, count) in zip(tensors, parts, strict=True) if t is not None]
@@ -155,6 +173,7 @@ def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], secon
     every, v = joined([batch.state.x for batch in batches], K), joined([batch.state.v for batch in batches], K)
     step, divergences = joined([batch.step for batch in batches], K), joined([b.divergences() for b in batches])
     assert every is not None and step is not None and divergences is not None
+    found = joined_tuning([(one, count) for one, (_, _, count) in zip(warmed, parts, strict=True)], step)
     position = Position(
         x=every.clone(),
         v=None if v is None else v.clone(),
@@ -163,7 +182,8 @@ def _joined(plan: RunPlan, parts: list[tuple[ChainBatch, KeptDraws, int]], secon
         counted=first.counted,
         seed=plan.seed,
         ids=plan.ids.clone(),
-        sampler=(plan.tempering or plan.sampler).settings(),
+        sampler=(plan.tempering or plan.asked).settings(),
+        tuning=found if found is not None or plan.position is None else plan.position.tuning,
     )
     return Chains(
         draws=joined([part.draws for part in kept]),
@@ -193,7 +213,7 @@ def _report(plan: RunPlan, batches: list[ChainBatch], seconds: float) -> dict[st
     total = len(plan.ids) * (plan.warmup + plan.steps)
     return {
         "target": repr(plan.target),
-        "sampler": repr(plan.tempering or plan.sampler),
+        "sampler": repr(plan.tempering or plan.asked),
         "chains": len(plan.ids),
         "first_step": plan.first_step,
         "warmup": plan.warmup,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import torch
@@ -11,8 +11,7 @@ from ..noise import DRAWS_PER_ROW
 from ..samplers.mcmc.fused_trees import FusedTrees, bound_trees
 from ..samplers.mcmc.nuts import NUTS, Trees
 from ..samplers.mcmc.rows import Rows, finds
-from .adaptation import DualAveragingEach
-from .batch import ChainBatch
+from .batch import ChainBatch, Take
 from .densities import BuiltIn
 from .kept import KeptDraws
 
@@ -30,32 +29,43 @@ class TreeBatch(ChainBatch):
         made: ``[B]`` int64, transitions so far, the warm-up's included.
         accepted: ``[B]`` float64, the sum of the mean acceptance of each transition since the warm-up.
         leapfrogs: ``[B]`` int64, leapfrog steps of the run, its warm-up included.
-        gradients: scores that were evaluated, those of chains that rested in a leap included.
+        leaps: of the batch, each one evaluation of B scores. launched: leapfrog steps in launches, one score each.
+        take: called with the acceptance of transitions that are done, see :meth:`ChainBatch.warm`, or None.
     """
 
-    def run(self, kept: KeptDraws) -> None:
-        """Warm up and make all steps, as :meth:`ChainBatch.run`."""
-        plan, state, sampler = self.plan, self.state, self.sampler
-        assert isinstance(sampler, NUTS)
-        state.evaluate_here(True)
-        self._check_start()
-        self._total, self._shown, self.gradients = plan.warmup + plan.steps, 0, 0
-        self.made, self.leapfrogs = torch.zeros_like(state.chain), torch.zeros_like(state.chain)
+    def begin(self) -> None:
+        super().begin()
+        self.made, self.leapfrogs = torch.zeros_like(self.state.chain), torch.zeros_like(self.state.chain)
         self.accepted = torch.zeros_like(self.step)
-        self._averaging = None if plan.adapt is None else DualAveragingEach(self.step, plan.adapt, plan.warmup)
+        self.leaps, self.launched, self._goal, self._shown = 0, 0, 0, 0
+        self.take: Take | None = None
+
+    def advance_unkept(self) -> None:
+        """Nothing: a chain goes on into the run when its own warm-up is over."""
+
+    def warm(self, steps: int, take: Take) -> None:
+        self.take = take
+        self._grow(self._trees(), None, self._goal + steps)
+        self.take = None
+
+    def run(self, kept: KeptDraws) -> None:
+        """Make all steps, and those of the warm-up that are not made yet, as :meth:`ChainBatch.run`."""
+        plan, trees = self.plan, self._trees()
         if kept.draws is not None:
             self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=plan.device)
-        trees = sampler.trees(state)
-        if isinstance(trees, FusedTrees) and _recordable(kept):
-            self._grow(trees, kept, plan.warmup if plan.adapt is not None else 0)
-            if self.launches:
-                self._launch_trees(trees, kept)
-            else:
-                self._grow_recorded(trees, kept)
+        total = plan.warmup + plan.steps
+        if not (isinstance(trees, FusedTrees) and _recordable(kept)):
+            self._grow(trees, kept, total)
+        elif self.launches:
+            self._launch_trees(trees, kept, total)
         else:
-            self._grow(trees, kept, self._total)
-        self.index += self._total
+            self._grow_recorded(trees, kept, total)
+        self.index += total
         self._thin_from += plan.warmup
+
+    def _trees(self) -> Trees | FusedTrees:
+        assert isinstance(self.sampler, NUTS)
+        return self.sampler.trees(self.state)
 
     @property
     def launches(self) -> bool:
@@ -66,23 +76,21 @@ class TreeBatch(ChainBatch):
 
     # ------------------------------------------------------------------------------- leaf by leaf, looked at from here
 
-    def _grow(self, trees: Trees | FusedTrees, kept: KeptDraws, limit: int) -> None:
-        """Leap until every chain has made ``limit`` transitions."""
-        if not limit:
-            return
-        live, columns = self.made < limit, self._columns()
+    def _grow(self, trees: Trees | FusedTrees, kept: KeptDraws | None, goal: int) -> None:
+        """Leap until every chain has made ``goal`` transitions."""
+        live, columns = self.made < goal, self._columns()
         trees.begin(live, columns)
-        leaps, look = 0, 1 if finds(live) else LOOK
+        self._goal, look = goal, 1 if finds(live) else LOOK
         while True:
             done = trees.leap(columns, live)
-            leaps, self.gradients = leaps + 1, self.gradients + len(self.rows)
+            self.leaps += 1
             if done_rows := Rows(done):
                 self._finish(trees, done_rows, kept)
-                if self._averaging is not None:
+                if self.take is not None:
                     columns = self._columns()
-                live = self.made < limit
+                live = self.made < goal
                 trees.begin(done, columns)
-            if leaps % look == 0 and self._show() == limit:
+            if self.leaps % look == 0 and self._show() == goal:
                 break
 
     def _show(self) -> int:
@@ -92,7 +100,7 @@ class TreeBatch(ChainBatch):
         self._shown = made
         return made
 
-    def _finish(self, trees: Trees | FusedTrees, rows: Rows, kept: KeptDraws) -> None:
+    def _finish(self, trees: Trees | FusedTrees, rows: Rows, kept: KeptDraws | None) -> None:
         """Count the transitions of these rows, which are done; adapt their steps, or keep their states."""
         plan, state, done = self.plan, self.state, rows.where
         acceptance, counts = trees.acceptance(), done & (self.made >= plan.warmup)
@@ -102,11 +110,10 @@ class TreeBatch(ChainBatch):
         self.diverged += counts & trees.diverged
         self._diverged_now |= counts & trees.diverged
         state.draw += done * DRAWS_PER_ROW
-        if self._averaging is not None:
-            warm = done & ~counts
-            self._averaging.update_where(warm, acceptance)
-            step = torch.where(self.made < plan.warmup, self._averaging.step, self._averaging.final)
-            self.step = torch.where(warm, step, self.step)
+        if self.take is not None:
+            self.take(acceptance, done)
+        if kept is None:
+            return
         since = self.made - plan.warmup + plan.counted
         values = {"x": state.x, "tree_depth": trees.depth, "leapfrogs": trees.leaps}
         if state.energy is not None:
@@ -120,27 +127,27 @@ class TreeBatch(ChainBatch):
 
     # ------------------------------------------------------------------------------------ counted and kept by the trees
 
-    def _grow_recorded(self, trees: FusedTrees, kept: KeptDraws) -> None:
+    def _grow_recorded(self, trees: FusedTrees, kept: KeptDraws, total: int) -> None:
         """All transitions that are left, leaf by leaf."""
-        columns, record, leaps = self._columns(), self._record(trees, kept, self._total), 0
-        trees.rest(self.made < self._total, columns, record)
+        columns, record = self._columns(), self._record(trees, kept, total)
+        trees.rest(self.made < total, columns, record)
         while bool(trees.live.any()):
             trees.go_on(columns, record)
-            leaps, self.gradients = leaps + 1, self.gradients + len(self.rows)
-            if leaps % LOOK == 0:
+            self.leaps += 1
+            if self.leaps % LOOK == 0:
                 self._show()
         self._show()
 
-    def _launch_trees(self, trees: FusedTrees, kept: KeptDraws) -> None:
+    def _launch_trees(self, trees: FusedTrees, kept: KeptDraws, total: int) -> None:
         """All transitions that are left, as whole chains, in launches of about a second."""
         target, columns, before = self.plan.target, self._columns(), int(self.leapfrogs.sum())
         assert isinstance(target, BuiltIn) and target.kernel is not None
         chunk = max(LAUNCH_WORK // self.state.x.numel(), 1)
-        for limit in range(self._shown + chunk, self._total + chunk, chunk):
-            limit = min(limit, self._total)
+        for limit in range(self._shown + chunk, total + chunk, chunk):
+            limit = min(limit, total)
             trees.run(target.kernel, self.made < limit, columns, self._record(trees, kept, limit))
             self._show()
-        self.gradients += int(self.leapfrogs.sum()) - before
+        self.launched += int(self.leapfrogs.sum()) - before
 
     def _record(self, trees: FusedTrees, kept: KeptDraws, limit: int) -> tuple[int, ...]:
         plan = self.plan
@@ -159,7 +166,8 @@ class TreeBatch(ChainBatch):
 def _recordable(kept: KeptDraws) -> bool:
     """Whether the trees can keep all that is to be kept."""
     names = ("draws", "energies", "moments", "tree_depth", "leapfrogs")
-    return all(field.name in names or getattr(kept, field.name) is None for field in fields(kept))
+    others = [getattr(kept, field.name) for field in fields(kept) if field.name not in names]
+    return all(other is None or (isinstance(other, Mapping) and not other) for other in others)
 
 
 def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
@@ -169,5 +177,5 @@ def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
         return {}
     return {
         "leapfrogs": sum(int(batch.leapfrogs.sum()) for batch in trees),
-        "gradients": sum(batch.gradients for batch in trees),
+        "gradients": sum(batch.leaps * len(batch.rows) + batch.launched for batch in trees),
     }

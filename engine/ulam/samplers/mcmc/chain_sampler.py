@@ -30,7 +30,7 @@ class ChainSampler(ABC):
     """A transition of Markov chains and its settings, of which those in ``per_chain`` may be one a chain ``[chains]``.
 
     Args:
-        step: the step size, above 0.
+        step: the step size, above 0. Samplers with a ``rate`` take None: the warm-up of :func:`ulam.mcmc.run` finds it.
         temperature: T, at least 0 (above 0 where there is a Metropolis test).
         preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity.
 
@@ -38,20 +38,21 @@ class ChainSampler(ABC):
         TypeError, ValueError: an invalid argument, named in the message.
     """
 
-    step: PerChain
+    step: PerChain | None
     temperature: PerChain
     preconditioner: Preconditioner
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature")
     kernel: ClassVar[str | None] = None  # its name in `ulam_kernels.mcmc.run`, None where no launch has it
     adjusted: ClassVar[bool] = False  # whether it has a Metropolis test
-    rate: ClassVar[float | None] = None  # the acceptance to adapt its steps to where none is given, as `ulam mcmc` does
+    rate: ClassVar[float | None] = None  # the acceptance to adapt its steps to where none is given
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
     step_is_a_time: ClassVar[bool] = False  # whether x moves by step times a velocity: the step goes as sqrt(T) then
     most_steps: ClassVar[int] = 1 << 60  # of a chain, whose noise noise-v1 can number
 
     def __post_init__(self) -> None:
-        check_numbers("step", self.step, above=0)
+        if self.step is not None or self.rate is None:
+            check_numbers("step", self.step, above=0)
         if self.adjusted:
             check_numbers("temperature", self.temperature, above=0)
         else:

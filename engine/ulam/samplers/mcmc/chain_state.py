@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -19,6 +19,14 @@ Evaluate: TypeAlias = Callable[[torch.Tensor, bool], Evaluated]  # of x [B, *sha
 Columns: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a sampler's coefficients, [B] each
 
 
+class Proposal(NamedTuple):
+    """Where paths ended: x and v ``[B, *shape]``, and the times ``[B]`` they took."""
+
+    x: torch.Tensor
+    v: torch.Tensor
+    time: torch.Tensor
+
+
 @dataclass(eq=False)
 class ChainState:
     """B chains: their states, energies and scores, and the noise that comes next.
@@ -29,8 +37,8 @@ class ChainState:
         seed, chain, draw: ``[B]`` int64, the address of the noise of the next step.
         scale: sqrt(P) ``[*shape]``, or None.
         wants_energy: whether the energy is needed after the current step.
-        accepted: ``[B]`` bool, whether the last proposals were accepted.
         ahead: the steps from that of ``draw`` to that which begins at the score evaluated next: 1 within a transition.
+        accepted: ``[B]`` bool, whether the last proposals were accepted. proposal: the last ones, of HMC alone.
         ends: leapfrog steps per transition, each with the chains ``[B]`` bool that take that many (None: all); empty
             where the sampler's own number holds.
     """
@@ -47,6 +55,7 @@ class ChainState:
     wants_energy: bool = True
     accepted: torch.Tensor | None = None
     ahead: int = 1
+    proposal: Proposal | None = None
     ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class GHMC(ChainSampler):
     N(0, T). Other arguments: see `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
-    step: PerChain
+    step: PerChain | None = None
     leapfrog: int = 1
     friction: PerChain = 1.0
     temperature: PerChain = 1.0

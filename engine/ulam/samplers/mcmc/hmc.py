@@ -11,7 +11,7 @@ import ulam_kernels.mcmc as ops
 
 from ...arguments import per_chain
 from .chain_sampler import PerChain, Preconditioner
-from .chain_state import ChainState, Columns
+from .chain_state import ChainState, Columns, Proposal
 from .paths import PathSampler, check_jitter, selected
 
 
@@ -28,12 +28,14 @@ class HMC(PathSampler):
     so long a path, as at a hard wall, the path shrinks with the step.
 
     In d dimensions the best step falls as d^(-1/4), with an acceptance of 0.651 [Beskos 2013].
-    leapfrog: from 1 to 2^26. jitter: in [0, 1), rounded to the precision of the states; 0 for paths of one length. P is
-    the inverse mass. Other arguments: see `ChainSampler`. Raises TypeError or ValueError naming the argument.
+    step, leapfrog: of which a warm-up of all chains together finds those that are not given: the step, and with it
+    the path length, by ChEES [Hoffman, Radul & Sountsov 2021]. leapfrog: from 1 to 2^26; 10 beside a step. jitter: in
+    [0, 1), rounded to the precision of the states; 0 for paths of one length. P is the inverse mass. Other arguments:
+    see `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
-    step: PerChain
-    leapfrog: int = 10
+    step: PerChain | None = None
+    leapfrog: int | None = None
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None
     jitter: float = 0.5
@@ -57,6 +59,7 @@ class HMC(PathSampler):
         v = state.normals().mul_(per_chain(momentum_scale, state.x))
         kinetic, energy = ops.squared_norm(v, backend=state.backend), state.energy
         x, v, score, found = self._path(state, step, v)
+        state.proposal = Proposal(x, v, step * max(state.ends, default=self.leaps))
         difference = energy - found + 0.5 * (kinetic - ops.squared_norm(v, backend=state.backend))
         log_ratio = difference * inverse_temperature.double()
         pairs = [(state.x, x), (state.score, score), (energy, found)]
@@ -66,7 +69,7 @@ class HMC(PathSampler):
     def _path(self, state: ChainState, step: torch.Tensor, v: torch.Tensor) -> _PathEnd:
         """Where the paths of all chains end. v is overwritten; chains whose path has ended are carried along unused."""
         half, x, score = 0.5 * step, state.spare.copy_(state.x), state.score
-        ends = state.ends or {self.leapfrog: None}
+        ends = state.ends or {self.leaps: None}
         last, end = max(ends), None
         for leap in range(1, last + 1):
             ops.kick_drift(x, v, score, half if leap == 1 else step, step, scale=state.scale, backend=state.backend)

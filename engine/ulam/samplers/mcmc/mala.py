@@ -21,7 +21,7 @@ class MALA(ChainSampler):
     step, temperature, preconditioner: see `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
-    step: PerChain
+    step: PerChain | None = None
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None
 

@@ -16,7 +16,7 @@ from ...arguments import per_chain
 from ...noise import MALT_PATH
 from .chain_sampler import PerChain, Preconditioner, check_numbers, select_rows
 from .chain_state import ChainState, Columns
-from .paths import MOST_LEAPS, Path, PathSampler, follow, leapfrog_step, refreshed
+from .paths import LEAPFROG, MOST_LEAPS, Path, PathSampler, follow, leapfrog_step, refreshed
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class MALT(PathSampler):
     `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
-    step: PerChain
-    leapfrog: int = 10
+    step: PerChain | None = None
+    leapfrog: int | None = LEAPFROG
     friction: PerChain = 1.0
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None
@@ -48,7 +48,7 @@ class MALT(PathSampler):
 
     def check_states(self, shape: Sequence[int], v: torch.Tensor | None = None) -> None:
         most = MAX_ELEMENTS // (MOST_LEAPS * math.prod(shape))  # of a transition's noise, after adaptation too
-        if self.leapfrog > most:
+        if self.leaps > most:
             raise ValueError(
                 f"leapfrog: got {self.leapfrog} for states of {math.prod(shape)} elements, expected at most {most}"
             )
@@ -68,7 +68,7 @@ class MALT(PathSampler):
             return leapfrog_step(state, at, step, wanted)
 
         assert state.energy is not None
-        end = follow(state, state.normals().mul_(per_chain(momentum_scale, state.x)), self.leapfrog, leap)
+        end = follow(state, state.normals().mul_(per_chain(momentum_scale, state.x)), self.leaps, leap)
         log_ratio = (state.energy - end.energy + end.lost) * inverse_temperature.double()
         pairs = [(state.x, end.x), (state.score, end.score), (state.energy, end.energy)]
         state.accepted = ops.accept(log_ratio, pairs, **state.ids(), backend=state.backend)

@@ -27,14 +27,15 @@ class MAMS(PathSampler):
     the log of the path's Jacobian: p is exactly stationary. As in `HMC` the step of a transition is step (1 + jitter u)
     with u uniform on [-1, 1], from noise of its own, so that paths differ in length and do not resonate.
 
-    step: how far x goes in a step; leapfrog: from 1 to 2^26. ``adapt`` of :func:`ulam.mcmc.run` changes the step and
-    keeps the path, as for `HMC`. jitter: in [0, 1). P is the inverse
-    mass. States have at least two elements. Other arguments: see `ChainSampler`. Raises TypeError or ValueError naming
-    the argument.
+    step: how far x goes in a step; leapfrog: from 1 to 2^26, 10 beside a step. A warm-up of all chains together finds
+    those that are not given, the path's length by the variances and correlations of the states. ``adapt`` of
+    :func:`ulam.mcmc.run` changes the step and keeps the path, as for `HMC`. jitter: in [0, 1). P is the inverse mass.
+    States have at least two elements. Other arguments: see `ChainSampler`. Raises TypeError or ValueError naming the
+    argument.
     """
 
-    step: PerChain
-    leapfrog: int = 10
+    step: PerChain | None = None
+    leapfrog: int | None = None
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None
     jitter: float = 0.5
@@ -60,7 +61,7 @@ class MAMS(PathSampler):
             return isokinetic_step(state, at, step, beta, wanted)
 
         assert state.energy is not None
-        end = follow(state, unit(state.normals().double()), self.leapfrog, leap)
+        end = follow(state, unit(state.normals().double()), self.leaps, leap)
         log_ratio = (state.energy - end.energy) * beta + end.lost
         pairs = [(state.x, end.x), (state.score, end.score), (state.energy, end.energy)]
         state.accepted = ops.accept(log_ratio, pairs, **state.ids(), backend=state.backend)

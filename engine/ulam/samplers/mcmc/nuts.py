@@ -45,7 +45,7 @@ class NUTS(ChainSampler):
     ValueError naming the argument.
     """
 
-    step: PerChain
+    step: PerChain | None = None
     max_depth: int = 10
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None

@@ -16,28 +16,32 @@ from .chain_sampler import ChainSampler
 from .chain_state import ChainState
 
 LONGEST_PATH = 1 << 26  # leapfrog steps
+LEAPFROG = 10  # steps, by default
 MOST_LEAPS = 10  # times the leapfrog steps given: how far adaptation may go
 
 
 class PathSampler(ChainSampler):
     """Samplers with a Metropolis test after ``leapfrog`` steps, whose path's length adaptation keeps."""
 
-    leapfrog: int
+    leapfrog: int | None
 
     adjusted: ClassVar[bool] = True
     step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_leapfrog(self.leapfrog)
+        if self.leapfrog is not None:
+            check_leapfrog(self.leapfrog)
+        elif self.step is not None:
+            object.__setattr__(self, "leapfrog", LEAPFROG)
 
     @property
     def leaps(self) -> int:
-        return self.leapfrog
+        return LEAPFROG if self.leapfrog is None else self.leapfrog
 
     def leap_counts(self, given: torch.Tensor, step: torch.Tensor) -> torch.Tensor | None:
         """ceil(leapfrog given / step), at most :data:`MOST_LEAPS` ``leapfrog``."""
-        return (self.leapfrog * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leapfrog).long()
+        return (self.leaps * (given / step)).ceil().clamp(1, MOST_LEAPS * self.leaps).long()
 
 
 class Path(NamedTuple):

@@ -47,6 +47,9 @@ class ParallelTempering:
         if not isinstance(self.sampler.temperature, (int, float)) or self.sampler.temperature != 1:
             came = described(self.sampler.temperature)
             raise ValueError(f"temperature: got {came}, expected 1: the replicas of the sampler have their own")
+        if self.sampler.step is None:
+            name = type(self.sampler).__name__
+            raise ValueError(f"step: got None, expected a step size for {name} under ParallelTempering")
         ladder = check_numbers("temperatures", self.temperatures, above=0)
         if ladder.dim() != 1 or len(ladder) < 2 or not bool((ladder.diff() > 0).all()):
             raise ValueError(f"temperatures: got {described(self.temperatures)}, expected at least two, increasing")

@@ -1,0 +1,182 @@
+"""Warm-up of all chains together: one step, one inverse mass and one path length from the states of all of them.
+
+It goes window by window (`windows.py`). A window begins with a search of the step (`first_step.py`) and tunes it by
+dual averaging, shrunk towards the step found, on the acceptance of all chains: its mean in every step, and for NUTS,
+whose chains are each at a transition of their own, the mean of every B that end. A window of masses ends by setting the
+inverse mass to the variances of its states (`moments.py`). Chains wait for one another at the ends of windows alone.
+After the last window step, mass and path stay as they are, and chains are on their own again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...samplers.mcmc.hmc import HMC
+from ...samplers.mcmc.mams import MAMS
+from ...samplers.mcmc.nuts import NUTS
+from ...samplers.mcmc.paths import PathSampler
+from ..adaptation import DualAveraging
+from ..batch import ChainBatch
+from ..trees import TreeBatch
+from .first_step import first_step
+from .gradients import Gradients
+from .moments import Moments, inverse_mass
+from .paths import FIRST_LEAPS, MOST_LEAPS, ChEES, Decorrelation
+from .settings import Warmup
+from .tuning import Warmed
+from .windows import Window, windows
+
+SHORT_DEPTH = 7  # of trees, until the last window of masses
+
+
+def warm_up_together(batch: ChainBatch, settings: Warmup) -> Warmed:
+    """Warm up the chains of a batch, all that there are, and give them what was found."""
+    return PooledWarmup(batch, settings).run()
+
+
+class PooledWarmup:
+    """The warm-up of a batch while it goes on."""
+
+    def __init__(self, batch: ChainBatch, settings: Warmup) -> None:
+        self._batch, self._settings, self._gradients = batch, settings, Gradients(batch)
+        self._step = batch.step.log().mean().exp()
+        self._averaging = DualAveraging(self._step, settings.rate or 0.0, ahead=1.0)
+        self._moments = Moments(batch.state.x)
+        self._acceptance = torch.zeros_like(batch.step)
+        self._sum, self._count = torch.zeros_like(self._step), 0  # of transitions that ended since the last update
+        self._path: ChEES | Decorrelation | None = None
+        self._before: torch.Tensor | None = None  # the states before a transition, where paths need them
+        asked = batch.plan.asked
+        self._finds_path = isinstance(asked, (HMC, MAMS)) and asked.leapfrog is None
+
+    def run(self) -> Warmed:
+        """The whole warm-up."""
+        plan, batch = self._batch.plan, self._batch
+        parts = windows(plan.warmup, len(batch.rows))
+        for number, window in enumerate(parts):
+            self._begin()
+            with self._short_trees(number < len(parts) - 2):
+                self._go(window)
+            self._step = self._averaging.final
+            if window.mass:
+                self._set_mass(last=number == len(parts) - 2)
+        changed: Any = {"step": float(self._step)}
+        if isinstance(batch.sampler, PathSampler):
+            changed["leapfrog"] = self._leaps(self._step, final=True)
+        batch.adopt(replace(batch.sampler, **changed))  # type: ignore[type-var]
+        return Warmed(batch.sampler, self._acceptance, self._gradients.of_chains)
+
+    # ------------------------------------------------------------------------------------------------ windows
+
+    def _begin(self) -> None:
+        """Search the step, and begin to average anew."""
+        batch = self._batch
+        found = first_step(batch, self._gradients, self._step.expand_as(batch.step).contiguous(), together=True)
+        self._step = found[0]
+        self._averaging = DualAveraging(self._step, self._averaging.rate, ahead=1.0)
+        self._moments = Moments(batch.state.x)
+        self._sum, self._count = torch.zeros_like(self._step), 0
+        if self._finds_path and self._path is None:
+            length = FIRST_LEAPS * float(self._step)
+            self._path = ChEES(length) if isinstance(batch.sampler, HMC) else Decorrelation(length)
+        if isinstance(self._path, ChEES):
+            self._path.restart()
+        elif self._path is not None:
+            self._path.restart(batch.state.x)
+        batch.step = found
+        self._set_leaps()
+
+    def _go(self, window: Window) -> None:
+        batch = self._batch
+        self._acceptance.zero_()
+        self._keep_states()
+        if isinstance(batch, TreeBatch):
+            before = batch.leaps
+            batch.warm(window.steps, self._take)
+            self._gradients.add(batch.leaps - before)
+        else:
+            with self._gradients.counted():
+                batch.warm(window.steps, self._take)
+        self._acceptance /= window.steps
+
+    @contextmanager
+    def _short_trees(self, short: bool) -> Iterator[None]:
+        """Inside, NUTS doubles at most 7 times: the masses still to come make longer paths useless."""
+        batch, sampler = self._batch, self._batch.sampler
+        if short and isinstance(sampler, NUTS):
+            batch.sampler = replace(sampler, max_depth=min(sampler.max_depth, SHORT_DEPTH))
+        try:
+            yield
+        finally:
+            batch.sampler = sampler
+
+    def _take(self, probability: torch.Tensor, done: torch.Tensor | None) -> None:
+        """Learn from a step of all chains, or from the transitions of those that are ``done``."""
+        batch = self._batch
+        if done is None:
+            self._acceptance += probability
+            self._moments.add(batch.state.x)
+            self._learn_path(probability)
+            self._averaging.take(probability.mean())
+        else:
+            self._acceptance += torch.where(done, probability, 0.0)
+            self._moments.add(batch.state.x[done])
+            self._sum = self._sum + torch.where(done, probability, 0.0).sum()
+            self._count += int(done.sum())
+            if self._count >= len(done):
+                self._averaging.take(self._sum / self._count)
+                self._sum, self._count = torch.zeros_like(self._sum), 0
+        step = self._averaging.step.expand_as(batch.step)
+        batch.step = step.contiguous() if done is None else torch.where(done, step, batch.step)
+        self._set_leaps()
+        self._keep_states()
+
+    # ------------------------------------------------------------------------------------------------ masses
+
+    def _set_mass(self, last: bool) -> None:
+        """Take the states of a window for the inverse mass, and its units for paths; ``last``: of such windows."""
+        batch, moments = self._batch, self._moments
+        before = torch.ones_like(moments.mean) if batch.state.scale is None else batch.state.scale.double().square()
+        mass = before if self._settings.mass is None else inverse_mass(moments, before)
+        if self._settings.mass is not None:
+            changed: Any = {"preconditioner": mass.cpu()}
+            batch.adopt(replace(batch.sampler, **changed))  # type: ignore[type-var]
+            if isinstance(self._path, ChEES):
+                unit = float(batch.temperature.mean()) ** -0.5
+                self._path.whitened(float((mass / before).max().sqrt()), unit)
+        if isinstance(self._path, Decorrelation):
+            self._path.whitened(moments, mass)
+            if last:
+                self._path.decorrelated(moments)
+
+    # ------------------------------------------------------------------------------------------------ paths
+
+    def _learn_path(self, probability: torch.Tensor) -> None:
+        state = self._batch.state
+        if isinstance(self._path, ChEES):
+            assert self._before is not None and state.proposal is not None
+            self._path.update(self._before, state.proposal, self._moments.mean, state.scale, probability)
+        elif self._path is not None:
+            assert self._before is not None
+            self._path.update(self._before, state.x)
+
+    def _keep_states(self) -> None:
+        if self._path is not None:
+            self._before = self._batch.state.x.clone()
+
+    def _set_leaps(self) -> None:
+        if isinstance(self._batch.sampler, PathSampler):
+            self._batch.state.ends = {self._leaps(self._batch.step[0]): None}
+
+    def _leaps(self, step: torch.Tensor, final: bool = False) -> int:
+        """Leapfrog steps of a path: ceil(length / step), from 1 to 1000, or the sampler's own number."""
+        if self._path is None:
+            return self._batch.sampler.leaps
+        length = self._path.final if final and isinstance(self._path, ChEES) else self._path.length
+        return min(max(math.ceil(length / float(step)), 1), MOST_LEAPS)
