@@ -66,6 +66,8 @@ def test_an_energy_of_your_own(tmp_path, monkeypatch):
         (["--target", "ring", "--temperatures", "1,2", "--temperature", "2"], "temperature: got 2.0, expected 1"),
         (["--target", "ring", "--adapt", "1.5"], "adapt: got 1.5, expected a target acceptance in (0, 1)"),
         (["--target", "ring", "--sampler", "ula", "--adapt", "0.5"], "adapt: got 0.5, expected None: ULA has no"),
+        (["--target", "ring", "--sampler", "ula", "--adapt", "pooled"], "adapt: got 'pooled', expected None: ULA has"),
+        (["--target", "ring", "--temperatures", "1,2", "--adapt", "pooled"], "adapt: got 'pooled', expected a target"),
         (["--target", "math:sqrt"], "shape: got none, expected that of a state of your own energy"),
         (["--target", "ring", "--shape", "2"], "shape: got (2,), expected none: ring has its own"),
     ],
@@ -162,6 +164,17 @@ def test_samplers_with_a_test_adapt_by_default(ran):
         _, out, report = ran("--target", "gaussian", "--chains", "4", "--steps", "50", *words)
         assert report["adapt"] == rate and ("adapted to" if rate else "not adapted") in out
         assert (report["step"]["least"] == report["step"]["most"] == 0.1) == (rate is None)
+
+
+@pytest.mark.parametrize("words", [["--sampler", "nuts"], ["--sampler", "hmc", "--step", "30", "--leapfrog", "3"]])
+@pytest.mark.parametrize("how", ["pooled", "chain"])
+def test_a_warm_up_finds_the_step(words, how, ran):
+    _, out, report = ran(
+        "--target", "gaussian", "--chains", "8", "--steps", "20", "--warmup", "40", "--adapt", how, *words
+    )
+    step = report["step"]
+    assert report["adapt"] == how and f"warm-up {how}" in out and step["most"] < 5
+    assert (step["least"] == step["most"]) == (how == "pooled")
 
 
 def test_an_energy_of_the_wrong_sign_is_named(tmp_path, ran):
