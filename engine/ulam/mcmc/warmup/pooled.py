@@ -1,10 +1,13 @@
 """Warm-up of all chains together: one step, one inverse mass and one path length from the states of all of them.
 
 It goes window by window (`windows.py`). A window begins with a search of the step (`first_step.py`) and tunes it by
-dual averaging, shrunk towards the step found, on the acceptance of all chains: its mean in every step, and for NUTS,
-whose chains are each at a transition of their own, the mean of every B that end. A window of masses ends by setting the
-inverse mass to the variances of its states (`moments.py`). Chains wait for one another at the ends of windows alone.
-After the last window step, mass and path stay as they are, and chains are on their own again.
+dual averaging, shrunk towards the step found, on the mean acceptance of all chains in every step, or for NUTS, whose
+chains are each at a transition of their own, of every B transitions that end. The mean is harmonic, as in [Hoffman,
+Radul & Sountsov 2021], of acceptances of at least 0.05: where all chains fare alike it is little below the arithmetic
+one at 0.8, and where some are stuck it asks for steps at which few are. MALA's rate is that of an arithmetic mean. A
+window of masses ends by setting the inverse mass to the variances of its states (`moments.py`). Chains wait for one
+another at the ends of windows alone. After the last window step, mass and path stay as they are, and chains are on
+their own again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 from ...samplers.mcmc.hmc import HMC
+from ...samplers.mcmc.mala import MALA
 from ...samplers.mcmc.mams import MAMS
 from ...samplers.mcmc.nuts import NUTS
 from ...samplers.mcmc.paths import PathSampler
@@ -32,6 +36,7 @@ from .settings import Warmup
 from .tuning import Warmed
 from .windows import Window, windows
 
+LEAST_ACCEPTANCE = 0.05  # in harmonic means
 SHORT_DEPTH = 7  # of trees, until the last window of masses
 
 
@@ -53,6 +58,7 @@ class PooledWarmup:
         self._path: ChEES | Decorrelation | None = None
         self._before: torch.Tensor | None = None  # the states before a transition, where paths need them
         asked = batch.plan.asked
+        self._harmonic = not isinstance(asked, MALA)
         self._finds_path = isinstance(asked, (HMC, MAMS)) and asked.leapfrog is None
 
     def run(self) -> Warmed:
@@ -123,19 +129,26 @@ class PooledWarmup:
             self._acceptance += probability
             self._moments.add(batch.state.x)
             self._learn_path(probability)
-            self._averaging.take(probability.mean())
+            self._averaging.take(self._mean(self._counted(probability).mean()))
         else:
             self._acceptance += torch.where(done, probability, 0.0)
             self._moments.add(batch.state.x[done])
-            self._sum = self._sum + torch.where(done, probability, 0.0).sum()
+            self._sum = self._sum + torch.where(done, self._counted(probability), 0.0).sum()
             self._count += int(done.sum())
             if self._count >= len(done):
-                self._averaging.take(self._sum / self._count)
+                self._averaging.take(self._mean(self._sum / self._count))
                 self._sum, self._count = torch.zeros_like(self._sum), 0
         step = self._averaging.step.expand_as(batch.step)
         batch.step = step.contiguous() if done is None else torch.where(done, step, batch.step)
         self._set_leaps()
         self._keep_states()
+
+    def _counted(self, probability: torch.Tensor) -> torch.Tensor:
+        """What is averaged of acceptances ``[B]``."""
+        return 1 / probability.clamp(min=LEAST_ACCEPTANCE) if self._harmonic else probability
+
+    def _mean(self, averaged: torch.Tensor) -> torch.Tensor:
+        return 1 / averaged if self._harmonic else averaged
 
     # ------------------------------------------------------------------------------------------------ masses
 

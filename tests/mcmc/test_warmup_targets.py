@@ -1,0 +1,43 @@
+"""Default calls, a sampler without a step, on densities of known moments: within 4 standard errors over chains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ulam import mcmc
+from ulam.mcmc import HMC, MAMS, NUTS
+
+
+def banana(x):
+    """x_0 ~ N(0, 100), x_1 | x_0 ~ N(0.03 (x_0^2 - 100), 1) [Haario, Saksman & Tamminen 1999]: var x_1 = 1 + 18."""
+    return x[:, 0].square() / 200 + (x[:, 1] - 0.03 * (x[:, 0].square() - 100)).square() / 2
+
+
+def check_moments(chains, mean, variance):
+    """Assert that means and mean squares over chains are those of the density."""
+    count, kept = len(chains.ids), chains.kept
+    for of_chains, exact in zip((chains.sums / kept).unbind(1), (mean, variance + mean**2), strict=True):
+        error = of_chains.std(0) / count**0.5
+        assert float(((of_chains.mean(0) - exact) / error).abs().max()) < 4
+
+
+@pytest.mark.parametrize("sampler", [HMC(), MAMS()], ids=repr)
+def test_a_gaussian_of_condition_ten_thousand(sampler):
+    variance = torch.logspace(-2, 2, 100).double()
+    target = mcmc.Gaussian(torch.zeros(100), torch.diag(variance))
+    chains = mcmc.run(target, sampler, chains=64, warmup=500, steps=100, seed=1, progress=False)
+    check_moments(chains, torch.zeros(100), variance)
+    ratio = torch.as_tensor(chains.tuning.preconditioner) / variance
+    assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.25
+    assert 1 <= chains.tuning.sampler.leapfrog <= 8  # whitened: without masses it would take hundreds
+
+
+@pytest.mark.filterwarnings("ignore:[0-9] divergent proposals")
+@pytest.mark.parametrize("sampler", [HMC(), MAMS(), NUTS()], ids=repr)
+def test_a_banana(sampler):
+    chains = mcmc.run(
+        mcmc.Energy(banana), sampler, chains=64, shape=(2,), warmup=300, steps=100, seed=1, progress=False
+    )
+    check_moments(chains, torch.zeros(2), torch.tensor([100.0, 19.0]))
+    assert int(chains.divergences.sum()) <= 6  # 0.1%
