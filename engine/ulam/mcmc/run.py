@@ -108,10 +108,8 @@ def run(
         switch(flag, name)
     if isinstance(x_init, Mapping) and (layout := getattr(target, "layout", None)) is not None:
         x_init = layout.unconstrain(x_init, "x_init")
-    given: dict[str, Any] = {
-        "chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init, "device": device,
-        "first_step": first_step, "adapt": adapt, "dtype": dtype,
-    }  # fmt: skip
+    given: dict[str, Any] = {"chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init}
+    given |= {"device": device, "first_step": first_step, "adapt": adapt, "dtype": dtype}
     if resume is not None:
         given = resumed(resume, sampler, given)
     elif x_init is not None and seed is None and first_step is None:
