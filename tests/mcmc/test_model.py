@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Beta, Dirichlet, Gamma, LKJCholesky, Normal, TransformedDistribution, constraints
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    LKJCholesky,
+    Normal,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 
 import ulam
 from chain_laws import within
@@ -144,6 +153,40 @@ def test_every_kind_of_parameter_has_its_law(sampler, warmup, steps):
     }  # fmt: skip
     for name, (values, mean) in expected.items():
         assert within(values.mean(1), mean), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_of_a_chain_are_those_of_it_alone(kind, dtype):
+    """torch's own sigmoid and softplus round otherwise at the end of a batch than within."""
+    model = Model(one, {"x": KINDS[kind]}, dtype=dtype)
+    y = 3 * points(model.layout.size, rows=101).float()
+    energy, score = model.bind(y, torch.arange(101), 101, None)(y, True)
+    x = model.constrain(y)["x"]
+    for k in range(101):
+        row = y[k : k + 1]
+        alone = model.bind(row, torch.arange(1), 1, None)(row, True)
+        assert torch.equal(alone[0], energy[k : k + 1]) and torch.equal(alone[1], score[k : k + 1])
+        assert torch.equal(model.constrain(row)["x"], x[k : k + 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bijections_are_those_of_torch_with_their_derivatives_also_at_zero_and_far_out(kind):
+    parameter = KINDS[kind]
+    theirs = biject_to(parameter.constraint)
+    for place in (0.0, 1.0, -1.0, 8.0, -8.0):
+        y = torch.full((1, *parameter.free_shape), place, dtype=F64, requires_grad=True)
+        found = []
+        for transform in (parameter.transform, theirs):
+            x = transform(y)
+            log_det = transform.log_abs_det_jacobian(y, x)
+            weights = torch.arange(1.0, x.numel() + 1, dtype=F64).view(x.shape)
+            found += [x, log_det, *torch.autograd.grad((x * weights).sum(), y, retain_graph=True)]
+            if abs(place) < 2:
+                found += torch.autograd.grad(log_det.sum(), y) if log_det.requires_grad else [torch.zeros_like(y)]
+        half = len(found) // 2
+        for ours, expected in zip(found[:half], found[half:], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def schools(mu, tau, eta):

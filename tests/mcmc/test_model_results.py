@@ -257,7 +257,7 @@ def test_a_proposal_out_of_range_is_refused_and_ends_no_run():
     x = torch.zeros(3, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chains = run(model, MALA(300.0), x_init=x, chains=3)
+        chains = run(model, MALA(3e4), x_init=x, chains=3)
     assert int(chains.divergences.sum()) > 0 and bool(torch.isfinite(chains.draws).all())
     assert torch.distributions.Distribution._validate_args
 

@@ -36,6 +36,9 @@ class Model(Energy):
     the checks of ``torch.distributions`` on, which name data and arguments out of range. Later they are off: a proposal
     out of range is not a number, and so is refused by a Metropolis test.
 
+    A chain has the same bits in any company where ``log_prob`` rounds alike in any batch. On the CPU ``torch.sigmoid``
+    and ``softplus`` do not (the bijections here do): with them it takes equal ``slots=`` of :func:`ulam.mcmc.run`.
+
     Args:
         log_prob: log p, as above, differentiable in the parameters; an ``nn.Module`` is called in eval mode.
         parameters: :class:`ulam.mcmc.Parameter` by name, in the order of x; the names are those of the arguments.

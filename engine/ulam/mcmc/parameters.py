@@ -1,9 +1,10 @@
 """Named parameters and the sets they lie in, side by side in one flat vector without constraints.
 
-A parameter x of a set C is x = f(y), y any real numbers, f ``torch.distributions.biject_to(C)``: exp for positive
-numbers, a sigmoid for an interval, stick breaking for a simplex. A density p of x is p(f(y)) |det df/dy| of y
-[Carpenter 2017, section 3]. Where x has more elements than y, the derivatives are those of the first n - 1 elements of
-a simplex, and of the elements below the diagonal of a Cholesky factor of correlations, as in ``torch.distributions``.
+A parameter x of a set C is x = f(y), y any real numbers, f the bijection of ``torch.distributions.biject_to(C)`` (see
+:mod:`ulam.mcmc.bijections`): exp for positive numbers, a sigmoid for an interval, stick breaking for a simplex. A density
+p of x is p(f(y)) |det df/dy| of y [Carpenter 2017, section 3]. Where x has more elements than y, the derivatives are
+those of the first n - 1 elements of a simplex, and of the elements below the diagonal of a Cholesky factor of
+correlations, as in ``torch.distributions``.
 """
 
 from __future__ import annotations
@@ -16,45 +17,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch.distributions import biject_to, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions import constraints
 
 from ulam_kernels.arguments import described, whole
 from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.validation import check_data, real_numbers
 
 from ..arguments import check_shape
+from .bijections import OrderedVector, bijection
 
 RESERVED = ("", "chain", "draw")  # ArviZ's own names
-
-
-class OrderedVector(constraints.Constraint):
-    """Vectors whose elements ascend: a constraint that ``torch.distributions`` lacks."""
-
-    event_dim = 1
-
-    def check(self, value: torch.Tensor) -> torch.Tensor:
-        return (value[..., 1:] > value[..., :-1]).all(-1)
-
-
-class FromGaps(Transform):
-    """x_1 = y_1, x_k = x_(k-1) + exp(y_k), whose log |det| is the sum of y_2, y_3, ..."""
-
-    domain = constraints.real_vector
-    codomain = OrderedVector()
-    bijective = True
-
-    def _call(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x[..., :1], x[..., 1:].exp()], -1).cumsum(-1)
-
-    def _inverse(self, y: torch.Tensor) -> torch.Tensor:
-        return torch.cat([y[..., :1], y.diff(dim=-1).log()], -1)
-
-    def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return x[..., 1:].sum(-1)
-
-
-biject_to.register(OrderedVector, lambda _: FromGaps())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,7 @@ class Parameter:
     @cached_property
     def transform(self) -> Any:
         """f, from real numbers ``[..., *free_shape]`` to the parameter ``[..., *shape]``."""
-        return biject_to(self.constraint)
+        return bijection(self.constraint)
 
     @property
     def free_shape(self) -> tuple[int, ...]:
