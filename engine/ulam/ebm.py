@@ -87,6 +87,8 @@ class PersistentChains:
             )
         if sampler.step is None:
             raise ValueError(f"step: got None, expected a step size for {type(sampler).__name__} in persistent chains")
+        if sampler.center_of_mass != "free":
+            raise ValueError("sampler: got one with center_of_mass='fixed', expected 'free' for persistent chains")
         if not 0 <= real(restart, "restart", "a share in [0, 1]") <= 1:
             raise ValueError(f"restart: got {described(restart)}, expected a share in [0, 1]")
         for name in sampler.per_chain:

@@ -1,4 +1,4 @@
-"""Pictures of `ulam mcmc`: what they show, read back from matplotlib's own objects, their files, and exact marginals."""
+"""Pictures of `ulam mcmc`: what they show, read back from matplotlib, their files; exact marginals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="plots are matplotlib's")
 
 from ulam.cli import mcmc_plots as plots
 
+SHORT = ["mcmc", "--target", "gaussian", "--chains", "4", "--steps", "60", "--no-verdict"]
 DENSITIES = {
     "gaussian": (mcmc.Gaussian([1.0, -1.0, 0.5], [[1.0, 0.6, 0.1], [0.6, 2.0, 0.3], [0.1, 0.3, 0.7]]), (1, 2)),
     "diagonal": (mcmc.Gaussian([1.0, -1.0], [1.0, 4.0]), (1,)),
@@ -175,20 +176,7 @@ def test_chains_that_left_the_finite_numbers_are_left_out_and_counted():
 
 @pytest.mark.parametrize("name", ["plane.pdf", "rank.png"])
 def test_the_ending_says_the_format(name, tmp_path, capsys):
-    words = [
-        "mcmc",
-        "--target",
-        "gaussian",
-        "--dimension",
-        "3",
-        "--chains",
-        "4",
-        "--steps",
-        "60",
-        "--no-verdict",
-        "--out",
-    ]
-    assert main([*words, str(tmp_path / "a"), "--plots", f"{name},trace.pdf"]) == 0
+    assert main([*SHORT, "--dimension", "3", "--out", str(tmp_path / "a"), "--plots", f"{name},trace.pdf"]) == 0
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
         ["draws.npz", "report.json", "trace.pdf", name]
     )
@@ -219,19 +207,6 @@ def test_other_names_are_one_line(words, message, tmp_path, capsys):
 
 
 def test_one_element_has_no_plane(tmp_path):
-    words = [
-        "mcmc",
-        "--target",
-        "gaussian",
-        "--dimension",
-        "1",
-        "--chains",
-        "4",
-        "--steps",
-        "60",
-        "--no-verdict",
-        "--out",
-    ]
-    assert main([*words, str(tmp_path / "a")]) == 0
+    assert main([*SHORT, "--dimension", "1", "--out", str(tmp_path / "a")]) == 0
     found = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert found == ["draws.npz", "marginal.png", "rank.png", "report.json", "trace.png"]

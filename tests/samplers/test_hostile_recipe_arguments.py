@@ -135,13 +135,13 @@ def run_arguments() -> Given:
         "target": mcmc.Gaussian([0.0, 1.0]), "sampler": mcmc.BAOAB(0.1), "chains": 2, "steps": 3, "shape": (2,),
         "seed": 1, "x_init": torch.ones(2, 2), "v_init": torch.ones(2, 2) * 2, "first_step": 1, "resume": None,
         "warmup": 1, "thin": 2, "adapt": None, "slots": 4, "store": True, "launch": True, "device": None,
-        "backend": None, "dtype": None, "progress": False,
+        "backend": None, "dtype": None, "progress": False, "observables": {"r": energy}, "record": ["kinetic"],
     }  # fmt: skip
 
 
 def run(**given: Any) -> list[torch.Tensor | None]:
     chains = mcmc.run(**given)
-    return [chains.draws, chains.x]
+    return [chains.draws, chains.x, *(chains.observables or {}).values(), chains.kinetic]
 
 
 def warmed(**given: Any) -> torch.Tensor | None:

@@ -31,25 +31,45 @@ def arviz() -> Any:
 
 
 def inference_data(
-    draws: Draws, statistics: Mapping[str, torch.Tensor], names: Names, coords: Coords, dims: Dims
+    draws: Draws | None,
+    statistics: Mapping[str, torch.Tensor],
+    names: Names,
+    coords: Coords,
+    dims: Dims,
+    observables: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
     """An ``arviz.InferenceData`` of draws ``[chain, draw, *shape]``, or several by name, and statistics
     ``[chain, draw]``.
 
+    ``observables`` ``[chain, draw, *sizes]`` are variables beside the draws, or alone where those are None.
+
     Raises ImportError without ArviZ, TypeError or ValueError for names, coords or dims that do not fit: see
     :meth:`ulam.mcmc.Chains.to_arviz`.
     """
-    if isinstance(draws, Mapping):
+    if draws is None:
+        _check_none(names, coords, dims)
+        posterior, axes, sizes = {}, {}, {}
+    elif isinstance(draws, Mapping):
         axes, sizes = _named_dims(draws, names, dims)
         posterior = {name: values.cpu().numpy() for name, values in draws.items()}
     else:
         posterior, axes, sizes = _of_states(draws, names, dims)
+    for name, observable in (observables or {}).items():
+        if name in posterior:
+            raise ValueError(f"names: got {name!r}, expected another name: it is that of an observable")
+        posterior[name] = observable.cpu().numpy()
     return arviz().from_dict(
         posterior=posterior,
         sample_stats={name: tensor.cpu().numpy() for name, tensor in statistics.items()},
         coords=_checked_coords(coords, sizes),
         dims=axes,
     )
+
+
+def _check_none(names: Names, coords: Coords, dims: Dims) -> None:
+    for name, given in (("names", names), ("coords", coords), ("dims", dims)):
+        if given is not None:
+            raise ValueError(f"{name}: got {described(given)}, expected None: there are observables alone, no states")
 
 
 def _named_dims(

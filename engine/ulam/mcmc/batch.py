@@ -69,6 +69,8 @@ class ChainBatch:
             evaluate.state = state
         if plan.x_init is None and plan.position is None:
             state.x.copy_(state.normals(FIRST_STATE))
+        if (center := self.sampler.center(x)) is not None:
+            state.hold(center)
         if self.sampler.has_velocity:
             if plan.v_init is None:
                 v, temperature = state.normals(FIRST_VELOCITY), self.temperature
@@ -77,7 +79,7 @@ class ChainBatch:
                 temperature = torch.ones_like(self.temperature)
                 if K > 1:
                     temperature = self.temperature / self.temperature[::K].repeat_interleave(K)
-            state.v = self.sampler.at_temperature(v, temperature)
+            state.v = state.without_center(self.sampler.at_temperature(v, temperature))
         return state
 
     def _continue_from(self, position: Position, rows: torch.Tensor) -> None:
@@ -177,7 +179,7 @@ class ChainBatch:
             return
         if not self.launches:
             self._by_steps(steps, kept)
-        elif self.plan.tempering is None:
+        elif self.plan.tempering is None and (kept is None or not self.plan.looks):
             self._by_launches(steps, kept)
         else:
             self._by_short_launches(steps, kept)
@@ -199,8 +201,8 @@ class ChainBatch:
 
     def _by_steps(self, steps: int, kept: KeptDraws | None) -> None:
         columns = self._columns()
-        if kept is not None and kept.draws is not None and self.sampler.adjusted:
-            self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=self.plan.device)
+        if kept is not None and kept.each and self.sampler.adjusted:
+            self.diverging = self._no_divergence()
             self._diverged_now.zero_()
         for _ in range(steps):
             if self.sampler.kernel is None:
@@ -237,15 +239,24 @@ class ChainBatch:
 
     def _keep(self, kept: KeptDraws) -> None:
         """Keep the states at the first temperature."""
-        K, state, index = self.replicas.count, self.state, self._kept_so_far() - 1
-        energy = state.energy
+        state, index = self.state, self._kept_so_far() - 1
         if self.diverging is not None:
             self.diverging[:, index] = self._coldest(self._diverged_now)
             self._diverged_now.zero_()
-        if K == 1:
-            kept.put(index, state.x, energy)
-        else:
-            kept.put(index, state.x[::K], None if energy is None else energy[::K])
+        kept.put(index, self._coldest(state.x), None if state.energy is None else self._coldest(state.energy))
+        if self.plan.record and state.v is not None:
+            kept.put_velocities(index, self._coldest(state.v), state)
+
+    def room(self, store: bool) -> KeptDraws:
+        """Room for what the run keeps of these chains. Raises TypeError or ValueError for unfit observables."""
+        K = self.replicas.count
+        return KeptDraws.empty(self.plan, self._coldest(self.state.x), self._coldest(self.state.chain) // K, store)
+
+    def _no_divergence(self) -> torch.Tensor:
+        """``diverging`` before the first step."""
+        return torch.zeros(
+            len(self.rows) // self.replicas.count, self.plan.kept, dtype=torch.bool, device=self.plan.device
+        )
 
     # -------------------------------------------------------------------------------------------- whole chains
 
@@ -272,10 +283,13 @@ class ChainBatch:
                 kept.join(*draws, part)
 
     def _by_short_launches(self, steps: int, kept: KeptDraws | None) -> None:
-        """Launches of tempered chains, which end where replicas swap or a state is kept."""
+        """Launches that end where replicas swap, or where a state is kept and looked at."""
         end, columns = self.index + steps, self._columns()
+        most = max(LAUNCH_ELEMENTS // max(self.state.x.numel() * self.sampler.leaps, 1), 1)
         while self.index < end:
-            counts = [end - self.index, self.replicas.until_swap(self.index)]
+            counts = [end - self.index, most]
+            if self.plan.tempering is not None:
+                counts.append(self.replicas.until_swap(self.index))
             if kept is not None:
                 counts.append(self._until_kept())
             self._launch(min(counts), None, columns=columns)
@@ -310,7 +324,8 @@ class ChainBatch:
         """Whether whole chains run in one launch."""
         target = self.plan.target
         compiled = isinstance(target, BuiltIn) and target.kernel is not None and self.sampler.kernel is not None
-        return self.plan.launch and compiled and len(self.state.ends) <= 1  # chains of one launch leap alike
+        alike = len(self.state.ends) <= 1  # chains of one launch leap alike
+        return self.plan.launch and compiled and alike and self.state.center is None
 
     @property
     def counted(self) -> int:

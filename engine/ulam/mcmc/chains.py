@@ -15,6 +15,7 @@ from ..engine import errors
 from . import arviz_data
 from .arviz_data import Coords, Dims, Names
 from .parameters import Layout
+from .statistics import labels_of
 from .verdict import Evidence, Verdict, judge, of_table
 from .warmup.tuning import Tuning
 
@@ -57,7 +58,7 @@ class Chains:
     are those of the steps of the new run alone.
 
     Attributes:
-        draws: ``[chain, draw, *shape]``, None where only moments were kept.
+        draws: ``[chain, draw, *shape]``, None where moments or observables were kept in their place.
         energies: ``[chain, draw]`` float64, None for targets that give a score alone.
         acceptance: ``[chain]`` float64, the share of accepted proposals of this run after its warm-up; None without a
             Metropolis test. NUTS: the mean of the acceptance statistic of its transitions.
@@ -82,6 +83,9 @@ class Chains:
         layout: the parameters of a :class:`ulam.mcmc.Model`, else None. Draws, ``x``, ``moments``, :meth:`mean`,
             :meth:`variance` and :meth:`ess` of a model are of its states without constraints; ``parameters`` has the
             others.
+        observables: ``[chain, draw, *sizes]`` by name, of the states that were kept, or None.
+        velocities: ``[chain, draw, *shape]``, dx / dt = sqrt(P) v, or None.
+        kinetic: ``[chain, draw]`` float64, |v|^2 / 2: the sum of mass times (dx / dt)^2 / 2; or None.
     """
 
     draws: torch.Tensor | None
@@ -101,6 +105,9 @@ class Chains:
     leapfrogs: torch.Tensor | None = None
     diverging: torch.Tensor | None = None
     layout: Layout | None = None
+    observables: dict[str, torch.Tensor] | None = None
+    velocities: torch.Tensor | None = None
+    kinetic: torch.Tensor | None = None
 
     @property
     def tuning(self) -> Tuning | None:
@@ -121,7 +128,9 @@ class Chains:
         """
         if self.layout is None:
             raise ValueError(f"parameters: got a run of {self.report['target']}, expected one of a ulam.mcmc.Model")
-        return self.layout.constrain(self._stored())
+        if (stored := self._stored()) is None:
+            raise ValueError("parameters: got observables alone, expected the draws of a run with store=True")
+        return self.layout.constrain(stored)
 
     @cached_property
     def sums(self) -> torch.Tensor:
@@ -169,12 +178,13 @@ class Chains:
         return self._finite()[:, 1].sum(0) / (self._count() * self.kept) - self.mean().square()
 
     def to_arviz(self, names: Names = None, coords: Coords = None, dims: Dims = None) -> Any:
-        """An ``arviz.InferenceData``: the draws as posterior, and ``sample_stats`` ``[chain, draw]``.
+        """An ``arviz.InferenceData``: draws and observables as posterior, and ``sample_stats`` ``[chain, draw]``.
 
         The statistics are those that are known: ``lp`` = -E (without log Z, and not divided by T); ``energy``, the
         Hamiltonian with which the path that leaves the draw begins (HMC and NUTS, of every state kept, without
         tempering: momenta are made anew from the noise); ``diverging``, see ``diverging``; ``step_size`` (not SGLD's,
-        which falls); ``acceptance_rate``, its chain's, the same at each draw; ``tree_depth`` and ``n_steps`` (NUTS).
+        which falls); ``acceptance_rate``, its chain's, the same at each draw; ``tree_depth`` and ``n_steps`` (NUTS);
+        ``kinetic``, where it was recorded.
 
         Args:
             names: of the posterior's variable, "x" by default; or one name for each element of flat states ``(d,)``,
@@ -187,8 +197,9 @@ class Chains:
             ImportError: ArviZ, of the extra ``mcmc``, is not installed. ValueError: only moments were kept.
             TypeError, ValueError: names, coords or dims that do not fit.
         """
-        draws = self._stored() if self.layout is None else self.parameters
-        return arviz_data.inference_data(draws, self._statistics(), names, coords, dims)
+        stored = self._stored()
+        draws = stored if stored is None or self.layout is None else self.parameters
+        return arviz_data.inference_data(draws, self._statistics(), names, coords, dims, self.observables)
 
     def summary(self, **options: Any) -> Any:
         """ArviZ's table with one row per element: mean, sd, MCSE, bulk and tail ESS, R-hat [Vehtari 2021].
@@ -211,9 +222,11 @@ class Chains:
 
         Raises as :meth:`to_arviz`. Warns with a RuntimeWarning, in one line, where the verdict fails.
         """
-        setting = self.position.sampler
+        setting, (flat, labels) = self.position.sampler, self._judged()
         evidence = Evidence(
-            draws=self._stored(),
+            draws=flat,
+            labels=labels,
+            states=self.draws,
             energies=self.energies,
             adjusted=self.acceptance is not None,
             divergences=int(self.divergences.sum()),
@@ -222,7 +235,6 @@ class Chains:
             hamiltonian=self._hamiltonian(),
             temperature=float(torch.as_tensor(setting.get("temperature", 1.0)).max()),
             launched=self.report["launch"],
-            named=None if self.layout is None else self.layout.elements(self._stored()),
         )
         found = judge(evidence)
         if not found.passed:
@@ -230,13 +242,35 @@ class Chains:
         return found
 
     def ess(self) -> torch.Tensor:
-        """Bulk effective sample size of every element, ``[*shape]`` [Vehtari 2021]. Raises as :meth:`to_arviz`."""
-        return torch.from_numpy(arviz_data.arviz().ess({"x": self._stored().cpu().numpy()})["x"].values)
+        """Bulk effective sample size of every element, ``[*shape]`` [Vehtari 2021].
 
-    def _stored(self) -> torch.Tensor:
-        if self.draws is None:
+        Raises as :meth:`to_arviz`, and ValueError where observables were kept alone.
+        """
+        if self.draws is None and self.observables:
+            raise ValueError("draws: got observables alone, expected those of a run with store=True, or summary()")
+        stored = self._stored()
+        assert stored is not None
+        return torch.from_numpy(arviz_data.arviz().ess({"x": stored.cpu().numpy()})["x"].values)
+
+    def _stored(self) -> torch.Tensor | None:
+        """The draws, None where there are observables alone."""
+        if self.draws is None and not self.observables:
             raise ValueError("draws: got moments alone, expected those of a run with store=True")
         return self.draws
+
+    def _judged(self) -> tuple[torch.Tensor, list[str]]:
+        """What a verdict looks at, ``[chain, draw, n]``, and the name of each of the n: observables, then the state.
+
+        Of a model the elements of its parameters that can vary stand for the state.
+        """
+        parts = [(_flat(of), labels_of(name, of.shape[2:])) for name, of in (self.observables or {}).items()]
+        if (stored := self._stored()) is not None and self.layout is None:
+            parts.append((_flat(stored), labels_of("x", stored.shape[2:])))
+        elif stored is not None and self.layout is not None:
+            names, values = self.layout.elements(stored)
+            parts.append((values, names))
+        flat, labels = [of for of, _ in parts], [label for _, of_one in parts for label in of_one]
+        return flat[0] if len(flat) == 1 else torch.cat([of.double() for of in flat], 2), labels
 
     def _statistics(self) -> dict[str, torch.Tensor]:
         """What is known of every draw, ``[chain, draw]``, by ArviZ's names."""
@@ -250,6 +284,7 @@ class Chains:
             "diverging": self.diverging,
             **{name: None if of is None else of[:, None].expand(-1, self.kept) for name, of in rates.items()},
             **counts,
+            "kinetic": getattr(self, "kinetic", None),
         }
         return {name: values for name, values in known.items() if values is not None}
 
@@ -274,3 +309,8 @@ class Chains:
     @cached_property
     def _stayed(self) -> torch.Tensor:
         return torch.isfinite(self.sums.flatten(1)).all(1)
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """Values ``[chain, draw, *shape]`` as ``[chain, draw, n]``."""
+    return values.flatten(2) if values.dim() > 2 else values[..., None]

@@ -35,6 +35,7 @@ NAMED = 8  # chains that a warning names
 def warn(result: Chains, plan: RunPlan, batches: list[ChainBatch]) -> None:
     """Warn of what went wrong in a finished run."""
     _warn_of_divergence(result, plan)
+    _warn_of_observables(result)
     if isinstance(plan.adapt, float):
         given = torch.cat([batch.given for batch in batches])[: len(plan.ids)]  # without the last batch's padding
         _warn_of_frozen_chains(result, plan.adapt, given)
@@ -86,6 +87,19 @@ def _warn_of_divergence(result: Chains, plan: RunPlan) -> None:
             "their draws from there on are not finite"
         )
     errors.warn(f"{message}: try a smaller step", RuntimeWarning)
+
+
+def _warn_of_observables(result: Chains) -> None:
+    """Of observables that are not finite in chains that are."""
+    stayed = torch.isfinite(result.x.flatten(1)).all(1)
+    for name, values in (result.observables or {}).items():
+        bad = (stayed & ~torch.isfinite(values.flatten(1)).all(1)).nonzero()[:, 0]
+        if len(bad):
+            errors.warn(
+                f"observables: {name} is not finite at some draws of {len(bad)} of {len(result.ids)} chains "
+                f"(chain {int(result.ids[int(bad[0])])}, ...), whose states are: see chains.observables",
+                RuntimeWarning,
+            )
 
 
 def _warn_of_frozen_chains(result: Chains, rate: float, given: torch.Tensor) -> None:

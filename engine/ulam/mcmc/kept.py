@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
+import ulam_kernels.mcmc as ops
+
+from ..samplers.mcmc.chain_state import ChainState
 from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.rows import Rows
+from .observables import Observables
 from .plan import RunPlan
 
 
@@ -17,7 +21,8 @@ class KeptDraws:
     """Where a batch writes the states it keeps: see :class:`ulam.mcmc.Chains`; None for what is not wanted.
 
     ``draws`` ``[B, kept, *shape]``, ``energies`` ``[B, kept]`` float64, ``moments`` ``[B, 2, *shape]`` float64;
-    ``tree_depth``, ``leapfrogs`` ``[B, kept]`` int64, of NUTS alone.
+    ``tree_depth``, ``leapfrogs`` ``[B, kept]`` int64, of NUTS alone. ``observables`` ``[B, kept, *sizes]`` by name,
+    what ``measure`` says of the states; ``velocities`` ``[B, kept, *shape]``, ``kinetic`` ``[B, kept]`` float64.
     """
 
     draws: torch.Tensor | None
@@ -25,22 +30,52 @@ class KeptDraws:
     moments: torch.Tensor | None
     tree_depth: torch.Tensor | None = None
     leapfrogs: torch.Tensor | None = None
+    observables: dict[str, torch.Tensor] = field(default_factory=dict)
+    measure: Observables | None = None
+    velocities: torch.Tensor | None = None
+    kinetic: torch.Tensor | None = None
 
     @classmethod
-    def empty(cls, plan: RunPlan, chains: int, store: bool) -> KeptDraws:
-        """Room for what ``chains`` chains of a plan keep: their draws, or with store=False their moments."""
-        kept, shape, device = plan.kept, plan.shape, plan.device
-        if not store:
-            return cls(None, None, torch.zeros(chains, 2, *shape, dtype=torch.float64, device=device))
-        energies = torch.empty(chains, kept, dtype=torch.float64, device=device) if plan.target.has_energy else None
-        draws = torch.empty(chains, kept, *shape, dtype=plan.dtype, device=device)
-        if not isinstance(plan.sampler, NUTS) or plan.tempering is not None:
-            return cls(draws, energies, None)
-        depth = torch.zeros(chains, kept, dtype=torch.int64, device=device)
-        return cls(draws, energies, None, depth, torch.zeros_like(depth))
+    def empty(cls, plan: RunPlan, x: torch.Tensor, ids: torch.Tensor, store: bool) -> KeptDraws:
+        """Room for what the chains ``ids`` of a plan keep, who start at x ``[B, *shape]``: draws or moments, and more.
+
+        Raises TypeError or ValueError for observables that do not fit.
+        """
+        kept, chains, measure = plan.kept, len(x), plan.observables
+
+        def room(*sizes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.empty(chains, kept, *sizes, dtype=dtype, device=plan.device)
+
+        made = cls(
+            draws=room(*plan.shape, dtype=plan.dtype) if store else None,
+            energies=room() if plan.target.has_energy and (store or measure is not None) else None,
+            moments=None if store else torch.zeros(chains, 2, *plan.shape, dtype=torch.float64, device=plan.device),
+            observables={} if measure is None else measure.room(x, ids, kept),
+            measure=measure,
+            velocities=room(*plan.shape, dtype=plan.dtype) if "velocities" in plan.record else None,
+            kinetic=room() if "kinetic" in plan.record else None,
+        )
+        if isinstance(plan.sampler, NUTS) and plan.tempering is None and made.each:
+            made.tree_depth, made.leapfrogs = (torch.zeros_like(room(dtype=torch.int64)) for _ in range(2))
+        return made
+
+    @property
+    def each(self) -> bool:
+        """Whether something is kept of each state, more than moments."""
+        return self.draws is not None or self.measure is not None
+
+    def put_velocities(self, index: int, v: torch.Tensor, state: ChainState) -> None:
+        """Keep the whitened velocities v ``[B, *shape]`` of draw ``index``: sqrt(P) v, and |v|^2 / 2."""
+        if self.velocities is not None:
+            self.velocities[:, index] = v if state.scale is None else v * state.scale
+        if self.kinetic is not None:
+            self.kinetic[:, index] = 0.5 * ops.squared_norm(v.contiguous(), backend=state.backend)
 
     def put(self, index: int, x: torch.Tensor, energy: torch.Tensor | None) -> None:
         """Keep the states x ``[B, *shape]`` as draw ``index``."""
+        if self.measure is not None:
+            for name, value in self.measure(x).items():
+                self.observables[name][:, index] = self._fitting(name, value)
         if self.draws is not None:
             self.draws[:, index] = x
         if self.energies is not None and energy is not None:
@@ -62,9 +97,23 @@ class KeptDraws:
             kept = self.draws if name == "x" else getattr(self, name)
             if kept is not None:
                 rows.put(kept, rows.of(value), at=index)
+        if self.measure is not None:  # of all rows: a batch of one size gives a network the same bits
+            for name, value in self.measure(values["x"]).items():
+                rows.put(self.observables[name], rows.of(self._fitting(name, value)), at=index)
         if self.moments is not None:
             wide = rows.of(values["x"].double())
             rows.put(self.moments, rows.of(self.moments) + torch.stack([wide, wide.square()], 1))
+
+    def _fitting(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """``value``. Raises ValueError where its sizes or its dtype are not those at the first states."""
+        room = self.observables[name]
+        if value.shape[1:] != room.shape[2:] or value.dtype != room.dtype:
+            came, right = ([*of.shape[axes:]] for of, axes in ((value, 1), (room, 2)))
+            raise ValueError(
+                f"observables: got {value.dtype} {came} a chain of {name}, expected {room.dtype} {right} as at the "
+                "first states"
+            )
+        return value
 
     def split(self, begin: int, end: int) -> KeptDraws:
         """New contiguous room for the draws from ``begin`` to ``end``; the moments are shared."""

@@ -16,6 +16,7 @@ from ..denoiser import Denoiser
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.tempering import ParallelTempering
 from .chains import Chains, Position
+from .observables import Functions, Observables, checked_observables, checked_record
 from .targets import Target
 from .warmup.settings import Adapt, Warmup, checked_adapt
 
@@ -53,6 +54,13 @@ class RunPlan:
     device: torch.device
     dtype: torch.dtype
     backend: str | None
+    observables: Observables | None = None
+    record: tuple[str, ...] = ()
+
+    @property
+    def looks(self) -> bool:
+        """Whether something is recorded that launches of whole chains do not write."""
+        return self.observables is not None or bool(self.record)
 
     @property
     def counted(self) -> int:
@@ -127,6 +135,8 @@ def checked_plan(
     device: torch.device | str | None,
     backend: str | None,
     dtype: torch.dtype | None,
+    observables: Functions | None = None,
+    record: Sequence[str] | None = None,
     position: Position | None = None,
 ) -> RunPlan:
     """The plan of a run. Raises TypeError or ValueError for an argument of :func:`ulam.mcmc.run` that is invalid."""
@@ -160,7 +170,8 @@ def checked_plan(
         target=target, asked=asked, sampler=inner, tempering=tempering, ids=ids, shape=sizes,
         seed=seed_int64(0 if seed is None else seed), x_init=x_init, v_init=v_init, first_step=first_step,
         position=position, warmup=warmup, steps=steps, thin=thin, adapt=adapted, launch=launch, device=where,
-        dtype=dtype, backend=backend,
+        dtype=dtype, backend=backend, observables=checked_observables(observables),
+        record=checked_record(record, inner),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from .batch import ChainBatch
 from .chains import Chains, Position
 from .densities import BuiltIn
 from .kept import KeptDraws
+from .observables import Functions
 from .plan import RunPlan, checked_plan, resumed
 from .targets import Target
 from .trees import TreeBatch, gradients_of
@@ -52,7 +53,9 @@ def run(
     thin: int = 1,
     adapt: Adapt = None,
     slots: int | None = None,
-    store: bool = True,
+    store: bool | None = None,
+    observables: Functions | None = None,
+    record: Sequence[str] | None = None,
     launch: bool = True,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -86,7 +89,13 @@ def run(
             :class:`ulam.mcmc.Warmup`; ``Chains.tuning`` has them. Chains then depend on one another until the warm-up
             ends. None keeps the step sizes; of a sampler without a step it is "pooled".
         slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once.
-        store: keep the states; False keeps only their sums and sums of squares, and no energies.
+        store: keep the states; False keeps only their sums and sums of squares, and energies only beside observables.
+            None: True without observables, False with them.
+        observables: functions of x ``[chains, *shape]`` by name, each ``[chains, *sizes]`` and a function of a chain's
+            own state: evaluated at the states that are kept, without a graph and modules in eval mode, and recorded in
+            their place. They are called once more before the first step, for their sizes.
+        record: names among "velocities" and "kinetic", to be recorded at the states that are kept, of samplers that
+            keep velocities (MCLMC's have length 1 and no kinetic energy).
         launch: False runs built-in densities by single steps too.
         device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
         dtype: float32 (the default), or float64 (reference backend, for checking).
@@ -104,6 +113,7 @@ def run(
     check_no_gradient("a run of chains", getattr(target, "cond", None), x_init=x_init, v_init=v_init)
     if slots is not None:
         check_slots(slots)
+    store = observables is None if store is None else store
     for name, flag in (("store", store), ("launch", launch), ("progress", progress)):
         switch(flag, name)
     if isinstance(x_init, Mapping) and (layout := getattr(target, "layout", None)) is not None:
@@ -115,6 +125,7 @@ def run(
     elif x_init is not None and seed is None and first_step is None:
         diagnosis.warn_of_repeated_noise()
     given |= {"steps": steps, "warmup": warmup, "thin": thin, "launch": launch, "backend": backend}
+    given |= {"observables": observables, "record": record}
     return _run(checked_plan(target, sampler, **given), slots, store, progress)
 
 
@@ -132,9 +143,9 @@ def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chain
     begin = time.perf_counter()
     with _Bar(plan, len(rows), progress) as bar:
         for of_batch, count in rows:
-            kept = KeptDraws.empty(plan, len(of_batch), store)
             batch = batch_class(plan, of_batch, bar.update)
             batch.begin()
+            kept = batch.room(store)
             warmed.append(warm_up(batch))
             batch.run(kept)
             parts.append((batch, kept, count))
@@ -160,6 +171,10 @@ def _joined(
     def joined(tensors: list[torch.Tensor | None], replicas: int = 1) -> torch.Tensor | None:
         cut = [t[: count * replicas] for t, (_, _, count) in zip(tensors, parts, strict=True) if t is not None]
         return None if not cut else cut[0] if len(cut) == 1 else torch.cat(cut)
+
+    def joined_by_name(dicts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        made = {name: joined([named[name] for named in dicts]) for name in dicts[0]}
+        return {name: tensor for name, tensor in made.items() if tensor is not None}
 
     first, batches, kept = parts[0][0], [batch for batch, _, _ in parts], [kept for _, kept, _ in parts]
     K = first.replicas.count
@@ -196,6 +211,9 @@ def _joined(
         leapfrogs=joined([part.leapfrogs for part in kept]),
         diverging=joined([batch.diverging for batch in batches]),
         layout=getattr(plan.target, "layout", None),
+        observables=joined_by_name([part.observables for part in kept]) or None,
+        velocities=joined([part.velocities for part in kept]),
+        kinetic=joined([part.kinetic for part in kept]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -36,23 +36,25 @@ def looked_at(elements: int) -> torch.Tensor:
     return torch.linspace(0, elements - 1, min(elements, MOST_ELEMENTS), dtype=torch.float64).round().long()
 
 
+def labels_of(name: str, shape: Sequence[int]) -> list[str]:
+    """The names of the elements of a variable of this shape, in order: ``x[0, 1]``, or ``x`` of one without a shape."""
+    return [f"{name}[{', '.join(map(str, place))}]" if place else name for place in np.ndindex(*shape)]
+
+
 def table(
-    draws: torch.Tensor, energies: torch.Tensor | None, chains: torch.Tensor, names: list[str] | None = None
+    draws: torch.Tensor, energies: torch.Tensor | None, chains: torch.Tensor, labels: Sequence[str] | None = None
 ) -> Any:
     """A ``pandas.DataFrame`` of mean, sd, MCSE, bulk and tail ESS and R-hat [Vehtari 2021], of ArviZ's own names.
 
     ``draws`` ``[chain, draw, *shape]``, ``energies`` ``[chain, draw]`` or None; ``chains`` ``[chain]`` bool: those
-    taken into account; ``names``: of the elements of flat states, by default x[0], x[1], ... NaN where there are fewer
-    than two chains, or fewer than four draws. An energy that is the same everywhere is left out.
+    taken into account; ``labels``: of the elements, ``x[0]``, ... by default. NaN where there are fewer than two
+    chains, or fewer than four draws. An energy that is the same everywhere is left out.
     """
     import pandas
 
-    shape, flat = draws.shape[2:], draws.flatten(2) if draws.dim() > 2 else draws[..., None]
-    chosen = looked_at(flat.shape[2])
-    if names is not None:
-        labels = [names[i] for i in chosen.tolist()]
-    else:
-        labels = [f"x[{', '.join(map(str, np.unravel_index(i, shape)))}]" if shape else "x" for i in chosen.tolist()]
+    flat = draws.flatten(2) if draws.dim() > 2 else draws[..., None]
+    chosen, named = looked_at(flat.shape[2]), labels_of("x", draws.shape[2:]) if labels is None else labels
+    labels = [named[i] for i in chosen.tolist()]
     values = {"x": flat[chains.to(flat.device)][:, :, chosen.to(flat.device)].cpu().numpy()}
     if energies is not None and bool((energies != energies.flatten()[0]).any()):
         values["energy"], labels = energies[chains.to(energies.device)].cpu().numpy(), [*labels, "energy"]

@@ -51,8 +51,8 @@ class TreeBatch(ChainBatch):
     def run(self, kept: KeptDraws) -> None:
         """Make all steps, and those of the warm-up that are not made yet, as :meth:`ChainBatch.run`."""
         plan, trees = self.plan, self._trees()
-        if kept.draws is not None:
-            self.diverging = torch.zeros(kept.draws.shape[:2], dtype=torch.bool, device=plan.device)
+        if kept.each:
+            self.diverging = self._no_divergence()
         total = plan.warmup + plan.steps
         if not (isinstance(trees, FusedTrees) and _recordable(kept)):
             self._grow(trees, kept, total)

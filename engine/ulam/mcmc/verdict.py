@@ -94,11 +94,14 @@ class Verdict:
 class Evidence:
     """What a verdict looks at, see :class:`ulam.mcmc.Chains`.
 
-    ``proposals``: of all chains after the warm-up. ``hamiltonian`` ``[chain, draw]``, or why there is none. ``named``:
-    names of the elements and their values ``[chain, draw, element]``, where these are not the states themselves.
+    ``draws``: what is judged, ``[chain, draw, n]``, ``labels`` the n names. ``states`` ``[chain, draw, *shape]``, None
+    where observables are judged alone. ``proposals``: of all chains after the warm-up.
+    ``hamiltonian`` ``[chain, draw]``, or why there is none.
     """
 
     draws: torch.Tensor
+    labels: list[str]
+    states: torch.Tensor | None
     energies: torch.Tensor | None
     adjusted: bool
     divergences: int
@@ -107,7 +110,6 @@ class Evidence:
     hamiltonian: torch.Tensor | str
     temperature: float
     launched: bool
-    named: tuple[list[str], torch.Tensor] | None = None
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -115,11 +117,7 @@ def judge(evidence: Evidence) -> Verdict:
     draws = evidence.draws
     flat = draws.flatten(2) if draws.dim() > 2 else draws[..., None]
     finite = torch.isfinite(flat).all(2).all(1).cpu()
-    shown = flat if evidence.named is None else evidence.named[1]
-    if evidence.named is None:
-        made = table(draws, evidence.energies, finite)
-    else:
-        made = table(shown, evidence.energies, finite, evidence.named[0])
+    made = table(draws, evidence.energies, finite, evidence.labels)
     rhat, bulk, tail = (_worst(made, name) for name in ("r_hat", "ess_bulk", "ess_tail"))
     rate = evidence.divergences / max(evidence.proposals if evidence.adjusted else len(draws), 1)
     failed = failures(rhat, bulk, tail)
@@ -133,15 +131,15 @@ def judge(evidence: Evidence) -> Verdict:
     divergent = None if evidence.diverging is None else evidence.diverging.nonzero().cpu()
     cause = None
     if failed:
-        chosen = looked_at(shown.shape[2])
+        chosen = looked_at(flat.shape[2])
         at = chosen[int(made["r_hat"].fillna(0.0).to_numpy()[: len(chosen)].argmax())]
         too_large = lost > 0 or (evidence.adjusted and rate > MOST_DIVERGED)
-        cause = _cause(evidence, flat, shown[finite.to(flat.device)][:, :, at], too_large, more)
+        cause = _cause(evidence, flat, flat[finite.to(flat.device)][:, :, at], too_large, more)
     return Verdict(
         rhat=rhat, ess_bulk=bulk, ess_tail=tail, mcse=_worst(made.assign(mcse=made["mcse_mean"] / made["sd"]), "mcse"),
         bfmi=bfmi, bfmi_note="" if bfmi else no_bfmi, divergences=evidence.divergences, divergence_rate=rate,
         divergent=divergent, failed=tuple(failed), cause=cause, more=more, table=made,
-        notes=tuple(_notes(evidence, shown, bfmi, divergent)),
+        notes=tuple(_notes(evidence, flat, bfmi, divergent)),
     )  # fmt: skip
 
 
@@ -163,8 +161,11 @@ def _cause(evidence: Evidence, flat: torch.Tensor, x: torch.Tensor, too_large: b
     if chains < LEAST_CHAINS or draws < LEAST_DRAWS:
         found = f"{chains} chains of {draws} draws are too few for R-hat ({LEAST_CHAINS} of {LEAST_DRAWS})"
         return Cause("few", found, "chains=4 or more, and more steps")
-    if away := runaway(flat, evidence.energies, evidence.temperature):
-        return away
+    states = evidence.states
+    if states is not None:
+        states = states.flatten(2) if states.dim() > 2 else states[..., None]
+        if away := runaway(states, evidence.energies, evidence.temperature):
+            return away
     if too_large and evidence.adjusted:
         found = "steps are too large where the density is narrow"
         return Cause("divergences", found, "a smaller step, or HMC with small steps and long paths")
@@ -190,12 +191,11 @@ def _notes(evidence: Evidence, flat: torch.Tensor, bfmi: Worst | None, divergent
         chain, draw = divergent[0].tolist()
         values = [f"{value:.3g}" for value in flat[chain, draw, :NAMED].tolist()]
         more = ", ..." if flat.shape[2] > NAMED else ""
-        if evidence.named is None:
+        if evidence.labels[0].split("[")[0] == "x":
             place = f"x = [{', '.join(values)}{more}]"
         else:
-            place = (
-                ", ".join(f"{name} = {value}" for name, value in zip(evidence.named[0], values, strict=False)) + more
-            )
+            pairs = zip(evidence.labels, values, strict=False)
+            place = ", ".join(f"{label} = {value}" for label, value in pairs) + more
         notes.append(f"divergences at {len(divergent)} draws: see verdict.divergent; first near {place}")
     elif divergent is None and evidence.adjusted and evidence.divergences:
         way = "in launches: ulam.mcmc.run(..., launch=False) does, with the same draws" if evidence.launched else "here"

@@ -53,4 +53,5 @@ class BAOAB(ChainSampler):
         )  # fmt: skip
         state.energy, state.score = state.evaluate(state.x, state.wants_energy)
         ops.kick_drift(state.x, state.v, state.score, kick, None, scale=state.scale, backend=state.backend)
+        state.v = state.without_center(state.v)
         return None

@@ -16,23 +16,30 @@ import numpy.typing as npt
 import torch
 
 import ulam_kernels.mcmc as ops
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import choice, described
 from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain
 from .chain_state import ChainState, Columns
+from .masses import CENTERS, CenterOfMass, Masses
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
 Preconditioner: TypeAlias = "float | Sequence[float] | npt.NDArray[Any] | torch.Tensor | None"
 
 
-class ChainSampler(ABC):
+class ChainSampler(Masses, ABC):
     """A transition of Markov chains and its settings, of which those in ``per_chain`` may be one a chain ``[chains]``.
 
     Args:
         step: the step size, above 0. Samplers with a ``rate`` take None: the warm-up of :func:`ulam.mcmc.run` finds it.
         temperature: T, at least 0 (above 0 where there is a Metropolis test).
         preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity.
+        mass: in place of P = 1 / mass: one number, or ``[*shape]`` with sizes of 1 where it is the same, such as
+            ``[atoms, 1]`` for states ``[atoms, 3]``. Units are those of the energy E and of x: with E and T in eV, x in
+            angstrom and masses in u, a time is in angstrom sqrt(u / eV) = 10.1805 fs.
+        center_of_mass: "fixed" keeps that of states ``[atoms, dimensions]`` at the origin, where first states are moved
+            to, and first velocities lose their share of its motion. p is the law given that place, velocities have
+            (atoms - 1) dimensions degrees of freedom. For samplers whose velocities are free in length.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -48,6 +55,7 @@ class ChainSampler(ABC):
     rate: ClassVar[float | None] = None  # the acceptance to adapt its steps to where none is given
     has_velocity: ClassVar[bool] = False  # whether its state keeps a velocity from step to step
     step_is_a_time: ClassVar[bool] = False  # whether x moves by step times a velocity: the step goes as sqrt(T) then
+    has_kinetic_energy: ClassVar[bool] = True  # whether its velocities are free in length
     most_steps: ClassVar[int] = 1 << 60  # of a chain, whose noise noise-v1 can number
 
     def __post_init__(self) -> None:
@@ -62,6 +70,20 @@ class ChainSampler(ABC):
             p = real_numbers("preconditioner", self.preconditioner)
             if (wrong := ~((p > 0) & torch.isfinite(p))).any():
                 raise ValueError(f"preconditioner: got {p[wrong][0].item():g}, expected {right}")
+        self._check_masses()
+
+    def _check_masses(self) -> None:
+        if self.mass is not None:
+            if self.preconditioner is not None:
+                raise ValueError("mass: got one beside preconditioner, expected one of the two: P is 1 / mass")
+            m = real_numbers("mass", self.mass)
+            if (wrong := ~((m > 0) & torch.isfinite(m) & torch.isfinite(1 / m))).any():
+                raise ValueError(f"mass: got {m[wrong][0].item():g}, expected finite numbers above 0, or None")
+        choice(self.center_of_mass, "center_of_mass", CENTERS)
+        if self.center_of_mass == "fixed" and not self.has_kinetic_energy:
+            raise ValueError(
+                f"center_of_mass: got 'fixed', expected 'free': velocities of {type(self).__name__} have length 1"
+            )
 
     def settings(self) -> dict[str, Any]:
         """The class's name and every setting, tensors as copies: equal for samplers that do the same."""
@@ -71,16 +93,43 @@ class ChainSampler(ABC):
         }
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | None:
-        """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a preconditioner of another shape."""
-        if self.preconditioner is None:
+        """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a P or masses of another shape."""
+        p = self._inverse_mass(x.shape[1:])
+        return None if p is None else p.sqrt().to(x.device, x.dtype).contiguous()
+
+    def _inverse_mass(self, shape: Sequence[int]) -> torch.Tensor | None:
+        """P ``[*shape]`` float64, or None."""
+        name, right = "preconditioner", f"{list(shape)} like a chain, or what broadcasts to it"
+        if self.mass is not None:
+            name, right = "mass", f"{list(shape)} like a chain with sizes of 1 where it is the same, or one number"
+        given = self.preconditioner if self.mass is None else self.mass
+        if given is None:
             return None
-        p = torch.as_tensor(self.preconditioner, dtype=torch.float64).detach()
+        p = torch.as_tensor(given, dtype=torch.float64).detach()
+        if self.mass is not None and p.dim() not in (0, len(shape)):  # [3] of 3 atoms would be that of 3 directions
+            raise ValueError(f"{name}: got shape {list(p.shape)}, expected {right}")
         try:
-            p = p.expand(x.shape[1:])
+            p = p.expand(tuple(shape))
         except RuntimeError:
-            right = f"{list(x.shape[1:])} like a chain, or what broadcasts to it"
-            raise ValueError(f"preconditioner: got shape {list(p.shape)}, expected {right}") from None
-        return p.sqrt().to(x.device, x.dtype).contiguous()
+            raise ValueError(f"{name}: got shape {list(p.shape)}, expected {right}") from None
+        return p if self.mass is None else 1 / p
+
+    def center(self, x: torch.Tensor) -> CenterOfMass | None:
+        """What keeps the centre of mass of chains x ``[B, atoms, dimensions]`` fixed, or None where it is free.
+
+        Raises ValueError for states of another shape, of one atom, or with masses that differ between directions.
+        """
+        if self.center_of_mass == "free":
+            return None
+        shape = x.shape[1:]
+        if len(shape) != 2 or shape[0] < 2:
+            right = "[atoms, dimensions] of at least two atoms for center_of_mass='fixed'"
+            raise ValueError(f"shape: got {list(shape)}, expected {right}")
+        p = self._inverse_mass(shape)
+        p = torch.ones(tuple(shape), dtype=torch.float64) if p is None else p
+        if not torch.equal(p, p[:, :1].expand_as(p)):
+            raise ValueError("mass: got atoms whose mass differs between directions, expected [atoms, 1]")
+        return CenterOfMass(1 / p[:, 0], x.device)
 
     def check_states(self, shape: Sequence[int], v: torch.Tensor | None = None) -> None:
         """Raises ValueError for states of a shape, or first velocities ``[chains, *shape]``, that it cannot move."""
@@ -114,8 +163,12 @@ class ChainSampler(ABC):
 
 
 def copied(value: object) -> object:
-    """Numbers as a float64 copy on the CPU; None stays None."""
-    return None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().to("cpu", copy=True)
+    """Numbers as a float64 copy on the CPU; None and words stay what they are."""
+    return (
+        value
+        if value is None or isinstance(value, str)
+        else torch.as_tensor(value, dtype=torch.float64).detach().to("cpu", copy=True)
+    )
 
 
 def langevin_step(state: ChainState, c: Columns, bounds: tuple[float, float], out: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import ulam_kernels
 
 from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
+from .masses import CenterOfMass
 
 JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
@@ -41,6 +42,7 @@ class ChainState:
         accepted: ``[B]`` bool, whether the last proposals were accepted. proposal: the last ones, of HMC alone.
         ends: leapfrog steps per transition, each with the chains ``[B]`` bool that take that many (None: all); empty
             where the sampler's own number holds.
+        center: what keeps the centre of mass at the origin, or None.
     """
 
     x: torch.Tensor
@@ -57,6 +59,7 @@ class ChainState:
     ahead: int = 1
     proposal: Proposal | None = None
     ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    center: CenterOfMass | None = None
 
     def __post_init__(self) -> None:
         self.spare = torch.empty_like(self.x)
@@ -69,6 +72,21 @@ class ChainState:
         found, score = self.evaluate(self.x, energy)
         self.ahead = 1
         self.energy, self.score = None if found is None else found.clone(), score.clone()
+
+    def hold(self, center: CenterOfMass) -> None:
+        """From here on keep the centre of mass of states at the origin: x is moved there where it is evaluated."""
+        evaluate = self.evaluate
+
+        def held(x: torch.Tensor, wanted: bool) -> Evaluated:
+            center.hold(x)
+            energy, score = evaluate(x, wanted)
+            return energy, center.project_score(score)
+
+        self.center, self.evaluate = center, held
+
+    def without_center(self, v: torch.Tensor) -> torch.Tensor:
+        """Whitened velocities v without the motion of the centre of mass where that is held, else v itself."""
+        return v if self.center is None else self.center.project(v)
 
     def advance(self, steps: int = 1) -> None:
         """Move on to the noise of the step after the next ``steps``."""
@@ -92,14 +110,17 @@ class ChainState:
         return {"seed": self.seed, "chain": self.chain, "draw": draw}
 
     def normals(self, purpose: Purpose = ROW, offset: int = 0) -> torch.Tensor:
-        """Standard normal noise like x, that of the current step, from element ``offset`` of it on."""
+        """Standard normal noise like x, that of the current step, from element ``offset`` of it on.
+
+        It does not move a centre of mass that is held.
+        """
         out = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
         ids = self.ids(purpose)
         ulam_kernels.fill_normal(
             out, seed=ids["seed"], chain=ids["chain"], draw=ids["draw"], tag=purpose.tag, offset=offset,
             backend=self.backend,
         )  # fmt: skip
-        return out.to(self.x.dtype)
+        return self.without_center(out.to(self.x.dtype))
 
 
 def uniform(z: torch.Tensor) -> torch.Tensor:

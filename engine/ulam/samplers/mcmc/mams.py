@@ -41,6 +41,7 @@ class MAMS(PathSampler):
     jitter: float = 0.5
 
     rate: ClassVar[float | None] = 0.9
+    has_kinetic_energy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,6 +40,7 @@ class MCLMC(ChainSampler):
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "length")
     has_velocity: ClassVar[bool] = True
+    has_kinetic_energy: ClassVar[bool] = False
     step_is_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

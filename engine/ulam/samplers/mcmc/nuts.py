@@ -140,7 +140,7 @@ class Trees:
         if not rows:
             return
         v = self._normals(rows, ROW, state.x.shape[1:]).to(state.x.dtype)
-        v *= per_chain(rows.of(c[3]), v)
+        v = state.without_center(v * per_chain(rows.of(c[3]), v))
         for end in (self.here, self.there):
             for tensor, value in ((end.x, rows.of(state.x)), (end.v, v), (end.score, rows.of(state.score))):
                 rows.put(tensor, value)

@@ -46,6 +46,8 @@ class ULA(ChainSampler):
         if self.noise_scale is not None:
             check_numbers("noise_scale", self.noise_scale, least=0)
         check_clip_box(self.clip)
+        if self.clip is not None and self.center_of_mass == "fixed":
+            raise ValueError("center_of_mass: got 'fixed' beside clip, expected 'free': clipping moves the centre")
 
     @property
     def bounds(self) -> tuple[float, float]:
