@@ -185,7 +185,7 @@ def _sampler(options: argparse.Namespace) -> ChainSampler:
         raise ValueError(f"sampler: got {options.sampler!r}, expected {one_of(name, SAMPLERS)}")
     make = SAMPLERS[name]
     given = {option: getattr(options, option) for option in OPTIONS if getattr(options, option) is not None}
-    taken = make.__dataclass_fields__  # type: ignore[attr-defined]
+    taken = make.__dataclass_fields__
     if strange := [option for option in given if option not in taken]:
         came = f"{strange[0]}: got {given[strange[0]]}"
         raise ValueError(f"{came}, expected none: the sampler {name} does not take it")

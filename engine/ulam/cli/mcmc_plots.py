@@ -254,7 +254,7 @@ def _points(exact: Array, ends: tuple[float, float] = MIDDLE) -> Array:
     return points
 
 
-def _legend(figure: Figure, entries: list[tuple[str, str, str]]) -> None:
+def _legend(figure: Figure, entries: list[tuple[str, str, Any]]) -> None:
     """A legend below: (label, color, line style), "none" for points and "fill" for areas."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -106,4 +106,5 @@ def _log_sphere(d: int) -> float:
 def _summed(terms: LogDensity, values: torch.Tensor) -> torch.Tensor:
     """log sum of exp(terms) for each value ``[N]``; ``terms`` of values ``[n, 1]`` are ``[n, terms]``."""
     count = max(BLOCK // terms(values[:1, None]).numel(), 1)
-    return torch.cat([torch.logsumexp(terms(part[:, None]), 1) for part in values.split(count)])
+    parts = (values[begin : begin + count] for begin in range(0, len(values), count))
+    return torch.cat([torch.logsumexp(terms(part[:, None]), 1) for part in parts])

@@ -89,13 +89,10 @@ def run(
             :class:`ulam.mcmc.Warmup`; ``Chains.tuning`` has them. Chains then depend on one another until the warm-up
             ends. None keeps the step sizes; of a sampler without a step it is "pooled".
         slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once.
-        store: keep the states; False keeps only their sums and sums of squares, and energies only beside observables.
-            None: True without observables, False with them.
-        observables: functions of x ``[chains, *shape]`` by name, each ``[chains, *sizes]`` and a function of a chain's
-            own state: evaluated at the states that are kept, without a graph and modules in eval mode, and recorded in
-            their place. They are called once more before the first step, for their sizes.
-        record: names among "velocities" and "kinetic", to be recorded at the states that are kept, of samplers that
-            keep velocities (MCLMC's have length 1 and no kinetic energy).
+        store: keep the states, True without observables; False keeps only their sums and sums of squares (no energies).
+        observables: functions of x ``[chains, *shape]`` by name, each ``[chains, *sizes]``, recorded in place of the
+            states that are kept, with energies; called before the first step too: see :mod:`ulam.mcmc.observables`.
+        record: "velocities" and "kinetic", either or both, at the states kept, of samplers that keep velocities.
         launch: False runs built-in densities by single steps too.
         device: of the chains; that of ``x_init``, else the CPU. backend: see :class:`ulam.Engine`.
         dtype: float32 (the default), or float64 (reference backend, for checking).
@@ -111,11 +108,8 @@ def run(
     """
     check_not_recorded("run")
     check_no_gradient("a run of chains", getattr(target, "cond", None), x_init=x_init, v_init=v_init)
-    if slots is not None:
-        check_slots(slots)
     store = observables is None if store is None else store
-    for name, flag in (("store", store), ("launch", launch), ("progress", progress)):
-        switch(flag, name)
+    _check_ways(slots, store=store, launch=launch, progress=progress)
     if isinstance(x_init, Mapping) and (layout := getattr(target, "layout", None)) is not None:
         x_init = layout.unconstrain(x_init, "x_init")
     given: dict[str, Any] = {"chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init}
@@ -127,6 +121,13 @@ def run(
     given |= {"steps": steps, "warmup": warmup, "thin": thin, "launch": launch, "backend": backend}
     given |= {"observables": observables, "record": record}
     return _run(checked_plan(target, sampler, **given), slots, store, progress)
+
+
+def _check_ways(slots: int | None, **switches: bool) -> None:
+    if slots is not None:
+        check_slots(slots)
+    for name, flag in switches.items():
+        switch(flag, name)
 
 
 def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chains:

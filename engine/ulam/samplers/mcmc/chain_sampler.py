@@ -87,10 +87,7 @@ class ChainSampler(Masses, ABC):
 
     def settings(self) -> dict[str, Any]:
         """The class's name and every setting, tensors as copies: equal for samplers that do the same."""
-        return {"name": type(self).__name__} | {
-            field.name: copied(getattr(self, field.name))
-            for field in fields(self)  # type: ignore[arg-type]
-        }
+        return {"name": type(self).__name__} | {field.name: copied(getattr(self, field.name)) for field in fields(self)}
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | None:
         """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a P or masses of another shape."""
