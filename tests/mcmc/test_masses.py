@@ -123,6 +123,18 @@ def test_masses_are_inverse_preconditioners(make):
     assert torch.equal(run(springs, make(0.1, mass=1.0), **options).draws, run(springs, make(0.1), **options).draws)
 
 
+def test_energies_of_momenta_that_move_the_centre_are_not_told():
+    pytest.importorskip("arviz", reason="the data are ArviZ's")
+    options = {"chains": 2, "steps": 20}
+    statistics = run(springs, HMC(0.3, mass=MASS), **options).to_arviz().sample_stats
+    assert "energy" in statistics and "lp" in statistics
+    chains = run(springs, EXACT["hmc"], **options)
+    assert "energy" not in chains.to_arviz().sample_stats and "lp" in chains.to_arviz().sample_stats
+    with pytest.warns(RuntimeWarning):
+        verdict = chains.verdict()
+    assert verdict.bfmi is None and "centre of mass" in verdict.bfmi_note
+
+
 def test_velocities_are_lengths_over_times():
     """Free particles: x moves by time times the recorded velocity, whose m v^2 / 2 is the kinetic energy."""
     sampler = BAOAB(0.25, friction=0.0, mass=MASS)

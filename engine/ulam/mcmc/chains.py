@@ -295,6 +295,8 @@ class Chains:
             return f"{at.sampler['name']} has no paths from fresh momenta that keep their energy"
         if self.energies is None or self.report["thin"] != 1:
             return "it needs the energy of every state, and thinning leaves some out"
+        if at.sampler.get("center_of_mass") == "fixed":
+            return "momenta are made anew from noise, in which the centre of mass moves, and here it is fixed"
         temperature, shape = at.sampler["temperature"], tuple(self.x.shape[1:])
         return arviz_data.hamiltonian(
             self.energies, shape, ids=at.ids, seed=at.seed, next_step=at.index, temperature=temperature
