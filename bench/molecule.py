@@ -73,7 +73,7 @@ def main(names: list[str]) -> None:
         begin = time.perf_counter()
         record = ["kinetic"] if name == "baoab" else None
         chains = mcmc.run(
-            Energy(energy), samplers[name], x_init=START.repeat(64, 1, 1), observables={"inner": inner}, record=record,
+            Energy(energy), samplers[name], x_init=START.repeat(SIZES["chains"], 1, 1), observables={"inner": inner}, record=record,
             **SIZES,
         )  # fmt: skip
         assert chains.observables is not None and chains.energies is not None

@@ -176,7 +176,7 @@ def _leapfrog_step(chains: Chains, sampler: ChainSampler) -> float:
 
 def _foreign(options: argparse.Namespace, sampler: ChainSampler, other: type[ChainSampler]) -> dict[str, Any]:
     """None for the options of a sampler that another does not take."""
-    taken, given = ({field.name for field in fields(of)} for of in (other, sampler))  # type: ignore[arg-type]
+    taken, given = ({field.name for field in fields(of)} for of in (other, sampler))
     return {name: None for name in given - taken if hasattr(options, name)}
 
 
