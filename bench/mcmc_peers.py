@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,27 +60,27 @@ class Case:
         """First states: of the law itself where it can be drawn, else the last of a run."""
         if hasattr(self.target, "sample"):
             return self.target.sample(chains, seed=1).float()
-        options = {"chains": chains, "shape": (self.dimension,), "warmup": 100, "steps": 20, "thin": 20, "seed": 1}
+        options = {"chains": chains, "shape": (self.dimension,), "warmup": 50, "steps": 10, "thin": 10, "seed": 1}
         return mcmc.run(self.target, mcmc.NUTS(self.step), adapt=0.8, progress=False, **options).x
 
 
 def eight_schools() -> Case:
     model = posteriors.EightSchools()
     data = {"y": model.y.numpy(), "s": model.s.numpy()}
-    return of_model(model, {64: 1000, 1024: 200}, "eight_schools", data)
+    return of_model(model, {64: 400, 1024: 100}, "eight_schools", data)
 
 
 def item_response() -> Case:
     model = posteriors.ItemResponse()
     asked, counts = (tensor.numpy() for tensor in model.constants(torch.zeros(1)))
     data = {"asked": asked, "counts": counts, "students": np.array(model.students)}
-    return of_model(model, {64: 100, 1024: 20}, "item_response", data)
+    return of_model(model, {64: 50, 1024: 10}, "item_response", data)
 
 
 def logistic() -> Case:
     model = posteriors.Logistic()
     features, sums = (tensor.numpy() for tensor in model.constants(torch.zeros(1)))
-    return of_model(model, {64: 500, 1024: 100}, "logistic", {"features": features, "sums": sums})
+    return of_model(model, {64: 200, 1024: 50}, "logistic", {"features": features, "sums": sums})
 
 
 def of_model(model: posteriors.Posterior, steps: dict[int, int], density: str, data: Arrays) -> Case:
@@ -87,19 +88,19 @@ def of_model(model: posteriors.Posterior, steps: dict[int, int], density: str, d
 
 
 def funnel() -> Case:
-    return Case(mcmc.Funnel(10), 10, 0.1, {64: 500, 1024: 100}, "funnel")
+    return Case(mcmc.Funnel(10), 10, 0.1, {64: 200, 1024: 50}, "funnel")
 
 
 def gaussian() -> Case:
     variances = torch.logspace(-1, 1, 100, dtype=torch.float64)
     target = mcmc.Gaussian(torch.zeros(100), variances)
-    return Case(target, 100, 0.25, {64: 500, 1024: 100}, "gaussian", {"precision": (1 / variances).numpy()})
+    return Case(target, 100, 0.25, {64: 200, 1024: 50}, "gaussian", {"precision": (1 / variances).numpy()})
 
 
 def rosenbrock() -> Case:
     target = mcmc.Rosenbrock(10)
     data = {"a": np.array(target.a), "b": np.array(target.b)}
-    return Case(target, 10, 0.1, {64: 500, 1024: 100}, "rosenbrock", data)
+    return Case(target, 10, 0.1, {64: 200, 1024: 50}, "rosenbrock", data)
 
 
 CASES = {
@@ -152,7 +153,9 @@ def figures(case: Case, made: Arrays) -> dict[str, float]:
     import arviz
 
     values = case.parameters(torch.from_numpy(made["draws"]).double()).numpy()
-    ess = float(arviz.ess(arviz.convert_to_dataset({"x": values}))["x"].min())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains")
+        ess = float(arviz.ess(arviz.convert_to_dataset({"x": values}))["x"].min())
     leaps, seconds = made["leapfrogs"].astype(np.int64), statistics.median(made["seconds"].tolist())
     in_step = len(leaps) * int(leaps.max(0).sum())
     spent = int(made.get("gradients", in_step))

@@ -65,7 +65,7 @@ DENSITIES = {f.__name__: f for f in (eight_schools, item_response, logistic, fun
 
 
 def blackjax_run(density: Density, x: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """A scan over transitions of all chains, compiled ahead of its timed runs."""
+    """Chains that are scans over transitions, vectorised."""
     import blackjax
 
     steps, depth = settings["steps"], settings["max_depth"]
@@ -78,37 +78,43 @@ def blackjax_run(density: Density, x: Any, settings: dict[str, Any]) -> dict[str
 
         return jax.lax.scan(step, sampler.init(x), jax.random.split(key, steps))[1]
 
-    def keys(run: int) -> Any:
-        return jax.random.split(jax.random.key(run), len(x))
-
-    begin = time.perf_counter()
-    compiled = jax.jit(jax.vmap(chain)).lower(x, keys(0)).compile()
-    compilation, seconds = time.perf_counter() - begin, []
-    for run in range(settings["runs"] + 1):  # the first run does not count
-        begin = time.perf_counter()
-        draws, leaps = jax.block_until_ready(compiled(x, keys(run)))
-        seconds.append(time.perf_counter() - begin)
-    return {"draws": draws, "leapfrogs": leaps, "compilation": compilation, "seconds": seconds[1:]}
+    return timed(jax.vmap(chain), lambda run: (x, jax.random.split(jax.random.key(run), len(x))), settings["runs"])
 
 
 def numpyro_run(density: Density, x: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """MCMC with vectorised chains; what its first run took longer than the others is compilation."""
-    from numpyro.infer import MCMC, NUTS
+    """A scan over transitions of all chains: `MCMC.run` of numpyro compiles anew in every run."""
+    from numpyro.infer import NUTS
 
     kernel = NUTS(
         potential_fn=lambda x: -density(x), step_size=settings["step"], inverse_mass_matrix=jnp.ones(x.shape[1]),
         adapt_step_size=False, adapt_mass_matrix=False, max_tree_depth=settings["max_depth"],
     )  # fmt: skip
-    sizes = {"num_warmup": 0, "num_samples": settings["steps"], "num_chains": len(x)}
-    mcmc = MCMC(kernel, **sizes, chain_method="vectorized", progress_bar=False)
-    seconds = []
-    for run in range(settings["runs"] + 1):
+    first = kernel.init(jax.random.split(jax.random.key(0), len(x)), 0, x, (), {})
+
+    def step(state: Any, _: Any) -> Any:
+        state = kernel.sample(state, (), {})
+        return state, (state.z, state.num_steps)
+
+    def chains(state: Any) -> Any:
+        return jax.lax.scan(step, state, None, length=settings["steps"])[1]
+
+    def at(run: int) -> Any:
+        return (first._replace(rng_key=jax.random.split(jax.random.key(run), len(x))),)
+
+    found = timed(chains, at, settings["runs"])
+    return {**found, "draws": found["draws"].swapaxes(0, 1), "leapfrogs": found["leapfrogs"].T}
+
+
+def timed(chains: Callable[..., Any], at: Callable[[int], Any], runs: int) -> dict[str, Any]:
+    """Compile ``chains``, which gives draws and leapfrog steps, and run it on the arguments ``at`` each run."""
+    begin = time.perf_counter()
+    compiled = jax.jit(chains).lower(*at(0)).compile()
+    compilation, seconds = time.perf_counter() - begin, []
+    for run in range(runs + 1):  # the first run does not count
+        given = jax.block_until_ready(at(run))
         begin = time.perf_counter()
-        mcmc.run(jax.random.key(run), init_params=x, extra_fields=("num_steps",))
-        draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
-        leaps = jax.block_until_ready(mcmc.get_extra_fields(group_by_chain=True)["num_steps"])
+        draws, leaps = jax.block_until_ready(compiled(*given))
         seconds.append(time.perf_counter() - begin)
-    compilation = seconds[0] - float(np.median(seconds[1:]))
     return {"draws": draws, "leapfrogs": leaps, "compilation": compilation, "seconds": seconds[1:]}
 
 
