@@ -57,11 +57,12 @@ class Case:
     parameters: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
 
     def first(self, chains: int) -> torch.Tensor:
-        """First states: of the law itself where it can be drawn, else the last of a run."""
+        """First states ``[chains, d]``: of the law itself where it can be drawn, else of a run of 64 chains."""
         if hasattr(self.target, "sample"):
             return self.target.sample(chains, seed=1).float()
-        options = {"chains": chains, "shape": (self.dimension,), "warmup": 50, "steps": 10, "thin": 10, "seed": 1}
-        return mcmc.run(self.target, mcmc.NUTS(self.step), adapt=0.8, progress=False, **options).x
+        options = {"chains": 64, "shape": (self.dimension,), "warmup": 60, "steps": 48, "thin": 3, "seed": 1}
+        draws = mcmc.run(self.target, mcmc.NUTS(self.step), adapt=0.8, progress=False, **options).draws
+        return draws.transpose(0, 1).flatten(0, 1)[-chains:]
 
 
 def eight_schools() -> Case:

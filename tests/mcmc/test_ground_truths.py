@@ -77,17 +77,17 @@ def errors(truth: Truth, exact: Truth):
 
 
 RUNS = {
-    ("eight schools", "nuts"): {"warmup": 80, "steps": 120},
-    ("eight schools", "mams"): {"warmup": 100, "steps": 200},
-    ("eight schools", "hmc"): {"warmup": 100, "steps": 300},
-    ("brownian motion", "nuts"): {"chains": 24, "warmup": 60, "steps": 80},
-    ("banana", "hmc"): {"warmup": 100, "steps": 150},
-    ("logistic regression", "nuts"): {"chains": 16, "warmup": 60, "steps": 60},
-    ("item response", "nuts"): {"chains": 8, "warmup": 50, "steps": 50},
+    ("eight schools", "nuts"): {"chains": 32, "warmup": 60, "steps": 80},
+    ("eight schools", "mams"): {"chains": 32, "warmup": 100, "steps": 150},
+    ("eight schools", "hmc"): {"chains": 32, "warmup": 100, "steps": 200},
+    ("banana", "hmc"): {"chains": 32, "warmup": 100, "steps": 150},
+    ("brownian motion", "nuts"): {"chains": 16, "warmup": 50, "steps": 50},
+    ("logistic regression", "nuts"): {"chains": 16, "warmup": 40, "steps": 40},
+    ("item response", "nuts"): {"chains": 8, "warmup": 40, "steps": 40},
 }
 
 
-@pytest.mark.parametrize(("name", "sampler"), RUNS, ids=" by ".join)
+@pytest.mark.parametrize(("name", "sampler"), RUNS, ids=[" by ".join(run) for run in RUNS])
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals", "ignore:adapt")
 def test_means_and_standard_deviations_are_within_four_standard_errors(name, sampler):
     posterior = POSTERIORS[name]()
