@@ -73,8 +73,8 @@ def main(names: list[str]) -> None:
         begin = time.perf_counter()
         record = ["kinetic"] if name == "baoab" else None
         chains = mcmc.run(
-            Energy(energy), samplers[name], x_init=START.repeat(SIZES["chains"], 1, 1), observables={"inner": inner}, record=record,
-            **SIZES,
+            Energy(energy), samplers[name], x_init=START.repeat(SIZES["chains"], 1, 1), observables={"inner": inner},
+            record=record, **SIZES,
         )  # fmt: skip
         assert chains.observables is not None and chains.energies is not None
         by_chain = chains.observables["inner"].double().mean(1)

@@ -17,9 +17,7 @@ def bound_tick(
 ) -> tuple[Callable[[torch.Tensor, int], bool], Callable[[torch.Tensor, torch.Tensor | None, int], bool]]:
     """Of the arguments of step, with (times, whether they are whole, out, cursor, whether to check, shape) for own."""
 
-def bound_trees(
-    max_depth: int, tensors: tuple[int, ...], /
-) -> tuple[Callable[..., None], Callable[..., None]]:
+def bound_trees(max_depth: int, tensors: tuple[int, ...], /) -> tuple[Callable[..., None], Callable[..., None]]:
     """(leap, run) of trees whose tensors stay where they are: see bindings/bound_trees.h."""
 
 def scalar(tensor: torch.Tensor, /) -> float | None: ...

@@ -46,9 +46,11 @@ def inference_data(
     Raises ImportError without ArviZ, TypeError or ValueError for names, coords or dims that do not fit: see
     :meth:`ulam.mcmc.Chains.to_arviz`.
     """
+    posterior: dict[str, Any] = {}
+    axes: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
     if draws is None:
         _check_none(names, coords, dims)
-        posterior, axes, sizes = {}, {}, {}
     elif isinstance(draws, Mapping):
         axes, sizes = _named_dims(draws, names, dims)
         posterior = {name: values.cpu().numpy() for name, values in draws.items()}

@@ -65,7 +65,8 @@ def warn_of_rounding(energy: torch.Tensor, temperature: torch.Tensor) -> bool:
     errors.warn(
         f"target: energies near {float(energy[worst]):.4g} are {float(spacing[worst]):.3g} apart in "
         f"{str(dtype).removeprefix('torch.')}, too far for the Metropolis test at temperature "
-        f"{float(temperature[worst]):g}: take a constant off the energy, or compute it in float64",
+        f"{float(temperature[worst]):g}: take a constant off the energy, or compute it in float64 "
+        "(Energy(fn, dtype=torch.float64))",
         RuntimeWarning,
     )
     return True

@@ -2,9 +2,9 @@
 
 A parameter x of a set C is x = f(y), y any real numbers, f the bijection of ``torch.distributions.biject_to(C)`` (see
 :mod:`ulam.mcmc.bijections`): exp for positive numbers, a sigmoid for an interval, stick breaking for a simplex. A
-density p of x is p(f(y)) |det df/dy| of y [Carpenter 2017, section 3]. Where x has more elements than y, the derivatives are
-those of the first n - 1 elements of a simplex, and of the elements below the diagonal of a Cholesky factor of
-correlations, as in ``torch.distributions``.
+density p of x is p(f(y)) |det df/dy| of y [Carpenter 2017, section 3]. Where x has more elements than y, the
+derivatives are those of the first n - 1 elements of a simplex, and of the elements below the diagonal of a Cholesky
+factor of correlations, as in ``torch.distributions``.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def _with_step(sampler: ChainSampler, position: Position | None) -> ChainSampler
     if position is not None and position.tuning is not None:
         return position.tuning.sampler
     changed: Any = {"step": FIRST_STEP}
-    return sampler if sampler.step is not None else replace(sampler, **changed)  # type: ignore[type-var]
+    return sampler if sampler.step is not None else replace(sampler, **changed)
 
 
 def _checked_ids(

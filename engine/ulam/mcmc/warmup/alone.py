@@ -34,7 +34,7 @@ def warm_up_alone(batch: ChainBatch, rate: float) -> Warmed | None:
     if not searches:
         return None
     changed: Any = {"step": batch.step}  # of trees the first ones; the last are filled in later
-    return Warmed(replace(batch.sampler, **changed), acceptance, gradients.of_chains)  # type: ignore[type-var]
+    return Warmed(replace(batch.sampler, **changed), acceptance, gradients.of_chains)
 
 
 def _adapt(batch: ChainBatch, rate: float, acceptance: torch.Tensor, gradients: Gradients, searches: bool) -> None:

@@ -66,6 +66,6 @@ def _one_leap(sampler: ChainSampler) -> ChainSampler:
     """What makes one leapfrog step of the sampler's kind, of an exact length."""
     if isinstance(sampler, NUTS):
         return HMC(1.0, 1, sampler.temperature, sampler.preconditioner, jitter=0)
-    names = {field.name for field in fields(sampler)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(sampler)}
     changed: Any = {"jitter": 0} if "jitter" in names else {}
-    return replace(sampler, **changed)  # type: ignore[type-var]
+    return replace(sampler, **changed)

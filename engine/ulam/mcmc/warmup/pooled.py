@@ -75,7 +75,7 @@ class PooledWarmup:
         changed: Any = {"step": float(self._step)}
         if isinstance(batch.sampler, PathSampler):
             changed["leapfrog"] = self._leaps(self._step, final=True)
-        batch.adopt(replace(batch.sampler, **changed))  # type: ignore[type-var]
+        batch.adopt(replace(batch.sampler, **changed))
         return Warmed(batch.sampler, self._acceptance, self._gradients.of_chains)
 
     # ------------------------------------------------------------------------------------------------ windows
@@ -159,7 +159,7 @@ class PooledWarmup:
         mass = before if self._settings.mass is None else inverse_mass(moments, before)
         if self._settings.mass is not None:
             changed: Any = {"preconditioner": mass.cpu()}
-            batch.adopt(replace(batch.sampler, **changed))  # type: ignore[type-var]
+            batch.adopt(replace(batch.sampler, **changed))
             if isinstance(self._path, ChEES):
                 unit = float(batch.temperature.mean()) ** -0.5
                 self._path.whitened(float((mass / before).max().sqrt()), unit)
