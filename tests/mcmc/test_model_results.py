@@ -184,6 +184,7 @@ def test_keywords_and_other_names_can_name_parameters():
         (PARAMETERS | {"more": Real()}, "got an unexpected keyword argument 'more'; expected"),
         (PARAMETERS | {"mu": 3}, r"parameters\['mu'\]: got 3, expected"),
         (PARAMETERS | {"chain": Real()}, "parameters: got the name 'chain', expected another"),
+        (PARAMETERS | {"energy": Real()}, "parameters: got the name 'energy', expected another"),
         (PARAMETERS | {1: Real()}, "parameters: got the name 1, expected another"),
     ],
 )

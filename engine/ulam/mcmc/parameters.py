@@ -26,7 +26,7 @@ from ulam_kernels.validation import check_data, real_numbers
 from ..arguments import check_shape
 from .bijections import OrderedVector, bijection
 
-RESERVED = ("", "chain", "draw")  # ArviZ's own names
+RESERVED = ("", "chain", "draw", "energy")  # ArviZ's own axes, and a row of verdicts
 
 
 @dataclass(frozen=True)
