@@ -71,6 +71,15 @@ def test_chains_that_warm_up_alone_are_their_own(sampler):
         assert many.tuning.gradients > 16 * 60 and 0.2 < many.tuning.acceptance < 1
 
 
+@pytest.mark.parametrize("launch", [True, False])
+@pytest.mark.parametrize("store", [True, False])
+def test_trees_adapt_alone_whatever_grows_them(launch, store):
+    for target in (gaussian(), mcmc.Energy(curved)):
+        options = {"shape": (2,), "adapt": 0.8, "steps": 30, "launch": launch, "store": store}
+        chains = run(target, NUTS(0.01), **options)
+        assert float(chains.step.min()) > 0.1 and float(chains.step.std()) > 0
+
+
 def test_chain_is_the_samplers_own_rate():
     assert same(run(gaussian(), MALA(3.0), adapt="chain"), run(gaussian(), MALA(3.0), adapt=0.574))
     assert run(gaussian(), MALA(3.0), adapt=0.574).tuning is None

@@ -51,6 +51,9 @@ class TreeBatch(ChainBatch):
     def run(self, kept: KeptDraws) -> None:
         """Make all steps, and those of the warm-up that are not made yet, as :meth:`ChainBatch.run`."""
         plan, trees = self.plan, self._trees()
+        if self.take is not None and isinstance(trees, FusedTrees):  # chains that adapt alone: native trees do not
+            self.warm(plan.warmup, self.take)
+            trees = self._trees()
         if kept.each:
             self.diverging = self._no_divergence()
         total = plan.warmup + plan.steps
