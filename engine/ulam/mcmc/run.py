@@ -38,30 +38,16 @@ from .warmup.warming import warm_up
 
 @outside_graphs
 def run(
-    target: Target,
-    sampler: ChainSampler | ParallelTempering,
-    *,
-    chains: int | range | Sequence[int] | torch.Tensor | None = None,
-    steps: int = 1000,
-    shape: Sequence[int] | None = None,
-    seed: int | None = None,
-    x_init: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
-    v_init: torch.Tensor | None = None,
-    first_step: int | None = None,
-    resume: Chains | None = None,
-    warmup: int | None = None,
-    thin: int = 1,
-    adapt: Adapt = None,
-    slots: int | None = None,
-    store: bool | None = None,
-    observables: Functions | None = None,
-    record: Sequence[str] | None = None,
-    launch: bool = True,
-    device: torch.device | str | None = None,
-    backend: str | None = None,
-    dtype: torch.dtype | None = None,
+    target: Target, sampler: ChainSampler | ParallelTempering, *,
+    chains: int | range | Sequence[int] | torch.Tensor | None = None, steps: int = 1000,
+    shape: Sequence[int] | None = None, seed: int | None = None,
+    x_init: torch.Tensor | Mapping[str, torch.Tensor] | None = None, v_init: torch.Tensor | None = None,
+    first_step: int | None = None, resume: Chains | None = None, warmup: int | None = None, thin: int = 1,
+    adapt: Adapt = None, slots: int | None = None, store: bool | None = None,
+    observables: Functions | None = None, record: Sequence[str] | None = None, launch: bool = True,
+    device: torch.device | str | None = None, backend: str | None = None, dtype: torch.dtype | None = None,
     progress: bool = True,
-) -> Chains:
+) -> Chains:  # fmt: skip
     """Run Markov chains: ``warmup`` steps that are not kept, then ``steps``, of which every ``thin``-th state is kept.
 
     A chain's numbers depend on its id, the seed and its own settings, adaptation included, never on who shares the
