@@ -21,7 +21,7 @@ from ulam import Energy, mcmc
 PAGE = Path(__file__).parents[1] / "docs" / "molecules.md"
 KT = 8.617333e-5 * 300  # eV
 START = torch.tensor([[0.0, 0.0, 0.0], [0.97, 0.0, 0.0], [-0.2347, 0.9412, 0.0]])
-SIZES = {"chains": 64, "seed": 1, "warmup": 150, "steps": 800, "progress": False}
+SIZES = {"chains": 64, "seed": 1, "warmup": 100, "steps": 360, "progress": False}
 RANGES = (0.82, 1.14), (0.82, 1.14), (1.3, 2.4)  # angstrom, angstrom, rad
 NODES, BATCH = 24, 512
 

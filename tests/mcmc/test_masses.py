@@ -123,6 +123,17 @@ def test_masses_are_inverse_preconditioners(make):
     assert torch.equal(run(springs, make(0.1, mass=1.0), **options).draws, run(springs, make(0.1), **options).draws)
 
 
+@pytest.mark.parametrize("make", [MALA, HMC, NUTS])
+def test_a_warm_up_of_all_chains_finds_steps_and_leaves_masses(make):
+    sampler = make(temperature=T, mass=MASS, center_of_mass="fixed")
+    chains = run(springs, sampler, warmup=150, steps=20, chains=40)
+    assert chains.tuning is not None and torch.equal(torch.as_tensor(chains.tuning.sampler.mass), MASS)
+    centre = (MASS.double() * chains.draws.double()).sum(2) / MASS.double().sum()
+    assert float(centre.abs().max()) < 16 * 2**-23 * float(chains.draws.abs().max())
+    _, covariance = exact(False)
+    assert within(chains.draws[:, :, 1, 0].double().square().mean(1), covariance[1, 1])
+
+
 def test_energies_of_momenta_that_move_the_centre_are_not_told():
     pytest.importorskip("arviz", reason="the data are ArviZ's")
     options = {"chains": 2, "steps": 20}

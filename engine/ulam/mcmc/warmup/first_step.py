@@ -55,6 +55,7 @@ def _acceptance(batch: ChainBatch, step: torch.Tensor) -> torch.Tensor:
     trial = ChainState(
         state.x.clone(), state.evaluate, state.seed, state.chain, state.draw + STEP_TRIAL.stage, state.scale,
         state.backend, v=None if state.v is None else state.v.clone(), energy=state.energy, ends={1: None},
+        center=state.center,
     )  # fmt: skip
     trial.score, trial.energy = state.score.clone(), None if state.energy is None else state.energy.clone()
     log_ratio = sampler.transition(trial, batch.columns(sampler, step))

@@ -64,7 +64,10 @@ def checked_adapt(adapt: object, sampler: ChainSampler, warmup: int, tempered: b
     rate = adapt.rate if isinstance(adapt, Warmup) and adapt.rate is not None else sampler.rate
     if rate is None:
         raise ValueError(f"adapt: got {told}, expected a target acceptance in (0, 1): {name} has none of its own")
-    return rate if not together else Warmup(rate, adapt.mass if isinstance(adapt, Warmup) else "diagonal")
+    if not together:
+        return rate
+    given = sampler.mass is not None or sampler.center_of_mass == "fixed"  # masses of atoms stay what they are
+    return Warmup(rate, None if given else adapt.mass if isinstance(adapt, Warmup) else "diagonal")
 
 
 def _is_rate(value: object) -> bool:

@@ -36,7 +36,7 @@ class ChainSampler(Masses, ABC):
         preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity.
         mass: in place of P = 1 / mass: one number, or ``[*shape]`` with sizes of 1 where it is the same, such as
             ``[atoms, 1]`` for states ``[atoms, 3]``. Units are those of the energy E and of x: with E and T in eV, x in
-            angstrom and masses in u, a time is in angstrom sqrt(u / eV) = 10.1805 fs.
+            angstrom and masses in u, a time is in angstrom sqrt(u / eV) = 10.1805 fs. A warm-up keeps masses.
         center_of_mass: "fixed" keeps that of states ``[atoms, dimensions]`` at the origin, where first states are moved
             to, and first velocities lose their share of its motion. p is the law given that place, velocities have
             (atoms - 1) dimensions degrees of freedom. For samplers whose velocities are free in length.

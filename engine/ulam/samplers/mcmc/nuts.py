@@ -65,7 +65,7 @@ class NUTS(ChainSampler):
 
     def trees(self, state: ChainState) -> Trees | FusedTrees:
         """The trees of a state's chains, their first transitions to begin: native ones where its backend has them."""
-        bound = bound_trees(state)
+        bound = None if state.center is not None else bound_trees(state)
         return Trees(state, self.max_depth) if bound is None else FusedTrees(state, self.max_depth, bound)
 
     def transition(self, state: ChainState, c: Columns) -> torch.Tensor | None:
