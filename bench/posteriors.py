@@ -102,12 +102,12 @@ class BrownianMotion(Posterior):
     """A Brownian motion of 30 steps, seen with noise but for the middle ten; the scales of both are unknown.
 
     log a = x_0 and log b = x_1 ~ N(0, 2^2), l_0 ~ N(0, a^2), l_t ~ N(l_(t-1), a^2), y_t ~ N(l_t, b^2). Where a place
-    is seen x has (l_t - y_t) / b in place of l_t: little noise would hold l_t to a narrow strip. In l itself that
-    is a funnel, in which the ground truth of inference-gym (a run of Stan, centred) missed by up to 18 of its errors
-    what integrals over a and b say, which are the truth here.
+    is seen x has (l_t - y_t) / b in place of l_t, held by little noise to a narrow strip; elsewhere l_t / 0.15.
+    In l itself the strip is a funnel, in which the ground truth of inference-gym (a run of Stan, centred) missed by up
+    to 18 of its errors what integrals over a and b say, which are the truth here.
     """
 
-    name, step, leapfrog, dimension, unseen = "brownian motion", 0.1, 15, 32, slice(10, 20)
+    name, step, leapfrog, dimension, unseen = "brownian motion", 0.25, 8, 32, slice(10, 20)
 
     def __init__(self) -> None:
         self.labels = ["a", "b", *(f"l[{t}]" for t in range(30))]
@@ -118,7 +118,7 @@ class BrownianMotion(Posterior):
 
     def _places(self, x: Tensor) -> Tensor:
         (y,) = self.constants(x)
-        scale = torch.where(self.seen, x[..., 1:2].exp(), 1.0)
+        scale = torch.where(self.seen, x[..., 1:2].exp(), 0.15)
         return y + scale * x[..., 2:]
 
     def parameters(self, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class ItemResponse(Posterior):
     mean + a_i - d_j.
     """
 
-    name, step, leapfrog, dimension, students, questions = "item response", 0.1, 6, 501, 400, 100
+    name, step, leapfrog, dimension, students, questions = "item response", 0.1, 12, 501, 400, 100
 
     def __init__(self) -> None:
         self.labels = ["mean", *(f"a[{i}]" for i in range(self.students)), *(f"d[{j}]" for j in range(self.questions))]
