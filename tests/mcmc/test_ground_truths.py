@@ -83,6 +83,7 @@ RUNS = {
     ("banana", "hmc"): {"chains": 32, "warmup": 100, "steps": 150},
     ("brownian motion", "nuts"): {"chains": 16, "warmup": 50, "steps": 80},
     ("logistic regression", "nuts"): {"chains": 16, "warmup": 40, "steps": 40},
+    ("item response", "hmc"): {"chains": 8, "warmup": 60, "steps": 150},
 }
 
 
