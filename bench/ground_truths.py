@@ -29,14 +29,9 @@ Array = npt.NDArray[np.float64]
 
 
 def sample(name: str, posterior: Posterior, **options: Any) -> mcmc.Chains:
-    """A run of 64 chains by the sampler of this name: the one place that says how samplers are called."""
-    kind = SAMPLERS[name]
-    # MAMS' step is how far x goes: sqrt(d) times that of a leapfrog step, whose velocity is of length sqrt(d)
-    scale = posterior.dimension**0.5 if name == "mams" else 1.0
-    path = {} if name == "nuts" else {"leapfrog": posterior.leapfrog}
-    sampler = kind(scale * posterior.step, **path)
-    defaults = {"chains": 64, "steps": 1000, "warmup": 500, "adapt": kind.rate, "progress": False}
-    return mcmc.run(posterior.target(), sampler, **{**defaults, "shape": (posterior.dimension,), **options})
+    """The default call of a sampler on 64 chains: it finds its step, masses and path lengths in a warm-up of them all."""
+    given: dict[str, Any] = {"chains": 64, "progress": False} | options
+    return mcmc.run(posterior.target(), SAMPLERS[name](), shape=(posterior.dimension,), **given)
 
 
 @dataclass(frozen=True)
