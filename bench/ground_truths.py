@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 
 
 def sample(name: str, posterior: Posterior, **options: Any) -> mcmc.Chains:
-    """The default call of a sampler on 64 chains: it finds its step, masses and path lengths in a warm-up of them all."""
+    """The default call of a sampler, on 64 chains: a warm-up of them all finds its step, masses and path lengths."""
     given: dict[str, Any] = {"chains": 64, "progress": False} | options
     return mcmc.run(posterior.target(), SAMPLERS[name](), shape=(posterior.dimension,), **given)
 

@@ -39,12 +39,11 @@ class Posterior(ABC):
 
     Attributes:
         labels: of the parameters. dimension: of x.
-        step: a leapfrog step with which NUTS with the mass 1 accepts about 0.8. leapfrog: such steps that make a path.
+        step: a leapfrog step with which NUTS with the mass 1 accepts about 0.8.
     """
 
     name: ClassVar[str]
     step: ClassVar[float]
-    leapfrog: ClassVar[int]
     dimension: int
     labels: list[str]
 
@@ -76,7 +75,7 @@ class EightSchools(Posterior):
     mu = 10 x_0, log tau = 5 + x_1, theta_i = mu + tau x_(2 + i), y_i ~ N(theta_i, s_i^2).
     """
 
-    name, step, leapfrog, dimension = "eight schools", 0.35, 5, 10
+    name, step, dimension = "eight schools", 0.35, 10
     y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
     s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
 
@@ -107,7 +106,7 @@ class BrownianMotion(Posterior):
     to 18 of its errors what integrals over a and b say, which are the truth here.
     """
 
-    name, step, leapfrog, dimension, unseen = "brownian motion", 0.25, 8, 32, slice(10, 20)
+    name, step, dimension, unseen = "brownian motion", 0.25, 32, slice(10, 20)
 
     def __init__(self) -> None:
         self.labels = ["a", "b", *(f"l[{t}]" for t in range(30))]
@@ -143,7 +142,7 @@ class ItemResponse(Posterior):
     mean + a_i - d_j.
     """
 
-    name, step, leapfrog, dimension, students, questions = "item response", 0.1, 12, 501, 400, 100
+    name, step, dimension, students, questions = "item response", 0.1, 501, 400, 100
 
     def __init__(self) -> None:
         self.labels = ["mean", *(f"a[{i}]" for i in range(self.students)), *(f"d[{j}]" for j in range(self.questions))]
@@ -171,7 +170,7 @@ class ItemResponse(Posterior):
 class Banana(Posterior):
     """x_0 ~ N(0, 10^2), x_1 ~ N(0.03 (x_0^2 - 100), 1) [Haario 1999]."""
 
-    name, step, leapfrog, dimension = "banana", 0.3, 50, 2
+    name, step, dimension = "banana", 0.3, 2
 
     def __init__(self) -> None:
         self.labels = ["x[0]", "x[1]"]
@@ -188,7 +187,7 @@ class Banana(Posterior):
 class IllConditioned(Posterior):
     """N(0, Q diag(v) Q^T) in 100 dimensions, Q a rotation, v from 10^-2 to 10^2: the condition number is 10^4."""
 
-    name, step, leapfrog, dimension = "ill-conditioned gaussian", 0.1, 150, 100
+    name, step, dimension = "ill-conditioned gaussian", 0.1, 100
 
     def __init__(self) -> None:
         self.labels = [f"x[{i}]" for i in range(self.dimension)]
@@ -214,7 +213,7 @@ class Funnel(Posterior):
     kurtosis is 3 exp(9), and the mean of any number of draws that is affordable lies below the truth most often.
     """
 
-    name, step, leapfrog, dimension = "funnel", 0.1, 50, 10
+    name, step, dimension = "funnel", 0.1, 10
 
     def __init__(self) -> None:
         self.labels = ["x[0]", *(f"z[{i}]" for i in range(1, 10))]
@@ -237,7 +236,7 @@ class Logistic(Posterior):
     The data are scikit-learn's `load_breast_cancer`. Raises ImportError without scikit-learn.
     """
 
-    name, step, leapfrog, dimension = "logistic regression", 0.15, 10, 31
+    name, step, dimension = "logistic regression", 0.15, 31
 
     def __init__(self) -> None:
         from sklearn.datasets import load_breast_cancer
