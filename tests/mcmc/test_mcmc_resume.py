@@ -11,7 +11,7 @@ import torch
 from chain_laws import gaussian
 from chain_runs import SAMPLERS, curved
 from ulam import mcmc
-from ulam.mcmc import BAOAB, HMC, MALA, SGLD, ULA
+from ulam.mcmc import BAOAB, GHMC, HMC, MALA, NUTS, SGLD, ULA
 
 TARGETS = {"density": gaussian(), "energy": mcmc.Energy(curved)}
 
@@ -192,3 +192,20 @@ def test_a_diverged_tempering_is_not_gone_on_with_and_says_what_to_do(inner) -> 
     )
     with pytest.raises(ValueError, match=expected):
         go_on(target, tempering, diverged, steps=3)
+
+
+@pytest.mark.parametrize("sampler", [NUTS(0.2), GHMC(0.8), HMC(0.2, leapfrog=3)], ids=repr)
+@pytest.mark.parametrize("observables", [None, {"r": lambda x: x[:, 0]}], ids=["states", "observables"])
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+def test_a_cut_between_draws_forgets_no_divergence(sampler, observables):
+    target, how = mcmc.Rosenbrock(4), {"thin": 10, "launch": False, "observables": observables}
+    of = {"shape": None, "chains": 50, "seed": 2} | how
+    whole, first = (run(target, sampler, steps=steps, **of) for steps in (20, 14))
+    second = go_on(target, sampler, first, steps=6, **how)
+    assert torch.equal(torch.cat([first.diverging, second.diverging], 1), whole.diverging)
+    assert first.diverging.any() and not whole.diverging.all()
+    again = go_on(target, sampler, first, steps=10, warmup=1, **how)
+    fresh = go_on(target, sampler, first, steps=11, thin=1, launch=False)
+    assert torch.equal(again.diverging[:, 0], fresh.diverging[:, 1:].any(1)), (
+        "a warm-up's divergences are not the run's"
+    )

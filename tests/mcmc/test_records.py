@@ -213,3 +213,35 @@ def test_arviz_has_the_kinetic_energy():
 def test_other_records_are_one_line(sampler, record, message):
     with pytest.raises((TypeError, ValueError), match=message):
         run(gaussian(), sampler, record=record)
+
+
+@pytest.mark.parametrize("name", ["x_dim_0", "r_dim_12", "_dim_0", "chain", "", "x", "energy", "a[0]", "mu"])
+def test_names_that_others_have_are_refused(name):
+    model = mcmc.Model(lambda mu: -0.5 * mu**2, {"mu": mcmc.Real()})
+    with pytest.raises(ValueError, match=r"^observables: got the name .*, expected another"):
+        mcmc.run(model, NUTS(0.5), steps=9, observables={name: lambda x: x[:, 0]}, progress=False)
+    if name not in ("x", "mu", "a[0]"):
+        with pytest.raises(ValueError, match=r"^parameters: got the name .*, expected another"):
+            mcmc.Model(lambda **values: 0.0, {"p": mcmc.Real((3,)), name: mcmc.Real()})
+
+
+@pytest.mark.parametrize("launch", [True, False])
+def test_a_run_says_whether_it_launched_chains(launch):
+    options = {"adapt": None, "launch": launch, "observables": {"r": radius}, "store": True}
+    assert run(gaussian(), NUTS(0.3), **options).report["launch"] is False
+    assert run(gaussian(), NUTS(0.3), **options | {"observables": None}).report["launch"] is launch
+
+
+@pytest.mark.filterwarnings("ignore:.*left the finite numbers")
+def test_a_run_with_a_lost_chain_goes_on_with_observables():
+    target, x = mcmc.DoubleWell(2), torch.tensor([[0.1, 0.1], [60.0, 60.0]])
+    lost = mcmc.run(target, BAOAB(0.1), chains=2, steps=10, x_init=x, seed=0, progress=False)
+    assert not torch.isfinite(lost.x[1]).any()
+    more = mcmc.run(target, BAOAB(0.1), resume=lost, steps=5, observables={"r": radius}, progress=False)
+    assert torch.isfinite(more.observables["r"][0]).all() and more.observables["r"][1].isnan().all()
+
+
+@pytest.mark.parametrize("given", [{"shape": ()}, {"x_init": torch.zeros(3)}], ids=["shape", "x_init"])
+def test_states_without_an_axis_are_refused(given):
+    with pytest.raises(ValueError, match=r"(shape|x_init): got .*, expected states with an axis at least"):
+        mcmc.run(mcmc.Energy(lambda x: 0.5 * x * x), ULA(0.3), steps=10, chains=3, seed=0, progress=False, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -28,6 +29,11 @@ def arviz() -> Any:
     except ImportError as error:
         raise ImportError("arviz: got no installation, expected one: pip install 'ulam[mcmc]'") from error
     return arviz
+
+
+def is_axis(name: str) -> bool:
+    """Whether ArviZ has this name for an axis: it would drop a variable of it without a word."""
+    return name in ("", "chain", "draw") or re.fullmatch(r".*_dim_\d+", name) is not None
 
 
 def inference_data(
@@ -107,7 +113,7 @@ def _of_states(
             axes = dict.fromkeys(posterior, _checked_dims(dims, shape))
     else:
         posterior = {name: values[:, :, i] for i, name in enumerate(_element_names(names, shape, dims))}
-    if bad := [name for name in posterior if name in ("", "chain", "draw")]:
+    if bad := [name for name in posterior if is_axis(name)]:
         raise ValueError(f"names: got {bad[0]!r}, expected another name")
     sizes = {name: size for of_one in axes.values() for name, size in zip(of_one, shape, strict=True)}
     return posterior, axes, sizes

@@ -31,6 +31,7 @@ class ChainBatch:
         step, temperature: ``[B K]`` float64. index: the number of the next step.
         accepted, diverged: ``[B K]`` int64, counts since the warm-up.
         diverging: ``[B, kept]`` bool, see :class:`ulam.mcmc.Chains`, or None.
+        diverged_now: ``[B K]`` bool, whether a proposal diverged since the last draw.
     """
 
     def __init__(self, plan: RunPlan, rows: torch.Tensor, progress: Progress) -> None:
@@ -48,7 +49,7 @@ class ChainBatch:
         self.accepted = torch.zeros(len(self.rows), dtype=torch.int64, device=plan.device)
         self.diverged = torch.zeros_like(self.accepted)
         self.diverging: torch.Tensor | None = None
-        self._diverged_now = torch.zeros(len(self.rows), dtype=torch.bool, device=plan.device)  # since the last draw
+        self.diverged_now = torch.zeros(len(self.rows), dtype=torch.bool, device=plan.device)
         self.state = self._start(rows)
         if plan.position is not None:
             self._continue_from(plan.position, rows)
@@ -89,6 +90,8 @@ class ChainBatch:
         self.step = position.step.to(at.device)[at]
         if position.v is not None:
             self.state.v = position.v.to(at.device)[at]
+        if position.diverged is not None and not self.plan.warmup:
+            self.diverged_now = position.diverged.to(at.device)[at]
 
     def _count_leaps(self) -> None:
         """Note in the state how many leapfrog steps each chain takes at its step size."""
@@ -147,6 +150,7 @@ class ChainBatch:
         plan = self.plan
         if plan.warmup:
             self._thin_from = self.index
+            self.diverged_now.zero_()
         for counts in (self.accepted, self.diverged):
             counts.zero_()
         self.replicas.forget()
@@ -203,7 +207,6 @@ class ChainBatch:
         columns = self._columns()
         if kept is not None and kept.each and self.sampler.adjusted:
             self.diverging = self._no_divergence()
-            self._diverged_now.zero_()
         for _ in range(steps):
             if self.sampler.kernel is None:
                 columns = self._columns()
@@ -224,7 +227,7 @@ class ChainBatch:
             self.accepted += state.accepted
             diverged = ~(log_ratio >= ops.DIVERGED)
             self.diverged += diverged
-            self._diverged_now |= diverged
+            self.diverged_now |= diverged
         self._progress(1, self)
         return log_ratio
 
@@ -241,8 +244,8 @@ class ChainBatch:
         """Keep the states at the first temperature."""
         state, index = self.state, self._kept_so_far() - 1
         if self.diverging is not None:
-            self.diverging[:, index] = self._coldest(self._diverged_now)
-            self._diverged_now.zero_()
+            self.diverging[:, index] = self._coldest(self.diverged_now)
+            self.diverged_now.zero_()
         kept.put(index, self._coldest(state.x), None if state.energy is None else self._coldest(state.energy))
         if self.plan.record and state.v is not None:
             kept.put_velocities(index, self._coldest(state.v), state)

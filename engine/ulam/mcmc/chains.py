@@ -33,6 +33,7 @@ class Position:
         counted: steps since the last warm-up, where thinning starts to count.
         seed: as int64. ids: ``[chains]`` int64.
         sampler: its class and settings, to tell it from others.
+        diverged: ``[chains K]`` bool, whether a proposal diverged since the last draw; None where it is not recorded.
         tuning: what the warm-up found, or None.
     """
 
@@ -44,6 +45,7 @@ class Position:
     seed: int
     ids: torch.Tensor
     sampler: dict[str, Any]
+    diverged: torch.Tensor | None = None
     tuning: Tuning | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,10 +11,11 @@ from ulam_kernels.arguments import choice, described
 
 from ..evaluation import in_eval_mode, modules_in
 from ..samplers.mcmc.chain_sampler import ChainSampler
+from .arviz_data import is_axis
 
 Functions: TypeAlias = "Mapping[str, Callable[[torch.Tensor], Any]]"
 RECORDS = ("velocities", "kinetic")
-TAKEN = ("", "x", "energy", "chain", "draw")  # names that the verdict or ArviZ's data have for others
+TAKEN = ("x", "energy")  # names that the verdict has for others
 RIGHT = "functions of x [chains, *shape] by their names, or None"
 
 
@@ -38,9 +39,9 @@ class Observables:
 
         Raises as a call does, and ValueError for an observable that is not finite there; ``ids`` ``[B]``: the chains'.
         """
-        values = self(x)
+        values, started = self(x), torch.isfinite(x.flatten(1)).all(1)  # a run that goes on may have lost chains
         for name, value in values.items():
-            bad = (~torch.isfinite(value.reshape(len(x), -1)).all(1)).nonzero()[:, 0]
+            bad = (started & ~torch.isfinite(value.reshape(len(x), -1)).all(1)).nonzero()[:, 0]
             if len(bad):
                 raise ValueError(
                     f"observables: got {name} that is not finite at the start of chain {int(ids[bad[0]])}, expected "
@@ -61,8 +62,8 @@ class Observables:
         return value.detach().to(x.device, torch.promote_types(value.dtype, torch.float32))
 
 
-def checked_observables(functions: object) -> Observables | None:
-    """Raises TypeError or ValueError for what are not functions by their names."""
+def checked_observables(functions: object, parameters: Iterable[str] = ()) -> Observables | None:
+    """Raises TypeError or ValueError for what are not functions by their names; ``parameters``: names of a model's."""
     if functions is None:
         return None
     if not isinstance(functions, Mapping):
@@ -72,8 +73,9 @@ def checked_observables(functions: object) -> Observables | None:
     for name, function in functions.items():
         if not isinstance(name, str) or not callable(function) or isinstance(function, type):
             raise TypeError(f"observables: got {described(name)}: {described(function)}, expected {RIGHT}")
-        if name in TAKEN:
-            raise ValueError(f"observables: got the name {name!r}, expected another")
+        if name in (*TAKEN, *parameters) or is_axis(name) or "[" in name:
+            why = ": a parameter of the model has it" if name in parameters else ""
+            raise ValueError(f"observables: got the name {name!r}, expected another{why}")
     return Observables(functions)
 
 

@@ -24,9 +24,10 @@ from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.validation import check_data, real_numbers
 
 from ..arguments import check_shape
+from .arviz_data import is_axis
 from .bijections import OrderedVector, bijection
 
-RESERVED = ("", "chain", "draw", "energy")  # ArviZ's own axes, and a row of verdicts
+ENERGY = "energy"  # a row of verdicts
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Layout:
         if not parameters:
             raise ValueError(f"parameters: got none, expected {right}")
         for name, parameter in parameters.items():
-            if not isinstance(name, str) or name in RESERVED:
+            if not isinstance(name, str) or name == ENERGY or is_axis(name):
                 raise ValueError(f"parameters: got the name {described(name)}, expected another")
             if not isinstance(parameter, Parameter):
                 raise TypeError(f"parameters[{name!r}]: got {described(parameter)}, expected {right}")

@@ -166,11 +166,13 @@ def checked_plan(
     for name in inner.per_chain:
         if (value := getattr(inner, name)) is not None:
             select_rows(name, value, torch.zeros(1, dtype=torch.int64), len(ids))
+    layout = getattr(target, "layout", None)
+    parameters = () if layout is None else tuple(layout.parameters)
     return RunPlan(
         target=target, asked=asked, sampler=inner, tempering=tempering, ids=ids, shape=sizes,
         seed=seed_int64(0 if seed is None else seed), x_init=x_init, v_init=v_init, first_step=first_step,
         position=position, warmup=warmup, steps=steps, thin=thin, adapt=adapted, launch=launch, device=where,
-        dtype=dtype, backend=backend, observables=checked_observables(observables),
+        dtype=dtype, backend=backend, observables=checked_observables(observables, parameters),
         record=checked_record(record, inner),
     )  # fmt: skip
 
@@ -244,11 +246,14 @@ def _check_start(name: str, start: torch.Tensor | None, shape: tuple[int, ...], 
 def _shape(target: Target, shape: Sequence[int] | None, x_init: torch.Tensor | None) -> tuple[int, ...]:
     """The shape of one state."""
     known: tuple[int, ...] | None = getattr(target, "shape", None)
-    if shape is None:
-        if known is None and x_init is None:
-            raise ValueError("shape: got None, expected the sizes of one state, such as (2,) (or x_init)")
-        return known if known is not None else tuple(x_init.shape[1:]) if x_init is not None else ()
-    sizes = check_shape(shape)
+    if shape is None and known is None and x_init is None:
+        raise ValueError("shape: got None, expected the sizes of one state, such as (2,) (or x_init)")
+    sizes = check_shape(shape) if shape is not None else known
     if known is not None and sizes != known:
         raise ValueError(f"shape: got {sizes}, expected {known}, that of the states of {target!r}")
+    if sizes is None and x_init is not None:
+        sizes = tuple(x_init.shape[1:])
+    if not sizes:
+        name, came = ("shape", "()") if shape is not None else ("x_init", "a tensor [chains]")
+        raise ValueError(f"{name}: got {came}, expected states with an axis at least, such as (1,)")
     return sizes

@@ -178,6 +178,7 @@ def _joined(
         seed=plan.seed,
         ids=plan.ids.clone(),
         sampler=(plan.tempering or plan.asked).settings(),
+        diverged=joined([None if b.diverging is None else b.diverged_now for b in batches], K),
         tuning=found if found is not None or plan.position is None else plan.position.tuning,
     )
     return Chains(

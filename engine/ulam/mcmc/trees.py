@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 
 import torch
 
@@ -57,7 +56,7 @@ class TreeBatch(ChainBatch):
         if kept.each:
             self.diverging = self._no_divergence()
         total = plan.warmup + plan.steps
-        if not (isinstance(trees, FusedTrees) and _recordable(kept)):
+        if not isinstance(trees, FusedTrees) or plan.looks:
             self._grow(trees, kept, total)
         elif self.launches:
             self._launch_trees(trees, kept, total)
@@ -75,7 +74,7 @@ class TreeBatch(ChainBatch):
         """Whether whole chains run in one launch."""
         target = self.plan.target
         compiled = isinstance(target, BuiltIn) and target.kernel is not None
-        return self.plan.launch and compiled and bound_trees(self.state) is not None
+        return self.plan.launch and compiled and not self.plan.looks and bound_trees(self.state) is not None
 
     # ------------------------------------------------------------------------------- leaf by leaf, looked at from here
 
@@ -111,7 +110,7 @@ class TreeBatch(ChainBatch):
         self.leapfrogs += torch.where(done, trees.leaps, 0)
         self.accepted += torch.where(counts, acceptance, 0.0)
         self.diverged += counts & trees.diverged
-        self._diverged_now |= counts & trees.diverged
+        self.diverged_now |= counts & trees.diverged
         state.draw += done * DRAWS_PER_ROW
         if self.take is not None:
             self.take(acceptance, done)
@@ -125,8 +124,8 @@ class TreeBatch(ChainBatch):
         kept_rows, index = Rows(keep), index.clamp(0, plan.kept - 1)
         kept.put_each(kept_rows, index, values)
         if self.diverging is not None and kept_rows:
-            kept_rows.put(self.diverging, kept_rows.of(self._diverged_now), at=index)
-            self._diverged_now &= ~keep
+            kept_rows.put(self.diverging, kept_rows.of(self.diverged_now), at=index)
+            self.diverged_now &= ~keep
 
     # ------------------------------------------------------------------------------------ counted and kept by the trees
 
@@ -155,7 +154,7 @@ class TreeBatch(ChainBatch):
     def _record(self, trees: FusedTrees, kept: KeptDraws, limit: int) -> tuple[int, ...]:
         plan = self.plan
         outputs = kept.draws, kept.energies, kept.moments, kept.tree_depth, kept.leapfrogs, self.diverging
-        counts = self._diverged_now, self.accepted, self.diverged, self.leapfrogs
+        counts = self.diverged_now, self.accepted, self.diverged, self.leapfrogs
         return trees.bound.record(
             self.made, limit, plan.warmup, plan.thin, plan.counted, plan.kept, [*outputs, *counts]
         )
@@ -164,13 +163,6 @@ class TreeBatch(ChainBatch):
         """The mean over the transitions since the warm-up; None before the first."""
         count = int((self.made - self.plan.warmup).clamp(min=0).sum())
         return float(self.accepted.sum()) / count if count else None
-
-
-def _recordable(kept: KeptDraws) -> bool:
-    """Whether the trees can keep all that is to be kept."""
-    names = ("draws", "energies", "moments", "tree_depth", "leapfrogs")
-    others = [getattr(kept, field.name) for field in fields(kept) if field.name not in names]
-    return all(other is None or (isinstance(other, Mapping) and not other) for other in others)
 
 
 def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
