@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Beta, LKJCholesky, Normal, constraints
+from torch.distributions import Beta, Distribution, LKJCholesky, Normal, constraints
 
 from chain_runs import run
 from ulam import mcmc
@@ -51,7 +51,9 @@ def test_energies_are_those_of_the_parameters_with_their_jacobian():
 
 
 def test_first_states_are_given_by_name():
-    first = {"mu": torch.randn(6), "tau": torch.rand(6) + 0.1, "theta": torch.randn(6, 3)}
+    random = torch.Generator().manual_seed(0)
+    first = {"mu": torch.randn(6, generator=random), "tau": torch.rand(6, generator=random) + 0.1}
+    first["theta"] = torch.randn(6, 3, generator=random)
     flat = MODEL.unconstrain(first)
     back = MODEL.constrain(flat)
     for name, x in first.items():
@@ -247,11 +249,23 @@ def test_log_densities_that_are_none_are_refused(log_prob, options, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(params=[True, False], ids=["checks on", "checks off"])
+def checks(request):
+    """The checks of torch.distributions, which torch.compile turns off for the process: as they were afterwards."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(request.param)
+    yield
+    assert Distribution._validate_args is request.param
+    Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.usefixtures("checks")
 def test_data_out_of_range_is_named_by_torch_where_a_run_starts():
     with pytest.raises(ValueError, match="within the support"):
         run(Model(lambda a: Beta(a, 1.0).log_prob(torch.tensor(1.5)), {"a": Positive()}), MALA(0.1))
 
 
+@pytest.mark.usefixtures("checks")
 def test_a_proposal_out_of_range_is_refused_and_ends_no_run():
     """A scale that underflows to 0, which torch.distributions would raise an error for."""
     model = Model(lambda s: Normal(0.0, s).log_prob(torch.tensor(1.0)) - s, {"s": Positive()})
@@ -260,7 +274,6 @@ def test_a_proposal_out_of_range_is_refused_and_ends_no_run():
         warnings.simplefilter("ignore")
         chains = run(model, MALA(3e4), x_init=x, chains=3)
     assert int(chains.divergences.sum()) > 0 and bool(torch.isfinite(chains.draws).all())
-    assert torch.distributions.Distribution._validate_args
 
 
 def test_states_of_another_size_are_refused():

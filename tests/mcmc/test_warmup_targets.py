@@ -15,11 +15,11 @@ def banana(x):
 
 
 def check_moments(chains, mean, variance):
-    """Assert that means and mean squares over chains are those of the density."""
-    count, kept = len(chains.ids), chains.kept
+    """Assert that means and mean squares over chains are those of the density; more errors where there are many."""
+    count, kept, most = len(chains.ids), chains.kept, 4 if mean.numel() < 10 else 5
     for of_chains, exact in zip((chains.sums / kept).unbind(1), (mean, variance + mean**2), strict=True):
         error = of_chains.std(0) / count**0.5
-        assert float(((of_chains.mean(0) - exact) / error).abs().max()) < 4
+        assert float(((of_chains.mean(0) - exact) / error).abs().max()) < most
 
 
 @pytest.mark.parametrize("sampler", [HMC(), MAMS()], ids=repr)

@@ -111,10 +111,11 @@ class Model(Energy):
         TypeError or ValueError for what it returns.
         """
         values = self.layout.constrain(first) | dict(more or {})
-        if self.batched:
-            self._of_all(values)
-        else:
-            self._of_one({name: value[0] for name, value in values.items()})
+        with _checks(True):
+            if self.batched:
+                self._of_all(values)
+            else:
+                self._of_one({name: value[0] for name, value in values.items()})
 
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
         return self.energy_given(x, {})
@@ -125,7 +126,7 @@ class Model(Energy):
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {self.layout.size}]")
         values, log_det = self.layout.constrain_with_log_det(x)
         values |= more
-        with _without_checks():
+        with _checks(False):
             log_prob = self._of_all(values) if self.batched else self._of_each(values)
         if x.requires_grad and not log_prob.requires_grad:
             right = "one computed from the parameters by differentiable torch operations"
@@ -168,10 +169,13 @@ def check_names(name: str, function: Callable[..., Any], names: list[str]) -> No
 
 
 @contextmanager
-def _without_checks() -> Iterator[None]:
-    """Without the checks of ``torch.distributions``, which raise for one chain in place of all."""
+def _checks(wanted: bool) -> Iterator[None]:
+    """With or without the checks of ``torch.distributions``, which raise for one chain in place of all.
+
+    ``torch.compile`` turns them off for the whole process.
+    """
     before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    Distribution.set_default_validate_args(wanted)
     try:
         yield
     finally:
