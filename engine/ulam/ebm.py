@@ -32,8 +32,8 @@ from .arguments import check_shape, per_chain, resolve_device, seed_int64, whole
 from .estimation.line_integrals import LogRatio as LogRatio
 from .estimation.line_integrals import density_from_score as density_from_score
 from .evaluation import check_like
-from .mcmc import diagnosis
 from .mcmc.targets import Energy
+from .mcmc.verdicts import diagnosis
 from .noise import DRAWS_PER_ROW, FIRST_EXAMPLE, FIRST_STATE, RESTART, example_ids
 from .samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from .samplers.mcmc.chain_state import ChainState, uniform
@@ -63,7 +63,7 @@ class PersistentChains:
         TypeError, ValueError: an invalid argument, named in the message.
 
     Warns:
-        RuntimeWarning: once, if an energy is rounded too coarsely for MALA, HMC or NUTS (:mod:`ulam.mcmc.diagnosis`).
+        RuntimeWarning: once, if an energy is rounded too coarsely for MALA, HMC or NUTS.
     """
 
     @outside_graphs

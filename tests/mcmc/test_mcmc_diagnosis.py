@@ -9,7 +9,7 @@ import torch
 
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA, ULA
-from ulam.mcmc.diagnosis import COARSE, warn_of_rounding
+from ulam.mcmc.verdicts.diagnosis import COARSE, warn_of_rounding
 
 
 def energy(offset, dtype=torch.float32):

@@ -11,7 +11,7 @@ import torch
 import ulam
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA, ULA
-from ulam.mcmc.causes import modes
+from ulam.mcmc.verdicts.causes import modes
 
 arviz = pytest.importorskip("arviz", reason="verdicts are by ArviZ's statistics")
 

@@ -23,7 +23,7 @@ from ..mcmc.densities import BuiltIn, DoubleWell, Funnel, Ring, Rosenbrock
 from ..mcmc.gaussians import Gaussian, GaussianMixture
 from ..mcmc.run import run as run_chains
 from ..mcmc.targets import Energy, Target
-from ..mcmc.verdict import Verdict
+from ..mcmc.verdicts.verdict import Verdict
 from ..samplers import BAOAB, GHMC, HMC, MALA, MALT, MAMS, MCLMC, NUTS, SGLD, ULA, ParallelTempering
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from . import info, mcmc_verdict

@@ -1,6 +1,6 @@
 """What `ulam mcmc` says of its chains: the table, the verdict, and a command to try where it fails.
 
-The command is the one that was given with other options. It follows from the cause (:mod:`ulam.mcmc.causes`):
+The command is the one that was given with other options. It follows from the cause (:mod:`ulam.mcmc.verdicts.causes`):
 
 - few: four chains or more, 100 draws or more.
 - modes: `--temperatures` from T to 8 T, or more of them where there are some; five times the steps.
@@ -31,7 +31,7 @@ from ..mcmc.arviz_data import arviz
 from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn
 from ..mcmc.targets import Target
-from ..mcmc.verdict import Verdict
+from ..mcmc.verdicts.verdict import Verdict
 from ..samplers import HMC, NUTS, ParallelTempering
 from ..samplers.mcmc.chain_sampler import ChainSampler
 

@@ -18,12 +18,12 @@ from .adaptation import DualAveraging
 from .chains import Chains
 from .densities import DoubleWell, Funnel, Ring, Rosenbrock
 from .gaussians import Gaussian, GaussianMixture
-from .minibatch import Minibatch
-from .model import Model
-from .parameters import CorrelationCholesky, Interval, Ordered, Parameter, Positive, Real, Simplex, UnitInterval
+from .models.minibatch import Minibatch
+from .models.model import Model
+from .models.parameters import CorrelationCholesky, Interval, Ordered, Parameter, Positive, Real, Simplex, UnitInterval
 from .run import run
 from .targets import DenoiserScore, Energy, Score
-from .verdict import Verdict
+from .verdicts.verdict import Verdict
 from .warmup.settings import Warmup
 from .warmup.tuning import Tuning
 

@@ -14,7 +14,7 @@ from ..samplers.mcmc.chain_state import ChainState, Columns
 from .chains import Position
 from .densities import BuiltIn
 from .kept import KeptDraws
-from .minibatch import DrawnScore
+from .models.minibatch import DrawnScore
 from .plan import RunPlan
 from .tempering import Replicas
 

@@ -14,9 +14,9 @@ from ulam_kernels.validation import check_data, check_real
 from ..engine import errors
 from . import arviz_data
 from .arviz_data import Coords, Dims, Names
-from .parameters import Layout
-from .statistics import labels_of
-from .verdict import Evidence, Verdict, judge, of_table
+from .models.parameters import Layout
+from .verdicts.statistics import labels_of
+from .verdicts.verdict import Evidence, Verdict, judge, of_table
 from .warmup.tuning import Tuning
 
 FRESH_MOMENTUM = ("HMC", "NUTS")  # samplers whose paths each keep the energy of one, noise-v1's of the step

@@ -21,7 +21,6 @@ from ..gradients import check_no_gradient
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.tempering import ParallelTempering
-from . import diagnosis
 from .batch import ChainBatch
 from .chains import Chains, Position
 from .densities import BuiltIn
@@ -30,6 +29,7 @@ from .observables import Functions
 from .plan import RunPlan, checked_plan, resumed
 from .targets import Target
 from .trees import TreeBatch, gradients_of
+from .verdicts import diagnosis
 from .warmup.settings import Adapt, Warmup
 from .warmup.tuning import Warmed
 from .warmup.tuning import joined as joined_tuning
@@ -89,7 +89,7 @@ def run(
         RuntimeError: x_init, v_init or cond requires grad while gradients are recorded: none flows through a run.
 
     Warns:
-        RuntimeWarning: chains diverged or froze, or energies are rounded coarsely: see :mod:`ulam.mcmc.diagnosis`.
+        RuntimeWarning: chains diverged or froze, or energies are rounded coarsely.
         UserWarning: ``x_init`` without ``seed``, ``first_step`` or ``resume``: the noise begins anew.
     """
     check_not_recorded("run")

@@ -1,7 +1,7 @@
 """Named parameters and the sets they lie in, side by side in one flat vector without constraints.
 
-A parameter x of a set C is x = f(y), y any real numbers, f the bijection of ``torch.distributions.biject_to(C)`` (see
-:mod:`ulam.mcmc.bijections`): exp for positive numbers, a sigmoid for an interval, stick breaking for a simplex. A
+A parameter x of a set C is x = f(y), y any real numbers, f the bijection of ``torch.distributions.biject_to(C)``
+(:mod:`.bijections`): exp for positive numbers, a sigmoid for an interval, stick breaking for a simplex. A
 density p of x is p(f(y)) |det df/dy| of y [Carpenter 2017, section 3]. Where x has more elements than y, the
 derivatives are those of the first n - 1 elements of a simplex, and of the elements below the diagonal of a Cholesky
 factor of correlations, as in ``torch.distributions``.
@@ -23,8 +23,8 @@ from ulam_kernels.arguments import described, whole
 from ulam_kernels.ops import MAX_ELEMENTS
 from ulam_kernels.validation import check_data, real_numbers
 
-from ..arguments import check_shape
-from .arviz_data import is_axis
+from ...arguments import check_shape
+from ..arviz_data import is_axis
 from .bijections import OrderedVector, bijection
 
 ENERGY = "energy"  # a row of verdicts

@@ -12,19 +12,19 @@ from torch.distributions import Distribution
 
 from ulam_kernels.arguments import described, switch
 
-from ..arguments import check_states
-from ..evaluation import in_eval_mode, modules_in
-from ..samplers.mcmc.chain_state import Evaluate, Evaluated
+from ...arguments import check_states
+from ...evaluation import in_eval_mode, modules_in
+from ...samplers.mcmc.chain_state import Evaluate, Evaluated
+from ..targets import Energy, checked_float, name_of
 from .parameters import Layout, Parameter
-from .targets import Energy, checked_float, name_of
 
 
 class Model(Energy):
     """A log density of named parameters, each in a set of its own: chains run on all of them as one flat vector.
 
     Chains see x ``[B, n]`` without constraints, and the energy E(x) = -log p(f(x)) - log |det df/dx|, f the bijections
-    of ``torch.distributions`` (see :mod:`ulam.mcmc.parameters`): draws of exp(-E), mapped by f, are draws of p. It is
-    an :class:`ulam.Energy` of x, with its scores; ``ulam.mcmc.run(model, sampler)`` needs no shape.
+    of ``torch.distributions`` (:mod:`ulam.mcmc.models.parameters`): draws of exp(-E), mapped by f, are draws of p. It
+    is an :class:`ulam.Energy` of x, with its scores; ``ulam.mcmc.run(model, sampler)`` needs no shape.
 
     **How log_prob is called.** With every parameter by its name, for ONE set of parameters, without an axis of chains:
     ``log_prob(mu=..., theta=...)``, a tensor ``[*shape]`` each, and returns one number ``[]``, a sum over all that is

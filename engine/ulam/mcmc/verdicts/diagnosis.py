@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..engine import errors
+from ...engine import errors
 
 if TYPE_CHECKING:
-    from .batch import ChainBatch
-    from .chains import Chains
-    from .plan import RunPlan
+    from ..batch import ChainBatch
+    from ..chains import Chains
+    from ..plan import RunPlan
 
 COARSE = 1 / 16  # spacing of the energies over the temperature
 FROZEN = 1 / 100  # of the step given, or of the median

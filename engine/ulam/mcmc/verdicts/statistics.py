@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .arviz_data import arviz
+from ..arviz_data import arviz
 
 MOST_RHAT, LEAST_ESS, MOST_DIVERGED, LOW_BFMI = 1.01, 400, 1e-3, 0.3
 MOST_ELEMENTS = 256  # that are looked at

@@ -3,7 +3,7 @@
 **Failed** where the rank-normalised split R-hat of an element or of the energy is above 1.01 or its bulk or tail
 effective sample size is below 400 over all chains [Vehtari 2021, section 4], where more than 0.1% of the proposals
 diverged, or where a chain left the finite numbers. No statistic knows what no chain has seen: chains that all missed
-the same mode pass. Why a verdict fails: see :mod:`ulam.mcmc.causes`.
+the same mode pass. Why a verdict fails: see :mod:`ulam.mcmc.verdicts.causes`.
 
 **E-BFMI** [Betancourt 2016] says how well fresh momenta change the energy; below 0.3 tails may be missed, which is told
 and does not fail. It needs the energies of consecutive transitions that each begin with a fresh momentum.

@@ -11,13 +11,13 @@ import ulam_kernels
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data
 
-from ..arguments import whole_number
-from ..evaluation import in_eval_mode, modules_in
-from ..noise import DRAWS_PER_ROW, MINIBATCH
-from ..samplers.mcmc.chain_state import ChainState, Evaluated, uniform
+from ...arguments import whole_number
+from ...evaluation import in_eval_mode, modules_in
+from ...noise import DRAWS_PER_ROW, MINIBATCH
+from ...samplers.mcmc.chain_state import ChainState, Evaluated, uniform
+from ..targets import Energy, checked_float, name_of
 from .model import Model, check_names
 from .parameters import Parameter
-from .targets import Energy, checked_float, name_of
 
 MOST_OBSERVATIONS = 1 << 24  # finer than the uniforms that choose them
 
