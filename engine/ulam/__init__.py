@@ -18,6 +18,7 @@ from .engine.results import Result
 from .engine.sample import sample
 from .engine.tuned import Tuned
 from .mcmc import Energy
+from .memory import keep_freed_memory
 from .programs.program import Program
 from .tuning.tune import tune
 
@@ -40,6 +41,7 @@ __all__ = [
     "bounds",
     "bulk",
     "ebm",
+    "keep_freed_memory",
     "mcmc",
     "noise",
     "objectives",

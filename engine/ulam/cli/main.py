@@ -12,6 +12,7 @@ from typing import NoReturn, TextIO
 
 from ulam_kernels import __version__
 
+from ..memory import keep_freed_memory
 from . import bulk, check, convert, info, mcmc, sample, tune
 from .arguments import add_network_arguments
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
@@ -39,6 +40,7 @@ def _warn(
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         with termination():
             return int(options.run(options))

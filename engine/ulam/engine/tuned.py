@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .network import NetworkOptions
 
+PAGING = 0.1  # of eager's time, from which on the table tells it
 HEAD = ("", "", "tick", "speed", "row error", "sample error", "warm-up", "pays from")
 
 
@@ -43,7 +44,8 @@ class Tuned:
     """The fastest way found to run a network; give it as ``options`` to :class:`ulam.Engine` or :func:`ulam.sample`.
 
     options, slots, graphs: of the engine. accuracy: what was asked for. candidates: all that were tried, eager first.
-    device, sampler: what it was measured on. ``print`` shows a table.
+    device, sampler: what it was measured on. paging: the share of eager's time that went into pages of memory that had
+    been freed before (:func:`ulam.keep_freed_memory`). ``print`` shows a table.
     """
 
     options: NetworkOptions
@@ -53,6 +55,7 @@ class Tuned:
     device: str
     sampler: str
     candidates: tuple[Candidate, ...]
+    paging: float = 0.0
 
     @property
     def chosen(self) -> Candidate:
@@ -70,6 +73,9 @@ class Tuned:
         verdicts = ["", *(candidate.verdict for candidate in self.candidates)]
         table = [f"{line}  {verdict}".rstrip() for line, verdict in zip(lines, verdicts, strict=True)]
         told = f"{self.chosen.name}: {self.chosen.speed:.2f} times eager's chains a second"
+        if self.paging > PAGING:
+            advice = "ulam.keep_freed_memory() before all else saves it"
+            table.append(f"{self.paging:.0%} of eager's time went into pages of memory that had been freed: {advice}")
         return "\n".join([f"{told} ({self.sampler}, accuracy {self.accuracy}, {self.device})", *table])
 
 

@@ -18,6 +18,7 @@ from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from ..engine.arguments import check_slots, fallbacks
 from ..gradients import check_no_gradient
+from ..memory import freed_memory_kept
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.tempering import ParallelTempering
@@ -128,7 +129,7 @@ def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chain
     parts, batch_class = [], TreeBatch if isinstance(plan.sampler, NUTS) and plan.tempering is None else ChainBatch
     warmed: list[Warmed | None] = []
     begin = time.perf_counter()
-    with _Bar(plan, len(rows), progress) as bar:
+    with freed_memory_kept(), _Bar(plan, len(rows), progress) as bar:
         for of_batch, count in rows:
             batch = batch_class(plan, of_batch, bar.update)
             batch.begin()

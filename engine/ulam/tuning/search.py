@@ -61,7 +61,7 @@ class Search:
         try:
             eager = Trial(self._setting, first)
             eager.warm_up()
-            seconds = eager.tick()
+            seconds, paging = eager.tick_and_paging()
             self._fit(seconds)
             eager = Trial(self._setting, first)
             expected = reference(self._setting, first, guided, wide=self._accuracy == FP32)
@@ -80,7 +80,7 @@ class Search:
             self._told[0] = replace(self._told[0], seconds=statistics.median(self._eager))
         return Tuned(
             best.options, best.slots, best.graphs, self._accuracy, str(device), self._setting.program.sampler,
-            tuple(self._told),
+            tuple(self._told), paging,
         )  # fmt: skip
 
     def _fastest(self) -> Candidate:

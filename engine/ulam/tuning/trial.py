@@ -16,6 +16,7 @@ from ..engine.errors import NetworkError
 from ..engine.tuned import Candidate
 from ..evaluation import in_eval_mode, modules_in
 from ..files import one_line
+from ..memory import paging_of
 from ..programs.program import Program
 
 TICKS = 3  # of a timed run
@@ -77,6 +78,11 @@ class Trial:
     def tick(self) -> float:
         """Seconds of a tick with all slots busy, the mean of a run's."""
         return self._run(self.setting.timed, self.candidate.slots)[1] / len(self.setting.timed.evaluating)
+
+    def tick_and_paging(self) -> tuple[float, float]:
+        """Seconds of a tick, and the share of them that the CPU spent on pages of freed memory."""
+        seconds, paging = paging_of(lambda: self._run(self.setting.timed, self.candidate.slots)[1])
+        return seconds / len(self.setting.timed.evaluating), min(1.0, paging / seconds)
 
     def samples(self) -> torch.Tensor:
         """``[chains, *shape]`` on the CPU."""

@@ -21,6 +21,7 @@ from ...engine.engine import Engine
 from ...engine.job import Finish, Job
 from ...engine.results import Finished
 from ...files import one_line
+from ...memory import freed_memory_kept
 from .. import record
 from ..environment import environment
 from ..plan import Plan, PlannedJob, PlannedUnit
@@ -107,7 +108,8 @@ def work(
         there = record.write_record(store, record.record_of(plan, here))
         accepted = record.accept_environment(store, there, here, allow_environment)
         worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains: None))
-        worker.run(share, only)
+        with freed_memory_kept():
+            worker.run(share, only)
 
 
 @contextmanager
