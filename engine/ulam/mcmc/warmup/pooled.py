@@ -4,10 +4,10 @@ It goes window by window (`windows.py`). A window begins with a search of the st
 dual averaging, shrunk towards the step found, on the mean acceptance of all chains in every step, or for NUTS, whose
 chains are each at a transition of their own, of every B transitions that end. The mean is harmonic, as in [Hoffman,
 Radul & Sountsov 2021], of acceptances of at least 0.05: where all chains fare alike it is little below the arithmetic
-one at 0.8, and where some are stuck it asks for steps at which few are. MALA's rate is that of an arithmetic mean. A
-window of masses ends by setting the inverse mass to the variances of its states (`moments.py`). Chains wait for one
-another at the ends of windows alone. After the last window step, mass and path stay as they are, and chains are on
-their own again.
+one at 0.8, and where some are stuck it asks for steps at which few are. MALA's rate is that of an arithmetic mean. The
+step of GHMC, and its friction, come from MEADS (`meads.py`) in place of search and dual averaging. A window of masses
+ends by setting the inverse mass to the variances of its states (`moments.py`). Chains wait for one another at the ends
+of windows alone. After the last window step, mass and path stay as they are, and chains are on their own again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ...samplers.mcmc.ghmc import GHMC
 from ...samplers.mcmc.hmc import HMC
 from ...samplers.mcmc.mala import MALA
 from ...samplers.mcmc.mams import MAMS
@@ -30,6 +31,7 @@ from ..batch import ChainBatch
 from ..trees import TreeBatch
 from .first_step import first_step
 from .gradients import Gradients
+from .meads import Meads
 from .moments import Moments, inverse_mass
 from .paths import FIRST_LEAPS, MOST_LEAPS, ChEES, Decorrelation
 from .settings import Warmup
@@ -60,6 +62,11 @@ class PooledWarmup:
         asked = batch.plan.asked
         self._harmonic = not isinstance(asked, MALA)
         self._finds_path = isinstance(asked, (HMC, MAMS)) and asked.leapfrog is None
+        self._finds_friction = isinstance(asked, GHMC) and asked.friction is None
+        self._meads: Meads | None = None
+        if isinstance(asked, GHMC):
+            temperature = float(batch.temperature.mean())
+            self._meads = Meads(batch.state.chain, temperature, batch.sampler.leaps, self._averaging.rate)
 
     def run(self) -> Warmed:
         """The whole warm-up."""
@@ -73,6 +80,10 @@ class PooledWarmup:
             if window.mass:
                 self._set_mass(last=number == len(parts) - 2)
         changed: Any = {"step": float(self._step)}
+        if self._meads is not None:
+            changed["step"], friction = self._meads.final(batch.state)
+            if self._finds_friction:
+                changed["friction"] = friction
         if isinstance(batch.sampler, PathSampler):
             changed["leapfrog"] = self._leaps(self._step, final=True)
         batch.adopt(replace(batch.sampler, **changed))
@@ -83,11 +94,15 @@ class PooledWarmup:
     def _begin(self) -> None:
         """Search the step, and begin to average anew."""
         batch = self._batch
+        self._moments = Moments(batch.state.x)
+        self._sum, self._count = torch.zeros_like(self._step), 0
+        if self._meads is not None:
+            self._meads.begin(batch.state)
+            self._set_folds(self._meads)
+            return
         found = first_step(batch, self._gradients, self._step.expand_as(batch.step).contiguous(), together=True)
         self._step = found[0]
         self._averaging = DualAveraging(self._step, self._averaging.rate, ahead=1.0)
-        self._moments = Moments(batch.state.x)
-        self._sum, self._count = torch.zeros_like(self._step), 0
         if self._finds_path and self._path is None:
             length = FIRST_LEAPS * float(self._step)
             self._path = ChEES(length) if isinstance(batch.sampler, HMC) else Decorrelation(length)
@@ -129,7 +144,12 @@ class PooledWarmup:
             self._acceptance += probability
             self._moments.add(batch.state.x)
             self._learn_path(probability)
-            self._averaging.take(self._mean(self._counted(probability).mean()))
+            mean = self._mean(self._counted(probability).mean())
+            if self._meads is not None:
+                self._meads.take(batch.state, float(mean))
+                self._set_folds(self._meads)
+                return
+            self._averaging.take(mean)
         else:
             self._acceptance += torch.where(done, probability, 0.0)
             self._moments.add(batch.state.x[done])
@@ -142,6 +162,14 @@ class PooledWarmup:
         batch.step = step.contiguous() if done is None else torch.where(done, step, batch.step)
         self._set_leaps()
         self._keep_states()
+
+    def _set_folds(self, meads: Meads) -> None:
+        """Go on with the steps and frictions of MEADS' folds."""
+        batch = self._batch
+        batch.step = meads.step
+        if self._finds_friction:
+            changed: Any = {"friction": meads.friction}
+            batch.sampler = replace(batch.sampler, **changed)
 
     def _counted(self, probability: torch.Tensor) -> torch.Tensor:
         """What is averaged of acceptances ``[B]``."""

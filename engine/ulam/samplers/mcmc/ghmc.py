@@ -13,6 +13,8 @@ from .chain_sampler import ChainSampler, PerChain, Preconditioner, check_numbers
 from .chain_state import ChainState, Columns
 from .paths import Path, check_leapfrog, follow, leapfrog_step, refreshed
 
+FRICTION = 1.0  # beside a step
+
 
 @dataclass(frozen=True, eq=False)
 class GHMC(ChainSampler):
@@ -23,14 +25,15 @@ class GHMC(ChainSampler):
     it accepts, (x, -v) where it refuses. exp(-(E(x) + |v|^2 / 2) / T) stays stationary. A refusal turns the chain back,
     so small friction pays where acceptance is high, above 0.9 or so.
 
-    step: a time. friction: at least 0; inf draws fresh momenta, as HMC does, and 0 none at all. leapfrog: from 1 to
-    2^26; ``adapt`` of :func:`ulam.mcmc.run` leaves it as it is. P is the inverse mass, and velocities start from
+    step: a time. friction: at least 0; inf draws fresh momenta, as HMC does, and 0 none at all; 1 beside a step. A
+    warm-up of all chains together finds those that are not given, by MEADS [Hoffman & Sountsov 2022]. leapfrog: from 1
+    to 2^26; ``adapt`` of :func:`ulam.mcmc.run` leaves it as it is. P is the inverse mass, and velocities start from
     N(0, T). Other arguments: see `ChainSampler`. Raises TypeError or ValueError naming the argument.
     """
 
     step: PerChain | None = None
     leapfrog: int = 1
-    friction: PerChain = 1.0
+    friction: PerChain | None = None
     temperature: PerChain = 1.0
     preconditioner: Preconditioner = None
 
@@ -43,13 +46,17 @@ class GHMC(ChainSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_leapfrog(self.leapfrog)
-        check_numbers("friction", self.friction, least=0, finite=False)
+        if self.friction is not None:
+            check_numbers("friction", self.friction, least=0, finite=False)
+        elif self.step is not None:
+            object.__setattr__(self, "friction", FRICTION)
 
     @property
     def leaps(self) -> int:
         return self.leapfrog
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
+        assert self.friction is not None
         keep = (-select_rows("friction", self.friction, rows) * self.leapfrog * step).exp()
         return step, keep, 1 / temperature, temperature.sqrt()
 
