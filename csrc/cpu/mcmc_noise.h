@@ -120,15 +120,16 @@ class ChainNoise<V, 1> {
   Stream stream_;
 };
 
-// z[i] holds element i of the chains, i < 4 blocks; z has room for an even number of blocks. With `tests`, the return
-// value is sqrt(-2 ln u) of the Metropolis test's u.
+// z[i] holds element i of the chains, i < 4 blocks, counted from that block on at which `first` points; z has room for an
+// even number of blocks. With `tests`, the return value is sqrt(-2 ln u) of the Metropolis test's u.
 template <class V>
-inline typename V::f normals_of(const ChainNoise<V>& noise, int blocks, bool tests, float (*z)[V::width]) {
+inline typename V::f normals_of(const ChainNoise<V>& noise, int blocks, bool tests, float (*z)[V::width],
+                                uint32_t first = 0) {
   typename V::u w[2][4];
   typename V::f r = V::set(0.0f);
   const int count = blocks + tests;
   for (int j = 0; j < count; j += 2) {
-    const auto counter = [=](int k) { return k == blocks ? kAcceptTag << 28 : static_cast<uint32_t>(k); };
+    const auto counter = [=](int k) { return k == blocks ? kAcceptTag << 28 : first + static_cast<uint32_t>(k); };
     noise.words(counter(j), counter(j + 1), w[0], w[1]);
     for (int k = j; k < j + 2 && k < count; ++k) {
       typename V::f four[4];

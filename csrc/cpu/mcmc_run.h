@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "mcmc_densities.h"
+#include "mcmc_isokinetic.h"
 
 namespace ulam::cpu {
 namespace {
@@ -50,7 +50,8 @@ class Chains {
         d_(s.target.dimension),
         lanes_(static_cast<int>(s.chains - first < W ? s.chains - first : W)),
         blocks_(static_cast<int>((d_ + 3) / 4)),
-        noise_(s.ids, first, s.chains) {
+        noise_(s.ids, first, s.chains),
+        flow_(d_, scale_) {
     gather<V>(s.x, first, s.chains, d_, x_);
     if (s.v) gather<V>(s.v, first, s.chains, d_, v_);
     for (int l = 0; l < W; ++l)
@@ -65,8 +66,10 @@ class Chains {
   }
 
   void run() {
-    const bool tests = s_.sampler == kMala || s_.sampler == kHmc;
+    const bool tests = has_test(s_.sampler);
     evaluate_lanes<V>(s_.target, x_, score_, tests ? energy_ : nullptr);
+    flow_.set_beta(coef_[2]);
+    if (s_.sampler == kMclmc) flow_.face(score_);
     int64_t kept = 0;
     for (int64_t step = 0; step < s_.steps; ++step) {
       noise_.start(static_cast<uint64_t>(step) * kDrawsPerStep);
@@ -84,8 +87,20 @@ class Chains {
         case kBaoab:
           baoab();
           break;
-        default:
+        case kHmc:
           hmc(r, step);
+          break;
+        case kGhmc:
+          ghmc(r);
+          break;
+        case kMalt:
+          malt(r, step);
+          break;
+        case kMclmc:
+          mclmc();
+          break;
+        default:
+          mams(r, step);
       }
       if ((step + 1) % s_.thin == 0) keep(kept++);
     }
@@ -170,16 +185,108 @@ class Chains {
     select(r, ratio, proposed);
   }
 
+  // Goes to the noise of a stage of this step.
+  void start(int64_t step, int stage) {
+    noise_.start(static_cast<uint64_t>(step) * kDrawsPerStep + static_cast<uint64_t>(stage));
+  }
+
   // The leapfrog step of this transition of the chains.
   f varied_step(int64_t step) {
     bool varies = false;
     for (int l = 0; l < W; ++l) varies |= coef_[1][l] != 0.0f;
     if (!varies) return coef(0);
-    alignas(64) float z[8][W], varied[W];
-    noise_.start(static_cast<uint64_t>(step) * kDrawsPerStep + kPathStage);
-    normals_of<V>(noise_, 1, false, z);
-    for (int l = 0; l < W; ++l) varied[l] = ulam::varied_step(coef_[0][l], coef_[1][l], z[0][l], z[1][l], z[2][l]);
+    alignas(64) float varied[W];
+    start(step, kPathStage);
+    normals_of<V>(noise_, 1, false, path_z_);
+    for (int l = 0; l < W; ++l)
+      varied[l] = ulam::varied_step(coef_[0][l], coef_[1][l], path_z_[0][l], path_z_[1][l], path_z_[2][l]);
     return get<V>(varied);
+  }
+
+  // v <- keep v + sqrt(T (1 - keep^2)) z
+  void refresh(float (*z)[W]) {
+    const f keep = coef(1), fresh = fresh_share<V>(keep, coef(3));
+    for (int64_t i = 0; i < d_; ++i) put<V>(v_[i], refreshed<V>(get<V>(v_[i]), keep, fresh, get<V>(z[i])));
+  }
+
+  // A leapfrog step of the proposal; `lost` counts the kinetic energy that it takes away.
+  void leap(int64_t number, double* lost, double* proposed) {
+    alignas(64) double before[W], after[W];
+    const f whole = coef(0), half = V::mul(V::set(0.5f), whole);
+    squared_norms(v_, before);
+    kick(v_, half, number ? proposal_score_ : score_);
+    kick(proposal_, whole, v_);
+    evaluate_lanes<V>(s_.target, proposal_, proposal_score_, number + 1 == s_.leapfrog ? proposed : nullptr);
+    kick(v_, half, proposal_score_);
+    squared_norms(v_, after);
+    for (int l = 0; l < W; ++l) lost[l] += 0.5 * (before[l] - after[l]);
+  }
+
+  void ghmc(f r) {
+    alignas(64) double lost[W] = {}, ratio[W], proposed[W];
+    refresh(z_);
+    for (int64_t i = 0; i < d_; ++i) {
+      put<V>(z_[i], V::mul(V::set(-1.0f), get<V>(v_[i])));
+      put<V>(proposal_[i], get<V>(x_[i]));
+    }
+    for (int64_t number = 0; number < s_.leapfrog; ++number) leap(number, lost, proposed);
+    for (int l = 0; l < W; ++l) ratio[l] = path_log_ratio(energy_[l], proposed[l], lost[l], coef_[2][l]);
+    select(r, ratio, proposed);
+    for (int64_t i = 0; i < d_; ++i) {  // reversed where the path was refused
+      choose(z_[i], v_[i], yes_);
+      put<V>(v_[i], get<V>(z_[i]));
+    }
+  }
+
+  void malt(f r, int64_t step) {
+    alignas(64) double lost[W] = {}, ratio[W], proposed[W];
+    for (int64_t i = 0; i < d_; ++i) {
+      put<V>(v_[i], V::mul(coef(3), get<V>(z_[i])));
+      put<V>(proposal_[i], get<V>(x_[i]));
+    }
+    start(step, kMaltPathStage);
+    for (int64_t number = 0; number < s_.leapfrog; ++number) {
+      if (number) {
+        const int64_t first = (number - 1) * d_, inside = first & 3;  // elements of the path's noise, and of its block
+        normals_of<V>(noise_, static_cast<int>((inside + d_ + 3) / 4), false, path_z_, static_cast<uint32_t>(first >> 2));
+        refresh(path_z_ + inside);
+      }
+      leap(number, lost, proposed);
+    }
+    for (int l = 0; l < W; ++l) ratio[l] = path_log_ratio(energy_[l], proposed[l], lost[l], coef_[2][l]);
+    select(r, ratio, proposed);
+  }
+
+  void mclmc() {
+    alignas(64) double step[W], nu[W];
+    for (int l = 0; l < W; ++l) {
+      step[l] = coef_[0][l];
+      nu[l] = refreshment(step[l], coef_[1][l], coef_[3][l] > 0.0f, static_cast<double>(d_));
+    }
+    flow_.begin(v_);
+    flow_.step(step, x_, score_, [&] { evaluate_lanes<V>(s_.target, x_, score_, nullptr); });
+    flow_.refresh(nu, z_);
+    flow_.write(v_);
+  }
+
+  void mams(f r, int64_t step) {
+    alignas(64) double varied[W], ratio[W], proposed[W];
+    start(step, kMamsPathStage);
+    normals_of<V>(noise_, 1, false, path_z_);
+    for (int l = 0; l < W; ++l)
+      varied[l] = static_cast<double>(coef_[0][l]) *
+                  (coef_[1][l] == 0.0f ? 1.0 : variation(coef_[1][l], path_z_[0][l], path_z_[1][l], path_z_[2][l]));
+    for (int64_t i = 0; i < d_; ++i) put<V>(proposal_[i], get<V>(x_[i]));
+    flow_.face(score_);
+    flow_.begin(z_);
+    for (int64_t number = 0; number < s_.leapfrog; ++number)
+      flow_.step(varied, proposal_, proposal_score_, [&] {
+        evaluate_lanes<V>(s_.target, proposal_, proposal_score_, number + 1 == s_.leapfrog ? proposed : nullptr);
+      });
+    const double* const lost = flow_.lost();
+    for (int l = 0; l < W; ++l)
+      ratio[l] = (energy_[l] - proposed[l]) * static_cast<double>(coef_[2][l]) + lost[l];
+    select(r, ratio, proposed);
   }
 
   void squared_norms(const Lanes<V>& v, double* sum) {
@@ -190,17 +297,16 @@ class Chains {
 
   void select(f r, const double* ratio, const double* proposed) {
     alignas(64) float root[W];
-    alignas(64) int32_t yes[W];
     put<V>(root, r);
-    for (int l = 0; l < W; ++l) yes[l] = accepts(ratio[l], root[l]);
+    for (int l = 0; l < W; ++l) yes_[l] = accepts(ratio[l], root[l]);
     for (int l = 0; l < W; ++l) {
-      accepted_[l] += yes[l];
+      accepted_[l] += yes_[l];
       diverged_[l] += diverges(ratio[l]);
-      energy_[l] = yes[l] ? proposed[l] : energy_[l];
+      energy_[l] = yes_[l] ? proposed[l] : energy_[l];
     }
     for (int64_t i = 0; i < d_; ++i) {
-      choose(x_[i], proposal_[i], yes);
-      choose(score_[i], proposal_score_[i], yes);
+      choose(x_[i], proposal_[i], yes_);
+      choose(score_[i], proposal_score_[i], yes_);
     }
   }
 
@@ -219,7 +325,7 @@ class Chains {
           square_[i][l] += x * x;
         }
     if (!s_.energies) return;
-    if (s_.sampler == kUla || s_.sampler == kBaoab) evaluate_lanes<V>(s_.target, x_, proposal_score_, energy_);
+    if (!has_test(s_.sampler)) evaluate_lanes<V>(s_.target, x_, proposal_score_, energy_);
     for (int l = 0; l < lanes_; ++l) s_.energies[(first_ + l) * count + kept] = energy_[l];
   }
 
@@ -242,10 +348,13 @@ class Chains {
   ChainNoise<V> noise_;
   alignas(64) Lanes<V> x_, score_, z_, v_, proposal_, proposal_score_;
   alignas(64) double wide_[kMaxDimension][W], sum_[kMaxDimension][W] = {}, square_[kMaxDimension][W] = {};
+  alignas(64) float path_z_[kMaxDimension + 8][W];  // the noise of a path, from anywhere in a block on
   alignas(64) float coef_[4][W];
+  alignas(64) int32_t yes_[W];  // which proposals were accepted last
   alignas(64) double energy_[W] = {};
   int64_t accepted_[W] = {}, diverged_[W] = {};
   float scale_[kMaxDimension];
+  Isokinetic<V> flow_;
 };
 
 template <class V>

@@ -92,7 +92,7 @@ def test_cuda_runs_have_the_bits_of_the_cpu(use: Any, skew: int) -> None:
     cases = Cases(31)
     for number, density in enumerate(cases.densities()):
         assert agree(evaluated(density, cases.normal(5, density.dimension)), "cpu", "cuda"), density
-        for sampler in mcmc.SAMPLERS if skew == 0 else (mcmc.SAMPLERS[number % 4],):
+        for sampler in mcmc.EVERYWHERE if skew == 0 else (mcmc.EVERYWHERE[number % 4],):
             run = cases.run(density, sampler, 5, scaled=number % 2 == 0)
             assert agree(run, "cpu", "cuda"), (density, sampler)
     assert agree(cases.run(densities.funnel(3), "mala", 130, scaled=True), "cpu", "cuda")
@@ -110,7 +110,7 @@ def test_cuda_steps_have_the_bits_of_the_cpu(use: Any, skew: int, chains: int, n
 
 
 @needs_nvcc
-@pytest.mark.parametrize("sampler", mcmc.SAMPLERS)
+@pytest.mark.parametrize("sampler", mcmc.EVERYWHERE)
 @pytest.mark.parametrize("density", PLAIN, ids=str)
 def test_a_cuda_run_reads_nothing_in_its_loop(use: Any, density: Density, sampler: str) -> None:
     chains, memories = Chains(), []

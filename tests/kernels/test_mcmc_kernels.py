@@ -42,7 +42,7 @@ def test_launches_have_the_bits_of_the_reference(instruction_set: str) -> None:
         for chains in (1, 19):
             x = cases.normal(chains, density.dimension)
             assert agree(evaluated(density, x), "reference", "cpu"), density
-            for sampler in mcmc.SAMPLERS:
+            for sampler in mcmc.EVERYWHERE:
                 run = cases.run(density, sampler, chains, scaled=chains == 1)
                 assert agree(run, "reference", "cpu"), (density, sampler, chains)
 
@@ -82,6 +82,8 @@ def step_by_step(density: Density, x: torch.Tensor, sampler: str, coef: torch.Te
         elif sampler == "baoab":
             mcmc.kick_drift(x, v, score, c[0], c[1], keep=c[2], noise_scale=c[3], scale=scale, **now)
             mcmc.kick_drift(x, v, mcmc.evaluate(density, x)[1], c[0], None, scale=scale)
+        elif sampler in ("ghmc", "malt"):
+            paths(density, x, sampler, c, leapfrog, now, v, scale)
         else:
             z, zero = torch.zeros_like(x), torch.zeros_like(c[0])
             mcmc.langevin(z, z.clone(), zero, c[3], out=z, **now)  # 0 + sqrt(T) z
@@ -95,7 +97,37 @@ def step_by_step(density: Density, x: torch.Tensor, sampler: str, coef: torch.Te
             mcmc.accept(((energy - new_energy) + kinetic) * c[2].double(), [(x, proposal)], **now)
 
 
-@pytest.mark.parametrize("sampler", mcmc.SAMPLERS)
+def paths(density: Density, x: torch.Tensor, sampler: str, c: list[torch.Tensor], leapfrog: int,
+          now: dict[str, torch.Tensor], v: torch.Tensor, scale: torch.Tensor | None) -> None:  # fmt: skip
+    """A transition of GHMC or MALT, in place on x and, of GHMC, v."""
+
+    def normals(stage: int, offset: int) -> torch.Tensor:
+        z = torch.empty_like(x)
+        fill_normal(z, seed=now["seed"], chain=now["chain"], draw=now["draw"] + stage, offset=offset)
+        return z
+
+    def refreshed(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        keep, width = c[1][:, None], c[3][:, None]
+        return keep * v + (width * ((1 - keep) * (1 + keep)).sqrt()) * z
+
+    energy, score = mcmc.evaluate(density, x)
+    assert energy is not None
+    momentum = refreshed(v, normals(0, 0)) if sampler == "ghmc" else c[3][:, None] * normals(0, 0)
+    v.copy_(-momentum)
+    proposal, lost = x.clone(), torch.zeros(len(x), dtype=torch.float64)
+    for leap in range(leapfrog):
+        if leap and sampler == "malt":
+            momentum = refreshed(momentum, normals(12, (leap - 1) * x.shape[1]))
+        before = mcmc.squared_norm(momentum)
+        mcmc.kick_drift(proposal, momentum, score, c[0] / 2, c[0], scale=scale)
+        new_energy, score = mcmc.evaluate(density, proposal)
+        mcmc.kick_drift(proposal, momentum, score, c[0] / 2, None, scale=scale)
+        lost += 0.5 * (before - mcmc.squared_norm(momentum))
+    assert new_energy is not None
+    mcmc.accept(((energy - new_energy) + lost) * c[2].double(), [(x, proposal), (v, momentum)], **now)
+
+
+@pytest.mark.parametrize("sampler", mcmc.SAMPLERS[:6])  # those of the others: tests/mcmc/test_launched_paths.py
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_launch_has_the_bits_of_its_steps(sampler: str, scaled: bool) -> None:
     cases = Cases(3)
@@ -104,9 +136,9 @@ def test_a_launch_has_the_bits_of_its_steps(sampler: str, scaled: bool) -> None:
         x, v, ids, coef = cases.normal(chains, d), cases.normal(chains, d), cases.ids(chains), cases.coef(sampler, 21)
         scale = cases.uniform(d) + 0.5 if scaled else None
         x_steps, v_steps = x.clone(), v.clone()
-        step_by_step(density, x_steps, sampler, coef, 5, 2, ids, v_steps, scale)
-        moved = {"v": v} if sampler == "baoab" else {}
-        mcmc.run(density, x, sampler, coef, 5, leapfrog=2, scale=scale, **ids, **moved)
+        step_by_step(density, x_steps, sampler, coef, 5, 3, ids, v_steps, scale)
+        moved = {"v": v} if sampler in mcmc.WITH_VELOCITIES else {}
+        mcmc.run(density, x, sampler, coef, 5, leapfrog=3, scale=scale, **ids, **moved)
         assert same_bits(x, x_steps) and (not moved or same_bits(v, v_steps)), density
 
 
@@ -122,7 +154,7 @@ def test_chains_do_not_depend_on_their_batch_threads_or_launches(sampler: str, t
         for steps in parts:
             now = {name: value[pick].clone() for name, value in ids.items()}
             now["draw"] += 16 * done
-            moved = {"v": velocity} if sampler == "baoab" else {}
+            moved = {"v": velocity} if sampler in mcmc.WITH_VELOCITIES else {}
             mcmc.run(density, state, sampler, coef[pick].contiguous(), steps, **now, **moved)
             done += steps
         return state
@@ -139,15 +171,15 @@ def test_chains_do_not_depend_on_their_batch_threads_or_launches(sampler: str, t
 def test_a_diverging_chain_leaves_the_others_alone() -> None:
     cases = Cases(5)
     for density in cases.densities():
-        for sampler in mcmc.SAMPLERS:
+        for sampler in mcmc.SAMPLERS[: 8 if density.dimension > 1 else 6]:
             x, v, ids = cases.normal(9, density.dimension), cases.normal(9, density.dimension), cases.ids(9)
             coef = cases.coef(sampler, 9)
             ends = []
             for start in (0.5, math.nan, 1e30):
                 state = x.clone()
                 state[4] = start
-                accepted = {"accepted": torch.zeros(9, dtype=torch.int64)} if sampler in ("mala", "hmc") else {}
-                moved = {"v": v.clone()} if sampler == "baoab" else {}
+                accepted = {"accepted": torch.zeros(9, dtype=torch.int64)} if sampler in mcmc.WITH_TEST else {}
+                moved = {"v": v.clone()} if sampler in mcmc.WITH_VELOCITIES else {}
                 mcmc.run(density, state, sampler, coef, 4, **ids, **accepted, **moved)
                 if math.isnan(start):
                     assert state[4].isnan().all() and (not accepted or accepted["accepted"][4] == 0)

@@ -103,7 +103,7 @@ def check_mcmc() -> None:
     cases = Cases(20)
     for number, density in enumerate(cases.densities()):
         assert agree(evaluated(density, cases.normal(5, density.dimension)), "cpu", "triton"), density
-        sampler = mcmc.SAMPLERS[number % 4]
+        sampler = mcmc.EVERYWHERE[number % 4]
         assert agree(cases.run(density, sampler, 5, scaled=number % 2 == 0), "cpu", "triton"), (density, sampler)
     assert agree(cases.run(densities.funnel(3), "mala", 130, scaled=True), "cpu", "triton")
     for chains, n in ((3, 5), (2, 600), (2, 1025)):

@@ -58,7 +58,9 @@ class Cases:
     def coef(self, sampler: str, chains: int) -> torch.Tensor:
         h, one, jitter = 0.05 + 0.05 * self.uniform(chains), torch.ones(chains), 0.6 * (torch.arange(chains) % 3 > 0)
         columns = {"ula": [h, (2 * h).sqrt(), one, one], "mala": [h, (2 * h).sqrt(), one, one],
-                   "baoab": [h, h, 0.9 * one, 0.3 * one], "hmc": [h, jitter, one, one]}  # fmt: skip
+                   "baoab": [h, h, 0.9 * one, 0.3 * one], "hmc": [h, jitter, one, one],
+                   "ghmc": [h, 0.8 * one, one, one], "malt": [h, 0.7 + jitter / 3, one, one],
+                   "mclmc": [5 * h, one + jitter, one, jitter], "mams": [5 * h, jitter, one, one]}  # fmt: skip
         return torch.stack(columns[sampler], 1).contiguous()
 
     def run(self, density: Density, sampler: str, chains: int, scaled: bool) -> Callable[[str], Outputs]:
@@ -73,9 +75,9 @@ class Cases:
                 "energies": torch.full((chains, 3), math.nan, dtype=torch.float64),
                 "moments": moments.clone(),
             }
-            if sampler in ("mala", "hmc"):
+            if sampler in mcmc.WITH_TEST:
                 out["accepted"], out["diverged"] = torch.zeros(2, chains, dtype=torch.int64)
-            state, velocity = x.clone(), v.clone() if sampler == "baoab" else None
+            state, velocity = x.clone(), v.clone() if sampler in mcmc.WITH_VELOCITIES else None
             lo = -1.5 if sampler == "ula" else -math.inf
             options: dict[str, Any] = {"v": velocity, "leapfrog": 3, "scale": scale, "thin": 2, "lo": lo}
             mcmc.run(density, state, sampler, coef, 7, **ids, **options, **out, backend=backend)

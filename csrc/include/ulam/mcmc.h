@@ -13,10 +13,16 @@ namespace ulam {
 constexpr int kMaxDimension = 128, kMaxComponents = 64;
 constexpr uint32_t kAcceptTag = 2;
 constexpr int64_t kDrawsPerStep = 16;
-constexpr int kPathStage = 2;  // of a step's draws: the one that varies the length of an HMC path
+// Of a step's draws: those that vary the length of a path of HMC and of MAMS, and those that refresh on one of MALT.
+constexpr int kPathStage = 2, kMamsPathStage = 11, kMaltPathStage = 12;
 
 enum DensityKind : int { kGaussianDiagonal, kGaussian, kMixture, kDoubleWell, kRosenbrock, kFunnel, kRing };
-enum Sampler : int { kUla, kMala, kBaoab, kHmc };
+enum Sampler : int { kUla, kMala, kBaoab, kHmc, kGhmc, kMalt, kMclmc, kMams };
+
+// Whether a sampler has a Metropolis test.
+ULAM_HD bool has_test(int sampler) {
+  return sampler == kMala || sampler == kHmc || sampler == kGhmc || sampler == kMalt || sampler == kMams;
+}
 
 struct Ids {  // [B] each
   const int64_t *seed, *chain, *draw;
@@ -141,12 +147,21 @@ ULAM_HD double hmc_log_ratio(double energy, double proposal_energy, double norm,
   return ((energy - proposal_energy) + 0.5 * (norm - proposal_norm)) * beta;
 }
 
-// The step of an HMC transition whose path varies: step (1 + jitter u), u = z_0 / |z| of three normals z: a coordinate
-// of a uniform point of the sphere, which is uniform on [-1, 1] [Archimedes].
-ULAM_HD float varied_step(float step, float jitter, float z0, float z1, float z2) {
+// Of a path whose leaps took `lost` of the kinetic energy away.
+ULAM_HD double path_log_ratio(double energy, double proposal_energy, double lost, double beta) {
+  return ((energy - proposal_energy) + lost) * beta;
+}
+
+// By how much the step of a path varies: 1 + jitter u, u = z_0 / |z| of three normals z: a coordinate of a uniform
+// point of the sphere, which is uniform on [-1, 1] [Archimedes].
+ULAM_HD double variation(float jitter, float z0, float z1, float z2) {
   const double a = z0, b = z1, c = z2;
-  const double u = a / sqrt((a * a + b * b) + c * c);
-  return static_cast<float>(static_cast<double>(step) * (1.0 + static_cast<double>(jitter) * u));
+  return 1.0 + static_cast<double>(jitter) * (a / sqrt((a * a + b * b) + c * c));
+}
+
+// The step of an HMC transition whose path varies, rounded once.
+ULAM_HD float varied_step(float step, float jitter, float z0, float z1, float z2) {
+  return static_cast<float>(static_cast<double>(step) * variation(jitter, z0, z1, z2));
 }
 
 // The updates of one element; `size` has the element's scale in it already.
@@ -159,6 +174,17 @@ template <class V>
 ULAM_HD typename V::f langevin(typename V::f x, typename V::f scaled_score, typename V::f step, typename V::f noise,
                                typename V::f z, float lo, float hi) {
   return V::clip(langevin<V>(x, scaled_score, step, noise, z), V::set(lo), V::set(hi));
+}
+
+// keep v + fresh z, each rounded, for the fresh share sqrt(T (1 - keep^2)) of a momentum N(0, T).
+template <class V>
+ULAM_HD typename V::f fresh_share(typename V::f keep, typename V::f root_temperature) {
+  const typename V::f one = V::set(1.0f);
+  return V::mul(root_temperature, V::root(V::mul(V::sub(one, keep), V::add(one, keep))));
+}
+template <class V>
+ULAM_HD typename V::f refreshed(typename V::f v, typename V::f keep, typename V::f fresh, typename V::f z) {
+  return V::add(V::mul(keep, v), V::mul(fresh, z));
 }
 
 template <class V>

@@ -21,8 +21,26 @@ ULAM_HD double in_pairs(const double* c, double x) {
   return s0 + s1 * x8;
 }
 
-// exp(x) of x <= 0, to 3e-16 of its value: x = n ln 2 + r with |r| <= ln(2) / 2 [Cody and Waite], and the series of
-// exp(r) up to r^15. 0 below -708. NaN passes.
+constexpr double kLeastExponent = -708.0;  // below it exp is taken for 0
+
+// x <= 0, held to at least -708, as n ln 2 + r with |r| <= ln(2) / 2 [Cody and Waite], and 2^n.
+struct Reduced {
+  double r, power;
+
+  ULAM_HD explicit Reduced(double x) {
+    constexpr double kRounder = 0x1.8p52;  // added, it rounds to an integer, which then sits in the low bits
+    const double c = x < kLeastExponent ? kLeastExponent : x;
+    const double shifted = c * 0x1.71547652b82fep0 + kRounder;
+    const double n = shifted - kRounder;
+    r = (c - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
+    uint64_t bits;
+    std::memcpy(&bits, &shifted, 8);
+    bits = (bits << 52) + (1023ull << 52);
+    std::memcpy(&power, &bits, 8);
+  }
+};
+
+// exp(x) of x <= 0, to 3e-16 of its value: the series of exp(r) up to r^15, times 2^n. 0 below -708. NaN passes.
 ULAM_HD double exp_below(double x) {
   constexpr double kSeries[16] = {1.0,
                                   1.0,
@@ -40,18 +58,9 @@ ULAM_HD double exp_below(double x) {
                                   1.0 / 6227020800,
                                   1.0 / 87178291200,
                                   1.0 / 1307674368000};
-  constexpr double kRounder = 0x1.8p52;  // added, it rounds to an integer, which then sits in the low bits
-  const double c = x < -708.0 ? -708.0 : x;
-  const double shifted = c * 0x1.71547652b82fep0 + kRounder;
-  const double n = shifted - kRounder;
-  const double r = (c - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
-  uint64_t bits;
-  std::memcpy(&bits, &shifted, 8);
-  bits = (bits << 52) + (1023ull << 52);
-  double power;
-  std::memcpy(&power, &bits, 8);
-  const double y = in_pairs(kSeries, r) * power;
-  return x < -708.0 ? 0.0 : y;
+  const Reduced e(x);
+  const double y = in_pairs(kSeries, e.r) * e.power;
+  return x < kLeastExponent ? 0.0 : y;
 }
 
 // log(e^a + e^b) = a + log(1 + x) with x = e^(b - a) for a >= b, and log(1 + x) = 2 artanh(x / (2 + x)) by its series;

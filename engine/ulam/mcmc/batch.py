@@ -326,9 +326,15 @@ class ChainBatch:
     def launches(self) -> bool:
         """Whether whole chains run in one launch."""
         target = self.plan.target
-        compiled = isinstance(target, BuiltIn) and target.kernel is not None and self.sampler.kernel is not None
+        compiled = isinstance(target, BuiltIn) and target.kernel is not None
         alike = len(self.state.ends) <= 1  # chains of one launch leap alike
-        return self.plan.launch and compiled and alike and self.state.center is None
+        return self.plan.launch and compiled and alike and self.state.center is None and self._has_kernel
+
+    @property
+    def _has_kernel(self) -> bool:
+        """Whether the backend has launches of the sampler's chains."""
+        name, x = self.sampler.kernel, self.state.x
+        return name is not None and ops.launches(name, x, self.plan.backend)
 
     @property
     def counted(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch  # before the extension, so that one OpenMP runtime serves both
 
 from ulam_kernels import _cpu, native
+from ulam_kernels.mcmc import SAMPLERS
 from ulam_kernels.native import likelihood as _likelihood
 from ulam_kernels.native import mcmc as _mcmc
 from ulam_kernels.native import rows as _rows
@@ -31,4 +32,5 @@ def _bind(operation: native.Operation, make: native.Make) -> native.Operation:
 
 globals().update(vars(native.operations(_rows, _cpu, _bind)))
 mcmc = native.operations(_mcmc, _cpu, _bind)
+mcmc.SAMPLERS = SAMPLERS
 likelihood = native.operations(_likelihood, _cpu, _bind)

@@ -15,7 +15,9 @@ from ulam_kernels.operator import BACKEND, IDS, Values, operator
 from ulam_kernels.tracing import constant_beside, through_operator
 from ulam_kernels.validation import apart, check, check_chains, check_memory_of_its_own, check_noise_ids
 
-SAMPLERS = ("ula", "mala", "baoab", "hmc")
+SAMPLERS = ("ula", "mala", "baoab", "hmc", "ghmc", "malt", "mclmc", "mams")  # in the order of ulam/mcmc.h
+EVERYWHERE = SAMPLERS[:4]  # those that every backend has; the others the CPU's alone
+WITH_VELOCITIES, WITH_TEST = ("baoab", "ghmc", "mclmc"), ("mala", "hmc", "ghmc", "malt", "mams")
 DIVERGED = -1000.0  # log ratios below it: the integration failed [Carpenter 2017, Stan]; also in ulam/mcmc.h
 PATH_STAGE = 2  # of a step's draws: the one that varies the length of an HMC path; also in ulam/mcmc.h
 COEFFICIENTS = 4
@@ -90,7 +92,7 @@ def run(
     """``steps`` steps of whole chains in one launch, in place on x (and v): the bits of the single operations.
 
     ULA and MALA: Roberts and Tweedie 1996; BAOAB: Leimkuhler and Matthews 2013; HMC: Duane et al. 1987. Step i uses
-    draw + 16 i. ``coef[b]`` holds the chain's coefficients::
+    draw + 16 i. The last four are launched on the CPU alone. ``coef[b]`` holds the chain's coefficients::
 
         ula      step, noise_scale, -, -                       langevin with lo, hi
         mala     step, noise_scale, inverse_temperature, -     langevin, mala_accept
@@ -98,25 +100,35 @@ def run(
         hmc      h, jitter, inverse_temperature, sqrt(T)       v = mul(sqrt(T), z); `leapfrog` steps of kick h' / 2,
                                                                drift h', kick h' / 2 (neighbouring kicks are one of
                                                                h'); accept ((E - E') + 1/2 (|v|^2 - |v'|^2)) / T
+        ghmc     h, keep, inverse_temperature, sqrt(T)         v refreshed; `leapfrog` steps of kick h / 2, drift h,
+                                                               kick h / 2; accept ((E - E') + lost) / T; -v refused
+        malt     h, keep, inverse_temperature, sqrt(T)         v = mul(sqrt(T), z); as ghmc, v refreshed in between
+        mclmc    h, length, inverse_temperature, in roots      an isokinetic step, and the direction refreshed
+        mams     h, jitter, inverse_temperature, -             `leapfrog` isokinetic steps; accept (E - E') / T + lost
 
     h' is ``h (1 + jitter u)``, u uniform on [-1, 1]: ``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of
     the step's draw + 2, in float64 and rounded once at the end; h where jitter is 0. The log ratio is
     ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
 
+    v is refreshed as ``add(mul(keep, v), mul(mul(sqrt(T), root(mul(1 - keep, 1 + keep))), z))``; `lost` is the sum of
+    ``0.5 (|v|^2 - |v'|^2)`` over the leapfrog steps, each from v to v'. The noise of MALT's path is that of draw + 12,
+    d elements a refreshment. Isokinetic steps, with the noise of MAMS' path at draw + 11, are those of
+    ``ulam.samplers.mcmc.isokinetic``, in float64; mclmc's length is in units of sqrt(d) where its last number is not 0.
+
     Args:
         density: of d = 1 to 128 dimensions.
-        x: ``[B, d]``. v: ``[B, d]`` whitened velocities, needed by baoab alone.
-        sampler: one of the four above. coef: ``[B, 4]``.
+        x: ``[B, d]``. v: ``[B, d]`` whitened velocities, needed by baoab, ghmc and mclmc alone.
+        sampler: one of those above. coef: ``[B, 4]``.
         steps: how many, 0 to 2^40. thin: every thin-th state is kept: those after steps thin, 2 thin, ...
         seed, chain, draw: ``[B]`` int64; draw is the first step's.
-        leapfrog: of HMC, 1 to 2^30.
+        leapfrog: of hmc, ghmc, malt and mams, 1 to 2^30.
         scale: ``[d]``. lo, hi: bounds of ULA; other samplers take none.
         draws: ``[B, steps // thin, d]`` receives the kept states.
         energies: ``[B, steps // thin]`` float64 receives their energies.
         moments: ``[B, 2, d]`` float64: sum and sum of squares of the kept states are added to it, in order.
-        accepted: ``[B]`` int64: the number of accepted proposals is added to it (mala, hmc).
+        accepted: ``[B]`` int64: the number of accepted proposals is added to it (samplers that accept).
         diverged: ``[B]`` int64: the number of proposals with a log ratio below :data:`DIVERGED`, or NaN, is added to
-            it (mala, hmc).
+            it (likewise).
 
     Raises:
         TypeError, ValueError, OverflowError: as :func:`langevin`.
@@ -131,6 +143,11 @@ def run(
         return
     _check_density(density, x)
     choice(sampler, "sampler", SAMPLERS)
+    operations = operations_of(backend, x)
+    if sampler not in (there := launched_by(operations)):
+        right = f"one of {', '.join(there)}, which this backend launches"
+        raise ValueError(f"sampler: got {described(sampler)}, expected {right}")
+    _check_isokinetic(sampler, density)
     steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
     leapfrog, (lo, hi) = whole(leapfrog, "leapfrog", 1, MOST_LEAPS), bounds(lo, hi)
     _check_sampler(sampler, v, lo, hi, counts=accepted is not None or diverged is not None)
@@ -145,7 +162,7 @@ def run(
         for tensor in outputs.values():
             reads = apart(reads, 0, tensor)
         params, coef, scale, seed, chain, draw = reads
-        operations_of(backend, x).run(
+        operations.run(
             density, params, x, SAMPLERS.index(sampler), coef, steps, seed, chain, draw,
             v, leapfrog, scale, lo, hi, thin, draws, energies, moments, accepted, diverged,
         )  # fmt: skip
@@ -153,14 +170,30 @@ def run(
             written((tensor,))
 
 
+def launched_by(operations: Any) -> tuple[str, ...]:
+    """The samplers of whose chains a backend, by its operations, has launches."""
+    found: tuple[str, ...] = getattr(operations, "SAMPLERS", EVERYWHERE)
+    return found
+
+
+def launches(sampler: str, x: torch.Tensor, backend: str | None = None) -> bool:
+    """Whether :func:`run` has a sampler of this name for chains like x on the backend that serves them."""
+    return sampler in launched_by(operations_of(backend, x))
+
+
+def _check_isokinetic(sampler: str, density: Density) -> None:
+    if sampler in ("mclmc", "mams") and density.dimension < 2:
+        raise ValueError(f"density: got one of 1 dimension, expected at least 2 for {sampler}")
+
+
 def _check_sampler(sampler: str, v: torch.Tensor | None, lo: float, hi: float, counts: bool) -> None:
     """Raise unless a sampler has the arguments it needs, and none that others need."""
-    if (v is None) != (sampler != "baoab"):
-        right = "velocities [B, d]" if sampler == "baoab" else "None"
+    if (v is None) == (sampler in WITH_VELOCITIES):
+        right = "velocities [B, d]" if sampler in WITH_VELOCITIES else "None"
         raise ValueError(f"v: got {described(v)}, expected {right} for {sampler}")
     if sampler != "ula" and (lo, hi) != (-math.inf, math.inf):
         raise ValueError(f"lo, hi: got {lo}, {hi}, expected none for {sampler}: bounds are for ula alone")
-    if counts and sampler not in ("mala", "hmc"):
+    if counts and sampler not in WITH_TEST:
         raise ValueError(f"accepted, diverged: got a tensor, expected None: {sampler} has no Metropolis test")
 
 

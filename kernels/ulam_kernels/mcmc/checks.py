@@ -11,7 +11,7 @@ Step by step, for any target whose energy E and score s = -grad E torch gives::
 and whole chains in one launch, for the densities of :mod:`ulam_kernels.densities`::
 
     evaluate       energy and score of a built-in density
-    run            thousands of steps of ULA, MALA, BAOAB or HMC
+    run            thousands of steps of ULA, MALA, BAOAB or HMC; on the CPU also of GHMC, MALT, MCLMC or MAMS
 
 **Same bits.** A launch of ``run`` gives the bits of the same steps made of ``evaluate`` and the operations above, for
 every sampler and on every backend. In fp32 every operation rounds once, in the order given; ``fma`` rounds once.

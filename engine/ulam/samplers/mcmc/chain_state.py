@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -12,6 +13,7 @@ import ulam_kernels
 
 from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
 from .masses import CenterOfMass
+from .weights import Weights
 
 JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
@@ -83,6 +85,11 @@ class ChainState:
             return energy, center.project_score(score)
 
         self.center, self.evaluate = center, held
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Exponentials and logarithms on the chains' device."""
+        return Weights(self.x.device)
 
     def without_center(self, v: torch.Tensor) -> torch.Tensor:
         """Whitened velocities v without the motion of the centre of mass where that is held, else v itself."""

@@ -38,6 +38,7 @@ class GHMC(ChainSampler):
     preconditioner: Preconditioner = None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
+    kernel: ClassVar[str | None] = "ghmc"
     adjusted: ClassVar[bool] = True
     rate: ClassVar[float | None] = 0.9
     has_velocity: ClassVar[bool] = True

@@ -40,6 +40,7 @@ class MALT(PathSampler):
     preconditioner: Preconditioner = None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "friction")
+    kernel: ClassVar[str | None] = "malt"
     rate: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class MAMS(PathSampler):
     preconditioner: Preconditioner = None
     jitter: float = 0.5
 
+    kernel: ClassVar[str | None] = "mams"
     rate: ClassVar[float | None] = 0.9
     has_kinetic_energy: ClassVar[bool] = False
 

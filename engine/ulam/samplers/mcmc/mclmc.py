@@ -39,6 +39,7 @@ class MCLMC(ChainSampler):
     preconditioner: Preconditioner = None
 
     per_chain: ClassVar[tuple[str, ...]] = ("step", "temperature", "length")
+    kernel: ClassVar[str | None] = "mclmc"
     has_velocity: ClassVar[bool] = True
     has_kinetic_energy: ClassVar[bool] = False
     step_is_a_time: ClassVar[bool] = True
@@ -59,17 +60,18 @@ class MCLMC(ChainSampler):
 
     def coefficients(self, step: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, index: int) -> Columns:
         if self.length is None:  # in units of sqrt(d)
-            return step, temperature.sqrt(), 1 / temperature, torch.zeros_like(step)
+            return step, temperature.sqrt(), 1 / temperature, torch.ones_like(step)
         return step, select_rows("length", self.length, rows), 1 / temperature, torch.zeros_like(step)
 
     def transition(self, state: ChainState, c: Columns) -> torch.Tensor | None:
-        step, length, beta, none = (column.double() for column in c)
+        step, length, beta, in_roots = (column.double() for column in c)
         assert state.v is not None
-        d = state.x[0].numel()
+        d, none = state.x[0].numel(), torch.zeros_like(step)
         at = Path(state.x, unit(state.v.double()), state.score, none if state.energy is None else state.energy, none)
         end = isokinetic_step(state, at, step, beta, state.wants_energy)
-        turns = 2 * step / (length if self.length is not None else length * d**0.5)
-        nu = (torch.expm1(turns.clamp(max=FORGOTTEN)) / d).sqrt()
+        turns = 2 * step / torch.where(in_roots > 0, length * math.sqrt(d), length)
+        kept, lost = state.weights.decay(-turns.clamp(max=FORGOTTEN))
+        nu = (-lost / kept / d).sqrt()
         u = unit(end.v + per_chain(nu, end.v) * state.normals().double())
         state.v, state.score, state.energy = u.to(state.x.dtype), end.score, end.energy if state.wants_energy else None
         return None

@@ -14,26 +14,46 @@ ROUNDER = 1.5 * 2.0**52  # added, it rounds to an integer, which then sits in th
 LOG2_E = float.fromhex("0x1.71547652b82fep0")
 LN2 = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")  # the upper 32 bits, and the rest
 LANES = 1024  # of a sum over elements
+ROOT_HALF = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
 
 
 class Weights:
     """exp and log of weights on a device: the coefficients of their series."""
 
     def __init__(self, device: torch.device) -> None:
-        exp, log = [1 / math.factorial(k) for k in range(16)], [1 / (2 * k + 1) for k in range(16)]
-        self._exp, self._log = torch.tensor([exp, log], dtype=torch.float64, device=device)[..., None].unbind()
+        exp, log = [1 / math.factorial(k) for k in range(17)], [1 / (2 * k + 1) for k in range(16)]
+        series = torch.tensor([exp[:16], log, exp[1:]], dtype=torch.float64, device=device)
+        self._exp, self._log, self._rise = series[..., None].unbind()
 
     def exp(self, x: torch.Tensor) -> torch.Tensor:
         """exp(x) of x <= 0, ``[B]`` float64, to 3e-16 of its value; 0 below -708. NaN passes.
 
         x = n ln 2 + r with abs(r) <= ln(2) / 2 [Cody & Waite 1980], and the series of exp(r) up to r^15.
         """
-        clipped = x.clamp(min=LEAST)
-        shifted = clipped * LOG2_E + ROUNDER
-        n = shifted - ROUNDER
-        r = (clipped - n * LN2[0]) - n * LN2[1]
-        power = ((shifted.view(torch.int64) << 52) + (1023 << 52)).view(torch.float64)
+        r, power = _reduced(x)
         return torch.where(x < LEAST, 0.0, _in_pairs(self._exp, r) * power)
+
+    def decay(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(e^x, e^x - 1) of x <= 0, ``[B]`` float64, both to a few units of their last places; 0 and -1 below -708.
+
+        From one series, that of (e^r - 1) / r. NaN passes.
+        """
+        r, power = _reduced(x)
+        rise = power * (r * _in_pairs(self._rise, r))
+        return torch.where(x < LEAST, 0.0, power + rise), (power - 1.0) + rise
+
+    def log(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """log(z) of 0 < z <= 1, where y is z - 1 with more digits, ``[B]`` float64.
+
+        z = 2^k f with sqrt(1/2) <= f < sqrt(2), and log f = 2 artanh(s) by its series, s = (f - 1) / (f + 1). NaN
+        passes.
+        """
+        bits = z.view(torch.int64)
+        k = (bits - ROOT_HALF) >> 52
+        t = torch.where(k == 0, y, (bits - (k << 52)).view(torch.float64) - 1.0)
+        s, n = t / (2.0 + t), k.double()
+        found = n * LN2[0] + ((2.0 * s) * _in_pairs(self._log, s * s) + n * LN2[1])
+        return torch.where(z.isnan(), z, found)
 
     def log_sum(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """log(e^a + e^b), -inf where both are, ``[B]`` float64.
@@ -44,6 +64,15 @@ class Weights:
         x = self.exp(low - high)
         s = x / (2.0 + x)
         return torch.where(high == -math.inf, high, high + (2.0 * s) * _in_pairs(self._log, s * s))
+
+
+def _reduced(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(r, 2^n) of x <= 0, which is held to at least -708, as n ln 2 + r."""
+    clipped = x.clamp(min=LEAST)
+    shifted = clipped * LOG2_E + ROUNDER
+    n = shifted - ROUNDER
+    power = ((shifted.view(torch.int64) << 52) + (1023 << 52)).view(torch.float64)
+    return (clipped - n * LN2[0]) - n * LN2[1], power
 
 
 def _in_pairs(series: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
