@@ -133,7 +133,7 @@ def test_rows_that_are_found_and_rows_behind_a_mask_have_the_same_bits(monkeypat
     masked = [run(mcmc.Energy(curved), NUTS(0.3), store=store, **options) for store in (True, False)]
     assert same(masked[0], found[0]) and torch.equal(masked[0].tree_depth, found[0].tree_depth)
     assert torch.equal(masked[1].moments, found[1].moments)
-    assert masked[0].report["gradients"] % (12 * mcmc.trees.LOOK) == 0
+    assert masked[0].report["gradients"] % mcmc.trees.LOOK == 0, "the host looks, and rows leave, every so many leaps"
 
 
 def test_chains_that_wait_for_one_another_have_the_same_states(monkeypatch):
@@ -187,12 +187,14 @@ def test_thinning_and_warm_up_keep_the_course():
 
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_no_gradient_is_idle():
-    """On the funnel a batch that waited for its longest path at each transition would need twice the gradients."""
+    """On the funnel a batch that waited for its longest path at each transition would need six times the gradients."""
     chains = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False)
     spent, in_step = chains.report["gradients"], 64 * int(chains.leapfrogs.max(0).values.sum())
     assert int(chains.leapfrogs.sum()) == chains.report["leapfrogs"]
-    assert spent == 64 * int(chains.leapfrogs.sum(1).max())  # the chain with the most leaps sets the pace, and only it
-    assert in_step > 1.7 * spent  # 2.1
+    assert chains.report["leapfrogs"] < spent < 1.2 * chains.report["leapfrogs"]  # those that are done leave the batch
+    assert in_step > 5 * spent
+    whole = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False, slots=64)
+    assert same(whole, chains) and whole.report["gradients"] == 64 * int(chains.leapfrogs.sum(1).max())
 
 
 def test_adaptation_comes_to_the_acceptance_that_was_asked_for():

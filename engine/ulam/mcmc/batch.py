@@ -10,7 +10,7 @@ import ulam_kernels.mcmc as ops
 
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
-from ..samplers.mcmc.chain_state import ChainState, Columns
+from ..samplers.mcmc.chain_state import ChainState, Columns, Evaluate
 from .chains import Position
 from .densities import BuiltIn
 from .kept import KeptDraws
@@ -63,7 +63,7 @@ class ChainBatch:
             x = torch.empty(len(ids), *plan.shape, dtype=plan.dtype, device=plan.device)
         else:
             x = plan.x_init[rows.to(plan.x_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
-        evaluate = plan.target.bind(x, self.rows, len(plan.ids), plan.backend)
+        evaluate = self._bound(x)
         seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, ROW.draw(plan.first_step))
         state = ChainState(x.contiguous(), evaluate, seed, ids, draw, self.sampler.scale(x), plan.backend)
         if isinstance(evaluate, DrawnScore):
@@ -82,6 +82,10 @@ class ChainBatch:
                     temperature = self.temperature / self.temperature[::K].repeat_interleave(K)
             state.v = state.without_center(self.sampler.at_temperature(v, temperature))
         return state
+
+    def _bound(self, x: torch.Tensor) -> Evaluate:
+        """The target bound to all chains; x is like their states."""
+        return self.plan.target.bind(x, self.rows, len(self.plan.ids), self.plan.backend)
 
     def _continue_from(self, position: Position, rows: torch.Tensor) -> None:
         """Take over the states, velocities and steps that an earlier run stopped with."""

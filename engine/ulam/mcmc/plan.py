@@ -32,7 +32,8 @@ class RunPlan:
 
     ``ids`` ``[chains]`` int64; ``x_init``, ``v_init`` ``[chains, *shape]`` or None; ``first_step``: the number of the
     first step; ``position``: where the earlier run stopped that this one continues, or None. ``asked``: the sampler as
-    it was given; ``sampler``: with a step to begin at, and with what an earlier warm-up found.
+    it was given; ``sampler``: with a step to begin at, and with what an earlier warm-up found. ``slots``: the size of
+    batches, None where they may shrink.
     """
 
     target: Target
@@ -56,6 +57,7 @@ class RunPlan:
     backend: str | None
     observables: Observables | None = None
     record: tuple[str, ...] = ()
+    slots: int | None = None
 
     @property
     def looks(self) -> bool:

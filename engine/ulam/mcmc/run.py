@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ def run(
             "pooled": from all chains together one step, the inverse mass, and path lengths that are not given, see
             :class:`ulam.mcmc.Warmup`; ``Chains.tuning`` has them. Chains then depend on one another until the warm-up
             ends. None keeps the step sizes; of a sampler without a step it is "pooled".
-        slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once.
+        slots: chains per batch, the last batch padded; by default, and for built-in densities, all at once. NUTS calls
+            a target for the chains that still have steps to make, fewer and fewer rows, unless slots are given.
         store: keep the states, True without observables; False keeps only their sums and sums of squares (no energies).
         observables: functions of x ``[chains, *shape]`` by name, each ``[chains, *sizes]``, recorded in place of the
             states that are kept, with energies; called before the first step too: see :mod:`ulam.mcmc.observables`.
@@ -107,7 +109,7 @@ def run(
         diagnosis.warn_of_repeated_noise()
     given |= {"steps": steps, "warmup": warmup, "thin": thin, "launch": launch, "backend": backend}
     given |= {"observables": observables, "record": record}
-    return _run(checked_plan(target, sampler, **given), slots, store, progress)
+    return _run(replace(checked_plan(target, sampler, **given), slots=slots), store, progress)
 
 
 def _check_ways(slots: int | None, **switches: bool) -> None:
@@ -117,14 +119,14 @@ def _check_ways(slots: int | None, **switches: bool) -> None:
         switch(flag, name)
 
 
-def _run(plan: RunPlan, slots: int | None, store: bool, progress: bool) -> Chains:
+def _run(plan: RunPlan, store: bool, progress: bool) -> Chains:
     """The chains of a plan, batch by batch."""
     whole = isinstance(plan.target, BuiltIn) and plan.target.kernel is not None
-    rows = _batches(len(plan.ids), None if whole else slots)
+    rows = _batches(len(plan.ids), None if whole else plan.slots)
     if isinstance(plan.adapt, Warmup) and any(len(of_batch) != len(plan.ids) for of_batch, _ in rows):
         raise ValueError(
-            f"slots: got {slots}, expected None or the number of chains, {len(plan.ids)}, where all warm up together; "
-            'adapt="chain" warms up each alone'
+            f"slots: got {plan.slots}, expected None or the number of chains, {len(plan.ids)}, where all warm up "
+            'together; adapt="chain" warms up each alone'
         )
     parts, batch_class = [], TreeBatch if isinstance(plan.sampler, NUTS) and plan.tempering is None else ChainBatch
     warmed: list[Warmed | None] = []

@@ -31,7 +31,11 @@ class Target(Protocol):
     has_energy: ClassVar[bool]
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
-        """Energy and score as a function of the states of these rows of a run of ``chains`` chains; x is like them."""
+        """Energy and score as a function of the states of these rows of a run of ``chains`` chains; x is like them.
+
+        Called for each batch, and by NUTS for parts of a batch whose other chains are done; a target that has a
+        ``rebind`` of the same arguments has that called for the parts.
+        """
         ...
 
 
@@ -40,7 +44,8 @@ class Energy:
 
     The score -grad E is autograd's, of the sum over chains: each chain gets its own as long as ``fn`` treats rows
     independently. ``fn`` is called once per step (more often inside HMC's leapfrog), in order, so it may draw a
-    minibatch of its own at each call; an ``nn.Module`` is called in eval mode.
+    minibatch of its own at each call; an ``nn.Module`` is called in eval mode. Where some chains are done NUTS calls it
+    for the others, with ``cond`` of theirs (``slots=`` of the run keeps batches whole).
 
     Args:
         fn: the energy, ``fn(x, **cond)``.

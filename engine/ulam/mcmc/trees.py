@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from ..noise import DRAWS_PER_ROW
+from ..samplers.mcmc.chain_state import Evaluate
 from ..samplers.mcmc.fused_trees import FusedTrees, bound_trees
 from ..samplers.mcmc.nuts import NUTS, Trees
 from ..samplers.mcmc.rows import Rows, finds
 from .batch import ChainBatch, Take
 from .densities import BuiltIn
 from .kept import KeptDraws
+from .live_rows import LiveRows
 
 LOOK = 8  # leaps from one look at a device to the next, for whether all chains are done
 LAUNCH_WORK = 1 << 23  # the most transitions times chains times elements of one launch: about a second
@@ -22,22 +24,33 @@ class TreeBatch(ChainBatch):
     """B chains of NUTS, each of which begins its next transition once its tree is done; see :class:`ChainBatch`.
 
     A warm-up that adapts goes leaf by leaf, and here. After it native trees, where there are any, count and keep
-    transitions themselves: leaf by leaf, or for built-in densities as whole chains in one launch.
+    transitions themselves: leaf by leaf, or for built-in densities as whole chains in one launch. Leaf by leaf, chains
+    that are done, of the run or of a window of a warm-up, are left out of the evaluations while others go on: see
+    :class:`LiveRows`. Batches of a given size stay whole, so that every target has its bits of that size.
 
     Attributes:
         made: ``[B]`` int64, transitions so far, the warm-up's included.
         accepted: ``[B]`` float64, the sum of the mean acceptance of each transition since the warm-up.
         leapfrogs: ``[B]`` int64, leapfrog steps of the run, its warm-up included.
-        leaps: of the batch, each one evaluation of B scores. launched: leapfrog steps in launches, one score each.
+        leaps: of the batch. evaluations: ``[B]`` int64, of scores in them, those of idle rows included.
+        launched: leapfrog steps in launches, one score each.
+        at: the target, evaluated at rows that are at work.
         take: called with the acceptance of transitions that are done, see :meth:`ChainBatch.warm`, or None.
     """
 
     def begin(self) -> None:
         super().begin()
         self.made, self.leapfrogs = torch.zeros_like(self.state.chain), torch.zeros_like(self.state.chain)
-        self.accepted = torch.zeros_like(self.step)
+        self.accepted, self.evaluations = torch.zeros_like(self.step), torch.zeros_like(self.made)
         self.leaps, self.launched, self._goal, self._shown = 0, 0, 0, 0
         self.take: Take | None = None
+
+    def _bound(self, x: torch.Tensor) -> Evaluate:
+        target, rows, chains, backend = self.plan.target, self.rows, len(self.plan.ids), self.plan.backend
+        again = getattr(target, "rebind", target.bind)
+        everywhere = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        self.at = LiveRows(super()._bound(x), lambda some, at: again(some, rows[at], chains, backend), everywhere)
+        return self.at
 
     def advance_unkept(self) -> None:
         """Nothing: a chain goes on into the run when its own warm-up is over."""
@@ -85,22 +98,29 @@ class TreeBatch(ChainBatch):
         self._goal, look = goal, 1 if finds(live) else LOOK
         while True:
             done = trees.leap(columns, live)
-            self.leaps += 1
+            self._count_leap()
             if done_rows := Rows(done):
                 self._finish(trees, done_rows, kept)
                 if self.take is not None:
                     columns = self._columns()
                 live = self.made < goal
                 trees.begin(done, columns)
-            if self.leaps % look == 0 and self._show() == goal:
+            if self.leaps % look == 0 and not self._look(live):
                 break
+        self.at.widen()
 
-    def _show(self) -> int:
-        """Tell the progress; the mean of transitions made, rounded down."""
-        made = int(self.made.sum()) // len(self.rows)
-        self._progress(made - self._shown, self)
-        self._shown = made
-        return made
+    def _count_leap(self) -> None:
+        self.leaps += 1
+        self.evaluations += self.at.where
+
+    def _look(self, live: torch.Tensor) -> int:
+        """Tell the progress, and leave rows out that are done; how many are ``live`` ``[B]`` bool."""
+        made, going = torch.stack([self.made.sum(), live.sum()]).tolist()
+        self._progress(made // len(self.rows) - self._shown, self)
+        self._shown = made // len(self.rows)
+        if self.plan.slots is None:
+            self.at.narrow(live, going)
+        return int(going)
 
     def _finish(self, trees: Trees | FusedTrees, rows: Rows, kept: KeptDraws | None) -> None:
         """Count the transitions of these rows, which are done; adapt their steps, or keep their states."""
@@ -133,12 +153,10 @@ class TreeBatch(ChainBatch):
         """All transitions that are left, leaf by leaf."""
         columns, record = self._columns(), self._record(trees, kept, total)
         trees.rest(self.made < total, columns, record)
-        while bool(trees.live.any()):
+        while self._look(trees.live):
             trees.go_on(columns, record)
-            self.leaps += 1
-            if self.leaps % LOOK == 0:
-                self._show()
-        self._show()
+            self._count_leap()
+        self.at.widen()
 
     def _launch_trees(self, trees: FusedTrees, kept: KeptDraws, total: int) -> None:
         """All transitions that are left, as whole chains, in launches of about a second."""
@@ -148,7 +166,7 @@ class TreeBatch(ChainBatch):
         for limit in range(self._shown + chunk, total + chunk, chunk):
             limit = min(limit, total)
             trees.run(target.kernel, self.made < limit, columns, self._record(trees, kept, limit))
-            self._show()
+            self._look(trees.live)
         self.launched += int(self.leapfrogs.sum()) - before
 
     def _record(self, trees: FusedTrees, kept: KeptDraws, limit: int) -> tuple[int, ...]:
@@ -172,5 +190,5 @@ def gradients_of(batches: Sequence[ChainBatch]) -> dict[str, int]:
         return {}
     return {
         "leapfrogs": sum(int(batch.leapfrogs.sum()) for batch in trees),
-        "gradients": sum(batch.leaps * len(batch.rows) + batch.launched for batch in trees),
+        "gradients": sum(int(batch.evaluations.sum()) + batch.launched for batch in trees),
     }

@@ -104,6 +104,10 @@ class Model(Energy):
 
         return check_once
 
+    def rebind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
+        """:meth:`bind` for some rows of a batch that is under way: unchecked, as proposals may be out of range."""
+        return super().bind(x, rows, chains, backend)
+
     def check(self, first: torch.Tensor, more: Mapping[str, torch.Tensor] | None = None) -> None:
         """Call log_prob, the checks of ``torch.distributions`` on, for the first chain of x ``[B, n]`` (batched: all).
 

@@ -12,7 +12,7 @@ from ..batch import ChainBatch
 
 
 class Gradients:
-    """Evaluations of the score by the chains of a batch: ``calls``, each of all chains; ``of_chains`` ``[B]`` int64."""
+    """Evaluations of the score by the chains of a batch: ``of_chains`` ``[B]`` int64; ``calls``: counted, of all."""
 
     def __init__(self, batch: ChainBatch) -> None:
         self._batch, self.calls = batch, 0
@@ -22,7 +22,7 @@ class Gradients:
     def counted(self) -> Iterator[None]:
         """Count the calls of the target inside."""
         state = self._batch.state
-        evaluate = state.evaluate
+        evaluate, before = state.evaluate, self.calls
 
         def counting(at: torch.Tensor, wanted: bool) -> Evaluated:
             self.calls += 1
@@ -33,9 +33,8 @@ class Gradients:
             yield
         finally:
             state.evaluate = evaluate
-            self.of_chains.fill_(self.calls)
+            self.of_chains += self.calls - before
 
-    def add(self, calls: int) -> None:
-        """Count these too, of all chains."""
-        self.calls += calls
-        self.of_chains.fill_(self.calls)
+    def add(self, evaluations: torch.Tensor) -> None:
+        """Count these too, ``[B]`` int64."""
+        self.of_chains += evaluations

@@ -118,9 +118,9 @@ class PooledWarmup:
         self._acceptance.zero_()
         self._keep_states()
         if isinstance(batch, TreeBatch):
-            before = batch.leaps
+            before = batch.evaluations.clone()
             batch.warm(window.steps, self._take)
-            self._gradients.add(batch.leaps - before)
+            self._gradients.add(batch.evaluations - before)
         else:
             with self._gradients.counted():
                 batch.warm(window.steps, self._take)

@@ -37,8 +37,9 @@ class NUTS(ChainSampler):
     :func:`ulam.mcmc.run` tunes the step, to the mean of min(1, exp(-(H - H_0) / T)) over a transition's leapfrog steps.
 
     In a run every chain is at its own place in its own tree, and begins its next transition as soon as one is done: of
-    a batch's gradients none is idle until a chain has made all its steps. Under `ParallelTempering` and in `ulam.ebm`
-    chains wait for one another after each transition, and the acceptance is the share of transitions that moved.
+    a batch's gradients none is idle until a chain has made all its steps, and such chains leave the batch. Under
+    `ParallelTempering` and in `ulam.ebm` chains wait for one another after each transition, and the acceptance is the
+    share of transitions that moved.
 
     step: a time. max_depth: from 1 to 20; a transition has at most 2^max_depth - 1 leapfrog steps, and a chain keeps
     3 (max_depth + 1) momenta. P is the inverse mass. Other arguments: see `ChainSampler`. Raises TypeError or

@@ -1,0 +1,169 @@
+"""Chains of NUTS that are done leave the batch: fewer gradients, the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chain_runs import curved, run, same
+from ulam import mcmc
+from ulam.mcmc import NUTS
+from ulam.mcmc.live_rows import LEAST, LiveRows
+from ulam.samplers.mcmc import nuts, rows
+
+OPTIONS = {"chains": 40, "shape": (2,), "steps": 5, "warmup": 4, "thin": 1, "adapt": 0.8}
+
+
+def tilted(x, tilt):
+    """An energy of each chain's own."""
+    return curved(x) + (x * tilt).sum(1)
+
+
+def tilts(chains=40):
+    return torch.linspace(-0.5, 0.5, 2 * chains).view(chains, 2)
+
+
+class Counted:
+    """An energy that notes for how many rows it was called; ``fixed``: it can be called for all of its rows alone."""
+
+    def __init__(self, fixed=None):
+        self.fixed, self.sizes = fixed, []
+
+    def __call__(self, x):
+        self.sizes.append(len(x))
+        return curved(x) if self.fixed is None else tilted(x, self.fixed)
+
+
+def without_native_trees(patch):
+    for module in (nuts, mcmc.trees):
+        patch.setattr(module, "bound_trees", lambda state: None)
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+def test_few_gradients_are_idle_on_the_funnel():
+    """Of what a batch spends that waits for its longest path at each transition it spends a sixth: 0.165."""
+    target = mcmc.Funnel(10)
+    first = target.sample(1024, seed=1)
+    chains = run(target, NUTS(0.3, 8), chains=1024, x_init=first, steps=20, warmup=0, thin=1, launch=False)
+    spent, own, in_step = (
+        chains.report["gradients"],
+        chains.leapfrogs.sum(),
+        1024 * chains.leapfrogs.max(0).values.sum(),
+    )
+    assert own < spent < 1.25 * own and spent < 0.2 * in_step
+    whole = 1024 * int(chains.leapfrogs.sum(1).max())  # of a batch that stays whole
+    assert spent < 0.3 * whole
+
+
+@pytest.mark.parametrize("trees", ["native", "torch", "masked"])
+@pytest.mark.parametrize("adapt", [None, 0.8, "pooled"])
+def test_a_batch_that_shrinks_has_the_bits_of_one_that_stays_whole(trees, adapt, monkeypatch):
+    """Every chain with further arguments of its own, whose rows go along."""
+    if trees != "native":
+        without_native_trees(monkeypatch)
+    if trees == "masked":
+        for module in (rows, nuts, mcmc.trees):
+            monkeypatch.setattr(module, "finds", lambda where: False)
+        monkeypatch.setattr(mcmc.trees, "LOOK", 3)
+    options, target = OPTIONS | {"adapt": adapt, "warmup": 24}, mcmc.Energy(tilted, cond={"tilt": tilts()})
+    shrinks, whole = (run(target, NUTS(0.3), slots=slots, **options) for slots in (None, 40))
+    assert same(shrinks, whole) and torch.equal(shrinks.leapfrogs, whole.leapfrogs)
+    assert torch.equal(shrinks.tree_depth, whole.tree_depth)
+    spent, stays = shrinks.report["gradients"], whole.report["gradients"]
+    assert shrinks.report["leapfrogs"] == whole.report["leapfrogs"] <= spent < stays
+    assert stays % 40 == 0
+    if adapt == "pooled":
+        assert shrinks.tuning.gradients < whole.tuning.gradients
+
+
+def test_rows_in_float64_and_atoms_whose_centre_of_mass_is_held():
+    def pair(x):
+        return ((x[:, 0] - x[:, 1]).square().sum(1).sqrt() - 1).square() * 8
+
+    for target, sampler, shape, dtype in (
+        (mcmc.Energy(curved), NUTS(0.3), (2,), torch.float64),
+        (mcmc.Energy(pair), NUTS(0.3, mass=[[1.0], [3.0]], center_of_mass="fixed"), (2, 2), torch.float32),
+    ):
+        options = OPTIONS | {"shape": shape, "dtype": dtype}
+        shrinks, whole = (run(target, sampler, slots=slots, **options) for slots in (None, 40))
+        assert same(shrinks, whole) and shrinks.report["gradients"] < whole.report["gradients"]
+
+
+def test_gradients_are_counted_as_the_target_is_called():
+    for slots in (None, 40):
+        energy = Counted()
+        chains = run(mcmc.Energy(energy), NUTS(0.3), slots=slots, **OPTIONS | {"adapt": None})
+        assert sum(energy.sizes) == 40 + chains.report["gradients"]  # and once where the chains begin
+        assert energy.sizes == sorted(energy.sizes, reverse=True)
+        assert (
+            (len(set(energy.sizes)) > 3 and min(energy.sizes) >= LEAST) if slots is None else set(energy.sizes) == {40}
+        )
+
+
+def test_the_windows_of_a_warm_up_shrink_and_begin_whole():
+    energy = Counted()
+    chains = run(mcmc.Energy(energy), NUTS(), **OPTIONS | {"adapt": None, "warmup": 40})
+    grown = sum(after > before for before, after in zip(energy.sizes, energy.sizes[1:], strict=False))
+    assert grown >= 2 and {*energy.sizes} > {40}
+    run_alone = int(chains.leapfrogs.sum())
+    assert chains.tuning.gradients + run_alone <= sum(energy.sizes) - 40
+
+
+def test_a_target_that_wants_all_rows_gets_them():
+    """It refers to a tensor with a row for each chain that is no further argument."""
+    energy = Counted(tilts())
+    kept = run(mcmc.Energy(energy), NUTS(0.3), **OPTIONS)
+    given = run(mcmc.Energy(tilted, cond={"tilt": tilts()}), NUTS(0.3), **OPTIONS)
+    assert same(kept, given) and sum(size < 40 for size in energy.sizes) == 1
+    assert kept.report["gradients"] == 40 * int(energy.sizes.count(40) - 1)
+
+
+def test_an_error_for_fewer_rows_is_raised_where_the_target_has_been_called_for_fewer():
+    def energy(x):
+        calls.append(len(x))
+        if len(x) < 40 and calls.count(len(x)) == 2:
+            raise RuntimeError("the second time")
+        return curved(x)
+
+    calls = []
+    with pytest.raises(RuntimeError, match="the second time"):
+        run(mcmc.Energy(energy), NUTS(0.3), **OPTIONS)
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+def test_a_model_is_checked_where_chains_start_and_not_again():
+    """Proposals far out, where the scale of a Normal underflows, would not pass its checks."""
+
+    def log_prob(scale):
+        seen.append(torch.distributions.Distribution._validate_args)
+        return torch.distributions.Normal(0.0, scale).log_prob(torch.tensor(1.0)) - scale
+
+    seen = []
+    model = mcmc.Model(log_prob, {"scale": mcmc.Positive(())})
+    chains = run(model, NUTS(2.0), chains=40, steps=5, warmup=0, thin=1)
+    assert seen.count(True) == 1 and seen[0] and chains.report["gradients"] % 40
+
+
+def test_rows_left_out_keep_what_they_had():
+    bound = []
+
+    def bind(x, at):
+        bound.append(at.tolist())
+        return lambda x, wanted: (x[:, 0].double() if wanted else None, -x)
+
+    target = LiveRows(bind(torch.zeros(8, 1), torch.arange(8)), bind, torch.ones(8, dtype=torch.bool))
+    x = torch.arange(8.0)[:, None]
+    target.narrow(x[:, 0] > 1, 6)
+    energy, score = target(x, True)
+    assert energy.tolist() == [0, 0, 2, 3, 4, 5, 6, 7] and target.count == 6
+    assert score[:, 0].tolist() == [0, 0, -2, -3, -4, -5, -6, -7]
+    for live, count in ((x[:, 0] > 2, 5), (x[:, 0] > 6, 1), (x[:, 0] > 7, 0)):
+        target.narrow(live, count)
+    assert target.count == 6, "of 5 it is not worth it, and one or none is not called"
+    target.narrow(x[:, 0] > 4, 3)
+    energy, score = target(10 * x, True)
+    assert energy.tolist() == [0, 0, 2, 3, 4, 50, 60, 70] and target.where.tolist() == 5 * [False] + 3 * [True]
+    assert target(x, False)[0] is None
+    target.widen()
+    assert target(x, True)[0].tolist() == x[:, 0].tolist() and target.count == 8 and bool(target.where.all())
+    assert bound == [[*range(8)], [2, 3, 4, 5, 6, 7], [5, 6, 7]]
