@@ -179,10 +179,10 @@ def test_a_chain_that_starts_nowhere_is_named():
     ("given", "message"),
     [
         ({"rate": 1.0}, "rate: got 1.0, expected a target acceptance"),
-        ({"mass": "low-rank"}, "mass: got 'low-rank', expected \"diagonal\" or None"),
+        ({"mass": "dense"}, 'mass: got \'dense\', expected "diagonal", "low-rank" or None'),
         ({"mass": 1}, "mass: got"),
     ],
-    ids=["rate", "low-rank", "number"],
+    ids=["rate", "dense", "number"],
 )
 def test_settings_that_are_wrong(given, message):
     with pytest.raises(ValueError) as caught:

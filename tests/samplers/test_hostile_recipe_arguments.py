@@ -72,6 +72,10 @@ def needed(name: str) -> Given:
             "parameters": {"w": mcmc.Positive((2,))}, "batch": 2,
         },
         "Interval": {"lo": -1.0, "hi": 2.0}, "Simplex": {"n": 3}, "Ordered": {"n": 3}, "CorrelationCholesky": {"n": 2},
+        "LowRank": {
+            "scale": torch.tensor([1.0, 2.0]), "vectors": torch.tensor([[0.6, 0.8]]), "values": torch.tensor([2.0]),
+            "center": torch.zeros(2),
+        },
         "ParallelTempering": {"sampler": mcmc.MALA(0.1), "temperatures": torch.tensor([1.0, 2.0])},
         "ULA": {"step": two, "preconditioner": torch.ones(2), "noise_scale": two.clone(), "clip": (-3.0, 3.0)},
         **{name: {"step": two, "preconditioner": torch.ones(2)} for name in MOVING},
@@ -112,6 +116,10 @@ def diverging() -> Iterator[None]:
 
 def moved(sampler: Callable[..., Any], /, **given: Any) -> torch.Tensor | None:
     return mcmc.run(mcmc.Gaussian([0.0, 1.0]), sampler(**given), chains=2, steps=2, seed=1, progress=False).draws
+
+
+def preconditioned(mass: Callable[..., Any], /, **given: Any) -> torch.Tensor | None:
+    return moved(mcmc.MALA, step=0.1, preconditioner=mass(**given))
 
 
 def aimed(target: Callable[..., Any], /, **given: Any) -> torch.Tensor | None:
@@ -161,6 +169,7 @@ def way(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     ways = (
         (moved, CHAIN_SAMPLERS),
+        (preconditioned, {"LowRank"}),
         (drawn, DENSITIES),
         (aimed, TARGETS),
         (constrained, PARAMETERS),

@@ -6,6 +6,7 @@
 from ..samplers.mcmc.baoab import BAOAB
 from ..samplers.mcmc.ghmc import GHMC
 from ..samplers.mcmc.hmc import HMC
+from ..samplers.mcmc.low_rank import LowRank
 from ..samplers.mcmc.mala import MALA
 from ..samplers.mcmc.malt import MALT
 from ..samplers.mcmc.mams import MAMS
@@ -48,6 +49,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Interval",
+    "LowRank",
     "Minibatch",
     "Model",
     "Ordered",

@@ -11,6 +11,7 @@ import ulam_kernels.mcmc as ops
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.chain_state import ChainState, Columns, Evaluate
+from ..samplers.mcmc.low_rank import moved
 from .chains import Position
 from .densities import BuiltIn
 from .kept import KeptDraws
@@ -65,13 +66,19 @@ class ChainBatch:
             x = plan.x_init[rows.to(plan.x_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
         evaluate = self._bound(x)
         seed, draw = torch.full_like(ids, plan.seed), torch.full_like(ids, ROW.draw(plan.first_step))
-        state = ChainState(x.contiguous(), evaluate, seed, ids, draw, self.sampler.scale(x), plan.backend)
+        self.coordinates = self.sampler.coordinates(x)
+        scale = self.sampler.scale(x) if self.coordinates is None else None
+        state = ChainState(x.contiguous(), evaluate, seed, ids, draw, scale, plan.backend)
         if isinstance(evaluate, DrawnScore):
             evaluate.state = state
         if plan.x_init is None and plan.position is None:
             state.x.copy_(state.normals(FIRST_STATE))
         if (center := self.sampler.center(x)) is not None:
             state.hold(center)
+        self._evaluate = state.evaluate
+        if self.coordinates is not None:
+            state.x.copy_(self.coordinates.back(state.x))
+            state.evaluate = moved(self._evaluate, self.coordinates)
         if self.sampler.has_velocity:
             if plan.v_init is None:
                 v, temperature = state.normals(FIRST_VELOCITY), self.temperature
@@ -132,10 +139,24 @@ class ChainBatch:
         self.change_step(step)
 
     def adopt(self, sampler: ChainSampler) -> None:
-        """Go on with the settings of another sampler of the same class."""
+        """Go on with the settings of another sampler of the same class.
+
+        Where it brings other coordinates the chains move there, and energies and scores are to be evaluated anew.
+        """
         assert sampler.step is not None
-        self.sampler, self.state.scale = sampler, sampler.scale(self.state.x)
+        state, other = self.state, sampler.preconditioner is not self.sampler.preconditioner
+        coordinates = sampler.coordinates(state.x) if other else self.coordinates
+        if coordinates is not self.coordinates:
+            x = self.placed(state.x)
+            state.x.copy_(x if coordinates is None else coordinates.back(x))
+            state.evaluate = self._evaluate if coordinates is None else moved(self._evaluate, coordinates)
+        self.sampler, self.coordinates = sampler, coordinates
+        state.scale = sampler.scale(state.x) if coordinates is None else None
         self.begin_at(select_rows("step", sampler.step, self.rows))
+
+    def placed(self, states: torch.Tensor) -> torch.Tensor:
+        """x of the coordinates that the chains move in, both ``[N, *shape]``."""
+        return states if self.coordinates is None else self.coordinates.place(states).to(states.dtype)
 
     # -------------------------------------------------------------------------------------------- a run
 
@@ -151,7 +172,7 @@ class ChainBatch:
 
     def run(self, kept: KeptDraws) -> None:
         """After the warm-up make all steps of the plan, keeping every thin-th state."""
-        plan = self.plan
+        plan, kept.coordinates = self.plan, self.coordinates
         if plan.warmup:
             self._thin_from = self.index
             self.diverged_now.zero_()
@@ -257,7 +278,8 @@ class ChainBatch:
     def room(self, store: bool) -> KeptDraws:
         """Room for what the run keeps of these chains. Raises TypeError or ValueError for unfit observables."""
         K = self.replicas.count
-        return KeptDraws.empty(self.plan, self._coldest(self.state.x), self._coldest(self.state.chain) // K, store)
+        x = self.placed(self._coldest(self.state.x))
+        return KeptDraws.empty(self.plan, x, self._coldest(self.state.chain) // K, store)
 
     def _no_divergence(self) -> torch.Tensor:
         """``diverging`` before the first step."""
@@ -332,7 +354,8 @@ class ChainBatch:
         target = self.plan.target
         compiled = isinstance(target, BuiltIn) and target.kernel is not None
         alike = len(self.state.ends) <= 1  # chains of one launch leap alike
-        return self.plan.launch and compiled and alike and self.state.center is None and self._has_kernel
+        plain = self.state.center is None and self.coordinates is None
+        return self.plan.launch and compiled and alike and plain and self._has_kernel
 
     @property
     def _has_kernel(self) -> bool:

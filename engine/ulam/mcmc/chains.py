@@ -28,6 +28,7 @@ class Position:
 
     Attributes:
         x, v: ``[chains K, *shape]``, the K replicas of each chain in turn (K = 1 without tempering); v may be None.
+            In the coordinates that chains move in, which are others than x by a :class:`ulam.mcmc.LowRank`.
         step: ``[chains K]`` float64, the adapted step sizes.
         index: the number of the next step.
         counted: steps since the last warm-up, where thinning starts to count.

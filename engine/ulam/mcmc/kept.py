@@ -10,6 +10,7 @@ import torch
 import ulam_kernels.mcmc as ops
 
 from ..samplers.mcmc.chain_state import ChainState
+from ..samplers.mcmc.low_rank import Coordinates
 from ..samplers.mcmc.nuts import NUTS
 from ..samplers.mcmc.rows import Rows
 from .observables import Observables
@@ -23,6 +24,7 @@ class KeptDraws:
     ``draws`` ``[B, kept, *shape]``, ``energies`` ``[B, kept]`` float64, ``moments`` ``[B, 2, *shape]`` float64;
     ``tree_depth``, ``leapfrogs`` ``[B, kept]`` int64, of NUTS alone. ``observables`` ``[B, kept, *sizes]`` by name,
     what ``measure`` says of the states; ``velocities`` ``[B, kept, *shape]``, ``kinetic`` ``[B, kept]`` float64.
+    ``coordinates``: those of the states that come, or None where they are x.
     """
 
     draws: torch.Tensor | None
@@ -34,6 +36,7 @@ class KeptDraws:
     measure: Observables | None = None
     velocities: torch.Tensor | None = None
     kinetic: torch.Tensor | None = None
+    coordinates: Coordinates | None = None
 
     @classmethod
     def empty(cls, plan: RunPlan, x: torch.Tensor, ids: torch.Tensor, store: bool) -> KeptDraws:
@@ -67,12 +70,14 @@ class KeptDraws:
     def put_velocities(self, index: int, v: torch.Tensor, state: ChainState) -> None:
         """Keep the whitened velocities v ``[B, *shape]`` of draw ``index``: sqrt(P) v, and |v|^2 / 2."""
         if self.velocities is not None:
-            self.velocities[:, index] = v if state.scale is None else v * state.scale
+            moving = v if self.coordinates is None else self.coordinates.velocity(v)
+            self.velocities[:, index] = moving if state.scale is None else moving * state.scale
         if self.kinetic is not None:
             self.kinetic[:, index] = 0.5 * ops.squared_norm(v.contiguous(), backend=state.backend)
 
     def put(self, index: int, x: torch.Tensor, energy: torch.Tensor | None) -> None:
         """Keep the states x ``[B, *shape]`` as draw ``index``."""
+        x = self._placed(x)
         if self.measure is not None:
             for name, value in self.measure(x).items():
                 self.observables[name][:, index] = self._fitting(name, value)
@@ -93,6 +98,7 @@ class KeptDraws:
         """
         if not rows:
             return
+        values = {**values, "x": self._placed(values["x"])}
         for name, value in values.items():
             kept = self.draws if name == "x" else getattr(self, name)
             if kept is not None:
@@ -103,6 +109,14 @@ class KeptDraws:
         if self.moments is not None:
             wide = rows.of(values["x"].double())
             rows.put(self.moments, rows.of(self.moments) + torch.stack([wide, wide.square()], 1))
+
+    def place(self) -> None:
+        """Place draws that were written in the chains' coordinates."""
+        if self.draws is not None and self.coordinates is not None:
+            self.draws.copy_(self._placed(self.draws.flatten(0, 1)).view_as(self.draws))
+
+    def _placed(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.coordinates is None else self.coordinates.place(x).to(x.dtype)
 
     def _fitting(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """``value``. Raises ValueError where its sizes or its dtype are not those at the first states."""

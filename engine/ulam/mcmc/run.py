@@ -190,7 +190,7 @@ def _joined(
         acceptance=joined([batch.acceptance() for batch in batches]),
         divergences=divergences,
         step=step[::K],
-        x=every[::K],
+        x=first.placed(every[::K]),
         v=None if v is None else v[::K],
         moments=joined([part.moments for part in kept]),
         kept=plan.kept,

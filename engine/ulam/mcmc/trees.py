@@ -62,19 +62,21 @@ class TreeBatch(ChainBatch):
 
     def run(self, kept: KeptDraws) -> None:
         """Make all steps, and those of the warm-up that are not made yet, as :meth:`ChainBatch.run`."""
-        plan, trees = self.plan, self._trees()
+        plan, trees, kept.coordinates = self.plan, self._trees(), self.coordinates
         if self.take is not None and isinstance(trees, FusedTrees):  # chains that adapt alone: native trees do not
             self.warm(plan.warmup, self.take)
             trees = self._trees()
         if kept.each:
             self.diverging = self._no_divergence()
         total = plan.warmup + plan.steps
-        if not isinstance(trees, FusedTrees) or plan.looks:
+        sums = self.coordinates is not None and not kept.each  # of states that native trees do not place
+        if not isinstance(trees, FusedTrees) or plan.looks or sums:
             self._grow(trees, kept, total)
         elif self.launches:
             self._launch_trees(trees, kept, total)
         else:
             self._grow_recorded(trees, kept, total)
+            kept.place()
         self.index += total
         self._thin_from += plan.warmup
 
@@ -87,7 +89,8 @@ class TreeBatch(ChainBatch):
         """Whether whole chains run in one launch."""
         target = self.plan.target
         compiled = isinstance(target, BuiltIn) and target.kernel is not None
-        return self.plan.launch and compiled and not self.plan.looks and bound_trees(self.state) is not None
+        plain = not self.plan.looks and self.coordinates is None
+        return self.plan.launch and compiled and plain and bound_trees(self.state) is not None
 
     # ------------------------------------------------------------------------------- leaf by leaf, looked at from here
 

@@ -7,7 +7,7 @@ other. So, with the paper's constant,
 
     h = c / 2 sqrt(T / lambda(scores)),     friction = max(sqrt(T / lambda(states)), 1 / (t h leapfrog))
 
-at step t of the warm-up. The chains b are in 4 folds by b mod 4, and the step of a fold comes from the scores of the one
+at step t of the warm-up. The chains b are in 4 folds by b mod 4: the step of a fold comes from the scores of the one
 before it, its friction from its own states. Until the warm-up ends this goes on at every step; then one step and one
 friction, from all folds together, stay. Three things differ from the paper's algorithm 3. No fold rests and none are
 mixed, since the folds end with the warm-up. Where a fold has few chains, their states of the window so far count too.
@@ -18,6 +18,7 @@ bound of the eigenvalue, does not see to.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -63,6 +64,11 @@ class Meads:
         self._log_c = min(self._log_c + GAIN * self._count**-DECAY * (acceptance - self._rate), 0.0)
         self._log_average += (self._log_c - self._log_average) * self._count**-AVERAGED
         self._look(state)
+
+    def move(self, change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Change the states seen to other coordinates, from x and score ``[n, d]`` to theirs."""
+        for snapshots in (self._all, self._earlier):
+            snapshots.move(change)
 
     def final(self, state: ChainState) -> tuple[float, float]:
         """One step and one friction for all chains, from all their states of the last two windows."""

@@ -31,10 +31,12 @@ from ..batch import ChainBatch
 from ..trees import TreeBatch
 from .first_step import first_step
 from .gradients import Gradients
+from .low_rank import fitted, most_states
 from .meads import Meads
 from .moments import Moments, inverse_mass
 from .paths import FIRST_LEAPS, MOST_LEAPS, ChEES, Decorrelation
 from .settings import Warmup
+from .snapshots import Snapshots
 from .tuning import Warmed
 from .windows import Window, windows
 
@@ -55,6 +57,8 @@ class PooledWarmup:
         self._step = batch.step.log().mean().exp()
         self._averaging = DualAveraging(self._step, settings.rate or 0.0, ahead=1.0)
         self._moments = Moments(batch.state.x)
+        self._low_rank = settings.mass == "low-rank" or (settings.mass is not None and batch.coordinates is not None)
+        self._snapshots = Snapshots(most_states(batch.state.x[0].numel()))
         self._acceptance = torch.zeros_like(batch.step)
         self._sum, self._count = torch.zeros_like(self._step), 0  # of transitions that ended since the last update
         self._path: ChEES | Decorrelation | None = None
@@ -95,6 +99,7 @@ class PooledWarmup:
         """Search the step, and begin to average anew."""
         batch = self._batch
         self._moments = Moments(batch.state.x)
+        self._snapshots.restart()
         self._sum, self._count = torch.zeros_like(self._step), 0
         if self._meads is not None:
             self._meads.begin(batch.state)
@@ -143,6 +148,7 @@ class PooledWarmup:
         if done is None:
             self._acceptance += probability
             self._moments.add(batch.state.x)
+            self._see()
             self._learn_path(probability)
             mean = self._mean(self._counted(probability).mean())
             if self._meads is not None:
@@ -158,6 +164,7 @@ class PooledWarmup:
             if self._count >= len(done):
                 self._averaging.take(self._mean(self._sum / self._count))
                 self._sum, self._count = torch.zeros_like(self._sum), 0
+                self._see()
         step = self._averaging.step.expand_as(batch.step)
         batch.step = step.contiguous() if done is None else torch.where(done, step, batch.step)
         self._set_leaps()
@@ -183,6 +190,9 @@ class PooledWarmup:
     def _set_mass(self, last: bool) -> None:
         """Take the states of a window for the inverse mass, and its units for paths; ``last``: of such windows."""
         batch, moments = self._batch, self._moments
+        if self._low_rank:
+            self._set_low_rank(last)
+            return
         before = torch.ones_like(moments.mean) if batch.state.scale is None else batch.state.scale.double().square()
         mass = before if self._settings.mass is None else inverse_mass(moments, before)
         if self._settings.mass is not None:
@@ -195,6 +205,45 @@ class PooledWarmup:
             self._path.whitened(moments, mass)
             if last:
                 self._path.decorrelated(moments)
+
+    def _see(self) -> None:
+        """See the states of all chains, of NUTS those chosen so far, where a mass of low rank is asked for."""
+        if self._low_rank:
+            self._snapshots.add(self._batch.state.x, self._batch.state.score)
+
+    def _set_low_rank(self, last: bool) -> None:
+        """As :meth:`_set_mass`, in the coordinates of a mass of low rank from then on."""
+        batch, shape = self._batch, self._batch.state.x.shape[1:]
+        before, temperature = batch.coordinates, float(batch.temperature.mean())
+
+        def out(y: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, w = y.view(-1, *shape), w.view(-1, *shape)
+            x, score = (y, w) if before is None else (before.place(y), before.push(w))
+            return x.flatten(1), score.flatten(1)
+
+        def change(y: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x, score = (part.view(-1, *shape) for part in out(y, w))
+            assert batch.coordinates is not None
+            return batch.coordinates.back(x).flatten(1), batch.coordinates.pull(score).flatten(1)
+
+        seen = self._snapshots.states()
+        x, score = out(seen.x, seen.score)
+        if (found := fitted(x, score / temperature, tuple(shape))) is None:
+            return
+        changed: Any = {"preconditioner": found}
+        batch.adopt(replace(batch.sampler, **changed))
+        with self._gradients.counted():
+            batch.state.evaluate_here(True)
+        if self._meads is not None:
+            self._meads.move(change)
+        if isinstance(self._path, ChEES):
+            self._path.whitened(float(self._moments.variance.max().sqrt()), temperature**-0.5)
+        elif self._path is not None:
+            moments = Moments(batch.state.x.double())
+            moments.add(change(seen.x, seen.score)[0].view(-1, *shape))
+            self._path.whitened(moments, torch.ones_like(moments.mean))
+            if last:
+                self._path.decorrelated(self._moments)
 
     # ------------------------------------------------------------------------------------------------ paths
 

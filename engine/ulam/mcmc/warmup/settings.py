@@ -9,7 +9,7 @@ from ulam_kernels.arguments import described
 
 from ...samplers.mcmc.chain_sampler import ChainSampler
 
-MASSES = ("diagonal", None)
+MASSES = ("diagonal", "low-rank", None)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Warmup:
 
     Args:
         rate: the acceptance to tune the step to, in (0, 1); None is the sampler's own (``rate`` of its class).
-        mass: "diagonal", variances of all chains in growing windows as the inverse mass; None keeps the sampler's.
+        mass: "diagonal", variances of all chains in growing windows as the inverse mass; "low-rank", those and up to
+            64 directions beside, a :class:`ulam.mcmc.LowRank`, see :mod:`.warmup.low_rank`: where elements are
+            correlated; None keeps the sampler's.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -33,7 +35,7 @@ class Warmup:
         if self.rate is not None and not _is_rate(self.rate):
             raise ValueError(f"rate: got {described(self.rate)}, expected a target acceptance in (0, 1), or None")
         if not (self.mass is None or isinstance(self.mass, str)) or self.mass not in MASSES:
-            raise ValueError(f'mass: got {described(self.mass)}, expected "diagonal" or None')
+            raise ValueError(f'mass: got {described(self.mass)}, expected "diagonal", "low-rank" or None')
 
 
 Adapt: TypeAlias = "float | str | Warmup | None"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,10 @@ class Snapshots:
     def __len__(self) -> int:
         """How many states are kept."""
         return sum(len(x) for x, _ in self._kept.values())
+
+    def move(self, change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Change what is kept to other coordinates, from x and score ``[n, d]`` to theirs."""
+        self._kept = {step: change(*seen) for step, seen in self._kept.items()}
 
     def states(self, fold: int = 0, folds: int = 1) -> Seen:
         """What is kept of every ``folds``-th chain from ``fold`` on."""

@@ -33,7 +33,7 @@ class Tuning:
 
     @property
     def preconditioner(self) -> Preconditioner:
-        """P ``[*shape]`` float64, the inverse mass; None is the identity."""
+        """P ``[*shape]`` float64, the inverse mass, or a :class:`ulam.mcmc.LowRank`; None is the identity."""
         return self.sampler.preconditioner
 
     @property

@@ -21,10 +21,11 @@ from ulam_kernels.validation import real_numbers
 
 from ...arguments import per_chain
 from .chain_state import ChainState, Columns
+from .low_rank import Coordinates, LowRank
 from .masses import CENTERS, CenterOfMass, Masses
 
 PerChain: TypeAlias = "float | Sequence[float] | torch.Tensor"
-Preconditioner: TypeAlias = "float | Sequence[float] | npt.NDArray[Any] | torch.Tensor | None"
+Preconditioner: TypeAlias = "float | Sequence[float] | npt.NDArray[Any] | torch.Tensor | LowRank | None"
 
 
 class ChainSampler(Masses, ABC):
@@ -33,7 +34,8 @@ class ChainSampler(Masses, ABC):
     Args:
         step: the step size, above 0. Samplers with a ``rate`` take None: the warm-up of :func:`ulam.mcmc.run` finds it.
         temperature: T, at least 0 (above 0 where there is a Metropolis test).
-        preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity.
+        preconditioner: P ``[*shape]``, or what broadcasts to it, finite and above 0; None is the identity. In
+            :func:`ulam.mcmc.run` also a :class:`ulam.mcmc.LowRank`.
         mass: in place of P = 1 / mass: one number, or ``[*shape]`` with sizes of 1 where it is the same, such as
             ``[atoms, 1]`` for states ``[atoms, 3]``. Units are those of the energy E and of x: with E and T in eV, x in
             angstrom and masses in u, a time is in angstrom sqrt(u / eV) = 10.1805 fs. A warm-up keeps masses.
@@ -65,7 +67,7 @@ class ChainSampler(Masses, ABC):
             check_numbers("temperature", self.temperature, above=0)
         else:
             check_numbers("temperature", self.temperature, least=0)
-        if self.preconditioner is not None:
+        if self.preconditioner is not None and not isinstance(self.preconditioner, LowRank):
             right = "a tensor [*shape] of finite numbers above 0, or None"
             p = real_numbers("preconditioner", self.preconditioner)
             if (wrong := ~((p > 0) & torch.isfinite(p))).any():
@@ -90,9 +92,30 @@ class ChainSampler(Masses, ABC):
         return {"name": type(self).__name__} | {field.name: copied(getattr(self, field.name)) for field in fields(self)}
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | None:
-        """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a P or masses of another shape."""
+        """sqrt(P) like one chain of x ``[B, *shape]``. Raises ValueError for a P or masses of another shape.
+
+        Also for a P of low rank, which only :func:`ulam.mcmc.run` takes.
+        """
+        if isinstance(self.preconditioner, LowRank):
+            raise ValueError("preconditioner: got a LowRank, expected P [*shape] or None outside of ulam.mcmc.run")
         p = self._inverse_mass(x.shape[1:])
         return None if p is None else p.sqrt().to(x.device, x.dtype).contiguous()
+
+    def coordinates(self, x: torch.Tensor) -> Coordinates | None:
+        """Those in which chains x ``[B, *shape]`` have unit mass by a P of low rank; None where P is diagonal.
+
+        Raises ValueError for a P of another shape, and beside ``clip`` or a fixed centre of mass.
+        """
+        p = self.preconditioner
+        if not isinstance(p, LowRank):
+            return None
+        if p.scale.shape != x.shape[1:]:
+            raise ValueError(f"preconditioner: got shape {[*p.scale.shape]}, expected {[*x.shape[1:]]} like a chain")
+        if self.center_of_mass == "fixed" or self.bounds != (-float("inf"), float("inf")):
+            raise ValueError("preconditioner: got a LowRank, expected P [*shape] beside clip or center_of_mass='fixed'")
+        if not bool(torch.isfinite(p.center.to(x.dtype)).all()):
+            raise ValueError(f"center: got {float(p.center.abs().max()):g}, expected numbers finite in {x.dtype}")
+        return p.on(x.device)
 
     def _inverse_mass(self, shape: Sequence[int]) -> torch.Tensor | None:
         """P ``[*shape]`` float64, or None."""
@@ -160,10 +183,10 @@ class ChainSampler(Masses, ABC):
 
 
 def copied(value: object) -> object:
-    """Numbers as a float64 copy on the CPU; None and words stay what they are."""
+    """Numbers as a float64 copy on the CPU; None, words and what is of low rank stay what they are."""
     return (
         value
-        if value is None or isinstance(value, str)
+        if value is None or isinstance(value, (str, LowRank))
         else torch.as_tensor(value, dtype=torch.float64).detach().to("cpu", copy=True)
     )
 
