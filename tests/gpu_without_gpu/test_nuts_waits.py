@@ -11,17 +11,23 @@ pytest_plugins = "gpu_stand_in"
 
 
 def test_the_host_waits_once_in_some_leaps_and_the_bits_are_those_of_the_cpu(gpu):
-    target = mcmc.Energy(lambda x: x.square().sum(1) / 2, torch.neg)
+    def score(x):
+        calls.append(len(x))
+        return -x
+
+    calls: list[int] = []
+    target = mcmc.Energy(lambda x: x.square().sum(1) / 2, score)
     options = {"chains": 9, "shape": (3,), "steps": 5, "warmup": 3, "thin": 2, "adapt": 0.8, "seed": 3}
     there = mcmc.run(target, mcmc.NUTS(0.4), device="cuda:0", progress=False, **options)
-    leaps = there.report["gradients"] // 9
-    assert leaps > 3 * LOOK
+    leaps = len(calls) - 1  # once where chains begin
+    assert leaps > 3 * LOOK and sum(calls) - 9 == there.report["gradients"] and min(calls) < 9
     for where, most in (
         ("nuts.py", 0),
         ("rows.py", 0),
         ("kept.py", 0),
-        ("trees.py", leaps // LOOK + 1),
-    ):  # 1: the report
+        ("live_rows.py", len({*calls}) - 1),  # each time that rows leave
+        ("trees.py", leaps // LOOK + 2),
+    ):  # 2: the report
         assert len([wait for wait in gpu.waits if wait.where.startswith(where)]) <= most, gpu.waits
     here = mcmc.run(target, mcmc.NUTS(0.4), progress=False, **options)
     for name in ("draws", "energies", "tree_depth", "leapfrogs", "step", "acceptance"):

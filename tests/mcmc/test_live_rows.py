@@ -167,3 +167,55 @@ def test_rows_left_out_keep_what_they_had():
     target.widen()
     assert target(x, True)[0].tolist() == x[:, 0].tolist() and target.count == 8 and bool(target.where.all())
     assert bound == [[*range(8)], [2, 3, 4, 5, 6, 7], [5, 6, 7]]
+
+
+@pytest.mark.parametrize("sampler", [NUTS(0.3), mcmc.HMC(0.3, 3)], ids=["NUTS", "HMC"])
+def test_a_target_called_for_few_rows_at_a_time(sampler):
+    """Pieces have their rows' further arguments, and the bits of one batch; also where a score is given."""
+    sizes, options = set(), OPTIONS | {"chains": 41, "adapt": None}
+
+    def energy(x, tilt):
+        sizes.add(len(x))
+        return tilted(x, tilt)
+
+    cond = {"tilt": tilts(41)}
+    whole = run(mcmc.Energy(energy, cond=cond), sampler, slots=41, **options)
+    assert sizes == {41} and not sizes.clear()
+    pieces = run(mcmc.Energy(energy, cond=cond, rows=8), sampler, **options)
+    assert sizes == {8} and same(pieces, whole)
+    given = [run(mcmc.Energy(curved, lambda x: -x, rows=rows), sampler, **options) for rows in (None, 7)]
+    assert same(*given)
+
+
+def test_a_chain_in_pieces_has_the_same_bits_in_any_company_whatever_a_target_rounds():
+    """Of a matrix product with the batch's size in its last bits."""
+
+    def rounds(x):
+        return curved(x) * (1 + len(x) / 1e6)
+
+    options = OPTIONS | {"adapt": 0.8}
+    many, alone = (run(mcmc.Energy(rounds, rows=8), NUTS(0.3), **options | {"chains": n}) for n in (40, [5]))
+    assert same(alone, many, slice(5, 6))
+    many, alone = (run(mcmc.Energy(rounds), NUTS(0.3), **options | {"chains": n}) for n in (40, [5]))
+    assert not same(alone, many, slice(5, 6))
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+def test_a_model_in_pieces():
+    def log_prob(a, b):
+        sizes.append(None if a.dim() == 0 else len(a))
+        return -(a**2).sum(-1) - torch.cosh(b).sum(-1) if a.dim() > 1 else -(a**2).sum() - torch.cosh(b).sum()
+
+    sizes, parameters = [], {"a": mcmc.Real((2,)), "b": mcmc.Positive((1,))}
+    runs = [
+        run(mcmc.Model(log_prob, parameters, batched=batched, rows=rows), NUTS(0.3), chains=20)
+        for batched in (False, True)
+        for rows in (None, 6)
+    ]
+    assert all(same(runs[0], other) for other in runs[1:])
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1 << 21])
+def test_rows_out_of_range(rows):
+    with pytest.raises(ValueError, match=f"rows: got {rows}, expected 1 to 1048576, or None"):
+        mcmc.Energy(curved, rows=rows)

@@ -46,7 +46,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         lambda **saved: ebm.PersistentChains(4, (2,), mcmc.ULA(0.1), seed=3).load_state_dict(saved), CHAINS.state_dict
     ),
     "Energy": (lambda x, **given: ulam.Energy(**given).score(x), lambda: {
-        "fn": energy, "x": batch(), "cond": None, "dtype": torch.float64,
+        "fn": energy, "x": batch(), "cond": None, "dtype": torch.float64, "rows": 2,
     }),
     "log_prob": (lambda x: ulam.Energy(energy).log_prob(x), lambda: {"x": batch()}),
     "contrastive_divergence": (objectives.contrastive_divergence, lambda: {

@@ -37,7 +37,8 @@ class Model(Energy):
     out of range is not a number, and so is refused by a Metropolis test.
 
     A chain has the same bits in any company where ``log_prob`` rounds alike in any batch. On the CPU ``torch.sigmoid``
-    and ``softplus`` do not (the bijections here do): with them it takes equal ``slots=`` of :func:`ulam.mcmc.run`.
+    and ``softplus`` do not (the bijections here do): with them it takes ``rows=``, or equal ``slots=`` of
+    :func:`ulam.mcmc.run`.
 
     Args:
         log_prob: log p, as above, differentiable in the parameters; an ``nn.Module`` is called in eval mode.
@@ -45,6 +46,7 @@ class Model(Energy):
         batched: whether ``log_prob`` takes all chains at once.
         dtype: float32 or float64, in which the parameters, their Jacobians and ``log_prob`` are computed; by default
             that of the states. An energy of 10^4 has neighbours 0.001 apart in float32.
+        rows: for how many chains it is computed at a time: see :class:`ulam.Energy`.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together, named. In a run, also for a log density that is not
@@ -58,10 +60,11 @@ class Model(Energy):
         *,
         batched: bool = False,
         dtype: torch.dtype | None = None,
+        rows: int | None = None,
     ) -> None:
         if not callable(log_prob) or isinstance(log_prob, type):
             raise TypeError(f"log_prob: got {described(log_prob)}, expected a function of the parameters by name")
-        super().__init__(self._energy, dtype=dtype)
+        super().__init__(self._energy, dtype=dtype, rows=rows)
         switch(batched, "batched")
         self.layout, self.given, self.batched = Layout(parameters, dtype), log_prob, batched
         check_names("log_prob", log_prob, list(self.layout.parameters))
