@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import arviz
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench import posterior_numbers
+from bench import posterior_numbers, timing
 from bench.posteriors import POSTERIORS, Logistic, Posterior, Truth
 
 from ulam import mcmc
@@ -65,20 +66,32 @@ def moments(posterior: Posterior, draws: torch.Tensor) -> Moments:
     return Moments(mean, mean_error, sd, sd_error, ess.min(0), arviz.rhat(data)["x"].values)
 
 
-def check(name: str, posterior: Posterior, options: dict[str, Any]) -> bool:
-    """Run a sampler on a posterior, print how far it is from every truth, and say whether that is near enough."""
+def check(name: str, posterior: Posterior, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Run a sampler on a posterior, print how far it is from every truth; whether that is near enough, and figures."""
     begin = time.perf_counter()
     chains = sample(name, posterior, **options)
     seconds = time.perf_counter() - begin
-    assert chains.draws is not None
+    assert chains.draws is not None and chains.tuning is not None
     found, fine = moments(posterior, chains.draws), True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below
+        verdict = chains.verdict().headline
+    figures: dict[str, Any] = {
+        "ess": float(found.ess.min()), "rhat": float(found.rhat.max()), "seconds": seconds, "verdict": verdict,
+        "divergences": int(chains.divergences.sum()), "step": float(torch.as_tensor(chains.tuning.step)),
+        "leapfrog": getattr(chains.tuning.sampler, "leapfrog", None), "seed": options.get("seed", 0),
+    }  # fmt: skip
     for source, truth in posterior.truths.items():
         errors = np.abs(found.errors(truth))
         fine &= bool((errors < MOST_ERRORS).all())
+        figures[source] = {
+            of: {"errors": float(row.max()), "where": posterior.labels[int(row.argmax())]}
+            for of, row in zip(("mean", "sd"), errors, strict=True)
+        }
         worst = [f"{row.max():5.2f} {posterior.labels[int(row.argmax())]:<10}" for row in errors]
-        numbers = f"{found.ess.min():9.0f} {found.rhat.max():7.4f} {seconds:8.1f} {int(chains.divergences.sum()):8}"
-        print(f"{posterior.name:<25}{name:<6}{source:<19}{worst[0]}{worst[1]}{numbers}", flush=True)
-    return fine
+        numbers = f"{figures['ess']:9.0f} {figures['rhat']:7.4f} {seconds:8.1f} {figures['divergences']:8}"
+        print(f"{posterior.name:<25}{name:<6}{source:<19}{worst[0]}{worst[1]}{numbers}  {verdict}", flush=True)
+    return fine, figures
 
 
 def write_truth() -> None:
@@ -113,16 +126,21 @@ def main() -> None:
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--truth", action="store_true", help="write that of the logistic regression")
+    parser.add_argument("--write", action="store_true", help="keep the figures under bench/results")
     options = parser.parse_args()
     if options.truth:
         write_truth()
         return
-    titles = f"{'mean, errors':<16}{'sd, errors':<16}{'least ESS':>9} {'R-hat':>7}  seconds diverged"
+    titles = f"{'mean, errors':<16}{'sd, errors':<16}{'least ESS':>9} {'R-hat':>7}  seconds diverged  verdict"
     print(f"{'':<31}{'truth':<19}{titles}")
-    fine = [
-        check(name, POSTERIORS[of](), {"seed": options.seed}) for of in options.posterior for name in options.sampler
-    ]
-    sys.exit(0 if all(fine) else 1)
+    found = {
+        f"{of}, {name}": check(name, POSTERIORS[of](), {"seed": options.seed})
+        for of in options.posterior
+        for name in options.sampler
+    }
+    if options.write:
+        print(timing.write("ground-truths", {}, truths={run: figures for run, (_, figures) in found.items()}))
+    sys.exit(0 if all(fine for fine, _ in found.values()) else 1)
 
 
 if __name__ == "__main__":

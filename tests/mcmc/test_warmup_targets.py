@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -41,3 +43,30 @@ def test_a_banana(sampler):
     )
     check_moments(chains, torch.zeros(2), torch.tensor([100.0, 19.0]))
     assert int(chains.divergences.sum()) <= 6  # 0.1%
+
+
+def half_normal(x):
+    """x_0 ~ |N(0, 1)|, by a wall, and three elements N(0, 1)."""
+    return torch.where(x[:, 0] < 0, math.inf, 0.5 * x.square().sum(1))
+
+
+def box(x):
+    """Uniform on [-1, 1]^4."""
+    return torch.where((x.abs() > 1).any(1), math.inf, 0.0 * x.sum(1))
+
+
+@pytest.mark.parametrize("sampler", [HMC(), MAMS()], ids=repr)
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+@pytest.mark.parametrize("energy", [half_normal, box])
+def test_hard_walls_shorten_paths_and_are_named(energy, sampler):
+    """Acceptances that count the paths that end beyond would take the step down to 1e-4, in 1,000 leaps."""
+    x = 0.05 + 0.9 * torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match=r"density is 0 where [0-9]+% of the paths end.*expected one without hard"):
+        chains = mcmc.run(
+            mcmc.Energy(energy), sampler, chains=64, x_init=x, warmup=200, steps=150, seed=1, progress=False
+        )
+    first = (math.sqrt(2 / math.pi), 1 - 2 / math.pi) if energy is half_normal else (0.0, 1 / 3)
+    others = (0.0, 1.0) if energy is half_normal else (0.0, 1 / 3)
+    moments = torch.tensor([first, others, others, others])
+    check_moments(chains, *moments.unbind(1))
+    assert chains.tuning.sampler.leapfrog <= 8 and float(chains.acceptance.mean()) > 0.3

@@ -51,20 +51,25 @@ def crossed(start: torch.Tensor, acceptance: Callable[[torch.Tensor], torch.Tens
 
 def _acceptance(batch: ChainBatch, step: torch.Tensor) -> torch.Tensor:
     """min(1, exp(log ratio)) ``[B]`` float64 of one step of these sizes ``[B]``; the chains stay where they are."""
-    state, sampler = batch.state, _one_leap(batch.sampler)
-    trial = ChainState(
+    return trial(batch, step, 1).clamp(max=0).exp().nan_to_num(0.0)
+
+
+def trial(batch: ChainBatch, step: torch.Tensor, leaps: int) -> torch.Tensor:
+    """The log ratio ``[B]`` float64 of paths of so many steps of these sizes ``[B]``; chains stay where they are."""
+    state, sampler = batch.state, _exact(batch.sampler)
+    tried = ChainState(
         state.x.clone(), state.evaluate, state.seed, state.chain, state.draw + STEP_TRIAL.stage, state.scale,
-        state.backend, v=None if state.v is None else state.v.clone(), energy=state.energy, ends={1: None},
+        state.backend, v=None if state.v is None else state.v.clone(), energy=state.energy, ends={leaps: None},
         center=state.center,
     )  # fmt: skip
-    trial.score, trial.energy = state.score.clone(), None if state.energy is None else state.energy.clone()
-    log_ratio = sampler.transition(trial, batch.columns(sampler, step))
+    tried.score, tried.energy = state.score.clone(), None if state.energy is None else state.energy.clone()
+    log_ratio = sampler.transition(tried, batch.columns(sampler, step))
     assert log_ratio is not None
-    return log_ratio.clamp(max=0).exp().nan_to_num(0.0)
+    return log_ratio
 
 
-def _one_leap(sampler: ChainSampler) -> ChainSampler:
-    """What makes one leapfrog step of the sampler's kind, of an exact length."""
+def _exact(sampler: ChainSampler) -> ChainSampler:
+    """What makes leapfrog steps of the sampler's kind, of an exact length."""
     if isinstance(sampler, NUTS):
         return HMC(1.0, 1, sampler.temperature, sampler.preconditioner, jitter=0)
     names = {field.name for field in fields(sampler)}

@@ -18,6 +18,11 @@ LONGER = 1.3  # than sqrt(d)
 DECORRELATED, MOST_LONGER = 0.5, 2.0  # the path in lengths over which draws decorrelate, and what it may grow by
 
 
+def leaps_of(length: float, step: float, most: int = MOST_LEAPS) -> int:
+    """Leapfrog steps of a path: ceil(length / step), from 1 to ``most``."""
+    return min(max(math.ceil(length / step), 1), most)
+
+
 class ChEES:
     """The path length T that changes the squared distance from the mean most [Hoffman, Radul & Sountsov 2021].
 

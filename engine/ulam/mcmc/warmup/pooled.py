@@ -12,7 +12,6 @@ of windows alone. After the last window step, mass and path stay as they are, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,10 +33,11 @@ from .gradients import Gradients
 from .low_rank import fitted, most_states
 from .meads import Meads
 from .moments import Moments, inverse_mass
-from .paths import FIRST_LEAPS, MOST_LEAPS, ChEES, Decorrelation
+from .paths import FIRST_LEAPS, ChEES, Decorrelation, leaps_of
 from .settings import Warmup
 from .snapshots import Snapshots
 from .tuning import Warmed
+from .walls import GROWTH, Walls
 from .windows import Window, windows
 
 LEAST_ACCEPTANCE = 0.05  # in harmonic means
@@ -59,7 +59,7 @@ class PooledWarmup:
         self._moments = Moments(batch.state.x)
         self._low_rank = settings.mass == "low-rank" or (settings.mass is not None and batch.coordinates is not None)
         self._snapshots = Snapshots(most_states(batch.state.x[0].numel()))
-        self._acceptance = torch.zeros_like(batch.step)
+        self._acceptance, self._walls = torch.zeros_like(batch.step), Walls(settings.rate or 0.0)
         self._sum, self._count = torch.zeros_like(self._step), 0  # of transitions that ended since the last update
         self._path: ChEES | Decorrelation | None = None
         self._before: torch.Tensor | None = None  # the states before a transition, where paths need them
@@ -80,7 +80,7 @@ class PooledWarmup:
             self._begin()
             with self._short_trees(number < len(parts) - 2):
                 self._go(window)
-            self._step = self._averaging.final
+            self._step = self._averaging.final.clamp(max=self._walls.longest)
             if window.mass:
                 self._set_mass(last=number == len(parts) - 2)
         changed: Any = {"step": float(self._step)}
@@ -91,12 +91,13 @@ class PooledWarmup:
         if isinstance(batch.sampler, PathSampler):
             changed["leapfrog"] = self._leaps(self._step, final=True)
         batch.adopt(replace(batch.sampler, **changed))
+        self._walls.warn()
         return Warmed(batch.sampler, self._acceptance, self._gradients.of_chains)
 
     # ------------------------------------------------------------------------------------------------ windows
 
-    def _begin(self) -> None:
-        """Search the step, and begin to average anew."""
+    def _begin(self, again: bool = False) -> None:
+        """Search the step, and begin to average anew; ``again``: within a window, as there may be walls."""
         batch = self._batch
         self._moments = Moments(batch.state.x)
         self._snapshots.restart()
@@ -115,7 +116,10 @@ class PooledWarmup:
             self._path.restart()
         elif self._path is not None:
             self._path.restart(batch.state.x)
-        batch.step = found
+        self._walls.begin()
+        if self._path is not None and (self._walls.found or again):
+            self._walls.look(batch, self._gradients, found, self._path.length)
+        batch.step = found.clamp(max=self._walls.longest)
         self._set_leaps()
 
     def _go(self, window: Window) -> None:
@@ -150,12 +154,15 @@ class PooledWarmup:
             self._moments.add(batch.state.x)
             self._see()
             self._learn_path(probability)
-            mean = self._mean(self._counted(probability).mean())
             if self._meads is not None:
-                self._meads.take(batch.state, float(mean))
+                self._meads.take(batch.state, float(self._mean(self._counted(probability).mean())))
                 self._set_folds(self._meads)
                 return
-            self._averaging.take(mean)
+            if self._path is not None and self._walls.suspected(probability):
+                self._begin(again=True)
+                self._keep_states()
+                return
+            self._averaging.take(self._mean(self._counted(self._walls.within(probability)).mean()))
         else:
             self._acceptance += torch.where(done, probability, 0.0)
             self._moments.add(batch.state.x[done])
@@ -165,7 +172,7 @@ class PooledWarmup:
                 self._averaging.take(self._mean(self._sum / self._count))
                 self._sum, self._count = torch.zeros_like(self._sum), 0
                 self._see()
-        step = self._averaging.step.expand_as(batch.step)
+        step = self._averaging.step.clamp(max=self._walls.longest).expand_as(batch.step)
         batch.step = step.contiguous() if done is None else torch.where(done, step, batch.step)
         self._set_leaps()
         self._keep_states()
@@ -252,6 +259,7 @@ class PooledWarmup:
         if isinstance(self._path, ChEES):
             assert self._before is not None and state.proposal is not None
             self._path.update(self._before, state.proposal, self._moments.mean, state.scale, probability)
+            self._path.length = min(self._path.length, GROWTH * self._walls.longest)
         elif self._path is not None:
             assert self._before is not None
             self._path.update(self._before, state.x)
@@ -269,4 +277,4 @@ class PooledWarmup:
         if self._path is None:
             return self._batch.sampler.leaps
         length = self._path.final if final and isinstance(self._path, ChEES) else self._path.length
-        return min(max(math.ceil(length / float(step)), 1), MOST_LEAPS)
+        return leaps_of(min(length, self._walls.longest), float(step))
