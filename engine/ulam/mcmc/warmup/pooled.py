@@ -96,8 +96,8 @@ class PooledWarmup:
 
     # ------------------------------------------------------------------------------------------------ windows
 
-    def _begin(self, again: bool = False) -> None:
-        """Search the step, and begin to average anew; ``again``: within a window, as there may be walls."""
+    def _begin(self) -> None:
+        """Search the step, and begin to average anew."""
         batch = self._batch
         self._moments = Moments(batch.state.x)
         self._snapshots.restart()
@@ -117,8 +117,8 @@ class PooledWarmup:
         elif self._path is not None:
             self._path.restart(batch.state.x)
         self._walls.begin()
-        if self._path is not None and (self._walls.found or again):
-            self._walls.look(batch, self._gradients, found, self._path.length)
+        if self._walls.found:
+            self._look_for_walls()
         batch.step = found.clamp(max=self._walls.longest)
         self._set_leaps()
 
@@ -159,9 +159,13 @@ class PooledWarmup:
                 self._set_folds(self._meads)
                 return
             if self._path is not None and self._walls.suspected(probability):
-                self._begin(again=True)
-                self._keep_states()
-                return
+                self._look_for_walls()
+                if self._walls.found:
+                    moments = self._moments
+                    self._begin()
+                    self._moments = moments
+                    self._keep_states()
+                    return
             self._averaging.take(self._mean(self._counted(self._walls.within(probability)).mean()))
         else:
             self._acceptance += torch.where(done, probability, 0.0)
@@ -263,6 +267,12 @@ class PooledWarmup:
         elif self._path is not None:
             assert self._before is not None
             self._path.update(self._before, state.x)
+
+    def _look_for_walls(self) -> None:
+        """With the step that the window began with."""
+        assert self._path is not None
+        step = self._step.expand_as(self._batch.step)
+        self._walls.look(self._batch, self._gradients, step, self._path.length)
 
     def _keep_states(self) -> None:
         if self._path is not None:
