@@ -58,8 +58,8 @@ class Isokinetic {
     }
     halved_sum<W>(terms_, d_, length_);
     for (int l = 0; l < W; ++l) {
-      length_[l] = std::sqrt(length_[l]);
-      inverse[l] = 1.0 / (length_[l] > 0.0 ? length_[l] : 1.0);
+      inverse[l] = 1.0 / std::sqrt(length_[l] > 0.0 ? length_[l] : 1.0);
+      length_[l] *= inverse[l];
     }
     multiply(e_, inverse);
   }

@@ -108,7 +108,7 @@ def paths(density: Density, x: torch.Tensor, sampler: str, c: list[torch.Tensor]
 
     def refreshed(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         keep, width = c[1][:, None], c[3][:, None]
-        return keep * v + (width * ((1 - keep) * (1 + keep)).sqrt()) * z
+        return keep * v + (width * ((1 - keep) * (1 + keep)).double().sqrt().float()) * z
 
     energy, score = mcmc.evaluate(density, x)
     assert energy is not None

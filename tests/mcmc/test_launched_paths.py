@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
 from chain_runs import run, same
 from ulam import mcmc
 from ulam.mcmc import GHMC, MALT, MAMS, MCLMC
-from ulam.samplers.mcmc.weights import Weights
+from ulam.samplers.mcmc.paths import refreshed
+from ulam.samplers.mcmc.weights import Weights, inverse_root, rounded_root
 from ulam_kernels import _cpu, densities
 from ulam_kernels import mcmc as ops
 
@@ -24,9 +26,10 @@ TARGETS = {
     "ring": mcmc.Ring(7),
 }
 SAMPLERS = {
-    "ghmc": lambda **more: GHMC(0.3, leapfrog=2, friction=2.0, **more),
+    "ghmc": lambda **more: GHMC(0.3, leapfrog=2, friction=[0.1, 0.3, 1.0, 2.0, 5.0] * 7, **more),
     "ghmc without friction": lambda **more: GHMC(0.3, friction=0.0, **more),
-    "malt": lambda **more: MALT(0.3, leapfrog=4, friction=2.0, **more),
+    "malt": lambda **more: MALT(0.3, leapfrog=4, friction=[0.1, 0.3, 1.0, 2.0, 5.0] * 7, **more),
+    "malt of one friction": lambda **more: MALT(0.3, leapfrog=5, **more),
     "mclmc": lambda **more: MCLMC(0.5, length=[1.0, 2.0, 0.1, float("inf"), 3.0] * 7, **more),
     "mclmc of no length": lambda **more: MCLMC(0.5, **more),
     "mams": lambda **more: MAMS(0.5, leapfrog=3, **more),
@@ -54,7 +57,7 @@ def test_launches_have_the_bits_of_single_steps(name: str, instruction_set: str)
         assert whole.acceptance is None or 0 < whole.acceptance.mean() < 1
 
 
-@pytest.mark.parametrize("name", ["malt", "mclmc of no length", "mams"])
+@pytest.mark.parametrize("name", ["malt of one friction", "mclmc of no length", "mams"])
 def test_many_elements_and_parts(name: str, instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = SAMPLERS[name]()
     steps = run(WIDE, sampler, chains=3, steps=21, launch=False)
@@ -84,6 +87,18 @@ def test_exponentials_and_logarithms_are_near_and_pass_nan() -> None:
     ends = torch.tensor([0.0, -800.0, torch.nan], dtype=torch.float64)
     assert [weights.decay(ends)[k][:2].tolist() for k in (0, 1)] == [[1.0, 0.0], [0.0, -1.0]]
     assert all(found[2].isnan() for found in (*weights.decay(ends), weights.log(ends + 1, ends)))
+
+
+def test_roots_are_rounded_once() -> None:
+    sizes = torch.logspace(-280, 280, 5000, dtype=torch.float64)
+    x = sizes * (0.1 + torch.rand(5000, generator=torch.Generator().manual_seed(2)))
+    for part in (x, x[:1], x[:9]):
+        exact = np.sqrt(part.numpy())
+        np.testing.assert_array_equal(rounded_root(part), exact)
+        np.testing.assert_array_equal(inverse_root(part), 1 / exact)
+    keep, one = torch.rand(5000, generator=torch.Generator().manual_seed(3)), torch.ones(5000)
+    fresh = refreshed(torch.zeros(5000, 1), keep, one, torch.ones(5000, 1))[:, 0].numpy()
+    np.testing.assert_array_equal(fresh, np.sqrt(((1 - keep) * (1 + keep)).numpy()))
 
 
 def test_a_backend_without_such_launches_says_so_and_goes_by_steps() -> None:

@@ -13,7 +13,7 @@ import ulam_kernels
 
 from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
 from .masses import CenterOfMass
-from .weights import Weights
+from .weights import Weights, rounded_root
 
 JITTERS_AHEAD = 16  # steps whose uniforms are made together
 
@@ -137,4 +137,4 @@ def uniform(z: torch.Tensor) -> torch.Tensor:
     round alike everywhere.
     """
     a, b, c = z.double().unbind(1)
-    return a / (a * a + b * b + c * c).sqrt()
+    return a / rounded_root(a * a + b * b + c * c)

@@ -11,7 +11,7 @@ import torch
 from ...arguments import per_chain
 from .chain_state import ChainState
 from .paths import Path
-from .weights import Weights, dot
+from .weights import Weights, dot, inverse_root
 
 UNDERFLOW = 1e-280  # squares below it have lost digits in float64
 
@@ -23,7 +23,7 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def unit(v: torch.Tensor) -> torch.Tensor:
     """v / |v|, like v ``[B, *shape]`` float64, as v times 1 / |v|."""
-    return per_chain(1.0 / inner(v, v).sqrt(), v) * v
+    return per_chain(inverse_root(inner(v, v)), v) * v
 
 
 def kick(
@@ -40,16 +40,16 @@ def kick(
     at hand. Returns u' and the growth ``[B]``.
     """
     d, weights = u[0].numel(), weights or Weights(u.device)
-    norm = inner(score, score).sqrt()
-    e = per_chain(1.0 / torch.where(norm > 0, norm, 1.0), score) * score
-    delta = time * norm / (d - 1)
+    squares = inner(score, score)
+    inverse = inverse_root(torch.where(squares > 0, squares, 1.0))
+    e, delta = per_chain(inverse, score) * score, time * (squares * inverse) / (d - 1)
     zeta, fall = weights.decay(-delta)
     p = (0.25 * inner(e + u, e + u)).clamp(0, 1)
     q = (1 - p) * zeta * zeta
     turned = per_chain(p - q, e) * e + per_chain(zeta, u) * (u - per_chain(2 * p - 1, e) * e)
     size = inner(turned, turned)
     still = size < UNDERFLOW  # straight against a score so strong that nothing else is left: u stays
-    turned = torch.where(per_chain(still, u), u, per_chain(1.0 / torch.where(still, 1.0, size).sqrt(), u) * turned)
+    turned = torch.where(per_chain(still, u), u, per_chain(inverse_root(torch.where(still, 1.0, size)), u) * turned)
     log_g = delta + weights.log(p + q, (1 - p) * (fall * (fall + 2)))
     return turned, (d - 1) * torch.where(still, -delta, log_g)
 

@@ -14,6 +14,7 @@ from .chain_sampler import ChainSampler, PerChain, Preconditioner, check_numbers
 from .chain_state import ChainState, Columns
 from .isokinetic import check_turns, isokinetic_step, unit
 from .paths import Path
+from .weights import rounded_root
 
 FORGOTTEN = 100.0  # 2 step / length, at which nothing is left of a direction in float64
 
@@ -71,7 +72,7 @@ class MCLMC(ChainSampler):
         end = isokinetic_step(state, at, step, beta, state.wants_energy)
         turns = 2 * step / torch.where(in_roots > 0, length * math.sqrt(d), length)
         kept, lost = state.weights.decay(-turns.clamp(max=FORGOTTEN))
-        nu = (-lost / kept / d).sqrt()
+        nu = rounded_root(-lost / kept / d)
         u = unit(end.v + per_chain(nu, end.v) * state.normals().double())
         state.v, state.score, state.energy = u.to(state.x.dtype), end.score, end.energy if state.wants_energy else None
         return None

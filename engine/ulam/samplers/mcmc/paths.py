@@ -99,7 +99,8 @@ def leapfrog_step(state: ChainState, at: Path, step: torch.Tensor, wanted: bool)
 
 def refreshed(v: torch.Tensor, keep: torch.Tensor, momentum_scale: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """keep v + sqrt(T (1 - keep^2)) z, which leaves N(0, T) as it is; keep and momentum_scale sqrt(T) ``[B]``."""
-    fresh = momentum_scale * ((1 - keep) * (1 + keep)).sqrt()
+    share = ((1 - keep) * (1 + keep)).double().sqrt().to(keep.dtype)  # of float32 so rounded once
+    fresh = momentum_scale * share
     return per_chain(keep, v) * v + per_chain(fresh, z) * z
 
 

@@ -1,12 +1,13 @@
-"""Weights that are known by their logarithms, and sums over a chain's elements, with the same bits everywhere.
+"""Weights that are known by their logarithms, roots, and sums over a chain's elements, with the same bits everywhere.
 
-Sums, products and quotients of float64, each rounded once: the bits of csrc/include/ulam/weights.h, on any device.
+Sums, products, quotients and roots of float64, each rounded once: the bits of csrc/include/ulam/weights.h, on any device.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 LEAST = -708.0  # below it exp is taken for 0
@@ -73,6 +74,16 @@ def _reduced(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     n = shifted - ROUNDER
     power = ((shifted.view(torch.int64) << 52) + (1023 << 52)).view(torch.float64)
     return (clipped - n * LN2[0]) - n * LN2[1], power
+
+
+def inverse_root(x: torch.Tensor) -> torch.Tensor:
+    """1 / sqrt(x), float64, root and quotient each rounded once."""
+    return x.rsqrt() if x.device.type == "cpu" else 1.0 / x.sqrt()  # on a CPU torch's sqrt, by MKL, is off by a unit
+
+
+def rounded_root(x: torch.Tensor) -> torch.Tensor:
+    """sqrt(x), float64, rounded once, without derivatives."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 def _in_pairs(series: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
