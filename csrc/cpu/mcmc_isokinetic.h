@@ -26,7 +26,7 @@ class Isokinetic {
   }
   const double* lost() const { return lost_; }
 
-  // The velocities of these lanes, and those that another size and other lanes make of them; all with length 1.
+  // Begins with velocities along v; adds nu z to them. Either way they have length 1.
   void begin(const Lanes<V>& v) {
     for (int64_t i = 0; i < d_; ++i)
       for (int l = 0; l < W; ++l) u_[i][l] = v[i][l];
@@ -45,7 +45,7 @@ class Isokinetic {
       for (int l = 0; l < W; ++l) v[i][l] = static_cast<float>(u_[i][l]);
   }
 
-  // Takes the scores s at the chains' places: their lengths |s| and directions e, whitened, at the temperature.
+  // Takes the scores s at the chains' places, whitened, at the temperature: their lengths |s| and directions e.
   void face(const Lanes<V>& score) {
     alignas(64) double inverse[W];
     for (int64_t i = 0; i < d_; ++i) {
@@ -97,7 +97,7 @@ class Isokinetic {
     }
   }
 
-  // x += step u, with `first` before it and, after `evaluate`, the second kick: the kinetic energy lost is counted.
+  // A kick, x += step u, and a kick by what `evaluate` leaves in `score`: the kinetic energy lost is counted.
   template <class Evaluate>
   void step(const double* step, Lanes<V>& x, const Lanes<V>& score, const Evaluate& evaluate) {
     alignas(64) double first[W], second[W];

@@ -120,8 +120,8 @@ class ChainNoise<V, 1> {
   Stream stream_;
 };
 
-// z[i] holds element i of the chains, i < 4 blocks, counted from that block on at which `first` points; z has room for an
-// even number of blocks. With `tests`, the return value is sqrt(-2 ln u) of the Metropolis test's u.
+// z[i] holds element i of the chains, i < 4 blocks, counted from block `first` on; z has room for an even number of
+// blocks. With `tests`, the return value is sqrt(-2 ln u) of the Metropolis test's u.
 template <class V>
 inline typename V::f normals_of(const ChainNoise<V>& noise, int blocks, bool tests, float (*z)[V::width],
                                 uint32_t first = 0) {

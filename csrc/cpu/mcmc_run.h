@@ -248,7 +248,8 @@ class Chains {
     for (int64_t number = 0; number < s_.leapfrog; ++number) {
       if (number) {
         const int64_t first = (number - 1) * d_, inside = first & 3;  // elements of the path's noise, and of its block
-        normals_of<V>(noise_, static_cast<int>((inside + d_ + 3) / 4), false, path_z_, static_cast<uint32_t>(first >> 2));
+        const int blocks = static_cast<int>((inside + d_ + 3) / 4);
+        normals_of<V>(noise_, blocks, false, path_z_, static_cast<uint32_t>(first >> 2));
         refresh(path_z_ + inside);
       }
       leap(number, lost, proposed);

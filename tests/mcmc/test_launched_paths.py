@@ -107,7 +107,7 @@ def test_a_backend_without_such_launches_says_so_and_goes_by_steps() -> None:
     assert not chains.report["launch"] and same(run(target, GHMC(0.3)), chains)
     ids = {name: torch.zeros(2, dtype=torch.int64) for name in ("seed", "chain", "draw")}
     x = torch.zeros(2, 7)
-    with pytest.raises(ValueError, match="sampler: got 'ghmc', expected one of ula, mala, baoab, hmc, which this backe"):
+    with pytest.raises(ValueError, match="sampler: got 'ghmc', expected one of ula, mala, baoab, hmc, which this"):
         ops.run(densities.funnel(7), x, "ghmc", torch.ones(2, 4), 1, v=x.clone(), backend="reference", **ids)
     with pytest.raises(ValueError, match="density: got one of 1 dimension, expected at least 2 for mams"):
         ops.run(densities.double_well(1), x[:, :1].clone(), "mams", torch.ones(2, 4), 1, **ids)

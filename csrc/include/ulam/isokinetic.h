@@ -1,6 +1,6 @@
-// Isokinetic dynamics, velocities of length 1 that a score turns: what belongs to one chain of MCLMC and MAMS, in float64.
+// Isokinetic dynamics, velocities of length 1 that a score turns: what belongs to one chain of MCLMC and MAMS.
 //
-// Sums, products, quotients and roots alone, each rounded once and none fused: the bits that torch's elementwise
+// Sums, products, quotients and roots of float64 alone, each rounded once and none fused: the bits that torch's elementwise
 // operations have in ulam.samplers.mcmc.isokinetic, which says what they compute, on any device.
 #pragma once
 

@@ -22,7 +22,7 @@ from .tempering import Replicas
 Progress = Callable[[int, "ChainBatch"], None]  # steps done, of which batch
 Take = Callable[[torch.Tensor, "torch.Tensor | None"], None]  # see :meth:`ChainBatch.warm`
 
-LAUNCH_ELEMENTS = 1 << 28  # the most element updates of one launch: fractions of a second, so that progress shows
+LAUNCH_ELEMENTS = 1 << 28  # the most element updates of one launch: a second or so (MAMS: a few), for progress
 
 
 class ChainBatch:

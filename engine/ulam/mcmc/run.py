@@ -59,7 +59,8 @@ def run(
     Args:
         target: an :class:`ulam.Energy`, :class:`ulam.mcmc.Model`, :class:`ulam.mcmc.Score`,
             :class:`ulam.mcmc.DenoiserScore` or a built-in density, which runs as whole chains in one launch (the same
-            bits as by single steps; NUTS on the CPU alone).
+            bits as by single steps; NUTS, GHMC, MALT, MCLMC and MAMS on the CPU alone). ``report["launch"]`` says
+            whether it did.
         sampler: a Markov chain sampler of :mod:`ulam.samplers`.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63); 4 by default.
         steps, warmup, thin: whole numbers; the states after thin, 2 thin, ... steps since the last warm-up are kept.

@@ -1,6 +1,7 @@
 """Weights that are known by their logarithms, roots, and sums over a chain's elements, with the same bits everywhere.
 
-Sums, products, quotients and roots of float64, each rounded once: the bits of csrc/include/ulam/weights.h, on any device.
+Sums, products, quotients and roots of float64, each rounded once: the bits of csrc/include/ulam/weights.h, on any
+device.
 """
 
 from __future__ import annotations
