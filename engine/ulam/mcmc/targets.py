@@ -57,9 +57,9 @@ class Energy:
         dtype: float32 or float64, in which ``fn`` and ``score`` are given x, whatever that of the states; by default
             that of the states. An energy of 10^4 has neighbours 0.001 apart in float32. ``cond`` and what ``fn`` refers
             to stay in theirs.
-        rows: in a run call ``fn`` for so many chains at a time, the last of them repeated where fewer are left; None
-            calls it for all. On a CPU a gradient is several times as fast where what it makes on the way stays in the
-            cache: for a few MB of it. A chain then has the same bits in any company, whatever ``fn`` does in a batch.
+        rows: in a run call ``fn`` for so many chains at a time, the last of them repeated where fewer are left: a
+            gradient then needs the memory of so many, and a chain has the same bits in any company also where ``fn``
+            rounds by the size of its batch. None calls it for all chains at once.
 
     Raises:
         TypeError, ValueError: an argument that is not callable, another dtype, no whole number of rows. In a run:
