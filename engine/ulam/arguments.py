@@ -18,6 +18,7 @@ from ulam_kernels.tracing import check_read, eager, recorder, without_memory
 from ulam_kernels.validation import check_tensor
 
 from .gradients import check_no_gradient
+from .memory import room_for
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_CHAINS = 1 << 40
@@ -57,9 +58,12 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         if len(ids) and int(ids.min()) < 0:
             raise ValueError("chains: got an id outside [0, 2^63), expected ids in it")
     elif isinstance(chains, range):
-        if len(chains) and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
+        if chains and not (min(chains[0], chains[-1]) >= 0 and max(chains[0], chains[-1]) < 1 << 63):
             raise ValueError(f"chains: got {chains}, expected ids in [0, 2^63)")
-        ids = torch.arange(len(chains), dtype=torch.int64) * chains.step + chains.start
+        count = (chains[-1] - chains[0]) // chains.step + 1 if chains else 0  # len() counts to 2^63
+        if count > MAX_CHAINS:
+            raise ValueError(f"chains: got {chains}, expected at most 2^40 of them")
+        ids = _counted(count) * chains.step + chains.start
     elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
         values = [whole_number("chains", chain) for chain in chains]
         if any(not 0 <= value < 1 << 63 for value in values):
@@ -69,8 +73,13 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         count = whole_number("chains", chains)
         if not 0 <= count <= MAX_CHAINS:
             raise ValueError(f"chains: got {count}, expected 1 to 2^40 (or a range, or a sequence of ids)")
-        ids = torch.arange(count, dtype=torch.int64)
+        ids = _counted(count)
     return ids
+
+
+def _counted(chains: int) -> torch.Tensor:
+    with room_for(f"chains: got {chains}, expected as many as memory holds"):
+        return torch.arange(chains, dtype=torch.int64)
 
 
 def check_ids(chains: torch.Tensor) -> None:

@@ -10,11 +10,14 @@ chains (``bench/paging.py``).
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -23,6 +26,7 @@ MOST = 2**31 - 1  # bytes: the largest that mallopt takes
 USUAL = {MMAP_THRESHOLD: 1 << 25, TRIM_THRESHOLD: 1 << 26}  # the most that glibc adapts itself to
 
 FEW = 1000  # pages, of 4 KiB each
+NO_ROOM = re.compile("can't allocate memory|not enough memory|out of memory|overflow")  # in messages of torch
 
 _lock = threading.Lock()
 _runs = 0  # that keep it now
@@ -59,6 +63,17 @@ def freed_memory_kept() -> Iterator[None]:
             _runs -= 1
             if _runs == 0 and not _for_good:
                 _set(USUAL[MMAP_THRESHOLD], USUAL[TRIM_THRESHOLD], give_back=True)
+
+
+@contextmanager
+def room_for(told: str) -> Iterator[None]:
+    """Tensors are made inside. Raises ValueError with ``told``, a message, where memory does not hold them."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's, which has a class of its own on CUDA alone
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not NO_ROOM.search(str(error)):
+            raise
+        raise ValueError(told) from None
 
 
 def paging_of(function: Callable[[], T]) -> tuple[T, float]:

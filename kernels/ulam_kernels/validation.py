@@ -69,6 +69,8 @@ def real_numbers(name: str, value: Any) -> torch.Tensor:
     Raises:
         TypeError, ValueError, RuntimeError: not real numbers, or numbers that cannot be read here.
     """
+    if isinstance(value, int) and value.bit_length() > 63:  # which torch does not read
+        raise ValueError(f"{name}: got {described(value)}, expected a float where a number has more than 63 bits")
     try:  # NumPy's own copy: torch takes none that runs backwards, and warns of one that is read-only
         tensor = torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):

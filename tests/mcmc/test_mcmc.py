@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -311,3 +313,40 @@ def test_effective_sample_size_of_a_known_autocorrelation():
 def test_only_moments_cannot_go_to_arviz():
     with pytest.raises(ValueError, match="draws: got moments alone, expected those of a run with store=True"):
         run(gaussian(), ULA(0.1), store=False).to_arviz()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup": 1 << 70}, "warmup: got 1180591620717411303424, expected at most 2^60"),
+        ({"first_step": 1 << 70}, "first_step: got 1180591620717411303424, expected at most 2^60"),
+        ({"steps": 1 << 70}, "steps: got 1180591620717411303424, expected at most 2^60"),
+        ({"steps": 1 << 50}, "steps: got 1125899906842624 draws of 4 chains of [1], expected what fits into memory: a"),
+        ({"thin": 1 << 70}, "thin: got 1180591620717411303424, expected at most the 1000 steps"),
+        ({"chains": 1 << 70}, "chains: got 1180591620717411303424, expected 1 to 2^40"),
+        ({"chains": 1 << 39}, "chains: got 549755813888, expected as many as memory holds"),
+        ({"chains": range(1 << 70)}, "chains: got range(0, 1180591620717411303424), expected ids in [0, 2^63)"),
+        ({"chains": range(1 << 63)}, "chains: got range(0, 9223372036854775808), expected at most 2^40 of them"),
+        (
+            {"shape": (1 << 30,), "chains": 1 << 20},
+            "chains: got 1048576 of [1073741824] in a batch, expected what fits",
+        ),
+        (
+            {"steps": 1 << 40, "store": False, "observables": {"r": lambda x: x}},
+            "steps: got 1099511627776 draws of observables, expected what fits into memory: a larger thin=",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_numbers_without_end_are_named(options, message):
+    target = mcmc.Energy(lambda x: x.square().sum(1))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        mcmc.run(target, MALA(0.1), **{"shape": (1,), "progress": False, **options})
+
+
+def test_a_step_of_too_many_bits_is_asked_for_as_a_float():
+    with pytest.raises(
+        ValueError, match=r"^step: got 1180591620717411303424, expected a float where a number has more"
+    ):
+        MALA(1 << 70)
+    assert MALA(float(1 << 70)).step == 2.0**70

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
+from torch.distributions import constraints
 
 from chain_laws import gaussian
 from chain_runs import SAMPLERS, curved
 from ulam import mcmc
-from ulam.mcmc import BAOAB, GHMC, HMC, MALA, NUTS, SGLD, ULA
+from ulam.mcmc import BAOAB, GHMC, HMC, MALA, NUTS, SGLD, ULA, Interval, Parameter, Positive, Real
 
 TARGETS = {"density": gaussian(), "energy": mcmc.Energy(curved)}
 
@@ -143,12 +144,59 @@ def test_another_energy_is_asked_anew():
         ({"adapt": 0.6, "warmup": 9}, "adapt: got one beside resume"),
         ({"steps": 1, "thin": 9}, "thin: got 9, expected at most the 1 steps"),
         ({"steps": (1 << 60) - 4}, "steps: got 1152921504606846972, expected at most 2.60"),
+        ({"warmup": 1 << 70}, "warmup: got 1180591620717411303424, expected at most 2.60"),
     ],
 )
 def test_what_does_not_fit_the_run_to_resume_is_refused(options, message):
     first = run(gaussian(), MALA(0.4), steps=5)
     with pytest.raises((TypeError, ValueError), match=message):
         go_on(gaussian(), MALA(0.4), first, **{"steps": 3, **options})
+
+
+def model(**parameters):
+    return mcmc.Model(lambda **values: -sum(x.square().sum() for x in values.values()), parameters)
+
+
+BETWEEN = constraints.interval
+PAIRS = {
+    "names": (model(a=Real(), b=Real()), model(a=Real(), c=Real()), r"b \[\] Real, expected c \[\] Real"),
+    "order": (model(a=Real(), b=Real()), model(b=Real(), a=Real()), r"a \[\] Real, expected b \[\] Real"),
+    "sets": (model(a=Real()), model(a=Positive()), r"a \[\] Real, expected a \[\] GreaterThan\(lower_bound=0.0\)"),
+    "ends": (model(a=Interval(0, 1)), model(a=Interval(0, 2)), r"upper_bound=1.0\), expected a .*upper_bound=2.0\)"),
+    "ends that are tensors": (
+        model(a=Parameter((2,), BETWEEN(torch.zeros(2), torch.ones(2)))),
+        model(a=Parameter((2,), BETWEEN(torch.zeros(2), torch.tensor([1.0, 3.0])))),
+        r"upper_bound=\[1.0, 1.0\]\), expected a .*upper_bound=\[1.0, 3.0\]\)",
+    ),
+    "shapes": (model(a=Real((2,))), model(a=Real(), b=Real()), r"a \[2\] Real, expected a \[\] Real"),
+    "fewer": (model(a=Real((2,))), mcmc.Gaussian([0.0, 0.0]), r"a \[2\] Real, expected none"),
+    "more": (mcmc.Gaussian([0.0, 0.0]), model(a=Real((2,))), r"none, expected a \[2\] Real"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_run_of_other_parameters_is_refused(case):
+    """Its states have the same shape and would be read as other parameters."""
+    before, after, message = PAIRS[case]
+    first = mcmc.run(before, MALA(0.1), steps=2, progress=False)
+    with pytest.raises(ValueError, match=rf"^resume: got a run whose parameter \d is .*{message} of the target$"):
+        go_on(after, MALA(0.1), first, steps=2)
+    assert go_on(before, MALA(0.1), first, steps=2).kept == 2
+
+
+def test_parameters_that_are_made_anew_are_the_same():
+    """As in another process: the run pickled, and the model built again."""
+    first, again = (model(a=Interval(0, 1), b=Positive(), c=mcmc.Simplex(3)) for _ in range(2))
+    chains = pickle.loads(pickle.dumps(mcmc.run(first, MALA(0.1), steps=2, progress=False)))
+    assert go_on(again, MALA(0.1), chains, steps=2).kept == 2
+
+
+def test_a_target_of_another_shape_is_refused():
+    first = run(gaussian(), MALA(0.4), steps=5)
+    with pytest.raises(
+        ValueError, match=r"^resume: got a run with states \[2\], expected those of Funnel\(dimension=3"
+    ):
+        go_on(mcmc.Funnel(3), MALA(0.4), first, steps=3)
 
 
 @pytest.mark.parametrize("other", [MALA(0.3), ULA(0.4), mcmc.ParallelTempering(MALA(0.4), [1.0, 2.0])], ids=repr)

@@ -63,7 +63,8 @@ def test_chains_that_warm_up_alone_are_their_own(sampler):
         options = {**options, "adapt": "chain"}
         many = run(target, sampler, steps=6, **options)
         assert same(run(target, sampler, chains=[5], steps=6, **options), many, slice(5, 6))
-        assert same(run(target, sampler, steps=6, slots=3, **options), many)
+        parts = run(target, sampler, steps=6, slots=3, **options)
+        assert same(parts, many) and parts.tuning.gradients == many.tuning.gradients
         assert float(many.step.std()) > 0 and torch.equal(torch.as_tensor(many.tuning.step), many.step)
         first = run(target, sampler, steps=2, **options)
         second = mcmc.run(target, sampler, resume=first, steps=4, progress=False)
@@ -78,6 +79,32 @@ def test_trees_adapt_alone_whatever_grows_them(launch, store):
         options = {"shape": (2,), "adapt": 0.8, "steps": 30, "launch": launch, "store": store}
         chains = run(target, NUTS(0.01), **options)
         assert float(chains.step.min()) > 0.1 and float(chains.step.std()) > 0
+
+
+@pytest.mark.filterwarnings("ignore:adapt. the step fell", "ignore:.*divergent proposals")
+@pytest.mark.parametrize("sampler", STEPLESS, ids=repr)
+def test_gradients_of_chains_that_warm_up_alone_are_the_sum_of_their_own(sampler):
+    """Chains as far apart as a step that grows tenfold and one that shrinks, against calls for each chain alone."""
+    options = {"shape": (2,), "adapt": "chain", "warmup": 8, "steps": 1}
+    scales, calls = torch.tensor([[0.03], [1.0], [30.0]]), 0
+
+    def energy(x, scale):
+        nonlocal calls
+        calls += 1
+        return curved(x / scale)
+
+    def found(rows):
+        of = mcmc.Energy(energy, cond={"scale": scales[rows]})
+        return mcmc.run(of, sampler, chains=rows, seed=2, progress=False, **options)
+
+    alone = []
+    for row in range(3):
+        before, made = calls, found([row])
+        after_warm_up = calls - before - 1 - (int(made.leapfrogs.sum()) if made.leapfrogs is not None else 0)
+        alone.append(made.tuning.gradients)
+        if isinstance(sampler, NUTS):  # a start, and the leaps of the run
+            assert alone[-1] == after_warm_up
+    assert found([0, 1, 2]).tuning.gradients == sum(alone) and len({*alone}) > 1
 
 
 def test_chain_is_the_samplers_own_rate():

@@ -8,6 +8,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
+from ..memory import room_for
 from ..noise import FIRST_STATE, FIRST_VELOCITY, ROW
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.chain_state import ChainState, Columns, Evaluate
@@ -61,7 +62,8 @@ class ChainBatch:
         plan, K = self.plan, self.replicas.count
         ids = self.replicas.rows(plan.ids.to(plan.device)[rows])  # replica k of chain c draws the noise of c K + k
         if plan.x_init is None:
-            x = torch.empty(len(ids), *plan.shape, dtype=plan.dtype, device=plan.device)
+            with room_for(f"chains: got {len(ids)} of {list(plan.shape)} in a batch, expected what fits into memory"):
+                x = torch.empty(len(ids), *plan.shape, dtype=plan.dtype, device=plan.device)
         else:
             x = plan.x_init[rows.to(plan.x_init.device)].to(plan.device, plan.dtype).repeat_interleave(K, 0)
         evaluate = self._bound(x)

@@ -9,6 +9,7 @@ import torch
 
 import ulam_kernels.mcmc as ops
 
+from ..memory import room_for
 from ..samplers.mcmc.chain_state import ChainState
 from ..samplers.mcmc.low_rank import Coordinates
 from ..samplers.mcmc.nuts import NUTS
@@ -49,17 +50,22 @@ class KeptDraws:
         def room(*sizes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
             return torch.empty(chains, kept, *sizes, dtype=dtype, device=plan.device)
 
-        made = cls(
-            draws=room(*plan.shape, dtype=plan.dtype) if store else None,
-            energies=room() if plan.target.has_energy and (store or measure is not None) else None,
-            moments=None if store else torch.zeros(chains, 2, *plan.shape, dtype=torch.float64, device=plan.device),
-            observables={} if measure is None else measure.room(x, ids, kept),
-            measure=measure,
-            velocities=room(*plan.shape, dtype=plan.dtype) if "velocities" in plan.record else None,
-            kinetic=room() if "kinetic" in plan.record else None,
-        )
-        if isinstance(plan.sampler, NUTS) and plan.tempering is None and made.each:
-            made.tree_depth, made.leapfrogs = (torch.zeros_like(room(dtype=torch.int64)) for _ in range(2))
+        measured = {} if measure is None else measure.room(x, ids, kept)
+        with room_for(
+            f"steps: got {kept} draws of {chains} chains of {list(plan.shape)}, expected what fits into memory: "
+            "a larger thin=, or store=False"
+        ):
+            made = cls(
+                draws=room(*plan.shape, dtype=plan.dtype) if store else None,
+                energies=room() if plan.target.has_energy and (store or measure is not None) else None,
+                moments=None if store else torch.zeros(chains, 2, *plan.shape, dtype=torch.float64, device=plan.device),
+                observables=measured,
+                measure=measure,
+                velocities=room(*plan.shape, dtype=plan.dtype) if "velocities" in plan.record else None,
+                kinetic=room() if "kinetic" in plan.record else None,
+            )
+            if isinstance(plan.sampler, NUTS) and plan.tempering is None and made.each:
+                made.tree_depth, made.leapfrogs = (torch.zeros_like(room(dtype=torch.int64)) for _ in range(2))
         return made
 
     @property

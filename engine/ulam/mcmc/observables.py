@@ -10,6 +10,7 @@ import torch
 from ulam_kernels.arguments import choice, described
 
 from ..evaluation import in_eval_mode, modules_in
+from ..memory import room_for
 from ..samplers.mcmc.chain_sampler import ChainSampler
 from .arviz_data import is_axis
 
@@ -47,7 +48,8 @@ class Observables:
                     f"observables: got {name} that is not finite at the start of chain {int(ids[bad[0]])}, expected "
                     "finite numbers"
                 )
-        return {name: value.new_empty(len(x), kept, *value.shape[1:]) for name, value in values.items()}
+        with room_for(f"steps: got {kept} draws of observables, expected what fits into memory: a larger thin="):
+            return {name: value.new_empty(len(x), kept, *value.shape[1:]) for name, value in values.items()}
 
     def _value(self, name: str, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), in_eval_mode(self._modules[name]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..denoiser import Denoiser
 from ..samplers.mcmc.chain_sampler import ChainSampler, select_rows
 from ..samplers.mcmc.tempering import ParallelTempering
 from .chains import Chains, Position
+from .models.parameters import Layout
 from .observables import Functions, Observables, checked_observables, checked_record
 from .targets import Target
 from .warmup.settings import Adapt, Warmup, checked_adapt
@@ -75,7 +77,7 @@ class RunPlan:
         return (self.counted + self.steps) // self.thin - self.counted // self.thin
 
 
-def resumed(resume: object, sampler: object, given: dict[str, Any]) -> dict[str, Any]:
+def resumed(resume: object, target: object, sampler: object, given: dict[str, Any]) -> dict[str, Any]:
     """``given`` with what the run to resume brings: chains, seed, first step, shape, dtype, device and position.
 
     Raises TypeError or ValueError for arguments that contradict the run to resume.
@@ -83,6 +85,9 @@ def resumed(resume: object, sampler: object, given: dict[str, Any]) -> dict[str,
     if not isinstance(resume, Chains):
         raise TypeError(f"resume: got {type(resume).__name__}, expected what ulam.mcmc.run returned, or None")
     position, shape, dtype = resume.position, tuple(resume.x.shape[1:]), resume.x.dtype
+    _check_parameters(resume.layout, getattr(target, "layout", None))
+    if getattr(target, "shape", None) not in (None, shape):
+        raise ValueError(f"resume: got a run with states {list(shape)}, expected those of {target!r}")
     for name in ("x_init", "v_init", "first_step", "adapt"):
         if given[name] is not None:
             raise ValueError(f"{name}: got one beside resume, expected None: the run to resume brings its own")
@@ -108,6 +113,16 @@ def resumed(resume: object, sampler: object, given: dict[str, Any]) -> dict[str,
         "device": resume.x.device if given["device"] is None else given["device"],
         "position": position,
     }
+
+
+def _check_parameters(resumed: Layout | None, wanted: Layout | None) -> None:
+    """Raises ValueError unless the run to resume had the parameters of the target, which its states stand for."""
+    came, right = ([] if layout is None else layout.described() for layout in (resumed, wanted))
+    for i, (one, other) in enumerate(zip_longest(came, right)):
+        if one != other:
+            raise ValueError(
+                f"resume: got a run whose parameter {i} is {one or 'none'}, expected {other or 'none'} of the target"
+            )
 
 
 def _same(settings: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -196,11 +211,13 @@ def _checked_sampler(target: Target, sampler: object) -> ChainSampler:
 
 def _check_steps(steps: int, warmup: int, thin: int, first_step: int, counted: int, most: int) -> None:
     counts = (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("first_step", first_step, 0))
+    power = most.bit_length() - 1
     for name, number, least in counts:
         if whole_number(name, number) < least:
             raise ValueError(f"{name}: got {number}, expected at least {least}")
+        if number > most and name != "thin":
+            raise ValueError(f"{name}: got {number}, expected at most 2^{power}")
     if first_step + warmup + steps > most:
-        power = most.bit_length() - 1
         raise ValueError(f"steps: got {steps}, expected at most 2^{power} together with those before them")
     if counted % thin + steps < thin:
         raise ValueError(f"thin: got {thin}, expected at most the {steps} steps: nothing would be kept")

@@ -105,7 +105,7 @@ def run(
     given: dict[str, Any] = {"chains": chains, "shape": shape, "seed": seed, "x_init": x_init, "v_init": v_init}
     given |= {"device": device, "first_step": first_step, "adapt": adapt, "dtype": dtype}
     if resume is not None:
-        given = resumed(resume, sampler, given)
+        given = resumed(resume, target, sampler, given)
     elif x_init is not None and seed is None and first_step is None:
         diagnosis.warn_of_repeated_noise()
     given |= {"steps": steps, "warmup": warmup, "thin": thin, "launch": launch, "backend": backend}

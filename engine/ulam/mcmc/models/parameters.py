@@ -127,6 +127,17 @@ def CorrelationCholesky(n: int) -> Parameter:
     return Parameter((whole(n, "n", 2, 1 << 15), n), constraints.corr_cholesky)
 
 
+def _told(constraint: object) -> str:
+    """A constraint in full: its class and what it was made with."""
+    if isinstance(constraint, (list, tuple)):
+        return f"[{', '.join(map(_told, constraint))}]"
+    if not isinstance(constraint, constraints.Constraint):
+        return str(constraint.tolist() if isinstance(constraint, torch.Tensor) else constraint)
+    made_with = ", ".join(f"{name}={_told(value)}" for name, value in vars(constraint).items())
+    name = type(constraint).__name__.strip("_")
+    return f"{name}({made_with})" if made_with else name
+
+
 class Layout:
     """Named parameters side by side in a flat vector of ``size`` real numbers.
 
@@ -162,6 +173,10 @@ class Layout:
                 log_det = parameter.transform.log_abs_det_jacobian(part, x)
                 total = total + log_det.reshape(*total.shape, -1).sum(-1)
         return found, total
+
+    def described(self) -> list[str]:
+        """Name, shape and constraint of each, in order: equal for layouts of which vectors say the same."""
+        return [f"{name} {list(p.shape)} {_told(p.constraint)}" for name, p in self.parameters.items()]
 
     @property
     def still(self) -> list[str]:

@@ -43,21 +43,18 @@ def _adapt(batch: ChainBatch, rate: float, acceptance: torch.Tensor, gradients: 
 
     def take(probability: torch.Tensor, done: torch.Tensor | None) -> None:
         acceptance.add_(probability / warmup)
+        gradients.add_own()
         averaging.take(probability)
         change(averaging.step)
 
-    with gradients.counted():
-        batch.warm(warmup, take)
+    batch.warm(warmup, take)
     change(averaging.final)
 
 
 def _adapt_trees(batch: TreeBatch, rate: float, acceptance: torch.Tensor, gradients: Gradients) -> None:
     """Have chains adapt in the run that follows; ``acceptance`` and ``gradients`` are filled in on the way."""
-    averaging, warmup, searched = (
-        DualAveragingEach(batch.step, rate, batch.plan.warmup),
-        batch.plan.warmup,
-        gradients.calls,
-    )
+    warmup, searched = batch.plan.warmup, gradients.of_chains.clone()
+    averaging = DualAveragingEach(batch.step, rate, warmup)
 
     def take(probability: torch.Tensor, done: torch.Tensor | None) -> None:
         assert done is not None

@@ -27,9 +27,17 @@ def first_step(batch: ChainBatch, gradients: Gradients, start: torch.Tensor, tog
     halves while it is not, and ends where that changes, after 50 times at most. All trials have the same momenta.
 
     together: one step for all chains, by their mean acceptance; else each chain has its own, by its own.
+    ``gradients``: counts one a trial, of chains that search no longer none.
     """
-    with gradients.counted():
-        return crossed(start, lambda step: _acceptance(batch, step), together)
+    last = torch.zeros_like(start)
+
+    def acceptance(step: torch.Tensor) -> torch.Tensor:
+        nonlocal last
+        gradients.add((step != last).long())
+        last = step
+        return _acceptance(batch, step)
+
+    return crossed(start, acceptance, together)
 
 
 def crossed(start: torch.Tensor, acceptance: Callable[[torch.Tensor], torch.Tensor], together: bool) -> torch.Tensor:

@@ -12,20 +12,21 @@ from ..batch import ChainBatch
 
 
 class Gradients:
-    """Evaluations of the score by the chains of a batch: ``of_chains`` ``[B]`` int64; ``calls``: counted, of all."""
+    """Evaluations of the score by the chains of a batch: ``of_chains`` ``[B]`` int64."""
 
     def __init__(self, batch: ChainBatch) -> None:
-        self._batch, self.calls = batch, 0
+        self._batch = batch
         self.of_chains = torch.zeros_like(batch.state.chain)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the calls of the target inside."""
-        state = self._batch.state
-        evaluate, before = state.evaluate, self.calls
+        """Count the calls of the target inside, each of all chains."""
+        state, calls = self._batch.state, 0
+        evaluate = state.evaluate
 
         def counting(at: torch.Tensor, wanted: bool) -> Evaluated:
-            self.calls += 1
+            nonlocal calls
+            calls += 1
             return evaluate(at, wanted)
 
         state.evaluate = counting
@@ -33,7 +34,13 @@ class Gradients:
             yield
         finally:
             state.evaluate = evaluate
-            self.of_chains += self.calls - before
+            self.of_chains += calls
+
+    def add_own(self) -> None:
+        """Count the transition that each chain has made: one a leapfrog step of its own path."""
+        ends = self._batch.state.ends or {self._batch.sampler.leaps: None}
+        for leaps, chains in ends.items():
+            self.of_chains += leaps if chains is None else leaps * chains.long()
 
     def add(self, evaluations: torch.Tensor) -> None:
         """Count these too, ``[B]`` int64."""

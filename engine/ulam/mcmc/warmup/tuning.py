@@ -18,7 +18,8 @@ class Tuning:
         sampler: the sampler of the run with its step, preconditioner and number of leapfrog steps filled in.
         acceptance: the mean over the chains of the acceptance in the last window of the warm-up, in which its step
             was still moving.
-        gradients: evaluations of the score that the warm-up took, of all chains.
+        gradients: evaluations of the score that the warm-up took, of all chains. Where each warms up alone, those that
+            its own search and paths needed; together, also those of chains that waited for others of the batch.
     """
 
     sampler: ChainSampler
