@@ -209,20 +209,50 @@ def test_advice_keeps_what_was_asked_for(tmp_path, ran):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", [[], ["--sampler", "ula", "--step", "5e-5"]], ids=["mala", "ula"])
-def test_energies_of_your_own_that_are_too_slow_are_for_nuts(sampler, tmp_path, ran):
-    """Standard deviations of 1 and 0.01. The step is that of a leapfrog."""
+@pytest.mark.parametrize(
+    "sampler",
+    [[], ["--sampler", "ula", "--step", "5e-5"], ["--adapt", "chain"]],
+    ids=["mala", "ula", "mala each alone"],
+)
+def test_energies_of_your_own_that_are_too_slow_are_for_nuts_and_masses(sampler, tmp_path, ran):
+    """Standard deviations of 1 and 0.01, which masses make alike."""
     (tmp_path / "scales.py").write_text("def long():\n    return lambda x: (x[:, 0] ** 2 + 1e4 * x[:, 1] ** 2) / 2\n")
     words = ["--target", "scales:long", "--shape", "2", "--chains", "8", "--steps", "400", "--warmup", "300"]
     _, out, report = ran(*words, *sampler)
     assert report["verdict"]["cause"]["name"] == "slow"
     again = advised(out)
     given = dict(zip(again[::2], again[1::2], strict=True))
-    step = f"{(2 * report['step']['least']) ** 0.5:.3g}"
     assert given == {
-        "--target": "scales:long", "--shape": "2", "--sampler": "nuts", "--step": step, "--chains": "8",
-        "--steps": "400",
+        "--target": "scales:long", "--shape": "2", "--sampler": "nuts", "--chains": "8", "--steps": "400",
+        "--adapt": "pooled",
     }  # fmt: skip
+    assert ran(*again)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["--sampler", "hmc", "--step", "0.005", "--adapt", "off"], "slow"),
+        (["--sampler", "hmc", "--step", "0.005", "--warmup", "0"], "slow"),
+        (["--step", "2e-4", "--adapt", "off", "--seed", "5"], "slow"),
+        (["--sampler", "malt", "--step", "60", "--adapt", "off"], "divergences"),
+    ],
+    ids=["short paths", "no warm-up", "small steps", "large steps"],
+)
+def test_steps_that_were_given_and_do_not_do_are_found_by_all_chains(words, cause, ran):
+    code, out, report = ran("--target", "gaussian", *words)
+    assert code == 1 and report["verdict"]["cause"]["name"] == cause
+    again = advised(out)
+    assert "--step" not in again and again[again.index("--adapt") + 1] == "pooled" and "--warmup" not in again
+    assert ran(*again)[0] == 0
+
+
+def test_the_paths_that_were_advised_are_not_undone(ran):
+    """HMC of 1000 leapfrog steps, not adapted, is what a funnel is told to take: more of it comes next."""
+    words = ["--target", "gaussian", "--chains", "4", "--steps", "100", "--sampler", "hmc", "--step", "1e-5"]
+    code, out, _ = ran(*words, "--leapfrog", "1000", "--adapt", "off")
+    again = advised(out)
+    assert code == 1 and again[again.index("--adapt") + 1] == "off" and int(again[again.index("--leapfrog") + 1]) > 1000
 
 
 def test_without_arviz_a_run_says_so_before_it_begins(ran, monkeypatch, capsys, tmp_path):

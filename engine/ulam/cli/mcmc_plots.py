@@ -32,6 +32,7 @@ MASSES = {0.5: "solid", 0.9: "dashed", 0.99: "dotted"}  # inside of contours of 
 POINTS = 4000  # of a plane
 EXACT_DRAWS = 20_000  # behind ranges and the levels of contours
 RESOLUTION = 300  # points of a curve; as many again where the law is dense
+FINE = 1500  # points along a side of a plane, of which thin ridges are drawn
 LONGEST_NAME = 64  # of a target
 COLOR, EXACT = "C0", "black"
 
@@ -67,7 +68,8 @@ def rank(chains: Chains, target: BuiltIn | None = None) -> Figure:
         for row, heights in enumerate(shares.clip(max=HIGHEST) * scale):
             axis.bar(edges[:-1], heights, np.diff(edges), row, align="edge", linewidth=0.3, edgecolor="white")
             axis.axhline(row + scale, color=EXACT, linewidth=0.7, linestyle="dashed")
-        axis.set(title=shown.labels[i], ylabel="chain", xlim=(edges[0], edges[-1]), ylim=(0, len(ranks)))
+        axis.set_title(shown.labels[i], fontsize=9)
+        axis.set(ylabel="chain", xlim=(edges[0], edges[-1]), ylim=(0, len(ranks)))
         axis.set_yticks(np.arange(len(ranks)) + 0.45, [str(chain) for chain in shown.ids[: len(ranks)]], fontsize=7)
     shown.label_below(axes, f"rank among {shown.chains * length} draws")
     _legend(figure, [(f"expected where chains agree (bars end at {HIGHEST} times that)", EXACT, "dashed")])
@@ -115,12 +117,13 @@ def plane(chains: Chains, target: BuiltIn | None = None) -> Figure:
     law = None if target is None else marginal_of(target, shown.elements)
     if law is not None and target is not None:
         exact = _exact(target)[:, shown.elements]
-        x, y = (_points(exact[:, j], ends=(0.0, 1.0)) for j in range(2))
+        x, y = (_points(exact[:, j], FINE, ends=(0.0, 1.0)) for j in range(2))
         grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))
         log_p = law(grid.view(-1, 2)).view(grid.shape[:2]).numpy()
         at_draws = law(torch.from_numpy(np.ascontiguousarray(exact))).numpy()
         levels = [float(np.quantile(at_draws, 1 - mass)) for mass in MASSES]
-        axis.contour(x, y, log_p, levels[::-1], colors=EXACT, linewidths=0.9, linestyles=[*MASSES.values()][::-1])
+        styles = {"colors": EXACT, "linewidths": 0.8, "linestyles": [*MASSES.values()][::-1]}
+        axis.contour(x, y, log_p, levels[::-1], zorder=1, **styles)  # below the draws, which ridges would hide
         entries += [(f"exact, {mass:.0%} inside", EXACT, style) for mass, style in MASSES.items()]
         around = np.quantile(exact, MIDDLE, axis=0)
         limits = np.stack([np.minimum(limits[0], around[0]), np.maximum(limits[1], around[1])])
@@ -246,11 +249,11 @@ def _exact(target: BuiltIn) -> Array:
     return draws
 
 
-def _points(exact: Array, ends: tuple[float, float] = MIDDLE) -> Array:
-    """Where to draw a law, given exact draws ``[n]``: over the range, and closer where it is dense."""
+def _points(exact: Array, even: int = RESOLUTION, ends: tuple[float, float] = MIDDLE) -> Array:
+    """Where to draw a law, given exact draws ``[n]``: ``even`` points over the range, and more where it is dense."""
     lo, hi = np.quantile(exact, ends)
     dense = np.quantile(exact, np.linspace(*ends, RESOLUTION))
-    points: Array = np.unique(np.concatenate([np.linspace(lo, hi, RESOLUTION), dense]))
+    points: Array = np.unique(np.concatenate([np.linspace(lo, hi, even), dense]))
     return points
 
 

@@ -5,11 +5,14 @@ The command is the one that was given with other options. It follows from the ca
 - few: four chains or more, 100 draws or more.
 - modes: `--temperatures` from T to 8 T, or more of them where there are some; five times the steps.
 - divergences: HMC with small steps on long paths. Its step is a tenth of the smallest leapfrog step that adaptation
-  came to, right where chains were, not where the density is narrowest. Built-in densities, whole chains of which run in
+  came to, right where chains were, not where the density is narrowest; after samplers without a Metropolis test whose
+  chains left the finite numbers a thirtieth of theirs. Built-in densities, whole chains of which run in
   one launch, get 1000 leapfrog steps and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its
   own, and where its paths are as long already, steps a third as large or, if it is slow, paths five times as long.
-- so slow that more than 50 times the steps would be needed: the same for built-in densities and after HMC, NUTS or
-  tempering; else NUTS, whose paths find their length.
+- slow, stuck or divergent at steps that were given and not adapted, but for HMC on paths as long as those above: the same
+  sampler, warmed up by `--adapt pooled`, which finds step and masses.
+- so slow that more than 50 times the steps would be needed: the same as for divergences for built-in densities and after
+  HMC, NUTS under `--adapt pooled` or tempering; else NUTS under it, whose paths find their length.
 - slow otherwise: twice the steps that would do at the rate observed, kept as often as before.
 
 From the defaults on every built-in density that command passes, as tests hold it to. For an energy of your own it is a
@@ -46,10 +49,10 @@ NUMBERS = 3  # steps are told to so many digits
 CAUSE_OPTIONS = {
     "few": "--chains, --steps",
     "runaway": "the sign of the energy, --warmup",
-    "divergences": "--step, --adapt, --sampler hmc with --leapfrog",
+    "divergences": "--step, --adapt pooled, --sampler hmc with --leapfrog",
     "modes": "--temperatures",
-    "slow": "--steps with --thin, --sampler hmc with --leapfrog or nuts",
-    "stuck": "the target, --step",
+    "slow": "--steps with --thin, --adapt pooled, --sampler hmc with --leapfrog or nuts",
+    "stuck": "the target, --step, --adapt pooled",
 }
 
 
@@ -120,15 +123,19 @@ def changed(
     if cause == "few":
         enough = max(options.steps, FEWEST_DRAWS * options.thin)
         return {"chains": max(options.chains, FEWEST_CHAINS), "steps": enough}
+    if cause in ("divergences", "slow", "stuck") and _may_find_its_step(options, target, sampler):
+        return {"step": None, "adapt": "pooled", "warmup": max(options.warmup, LEAST_WARMUP)}
     if cause in ("runaway", "stuck") or (cause == "modes" and not target.has_energy):
         return None
     if cause == "modes":
         ladder, factor = _longer(options, chains), MORE_STEPS_TEMPERED
         return {"temperatures": ladder, "temperature": None, "steps": steps * factor, "thin": thin * factor}
     if target.has_energy and (cause == "divergences" or verdict.more > TOO_SLOW):
-        if cause == "divergences" or isinstance(target, BuiltIn) or isinstance(sampler, (HMC, NUTS, ParallelTempering)):
-            return _hmc(cause, options, chains, target, sampler)
-        return _nuts(options, chains, sampler)
+        pooled_nuts = isinstance(sampler, NUTS) and options.adapt == "pooled"
+        own = not isinstance(target, BuiltIn) and not isinstance(sampler, (HMC, ParallelTempering))
+        if cause == "slow" and own and not pooled_nuts:
+            return _nuts(options, sampler)
+        return _hmc(cause, options, chains, target, sampler)
     if cause == "divergences":
         return {"step": _rounded(float(chains.step.min()) / 4), "steps": 4 * steps, "thin": 4 * thin}
     factor = _rounded_up(2 * verdict.more)
@@ -156,15 +163,23 @@ def _hmc(
     elif isinstance(inner, HMC):
         step /= 3
     else:
-        step = _leapfrog_step(chains, inner) / SAFER
+        known = inner.adjusted or cause != "divergences"  # else at what step chains would stay is not known
+        step = _leapfrog_step(chains, inner) / (SAFER if known else 3 * SAFER)
     made = {"sampler": "hmc", "step": _rounded(step), "leapfrog": leaps, "adapt": 0.0}
     made |= {"steps": options.steps * factor, "thin": options.thin * factor}
     return made | _foreign(options, inner, HMC)
 
 
-def _nuts(options: argparse.Namespace, chains: Chains, sampler: ChainSampler) -> dict[str, Any]:
-    """NUTS, adapted, and what other samplers take left out."""
-    made = {"sampler": "nuts", "step": _rounded(_leapfrog_step(chains, sampler)), "adapt": None}
+def _may_find_its_step(options: argparse.Namespace, target: Target, sampler: ChainSampler | ParallelTempering) -> bool:
+    """Whether steps were given, a warm-up of all chains could find them, and paths are not long by advice."""
+    if isinstance(sampler, ParallelTempering) or sampler.rate is None or (options.warmup > 0 and options.adapt != 0.0):
+        return False
+    return not (isinstance(sampler, HMC) and sampler.leaps >= PATHS[isinstance(target, BuiltIn)][0])
+
+
+def _nuts(options: argparse.Namespace, sampler: ChainSampler) -> dict[str, Any]:
+    """NUTS, warmed up by all chains together, and what other samplers take left out."""
+    made = {"sampler": "nuts", "step": None, "adapt": "pooled"}
     return made | {"warmup": max(options.warmup, LEAST_WARMUP)} | _foreign(options, sampler, NUTS)
 
 

@@ -168,15 +168,18 @@ def _cause(evidence: Evidence, flat: torch.Tensor, x: torch.Tensor, too_large: b
             return away
     if too_large and evidence.adjusted:
         found = "steps are too large where the density is narrow"
-        return Cause("divergences", found, "a smaller step, or HMC with small steps and long paths")
+        return Cause("divergences", found, 'a smaller step, adapt="pooled", or HMC with small steps and long paths')
     if too_large:
         return Cause("divergences", "steps are too large, or exp(-E) is not integrable", "a smaller step")
     if in_modes := modes(x):
         return in_modes
     if more > 1:
         found = f"chains are slow: at this rate {more:.3g} times as many steps would do"
-        return Cause("slow", found, "more steps (thin= keeps as many draws), HMC with longer paths, or NUTS")
-    return Cause("stuck", "some element never moved", "a target under which all move, or a smaller step")
+        advice = 'more steps (thin= keeps as many draws), adapt="pooled", HMC with longer paths, or NUTS'
+        return Cause("slow", found, advice)
+    return Cause(
+        "stuck", "some element never moved", 'a target under which all move, a smaller step, or adapt="pooled"'
+    )
 
 
 def _notes(evidence: Evidence, flat: torch.Tensor, bfmi: Worst | None, divergent: torch.Tensor | None) -> list[str]:
