@@ -9,10 +9,10 @@ The command is the one that was given with other options. It follows from the ca
   chains left the finite numbers a thirtieth of theirs. Built-in densities, whole chains of which run in
   one launch, get 1000 leapfrog steps and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its
   own, and where its paths are as long already, steps a third as large or, if it is slow, paths five times as long.
-- slow, stuck or divergent at steps that were given and not adapted, but for HMC on paths as long as those above: the same
-  sampler, warmed up by `--adapt pooled`, which finds step and masses.
-- so slow that more than 50 times the steps would be needed: the same as for divergences for built-in densities and after
-  HMC, NUTS under `--adapt pooled` or tempering; else NUTS under it, whose paths find their length.
+- slow, stuck or divergent at steps that were given and not adapted, but for HMC on paths as long as those above: the
+  same sampler, warmed up by `--adapt pooled`, which finds step and masses.
+- so slow that more than 50 times the steps would be needed: the same as for divergences for built-in densities and
+  after HMC, NUTS under `--adapt pooled` or tempering; else NUTS under it, whose paths find their length.
 - slow otherwise: twice the steps that would do at the rate observed, kept as often as before.
 
 From the defaults on every built-in density that command passes, as tests hold it to. For an energy of your own it is a
