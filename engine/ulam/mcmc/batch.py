@@ -18,6 +18,7 @@ from .densities import BuiltIn
 from .kept import KeptDraws
 from .models.minibatch import DrawnScore
 from .plan import RunPlan
+from .start import check_start
 from .tempering import Replicas
 
 Progress = Callable[[int, "ChainBatch"], None]  # steps done, of which batch
@@ -170,7 +171,7 @@ class ChainBatch:
         plan = self.plan
         self.state.evaluate_here(plan.target.has_energy)
         if plan.position is None or self.sampler.adjusted or plan.tempering is not None:
-            self._check_start()
+            check_start(self.state, self.replicas.count, resumed=plan.position is not None)
 
     def run(self, kept: KeptDraws) -> None:
         """After the warm-up make all steps of the plan, keeping every thin-th state."""
@@ -183,27 +184,6 @@ class ChainBatch:
         self.replicas.forget()
         self._counted_from = self.index
         self._advance(plan.steps, kept)
-
-    def _check_start(self) -> None:
-        state, K = self.state, self.replicas.count
-        finite = torch.isfinite(state.score.flatten(1)).all(1)
-        if state.energy is not None:
-            finite &= torch.isfinite(state.energy)
-        if bool(finite.all()):
-            return
-        bad = (~finite).nonzero()[:, 0]
-        what = "score" if state.energy is None or bool(torch.isfinite(state.energy[bad[0]])) else "energy"
-        chain, more = int(state.chain[bad[0]]) // K, len({int(chain) // K for chain in state.chain[bad]}) - 1
-        others = f" (and of {more} others)" if more else ""
-        if self.plan.position is not None:
-            raise ValueError(
-                f"resume: got a run whose {what} is not finite at chain {chain}{others}, expected one that did not "
-                "diverge: begin anew with a smaller step, or with x_init= in place of resume="
-            )
-        raise ValueError(
-            f"target: got no finite {what} at the start of chain {chain}{others}, expected one: check it, or give "
-            "x_init where it is finite"
-        )
 
     def _advance(self, steps: int, kept: KeptDraws | None) -> None:
         if not steps:

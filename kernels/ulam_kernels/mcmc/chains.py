@@ -1,4 +1,14 @@
-"""Built-in densities, and whole chains of them in one launch."""
+"""Built-in densities, and whole chains of them in one launch.
+
+In the table of samplers of :func:`run`, h' is ``h (1 + jitter u)``, u uniform on [-1, 1]: ``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of
+the step's draw + 2, in float64 and rounded once at the end; h where jitter is 0. The log ratio is
+``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
+
+v is refreshed as ``add(mul(keep, v), mul(mul(sqrt(T), root(mul(1 - keep, 1 + keep))), z))``; `lost` is the sum of
+``0.5 (|v|^2 - |v'|^2)`` over the leapfrog steps, each from v to v'. The noise of MALT's path is that of draw + 12,
+d elements a refreshment. Isokinetic steps, with the noise of MAMS' path at draw + 11, are those of
+``ulam.samplers.mcmc.isokinetic``, in float64; mclmc's length is in units of sqrt(d) where its last number is not 0.
+"""
 
 from __future__ import annotations
 
@@ -106,14 +116,7 @@ def run(
         mclmc    h, length, inverse_temperature, in roots      an isokinetic step, and the direction refreshed
         mams     h, jitter, inverse_temperature, -             `leapfrog` isokinetic steps; accept (E - E') / T + lost
 
-    h' is ``h (1 + jitter u)``, u uniform on [-1, 1]: ``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of
-    the step's draw + 2, in float64 and rounded once at the end; h where jitter is 0. The log ratio is
-    ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
-
-    v is refreshed as ``add(mul(keep, v), mul(mul(sqrt(T), root(mul(1 - keep, 1 + keep))), z))``; `lost` is the sum of
-    ``0.5 (|v|^2 - |v'|^2)`` over the leapfrog steps, each from v to v'. The noise of MALT's path is that of draw + 12,
-    d elements a refreshment. Isokinetic steps, with the noise of MAMS' path at draw + 11, are those of
-    ``ulam.samplers.mcmc.isokinetic``, in float64; mclmc's length is in units of sqrt(d) where its last number is not 0.
+    What h', refreshed, lost and isokinetic mean: see this module.
 
     Args:
         density: of d = 1 to 128 dimensions.
@@ -142,12 +145,8 @@ def run(
         )  # fmt: skip
         return
     _check_density(density, x)
-    choice(sampler, "sampler", SAMPLERS)
     operations = operations_of(backend, x)
-    if sampler not in (there := launched_by(operations)):
-        right = f"one of {', '.join(there)}, which this backend launches"
-        raise ValueError(f"sampler: got {described(sampler)}, expected {right}")
-    _check_isokinetic(sampler, density)
+    _check_launched(sampler, operations, density)
     steps, thin = whole(steps, "steps", 0, MOST_STEPS), whole(thin, "thin", 1, MOST_STEPS)
     leapfrog, (lo, hi) = whole(leapfrog, "leapfrog", 1, MOST_LEAPS), bounds(lo, hi)
     _check_sampler(sampler, v, lo, hi, counts=accepted is not None or diverged is not None)
@@ -181,7 +180,12 @@ def launches(sampler: str, x: torch.Tensor, backend: str | None = None) -> bool:
     return sampler in launched_by(operations_of(backend, x))
 
 
-def _check_isokinetic(sampler: str, density: Density) -> None:
+def _check_launched(sampler: str, operations: Any, density: Density) -> None:
+    """Raise unless a backend launches chains of this sampler and density."""
+    choice(sampler, "sampler", SAMPLERS)
+    if sampler not in (there := launched_by(operations)):
+        right = f"one of {', '.join(there)}, which this backend launches"
+        raise ValueError(f"sampler: got {described(sampler)}, expected {right}")
     if sampler in ("mclmc", "mams") and density.dimension < 2:
         raise ValueError(f"density: got one of 1 dimension, expected at least 2 for {sampler}")
 
