@@ -132,8 +132,8 @@ def changed(
         return {"temperatures": ladder, "temperature": None, "steps": steps * factor, "thin": thin * factor}
     if target.has_energy and (cause == "divergences" or verdict.more > TOO_SLOW):
         pooled_nuts = isinstance(sampler, NUTS) and options.adapt == "pooled"
-        own = not isinstance(target, BuiltIn) and not isinstance(sampler, (HMC, ParallelTempering))
-        if cause == "slow" and own and not pooled_nuts:
+        own = not isinstance(target, BuiltIn) and not pooled_nuts
+        if cause == "slow" and own and not isinstance(sampler, (HMC, ParallelTempering)):
             return _nuts(options, sampler)
         return _hmc(cause, options, chains, target, sampler)
     if cause == "divergences":

@@ -1,7 +1,8 @@
 """Built-in densities, and whole chains of them in one launch.
 
-In the table of samplers of :func:`run`, h' is ``h (1 + jitter u)``, u uniform on [-1, 1]: ``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of
-the step's draw + 2, in float64 and rounded once at the end; h where jitter is 0. The log ratio is
+In the table of samplers of :func:`run`, h' is ``h (1 + jitter u)``, u uniform on [-1, 1]:
+``z_0 / sqrt((z_0 z_0 + z_1 z_1) + z_2 z_2)`` of the normals z of the step's draw + 2, in float64 and rounded once at
+the end; h where jitter is 0. The log ratio is
 ``((E - E') + 0.5 (|v|^2 - |v'|^2)) inverse_temperature`` in float64, one rounding an operation.
 
 v is refreshed as ``add(mul(keep, v), mul(mul(sqrt(T), root(mul(1 - keep, 1 + keep))), z))``; `lost` is the sum of
@@ -102,7 +103,7 @@ def run(
     """``steps`` steps of whole chains in one launch, in place on x (and v): the bits of the single operations.
 
     ULA and MALA: Roberts and Tweedie 1996; BAOAB: Leimkuhler and Matthews 2013; HMC: Duane et al. 1987. Step i uses
-    draw + 16 i. The last four are launched on the CPU alone. ``coef[b]`` holds the chain's coefficients::
+    draw + 16 i. The last four are launched on the CPU alone. ``coef[b]`` (and see this module)::
 
         ula      step, noise_scale, -, -                       langevin with lo, hi
         mala     step, noise_scale, inverse_temperature, -     langevin, mala_accept
@@ -115,8 +116,6 @@ def run(
         malt     h, keep, inverse_temperature, sqrt(T)         v = mul(sqrt(T), z); as ghmc, v refreshed in between
         mclmc    h, length, inverse_temperature, in roots      an isokinetic step, and the direction refreshed
         mams     h, jitter, inverse_temperature, -             `leapfrog` isokinetic steps; accept (E - E') / T + lost
-
-    What h', refreshed, lost and isokinetic mean: see this module.
 
     Args:
         density: of d = 1 to 128 dimensions.
