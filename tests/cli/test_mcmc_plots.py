@@ -101,6 +101,13 @@ def test_a_trace_shows_draws_at_their_steps(ran):
     np.testing.assert_array_equal(axis.lines[0].get_xdata(), 2 * np.arange(1, 201))
 
 
+def test_a_trace_of_one_draw_is_a_point():
+    chains = mcmc.run(mcmc.Gaussian([0.0]), mcmc.MALA(0.1), chains=2, steps=1, progress=False)
+    (axis,) = plots.trace(chains).axes
+    assert [line.get_marker() for line in axis.lines] == [".", "."]
+    assert axis.get_xlim()[0] < 1 < axis.get_xlim()[1]
+
+
 def test_rank_bars_count_ranks_among_all_chains(ran):
     """Against counts of how many draws lie below each; bars end at four times the expected height."""
     _, chains = ran

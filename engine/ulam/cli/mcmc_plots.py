@@ -47,8 +47,9 @@ def trace(chains: Chains, target: BuiltIn | None = None) -> Figure:
     for i, axis in enumerate(axes):
         for row in range(shown.few):
             label = f"chain {shown.ids[row]}" if not i else None
-            axis.plot(steps, shown.draws[row, :, i], linewidth=0.6, label=label, rasterized=len(steps) > POINTS)
-        axis.set(ylabel=shown.labels[i], xlim=(steps[0], max(steps[-1], steps[0] + 1)))
+            style = {"linewidth": 0.6, "marker": "." if len(steps) == 1 else None, "rasterized": len(steps) > POINTS}
+            axis.plot(steps, shown.draws[row, :, i], label=label, **style)
+        axis.set(ylabel=shown.labels[i], xlim=(steps[0] - (len(steps) == 1), max(steps[-1], steps[0] + 1)))
     shown.label_below(axes, "step after the warm-up")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
