@@ -285,8 +285,7 @@ class Chains {
         evaluate_lanes<V>(s_.target, proposal_, proposal_score_, number + 1 == s_.leapfrog ? proposed : nullptr);
       });
     const double* const lost = flow_.lost();
-    for (int l = 0; l < W; ++l)
-      ratio[l] = (energy_[l] - proposed[l]) * static_cast<double>(coef_[2][l]) + lost[l];
+    for (int l = 0; l < W; ++l) ratio[l] = (energy_[l] - proposed[l]) * static_cast<double>(coef_[2][l]) + lost[l];
     select(r, ratio, proposed);
   }
 

@@ -1,7 +1,7 @@
 // Isokinetic dynamics, velocities of length 1 that a score turns: what belongs to one chain of MCLMC and MAMS.
 //
-// Sums, products, quotients and roots of float64 alone, each rounded once and none fused: the bits that torch's elementwise
-// operations have in ulam.samplers.mcmc.isokinetic, which says what they compute, on any device.
+// Sums, products, quotients and roots of float64 alone, each rounded once and none fused: the bits that torch's
+// elementwise operations have in ulam.samplers.mcmc.isokinetic, which says what they compute, on any device.
 #pragma once
 
 #include <cmath>
