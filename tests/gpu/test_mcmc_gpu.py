@@ -23,6 +23,8 @@ class Moved:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.module, name)
+        if not callable(function):
+            return function
 
         def call(*arguments: Any, backend: str, **named: Any) -> Any:
             if backend == "cpu":
