@@ -8,8 +8,9 @@ import torch
 
 from chain_runs import curved, same
 from ulam import mcmc
-from ulam.mcmc import GHMC, HMC, MALA, MALT, MAMS, NUTS, LowRank, Warmup
+from ulam.mcmc import GHMC, HMC, MALA, MALT, MAMS, NUTS, LowRank, Warmup, kept
 from ulam.mcmc.warmup.low_rank import fitted, geometric_mean
+from ulam.samplers.mcmc.low_rank import Coordinates
 
 D = 50
 
@@ -85,6 +86,7 @@ def test_masses_that_are_equal():
         ({"vectors": torch.ones(1, 2)}, "vectors: got some that are not orthonormal"),
         ({"center": torch.zeros(3)}, "center: got shape [3], expected [2]"),
         ({"scale": "wide"}, "scale: got"),
+        ({"vectors": torch.tensor([0.6, 0.8]), "values": 2.0}, "values: got shape [], expected [k], one a vector"),
     ],
     ids=str,
 )
@@ -93,6 +95,19 @@ def test_masses_that_are_wrong(change, message):
     with pytest.raises((TypeError, ValueError)) as caught:
         LowRank(**{**given, **change})
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_draws_are_placed_in_pieces(monkeypatch):
+    """So that a run needs no more memory at its end than while it goes on."""
+    sizes, target = [], mcmc.Energy(lambda x: x.flatten(1).square().sum(1))
+    place = Coordinates.place
+    monkeypatch.setattr(Coordinates, "place", lambda self, y: sizes.append(len(y)) or place(self, y))
+    whole = run(target, NUTS(0.02, preconditioner=some()), shape=(2, 3))
+    monkeypatch.setattr(kept, "PLACED", 6 * 5)
+    assert max(sizes) == 16 * 6 and torch.equal(whole.draws[:, -1], whole.x)
+    sizes.clear()
+    again = run(target, NUTS(0.02, preconditioner=some()), shape=(2, 3))
+    assert max(sizes) == 16 and same(again, whole)
 
 
 def test_where_a_low_rank_is_refused():
@@ -106,6 +121,9 @@ def test_where_a_low_rank_is_refused():
     ):
         with pytest.raises(ValueError, match=r"(preconditioner|center): got "):
             run(mcmc.Energy(lambda x: x.flatten(1).square().sum(1)), sampler, shape=shape)
+    for masses, beside in (({"mass": 2.0}, "mass="), ({"center_of_mass": "fixed"}, 'center_of_mass="fixed"')):
+        with pytest.raises(ValueError, match=f'adapt: got mass="low-rank" beside {beside} of NUTS, which stays, expec'):
+            run(mcmc.Energy(lambda x: x.flatten(1).square().sum(1)), NUTS(**masses), shape=(2, 3), **WARM)
     with pytest.raises(ValueError, match="preconditioner: got a LowRank, expected P"):
         PersistentChains(4, (2, 3), mcmc.ULA(0.1, preconditioner=some()))
 

@@ -17,6 +17,8 @@ from ..samplers.mcmc.rows import Rows
 from .observables import Observables
 from .plan import RunPlan
 
+PLACED = 1 << 20  # elements of draws that are placed at once
+
 
 @dataclass(eq=False)
 class KeptDraws:
@@ -119,7 +121,8 @@ class KeptDraws:
     def place(self) -> None:
         """Place draws that were written in the chains' coordinates."""
         if self.draws is not None and self.coordinates is not None:
-            self.draws.copy_(self._placed(self.draws.flatten(0, 1)).view_as(self.draws))
+            for part in self.draws.flatten(0, 1).split(max(PLACED // max(self.draws[0, 0].numel(), 1), 1)):
+                part.copy_(self._placed(part))
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.coordinates is None else self.coordinates.place(x).to(x.dtype)

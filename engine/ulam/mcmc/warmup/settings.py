@@ -22,7 +22,8 @@ class Warmup:
         rate: the acceptance to tune the step to, in (0, 1); None is the sampler's own (``rate`` of its class).
         mass: "diagonal", variances of all chains in growing windows as the inverse mass; "low-rank", those and up to
             64 directions beside, a :class:`ulam.mcmc.LowRank`, see :mod:`.warmup.low_rank`: where elements are
-            correlated; None keeps the sampler's.
+            correlated; None keeps the sampler's. Masses of atoms stay: "low-rank" is refused beside them, and beside a
+            fixed centre of mass.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -69,7 +70,11 @@ def checked_adapt(adapt: object, sampler: ChainSampler, warmup: int, tempered: b
     if not together:
         return rate
     given = sampler.mass is not None or sampler.center_of_mass == "fixed"  # masses of atoms stay what they are
-    return Warmup(rate, None if given else adapt.mass if isinstance(adapt, Warmup) else "diagonal")
+    mass = adapt.mass if isinstance(adapt, Warmup) else "diagonal"
+    if given and mass == "low-rank":
+        beside = "mass=" if sampler.mass is not None else 'center_of_mass="fixed"'
+        raise ValueError(f'adapt: got mass="low-rank" beside {beside} of {name}, which stays, expected one of the two')
+    return Warmup(rate, None if given else mass)
 
 
 def _is_rate(value: object) -> bool:

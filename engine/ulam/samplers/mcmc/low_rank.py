@@ -62,10 +62,12 @@ class LowRank:
         shape = tuple(self.scale.shape)
         if not shape:
             raise ValueError(f"scale: got {described(given['scale'])}, expected a tensor [*shape] like a state")
+        if self.values.dim() != 1:
+            raise ValueError(f"values: got shape {[*self.values.shape]}, expected [k], one a vector")
         if self.center.dim() == 0:
             object.__setattr__(self, "center", self.center.expand(shape))
-        for name, right in (("center", shape), ("vectors", (*self.values.shape[:1], *shape))):
-            if (came := tuple(getattr(self, name).shape)) != right or self.values.dim() != 1:
+        for name, right in (("center", shape), ("vectors", (len(self.values), *shape))):
+            if (came := tuple(getattr(self, name).shape)) != right:
                 raise ValueError(f"{name}: got shape {[*came]}, expected {[*right]} by scale and values")
         flat = self.vectors.flatten(1)
         if bool(((flat @ flat.T - torch.eye(len(flat), dtype=flat.dtype)).abs() > ORTHONORMAL).any()):
