@@ -70,3 +70,20 @@ def test_hard_walls_shorten_paths_and_are_named(energy, sampler):
     moments = torch.tensor([first, others, others, others])
     check_moments(chains, *moments.unbind(1))
     assert chains.tuning.sampler.leapfrog <= 8 and float(chains.acceptance.mean()) > 0.3
+
+
+@pytest.mark.filterwarnings("ignore:target. got one whose density is 0")
+def test_gradients_at_walls_are_the_calls_and_their_advice_is_no_smaller_step_alone():
+    calls = []
+    with pytest.warns(RuntimeWarning, match=r"divergent proposals in .* or at hard walls, .*, ulam.mcmc.Model with"):
+        chains = mcmc.run(
+            mcmc.Energy(lambda x: calls.append(len(x)) or box(x)),
+            HMC(),
+            chains=8,
+            x_init=torch.linspace(-0.5, 0.5, 32).view(8, 4),
+            warmup=40,
+            steps=4,
+            seed=1,
+            progress=False,
+        )
+    assert chains.tuning.gradients == sum(calls) - 8 - 8 * 4 * chains.tuning.sampler.leapfrog

@@ -49,7 +49,7 @@ NUMBERS = 3  # steps are told to so many digits
 CAUSE_OPTIONS = {
     "few": "--chains, --steps",
     "runaway": "the sign of the energy, --warmup",
-    "divergences": "--step, --adapt pooled, --sampler hmc with --leapfrog",
+    "divergences": "--step, --adapt pooled, --sampler hmc with --leapfrog; the target at hard walls",
     "modes": "--temperatures",
     "slow": "--steps with --thin, --adapt pooled, --sampler hmc with --leapfrog or nuts",
     "stuck": "the target, --step, --adapt pooled",

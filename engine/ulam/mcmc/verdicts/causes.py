@@ -30,6 +30,7 @@ APART, WITHIN, SHARE = 1.1, 20.0, 0.25  # R-hat, effective sample size of a chai
 LOOKED_AT = 16  # chains whose own effective sample size is measured
 FALLING = -0.9  # Spearman's correlation
 BLOCKS, GROWING, GROWTH, FAR = 5, 0.75, 1.2, 1e6  # of a run; share of the chains, factor from block to block, distance
+NO_WALLS = "ulam.mcmc.Model with Positive or Interval parameters"  # in place of a density that is 0 beyond them
 SAMPLED = 20_000  # draws that ranks are taken of
 
 

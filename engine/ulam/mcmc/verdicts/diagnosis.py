@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...engine import errors
+from .causes import NO_WALLS
 
 if TYPE_CHECKING:
     from ..batch import ChainBatch
@@ -76,8 +77,9 @@ def _warn_of_divergence(result: Chains, plan: RunPlan) -> None:
     bad = result.divergences.nonzero()[:, 0]
     if not len(bad):
         return
-    worst = int(bad[0])
+    worst, advice = int(bad[0]), "try a smaller step"
     if plan.sampler.adjusted:
+        advice += f", or at hard walls, where no step helps, {NO_WALLS}"
         count = int(result.divergences.sum())
         message = (
             f"{count} divergent proposals in {len(bad)} of {len(plan.ids)} chains (chain {int(plan.ids[worst])}, ...)"
@@ -87,7 +89,7 @@ def _warn_of_divergence(result: Chains, plan: RunPlan) -> None:
             f"{len(bad)} of {len(plan.ids)} chains left the finite numbers (chain {int(plan.ids[worst])}, ...); "
             "their draws from there on are not finite"
         )
-    errors.warn(f"{message}: try a smaller step", RuntimeWarning)
+    errors.warn(f"{message}: {advice}", RuntimeWarning)
 
 
 def _warn_of_observables(result: Chains) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .causes import Cause, modes, more_steps, runaway
+from .causes import NO_WALLS, Cause, modes, more_steps, runaway
 from .statistics import (
     LEAST_CHAINS,
     LEAST_DRAWS,
@@ -167,8 +167,9 @@ def _cause(evidence: Evidence, flat: torch.Tensor, x: torch.Tensor, too_large: b
         if away := runaway(states, evidence.energies, evidence.temperature):
             return away
     if too_large and evidence.adjusted:
-        found = "steps are too large where the density is narrow"
-        return Cause("divergences", found, 'a smaller step, adapt="pooled", or HMC with small steps and long paths')
+        found = "steps are too large where the density is narrow, or paths end beyond hard walls, where it is 0"
+        advice = f'a smaller step, adapt="pooled", or HMC with small steps and long paths; at walls {NO_WALLS}'
+        return Cause("divergences", found, advice)
     if too_large:
         return Cause("divergences", "steps are too large, or exp(-E) is not integrable", "a smaller step")
     if in_modes := modes(x):

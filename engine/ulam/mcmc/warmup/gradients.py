@@ -15,12 +15,15 @@ class Gradients:
     """Evaluations of the score by the chains of a batch: ``of_chains`` ``[B]`` int64."""
 
     def __init__(self, batch: ChainBatch) -> None:
-        self._batch = batch
+        self._batch, self._counting = batch, False
         self.of_chains = torch.zeros_like(batch.state.chain)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the calls of the target inside, each of all chains."""
+        """Count the calls of the target inside, each of all chains; what is added inside is among them."""
+        if self._counting:
+            yield
+            return
         state, calls = self._batch.state, 0
         evaluate = state.evaluate
 
@@ -29,11 +32,11 @@ class Gradients:
             calls += 1
             return evaluate(at, wanted)
 
-        state.evaluate = counting
+        state.evaluate, self._counting = counting, True
         try:
             yield
         finally:
-            state.evaluate = evaluate
+            state.evaluate, self._counting = evaluate, False
             self.of_chains += calls
 
     def add_own(self) -> None:
@@ -43,5 +46,6 @@ class Gradients:
             self.of_chains += leaps if chains is None else leaps * chains.long()
 
     def add(self, evaluations: torch.Tensor) -> None:
-        """Count these too, ``[B]`` int64."""
-        self.of_chains += evaluations
+        """Count these too, ``[B]`` int64, unless calls are counted."""
+        if not self._counting:
+            self.of_chains += evaluations

@@ -11,6 +11,7 @@ import torch
 
 from ...engine import errors
 from ..batch import ChainBatch
+from ..verdicts.causes import NO_WALLS
 from .first_step import trial
 from .gradients import Gradients
 from .paths import MOST_LEAPS, leaps_of
@@ -73,6 +74,6 @@ class Walls:
         if self.found:
             errors.warn(
                 f"target: got one whose density is 0 where {self.beyond:.0%} of the paths end, which are rejected; "
-                "expected one without hard walls, such as ulam.mcmc.Model with Positive or Interval parameters",
+                f"expected one without hard walls, such as {NO_WALLS}",
                 RuntimeWarning,
             )
