@@ -129,6 +129,14 @@ def test_steps_shrink_where_the_acceptance_would_be_low():
     assert abs(float(chains.acceptance.mean()) - 0.97) < 0.015
 
 
+@pytest.mark.parametrize("off", [0.0, 1e-4])
+def test_chains_that_start_at_the_mode_leave_it(off):
+    """Scores near 0 would ask for steps of 5e3 and more, at which all is refused, and shrink those that follow."""
+    x = off * torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    chains = run(normal([1.0, 4.0]), x_init=x, chains=32, adapt=Warmup(mass=None))
+    assert chains.tuning.step == pytest.approx(0.5, rel=0.2) and float(chains.acceptance.mean()) > 0.9
+
+
 @pytest.mark.parametrize("count", [32, 4])
 def test_a_default_call_on_an_ill_conditioned_gaussian(count):
     """Variances from 0.01 to 100 in 10 dimensions: every mean and variance within 4 Monte Carlo standard errors."""

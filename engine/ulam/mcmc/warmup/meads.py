@@ -9,10 +9,11 @@ other. So, with the paper's constant,
 
 at step t of the warm-up. The chains b are in 4 folds by b mod 4: the step of a fold comes from the scores of the one
 before it, its friction from its own states. Until the warm-up ends this goes on at every step; then one step and one
-friction, from all folds together, stay. Three things differ from the paper's algorithm 3. No fold rests and none are
+friction, from all folds together, stay. Four things differ from the paper's algorithm 3. No fold rests and none are
 mixed, since the folds end with the warm-up. Where a fold has few chains, their states of the window so far count too.
 And c <= 1 falls where the acceptance is below the rate asked for [Robbins & Monro 1951], which the trace ratio, a lower
-bound of the eigenvalue, does not see to.
+bound of the eigenvalue, does not see to. Scores say nothing of the frequencies where all chains start at a mode, or
+inside walls between which the density is flat: h is at most c times the step of a search at the begin of each window.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class Meads:
         self._fold = torch.arange(count, device=chains.device) % self._folds
         self._temperature, self._leaps, self._rate = temperature, leaps, rate
         self._all, self._earlier = Snapshots(ENOUGH * self._folds), Snapshots(ENOUGH * self._folds)
-        self._steps, self._log_c = 1, 0.0
+        self._steps, self._log_c, self._longest = 1, 0.0, math.inf
         self.step = torch.ones(count, dtype=torch.float64, device=chains.device)
         self.friction = torch.ones_like(self.step)
 
-    def begin(self, state: ChainState) -> None:
-        """Begin a window, in coordinates that may be new."""
+    def begin(self, state: ChainState, longest: float = math.inf) -> None:
+        """Begin a window, in coordinates that may be new; ``longest``: the step that a search found there."""
         if len(self._all) >= ENOUGH or not len(self._earlier):
             self._all, self._earlier = self._earlier, self._all
         self._all.restart()
-        self._count, self._log_average = 0, self._log_c
+        self._count, self._log_average, self._longest = 0, self._log_c, longest
         self._look(state)
 
     def take(self, state: ChainState, acceptance: float) -> None:
@@ -112,7 +113,7 @@ class Meads:
 
     def _largest(self, seen: Seen) -> float:
         """The step, at c = 1, by whitened scores."""
-        return STABLE * math.sqrt(self._temperature / largest_eigenvalue(seen.score, seen.chain))
+        return min(STABLE * math.sqrt(self._temperature / largest_eigenvalue(seen.score, seen.chain)), self._longest)
 
     def _slowest(self, seen: Seen) -> float:
         """The friction by whitened states."""

@@ -5,7 +5,7 @@ dual averaging, shrunk towards the step found, on the mean acceptance of all cha
 chains are each at a transition of their own, of every B transitions that end. The mean is harmonic, as in [Hoffman,
 Radul & Sountsov 2021], of acceptances of at least 0.05: where all chains fare alike it is little below the arithmetic
 one at 0.8, and where some are stuck it asks for steps at which few are. MALA's rate is that of an arithmetic mean. The
-step of GHMC, and its friction, come from MEADS (`meads.py`) in place of search and dual averaging. A window of masses
+step of GHMC, and its friction, come from MEADS (`meads.py`) in place of dual averaging. A window of masses
 ends by setting the inverse mass to the variances of its states (`moments.py`). Chains wait for one another at the ends
 of windows alone. After the last window step, mass and path stay as they are, and chains are on their own again.
 """
@@ -102,13 +102,13 @@ class PooledWarmup:
         self._moments = Moments(batch.state.x)
         self._snapshots.restart()
         self._sum, self._count = torch.zeros_like(self._step), 0
-        if self._meads is not None:
-            self._meads.begin(batch.state)
-            self._set_folds(self._meads)
-            return
         found = first_step(batch, self._gradients, self._step.expand_as(batch.step).contiguous(), together=True)
         self._step = found[0]
         self._averaging = DualAveraging(self._step, self._averaging.rate, ahead=1.0)
+        if self._meads is not None:
+            self._meads.begin(batch.state, longest=float(self._step))
+            self._set_folds(self._meads)
+            return
         if self._finds_path and self._path is None:
             length = FIRST_LEAPS * float(self._step)
             self._path = ChEES(length) if isinstance(batch.sampler, HMC) else Decorrelation(length)
