@@ -153,6 +153,17 @@ def test_one_direction_is_found(kind, d):
     assert fitted(x[:9], x[:9], (d,)) is None
 
 
+@pytest.mark.parametrize("d", [5, 100])
+@pytest.mark.parametrize("steeper", [1e6, 1e9, 1e15])
+def test_a_chain_that_is_stuck_at_a_steep_score_breaks_no_fit(steeper, d):
+    """Covariances of a condition beyond float64, whose means had eigenvalues below 0."""
+    x = numbers(64, d, seed=5)
+    score = -x * torch.where(torch.arange(64) == 63, steeper, 1.0)[:, None]
+    found = fitted(x, score, (d,))
+    along = numbers(8, d, seed=6)
+    assert bool(torch.isfinite(found.on(x.device).velocity(along)).all()) and float(found.scale.max()) < 3
+
+
 # ---------------------------------------------------------------------------------------------------- runs
 
 SAMPLERS = [NUTS(), HMC(), MALA(), MALT(leapfrog=4), GHMC(), MAMS()]

@@ -121,7 +121,7 @@ class KeptDraws:
     def place(self) -> None:
         """Place draws that were written in the chains' coordinates."""
         if self.draws is not None and self.coordinates is not None:
-            for part in self.draws.flatten(0, 1).split(max(PLACED // max(self.draws[0, 0].numel(), 1), 1)):
+            for part in torch.split(self.draws.flatten(0, 1), max(PLACED // self.draws[0, 0].numel(), 1)):
                 part.copy_(self._placed(part))
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:

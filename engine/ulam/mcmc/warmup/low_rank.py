@@ -7,7 +7,9 @@ covariance, exactly, from little more states than dimensions, where sample covar
 First the diagonal S^2: 1 / var g, which is right where some directions are longer than the elements, var x, where some
 are shorter, or the geometric mean of both, right without any. In the units of each the space of the largest singular
 vectors of states and of scores, at most 64 directions, and there the geometric mean, whose eigenvectors of eigenvalues
-beyond [1/2, 2] are kept; elsewhere it is taken for 1. The diagonal with the fewest directions is taken.
+beyond [1/2, 2] are kept; elsewhere it is taken for 1. The diagonal with the fewest directions is taken. Where a chain
+is stuck at a score a billion times those of others the condition of covariances is beyond float64, and no geometric
+mean may be found: then there are no directions, and the diagonal is var x.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ MOST = 64  # directions
 CUTOFF = 2.0  # eigenvalues from 1 / 2 to 2 are left out
 PRIOR = 1e-5  # added to both covariances
 TINY = 1e-60  # of variances
+ROUNDED = 1e-2  # of the norm of a covariance: as far from it P cov(g) P may be
 
 
 def most_states(elements: int) -> int:
@@ -40,15 +43,20 @@ def fitted(x: torch.Tensor, score: torch.Tensor, shape: tuple[int, ...]) -> LowR
     least = 1 / score.var(0).maximum(1 / variance)  # 1 / var g, which is at most var x
     diagonals = [power.sqrt() for power in ((least * variance).sqrt(), least, variance)]
     found = [_directions((x - center) / scale, (score - score.mean(0)) * scale) for scale in diagonals]
-    scale, (values, vectors) = min(zip(diagonals, found, strict=True), key=lambda pair: len(pair[1][0]))
+    sound = [(scale, pair) for scale, pair in zip(diagonals, found, strict=True) if pair is not None]
+    none = (variance.sqrt(), (variance[:0], x.T[:, :0]))
+    scale, (values, vectors) = min(sound, key=lambda pair: len(pair[1][0]), default=none)
     return LowRank(scale.view(shape), vectors.T.reshape(len(values), *shape), values, center.view(shape))
 
 
-def _directions(x: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eigenvalues ``[k]`` that are kept, farthest from 1 first, and their vectors ``[d, k]``."""
+def _directions(x: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The eigenvalues ``[k]`` that are kept, farthest from 1 first, and their vectors ``[d, k]``; None by rounding."""
     d = x.shape[1]
     space = torch.eye(d, dtype=torch.float64) if d <= MOST else _leading(x, score)
-    values, vectors = torch.linalg.eigh(geometric_mean(_covariance(x @ space), _covariance(score @ space)))
+    states, scores = _covariance(x @ space), _covariance(score @ space)
+    values, vectors = torch.linalg.eigh(mean := geometric_mean(states, scores))
+    if not float((mean @ scores @ mean - states).norm()) < ROUNDED * float(states.norm()) or float(values.min()) <= 0:
+        return None
     far = values.log().abs()
     kept = far.argsort(descending=True, stable=True)[: int((far > math.log(CUTOFF)).sum())]
     return values[kept], space @ vectors[:, kept]
