@@ -184,6 +184,18 @@ def test_an_energy_of_the_wrong_sign_is_named(tmp_path, ran):
     assert "ulam: the energy falls the farther out the states are" in out and "change the sign of the energy" in out
 
 
+@pytest.mark.parametrize("walls", [True, False])
+def test_no_step_is_advised_at_hard_walls(walls, tmp_path, ran):
+    made = "import math, torch\ndef box():\n    return lambda x: torch.where((x.abs() > 3).any(1), {}, energy(x))\n"
+    made += "def energy(x):\n    return 0.1 * x.square().sum(1)\n"
+    (tmp_path / f"boxes{walls}.py").write_text(made.format("math.inf" if walls else "energy(x)"))
+    words = ["--target", f"boxes{walls}:box", "--shape", "2", "--chains", "8", "--steps", "100", "--warmup", "0"]
+    code, out, report = ran(*words, "--sampler", "hmc", "--step", "1.5" if walls else "30")
+    assert code == 1 and report["verdict"]["cause"]["name"] == "divergences"
+    told = "ulam: paths end beyond hard walls, where the energy is infinite: make the target a ulam.mcmc.Model with"
+    assert (told in out, advised(out) is None) == (walls, walls)
+
+
 def test_one_chain_is_told_to_be_four(ran):
     code, out, report = ran("--target", "gaussian", "--chains", "1", "--steps", "2000")
     assert code == 1 and report["verdict"]["cause"]["name"] == "few" and report["verdict"]["rhat"]["value"] is None

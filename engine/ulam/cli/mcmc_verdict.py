@@ -4,11 +4,12 @@ The command is the one that was given with other options. It follows from the ca
 
 - few: four chains or more, 100 draws or more.
 - modes: `--temperatures` from T to 8 T, or more of them where there are some; five times the steps.
-- divergences: HMC with small steps on long paths. Its step is a tenth of the smallest leapfrog step that adaptation
-  came to, right where chains were, not where the density is narrowest; after samplers without a Metropolis test whose
-  chains left the finite numbers a thirtieth of theirs. Built-in densities, whole chains of which run in
-  one launch, get 1000 leapfrog steps and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its
-  own, and where its paths are as long already, steps a third as large or, if it is slow, paths five times as long.
+- divergences: none at hard walls, beyond which energies are infinite, where no option helps; else HMC with small
+  steps on long paths. Its step is a tenth of the smallest leapfrog step that adaptation came to, right where chains
+  were, not where the density is narrowest; after samplers without a Metropolis test whose chains left the finite
+  numbers a thirtieth of theirs. Built-in densities, whole chains of which run in one launch, get 1000 leapfrog steps
+  and 20 times as many transitions, others 50 and 4. HMC gets steps a third of its own, and where its paths are as
+  long already, steps a third as large or, if it is slow, paths five times as long.
 - slow, stuck or divergent at steps that were given and not adapted, but for HMC on paths as long as those above: the
   same sampler, warmed up by `--adapt pooled`, which finds step and masses.
 - so slow that more than 50 times the steps would be needed: the same as for divergences for built-in densities and
@@ -30,10 +31,13 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from ..mcmc.arviz_data import arviz
 from ..mcmc.chains import Chains
 from ..mcmc.densities import BuiltIn
 from ..mcmc.targets import Target
+from ..mcmc.verdicts.causes import NO_WALLS
 from ..mcmc.verdicts.verdict import Verdict
 from ..samplers import HMC, NUTS, ParallelTempering
 from ..samplers.mcmc.chain_sampler import ChainSampler
@@ -46,10 +50,11 @@ PATHS = {True: (1000, 20), False: (50, 4)}  # leapfrog steps, times as many tran
 SAFER = 10.0  # than the smallest adapted step
 LEAST_WARMUP = 500  # steps that NUTS adapts in
 NUMBERS = 3  # steps are told to so many digits
+LOOKS, WALLED = 8, 0.1  # draws of each chain that are looked from, share of the places that are beyond walls
 CAUSE_OPTIONS = {
     "few": "--chains, --steps",
     "runaway": "the sign of the energy, --warmup",
-    "divergences": "--step, --adapt pooled, --sampler hmc with --leapfrog; the target at hard walls",
+    "divergences": "--step, --adapt pooled, --sampler hmc with --leapfrog",
     "modes": "--temperatures",
     "slow": "--steps with --thin, --adapt pooled, --sampler hmc with --leapfrog or nuts",
     "stuck": "the target, --step, --adapt pooled",
@@ -89,11 +94,33 @@ def told(
     if len(verdict.table) > ROWS:
         lines.append(f"(the {ROWS} worst of {len(verdict.table)})")
     lines += [f"ulam: {line}" for line in (verdict.headline, verdict.numbers)]
-    if verdict.cause is not None:
+    if verdict.cause is not None and verdict.cause.name == "divergences" and _has_walls(chains, target):
+        lines.append(f"ulam: paths end beyond hard walls, where the energy is infinite: make the target a {NO_WALLS}")
+    elif verdict.cause is not None:
         lines.append(f"ulam: {verdict.cause.found}: change {CAUSE_OPTIONS[verdict.cause.name]}")
         if (changes := changed(verdict, options, chains, target, sampler)) is not None:
             lines.append(f"ulam: try: {command({**vars(options), **changes}, defaults)}")
     return lines + [f"ulam: {note}" for note in verdict.notes]
+
+
+def _has_walls(chains: Chains, target: Target) -> bool:
+    """Whether energies are infinite at a tenth of the places that are as far from draws as draws are from one another.
+
+    Where steps are too large for a density without walls, energies there are large, not infinite.
+    """
+    if isinstance(target, BuiltIn) or not target.has_energy or chains.draws is None:
+        return False
+    draws, count = chains.draws, len(chains.ids)
+    beyond = []
+    for look in range(LOOKS):
+        here, there = draws[:, look * chains.kept // LOOKS], draws[:, -1]
+        at = (here + (there - here.roll(1, 0))).contiguous()
+        energy, _ = getattr(target, "rebind", target.bind)(at, torch.arange(count, device=at.device), count, None)(
+            at, True
+        )
+        assert energy is not None
+        beyond.append(energy == math.inf)
+    return float(torch.stack(beyond).double().mean()) > WALLED
 
 
 def reported(verdict: Verdict) -> dict[str, Any]:
