@@ -96,11 +96,12 @@ class PooledWarmup:
 
     # ------------------------------------------------------------------------------------------------ windows
 
-    def _begin(self) -> None:
-        """Search the step, and begin to average anew."""
+    def _begin(self, again: bool = False) -> None:
+        """Search the step, and begin to average anew; ``again``: within a window, whose states so far count."""
         batch = self._batch
-        self._moments = Moments(batch.state.x)
-        self._snapshots.restart()
+        if not again:
+            self._moments = Moments(batch.state.x)
+            self._snapshots.restart()
         self._sum, self._count = torch.zeros_like(self._step), 0
         found = first_step(batch, self._gradients, self._step.expand_as(batch.step).contiguous(), together=True)
         self._step = found[0]
@@ -161,9 +162,7 @@ class PooledWarmup:
             if self._path is not None and self._walls.suspected(probability):
                 self._look_for_walls()
                 if self._walls.found:
-                    moments = self._moments
-                    self._begin()
-                    self._moments = moments
+                    self._begin(again=True)
                     self._keep_states()
                     return
             self._averaging.take(self._mean(self._counted(self._walls.within(probability)).mean()))
