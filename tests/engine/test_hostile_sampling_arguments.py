@@ -116,7 +116,7 @@ NOT_HERE = {
     "Program": "made by samplers and read from JSON, where its own tests give it wrong values",
     "QueueFull": "raised, not called", "Tuned": "tune makes it",
     "Report": "an engine's own", "Result": "an engine's own",
-    "backends": "no argument",
+    "backends": "no argument", "keep_freed_memory": "no argument",
 }  # fmt: skip
 EXTRA = ("submit", "ULAM_BACKEND", "norms", "timesteps", "steps", "net", "levels", "step")
 # What a function of the caller's makes of it: a class in its place, names that it has not.

@@ -7,11 +7,17 @@ import torch
 
 from chain_runs import curved, run, same
 from ulam import mcmc
-from ulam.mcmc import NUTS
-from ulam.mcmc.live_rows import LEAST, LiveRows
+from ulam.mcmc import NUTS, live_rows
+from ulam.mcmc.live_rows import LiveRows
 from ulam.samplers.mcmc import nuts, rows
 
 OPTIONS = {"chains": 40, "shape": (2,), "steps": 5, "warmup": 4, "thin": 1, "adapt": 0.8}
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Batches shrink to any number of rows, so that small ones show it."""
+    monkeypatch.setattr(live_rows, "MULTIPLE", 1)
 
 
 def tilted(x, tilt):
@@ -41,7 +47,7 @@ def without_native_trees(patch):
 
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_few_gradients_are_idle_on_the_funnel():
-    """Of what a batch spends that waits for its longest path at each transition it spends a sixth: 0.165."""
+    """Of what a batch spends that waits for its longest path at each transition it spends a sixth."""
     target = mcmc.Funnel(10)
     first = target.sample(1024, seed=1)
     chains = run(target, NUTS(0.3, 8), chains=1024, x_init=first, steps=20, warmup=0, thin=1, launch=False)
@@ -57,7 +63,7 @@ def test_few_gradients_are_idle_on_the_funnel():
 
 @pytest.mark.parametrize("trees", ["native", "torch", "masked"])
 @pytest.mark.parametrize("adapt", [None, 0.8, "pooled"])
-def test_a_batch_that_shrinks_has_the_bits_of_one_that_stays_whole(trees, adapt, monkeypatch):
+def test_a_batch_that_shrinks_has_the_bits_of_one_that_stays_whole(trees, adapt, monkeypatch, any_size):
     """Every chain with further arguments of its own, whose rows go along."""
     if trees != "native":
         without_native_trees(monkeypatch)
@@ -76,9 +82,9 @@ def test_a_batch_that_shrinks_has_the_bits_of_one_that_stays_whole(trees, adapt,
         assert shrinks.tuning.gradients < whole.tuning.gradients
 
 
-@pytest.mark.parametrize("whole", [{"slots": 40}, {"rows": 8}], ids=str)
-def test_a_target_that_rounds_by_its_batch_goes_on_to_the_bit_where_batches_stay_whole(whole):
-    """A stand-in for products of matrices: off by a thousandth of the rows it is called for."""
+@pytest.mark.parametrize("whole", [{}, {"slots": 40}, {"rows": 8}], ids=str)
+def test_a_target_that_rounds_by_its_batch_goes_on_to_the_bit(whole, any_size):
+    """A stand-in for products of matrices: off by a thousandth of the rows it is called for. Its batches stay whole."""
     target = mcmc.Energy(lambda x: curved(x) * (1 + 1e-3 * len(x)), rows=whole.get("rows"))
     options = {**OPTIONS, "slots": whole.get("slots")}
     one, first = run(target, NUTS(0.3, 6), **options), run(target, NUTS(0.3, 6), **{**options, "steps": 2})
@@ -87,7 +93,33 @@ def test_a_target_that_rounds_by_its_batch_goes_on_to_the_bit_where_batches_stay
     assert torch.equal(torch.cat([first.draws, second.draws], 1), one.draws)
 
 
-def test_rows_in_float64_and_atoms_whose_centre_of_mass_is_held():
+def test_products_of_matrices_go_on_to_the_bit():
+    weights = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    target = mcmc.Energy(lambda x: torch.tanh(x @ weights).square().sum(1) + x.square().sum(1))
+    options = {**OPTIONS, "chains": 128, "shape": (50,)}
+    one, first = run(target, NUTS(0.2, 6), **options), run(target, NUTS(0.2, 6), **{**options, "steps": 2})
+    second = mcmc.run(target, NUTS(0.2, 6), resume=first, steps=3, progress=False)
+    assert torch.equal(torch.cat([first.draws, second.draws], 1), one.draws)
+
+
+def test_sizes_are_multiples_and_the_rows_beside_those_at_work_are_idle_ones():
+    calls = []
+
+    def bind(x, at):
+        calls.append(at.tolist())
+        return lambda x, wanted: (None, -x)
+
+    target = LiveRows(bind(torch.zeros(100, 1), torch.arange(100)), bind, torch.ones(100, dtype=torch.bool))
+    live = torch.arange(100) >= 90
+    target.narrow(live, 10)
+    assert target.count == 32 and int(target.where.sum()) == 32 and bool(target.where[live].all())
+    target(torch.zeros(100, 1), False)
+    assert int(target.evaluated.sum()) == 132 and len(calls[1]) == 32 and calls[1] == sorted(calls[1])
+    target(torch.zeros(100, 1), False)
+    assert int(target.evaluated.sum()) == 32
+
+
+def test_rows_in_float64_and_atoms_whose_centre_of_mass_is_held(any_size):
     def pair(x):
         return ((x[:, 0] - x[:, 1]).square().sum(1).sqrt() - 1).square() * 8
 
@@ -100,18 +132,17 @@ def test_rows_in_float64_and_atoms_whose_centre_of_mass_is_held():
         assert same(shrinks, whole) and shrinks.report["gradients"] < whole.report["gradients"]
 
 
-def test_gradients_are_counted_as_the_target_is_called():
+def test_gradients_are_counted_as_the_target_is_called(any_size):
     for slots in (None, 40):
         energy = Counted()
         chains = run(mcmc.Energy(energy), NUTS(0.3), slots=slots, **OPTIONS | {"adapt": None})
         assert sum(energy.sizes) == 40 + chains.report["gradients"]  # and once where the chains begin
-        assert energy.sizes == sorted(energy.sizes, reverse=True)
-        assert (
-            (len(set(energy.sizes)) > 3 and min(energy.sizes) >= LEAST) if slots is None else set(energy.sizes) == {40}
-        )
+        fewer = [size for size in energy.sizes if size < 40]
+        assert fewer == sorted(fewer, reverse=True)
+        assert len(set(fewer)) > 2 if slots is None else not fewer
 
 
-def test_the_windows_of_a_warm_up_shrink_and_begin_whole():
+def test_the_windows_of_a_warm_up_shrink_and_begin_whole(any_size):
     energy = Counted()
     chains = run(mcmc.Energy(energy), NUTS(), **OPTIONS | {"adapt": None, "warmup": 40})
     grown = sum(after > before for before, after in zip(energy.sizes, energy.sizes[1:], strict=False))
@@ -120,7 +151,7 @@ def test_the_windows_of_a_warm_up_shrink_and_begin_whole():
     assert chains.tuning.gradients + run_alone <= sum(energy.sizes) - 40
 
 
-def test_a_target_that_wants_all_rows_gets_them():
+def test_a_target_that_wants_all_rows_gets_them(any_size):
     """It refers to a tensor with a row for each chain that is no further argument."""
     energy = Counted(tilts())
     kept = run(mcmc.Energy(energy), NUTS(0.3), **OPTIONS)
@@ -129,7 +160,7 @@ def test_a_target_that_wants_all_rows_gets_them():
     assert kept.report["gradients"] == 40 * int(energy.sizes.count(40) - 1)
 
 
-def test_an_error_for_fewer_rows_is_raised_where_the_target_has_been_called_for_fewer():
+def test_an_error_for_fewer_rows_is_raised_where_the_target_has_been_called_for_fewer(any_size):
     def energy(x):
         calls.append(len(x))
         if len(x) < 40 and calls.count(len(x)) == 2:
@@ -142,7 +173,7 @@ def test_an_error_for_fewer_rows_is_raised_where_the_target_has_been_called_for_
 
 
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
-def test_a_model_is_checked_where_chains_start_and_not_again():
+def test_a_model_is_checked_where_chains_start_and_not_again(any_size):
     """Proposals far out, where the scale of a Normal underflows, would not pass its checks."""
 
     def log_prob(scale):
@@ -155,7 +186,7 @@ def test_a_model_is_checked_where_chains_start_and_not_again():
     assert seen.count(True) == 1 and seen[0] and chains.report["gradients"] % 40
 
 
-def test_rows_left_out_keep_what_they_had():
+def test_rows_left_out_keep_what_they_had(any_size):
     bound = []
 
     def bind(x, at):
@@ -168,9 +199,9 @@ def test_rows_left_out_keep_what_they_had():
     energy, score = target(x, True)
     assert energy.tolist() == [0, 0, 2, 3, 4, 5, 6, 7] and target.count == 6
     assert score[:, 0].tolist() == [0, 0, -2, -3, -4, -5, -6, -7]
-    for live, count in ((x[:, 0] > 2, 5), (x[:, 0] > 6, 1), (x[:, 0] > 7, 0)):
+    for live, count in ((x[:, 0] > 2, 5), (x[:, 0] > 7, 0)):
         target.narrow(live, count)
-    assert target.count == 6, "of 5 it is not worth it, and one or none is not called"
+    assert target.count == 6, "of 5 it is not worth it, and none is not called"
     target.narrow(x[:, 0] > 4, 3)
     energy, score = target(10 * x, True)
     assert energy.tolist() == [0, 0, 2, 3, 4, 50, 60, 70] and target.where.tolist() == 5 * [False] + 3 * [True]

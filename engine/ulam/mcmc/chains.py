@@ -55,9 +55,7 @@ class Chains:
     """The result of :func:`ulam.mcmc.run`.
 
     ``run(..., resume=chains)`` continues it to the bit as if it had not stopped: n steps and then m have the draws,
-    states and velocities of n + m, for every sampler, wherever thinning, batches or launches fall. (By NUTS, whose
-    batches shrink as chains end, a target that rounds by the size of its batch, such as one with a product of matrices,
-    takes equal ``slots`` for that, or ``rows=`` of :class:`ulam.Energy`.) States, velocities,
+    states and velocities of n + m, for every sampler, wherever thinning, batches or launches fall. States, velocities,
     adapted step sizes, the number of the next step, seed and chain ids come with it, so ``adapt``, ``x_init``,
     ``v_init`` and ``first_step`` are refused. The target is evaluated anew, so it may have changed. Rates and counts
     are those of the steps of the new run alone.

@@ -114,7 +114,7 @@ class TreeBatch(ChainBatch):
 
     def _count_leap(self) -> None:
         self.leaps += 1
-        self.evaluations += self.at.where
+        self.evaluations += self.at.evaluated
 
     def _look(self, live: torch.Tensor) -> int:
         """Tell the progress, and leave rows out that are done; how many are ``live`` ``[B]`` bool."""
