@@ -57,7 +57,8 @@ class LiveRows:
             self._of_some = self._bind(some, rows)
             found = self._of_some(some, wanted)
             self.evaluated += self.where
-            alike = all(_same(one, all_[rows]) for one, all_ in zip(found, whole, strict=True) if all_ is not None)
+            pairs = zip(found, whole, strict=True)
+            alike = all(_same(one, all_[rows]) for one, all_ in pairs if one is not None and all_ is not None)
         except FAILURES:
             alike = False
         if alike:
