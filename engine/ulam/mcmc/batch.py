@@ -273,8 +273,7 @@ class ChainBatch:
 
     def _by_launches(self, steps: int, kept: KeptDraws | None) -> None:
         thin = self.plan.thin
-        chunk = max(LAUNCH_ELEMENTS // max(self.state.x.numel() * self.sampler.leaps, 1), 1)
-        chunk, end = max(chunk // thin, 1) * thin, self.index + steps
+        chunk, end = max(self._most_steps // thin, 1) * thin, self.index + steps
         while self.index < end:
             count = min(chunk, end - self.index)
             if kept is None:
@@ -296,9 +295,8 @@ class ChainBatch:
     def _by_short_launches(self, steps: int, kept: KeptDraws | None) -> None:
         """Launches that end where replicas swap, or where a state is kept and looked at."""
         end, columns = self.index + steps, self._columns()
-        most = max(LAUNCH_ELEMENTS // max(self.state.x.numel() * self.sampler.leaps, 1), 1)
         while self.index < end:
-            counts = [end - self.index, most]
+            counts = [end - self.index, self._most_steps]
             if self.plan.tempering is not None:
                 counts.append(self.replicas.until_swap(self.index))
             if kept is not None:
@@ -310,6 +308,11 @@ class ChainBatch:
             self._swap_if_due()
             if keep and kept is not None:
                 self._keep(kept)
+
+    @property
+    def _most_steps(self) -> int:
+        """Steps of the longest launch."""
+        return max(LAUNCH_ELEMENTS // max(self.state.x.numel() * self.sampler.leaps, 1), 1)
 
     def _launch(self, steps: int, kept: KeptDraws | None, thin: int = 1, columns: Columns | None = None) -> None:
         plan, state, target = self.plan, self.state, self.plan.target

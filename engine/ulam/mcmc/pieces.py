@@ -18,21 +18,21 @@ class Pieces:
 
     def __init__(self, bind: Callable[[torch.Tensor], Evaluate], rows: torch.Tensor, size: int) -> None:
         self._size = size
-        self._parts = [bind(_filled(part, size)) for part in torch.split(rows, size)]
+        self._parts = [bind(filled(part, size)) for part in torch.split(rows, size)]
 
     def __call__(self, at: torch.Tensor, wanted: bool) -> Evaluated:
         energies, scores = [], torch.empty_like(at)
         for evaluate, part, room in zip(
             self._parts, torch.split(at, self._size), torch.split(scores, self._size), strict=True
         ):
-            energy, score = evaluate(_filled(part, self._size), wanted)
+            energy, score = evaluate(filled(part, self._size), wanted)
             room.copy_(score[: len(part)])
             if energy is not None:
                 energies.append(energy[: len(part)])
         return torch.cat(energies) if energies else None, scores
 
 
-def _filled(part: torch.Tensor, size: int) -> torch.Tensor:
+def filled(part: torch.Tensor, size: int) -> torch.Tensor:
     """``size`` rows: those of ``part``, the last of them repeated."""
     short = size - len(part)
     return part if not short else torch.cat([part, part[-1:].expand(short, *part.shape[1:])])

@@ -28,6 +28,7 @@ from .chains import Chains, Position
 from .densities import BuiltIn
 from .kept import KeptDraws
 from .observables import Functions
+from .pieces import filled
 from .plan import RunPlan, checked_plan, resumed
 from .targets import Target
 from .trees import TreeBatch, gradients_of
@@ -150,8 +151,7 @@ def _batches(chains: int, slots: int | None) -> list[tuple[torch.Tensor, int]]:
     rows = torch.arange(chains)
     if slots is None:
         return [(rows, chains)]
-    parts = [rows[begin : begin + slots] for begin in range(0, chains, slots)]
-    return [(torch.cat([part, part[-1:].expand(slots - len(part))]), len(part)) for part in parts]
+    return [(filled(part, slots), len(part)) for part in torch.split(rows, slots)]
 
 
 def _joined(
