@@ -82,8 +82,7 @@ class LiveRows:
         size = -(-count // MULTIPLE) * MULTIPLE
         if not self._refused and 0 < size <= SHARE * self.count:
             self._rows = torch.argsort(~live, stable=True)[:size].sort().values
-            self.where, self.count = torch.zeros_like(live), size
-            self.where[self._rows] = True
+            self.where, self.count = torch.zeros_like(live).index_fill_(0, self._rows, True), size
             self._of_some = None
 
     def widen(self) -> None:
