@@ -187,12 +187,13 @@ def test_thinning_and_warm_up_keep_the_course():
 
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_no_gradient_is_idle():
-    """On the funnel a batch that waited for its longest path at each transition would need six times the gradients."""
+    """On the funnel a batch that waited for its longest path at each transition would need many times the gradients."""
     chains = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False)
     spent, in_step = chains.report["gradients"], 64 * int(chains.leapfrogs.max(0).values.sum())
     assert int(chains.leapfrogs.sum()) == chains.report["leapfrogs"]
-    assert chains.report["leapfrogs"] < spent < 1.2 * chains.report["leapfrogs"]  # those that are done leave the batch
-    assert in_step > 5 * spent
+    least = chains.report["leapfrogs"]
+    assert least < spent < 2.5 * least  # chains that are done leave, in multiples of 32
+    assert in_step > 2.5 * spent
     whole = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False, slots=64)
     assert same(whole, chains) and whole.report["gradients"] == 64 * int(chains.leapfrogs.sum(1).max())
 
