@@ -28,7 +28,7 @@ def test_the_host_waits_once_in_some_leaps_and_the_bits_are_those_of_the_cpu(gpu
         ("nuts.py", 0),
         ("rows.py", 0),
         ("kept.py", 0),
-        ("live_rows.py", 2 * shrunk),  # whether energies and scores have the same bits
+        ("live_rows.py", shrunk),  # each time that rows leave
         ("trees.py", leaps // LOOK + 2),
     ):  # 2: the report
         assert len([wait for wait in gpu.waits if wait.where.startswith(where)]) <= most, gpu.waits

@@ -17,7 +17,7 @@ from chain_laws import COVARIANCE, MEAN, check_law, gaussian, within
 from chain_runs import curved, run, same
 from ulam import ebm, mcmc
 from ulam.cli.main import main
-from ulam.mcmc import NUTS
+from ulam.mcmc import NUTS, live_rows
 from ulam.mcmc.adaptation import DualAveraging, DualAveragingEach
 from ulam.mcmc.batch import ChainBatch
 from ulam.mcmc.trees import TreeBatch
@@ -186,14 +186,14 @@ def test_thinning_and_warm_up_keep_the_course():
 
 
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
-def test_no_gradient_is_idle():
-    """On the funnel a batch that waited for its longest path at each transition would need many times the gradients."""
+def test_no_gradient_is_idle(monkeypatch):
+    """On the funnel a batch that waited for its longest path at each transition would need six times the gradients."""
+    monkeypatch.setattr(live_rows, "MULTIPLE", 1)  # of the rows that are left; 32 of them: see test_live_rows.py
     chains = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False)
     spent, in_step = chains.report["gradients"], 64 * int(chains.leapfrogs.max(0).values.sum())
     assert int(chains.leapfrogs.sum()) == chains.report["leapfrogs"]
-    least = chains.report["leapfrogs"]
-    assert least < spent < 2.5 * least  # chains that are done leave, in multiples of 32
-    assert in_step > 2.5 * spent
+    assert chains.report["leapfrogs"] < spent < 1.2 * chains.report["leapfrogs"]  # those that are done leave the batch
+    assert in_step > 5 * spent
     whole = run(mcmc.Funnel(5), NUTS(0.3, 8), chains=64, steps=40, warmup=0, thin=1, launch=False, slots=64)
     assert same(whole, chains) and whole.report["gradients"] == 64 * int(chains.leapfrogs.sum(1).max())
 

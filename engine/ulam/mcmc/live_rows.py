@@ -57,8 +57,10 @@ class LiveRows:
             self._of_some = self._bind(some, rows)
             found = self._of_some(some, wanted)
             self.evaluated += self.where
-            pairs = zip(found, whole, strict=True)
-            alike = all(_same(one, all_[rows]) for one, all_ in pairs if one is not None and all_ is not None)
+            pairs = [
+                (one, every) for one, every in zip(found, whole, strict=True) if one is not None and every is not None
+            ]
+            alike = bool(torch.stack([_same(one, every[rows]) for one, every in pairs]).all())
         except FAILURES:
             alike = False
         if alike:
@@ -91,6 +93,6 @@ class LiveRows:
         self.where, self.count = self._all, len(self._all)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether all bits are the same, or both are NaN."""
-    return bool(((one == other) & (one.signbit() == other.signbit()) | one.isnan() & other.isnan()).all())
+def _same(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Whether all bits are the same, or both are NaN: ``[]`` bool."""
+    return ((one == other) & (one.signbit() == other.signbit()) | one.isnan() & other.isnan()).all()
