@@ -16,11 +16,18 @@ from ulam import Program, schedules
 Array = npt.NDArray[np.float64]
 
 
-def execute(program: Program, x: Array, output: Callable[[int, Array], Array], noise: Callable[[int], Array]) -> Array:
+def execute(
+    program: Program,
+    x: Array,
+    output: Callable[[int, Array], Array],
+    noise: Callable[[int], Array],
+    unguided: Callable[[int, Array], Array] | None = None,
+) -> Array:
     """The state after every row, [rows, *x.shape], by DESIGN's row formula term by term, in float64.
 
     output(row, c_in x) is what the network returns: like x, or with twice x's leading axis on learned rows. All of x is
-    one chain to the rows that need a quantile or norms; nothing is blended.
+    one chain to the rows that need a quantile or norms; nothing is blended. unguided: the output of the unguided branch,
+    by default `output`.
     """
     states, R = [], program.registers
     registers = [x, *(np.zeros_like(x) for _ in range(R - 1))]
@@ -30,6 +37,8 @@ def execute(program: Program, x: Array, output: Callable[[int, Array], Array], n
             m = output(row, program.c_in[row] * registers[0])
             if len(m) == 2 * len(x):
                 m, v = m[: len(x)], m[len(x) :]
+        if register := int(program.unguided[row]):
+            registers[register] = m if unguided is None else unguided(row, program.c_in[row] * registers[0])
         D, lo, hi = program.kx[row] * registers[0] + program.km[row] * m, program.lo[row], program.hi[row]
         z = noise(row)
         if program.threshold[row]:

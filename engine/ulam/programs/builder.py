@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..schedules import Array, Numbers, Schedule, check_schedule
 from .clip import Clip, DynamicThreshold
 from .predictions import check_predicts, combine, eps_coefficients, x0_coefficients
-from .program import COLUMNS, FLAGS, Flags, Program, term_names
+from .program import COLUMNS, FLAGS, SELDOM, Flags, Program, term_names
 
 S = TypeVar("S")
 
@@ -25,6 +25,10 @@ class ProgramBuilder:
     `D` is the x_0 estimate, `eps` the noise estimate of the same output. Without a clip and with
     no D kept in another register, D is folded into x and m in float64 (no cancellation at high noise, and
     the kernel computes no D); eps is always folded, and does not change when D is clipped.
+
+    `unguided` adds the terms `D_u` and `eps_u`, the same estimates of the unguided branch's output, which are never
+    clipped, for rows such as CFG++'s [Chung 2024]; it takes a register of its own, behind the others. Without guidance
+    they are those of the output itself.
     """
 
     def __init__(
@@ -34,10 +38,12 @@ class ProgramBuilder:
         *,
         registers: int = 1,
         clip: Clip = None,
+        unguided: bool = False,
     ) -> None:
         check_schedule(schedule)
         check_predicts(predicts, schedule)
-        self.schedule, self.predicts, self.registers, self.clip = schedule, predicts, registers, clip
+        self.schedule, self.predicts, self.clip, self.unguided = schedule, predicts, clip, unguided
+        self.registers = registers + unguided
         self._blocks: list[dict[str, npt.NDArray[Any]]] = []
 
     def rows(
@@ -48,6 +54,7 @@ class ProgramBuilder:
         log_scale: tuple[Array | float, Array | float] | None = None,
         normalise: bool = False,
         known: tuple[Array | float, Array | float] | None = None,
+        second: Array | float = np.nan,
         **updates: Mapping[str, Array | float],
     ) -> None:
         """Append rows that evaluate the network at `t`.
@@ -55,6 +62,7 @@ class ProgramBuilder:
         levels: (alpha, sigma) at `t`, default `schedule.levels(t)`. log_scale: (f, g) makes z exp(f v + g) z.
         normalise: D is the score -eps / sigma, and D and z are scaled by their norms (`ulam.programs.program`).
         known: (a, b) of the known image and of noise, blended in through a mask after the update.
+        second: another time that the network is told beside `t`, for flow maps.
         Raises ValueError where the prediction leaves D or eps undefined, or for an unknown register or term.
         """
         t = np.atleast_1d(np.asarray(t, dtype=np.float64))
@@ -63,13 +71,19 @@ class ProgramBuilder:
         kx, km, c_in = x0_coefficients(*about)
         if normalise:
             kx, km = (-k / sigma for k in eps_coefficients(*about))
+        unguided = self.registers - 1 if self.unguided else 0
         keeps_D = normalise or self.clip is not None or any("D" in u for name, u in updates.items() if name != "x")
-        block = self._block(len(t), updates, drop={"eps"} if keeps_D else {"D", "eps"})
+        folded = {"eps"} if keeps_D else {"D", "eps"}
+        block = self._block(len(t), updates, drop=folded | ({"D_u", "eps_u"} if self.unguided else set()))
         for name, terms in updates.items():
             on_x, on_m = combine(*about, D=None if keeps_D else terms.get("D"), eps=terms.get("eps"))
             j = self._index(name)
             block["A"][:, j, 0] += on_x
             block["A"][:, j, self.registers + 1] += on_m
+            if self.unguided:
+                on_x, on_u = combine(*about, D=terms.get("D_u"), eps=terms.get("eps_u"))
+                block["A"][:, j, 0] += on_x
+                block["A"][:, j, unguided] += on_u
         threshold = np.zeros(len(t), dtype=np.bool_)
         lo: Array | float = -np.inf
         hi: Array | float = np.inf
@@ -95,6 +109,9 @@ class ProgramBuilder:
             "learned": log_scale is not None,
             "threshold": threshold,
             "normalise": normalise,
+            "second": second,
+            "unguided": np.where((block["A"][:, :, unguided] != 0).any(axis=1), unguided, 0),
+            "guidance": 1.0,
         }
         self._blocks.append(block | {name: _full(t, value) for name, value in values.items()})
 
@@ -109,6 +126,7 @@ class ProgramBuilder:
         values: dict[str, float | bool] = {
             **dict.fromkeys(COLUMNS, 0.0),
             **dict.fromkeys(FLAGS, False),
+            **SELDOM,
             "c_in": 1.0,
             "time": np.nan,
             "lo": -np.inf,
@@ -138,7 +156,7 @@ class ProgramBuilder:
         self, n: int, updates: Mapping[str, Mapping[str, Array | float]], drop: set[str]
     ) -> dict[str, npt.NDArray[Any]]:
         """A and writes of `n` rows, without the terms in `drop`."""
-        names = [*term_names(self.registers), *(["eps"] if drop else [])]
+        names = [*term_names(self.registers), *sorted(drop - {"D"})]
         A = np.zeros((n, self.registers, self.registers + 3))
         writes = np.zeros((n, self.registers), dtype=np.bool_)
         for name, terms in updates.items():
@@ -151,8 +169,9 @@ class ProgramBuilder:
         return {"A": A, "writes": writes}
 
     def _index(self, name: str) -> int:
-        if name not in term_names(self.registers)[: self.registers]:
-            expected = ", ".join(term_names(self.registers)[: self.registers])
+        own = term_names(self.registers)[: self.registers - self.unguided]  # all but the one that the output comes in
+        if name not in own:
+            expected = ", ".join(own)
             raise ValueError(f"updates: got unknown register {name!r}, expected one of {expected}")
         return term_names(self.registers).index(name)
 

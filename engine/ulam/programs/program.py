@@ -2,6 +2,7 @@
 
 Row i, on registers r0 (the state x), r1, ...; model output m; noise z:
 
+    r_u  = the output of the unguided branch                where unguided = u > 0; m's own without guidance
     D    = clip(kx r0 + km m, lo, hi)
     D    = clip(kx r0 + km m, -s, s) / s                    threshold rows; s = the lo-quantile of |D|, in [1, hi]
     D, z = g D, sqrt(g) z                                   normalise rows; g = (|z| / |D|)^2, D not clipped
@@ -15,7 +16,6 @@ s and |.| are over the elements of one chain.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -28,11 +28,13 @@ from ulam_kernels.table import MAX_REGISTERS, Table
 
 from ..files import parse_json
 from ..schedules import Array
+from .values import flags, numbers, plain
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 FORMAT = "ulam-program-2"
 COLUMNS = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_in", "time", "known_a", "known_b")
 FLAGS = ("learned", "threshold", "normalise", "evaluates")
+SELDOM = {"second": np.nan, "unguided": 0.0, "guidance": 1.0}  # columns that few programs have, and their defaults
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -42,6 +44,9 @@ class Program:
     kx, km, lo, hi, lv_m, lv_b, c_in, time, known_a, known_b: [n]; A: [n, R, R + 3]; writes: [n, R] bool; learned,
     threshold, normalise, evaluates: [n] bool. Rows with known_a = known_b = 0 do not blend. `c_in[i]` scales the
     network's input at row i itself. `time[i]` is the network's t, nan where the row does not evaluate it.
+    second, unguided, guidance: [n], by default in no row. second[i] is the other time that a flow map is told, nan
+    where none. unguided[i] is the register that takes the unguided output before the update, 0 for none. guidance[i]
+    is a factor on the chain's guidance weight.
     The first state is `init_scale` times standard normal noise. `order` is the global order of accuracy;
     `predicts`, `sampler` and `schedule` say what the program was compiled from.
 
@@ -71,10 +76,16 @@ class Program:
     predicts: str
     sampler: str
     schedule: str
+    second: Array = None  # type: ignore[assignment]  # replaced by the default's column
+    unguided: Array = None  # type: ignore[assignment]
+    guidance: Array = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not 1 <= self.registers <= MAX_REGISTERS:
             raise ValueError(f"registers: got {self.registers!r}, expected 1 to {MAX_REGISTERS}")
+        for name, default in SELDOM.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.full(len(self.kx), default))
         for name, shape in self._shapes().items():
             is_flag = name in ("writes", *FLAGS)
             array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.bool_ if is_flag else np.float64)
@@ -93,17 +104,21 @@ class Program:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, registers = len(self.kx), self.registers
         return {
-            **dict.fromkeys((*COLUMNS, *FLAGS), (n,)),
+            **dict.fromkeys((*COLUMNS, *SELDOM, *FLAGS), (n,)),
             "writes": (n, registers),
             "A": (n, registers, registers + 3),
         }
 
     def _check_values(self) -> None:
-        for name in COLUMNS:
+        for name in (*COLUMNS, *SELDOM):
             values = getattr(self, name)
             bad = np.isnan(values) if name in ("lo", "hi") else ~np.isfinite(values)
             if name == "time":
                 bad = self.evaluates != np.isfinite(values)
+            if name == "second":
+                bad = np.isinf(values) | (np.isfinite(values) & ~self.evaluates)
+            if name == "unguided":
+                bad = ~np.isin(values, np.arange(self.registers)) | ((values > 0) & ~self.evaluates)
             if bad.any():
                 row = int(np.argmax(bad))
                 raise ValueError(f"{name}: got {values[row]!s} at row {row}, expected {_rule(name)}")
@@ -152,6 +167,16 @@ class Program:
         return bool((self.threshold | self.normalise).any())
 
     @cached_property
+    def reads_unguided(self) -> bool:
+        """Whether any row reads the output of the unguided branch by itself."""
+        return bool(self.unguided.any())
+
+    @cached_property
+    def tells_second(self) -> bool:
+        """Whether the network is told a second time."""
+        return bool(np.isfinite(self.second).any())
+
+    @cached_property
     def scales_input(self) -> bool:
         """Whether the network reads anything but the state itself."""
         return bool((self.c_in != 1).any())
@@ -190,13 +215,14 @@ class Program:
         written[0] = True
         for row in range(begin, end if begin else begin):
             reads = (self.A[row, :, : self.registers] != 0)[self.writes[row]].any(axis=0)
+            written[int(self.unguided[row])] = True
             if (missing := np.flatnonzero(reads & ~written)).size:
                 raise ValueError(
                     f"rows: got a beginning at row {begin}, but row {row} reads r{missing[0]} from before it: only the "
                     "state goes on, expected a beginning at 0 or a sampler without history"
                 )
             written |= self.writes[row]
-        per_row = (*COLUMNS, *FLAGS, "A", "writes")
+        per_row = (*COLUMNS, *SELDOM, *FLAGS, "A", "writes")
         return replace(self, **{name: getattr(self, name)[begin:end] for name in per_row})
 
     def rescaled(self, scale: Array) -> Program:
@@ -254,6 +280,8 @@ class Program:
 
     def _updates(self, row: int) -> list[str]:
         names, R = term_names(self.registers), self.registers
+        if self.unguided[row]:
+            names[int(self.unguided[row])] = "u"
         updates = []
         if (self.A[row, :, R] != 0).any():
             D = _terms((self.kx[row], self.km[row]), ("x", "m"))
@@ -280,7 +308,12 @@ class Program:
 
     def to_json(self) -> str:
         """The program as JSON; `from_json` gives back an equal program, bit for bit."""
-        data = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        usual = {
+            name
+            for name, default in SELDOM.items()
+            if np.array_equal(getattr(self, name), np.full(len(self), default), True)
+        }
+        data = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in usual}
         return json.dumps({"format": FORMAT, **data}, allow_nan=False)
 
     @classmethod
@@ -290,16 +323,21 @@ class Program:
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ValueError(f"text: got no program, expected the JSON of one (format {FORMAT!r})")
         expected = {f.name for f in fields(cls)}
-        if data.keys() != expected:
-            differing = ", ".join(f"{name!r:.60}" for name in sorted(data.keys() ^ expected)[:9])
+        if data.keys() | SELDOM.keys() != expected:
+            differing = ", ".join(f"{name!r:.60}" for name in sorted((data.keys() | SELDOM.keys()) ^ expected)[:9])
             raise ValueError(f"text: got a program with other fields ({differing}), expected those of {FORMAT}")
         for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
             if type(data[name]) is not kind:
                 raise ValueError(f"text: got {name} = {data[name]!r:.60}, expected {kind.__name__}")
-        for name in (*COLUMNS, "A", "init_scale"):  # "inf" and "nan" are strings, JSON has no such numbers
-            data[name] = _numbers(name, data[name])
+        for name in (
+            *COLUMNS,
+            *(SELDOM.keys() & data.keys()),
+            "A",
+            "init_scale",
+        ):  # "inf" and "nan" are strings, JSON has no such numbers
+            data[name] = numbers(name, data[name])
         for name in ("writes", *FLAGS):
-            data[name] = _flags(name, data[name])
+            data[name] = flags(name, data[name])
         try:
             return cls(**{**data, "init_scale": float(data["init_scale"])})
         except (ValueError, TypeError) as error:
@@ -339,45 +377,11 @@ def _terms(coefficients: npt.ArrayLike, names: list[str] | tuple[str, ...]) -> s
 
 
 def _rule(name: str) -> str:
-    return {"lo": "a number", "hi": "a number", "time": "finite just where the row evaluates"}.get(name, "finite")
-
-
-def _numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
-    """Numbers, nested in lists or alone. Raises ValueError for anything else."""
-    for value in _leaves(values):
-        if type(value) not in (int, float) and value not in ("inf", "-inf", "nan"):
-            raise ValueError(f"text: got {value!r:.60} in {name}, expected numbers")
-    return _array(name, values, np.float64)
-
-
-def _flags(name: str, values: Any) -> npt.NDArray[np.bool_]:
-    for value in _leaves(values):
-        if type(value) is not bool:
-            raise ValueError(f"text: got {value!r:.60} in {name}, expected true and false")
-    return _array(name, values, np.bool_)
-
-
-def _array(name: str, values: Any, dtype: Any) -> npt.NDArray[Any]:
-    try:
-        return np.array(values, dtype=dtype)
-    except ValueError:
-        raise ValueError(f"text: got lists of different lengths in {name}, expected a regular array") from None
-
-
-def _leaves(values: Any) -> Iterator[Any]:
-    if isinstance(values, list):
-        for value in values:
-            yield from _leaves(value)
-    else:
-        yield values
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; floats as shortest exact decimals, those that are not finite as strings."""
-    if isinstance(value, np.ndarray):
-        return [_plain(element) for element in value.tolist()]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, list):
-        return [_plain(element) for element in value]
-    return value if not isinstance(value, float) or np.isfinite(value) else str(value)
+    rules = {
+        "lo": "a number",
+        "hi": "a number",
+        "time": "finite just where the row evaluates",
+        "second": "nan, or finite where the row evaluates",
+        "unguided": "0, or the number of a register beside x where the row evaluates",
+    }
+    return rules.get(name, "finite")
