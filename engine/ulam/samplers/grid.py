@@ -124,6 +124,7 @@ class GridSampler:
     section: ClassVar[str] = "Others"
     use: ClassVar[str] = ""
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    elsewhere: ClassVar[tuple[str, ...]] = ()  # its names in ComfyUI, k-diffusion and diffusers
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = GridSampler.__repr__  # type: ignore[method-assign]  # a dataclass would bring its own
