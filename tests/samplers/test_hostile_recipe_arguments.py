@@ -56,6 +56,7 @@ def needed(name: str) -> Given:
     return {
         "AnnealedLangevin": {"levels": 2, "steps_per_level": 2},
         "RePaint": {"jump_length": 2, "jump_n_sample": 2},
+        "Restart": {"restarts": ((2, 1, 0.02, 0.2),)},
         "ve": {"sigma_min": 0.1, "sigma_max": 10.0},
         "from_betas": {"betas": torch.tensor([0.1, 0.2, 0.3])},
         "from_alphas_cumprod": {"alphas_cumprod": torch.tensor([0.9, 0.5, 0.1])},

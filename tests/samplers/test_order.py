@@ -46,8 +46,16 @@ SOLVERS: dict[str, list[dict[str, Any]]] = {
     "DEIS": [{"order": order, **FULL} for order in (2, 3)],
     "DPMSolver": DPM,
     "DPMSolverPP": DPM,
-    "LMS": [{"order": order} for order in (2, 3, 4)],
+    "DPMSolverPP2SAncestral": [{"eta": 0.0}, {"eta": 0.0, "rectified": True}, {"eta": 0.0, "cfg_pp": True}],
+    "ExponentialHeun": [{}, {"weights": "phi_1"}],
+    "GradientEstimation": [{}, {"gamma": 1.5}, {"gamma": 1.5, "cfg_pp": True}],
+    "LMS": [
+        *({"order": order} for order in (2, 3, 4)),
+        *({"order": order, "polynomial": polynomial} for order in (2, 4) for polynomial in ("index", "vp-time")),
+    ],
     "PNDM": [{}, {"skip_prk": True}, {"mixes": "output"}],
+    "RESMultistep": [{}, {"cfg_pp": True}],
+    "Restart": [{"restarts": ()}],
     "UniPC": [
         {"order": 1, "variant": "bh1", **FULL},
         {"order": 2, **FULL},

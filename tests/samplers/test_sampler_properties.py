@@ -46,11 +46,15 @@ def options(**choices: tuple[Any, ...]) -> st.SearchStrategy[dict[str, Any]]:
 
 DPM = options(order=(1, 2, 3), kind=("multistep", "singlestep"), variant=("midpoint", "heun", "dpmsolver"))
 DETERMINISTIC: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-    "DDIM": st.just({}),
-    "Euler": st.just({}),
+    "DDIM": options(cfg_pp=(True, False)),
+    "Euler": options(cfg_pp=(True, False)),
     "Heun": st.just({}),
     "DPM2": st.just({}),
-    "LMS": options(order=(1, 2, 3, 4)),
+    "LMS": options(order=(1, 2, 3, 4), polynomial=("sigma", "index")),
+    "HeunPP": st.just({}),
+    "GradientEstimation": options(gamma=(1.0, 1.5, 2.0), cfg_pp=(True, False)),
+    "RESMultistep": options(cfg_pp=(True, False)),
+    "ExponentialHeun": options(weights=("phi_1", "phi_2")),
     "DEIS": options(order=(1, 2, 3)),
     "PNDM": options(skip_prk=(True, False), mixes=("eps", "output")),
     "UniPC": options(order=(1, 2, 3, 4), variant=("bh1", "bh2"), predict_x0=(True, False)),
@@ -64,7 +68,12 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "EulerAncestral": options(eta=(0.5, 1.0)),
     "Euler": options(churn=(0.0, 2.0), s_tmax=(5.0,)),
     "Heun": options(churn=(0.0, 2.0), s_tmax=(5.0,)),
-    "DPM2": st.just({"eta": 1.0}),
+    "DPM2": options(eta=(1.0,), rectified=(True, False)),
+    "DPMSolverPP2SAncestral": options(eta=(0.5, 1.0), rectified=(True, False), cfg_pp=(True, False)),
+    "RESMultistep": options(eta=(0.5, 1.0)),
+    "ExponentialHeun": options(eta=(0.5, 1.0)),
+    "Restart": st.just({}),
+    "DPMFast": st.just({}),
     "DPMSolverPP": options(sde=(True,), order=(1, 2, 3)),
     "DPMSolver": options(sde=(True,), order=(1, 2, 3)),
     "PredictorCorrector": options(

@@ -26,22 +26,28 @@ class DDIM(GridSampler):
 
     clip: (lo, hi) for D. The step then follows the network's own eps (as diffusers does), or, with
     `rederive_eps=True`, eps = (x_t - alpha_t D) / sigma_t of the clipped D (as guided-diffusion does).
+    cfg_pp: eps_u of the unguided output in the place of eps, D being the guided one's [CFG++, Chung 2024];
+    guidance weights lie in [0, 1] then, or a little above.
     steps, spacing, timesteps, sigmas, final: see `GridSampler`. Order 1. Raises ValueError naming the argument.
     """
 
     eta: float = 0.0
     clip: Clip = None
     rederive_eps: bool = False
+    cfg_pp: bool = False
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
     section: ClassVar[str] = "Ancestral and marginal-preserving steps"
     use: ClassVar[str] = "the plain choice at 20 to 100 steps; eta = 0 maps noise to data smoothly, eta = 1 is DDPM."
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"eta": 1.0},)
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"eta": 1.0}, {"cfg_pp": True})
+    elsewhere: ClassVar[tuple[str, ...]] = ("ddim", "DDIMScheduler")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("rederive_eps", self.rederive_eps)
+        if check_flag("cfg_pp", self.cfg_pp) and self.rederive_eps:
+            raise ValueError("rederive_eps, cfg_pp: got both, expected at most one of them: each says which eps it is")
         self._set(clip=check_clip(self.clip), eta=check_number("eta", self.eta, 0))
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
@@ -55,7 +61,7 @@ class DDIM(GridSampler):
         if self.clip is not None and self.rederive_eps:
             step = {"x": along / sigma_t, "D": alpha_s - along * alpha_t / sigma_t, "z": std}
         else:
-            step = {"D": alpha_s, "eps": along, "z": std}
-        builder = ProgramBuilder(schedule, predicts, clip=self.clip)
+            step = {"D": alpha_s, "eps_u" if self.cfg_pp else "eps": along, "z": std}
+        builder = ProgramBuilder(schedule, predicts, clip=self.clip, unguided=self.cfg_pp)
         builder.rows(grid.times, levels=(alpha_t, sigma_t), x=step)
         return builder.program(sampler=repr(self))

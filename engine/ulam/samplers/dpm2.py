@@ -10,7 +10,7 @@ import numpy as np
 from ..programs.builder import ProgramBuilder
 from ..programs.program import Program
 from ..schedules import Array, Schedule, VariancePreserving
-from .arguments import check_number
+from .arguments import check_flag, check_number
 from .euler import Coordinates, Terms, ancestral, at_ratio
 from .grid import Grid, GridSampler
 
@@ -24,10 +24,11 @@ class DPM2(GridSampler):
         w' = w + (m - u_t) d(w, u_t),    w_s = w + (u_s - u_t) d(w', m),    m = sqrt(u_t u_s)
 
     [k-diffusion, sample_dpm_2; DPM-Solver-2 has the same middle, Lu 2022a, algorithm 1]. eta > 0 steps down to a lower
-    level than u_s and adds noise back, as `EulerAncestral` does, scaled by s_noise (sample_dpm_2_ancestral, where
-    eta = 1). A step whose deterministic part ends at sigma = 0 is Euler's. As in diffusers, sigmas="karras" tells VP
-    networks whole times but for the middles. A network with time="index" is evaluated at m on the nearest training step
-    below t instead, with the weights that have order 2 there, m - u_t being r (u_s - u_t):
+    level than u_s and adds noise back, as `EulerAncestral` does, scaled by s_noise (sample_dpm_2_ancestral, where eta =
+    1; with rectified=True as ComfyUI has it on flow schedules, see `EulerAncestral`). A step whose deterministic part
+    ends at sigma = 0 is Euler's. As in diffusers, sigmas="karras" tells VP networks whole times but for the middles. A
+    network with time="index" is evaluated at m on the nearest training step below t instead, with the weights that have
+    order 2 there, m - u_t being r (u_s - u_t):
 
         w_s = w + (u_s - u_t) ((1 - 1 / (2 r)) d(w, u_t) + d(w', m) / (2 r))
 
@@ -38,6 +39,7 @@ class DPM2(GridSampler):
 
     eta: float = 0.0
     s_noise: float = 1.0
+    rectified: bool = False
 
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = (
@@ -45,9 +47,16 @@ class DPM2(GridSampler):
         "being counted in evaluations."
     )
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"eta": 1.0},)
+    elsewhere: ClassVar[tuple[str, ...]] = (
+        "dpm_2",
+        "dpm_2_ancestral",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flag("rectified", self.rectified)
         self._set(eta=check_number("eta", self.eta, 0), s_noise=check_number("s_noise", self.s_noise, 0))
 
     def _at(self, schedule: Schedule, values: Array) -> Grid:
@@ -64,7 +73,7 @@ class DPM2(GridSampler):
     def _rows(self, grid: Grid, schedule: Schedule, predicts: str, whole: bool) -> Program:
         """whole: whether the middles are at whole training indices, as `grid` is."""
         line = Coordinates.of(grid, schedule, predicts)
-        down, up = ancestral(grid, self.eta)
+        down, up = ancestral(grid, self.eta, self.rectified)
         noise = self.s_noise * grid.sigmas[1:] * up
         builder = ProgramBuilder(schedule, predicts, registers=2)
         for i, time in enumerate(grid.times):

@@ -16,7 +16,7 @@ from ..programs.clip import Clip
 from ..programs.predictions import combine, told_steps
 from ..programs.program import Program
 from ..schedules import Array, FlowMatching, Schedule
-from .arguments import check_clip, check_number
+from .arguments import check_clip, check_flag, check_number
 from .grid import Grid, GridSampler
 from .noise_levels import levels_at, network_times
 
@@ -65,19 +65,34 @@ class Coordinates:
         on_x, on_m = combine(*about, D=D - self.k * d, eps=d)
         return {"x": on_x, "m": on_m}
 
+    def unguided(self, *, D: Array | float = 0.0, d: Array | float = 0.0) -> Terms:
+        """As `terms`, of the unguided output [CFG++, Chung 2024]; `terms` itself being of the guided one."""
+        return {"D_u": D - self.k * d, "eps_u": d}
 
-def at_ratio(schedule: Schedule, ratio: Array | float) -> tuple[Array, NoiseLevel]:
+
+def at_ratio(schedule: Schedule, ratio: Array | float) -> tuple[Array, tuple[Array, Array]]:
     """(times, (alphas, sigmas)) where sigma / alpha is `ratio`, finite, shaped like it."""
     ratio = np.asarray(ratio)
     alphas, sigmas = levels_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowMatching) else ratio)
     return network_times(schedule, alphas, sigmas), (alphas, sigmas)
 
 
-def ancestral(grid: Grid, eta: float) -> tuple[Array, Array]:
+def ancestral(grid: Grid, eta: float, rectified: bool = False) -> tuple[Array, Array]:
     """(down, up) [n], fractions of the next level: down^2 + up^2 = 1 and up = min(eta sqrt(1 - q^2), 1).
 
-    q = (sigma / alpha at the next level) / (sigma / alpha at this one) [k-diffusion, get_ancestral_step].
+    q = (sigma / alpha at the next level) / (sigma / alpha at this one) [k-diffusion, get_ancestral_step]. rectified:
+    down as in ComfyUI's samplers for rectified flow, linear in s = sigma / (alpha + sigma), which is t there: to s_down
+    = s_next (1 - eta + eta s_next / s), so that down is s_down / (1 - s_down) over the next s / (1 - s).
     """
+    if rectified:
+        s = grid.sigmas / (grid.alphas + grid.sigmas)
+        factor = 1 - eta + eta * s[1:] / s[:-1]  # s_down / s_next
+        if (factor < 0).any():
+            raise ValueError(
+                f"eta: got {eta:g} with rectified=True, expected at most {1 / (1 - (s[1:] / s[:-1]).min()):g}"
+            )
+        down = factor * (1 - s[1:]) / (1 - s[1:] * factor)
+        return down, np.sqrt((1 - down) * (1 + down))
     q = grid.ratios[1:] / grid.ratios[:-1]
     # 1 - up^2 without cancellation for eta = 1
     down = np.sqrt(np.maximum(1 - eta**2 + (eta * q) ** 2, 0.0))
@@ -160,9 +175,11 @@ class ChurnSampler(GridSampler, ABC):
         gain[gamma == 0] = 1.0
         return Raised(times, alphas, sigmas, np.append(gain, 1.0), np.append(std, 0.0))
 
-    def builder(self, grid: Grid, schedule: Schedule, predicts: str, raised: Raised, registers: int) -> ProgramBuilder:
+    def builder(
+        self, schedule: Schedule, predicts: str, raised: Raised, registers: int, unguided: bool = False
+    ) -> ProgramBuilder:
         """A builder that holds the first raise, if there is one."""
-        builder = ProgramBuilder(schedule, predicts, registers=registers, clip=self.clip)
+        builder = ProgramBuilder(schedule, predicts, registers=registers, clip=self.clip, unguided=unguided)
         if (raised.gain[0], raised.std[0]) != (1, 0):
             builder.moves(x={"x": raised.gain[0], "z": raised.std[0]})
         return builder
@@ -177,20 +194,38 @@ class Euler(ChurnSampler):
     from a raised level [Karras 2022, algorithm 2 without lines 9-11]: the network sees the raised state, and is told
     its level.
 
+    cfg_pp: x_s = alpha_s D + sigma_s eps_u, with D of the guided output and eps_u of the unguided one [CFG++, Chung
+    2024; ComfyUI, sample_euler_cfg_pp]; guidance weights lie in [0, 1] then, or a little above. One register.
+
     Order 1; one evaluation a step; no register beyond x. churn, s_tmin, s_tmax, s_noise, clip: see `ChurnSampler`;
     steps, spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
 
+    cfg_pp: bool = False
+
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "checkpoints tuned with it (flow matching, distilled ones); with churn, EDM networks."
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0},)
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0}, {"cfg_pp": True})
+    elsewhere: ClassVar[tuple[str, ...]] = (
+        "euler",
+        "euler_cfg_pp",
+        "EulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("cfg_pp", self.cfg_pp)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         hat = self.raised(grid, schedule)
         level, gain = (hat.alphas, hat.sigmas), hat.gain[1:]
         line = Coordinates(predicts, schedule, 0, self.clip is not None)
         step = line.terms(level, D=gain * grid.alphas[1:], d=gain * grid.sigmas[1:])
-        builder = self.builder(grid, schedule, predicts, hat, registers=1)
+        if self.cfg_pp:
+            step = {"D": gain * grid.alphas[1:], "eps_u": gain * grid.sigmas[1:]}
+        builder = self.builder(schedule, predicts, hat, registers=1, unguided=self.cfg_pp)
         builder.rows(hat.times, levels=level, x={**step, "z": hat.std[1:]})
         return builder.program(repr(self), init_scale=schedule.init_scale(float(grid.times[0])))
 
@@ -206,27 +241,42 @@ class EulerAncestral(GridSampler):
     This is DDIM's step of the same eta [Song 2021a, eq. 12 and 16]; eta = 0 is `Euler`. s_noise other than 1 changes
     the marginals.
 
+    rectified: the lower level of ComfyUI's samplers for rectified flow, see `ancestral`: with s = sigma / (alpha +
+    sigma), s_down = s_s (1 - eta + eta s_s / s_t), and down = s_down / (1 - s_down) (1 - s_s) / s_s in the row above.
+    cfg_pp: eps_u of the unguided output in the place of eps [CFG++, Chung 2024].
+
     Order 1 (weak); one evaluation a step; no register beyond x. steps, spacing, timesteps, sigmas, final: see
     `GridSampler`. Raises ValueError naming the argument.
     """
 
     eta: float = 1.0
     s_noise: float = 1.0
+    rectified: bool = False
+    cfg_pp: bool = False
 
     section: ClassVar[str] = "Stochastic"
     use: ClassVar[str] = "recipes that name it, 20 to 40 steps."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"rectified": True}, {"cfg_pp": True})
+    elsewhere: ClassVar[tuple[str, ...]] = (
+        "euler_ancestral",
+        "euler_ancestral_cfg_pp",
+        "EulerAncestralDiscreteScheduler",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flag("rectified", self.rectified)
+        check_flag("cfg_pp", self.cfg_pp)
         self._set(eta=check_number("eta", self.eta, 0), s_noise=check_number("s_noise", self.s_noise, 0))
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        down, up = ancestral(grid, self.eta)
+        down, up = ancestral(grid, self.eta, self.rectified)
         sigma_s = grid.sigmas[1:]
-        builder = ProgramBuilder(schedule, predicts)
+        builder = ProgramBuilder(schedule, predicts, unguided=self.cfg_pp)
+        noise = "eps_u" if self.cfg_pp else "eps"
         builder.rows(
             grid.times,
             levels=(grid.alphas[:-1], grid.sigmas[:-1]),
-            x={"D": grid.alphas[1:], "eps": sigma_s * down, "z": self.s_noise * sigma_s * up},
+            x={"D": grid.alphas[1:], noise: sigma_s * down, "z": self.s_noise * sigma_s * up},
         )
         return builder.program(sampler=repr(self))

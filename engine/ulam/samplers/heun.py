@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..programs.program import Program
-from ..schedules import Schedule
+from ..schedules import Array, Schedule
 from .euler import ChurnSampler, Coordinates
 from .grid import ROUNDING, Grid, not_an_index
 from .noise_levels import network_times
@@ -33,23 +33,17 @@ class Heun(ChurnSampler):
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "EDM networks at 15 to 40 steps; a reference solution with many."
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"churn": 10.0},)
+    elsewhere: ClassVar[tuple[str, ...]] = ("heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
     def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        if grid.sigmas[-1] > 0:
-            end = float(network_times(schedule, grid.alphas[-1], grid.sigmas[-1]))
-            if abs(end - round(end)) > ROUNDING:
-                raise ValueError(
-                    not_an_index(predicts, "final", end, "'zero', 'sigma_min' or the level of a training step")
-                )
+        check_told_end(grid, schedule, predicts)
         return super().on_indices(grid, schedule, predicts)
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         line = Coordinates.of(grid, schedule, predicts, self.clip)
         hat = self.raised(grid, schedule)
-        times = np.append(
-            grid.times, network_times(schedule, grid.alphas[-1:], grid.sigmas[-1:]) if grid.sigmas[-1] else 0.0
-        )
-        builder = self.builder(grid, schedule, predicts, hat, registers=2)
+        times = told_times(grid, schedule)
+        builder = self.builder(schedule, predicts, hat, registers=2)
         for i in range(len(grid)):
             level, after = (hat.alphas[i], hat.sigmas[i]), (grid.alphas[i + 1], grid.sigmas[i + 1])
             scale, u, u_after = line.scale(after), line.u(level), line.u(after)
@@ -63,3 +57,16 @@ class Heun(ChurnSampler):
             rest = line.terms(after, d=gain * scale * (u_after - u) / 2)
             builder.rows(times[i + 1], levels=after, x={**rest, "r1": gain, "z": hat.std[i + 1]})
         return builder.program(repr(self), order=2, init_scale=schedule.init_scale(float(grid.times[0])))
+
+
+def told_times(grid: Grid, schedule: Schedule) -> Array:
+    """The times of the grid's levels [n + 1], for samplers that evaluate the last of them too; 0 at the data."""
+    end = network_times(schedule, grid.alphas[-1:], grid.sigmas[-1:]) if grid.sigmas[-1] else 0.0
+    return np.append(grid.times, end)
+
+
+def check_told_end(grid: Grid, schedule: Schedule, predicts: str) -> None:
+    """Raises ValueError where the last level is above 0 and not that of a training step."""
+    end = float(told_times(grid, schedule)[-1])
+    if grid.sigmas[-1] > 0 and abs(end - round(end)) > ROUNDING:
+        raise ValueError(not_an_index(predicts, "final", end, "'zero', 'sigma_min' or the level of a training step"))
