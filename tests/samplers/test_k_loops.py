@@ -11,7 +11,7 @@ import pytest
 
 import k_loops as loops
 from ulam import schedules
-from ulam.samplers import DDIM, DPM2, LMS, Euler, EulerAncestral
+from ulam.samplers import DDIM, DPM2, LMS, DPMSolverPP, Euler, EulerAncestral
 from ulam.samplers.dpm_fast import DPMFast
 from ulam.samplers.dpm_solver_pp_ancestral import DPMSolverPP2SAncestral
 from ulam.samplers.exponential_heun import ExponentialHeun
@@ -80,6 +80,9 @@ PAIRS: dict[str, tuple[Callable[..., Any], dict[str, Any], Make, dict[str, Any] 
     ),
     "res_multistep_ancestral_cfg_pp": (
         loops.res_multistep, {"eta": 1.0, "cfg_pp": True}, partial(RESMultistep, eta=1.0, cfg_pp=True), None,
+    ),
+    "dpmpp_2m_cfg_pp": (
+        loops.dpmpp_2m_cfg_pp, {}, partial(DPMSolverPP, cfg_pp=True, lower_order_final=False), None,
     ),
     "exp_heun_2_x0": (loops.exp_heun, {"eta": 0.0, "weights": "phi_2"}, ExponentialHeun, {}),
     "exp_heun_2_x0 phi_1": (
@@ -223,6 +226,7 @@ BAD: dict[str, Callable[[], object]] = {
     ),
     "cfg_pp: got 1, expected True or False": lambda: Euler(5, cfg_pp=1),  # type: ignore[arg-type]
     "weights: got 'phi', expected one of phi_2, phi_1": lambda: ExponentialHeun(5, weights="phi"),
+    "cfg_pp: got True in DPMSolverPP.*, expected kind='multistep', order=2": lambda: DPMSolverPP(5, 3, cfg_pp=True),
     "rederive_eps, cfg_pp: got both, expected at most one": lambda: DDIM(5, rederive_eps=True, cfg_pp=True),
 }
 

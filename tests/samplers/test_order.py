@@ -45,7 +45,7 @@ DPM: list[dict[str, Any]] = [
 SOLVERS: dict[str, list[dict[str, Any]]] = {
     "DEIS": [{"order": order, **FULL} for order in (2, 3)],
     "DPMSolver": DPM,
-    "DPMSolverPP": DPM,
+    "DPMSolverPP": [*DPM, {"cfg_pp": True, **FULL}],
     "DPMSolverPP2SAncestral": [{"eta": 0.0}, {"eta": 0.0, "rectified": True}, {"eta": 0.0, "cfg_pp": True}],
     "ExponentialHeun": [{}, {"weights": "phi_1"}],
     "GradientEstimation": [{}, {"gamma": 1.5}, {"gamma": 1.5, "cfg_pp": True}],

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
+from ..schedules import Schedule
+from .arguments import check_flag
 from .dpm_solver import _DPM
+from .exponential import Terms, multistep_orders
+from .grid import Grid
+
+CFG_PP = "multistep", 2, False, None  # kind, order, sde and clip under cfg_pp
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class DPMSolverPP(_DPM):
     a last step is broken up into one of order - 1 and one of order 1 (singlestep, the default only where the rows are
     no multiple of `order`). euler_at_final: the last row has order 1; so it has, always, where it ends at the data.
     clip: (lo, hi) for D, or a `DynamicThreshold`; the clipped D goes into the differences.
+    cfg_pp: x_t = alpha_t (D_s + v (D_u,r - D_s)) + sigma_t eps_u,s with D_s of the guided output, eps_u,s and D_u,r, of
+    the last row, of the unguided one [ComfyUI, sample_dpmpp_2m_cfg_pp, after Chung 2024]; multistep, order 2.
 
     The defaults are those of diffusers' DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler (kind="singlestep")
     and EDMDPMSolverMultistepScheduler (on an EDM schedule, predicts="raw"). diffusers' order 3 of the SDE adds
@@ -47,6 +57,8 @@ class DPMSolverPP(_DPM):
     steps (rows, so network evaluations), spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError
     naming the argument.
     """
+
+    cfg_pp: bool = False
 
     data: ClassVar[bool] = True
     section: ClassVar[str] = "Solvers of the probability flow"
@@ -59,4 +71,28 @@ class DPMSolverPP(_DPM):
         {"kind": "singlestep"},
         {"kind": "singlestep", "order": 3},
         {"sde": True},
+        {"cfg_pp": True},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if check_flag("cfg_pp", self.cfg_pp) and (self.kind, self.order, self.sde, self.clip) != CFG_PP:
+            raise ValueError(
+                f"cfg_pp: got True in {self!r}, expected kind='multistep', order=2, sde=False and clip=None with it"
+            )
+
+    def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        if not self.cfg_pp:
+            return super().on(grid, schedule, predicts)
+        lower = self.lower_order_final is None or self.lower_order_final
+        orders = multistep_orders(grid, 2, lower, self.euler_at_final)
+        builder = ProgramBuilder(schedule, predicts, registers=max(orders), unguided=True)
+        for i, order in enumerate(orders):
+            x: Terms = {"D": grid.alphas[i + 1], "eps_u": grid.sigmas[i + 1]}
+            if order == 2:
+                back, h = grid.log_snr[i - 1] - grid.log_snr[i], grid.log_snr[i + 1] - grid.log_snr[i]
+                v = grid.alphas[i + 1] * self._target(2, float(h))[0] * h / back
+                x |= {"D": grid.alphas[i + 1] - v, "r1": v}
+            kept: dict[str, Any] = {"r1": {"D_u": 1.0}} if 2 in orders[i + 1 : i + 2] else {}
+            builder.rows(grid.times[i], levels=(grid.alphas[i], grid.sigmas[i]), x=x, **kept)
+        return builder.program(sampler=repr(self), order=max(orders))

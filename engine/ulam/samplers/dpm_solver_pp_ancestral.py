@@ -35,7 +35,7 @@ class DPMSolverPP2SAncestral(GridSampler):
     u_t).
 
     cfg_pp: all of this with D of the unguided output; then x_s <- x_s + alpha_s (D(w, u_t) - D_u(w, u_t)), of the
-    guided and the unguided [ComfyUI, sample_dpmpp_2s_ancestral_cfg_pp, after Chung 2024].
+    guided and the unguided [ComfyUI, sample_dpmpp_2s_ancestral_cfg_pp, after Chung 2024; in 2025 it had another form].
 
     Order 2 (with eta > 0 weakly; under cfg_pp without guidance: it moves the state once a step); two evaluations a
     step, one in a last step to sigma = 0: 2 n - 1; one register beyond x, the step's start, and another under cfg_pp.
