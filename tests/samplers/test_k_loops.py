@@ -249,3 +249,31 @@ def test_ddim_cfg_pp_is_the_papers_row() -> None:
         D = (state - grid.sigmas[i] * m[i]) / grid.alphas[i]
         state = grid.alphas[i + 1] * D + grid.sigmas[i + 1] * m_u[i]
     assert_equal(mine, state)
+
+
+CFG_PP: dict[str, Make] = {
+    "ddim": DDIM,
+    "euler": Euler,
+    "euler churn": partial(Euler, churn=2.0, s_tmax=5.0),
+    "euler_ancestral": EulerAncestral,
+    "dpmpp_2m": DPMSolverPP,
+    "dpmpp_2s_ancestral": DPMSolverPP2SAncestral,
+    "res_multistep": RESMultistep,
+    "res_multistep_ancestral": partial(RESMultistep, eta=1.0),
+    "gradient_estimation": GradientEstimation,
+}
+
+
+@pytest.mark.parametrize("known_as", CFG_PP)
+@pytest.mark.parametrize(("name", "predicts"), CASES)
+def test_without_guidance_cfg_pp_changes_nothing(known_as: str, name: str, predicts: str) -> None:
+    make = CFG_PP[known_as]
+    """D_u is D and eps_u is eps then, so every sampler is itself."""
+    draw = np.random.default_rng(5)
+    for grid in ends(name)[:2]:
+        plus, plain = (make(cfg_pp=cfg_pp, **grid).program(SCHEDULES[name], predicts) for cfg_pp in (True, False))
+        assert plus.reads_unguided and not plain.reads_unguided and plus.order == plain.order
+        assert plus.registers == plain.registers + 1
+        m, z = draw.normal(size=(2, 2 * len(plain), 3, 4))
+        x = draw.normal(size=(3, 4))
+        assert_equal(loops.ours(plus, (x, m, m, z)), loops.ours(plain, (x, m, m, z)))
