@@ -28,6 +28,7 @@ MIXTURE = Mixture(weights=(0.3, 0.5, 0.2), means=(-1.5, 0.4, 1.8), stds=(0.5, 0.
 SCHEDULES = {"vp_cosine": schedules.vp_cosine(), "ve": schedules.ve(0.01, 50), "flow": schedules.flow()}
 PREDICTS = ("eps", "x0", "v", "flow")
 STEPS = (30, 60)  # multiples of 2 and 3: whole steps of the singlestep solvers
+FINER = {"HeunPP": (120, 240)}  # on coarse grids of the flow its errors of first and second order cancel in part
 LARGEST, SMALLEST = 15.0, 0.1  # sigma / alpha
 FLOOR = 1e-10  # errors below are rounding
 
@@ -133,7 +134,7 @@ def test_declared_order_is_measured(
 ) -> None:
     schedule = SCHEDULES[name]
     order, errors = 0, []
-    for steps in STEPS:
+    for steps in FINER.get(sampler.__name__, STEPS):
         values, final = sigmas(schedule, steps)
         solver = sampler(sigmas=tuple(values), final=final, **options)
         order = solver.program(schedule, predicts).order

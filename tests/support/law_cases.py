@@ -29,7 +29,10 @@ def row_maps(program: Program, levels: Array, data: Law) -> list[tuple[Array, Ar
         if program.evaluates[row]:
             number += 1
             slope, offset = output(program.predicts, *levels[number], data)
-        A, on_x = program.A[row], np.eye(1, R)[0]
+        A, on_x = program.A[row].copy(), np.eye(1, R)[0]
+        if unguided := int(program.unguided[row]):  # no guidance: that branch's output is the output
+            A[:, R + 1] += A[:, unguided]
+            A[:, unguided] = 0.0
         on_D, on_m = A[:, R], A[:, R + 1]
         gain = on_D * (program.kx[row] + program.km[row] * slope) + on_m * slope
         G = A[:, :R] + gain[:, None] * on_x
