@@ -43,6 +43,7 @@ class Consistency(GridSampler):
     default_spacing: ClassVar[str] = "trailing"
     section: ClassVar[str] = "Few steps, from distilled networks"
     use: ClassVar[str] = "consistency models, distilled or trained, 1 to 4 steps."
+    elsewhere: ClassVar[tuple[str, ...]] = ("CMStochasticIterativeScheduler",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

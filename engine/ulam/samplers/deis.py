@@ -43,6 +43,7 @@ class DEIS(GridSampler):
     default_spacing: ClassVar[str] = "linspace"
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "10 to 20 steps without guidance."
+    elsewhere: ClassVar[tuple[str, ...]] = ("DEISMultistepScheduler",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

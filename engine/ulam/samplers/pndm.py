@@ -59,6 +59,7 @@ class PNDM(GridSampler):
     default_spacing: ClassVar[str] = "leading"
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "Stable Diffusion recipes, with skip_prk=True (PLMS) and 30 to 50 steps."
+    elsewhere: ClassVar[tuple[str, ...]] = ("plms", "PNDMScheduler")
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"skip_prk": True},)
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class RePaint(GridSampler):
     default_spacing: ClassVar[str] = "leading"
     section: ClassVar[str] = "Inpainting"
     use: ClassVar[str] = "filling in a masked part with a network that was not trained for it."
+    elsewhere: ClassVar[tuple[str, ...]] = ("RePaintScheduler",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,7 @@ class TCD(GridSampler):
     default_spacing: ClassVar[str] = "leading"
     section: ClassVar[str] = "Few steps, from distilled networks"
     use: ClassVar[str] = "TCD checkpoints, 2 to 20 steps."
+    elsewhere: ClassVar[tuple[str, ...]] = ("TCDScheduler",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
