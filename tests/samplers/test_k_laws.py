@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import k_loops as loops
 from ode_cases import assert_law_of_a_point_is_kept, assert_point_is_kept, gaussian_variance
 from ulam import schedules
 from ulam.samplers import DDIM, DPM2, LMS, DPMSolverPP, Euler, EulerAncestral
@@ -102,3 +103,15 @@ def test_the_variance_converges_at_the_declared_order(sampler: str, name: str) -
         errors.append(abs(variance / exact - 1))
     order = solver.program(schedule, "v").order
     assert np.log2(errors[-2] / errors[-1]) >= order - 0.3 and errors[-1] < 0.04, errors
+
+
+def test_ancestral_res_keeps_alpha_on_flow_schedules_where_comfyuis_does_not() -> None:
+    """At s the mean of data at mu is (1 - s) mu; theirs steps down to s_down < s and adds noise: (1 - s_down) mu."""
+    mu, levels = 1.7, np.array([0.9, 0.6])
+    outputs = iter([(np.full((1, 1), mu), np.full((1, 1), mu))])
+    model = loops.Model("x0", outputs, flow=True)
+    mean = loops.res_multistep((1 - levels[:1]) * mu, levels, model, lambda: np.zeros((1, 1)), eta=1.0)
+    down, _ = loops.ancestral(*levels, 1.0)
+    assert mean == pytest.approx((1 - down) * mu) and abs(mean - (1 - levels[1]) * mu) > 0.1
+    sampler = RESMultistep(sigmas=levels[:1], final=0.6, eta=1.0)
+    assert_law_of_a_point_is_kept(sampler, SCHEDULES["flow"], "x0")
