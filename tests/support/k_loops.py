@@ -109,7 +109,7 @@ def multistep(y: Array, levels: Array, model: Model, noise: Noise, weights: Call
 
 
 def ipndm(levels: Array, i: int, order: int) -> Array:
-    """Adams-Bashforth with equal steps [Liu 2022, eq. 9]."""
+    """Adams-Bashforth with equal steps [Liu 2022]."""
     table = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
     return (levels[i + 1] - levels[i]) * np.array(table[order])
 

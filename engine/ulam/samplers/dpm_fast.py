@@ -16,7 +16,7 @@ from .grid import Grid, GridSampler
 
 @dataclass(frozen=True)
 class DPMFast(GridSampler):
-    """DPM-Solver of order 3 in the noise form with `steps` evaluations, on a grid of its own [Lu 2022a, sec. 3.4].
+    """DPM-Solver of order 3 in the noise form with `steps` evaluations, on a grid of its own [Lu 2022a].
 
     steps // 3 + 1 pieces of equal length in log-SNR, of orders 3, ..., 3, 2, 1 where steps is a multiple of 3, else 3,
     ..., 3 and steps % 3 [k-diffusion, sample_dpm_fast at eta = 0]. Pieces of order 3 are evaluated at their start and

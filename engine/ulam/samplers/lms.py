@@ -120,7 +120,7 @@ def adams_bashforth_in_time(u: Array) -> Array:
 def vp_time(u: Array) -> Array:
     """t, shaped like u, where log(1 + u^2) = a t + b t^2 / 2 as on the VP SDE [Song 2021b].
 
-    a and b are such that u = 80 at t = 1 and u = 0.002 at t = 0.001 [Karras 2022, app. C.1].
+    a and b are such that u = 80 at t = 1 and u = 0.002 at t = 0.001, the ends of ComfyUI's deis.
     """
     least, most = np.log1p(0.002**2), np.log1p(80.0**2)
     b = 2 * (most - least / 1e-3) / (1 - 1e-3)

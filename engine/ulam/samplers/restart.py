@@ -28,8 +28,8 @@ class Restart(GridSampler):
     """Heun's method; at the level `low` noise takes the state back up to `high`, and Heun's method down again.
 
     Going up from sigma / alpha = low to high, x <- (alpha_high / alpha_low) x + std z with
-    std = s_noise alpha_high sqrt(high^2 - low^2), which keeps the marginals; errors made above `low` shrink [Xu 2023,
-    algorithm 1]. Down from high there are `steps` of Heun's method on a grid uniform in (sigma / alpha)^(1/7).
+    std = s_noise alpha_high sqrt(high^2 - low^2), which keeps the marginals; errors made above `low` shrink [Xu
+    2023]. Down from high there are `steps` of Heun's method on a grid uniform in (sigma / alpha)^(1/7).
 
     restarts: (steps, times, low, high) for each interval, `times` being how often; low and high are moved to the
     nearest levels of the grid above 0. Default: the rule of A1111's web interface: none below 20 steps; from 20 on (9,
