@@ -61,6 +61,16 @@ DETERMINISTIC: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "DPMSolverPP": DPM,
     "DPMSolver": DPM,
     "TCD": st.just({"eta": 0.0}),
+    "DPMSolverPPSDE": options(eta=(0.0,), r=(0.3, 0.5, 1.0)),
+    "SEEDS": options(eta=(0.0,), stages=(2, 3), solver_type=("phi_1", "phi_2")),
+    "ERSDE": options(eta=(0.0,), stages=(1, 2, 3), points=(None,)),
+    "SASolver": options(
+        tau=(0.0,),
+        predictor_order=(1, 2, 3, 4),
+        corrector_order=(0, 1, 2, 3, 4),
+        predict_x0=(True, False),
+        pece=(True, False),
+    ),
 }
 NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "DDIM": options(eta=(0.3, 1.0, 2.0)),
@@ -74,8 +84,14 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "ExponentialHeun": options(eta=(0.5, 1.0)),
     "Restart": st.just({}),
     "DPMFast": st.just({}),
-    "DPMSolverPP": options(sde=(True,), order=(1, 2, 3)),
-    "DPMSolver": options(sde=(True,), order=(1, 2, 3)),
+    "DPMSolverPP": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
+    "DPMSolver": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
+    "DPMSolverPPSDE": options(eta=(0.5, 1.0), r=(0.3, 0.5, 1.0)),
+    "SEEDS": options(eta=(0.5, 1.0), stages=(2, 3)),
+    "ERSDE": options(eta=(None, 1.0), stages=(1, 2, 3)),
+    "SASolver": options(
+        predictor_order=(1, 2, 3, 4), corrector_order=(0, 1, 2, 3, 4), interval=(None, (0.2, 0.8)), pece=(True, False)
+    ),
     "PredictorCorrector": options(
         predictor=("reverse_diffusion", "ancestral"), corrector=("langevin", "none"), snr=(0.05, 0.16)
     ),

@@ -31,6 +31,10 @@ SECTIONS = (
 REFERENCES: dict[str, str] = {
     "Bao 2022": "Bao, Li, Zhu, Zhang. Analytic-DPM: an analytic estimate of the optimal reverse variance in diffusion "
     "probabilistic models. arXiv:2201.06503",
+    "Cui 2023": "Cui et al. Elucidating the solution space of extended reverse-time SDE for diffusion models. "
+    "arXiv:2309.06169",
+    "Gonzalez 2023": "Gonzalez et al. SEEDS: exponential SDE solvers for fast high-quality sampling from diffusion "
+    "models. arXiv:2305.14267",
     "Ho 2020": "Ho, Jain, Abbeel. Denoising diffusion probabilistic models. arXiv:2006.11239",
     "Jolicoeur-Martineau 2021": "Jolicoeur-Martineau et al. Adversarial score matching and improved sampling for image "
     "generation. arXiv:2009.05475",
@@ -52,6 +56,7 @@ REFERENCES: dict[str, str] = {
     "Song 2021b": "Song et al. Score-based generative modeling through stochastic differential equations. "
     "arXiv:2011.13456",
     "Song 2023": "Song, Dhariwal, Chen, Sutskever. Consistency models. arXiv:2303.01469",
+    "Xue 2023": "Xue et al. SA-Solver: stochastic Adams solver for fast sampling of diffusion models. arXiv:2309.05019",
     "Zhang & Chen 2023": "Zhang, Chen. Fast sampling of diffusion models with exponential integrator. arXiv:2204.13902",
     "Zhao 2023": "Zhao et al. UniPC: a unified predictor-corrector framework. arXiv:2302.04867",
     "Zheng 2024": "Zheng et al. Trajectory consistency distillation. arXiv:2402.19159",

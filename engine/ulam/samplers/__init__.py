@@ -15,6 +15,8 @@ from .deis import DEIS
 from .dpm2 import DPM2
 from .dpm_solver import DPMSolver
 from .dpm_solver_pp import DPMSolverPP
+from .dpm_solver_pp_sde import DPMSolverPPSDE
+from .er_sde import ERSDE
 from .euler import Euler, EulerAncestral
 from .grid import Grid, GridSampler
 from .heun import Heun
@@ -34,6 +36,8 @@ from .mcmc.tempering import ParallelTempering as ParallelTempering
 from .mcmc.ula import ULA as ULA
 from .pndm import PNDM
 from .repaint import RePaint
+from .sa_solver import SASolver
+from .seeds import SEEDS
 from .tcd import TCD
 from .unipc import UniPC
 
@@ -42,14 +46,17 @@ __all__ = [
     "DDPM",
     "DEIS",
     "DPM2",
+    "ERSDE",
     "LCM",
     "LMS",
     "PNDM",
+    "SEEDS",
     "TCD",
     "AnnealedLangevin",
     "Consistency",
     "DPMSolver",
     "DPMSolverPP",
+    "DPMSolverPPSDE",
     "DynamicThreshold",
     "Euler",
     "EulerAncestral",
@@ -58,6 +65,7 @@ __all__ = [
     "Heun",
     "PredictorCorrector",
     "RePaint",
+    "SASolver",
     "UniPC",
 ]
 

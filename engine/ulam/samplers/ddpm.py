@@ -60,6 +60,7 @@ class DDPM(GridSampler):
     every_step: ClassVar[bool] = True
     section: ClassVar[str] = "Ancestral and marginal-preserving steps"
     use: ClassVar[str] = "hundreds of steps, networks with learned variances, the papers' own figures."
+    elsewhere: ClassVar[tuple[str, ...]] = ("ddpm", "DDPMScheduler")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,9 +11,10 @@ from ..programs.builder import ProgramBuilder
 from ..programs.clip import Clip
 from ..programs.program import Program
 from ..schedules import Array, Schedule
-from .arguments import check_choice, check_clip, check_flag, check_whole
-from .exponential import Form, Terms, combined, moments, multistep, multistep_orders, weights
+from .arguments import check_choice, check_clip, check_flag, check_number, check_whole
+from .exponential import Form, Terms, moments, multistep, multistep_orders, weights
 from .grid import Grid, GridSampler
+from .stages import staged
 
 KINDS = ("multistep", "singlestep")
 VARIANTS = ("midpoint", "heun", "dpmsolver")
@@ -30,6 +31,8 @@ class _DPM(GridSampler):
     lower_order_final: bool | None = None
     euler_at_final: bool = False
     clip: Clip = None
+    eta: float = 1.0
+    s_noise: float = 1.0
 
     convention: ClassVar[str] = "endless"
     default_spacing: ClassVar[str] = "linspace"
@@ -44,9 +47,14 @@ class _DPM(GridSampler):
         if self.lower_order_final is not None:
             check_flag("lower_order_final", self.lower_order_final)
         self._set(order=check_whole("order", self.order, 1, 3), clip=check_clip(self.clip))
+        for name in ("eta", "s_noise"):
+            self._set(**{name: check_number(name, getattr(self, name), 0)})
+            if not self.sde and getattr(self, name) != 1:
+                raise ValueError(f"{name}: got {getattr(self, name):g} under sde=False, expected 1, or sde=True")
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        form = Form(self.data, self.sde, clipped=self.clip is not None)
+        eta = self.eta if self.sde else 0.0
+        form = Form(self.data, eta, self.clip is not None, self.s_noise)
         many = self.kind == "multistep"
         lower = many if self.lower_order_final is None else self.lower_order_final
         ends = lower, self.euler_at_final
@@ -59,7 +67,7 @@ class _DPM(GridSampler):
             for size in orders:
                 self._block(builder, grid, form, first, size)
                 first += size
-        accuracy = min(self.order, 2) if many else 1 if self.sde else self.order
+        accuracy = min(self.order, 2) if many else 1 if eta > 0 else self.order
         return builder.program(sampler=repr(self), order=accuracy)
 
     def _target(self, order: int, g: float) -> Array:
@@ -85,23 +93,15 @@ class _DPM(GridSampler):
         estimates = [form.estimate(grid.alphas[i : i + 1], grid.sigmas[i : i + 1]) for i in range(first, first + size)]
         v = np.zeros((size, size))  # [row, stage]
         for j in range(1, size):
-            nodes = (grid.log_snr[first + 1 : first + j + 1] - grid.log_snr[first]) / steps.h[j]
-            v[j, 1 : j + 1] = steps.scale[j] * self._stage(float(steps.g[j]), nodes, inner=j + 1 < size)
+            back = (grid.log_snr[first + 1 : first + j + 1] - grid.log_snr[first]) / steps.h[j]
+            v[j, 1 : j + 1] = steps.scale[j] * self._stage(float(steps.g[j]), back, inner=j + 1 < size)
         v[:, 0] = -v.sum(axis=1)
-        for k in range(size):
-            updates: dict[str, Any] = {}
-            for j in range(k, size):
-                if k == 0:
-                    known: Terms = {name: np.asarray(value)[j] for name, value in steps.noiseless.items()}
-                elif j == k or v[j, k] != 0:
-                    known = {f"r{j}": 1.0}
-                else:
-                    continue
-                updates["x" if j == k else f"r{j}"] = combined((1.0, known), (v[j, k], estimates[k]))
-            if self.sde:
-                updates["x"]["z"] = steps.std[k]
-            levels = grid.alphas[first + k], grid.sigmas[first + k]
-            builder.rows(grid.times[first + k], levels=levels, **updates)
+        known: list[Terms] = [
+            {name: np.asarray(value)[j] for name, value in steps.noiseless.items()} for j in range(size)
+        ]
+        rows = slice(first, first + size)
+        nodes = Grid(grid.times[rows], grid.alphas[first : rows.stop + 1], grid.sigmas[first : rows.stop + 1])
+        staged(builder, nodes, known, estimates, v, np.diag(steps.std))
 
 
 def singlestep_blocks(grid: Grid, order: int, lower_order_final: bool, euler_at_final: bool) -> list[int]:
@@ -134,9 +134,10 @@ class DPMSolver(_DPM):
     diffusers' order 3 is variant="midpoint". The factor c_0 / 2 grows without bound as the data are neared, so a last
     row that ends there has order 1 and gives D, as in every solver of this family.
 
-    sde: the reverse SDE instead of the flow: twice the integral, and noise sigma_t sqrt(exp(2 h) - 1) z
-    [SDE-DPM-Solver, Lu 2022b]. Large h makes it unstable (eps counts with 2 - exp(h)): use many steps, or
-    `DPMSolverPP`. A first row from alpha = 0 is alpha_t D + sigma_t z, as there.
+    sde: the reverse SDE instead of the flow: 1 + eta times the integral, and noise s_noise sigma_t sqrt(eta (exp(2 h) -
+    1)) z [SDE-DPM-Solver, Lu 2022b, eta = 1; Xue 2023, eta = tau^2]. Large h makes it unstable (eps counts with
+    1 + eta - eta exp(h)): use many steps, or `DPMSolverPP`. A first row from alpha = 0 is alpha_t D + sigma_t z, as
+    there.
 
     Beside diffusers (algorithm_type "dpmsolver" and "sde-dpmsolver", which ask for final_sigmas_type "sigma_min"): use
     final="sigma_min" to get the same; sde has order 3 and kind="singlestep" here too. clip: (lo, hi) for D, or a
@@ -153,3 +154,4 @@ class DPMSolver(_DPM):
         {"kind": "singlestep", "order": 3},
         {"kind": "singlestep", "order": 3, "variant": "dpmsolver"},
     )
+    elsewhere: ClassVar[tuple[str, ...]] = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "dpm_fast")

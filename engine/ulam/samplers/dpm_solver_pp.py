@@ -41,9 +41,12 @@ class DPMSolverPP(_DPM):
     "heun" uses c_1, and both stages. These are diffusers' names. "dpmsolver", the name in the authors' code, differs
     from "midpoint" in the second stage of a singlestep row of order 3, where the paper has c_1 [Lu 2022a, algorithm 2]
     and diffusers c_0 / 2. Order 3 of the multistep kind has but one form.
-    sde: the reverse SDE: c_k at 2h in the place of h, (sigma_t / sigma_s) exp(-h) x_s, and noise sigma_t
-    sqrt(1 - exp(-2h)) z, fresh in every row [SDE-DPM-Solver++, Lu 2022b]; order 1 is DDPM. The weak order is that of
-    the table for multistep rows, 1 for the singlestep kind: the noise of its stages is not that of its steps.
+    sde: the reverse SDE with eta times its noise: c_k at (1 + eta) h in the place of h, (sigma_t / sigma_s) exp(-eta h)
+    x_s, and noise s_noise sigma_t sqrt(1 - exp(-2 eta h)) z, fresh in every row [SDE-DPM-Solver++, Lu 2022b, eta = 1;
+    k-diffusion]; order 1 is DDPM at eta = 1. eta = 0 is the flow; s_noise other than 1 changes the marginals. The weak
+    order is that of the table for multistep rows, 1 for the singlestep kind: the noise of its stages is not that of its
+    steps (see `DPMSolverPPSDE` and `SEEDS`). k-diffusion's dpmpp_2m_sde is order 2 with lower_order_final=False, its
+    solver_type being `variant`; dpmpp_3m_sde is order 3 with variant="heun", which says what its second row is.
     lower_order_final: the last two rows of fewer than 15 have at most orders 2 and 1 (multistep, the default there);
     a last step is broken up into one of order - 1 and one of order 1 (singlestep, the default only where the rows are
     no multiple of `order`). euler_at_final: the last row has order 1; so it has, always, where it ends at the data.
@@ -72,6 +75,17 @@ class DPMSolverPP(_DPM):
         {"kind": "singlestep", "order": 3},
         {"sde": True},
         {"cfg_pp": True},
+        {"sde": True, "order": 3, "variant": "heun"},
+    )
+    elsewhere: ClassVar[tuple[str, ...]] = (
+        "dpmpp_2m",
+        "dpmpp_2m_cfg_pp",
+        "dpmpp_2m_sde",
+        "dpmpp_2m_sde_heun",
+        "dpmpp_3m_sde",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EDMDPMSolverMultistepScheduler",
     )
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ Lu 2022b, prop. 4.1]:
 
 With m constant both are alpha_t D + sigma_t eps (DDIM). Higher orders add `scale` sum_j v_j (m_j - m_0), estimates at
 other levels tau_j whose weights v come from the moments of exp(-g (1 - tau)), g = h (data form) or -h (noise form).
-The reverse SDE has g = 2h in the data form, twice the integral in the noise form, and noise [Lu 2022b].
+The reverse SDE has g = 2h in the data form, twice the integral in the noise form, and noise [Lu 2022b]. With eta times
+as much noise it has g = (1 + eta) h, or 1 + eta times the integral, and eta = 0 is the ODE [Xue 2023, eta = tau^2].
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..programs.builder import ProgramBuilder
+from ..programs.program import Flags
 from ..schedules import Array
 from .grid import Grid
 
 Terms: TypeAlias = dict[str, Array | float]
 Integers: TypeAlias = npt.NDArray[np.int_]
 Target: TypeAlias = Callable[[int, float], Array]
+EVERY = slice(0, -1), slice(-1, None)
 
 
 def moments(g: float, count: int) -> Array:
@@ -65,14 +68,16 @@ def combined(*parts: tuple[Array | float, Mapping[str, Array | float]]) -> Terms
 
 @dataclass(frozen=True)
 class Form:
-    """The solver's unknown: D (data) or eps (noise); the ODE or the reverse SDE. clipped: whether D is clipped.
+    """The solver's unknown: D (data) or eps (noise); the ODE (eta = 0) or a reverse SDE.
 
-    A clipped D goes into the history itself, or as the eps = (x - alpha D) / sigma that goes with it (as in diffusers).
+    eta: a number or one a step. s_noise: a factor on the noise. clipped: whether D is clipped. A clipped D goes into
+    the history itself, or as the eps = (x - alpha D) / sigma that goes with it (as in diffusers).
     """
 
     data: bool
-    sde: bool = False
+    eta: Array | float = 0.0
     clipped: bool = False
+    s_noise: float = 1.0
 
     def estimate(self, alpha: Array, sigma: Array) -> Terms:
         """m, the D or eps of a row at (alpha, sigma), in terms that a `ProgramBuilder` takes."""
@@ -83,24 +88,24 @@ class Form:
     def steps(self, grid: Grid, start: Integers, stop: Integers) -> Steps:
         """The steps from levels `start` to levels `stop`, indices [n]."""
         alpha_t, sigma_t, h = grid.alphas[stop], grid.sigmas[stop], grid.log_snr[stop] - grid.log_snr[start]
-        far, std = np.isinf(h), np.zeros_like(h)
-        along = sigma_t
-        if self.sde and self.data:
-            along, std = sigma_t * np.exp(-h), sigma_t * np.sqrt(-np.expm1(-2 * h))
-        elif self.sde:  # from pure noise or to the data: the limits of the data form
-            near = np.where(far, 0.0, h)
-            along = np.where(far, 0.0, sigma_t * (1 - np.expm1(near)))
-            std = sigma_t * np.where(far, 1.0, np.sqrt(np.expm1(2 * near)))
+        far, eta = np.isinf(h), np.broadcast_to(self.eta, h.shape)
+        if self.data:
+            fall = eta * np.where(eta > 0, h, 0.0)
+            along, std = sigma_t * np.exp(-fall), sigma_t * np.sqrt(-np.expm1(-2 * fall))
+        else:  # from pure noise or to the data: the limits of the data form
+            near = np.where(far | (eta == 0), 0.0, h)
+            along = np.where(far & (eta > 0), 0.0, sigma_t * (1 - eta * np.expm1(near)))
+            std = sigma_t * np.where(far, eta > 0, np.sqrt(eta * np.expm1(2 * near)))
         return Steps(
             form=self,
             alpha_s=grid.alphas[start],
             sigma_s=grid.sigmas[start],
             alpha_t=alpha_t,
             along=along,
-            std=std,
+            std=self.s_noise * std,
             h=h,
-            g=(h if not self.sde else 2 * h) if self.data else -h,
-            scale=alpha_t if self.data else sigma_t * (1 + self.sde),
+            g=(1 + eta) * h if self.data else -h,
+            scale=alpha_t if self.data else sigma_t * (1 + eta),
         )
 
 
@@ -129,7 +134,7 @@ class Steps:
     @property
     def first_order(self) -> Terms:
         """`noiseless` with the noise of an SDE."""
-        return {**self.noiseless, "z": self.std} if self.form.sde else self.noiseless
+        return {**self.noiseless, "z": self.std}
 
     @property
     def exact(self) -> tuple[Array, Array]:
@@ -177,14 +182,49 @@ def multistep(builder: ProgramBuilder, grid: Grid, form: Form, orders: Sequence[
     append(builder, grid, {**x, **{f"r{j + 1}": v[:, j] for j in range(past)}}, kept)
 
 
-def append(builder: ProgramBuilder, grid: Grid, x: Terms, kept: Mapping[str, Terms]) -> None:
-    """One row a noise level: all update x, all but the last update the registers in `kept`; coefficients [n]."""
-    for rows in (slice(0, -1), slice(-1, None)):
-        times = grid.times[rows]
+def predicted_and_corrected(
+    steps: Steps, v: Array, w: Array, omega: Array, corrects: Flags, again: bool = False
+) -> tuple[Terms, dict[str, Terms]]:
+    """(x, kept) of rows for `append`: each corrects the last step's prediction, and predicts from what comes of it.
+
+        predictor  x_t   = a x^c_s + b (c_0 m_s + sum_j v_j (m_j - m_s)) + std z
+        corrector  x^c_t = a x^c_s + b (c_0 m_s + sum_j w_j (m_j - m_s) + omega (m_t - m_s)) + std z
+
+    with the same z. v, w: [n, past], with b in them, as omega [n]; corrects: [n] whether the next row corrects what a
+    row predicts. r1 keeps the corrector's part that is known before m_t is, if any row is corrected; the registers
+    behind it keep earlier m. again: x has been corrected already, by a row of its own.
+    """
+    # The row's own state is x, or, where it corrects the last step, r1 + u m.
+    state_known, u = np.append(False, corrects[:-1]), np.append(0.0, omega[:-1])
+    if again:
+        state_known, u = np.zeros_like(state_known), np.zeros_like(u)
+    a, b_c0 = (np.where(state_known, part, 0.0) for part in steps.exact)
+    first = combined((1.0 - state_known, steps.noiseless), (a * u + b_c0, steps.estimate))
+    if state_known.any():
+        first["r1"] = a
+    earlier = [f"r{j + 1 + corrects.any()}" for j in range(v.shape[1])]
+    kept: dict[str, Terms] = {name: {earlier[j - 1]: 1.0} if j else steps.estimate for j, name in enumerate(earlier)}
+    noise: Terms = {"z": steps.std}
+    x = combined((1.0, first), (1.0, dict(zip(earlier, v.T, strict=True))), (-v.sum(axis=1), steps.estimate))
+    if corrects.any():
+        known = dict(zip(earlier, w.T, strict=True))
+        kept["r1"] = combined((1.0, first), (1.0, known), (-w.sum(axis=1) - omega, steps.estimate)) | noise
+    return x | noise, kept
+
+
+def append(
+    builder: ProgramBuilder, grid: Grid, x: Terms, kept: Mapping[str, Terms], rows: Sequence[slice] = EVERY
+) -> None:
+    """One row a noise level: all update x, all but the last update the registers in `kept`; coefficients [n].
+
+    rows: which of them, the last in a slice that is open at its end.
+    """
+    for some in rows:
+        times = grid.times[some]
         if len(times) == 0:
             continue
         updates: dict[str, Any] = {
-            name: {term: np.broadcast_to(value, len(grid))[rows] for term, value in terms.items()}
-            for name, terms in {"x": x, **(kept if rows.stop else {})}.items()
+            name: {term: np.broadcast_to(value, len(grid))[some] for term, value in terms.items()}
+            for name, terms in {"x": x, **(kept if some.stop else {})}.items()
         }
-        builder.rows(times, levels=(grid.alphas[:-1][rows], grid.sigmas[:-1][rows]), **updates)
+        builder.rows(times, levels=(grid.alphas[:-1][some], grid.sigmas[:-1][some]), **updates)

@@ -19,11 +19,12 @@ DATA_STD = 0.5  # sigma_data of the boundary condition, as published models were
 
 @dataclass(frozen=True)
 class LCM(GridSampler):
-    """f = c_skip x_t + c_out D, x_s = alpha_s f + sigma_s z: multistep consistency sampling [Luo 2023, alg. 3].
+    """f = c_skip x_t + c_out D, x_s = alpha_s f + s_noise sigma_s z: multistep consistency sampling [Luo 2023, alg. 3].
 
     With u = timestep_scaling t, t the training index: c_skip = 1 / (4 u^2 + 1), c_out = u / sqrt(u^2 + 1/4), so that
-    f(x, 0) = x. On schedules without training steps f = D (diffusers' FlowMatchLCM). The last row ends at the data
-    and adds no noise.
+    f(x, 0) = x. On schedules without training steps f = D (diffusers' FlowMatchLCM), and so it is everywhere with
+    timestep_scaling=None (ComfyUI's lcm of a model whose own sampling is not "lcm"). The last row ends at the data and
+    adds no noise. s_noise other than 1 is not what the network was distilled with.
 
     Levels: `steps` of the `original_steps` that the distillation used (`distilled_times`), where no spacing, timesteps
     or sigmas are given. clip: (lo, hi) for D, or a `DynamicThreshold`. steps, spacing, timesteps, sigmas, final: see
@@ -33,25 +34,29 @@ class LCM(GridSampler):
     """
 
     original_steps: int = 50
-    timestep_scaling: float = 10.0
+    timestep_scaling: float | None = 10.0
     clip: Clip = None
+    s_noise: float = 1.0
 
     convention: ClassVar[str] = "index"
     default_spacing: ClassVar[str] = "leading"
     section: ClassVar[str] = "Few steps, from distilled networks"
     use: ClassVar[str] = "LCM and LCM-LoRA checkpoints, 2 to 8 steps."
+    elsewhere: ClassVar[tuple[str, ...]] = ("lcm", "LCMScheduler", "FlowMatchLCMScheduler")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.timestep_scaling is not None:
+            self._set(timestep_scaling=check_number("timestep_scaling", self.timestep_scaling, 0))
         self._set(
             original_steps=check_whole("original_steps", self.original_steps, 1),
-            timestep_scaling=check_number("timestep_scaling", self.timestep_scaling, 0),
             clip=check_clip(self.clip),
+            s_noise=check_number("s_noise", self.s_noise, 0),
         )
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
         c_skip, c_out = np.zeros(len(grid)), np.ones(len(grid))
-        if isinstance(schedule, VariancePreserving):
+        if isinstance(schedule, VariancePreserving) and self.timestep_scaling is not None:
             scaled = self.timestep_scaling * grid.times
             c_skip = DATA_STD**2 / (scaled**2 + DATA_STD**2)
             c_out = scaled / np.hypot(scaled, DATA_STD)
@@ -60,7 +65,7 @@ class LCM(GridSampler):
         builder.rows(
             grid.times,
             levels=(grid.alphas[:-1], grid.sigmas[:-1]),
-            x={"x": alpha_s * c_skip, "D": alpha_s * c_out, "z": sigma_s},
+            x={"x": alpha_s * c_skip, "D": alpha_s * c_out, "z": self.s_noise * sigma_s},
         )
         return builder.program(sampler=repr(self), order=0)
 

@@ -15,7 +15,7 @@ from ..programs.clip import Clip
 from ..programs.program import Flags, Program
 from ..schedules import Array, Schedule
 from .arguments import check_choice, check_clip, check_flag, check_whole
-from .exponential import Form, Integers, Steps, Terms, append, combined, moments, weights
+from .exponential import Form, Integers, Steps, append, moments, predicted_and_corrected, weights
 from .grid import Grid, GridSampler
 
 VARIANTS = ("bh1", "bh2")
@@ -81,20 +81,7 @@ class UniPC(GridSampler):
         steps, corrects = form.steps(grid, rows, rows + 1), self._corrects(grid)
         v, w, omega = self._weights(grid, steps, orders, corrects)
 
-        # The row's own state is x, or, where it corrects the last step, r1 + u m.
-        state_known, u = np.append(False, corrects[:-1]), np.append(0.0, omega[:-1])
-        a, b_c0 = (np.where(state_known, part, 0.0) for part in steps.exact)
-        first = combined((1.0 - state_known, steps.noiseless), (a * u + b_c0, steps.estimate))
-        if corrects.any():
-            first["r1"] = a
-        earlier = [f"r{j + 1 + corrects.any()}" for j in range(v.shape[1])]
-        kept: dict[str, Terms] = {
-            name: {earlier[j - 1]: 1.0} if j else steps.estimate for j, name in enumerate(earlier)
-        }
-        x = combined((1.0, first), (1.0, dict(zip(earlier, v.T, strict=True))), (-v.sum(axis=1), steps.estimate))
-        if corrects.any():
-            known = dict(zip(earlier, w.T, strict=True))
-            kept["r1"] = combined((1.0, first), (1.0, known), (-w.sum(axis=1) - omega, steps.estimate))
+        x, kept = predicted_and_corrected(steps, v, w, omega, corrects)
         builder = ProgramBuilder(schedule, predicts, registers=1 + len(kept), clip=self.clip)
         append(builder, grid, x, kept)
         every = bool(corrects[:-1].all())
