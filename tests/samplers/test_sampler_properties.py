@@ -67,7 +67,7 @@ DETERMINISTIC: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "SASolver": options(
         tau=(0.0,),
         predictor_order=(1, 2, 3, 4),
-        corrector_order=(0, 1, 2, 3, 4),
+        corrector_order=(0, 2, 3, 4),
         predict_x0=(True, False),
         pece=(True, False),
     ),
@@ -90,7 +90,7 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "SEEDS": options(eta=(0.5, 1.0), stages=(2, 3)),
     "ERSDE": options(eta=(None, 1.0), stages=(1, 2, 3)),
     "SASolver": options(
-        predictor_order=(1, 2, 3, 4), corrector_order=(0, 1, 2, 3, 4), interval=(None, (0.2, 0.8)), pece=(True, False)
+        predictor_order=(1, 2, 3, 4), corrector_order=(0, 2, 3, 4), interval=(None, (0.2, 0.8)), pece=(True, False)
     ),
     "PredictorCorrector": options(
         predictor=("reverse_diffusion", "ancestral"), corrector=("langevin", "none"), snr=(0.05, 0.16)
