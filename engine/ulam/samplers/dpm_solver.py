@@ -154,4 +154,4 @@ class DPMSolver(_DPM):
         {"kind": "singlestep", "order": 3},
         {"kind": "singlestep", "order": 3, "variant": "dpmsolver"},
     )
-    elsewhere: ClassVar[tuple[str, ...]] = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "dpm_fast")
+    elsewhere: ClassVar[tuple[str, ...]] = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
