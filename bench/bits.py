@@ -139,6 +139,7 @@ def of_operations() -> Iterator[Case]:
         "fill_normal": lambda k: [ulam_kernels.fill_normal(torch.empty(6, 77, dtype=d), **ids, backend=k)
                                   for d in (torch.float32, torch.bfloat16, torch.float16)],
         "affine": lambda k: [ulam_kernels.affine(x.to(d), y, a, b, backend=k) for d in (torch.float32, torch.bfloat16)],
+        "moments": lambda k: ulam_kernels.moments(x, y, backend=k),
         "langevin": lambda k: mcmc_kernels.langevin(x, y, a, b, lo=-1, hi=2, **ids, backend=k),
         "squared_norm": lambda k: mcmc_kernels.squared_norm(x, backend=k),
         "accept": lambda k: mcmc_kernels.accept(energies[0] - energies[1], [(x.clone(), y)], **ids, backend=k),

@@ -139,6 +139,13 @@ auto function_of(const Affine*, Run run) {
 }
 
 template <class Own, class Run>
+auto function_of(const Moments*, Run run) {
+  return [run](int64_t chains, int64_t elements, uintptr_t x, uintptr_t y, uintptr_t out, Own own) {
+    run(Moments{chains, elements, pointer<const float>(x), pointer<const float>(y), pointer<double>(out)}, own);
+  };
+}
+
+template <class Own, class Run>
 auto function_of(const LookUp*, Run run) {
   return [run](int64_t chains, int64_t rows, uintptr_t times, bool whole, uintptr_t row, uintptr_t out,
                uintptr_t guidance, uintptr_t interval, uintptr_t weight, Own own) {

@@ -6,6 +6,7 @@
 #include "groups.h"
 #include "likelihood.h"
 #include "mcmc_steps.h"
+#include "moments.h"
 #include "reduce.h"
 #include "step.h"
 #include "tick.h"

@@ -5,7 +5,7 @@ A sampler is a table of coefficients, a chain is a row pointer, and one fused ke
 
 from ulam_kernels import __version__, backends
 
-from . import bounds, bulk, ebm, mcmc, noise, objectives, ops, samplers, schedules, sure, tweedie, vae
+from . import bounds, bulk, ebm, guidance, mcmc, noise, objectives, ops, samplers, schedules, sure, tweedie, vae
 from .conditioning import shared
 from .denoiser import Denoiser
 from .engine.engine import Engine
@@ -41,6 +41,7 @@ __all__ = [
     "bounds",
     "bulk",
     "ebm",
+    "guidance",
     "keep_freed_memory",
     "mcmc",
     "noise",

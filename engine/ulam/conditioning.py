@@ -15,6 +15,8 @@ from ulam_kernels.validation import real_numbers
 
 Cond: TypeAlias = "Mapping[str, torch.Tensor | npt.NDArray[Any] | Sequence[Any] | Shared]"
 
+Blend: TypeAlias = "Sequence[tuple[Cond, float | Sequence[float] | torch.Tensor]]"
+
 
 @dataclass(frozen=True, eq=False)
 class Shared:
@@ -128,11 +130,18 @@ def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Ten
 
 
 def check_conditioning(
-    cond: Cond | None, guidance: float | Sequence[float] | torch.Tensor | None, uncond: Cond | None, chains: int
+    cond: Cond | None,
+    guidance: float | Sequence[float] | torch.Tensor | None,
+    uncond: Cond | None,
+    chains: int,
+    *,
+    has_guide: bool = False,
+    always: bool = False,
 ) -> tuple[dict[str, torch.Tensor | Shared], torch.Tensor | None, dict[str, torch.Tensor | Shared]]:
     """The conditional inputs, the weights ``[chains]`` float32 (None if no chain is guided), the unconditional inputs.
 
-    A key that ``uncond`` lacks keeps its conditional value.
+    A key that ``uncond`` lacks keeps its conditional value. has_guide: a second network is the other branch, so that
+    ``uncond`` may be None. always: chains of weight 1 need that branch too.
 
     Raises:
         TypeError, ValueError: weights that are not finite numbers, guidance without ``uncond`` or the reverse.
@@ -142,21 +151,57 @@ def check_conditioning(
         if uncond is not None:
             raise ValueError("guidance: got None beside uncond, expected a weight")
         return conditional, None, {}
-    weight = real_numbers("guidance", guidance).float()
-    if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
-        raise ValueError(
-            f"guidance: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains"
-        )
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("guidance: got a weight that is not finite, expected finite numbers")
-    weight = weight.expand(chains).clone()
-    if uncond is None and bool((weight == 1).all()):
+    weight = check_weights("guidance", guidance, chains)
+    idle = bool((weight == 1).all()) and not always
+    if uncond is None and idle:
         return conditional, None, {}
+    if uncond is None and has_guide:
+        return conditional, weight, conditional
     if uncond is None:
         raise ValueError("uncond: got None beside guidance, expected the unconditional inputs, such as {'y': nulls}")
     other = check_cond("uncond", uncond, chains)
     if unknown := other.keys() - conditional.keys():
         raise ValueError(f"uncond: got {sorted(unknown)}, expected keys of cond only")
-    if bool((weight == 1).all()):
+    if idle:
         return conditional, None, {}
     return conditional, weight, {**conditional, **other}
+
+
+def check_weights(name: str, given: object, chains: int) -> torch.Tensor:
+    """``[chains]`` float32 weights, of one number or one for each chain. Raises TypeError or ValueError otherwise."""
+    weight = real_numbers(name, given).float()
+    if weight.dim() > 1 or (weight.dim() == 1 and len(weight) != chains):
+        raise ValueError(
+            f"{name}: got shape {list(weight.shape)}, expected one number, or one for each of {chains} chains"
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"{name}: got a weight that is not finite, expected finite numbers")
+    return weight.expand(chains).clone()
+
+
+def check_blend(
+    blend: object, conditional: Mapping[str, torch.Tensor | Shared], chains: int, most: int
+) -> tuple[tuple[dict[str, torch.Tensor | Shared], torch.Tensor], ...]:
+    """Further conditionings with their weights ``[chains]`` float32, of pairs (cond, weight).
+
+    A key that one lacks keeps the value in ``conditional``. most: of pairs, those of the engine.
+
+    Raises:
+        TypeError, ValueError: other than pairs, more of them, invalid conditioning or weights.
+    """
+    if blend is None:
+        return ()
+    if not isinstance(blend, Sequence) or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in blend):
+        raise TypeError(f"blend: got {described(blend)}, expected pairs (cond, weight), or None")
+    if len(blend) > most:
+        raise ValueError(
+            f"blend: got {len(blend)} further conditionings, expected at most {most}: make the engine with "
+            f"branches={len(blend)}"
+        )
+    checked = []
+    for number, (cond, weight) in enumerate(blend):
+        other = check_cond(f"blend[{number}]", cond, chains)
+        if unknown := other.keys() - conditional.keys():
+            raise ValueError(f"blend[{number}]: got {sorted(unknown)}, expected keys of cond only")
+        checked.append(({**conditional, **other}, check_weights(f"blend[{number}]", weight, chains)))
+    return tuple(checked)

@@ -57,6 +57,13 @@ class Denoiser:
     tensor of the right shape in a dict, a tuple or an object with ``.sample``; where there are several, an error names
     them. `network` is the network with its output read so.
 
+    second_time: the network's argument, such as ``"r"``, for a second time beside t, as flow maps u(x, t, r) have. A
+    sampler that has none tells it t, where a flow map is the velocity.
+
+    guide: another network ``guide(x, t, **cond)`` that takes the place of the unguided branch: a smaller or less
+    trained one of the same data, schedule and prediction, for autoguidance [Karras 2024]. ``guidance`` then needs no
+    ``uncond``.
+
     derivatives: how `ulam.tweedie`, `ulam.sure`, `ulam check` and the likelihood differentiate the network: "forward"
     or "reverse" mode, or "auto", whichever it has formulas for (`ulam.estimation.derivatives`). `modes` says what ran.
     """
@@ -67,6 +74,8 @@ class Denoiser:
     time: str = "auto"
     derivatives: str = "auto"
     output: Output = None
+    second_time: str | None = field(default=None, kw_only=True)
+    guide: Callable[..., Any] | None = field(default=None, kw_only=True)
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # written by estimation.derivatives
     _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # written there too
 
@@ -79,6 +88,13 @@ class Denoiser:
             raise ValueError(f"time: got {described(self.time)}, expected {one_of(self.time, TIMES)}")
         choice(self.derivatives, "derivatives", DERIVATIVES)
         check_output_option(self.output)
+        if self.second_time is not None and (
+            not isinstance(self.second_time, str) or not self.second_time.isidentifier() or self.second_time in "xt"
+        ):
+            got = described(self.second_time)
+            raise ValueError(f"second_time: got {got}, expected the name of an argument (not x or t), or None")
+        if self.guide is not None and (not callable(self.guide) or isinstance(self.guide, type)):
+            raise TypeError(f"guide: got {described(self.guide)}, expected a callable guide(x, t, **cond), or None")
         if self.time == "index" and self.schedule.kind != "vp":
             raise ValueError(f"time: got 'index' with {self.schedule!r}, expected 'auto', or a vp schedule")
 
@@ -112,6 +128,11 @@ class Denoiser:
         """What is called as network(x, t, **cond): `net` itself, or the part of its output that ``output`` names."""
         return self.net if self.output is None else ReadOutput(self.net, self.output)
 
+    @property
+    def nets(self) -> tuple[Callable[..., Any], ...]:
+        """The network, and the guide if there is one."""
+        return (self.net,) if self.guide is None else (self.net, self.guide)
+
     @cached_property
     def told_steps(self) -> str:
         """The argument by which the network is told whole training steps only; empty where it takes any time."""
@@ -139,6 +160,11 @@ class Denoiser:
             program = by_index(self.schedule, self.predicts)
         else:
             program = sampler.program(self.schedule, self.predicts)
+        if program.tells_second and self.second_time is None:
+            raise ValueError(
+                f"sampler: got {program.sampler}, which tells the network a second time, expected "
+                "Denoiser(second_time=...), the name of the argument that takes it"
+            )
         self._check_times(program)
         if self.told_steps and not program.told[2]:
             fractional = program.time[program.time % 1 > 0][0]

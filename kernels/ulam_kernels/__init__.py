@@ -9,10 +9,11 @@ from ulam_kernels import ops as ops
 from ulam_kernels.dispatch import backends
 from ulam_kernels.ops.elementwise import *  # noqa: F403
 from ulam_kernels.ops.rows import *  # noqa: F403
+from ulam_kernels.ops.sums import *  # noqa: F403
 from ulam_kernels.table import Table
 from ulam_kernels.tick import advance, look_up
 from ulam_kernels.torch_normal import torch_normal
 from ulam_kernels.version import __version__
 
 __all__ = ["Table", "__version__", "advance", "backends", "look_up", "torch_normal"]
-__all__ += [*ops.rows.__all__, *ops.elementwise.__all__]
+__all__ += [*ops.rows.__all__, *ops.elementwise.__all__, *ops.sums.__all__]

@@ -101,6 +101,7 @@ def affine(
     own: int,
     /,
 ) -> None: ...
+def moments(chains: int, elements: int, x: int, y: int, out: int, own: int, /) -> None: ...
 def look_up(
     chains: int,
     rows: int,

@@ -81,6 +81,7 @@ VALID: dict[str, Callable[[], Given]] = {
     "fill_normal": lambda: {"out": torch.zeros(B, N), **ids(), "tag": 1, "scale": 1.0, "offset": 2, "backend": None},
     "affine": lambda: {"x": normal(B, N), "m": normal(B, N) + 1, "a": torch.ones(B), "b": torch.ones(B),
                        "out": torch.zeros(B, N), "backend": None},
+    "moments": lambda: {"x": normal(B, N), "y": normal(B, N), "backend": None},
     "look_up": look_up_arguments,
     "advance": lambda: {"cursor": torch.ones(6, B, dtype=torch.int64), "now": torch.zeros(2, B, dtype=torch.int64),
                         "model": normal(B, N), "uncond": normal(B, N), "guidance": torch.ones(B), "backend": None},

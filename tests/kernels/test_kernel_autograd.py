@@ -158,6 +158,7 @@ def calls() -> dict[str, tuple[dict[str, torch.Tensor], object, list[str]]]:
             lambda x, coef: mcmc.run(double_well(N), x, "ula", coef, 2, **IDS),
             ["x"],
         ),
+        "moments": ({"x": x, "y": x.clone()}, ulam_kernels.moments, []),
         "gaussian_kl": (
             {"mean_a": x, "log_var_a": chain, "mean_b": x.clone(), "log_var_b": chain.clone()},
             gaussian_kl,

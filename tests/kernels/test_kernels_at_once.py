@@ -93,6 +93,7 @@ def ticks(rng: np.random.Generator) -> Iterator[tuple[str, Callable[[], Outputs]
     yield (
         "likelihoods",
         lambda: [
+            ulam_kernels.moments(x, score),
             likelihood.gaussian_kl(x, score, score, x),
             likelihood.discretised_log_likelihood(levels, score, x),
         ],

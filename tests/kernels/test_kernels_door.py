@@ -76,6 +76,7 @@ GOOD: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         "mean_a": rows(), "log_var_a": rows(), "mean_b": rows(), "log_var_b": each(), "backend": "cpu"}),
     "discretised_log_likelihood": (likelihood.discretised_log_likelihood, lambda: {
         "x": rows(), "mean": rows(), "log_scale": rows(), "bins": 256, "cdf": "tanh", "backend": "cpu"}),
+    "moments": (ulam_kernels.moments, lambda: {"x": rows(), "y": rows(), "backend": "cpu"}),
     "fill_normal": (ulam_kernels.fill_normal, lambda: {
         "out": rows(), "tag": 1, "scale": 2.0, "offset": 5, "backend": "cpu", **ids()}),
     "Density": (Density, lambda: {

@@ -26,7 +26,7 @@ from ulam_kernels import operator
 pytestmark = [pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]  # fmt: skip
 NAMES = sorted(CASES)
-PURE = ("affine", "langevin", "squared_norm", "evaluate", "evaluate without energies", "gaussian_kl",
+PURE = ("affine", "langevin", "moments", "squared_norm", "evaluate", "evaluate without energies", "gaussian_kl",
         "discretised_log_likelihood", "fill_normal of a new tensor")  # fmt: skip
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+import guidance_cases
 import layout_cases
+import moments_cases
 import program_cases
 import triton_reduce_cases
 import triton_tick_cases
@@ -51,6 +53,19 @@ def check_reductions() -> None:
         assert agrees(triton.reduce, cpu.reduce, reduction(rng, *case), "out"), case
     for case in BLENDS:
         assert agrees(triton.blend, cpu.blend, blending(rng, *case), "x", "net_in"), case
+
+
+def check_guidance() -> None:
+    """Sums over chains, and the rules of guidance that are made of them."""
+    for shape in ((1,), (2, 3), (1025,), (3001,)):
+        x, y = moments_cases.arguments((3, *shape))
+        assert torch.equal(moments_cases.result(triton, x, y), moments_cases.result(reference, x, y)), shape
+    for shape in ((2,), (3, 4, 5)):
+        found = []
+        for module in (triton, reference):
+            with guidance_cases.backend_of(module):
+                found.append(guidance_cases.check(shape))
+        assert torch.equal(*found), shape
 
 
 def check_ticks() -> None:

@@ -26,8 +26,8 @@ def execute(
     """The state after every row, [rows, *x.shape], by DESIGN's row formula term by term, in float64.
 
     output(row, c_in x) is what the network returns: like x, or with twice x's leading axis on learned rows. All of x is
-    one chain to the rows that need a quantile or norms; nothing is blended. unguided: the output of the unguided branch,
-    by default `output`.
+    one chain to the rows that need a quantile or norms; nothing is blended. unguided: the unguided branch's output, by
+    default `output`.
     """
     states, R = [], program.registers
     registers = [x, *(np.zeros_like(x) for _ in range(R - 1))]

@@ -170,6 +170,10 @@ def discretised_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Tensors:
     return (likelihood.discretised_log_likelihood(x, mean, log_scale),)
 
 
+def moments(x: Any, y: Any) -> Tensors:
+    return (ulam_kernels.moments(x, y),)
+
+
 STREAM = (IDS, IDS, IDS)
 CURSOR = _of(torch.arange(6 * B).view(6, B))
 CASES = {
@@ -180,6 +184,7 @@ CASES = {
     "fill_normal of a new tensor": Case(fill_normal_new, _each(*STREAM), "fill_normal_new"),
     "affine": Case(affine, _each(X, X, PER_CHAIN, PER_CHAIN), "affine"),
     "affine with out": Case(affine_out, _each(X, X, PER_CHAIN, PER_CHAIN), "affine_out"),
+    "moments": Case(moments, _each(X, X), "moments"),
     "look_up": Case(look_up, _each(_normal(5), ROW, PER_CHAIN), "look_up"),
     "advance": Case(advance, _each(CURSOR, X), "advance"),
     "torch_normal": Case(torch_normal, _each(X), "normal_"),

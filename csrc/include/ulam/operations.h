@@ -85,6 +85,15 @@ struct Affine {
   const float *a, *b;  // [B]
 };
 
+// The sums over a chain of x, y, x^2, x y and y^2, in the lanes of ulam/reduce.h. A product of two fp32 is exact in fp64.
+struct Moments {
+  static constexpr Sharing sharing = Sharing::kChains;
+  static constexpr int sums = 5;
+  int64_t chains, elements;
+  const float *x, *y;
+  double* out;  // [B, sums]
+};
+
 // out[b] = times[row[b]]. With a `weight`, it is guidance where interval[0] <= out <= interval[1], and 1 elsewhere.
 struct LookUp {
   int64_t chains, rows;
@@ -117,6 +126,7 @@ struct Advance {
   X(blend, Blend)                 \
   X(fill_normal, Fill)            \
   X(affine, Affine)               \
+  X(moments, Moments)             \
   X(langevin, Langevin)           \
   X(kick_drift, KickDrift)        \
   X(mala_accept, MalaAccept)      \

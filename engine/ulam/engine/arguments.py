@@ -79,10 +79,10 @@ def backend_name(
     Raises ValueError for a backend that cannot be used here, or a network with parameters on another device.
     """
     name = ulam_kernels.dispatch.name_of(ulam_kernels.dispatch.select(backend, device.type, dtype))
-    if isinstance(denoiser.net, torch.nn.Module):
-        for parameter_name, parameter in denoiser.net.named_parameters():
+    for net, whose in ((denoiser.net, "network"), (denoiser.guide, "guide")):
+        for parameter_name, parameter in net.named_parameters() if isinstance(net, torch.nn.Module) else ():
             if parameter.device != device:
-                mismatch = f"got {device}, but the network's {parameter_name} is on {parameter.device}"
+                mismatch = f"got {device}, but the {whose}'s {parameter_name} is on {parameter.device}"
                 raise ValueError(f"device: {mismatch}, expected the same for both")
     return name, fallbacks(name, backend, dtype)
 

@@ -24,6 +24,7 @@ from ..noise import FIRST_STATE, ROW
 from ..programs.program import Program
 from .conditioning import ConditioningBuffers
 from .groups import Group
+from .guidance import numbers_of
 from .inpainting import KnownImages
 from .job import Job
 from .row_table import Columns, Place, RowTable
@@ -55,7 +56,8 @@ class Buffers:
 
     net_dtype: of the network's parameters. channels_last: the fused step writes the network's inputs in that memory
     format. bound: ticks on the CPU may have their operations bound, which check outputs if ``check_finite``.
-    own_inputs: the network reads a separate buffer, never the states themselves.
+    own_inputs: the network reads a separate buffer, never the states themselves. second_time: the network's argument
+    for a second time. branches: further conditionings, beside ``cond`` and ``uncond``, that chains may blend in.
     """
 
     def __init__(
@@ -71,18 +73,24 @@ class Buffers:
         channels_last: bool = False,
         bound: bool = True,
         check_finite: bool = True,
+        second_time: str | None = None,
+        branches: int = 0,
     ) -> None:
         self.shape, self.size, self.device, self.backend, self.dtype = shape, slots, device, backend, dtype
         self._binds = bound and device.type == "cpu" and net_dtype != torch.float64
         self._check_finite = check_finite
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.slots = Slots(slots, device)
+        self.slots = Slots(slots, device, branches)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
         self._tick: TickTensors | None = None
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
-        self.cond = ConditioningBuffers("cond", slots, device)
-        self.uncond = ConditioningBuffers("uncond", slots, device)
+        self.second = None if second_time is None else torch.zeros(slots, dtype=time_dtype, device=device)
+        own = {} if second_time is None or self.second is None else {second_time: self.second}
+        self.cond = ConditioningBuffers("cond", slots, device, own)
+        self.uncond = ConditioningBuffers("uncond", slots, device, own)
+        self.branches = [ConditioningBuffers(f"blend[{k}]", slots, device, own) for k in range(branches)]
+        self.past: torch.Tensor | None = None  # a difference that a rule of guidance remembers, once a job has one
         self.scales: torch.Tensor | None = None  # what reductions give the step, once a program has any
         self.known: KnownImages | None = None  # once a program blends with known images
         # A float64 network over narrower states reads float32 inputs; widening them is exact.
@@ -171,21 +179,43 @@ class Buffers:
         row, first, seed = np.array(starts, dtype=np.int64).T
         chain = np.concatenate([job.chain_ids[group.chains] for job, group in zip(jobs, groups, strict=True)])
         guided = [
-            (group.slots, job.weights[group.chains], job.interval or (-np.inf, np.inf), job.rescale)
+            (
+                group.slots,
+                job.weights[group.chains],
+                (*(job.interval or (-np.inf, np.inf)), job.rescale, 1.0, *numbers_of(job.rule)),
+            )
             for job, group in zip(jobs, groups, strict=True)
             if job.weights is not None
         ]
-        at = self.slots.begin([group.slots for group in groups], row, ROW.draws(first), seed, chain, guided)
+        blended = [
+            (group.slots, np.stack([weight[group.chains].numpy() for _, weight in job.branches]))
+            for job, group in zip(jobs, groups, strict=True)
+            if job.branches
+        ]
+        at = self.slots.begin([group.slots for group in groups], row, ROW.draws(first), seed, chain, guided, blended)
         for group in groups:
             job = group.job
             if job.cond:
                 self.cond.enter(group.slots, group.chains, job.cond)
             if job.weights is not None:
                 self.uncond.enter(group.slots, group.chains, job.uncond)
+            for branch, (values, _) in zip(self.branches, job.branches, strict=False):
+                branch.enter(group.slots, group.chains, values)
             if job.known is not None and self.known is not None:
                 self.known.enter(group.slots, group.chains, job.known)
         sizes = [group.size for group in groups]
-        self._first_states(groups, sizes, on_device(torch.from_numpy(at), self.device))
+        places_of_all = on_device(torch.from_numpy(at), self.device)
+        if any(job.rule is not None for job in jobs):
+            self._forget_differences(places_of_all)
+        self._first_states(groups, sizes, places_of_all)
+
+    def _forget_differences(self, at: torch.Tensor) -> None:
+        """What rules of guidance remember of these slots is 0; that of other chains there is not read."""
+        if self.past is None:
+            wide = self.rows.columns.c_next.dtype
+            with torch.inference_mode(False):
+                self.past = torch.zeros(self.size, *self.shape, dtype=wide, device=self.device)
+        self.past.index_fill_(0, at, 0)
 
     def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
         x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)

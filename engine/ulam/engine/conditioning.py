@@ -47,13 +47,14 @@ class ConditioningBuffers:
     """The conditioning of all slots, for one of the two branches of guidance: ``[slots, ...]`` per key.
 
     The first job declares dtypes and shapes, from any thread; the thread that runs the chains allocates the tensors
-    when the first of them enter.
+    when the first of them enter. own: further arguments, ``[slots]``, which the engine itself fills.
     """
 
-    def __init__(self, name: str, slots: int, device: torch.device) -> None:
-        self._name, self._slots, self._device = name, slots, device
+    def __init__(self, name: str, slots: int, device: torch.device, own: dict[str, torch.Tensor] | None = None) -> None:
+        self._name, self._slots, self._device, self._own = name, slots, device, own or {}
         self._declared: dict[str, Input] | None = None
-        self.inputs: dict[str, torch.Tensor] = {}  # the network's keyword arguments
+        self.entered = False  # whether any job has brought values
+        self.inputs: dict[str, torch.Tensor] = dict(self._own)  # the network's keyword arguments
         self.shared: set[str] = set()
 
     def check(self, values: dict[str, torch.Tensor | Shared]) -> None:
@@ -74,14 +75,14 @@ class ConditioningBuffers:
 
     def enter(self, slots: slice, chains: slice, values: dict[str, torch.Tensor | Shared]) -> None:
         """Copy the conditioning of a job's chains to these slots."""
-        if not self.inputs:
+        if not self.entered:
             self._allocate()
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
                 self.inputs[key][slots].copy_(on_device(value[chains], self._device))
 
     def _allocate(self) -> None:
-        inputs, shared = {}, set()
+        inputs, shared = dict(self._own), set()
         with torch.inference_mode(False):  # buffers outlive the call, and their versions are checked
             for key, given in (self._declared or {}).items():
                 if given.shared is None:
@@ -91,3 +92,4 @@ class ConditioningBuffers:
                     shared.add(key)
         self.shared = shared
         self.inputs = inputs
+        self.entered = True

@@ -14,9 +14,10 @@ import torch
 from ulam_kernels.arguments import described, real, switch
 from ulam_kernels.tracing import not_recorded, outside_graphs
 
-from ..arguments import check_shape, resolve_device
-from ..conditioning import Cond, Shared
+from ..arguments import check_shape, resolve_device, whole_numbers
+from ..conditioning import Blend, Cond, Shared
 from ..denoiser import Denoiser, Sampler
+from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
@@ -67,6 +68,8 @@ class Engine:
         results: "device", or "host": copied through pinned memory while the GPU works on.
         watchdog: seconds after which a network call that has not returned is reported.
         ladder: smaller batches for the network while few slots hold chains, see :class:`ulam.Ladder`.
+        branches: the most further conditionings that a chain may ``blend`` in; each costs a call of the network a tick
+            while any chain has one.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
@@ -92,11 +95,15 @@ class Engine:
         watchdog: float | None = None,
         trace: bool = False,
         ladder: Ladder | None = None,
+        branches: int = 0,
     ) -> None:
         network = check_options(
             denoiser, dtype, options, policy=policy, queue=queue, results=results, watchdog=watchdog, ladder=ladder,
             check_finite=check_finite, graphs=graphs, trace=trace,
         )  # fmt: skip
+        (branches,) = whole_numbers(branches=branches)
+        if branches < 0:
+            raise ValueError(f"branches: got {branches}, expected at least 0")
         sizes = check_shape(shape)
         slots = default_slots(options) if slots is None else slots
         count = None if isinstance(slots, str) and slots == "auto" else check_slots(slots)
@@ -121,6 +128,7 @@ class Engine:
                 graphs and not (isinstance(options, Tuned) and not options.graphs),
                 trace,
                 ladder,
+                branches,
             )
         self._lock = threading.RLock()  # guards scheduler and results; never held while waiting for the device
         self._room = threading.Condition(self._lock)
@@ -163,6 +171,9 @@ class Engine:
         first_row: int = 0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
+        guidance_rule: Rule | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
+        blend: Blend | None = None,
         callback: Callback | None = None,
         every: int = 1,
         finish: Finish | None = None,
@@ -190,6 +201,8 @@ class Engine:
         job = job_of(
             self.denoiser, self.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
             first_row, guidance_interval, guidance_rescale, callback, every, finish, priority, deadline,
+            guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend,
+            branches=len(self._runner.buffers.branches),
         )  # fmt: skip
         self._queue(job, weight, block)
         return job
@@ -199,6 +212,7 @@ class Engine:
         with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's inference mode
             self._check_open()
             inputs = [(buffers.cond, job.cond)] + ([(buffers.uncond, job.uncond)] if job.guidance is not None else [])
+            inputs += [(buffers.branches[number], values) for number, (values, _) in enumerate(job.branches)]
             if block:
                 for arguments, values in inputs:
                     arguments.check(values)  # refused before any wait

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 
 from ..conditioning import Shared
+from ..guidance import Rule
 from ..programs.program import Program
 from .inpainting import Known
 
 Noise: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 Callback: TypeAlias = "Callable[[Preview], object]"
+Branches: TypeAlias = "tuple[tuple[dict[str, torch.Tensor | Shared], torch.Tensor], ...]"
 Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -32,6 +34,7 @@ class Job:
         known: image and mask, for inpainting.
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
+        rule: of guidance, or None. branches: further conditionings with their weights ``[n]`` float32.
         priority, deadline: see :class:`ulam.engine.scheduler.Scheduler`.
         ticks: evaluations of the network per chain. traits: its ticks' needs beyond one evaluation and one fused step,
             by the names of :class:`ulam.engine.tick_needs.TickNeeds`. chain_ids, weights: ids and guidance as arrays.
@@ -54,6 +57,8 @@ class Job:
     priority: int = 0
     deadline: float | None = None
     first_row: int = 0
+    rule: Rule | None = None
+    branches: Branches = ()
     ticks: int = field(init=False, repr=False)
     traits: tuple[str, ...] = field(init=False, repr=False)
     chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)
@@ -72,6 +77,10 @@ class Job:
             "blends": self.known is not None,
             "scaled": self.program.scales_input,
             "previews": self.callback is not None,
+            "unguided": self.program.reads_unguided,
+            "scheduled": self.program.schedules_guidance,
+            "ruled": self.rule is not None,
+            "blended": bool(self.branches),
         }
         object.__setattr__(self, "traits", tuple(name for name, applies in has.items() if applies))
         object.__setattr__(self, "ticks", ticks)

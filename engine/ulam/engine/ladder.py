@@ -109,6 +109,16 @@ class Rungs:
         m, other = self._at(at, _rows(x, at), uncond)
         return self._placed("cond", m, at), None if other is None else self._placed("uncond", other, at)
 
+    def further(self, number: int, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """The outputs of further conditionings, of which this is the one of that number."""
+        shared = self._buffers.cond.shared
+        if self.size == self._slots:
+            return self._network(x, self._buffers.t, inputs, None, shared)[0]
+        at = self.places[self.size]
+        selected = {name: value if name in shared else _rows(value, at) for name, value in inputs.items()}
+        m = self._network(_rows(x, at), _rows(self._buffers.t, at), selected, None, shared)[0]
+        return self._placed(f"blend {number}", m, at)
+
     def _at(
         self, slots: torch.Tensor, x: torch.Tensor, uncond: Inputs | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

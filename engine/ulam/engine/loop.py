@@ -40,7 +40,7 @@ class Loop:
         self._needs = TickNeeds()
         self._disturbed = False  # there was an exception since the last event
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps still in the runner's
-        self._modules = modules_in(runner.denoiser.net)
+        self._modules = [module for net in runner.denoiser.nets for module in modules_in(net)]
 
     # ------------------------------------------------------------------------------------------------- results
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,6 +104,13 @@ class Network:
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
         self.dtype = _computing_dtype(denoiser.net)
+        self._guide: Network | None = None  # takes the place of the unguided branch
+        if denoiser.guide is not None:
+            guide = replace(denoiser, net=denoiser.guide, guide=None)
+            self._guide = Network(guide, slots, device, options, report)
+            if self._guide.dtype not in (None, self.dtype):
+                got = f"got a network of {self._guide.dtype}"
+                raise ValueError(f"guide: {got}, expected {self.dtype}, as the network that it guides has")
 
     def __call__(
         self,
@@ -117,6 +124,8 @@ class Network:
 
         Raises NetworkError for whatever the network raises, TypeError or ValueError for an invalid output.
         """
+        if uncond is not None and self._guide is not None:
+            return self(x, t, cond, None, shared)[0], self._guided(x, t, uncond, shared)
         begin = self.began = time.perf_counter()
         try:
             while True:
@@ -132,6 +141,18 @@ class Network:
                 self._report.shrink(self.batch, reason)
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
+        finally:
+            self.seconds += time.perf_counter() - begin
+            self.began = None
+
+    def _guided(
+        self, x: torch.Tensor, t: torch.Tensor, inputs: dict[str, torch.Tensor], shared: set[str]
+    ) -> torch.Tensor:
+        """The output of the guide, whose time counts as the network's."""
+        assert self._guide is not None
+        begin = self.began = time.perf_counter()
+        try:
+            return self._guide(x, t, inputs, None, shared)[0]
         finally:
             self.seconds += time.perf_counter() - begin
             self.began = None

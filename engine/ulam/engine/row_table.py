@@ -37,6 +37,9 @@ class Columns:
     times: torch.Tensor  # given to the network
     known_a: torch.Tensor  # coefficients of a known image and its noise
     known_b: torch.Tensor
+    second: torch.Tensor  # another time that the network is told
+    unguided: torch.Tensor  # the register that takes the unguided output, 0 for none
+    guidance: torch.Tensor  # a factor on the guidance weight
     c_next: torch.Tensor  # the scale of the next network input, as in the tables
     flags: torch.Tensor
     tables: dict[int, Table]
@@ -124,7 +127,7 @@ class RowTable:
     def _grown(self, capacity: int) -> Columns:
         """The columns, copied to this larger capacity."""
         old, new = self.columns, self._empty(capacity)
-        for name in ("times", "known_a", "known_b", "c_next", "flags"):
+        for name in ("times", "known_a", "known_b", "second", "unguided", "guidance", "c_next", "flags"):
             getattr(new, name)[: len(old.flags)].copy_(getattr(old, name))
         for registers, table in old.tables.items():
             coef = self._zeros(capacity, width(registers), dtype=self._dtype)
@@ -134,8 +137,10 @@ class RowTable:
 
     def _empty(self, capacity: int) -> Columns:
         known_a, known_b, c_next = (self._zeros(capacity, dtype=self._dtype) for _ in range(3))
-        times, flags = (self._zeros(capacity, dtype=dtype) for dtype in (self._time_dtype, torch.int32))
-        return Columns(times, known_a, known_b, c_next, flags, {})
+        times, second = (self._zeros(capacity, dtype=self._time_dtype) for _ in range(2))
+        unguided, flags = (self._zeros(capacity, dtype=torch.int32) for _ in range(2))
+        guidance = self._zeros(capacity, dtype=torch.float32)
+        return Columns(times, known_a, known_b, second, unguided, guidance, c_next, flags, {})
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
@@ -145,14 +150,20 @@ class RowTable:
     def _write(self, program: Program, begin: int) -> Place:
         columns, packed = self.columns, program.table(dtype=self._dtype)
         times = torch.from_numpy(np.nan_to_num(program.time)).to(self._time_dtype)
+        second = torch.from_numpy(np.nan_to_num(np.where(np.isnan(program.second), program.time, program.second)))
+        second = second.to(self._time_dtype)
         if not self._places:
             # Idle slots get the first program's first time, which the network surely accepts.
-            write_rows(0, (columns.times, times[program.evaluating[0] :][:1]))
+            first = slice(program.evaluating[0], program.evaluating[0] + 1)
+            write_rows(0, (columns.times, times[first]), (columns.second, second[first]))
         write_rows(
             begin,
             (columns.times, times),
             (columns.known_a, torch.from_numpy(program.known_a.copy())),
             (columns.known_b, torch.from_numpy(program.known_b.copy())),
+            (columns.second, second),
+            (columns.unguided, torch.from_numpy(program.unguided.astype(np.int32))),
+            (columns.guidance, torch.from_numpy(program.guidance.copy()).float()),
             (columns.c_next, packed.coef[:, C_NEXT]),
             (columns.flags, packed.flags),
             *((table.coef, packed.widen(table.registers).coef) for table in _serving(columns.tables, packed.registers)),

@@ -19,9 +19,9 @@ import ulam_kernels
 from ..arguments import per_chain
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
+from .branches import Branches, Outputs
 from .buffers import Buffers, TickTensors
 from .groups import Group
-from .guidance import rescaled
 from .job import Job, Preview
 from .ladder import Ladder, Rungs
 from .network import Network, NetworkOptions
@@ -57,6 +57,7 @@ class Runner:
         graphs: bool = True,
         trace: bool = False,
         ladder: Ladder | None = None,
+        branches: int = 0,
     ) -> None:
         self.denoiser, self.device, self.report = denoiser, device, report
         self.network = Network(denoiser, slots, device, options, report)
@@ -80,10 +81,13 @@ class Runner:
             time_dtype,
             reserve=self.graphs is not None,
             channels_last=options.channels_last,
-            bound=not trace,  # a trace shows the operations one by one
+            bound=not trace and denoiser.second_time is None,  # a trace shows the operations one by one
             check_finite=check_finite,
+            second_time=denoiser.second_time,
+            branches=branches,
         )
         self.rungs = Rungs(ladder, self.network, self.buffers, report)
+        self.branches = Branches(self.buffers, self.rungs)
         self._stream: torch.cuda.Stream | None = None
         self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, 1 off its interval
         self.check_finite = check_finite
@@ -112,7 +116,8 @@ class Runner:
 
     def check_graphs(self, graphs: TickGraphs) -> None:
         """Drop all graphs if the tables or the network's weights have moved since their capture."""
-        graphs.reads([self.buffers.rows.columns.times.data_ptr(), *addresses(self.denoiser.net)])
+        weights = [address for net in self.denoiser.nets for address in addresses(net)]
+        graphs.reads([self.buffers.rows.columns.times.data_ptr(), *weights])
 
     def fit(self, needs: TickNeeds, tick: int) -> None:
         """Choose the batch that the network sees from this tick on."""
@@ -181,6 +186,8 @@ class Runner:
         for group in needs.groups:
             job = group.job
             if job.guidance is not None:
+                if job.program.reads_unguided:
+                    return True
                 t = self.buffers.rows[job.program].network_times[tick - group.start]
                 if job.interval is None or job.interval[0] <= t <= job.interval[1]:
                     return True
@@ -208,56 +215,56 @@ class Runner:
                 return
             weight = slots.weight
         else:
-            weight = self._look_up(guided and needs.intervals)
+            weight = self._look_up(guided and needs.intervals, needs)
             with self._range("ulam.network"):
                 m, uncond = self.rungs(x, uncond_inputs)
+                if needs.blended:
+                    m = self.branches.blended(m, x)
         noise = self._explicit_noise(explicit) if explicit else None
         if m.dtype == torch.float64 != buffers.dtype:  # converted once for the check and the step
             m, uncond = m.float(), None if uncond is None else uncond.float()
-        outputs = m, uncond, weight
-        if uncond is not None and needs.rescaled:
-            outputs = self._rescaled(m, uncond, weight)
+        if uncond is not None and uncond.dtype != m.dtype:  # after a blend
+            uncond = uncond.to(m.dtype)
+        outputs = self.branches.guided(tensors, Outputs(m, uncond, weight), needs)
         estimates = [(group, row, self._x0(group, row, *outputs)) for group, row in previews or ()]
         self.torn = True
         if self.check_finite:
-            guidance = None if uncond is None else weight
+            checked = self.branches.checked(weight) if needs.unguided else weight
             ulam_kernels.advance(
-                slots.cursor, slots.now, model=m, uncond=uncond, guidance=guidance, backend=buffers.backend
+                slots.cursor,
+                slots.now,
+                model=m,
+                uncond=uncond,
+                guidance=None if uncond is None else checked,
+                backend=buffers.backend,
             )
         else:
             ulam_kernels.advance(slots.cursor, slots.now, backend=buffers.backend)
+        if needs.unguided:
+            self.branches.load(tensors.states, m, uncond)
         self._step(tensors, slots.now_row, slots.now_draw, *outputs, noise, needs)
         for group, row, x0 in estimates:
             job, x = group.job, buffers.state[0, group.slots].clone()
             self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
 
-    def _look_up(self, intervals: bool) -> torch.Tensor:
+    def _look_up(self, intervals: bool, needs: TickNeeds) -> torch.Tensor:
         """Look up the network's times; return the guidance weights, which apply in their intervals."""
         slots, backend, times = self.buffers.slots, self.buffers.backend, self.buffers.rows.columns.times
+        weight = self.branches.scheduled() if needs.scheduled else slots.weight
+        self.branches.look_up_second()
         if not intervals:
             ulam_kernels.look_up(times, slots.row, self.buffers.t, backend=backend)
-            return slots.weight
+            return weight
         ulam_kernels.look_up(
             times,
             slots.row,
             self.buffers.t,
-            guidance=slots.weight,
+            guidance=weight,
             interval=slots.interval,
             weight=self._weight,
             backend=backend,
         )
         return self._weight
-
-    def _rescaled(
-        self, m: torch.Tensor, uncond: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Outputs and weights with rescaled chains already guided; the fused step guides the others."""
-        wide = torch.promote_types(m.dtype, torch.float32)
-        m, uncond, phi = m.to(wide, copy=True), uncond.to(wide), self.buffers.slots.rescale
-        own, other = self._without_variances(m), self._without_variances(uncond)
-        chosen = per_chain(phi > 0, m)
-        own.copy_(torch.where(chosen, rescaled(own, other, weight, phi), own))
-        return m, uncond, torch.where(phi > 0, 1.0, weight)
 
     def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
         """The network's output without the learned variances that may follow it."""

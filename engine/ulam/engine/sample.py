@@ -11,8 +11,9 @@ from ulam_kernels.arguments import switch
 from ulam_kernels.tracing import not_recorded
 
 from ..arguments import chain_ids
-from ..conditioning import Cond, Shared
+from ..conditioning import Blend, Cond, Shared
 from ..denoiser import Denoiser, Sampler
+from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import DEFAULT_SLOTS
 from .engine import Engine
@@ -46,6 +47,9 @@ def sample(
     first_row: int = 0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
+    guidance_rule: Rule | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    blend: Blend | None = None,
     options: NetworkOptions | Tuned | None = None,
     ladder: Ladder | None = None,
     progress: bool = True,
@@ -71,6 +75,11 @@ def sample(
         noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, asked for rows that add noise.
         guidance_interval: (lo, hi), the times t at which guidance applies, with weight 1 elsewhere [Kynkaanniemi 2024].
             guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
+        guidance_rule: :class:`ulam.guidance.APG` or :class:`ulam.guidance.CFGZero` in place of the weighted difference.
+            guidance_schedule: a factor on the weight for each evaluation, a sequence or a function of its t.
+        blend: pairs (cond, b) of further conditionings, each evaluated too: m_cond becomes m_cond + sum b (m - m_cond),
+            with weights b, one number or one per chain. Composed prompts of weights w_0, w_1, ... [Liu 2022] are
+            guidance = sum w and b_k = w_k / sum w; a key that one lacks is that of ``cond``.
         known, mask: for inpainting (:class:`ulam.samplers.RePaint`): an image, and 1 where it is kept, 0 where it is
             sampled, each ``[chains, *shape]`` or what broadcasts to it, or shared.
         options: how the network is called, or what :func:`ulam.tune` found; one that takes gradients inside needs
@@ -85,10 +94,12 @@ def sample(
     count = len(chain_ids(chains))
     if slots is None:
         slots = options.slots if isinstance(options, Tuned) else min(max(count, 1), DEFAULT_SLOTS)
-    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder)
+    branches = len(blend) if isinstance(blend, Sequence) else 0
+    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder, branches=branches)
     job = job_of(
         denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,
+        guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
     )  # fmt: skip
     engine._queue(job)
     out = torch.empty(count, *engine.shape, dtype=dtype, device=engine.report.device)

@@ -7,6 +7,7 @@ copy and one select per table update the slots that changed: nothing waits, and 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,10 +19,10 @@ from ..noise import DRAWS_PER_ROW
 IDLE_ROW = 0
 CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # in the order of ulam_kernels.advance
 INTEGERS = (*CURSOR, "seed", "chain")
-FLOATS = ("weight", "guided_from", "guided_to", "rescale")
+FLOATS = ("weight", "guided_from", "guided_to", "rescale", "branches", "rule", "eta", "norm", "momentum")
 Ints: TypeAlias = "npt.NDArray[np.int64]"
-Guided: TypeAlias = "tuple[slice, npt.NDArray[np.float32], tuple[float, float], float]"  # slots, weights, interval, phi
-UNGUIDED = np.array([[1.0], [-np.inf], [np.inf], [0.0]], dtype=np.float32)  # values of FLOATS
+Guided: TypeAlias = "tuple[slice, npt.NDArray[np.float32], tuple[float, ...]]"  # slots, weights, the rest of FLOATS
+UNGUIDED = np.array([1.0, -np.inf, np.inf, 0.0, 0.0, 0.0, 1.0, np.inf, 0.0], dtype=np.float32)  # values of FLOATS
 STAGINGS = 4  # staging buffers, copies in flight at once
 
 
@@ -32,7 +33,9 @@ class Slots:
     the network's output was not finite, else 0. parts: scratch of ``ulam_kernels.advance``. cursor: these six rows.
     ids: seed and chain.
     now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, applied where
-    guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4.
+    guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4. branches: 1 where the unguided
+    branch is one of its own. rule, eta, norm, momentum: see :mod:`ulam.engine.guidance`. blend: weights
+    ``[blends, slots]`` of further branches.
     """
 
     row: torch.Tensor
@@ -44,38 +47,57 @@ class Slots:
     guided_from: torch.Tensor
     guided_to: torch.Tensor
     rescale: torch.Tensor
+    branches: torch.Tensor
+    rule: torch.Tensor
+    eta: torch.Tensor
+    norm: torch.Tensor
+    momentum: torch.Tensor
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, blends: int = 0) -> None:
         self._live = (
             torch.zeros(len(INTEGERS), slots, dtype=torch.int64, device=device),
-            torch.zeros(len(FLOATS), slots, dtype=torch.float32, device=device),
+            torch.zeros(len(FLOATS) + blends, slots, dtype=torch.float32, device=device),
         )
+        self._plain = np.append(UNGUIDED, np.zeros(blends, dtype=np.float32))[:, None]
+        self.blend = self._live[1][len(FLOATS) :]
         self.cursor, self.ids = self._live[0][: len(CURSOR)], self._live[0][len(CURSOR) :]
         self.interval = self._live[1][1:3]
         self.now = torch.zeros(2, slots, dtype=torch.int64, device=device)
         self.now_row, self.now_draw = self.now
         for names, table in zip((INTEGERS, FLOATS), self._live, strict=True):
-            for name, values in zip(names, table, strict=True):
+            for name, values in zip(names, table, strict=False):
                 setattr(self, name, values)
         self.weight.fill_(1.0)
         self._direct = device.type == "cpu"
-        self._stagings = deque([] if self._direct else [_Staging(slots, device) for _ in range(STAGINGS)])
+        self._stagings = deque([] if self._direct else [_Staging(slots, device, blends) for _ in range(STAGINGS)])
         self._host = tuple(table.numpy() for table in self._live) if self._direct else self._stagings[0].arrays
 
-    def begin(self, ranges: list[slice], row: Ints, draw: Ints, seed: Ints, chain: Ints, guided: list[Guided]) -> Ints:
+    def begin(
+        self,
+        ranges: list[slice],
+        row: Ints,
+        draw: Ints,
+        seed: Ints,
+        chain: Ints,
+        guided: Sequence[Guided],
+        blended: Sequence[tuple[slice, npt.NDArray[np.float32]]],
+    ) -> Ints:
         """Start chains in these ranges of slots; return the slots' indices.
 
         row, draw, seed: one per range. chain: ids, one per slot. guided: ranges whose guidance is not 1 everywhere.
+        blended: ranges with weights of further branches, ``[branches, slots]``.
         """
         at, sizes = places(ranges)
         columns = np.zeros((len(INTEGERS), len(at)), dtype=np.int64)
         columns[[0, 1, 6]] = np.stack([row, draw, seed]).repeat(sizes, axis=1)
         columns[2], columns[3], columns[7] = 1, DRAWS_PER_ROW, chain
         self._host[0][:, at] = columns
-        self._host[1][:, at] = UNGUIDED
-        for slots, weight, (lo, hi), rescale in guided:
+        self._host[1][:, at] = self._plain
+        for slots, weight, numbers in guided:
             self._host[1][0, slots] = weight
-            self._host[1][1:, slots] = [[lo], [hi], [rescale]]
+            self._host[1][1 : len(FLOATS), slots] = np.array(numbers, dtype=np.float32)[:, None]
+        for slots, weights in blended:
+            self._host[1][len(FLOATS) : len(FLOATS) + len(weights), slots] = weights
         self._commit(at)
         return at
 
@@ -99,14 +121,14 @@ class Slots:
 class _Staging:
     """A pinned staging buffer of the tables, and the event after which it may be written again."""
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, blends: int) -> None:
         def pair(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
             return (
                 torch.zeros(rows, slots, dtype=dtype, pin_memory=True),
                 torch.zeros(rows, slots, dtype=dtype, device=device),
             )
 
-        self._tables = pair(len(INTEGERS), torch.int64), pair(len(FLOATS), torch.float32)
+        self._tables = pair(len(INTEGERS), torch.int64), pair(len(FLOATS) + blends, torch.float32)
         self._changed = pair(1, torch.bool)
         self._device = device
         self.arrays = tuple(host.numpy() for host, _ in self._tables)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.validation import check_data, real_numbers
 
 from ..arguments import chain_ids, seed_int64, whole_numbers
-from ..conditioning import Cond, Shared, check_conditioning
+from ..conditioning import Blend, Cond, Shared, check_blend, check_conditioning
 from ..denoiser import Denoiser, Sampler
 from ..gradients import check_no_gradient
+from ..guidance import CFGZero, GuidanceSchedule, Rule, check_rule
 from ..programs.program import Program
 from ..samplers.grid import GridSampler
 from ..samplers.start import start_below_noise
@@ -48,8 +51,13 @@ def job_of(
     finish: Finish | None = None,
     priority: int = 0,
     deadline: float | None = None,
+    *,
+    guidance_rule: Rule | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    blend: Blend | None = None,
+    branches: int = 0,
 ) -> Job:
-    """The job that :meth:`ulam.Engine.submit` queues, for an engine of this denoiser and sample shape.
+    """The job that :meth:`ulam.Engine.submit` queues, for an engine of this denoiser, sample shape and ``branches``.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message.
@@ -74,15 +82,20 @@ def job_of(
     seed = _seed(seed, anew=x_init is not None and not first_row and program.needs_noise)
     if noise is not None and not callable(noise):
         raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
-    interval, rescale = _guidance_options(guidance, guidance_interval, guidance_rescale)
+    interval, rescale = _guidance_options(guidance, guidance_interval, guidance_rescale, guidance_rule)
+    program = _with_guidance(program, guidance, guidance_rule, guidance_schedule)
     _check_callback(callback, every, finish)
     known_image = check_known(known, mask, program, len(ids), shape)
     if known_image is not None and noise is not None:
         raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always, expected None")
-    conditional, weights, unconditional = check_conditioning(cond, guidance, uncond, len(ids))
+    conditional, weights, unconditional = check_conditioning(
+        cond, guidance, uncond, len(ids), has_guide=denoiser.guide is not None,
+        always=program.reads_unguided or program.schedules_guidance,
+    )  # fmt: skip
+    further = check_blend(blend, conditional, len(ids), branches)
     return Job(
         program, ids, seed, conditional, unconditional, weights, x_init, noise, known_image, interval, rescale,
-        callback, every, finish, priority, deadline, first_row,
+        callback, every, finish, priority, deadline, first_row, guidance_rule if weights is not None else None, further,
     )  # fmt: skip
 
 
@@ -132,7 +145,45 @@ def _check_norms(program: Program, shape: tuple[int, ...]) -> None:
     )
 
 
-def _guidance_options(guidance: object, interval: object, rescale: object) -> tuple[tuple[float, float] | None, float]:
+def _with_guidance(program: Program, guidance: object, rule: Rule | None, schedule: GuidanceSchedule | None) -> Program:
+    """The program with what rows know of guidance: factors on its weight, outputs that are taken as 0.
+
+    Raises:
+        TypeError, ValueError: an invalid schedule, or zero steps of another prediction than the flow.
+    """
+    if schedule is not None:
+        if guidance is None:
+            raise ValueError("guidance: got None beside guidance_schedule, expected a weight")
+        told = program.time[program.evaluating].tolist()
+        given = [schedule(t) for t in told] if callable(schedule) else schedule
+        factors = real_numbers("guidance_schedule", given)
+        if list(factors.shape) != [len(told)]:
+            got = f"got shape {list(factors.shape)}"
+            raise ValueError(f"guidance_schedule: {got}, expected a factor for each of {len(told)} evaluations")
+        if not bool(torch.isfinite(factors).all()):
+            raise ValueError("guidance_schedule: got a factor that is not finite, expected finite numbers")
+        column = np.ones(len(program))
+        column[program.evaluating] = factors.double().numpy()
+        program = replace(program, guidance=column)
+    if not (isinstance(rule, CFGZero) and rule.zero_steps):
+        return program
+    if program.predicts != "flow":
+        raise ValueError(
+            f"zero_steps: got {rule.zero_steps} under predicts={program.predicts!r}, expected 0, or predicts='flow'"
+        )
+    rows = program.evaluating[: rule.zero_steps]
+    A, km, unguided = program.A.copy(), program.km.copy(), program.unguided.copy()
+    A[rows, :, program.registers + 1] = km[rows] = 0.0
+    for row in rows:
+        if register := int(unguided[row]):
+            A[row, :, register] = 0.0
+    unguided[rows] = 0
+    return replace(program, A=A, km=km, unguided=unguided)
+
+
+def _guidance_options(
+    guidance: object, interval: object, rescale: object, rule: object
+) -> tuple[tuple[float, float] | None, float]:
     """The interval as (lo, hi) or None, rounded to float32 as the slots hold it, and phi.
 
     Raises:
@@ -141,8 +192,11 @@ def _guidance_options(guidance: object, interval: object, rescale: object) -> tu
     phi = rescale if type(rescale) is float else _number("guidance_rescale", rescale)
     if not 0 <= phi <= 1:
         raise ValueError(f"guidance_rescale: got {described(rescale)}, expected a number in [0, 1]")
-    if guidance is None and (interval is not None or phi):
-        name = "guidance_rescale" if interval is None else "guidance_interval"
+    check_rule(rule)
+    if phi and rule is not None:
+        raise ValueError(f"guidance_rescale: got {described(rescale)} beside guidance_rule, expected 0, or no rule")
+    if guidance is None and (interval is not None or phi or rule is not None):
+        name = "guidance_interval" if interval is not None else "guidance_rescale" if phi else "guidance_rule"
         raise ValueError(f"guidance: got None beside {name}, expected a weight")
     if interval is None:
         return None, phi

@@ -7,7 +7,10 @@ from collections import Counter
 from .groups import Group
 from .job import Job
 
-NOT_PLAIN = ("without_evaluation", "noisy", "intervals", "rescaled", "reduces", "blends", "previews")
+NOT_PLAIN = (
+    "without_evaluation", "noisy", "intervals", "rescaled", "reduces", "blends", "previews",
+    "unguided", "scheduled", "ruled", "blended",
+)  # fmt: skip
 
 
 class TickNeeds:
@@ -22,6 +25,10 @@ class TickNeeds:
     blends = False
     scaled = False  # network inputs that are not the states
     previews = False
+    unguided = False  # the unguided output by itself
+    scheduled = False  # guidance weights that depend on the row
+    ruled = False  # guidance by a rule
+    blended = False  # outputs of further conditionings
     plain = True  # none but guidance by constant weights, and scaled inputs
 
     def __init__(self, groups: list[Group[Job]] | None = None) -> None:
@@ -35,7 +42,10 @@ class TickNeeds:
     @property
     def kind(self) -> tuple[object, ...]:
         """What determines a tick's operations, besides the network's calls."""
-        return self.registers, self.intervals, self.rescaled, self.reduces, self.blends, self.scaled
+        return (
+            self.registers, self.intervals, self.rescaled, self.reduces, self.blends, self.scaled,
+            self.unguided, self.scheduled, self.ruled, self.blended,
+        )  # fmt: skip
 
     def enter(self, groups: list[Group[Job]]) -> None:
         """Add what these groups need."""

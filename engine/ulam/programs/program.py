@@ -177,6 +177,11 @@ class Program:
         return bool(np.isfinite(self.second).any())
 
     @cached_property
+    def schedules_guidance(self) -> bool:
+        """Whether guidance weights depend on the row."""
+        return bool((self.guidance != 1).any())
+
+    @cached_property
     def scales_input(self) -> bool:
         """Whether the network reads anything but the state itself."""
         return bool((self.c_in != 1).any())

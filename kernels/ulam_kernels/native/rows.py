@@ -181,6 +181,11 @@ def affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, o
     )
 
 
+def moments(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> tuple[int, ...]:
+    chains = x.size(0)
+    return chains, x.numel() // chains if chains else 0, x.data_ptr(), y.data_ptr(), out.data_ptr()
+
+
 def look_up(
     times: torch.Tensor,
     row: torch.Tensor,

@@ -5,5 +5,6 @@ The leading dimension (the second of ``state``) counts chains; per-chain argumen
 
 from ulam_kernels.ops.elementwise import *  # noqa: F403
 from ulam_kernels.ops.rows import *  # noqa: F403
+from ulam_kernels.ops.sums import *  # noqa: F403
 from ulam_kernels.validation import FLOATS as FLOATS
 from ulam_kernels.validation import MAX_ELEMENTS as MAX_ELEMENTS

@@ -6,8 +6,8 @@ A file has one operation, or a family of them.
 from ulam_kernels.reference import likelihood, mcmc
 from ulam_kernels.reference.blend import blend
 from ulam_kernels.reference.fill import affine, fill_normal
-from ulam_kernels.reference.reduce import reduce
+from ulam_kernels.reference.reduce import moments, reduce
 from ulam_kernels.reference.step import step
 from ulam_kernels.reference.tick import advance, look_up
 
-__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "reduce", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "moments", "reduce", "step"]

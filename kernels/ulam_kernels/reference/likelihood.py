@@ -26,7 +26,7 @@ from ulam_kernels.reference.arithmetic import (
     polynomial,
     sub,
 )
-from ulam_kernels.reference.reduce import LANES, Float64Array
+from ulam_kernels.reference.reduce import sum_in_lanes
 
 Mask = npt.NDArray[np.bool_]
 NARROW = {4: (0.5, 0.3), 8: (0.05, 0.05)}  # w h and h below which log_bin takes the series, by the size of a number
@@ -60,7 +60,7 @@ def gaussian_kl(
     a, b, log_a, log_b = (_by_chain(x) for x in (mean_a, mean_b, log_var_a, log_var_b))
     off = sub(a, b)
     terms = fma(mul(off, off), exp(sub(log_b.dtype.type(0), log_b)), exp_excess(sub(log_a, log_b)))
-    out.copy_(torch.from_numpy(0.5 * sum_terms(terms)))
+    out.copy_(torch.from_numpy(0.5 * sum_in_lanes(terms)))
 
 
 def discretised_log_likelihood(
@@ -82,7 +82,7 @@ def discretised_log_likelihood(
         upper, lower = at > at.dtype.type(edge), at < -at.dtype.type(edge)
         w = np.where(upper, z, np.where(lower, -z, np.where(z < 0, -z, z)))
         terms = (log_bin_tanh if tanh else log_bin)(w, h, upper | lower)
-    out.copy_(torch.from_numpy(sum_terms(terms)))
+    out.copy_(torch.from_numpy(sum_in_lanes(terms)))
 
 
 def log_bin(w: RealArray, h: RealArray, outermost: Mask) -> RealArray:
@@ -170,17 +170,6 @@ def scaled_tail(a: RealArray) -> RealArray:
     inverse = np.float32(1) / _add(a, np.float32(3.5))
     t = fma(np.float32(-7), inverse, np.float32(1))
     return mul(polynomial(TAIL_POLYNOMIAL, t), inverse)
-
-
-def sum_terms(terms: RealArray) -> Float64Array:
-    """``[B]`` from ``[B, n]``: float64 sums in the lanes of :mod:`ulam_kernels.reference.reduce`."""
-    lanes = np.zeros((len(terms), LANES))
-    for first in range(0, terms.shape[1], LANES):
-        part = terms[:, first : first + LANES]
-        lanes[:, : part.shape[1]] += part
-    while (half := lanes.shape[1] // 2) > 0:
-        lanes = lanes[:, :half] + lanes[:, half:]
-    return lanes[:, 0]
 
 
 def _parts_of_exp(x: RealArray) -> tuple[RealArray, RealArray, RealArray]:

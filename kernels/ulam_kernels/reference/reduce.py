@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -82,13 +84,27 @@ def sum_of_squares(values: RealArray) -> Float64Array:
     Lane l of 1024 adds the squares of the elements e with ``e % 1024 == l``, in order of e (the square of a float32
     is exact in float64); then halves are added, ``lane[l] += lane[l + w]`` for ``l < w``, w = 512, 256, ... 1.
     """
-    lanes = np.zeros((len(values), LANES))
-    for first in range(0, values.shape[1], LANES):
-        part = values[:, first : first + LANES].astype(np.float64)
-        lanes[:, : part.shape[1]] += part * part
+    wide = values.astype(np.float64)
+    return sum_in_lanes(wide * wide)
+
+
+def sum_in_lanes(terms: npt.NDArray[Any]) -> Float64Array:
+    """``[chains]`` from ``[chains, n]``: the sums of :func:`sum_of_squares`, of these terms."""
+    lanes = np.zeros((len(terms), LANES))
+    for first in range(0, terms.shape[1], LANES):
+        part = terms[:, first : first + LANES]
+        lanes[:, : part.shape[1]] += part
     while (half := lanes.shape[1] // 2) > 0:
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
+
+
+@np.errstate(all="ignore")
+def moments(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+    """``out[b]`` = sums of x, y, x^2, x y and y^2 over chain ``b``, in the order of :func:`sum_of_squares`."""
+    p, q = (tensor.detach().to("cpu", torch.float64).numpy().reshape(len(tensor), -1) for tensor in (x, y))
+    for number, values in enumerate((p, q, p * p, p * q, q * q)):
+        out[:, number] = torch.from_numpy(sum_in_lanes(values))
 
 
 @np.errstate(all="ignore")

@@ -11,12 +11,13 @@ from ulam_kernels.triton import likelihood, mcmc
 from ulam_kernels.triton.affine import affine
 from ulam_kernels.triton.blend import blend
 from ulam_kernels.triton.fill import fill_normal
+from ulam_kernels.triton.moments import moments
 from ulam_kernels.triton.reduce import reduce
 from ulam_kernels.triton.step import step
 from ulam_kernels.triton.tick import advance, look_up
 
-__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "reduce", "require_device",
-           "step"]  # fmt: skip
+__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "moments", "reduce",
+           "require_device", "step"]  # fmt: skip
 
 
 def require_device() -> None:
