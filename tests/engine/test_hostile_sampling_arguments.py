@@ -44,10 +44,15 @@ def inpainted() -> Given:
     return JOB | {"sampler": RePaint(2), "known": image(), "mask": image() * 4}
 
 
+def blend() -> list[Any]:
+    return [({"y": torch.ones(CHAINS) * 3}, torch.ones(CHAINS) / 2)]
+
+
 def sample_arguments() -> Given:
     return guided() | {
         "denoiser": DENOISER, "shape": SHAPE, "slots": 4, "device": "cpu", "backend": None, "dtype": torch.float32,
-        "noise": None, "options": None, "ladder": None, "progress": False,
+        "noise": None, "options": None, "ladder": None, "progress": False, "guidance_rule": None,
+        "guidance_schedule": [1.0, 2.0], "blend": blend(),
     }  # fmt: skip
 
 
@@ -55,14 +60,15 @@ def engine_arguments() -> Given:
     return {
         "denoiser": DENOISER, "shape": SHAPE, "slots": 4, "device": "cpu", "backend": None, "dtype": torch.float32,
         "policy": "fifo", "queue": 8, "options": None, "check_finite": True, "graphs": True, "results": "device",
-        "watchdog": None, "trace": False, "ladder": None,
+        "watchdog": None, "trace": False, "ladder": None, "branches": 2,
     }  # fmt: skip
 
 
 def submit_arguments() -> Given:
     return guided() | {
         "noise": None, "known": None, "mask": None, "callback": None, "every": 1, "finish": None, "priority": 0,
-        "weight": 1.0, "deadline": None, "block": False,
+        "weight": 1.0, "deadline": None, "block": False, "guidance_rule": None, "guidance_schedule": [1.0, 2.0],
+        "blend": blend(),
     }  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def made(**given: Any) -> None:
 
 
 def submitted(**given: Any) -> list[torch.Tensor]:
-    with ulam.Engine(DENOISER, SHAPE, 4) as engine:
+    with ulam.Engine(DENOISER, SHAPE, 4, branches=1) as engine:
         job = engine.submit(**given)
         return [engine.run()[job]]
 
@@ -97,7 +103,10 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "predicted_end": (lambda **given: told("predicted_end", **given), job),
     "Denoiser": (ulam.Denoiser, lambda: {
         "net": net, "schedule": SCHEDULE, "predicts": "eps", "time": "auto", "derivatives": "auto",
+        "second_time": None, "guide": net,
     }),
+    "APG": (ulam.guidance.APG, lambda: {"eta": 0.5, "norm": 2.0, "momentum": -0.5}),
+    "CFGZero": (ulam.guidance.CFGZero, lambda: {"zero_steps": 1}),
     "Ladder": (ulam.Ladder, lambda: {"rungs": (2, 1), "tolerance": 0.1}),
     "NetworkOptions": (ulam.NetworkOptions, lambda: {
         "autocast": None, "channels_last": False, "compile": False, "doubled": False, "gradients": False,
@@ -120,7 +129,7 @@ NOT_HERE = {
 }  # fmt: skip
 EXTRA = ("submit", "ULAM_BACKEND", "norms", "timesteps", "steps", "net", "levels", "step")
 # What a function of the caller's makes of it: a class in its place, names that it has not.
-CALLERS_OWN = ("noise = type", "callback = type", "finish = type", "net = type")
+CALLERS_OWN = ("noise = type", "callback = type", "finish = type", "net = type", "guide = type")
 
 
 def test_nothing_public_is_forgotten() -> None:

@@ -9,6 +9,7 @@ import torch
 
 import ulam
 from ulam.bulk import Job
+from ulam.guidance import APG, CFGZero
 from ulam.samplers import DDIM, DDPM, RePaint
 
 SCHEDULE = ulam.schedules.vp_linear(20)
@@ -100,6 +101,9 @@ def jobs() -> dict[str, dict[str, Any]]:
         "guidance of each": guided | {"guidance": weights},
         "guidance tensor": guided | {"guidance": torch.tensor(weights, dtype=torch.float64)},
         "interval": guided | {"guidance": 3.0, "guidance_interval": (4.0, 12.0), "guidance_rescale": 0.7},
+        "projected": guided | {"guidance": weights, "guidance_rule": APG(eta=0.5, norm=2.0, momentum=-0.3)},
+        "scaled": guided | {"guidance": weights, "guidance_rule": CFGZero()},
+        "scheduled": guided | {"guidance": 1.0, "guidance_schedule": lambda t: 1 + t / 10},
         "shared": {"cond": {**labelled(), "context": ulam.shared(values(*SHAPE, seed=3))}},
         "shared null": {
             "cond": {"y": torch.arange(CHAINS) % 8},

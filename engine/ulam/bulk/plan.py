@@ -23,6 +23,7 @@ from ..engine.arguments import check_options, check_slots, default_slots
 from ..engine.network import NetworkOptions
 from ..engine.submission import job_of
 from ..engine.tuned import Tuned
+from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from ..tuning.tune import tune
 from .fingerprints.fingerprint import fingerprint
@@ -63,6 +64,8 @@ class Job:
     first_row: int = 0
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
+    guidance_rule: Rule | None = None
+    guidance_schedule: GuidanceSchedule | None = None
     finish: engine_job.Finish | None = None
     labels: torch.Tensor | Sequence[int] | npt.NDArray[Any] | None = None
     labelled: bool = True
@@ -119,6 +122,7 @@ class PlannedJob:
                 "uncond": {name: _of(value, at) for name, value in checked.uncond.items()},
                 "guidance_interval": job.guidance_interval,
                 "guidance_rescale": job.guidance_rescale,
+                "guidance_rule": job.guidance_rule,  # the schedule is in the program
             }
         return {
             "sampler": checked.program,
@@ -197,8 +201,9 @@ class Plan:
         """The fastest way to run the first job's network that is accurate enough, see :func:`ulam.tune`."""
         job = self.jobs[0].job
         device = resolve_device(self.device)
-        if isinstance(job.denoiser.net, torch.nn.Module):
-            job.denoiser.net.to(device)
+        for net in job.denoiser.nets:
+            if isinstance(net, torch.nn.Module):
+                net.to(device)
         checked = self.jobs[0].checked
         weight = None if checked.guidance is None else float(checked.guidance[0])
         return tune(
@@ -232,6 +237,7 @@ class Plan:
         checked = job_of(
             job.denoiser, shape, job.sampler, job.chains, job.seed, job.cond, job.guidance, job.uncond, job.x_init,
             None, job.known, job.mask, job.first_row, job.guidance_interval, job.guidance_rescale, finish=job.finish,
+            guidance_rule=job.guidance_rule, guidance_schedule=job.guidance_schedule,
         )  # fmt: skip
         labels = _labels(job, checked)
         if id(job.denoiser) not in networks:  # jobs that share a network share its hash
@@ -242,7 +248,13 @@ class Plan:
             "seed": (checked.seed, job.first_row),
             "chains": checked.chains,
             "cond": checked.cond,
-            "guidance": (checked.guidance, checked.uncond, job.guidance_interval, job.guidance_rescale),
+            "guidance": (
+                checked.guidance,
+                checked.uncond,
+                job.guidance_interval,
+                job.guidance_rescale,
+                checked.rule,
+            ),
             "x_init": checked.x_init,
             "known": known,
             "labels": labels,
@@ -276,7 +288,12 @@ class Plan:
         shared = {name: value for name, value in per_chain.items() if not isinstance(value, torch.Tensor)}
         own = {name: value for name, value in per_chain.items() if isinstance(value, torch.Tensor)}
         kept = {name: part for name, part in parts.items() if name not in PER_CHAIN}
-        others = (job.interval, job.rescale, sorted((name, str(v.dtype), v.shape[1:]) for name, v in own.items()))
+        others = (
+            job.interval,
+            job.rescale,
+            job.rule,
+            sorted((name, str(v.dtype), v.shape[1:]) for name, v in own.items()),
+        )
         common = hashlib.sha256(fingerprint((kept, shared, others), "job").encode())
         flat = [_bytes(own[name]) for name in sorted(own)]
         for begin in range(0, len(job.chains), self.unit):

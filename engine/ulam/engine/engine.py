@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import torch
 
-from ulam_kernels.arguments import described, real, switch
+from ulam_kernels.arguments import described, real, switch, whole
 from ulam_kernels.tracing import not_recorded, outside_graphs
 
-from ..arguments import check_shape, resolve_device, whole_numbers
+from ..arguments import check_shape, resolve_device
 from ..conditioning import Blend, Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..guidance import GuidanceSchedule, Rule
@@ -35,6 +35,8 @@ from .tuned import Tuned
 from .watchdog import Watchdog
 
 __all__ = ["Engine", "Report", "Result"]
+
+MOST_BRANCHES = 256  # further conditionings, each of which has buffers of its own
 
 
 class Engine:
@@ -101,9 +103,7 @@ class Engine:
             denoiser, dtype, options, policy=policy, queue=queue, results=results, watchdog=watchdog, ladder=ladder,
             check_finite=check_finite, graphs=graphs, trace=trace,
         )  # fmt: skip
-        (branches,) = whole_numbers(branches=branches)
-        if branches < 0:
-            raise ValueError(f"branches: got {branches}, expected at least 0")
+        branches = whole(branches, "branches", 0, MOST_BRANCHES)
         sizes = check_shape(shape)
         slots = default_slots(options) if slots is None else slots
         count = None if isinstance(slots, str) and slots == "auto" else check_slots(slots)

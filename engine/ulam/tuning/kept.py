@@ -25,9 +25,10 @@ class Kept:
         denoiser = setting.denoiser
         self._key = None if callable(denoiser.output) else key_of(
             denoiser, setting.shape, setting.device, setting.backend, setting.dtype, job["cond"] or {},
-            weights=_weights(denoiser.net), program=setting.program.sampler, rows=len(setting.program),
-            schedule=repr(denoiser.schedule), predicts=denoiser.predicts, output=denoiser.output, slots=counts,
-            accuracy=accuracy, options=repr(given), guidance=job["guidance"], seed=setting.seed, doubled=doubled,
+            weights=[_weights(net) for net in denoiser.nets], program=setting.program.sampler,
+            rows=len(setting.program), schedule=repr(denoiser.schedule), predicts=denoiser.predicts,
+            output=denoiser.output, slots=counts, accuracy=accuracy, options=repr(given), guidance=job["guidance"],
+            seed=setting.seed, doubled=doubled,
         )  # fmt: skip
 
     def recall(self) -> Tuned | None:

@@ -58,7 +58,7 @@ def reference(setting: Setting, eager: Candidate, guided: bool, wide: bool) -> R
     """
     evaluations = len(setting.program.evaluating)
     rows = {round(k * (evaluations - 1) / max(1, ROWS - 1)) for k in range(ROWS)}
-    branches = 2 if guided and not eager.options.doubled else 1
+    branches = 2 if guided and not eager.options.doubled and setting.denoiser.guide is None else 1
     wanted = {branches * row + branch for row in rows for branch in range(branches)}
     recorder = Recorder(setting.denoiser.net, wanted)
     samples = Trial(setting, replace(eager, graphs=False), recorder).samples()
@@ -85,9 +85,10 @@ def _in_float64(
     net = setting.denoiser.net
     if not isinstance(net, torch.nn.Module):
         raise ValueError("accuracy: got 'fp32' for a network that is no torch.nn.Module, expected 'exact' or a number")
+    alone = replace(setting, denoiser=replace(setting.denoiser, guide=None))
     few = replace(eager, slots=min(WIDE_CHAINS, eager.slots), graphs=False)
     try:
-        found = outputs_of(Trial(setting, few, copy.deepcopy(net).double()), [_wide(call) for call in calls])
+        found = outputs_of(Trial(alone, few, copy.deepcopy(net).double()), [_wide(call) for call in calls])
     except (Failed, NetworkError) as error:
         raise ValueError(
             f"accuracy: got 'fp32' for a network that does not run in float64 ({one_line(error.__cause__ or error)}), "

@@ -100,7 +100,7 @@ def work(
         with store.writing():
             store.clean()  # also of the worker in whose place this one was started
         for job in plan.jobs:
-            for module in (job.job.denoiser.net, job.job.finish):
+            for module in (*job.job.denoiser.nets, job.job.finish):
                 if isinstance(module, torch.nn.Module):
                     module.to(device)
         backend = backend_name(plan.jobs[0].job.denoiser, device, plan.backend, plan.dtype)[0]

@@ -1,0 +1,25 @@
+"""docs/guidance.md: its blocks run, in one namespace, and what they say of one another holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PAGE = (Path(__file__).parents[2] / "docs" / "guidance.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*got a first noise level")
+def test_blocks_run_and_every_rule_does_something_else() -> None:
+    namespace: dict[str, Any] = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"docs/guidance.md, block {number + 1}", "exec"), namespace)
+    assert "".join(BLOCKS).count("assert ") == 1
+    found = [namespace[name] for name in ("plain", "projected", "fitted", "fading", "mixed", "auto")]
+    assert all(x.isfinite().all() for x in found)
+    for number, x in enumerate(found):
+        assert not any(torch.allclose(x, y, rtol=1e-3, atol=1e-3) for y in found[:number])
