@@ -49,17 +49,7 @@ def with_everything() -> Program:
     return builder.program("test", order=1)
 
 
-def with_branches() -> Program:
-    """Rows that read the unguided output by itself, and tell the network another time."""
-    builder = ProgramBuilder(SCHEDULE, "v", registers=2, unguided=True)
-    builder.rows([80.0, 60.0], x={"D": 0.5, "eps_u": [0.25, 0.0]}, r1={"D": 1.0})
-    builder.rows(40.0, x={"D": 0.5, "D_u": 0.25, "r1": -1.0}, second=20.0)
-    builder.moves(x={"x": 0.5})
-    return builder.program("test")
-
-
 PROGRAMS["move"] = with_move()
-PROGRAMS["branches"] = with_branches()
 PROGRAMS["everything"] = with_everything()
 
 
@@ -77,44 +67,6 @@ def test_json_round_trip_is_exact(name: str) -> None:
         np.testing.assert_array_equal(value, getattr(program, field.name))
         assert not isinstance(value, np.ndarray) or value.dtype == getattr(program, field.name).dtype
     json.loads(program.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-
-
-def test_rows_read_the_unguided_output_where_they_state_terms_in_it() -> None:
-    program = PROGRAMS["branches"]
-    assert program.unguided.tolist() == [2, 0, 2, 0] and program.reads_unguided and program.tells_second
-    np.testing.assert_array_equal(program.second, [math.nan, math.nan, 20.0, math.nan])
-    assert "u" in str(program).splitlines()[-2] and not PROGRAMS["ddim"].reads_unguided
-    x, outputs = np.array([0.3, -2.0]), np.random.default_rng(0).normal(size=(2, 4, 2))
-    states = execute(program, x, lambda row, _: outputs[0, row], lambda _: 0 * x, lambda row, _: outputs[1, row])
-    past = 0.0
-    for row, (on_eps, on_D) in enumerate([(0.25, 0.0), (0.0, 0.0), (0.0, 0.25)]):
-        alpha, sigma = SCHEDULE.levels(np.array([80.0, 60.0, 40.0])[row])
-        (kx, km, _), (ex, em) = x0_coefficients("v", alpha, sigma), eps_coefficients("v", alpha, sigma)
-        m, u = outputs[:, row]
-        D = kx * x + km * m
-        x = 0.5 * D + on_eps * (ex * x + em * u) + on_D * (kx * x + km * u) - (row == 2) * past
-        past = D
-        np.testing.assert_allclose(states[row], x, rtol=1e-13)
-
-
-def test_a_program_whose_rows_have_no_seldom_columns_is_written_without_them() -> None:
-    assert not {"second", "unguided", "guidance"} & json.loads(PROGRAMS["ddim"].to_json()).keys()
-    assert {"second", "unguided"} <= json.loads(PROGRAMS["branches"].to_json()).keys()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"second": np.full(10, np.inf)}, "second: got inf at row 0"),
-        ({"unguided": np.ones(10)}, r"unguided: got 1.0 at row 0"),
-        ({"unguided": np.full(10, 0.5)}, r"unguided: got 0.5 at row 0"),
-        ({"guidance": np.full(10, np.nan)}, "guidance: got nan at row 0"),
-        ({"guidance": np.ones(9)}, r"guidance: got shape \[9\]"),
-    ],
-)
-def test_seldom_columns_are_checked(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        changed(**fields)
 
 
 def test_equality_sees_the_last_bit_and_every_field() -> None:
@@ -153,7 +105,6 @@ def test_needs_are_what_rows_use() -> None:
         "ddim": ("noise",),
         "raw": (),
         "move": ("noise", "registers"),
-        "branches": ("registers",),
         "everything": ("noise", "registers", "reductions", "known image"),
     }
     everything = PROGRAMS["everything"]
@@ -407,8 +358,6 @@ def test_packed_table_executes_as_the_program(name: str) -> None:
         scales = torch.empty(1, 4, dtype=torch.float64) if program.needs_reductions else None
         if scales is not None:
             ulam_kernels.reduce(state, table, torch.tensor([row]), **given, out=scales)
-        if register := int(program.unguided[row]):
-            state[register, 0] = given["model"][0]
         ulam_kernels.step(state, table, torch.tensor([row]), **given, net_in=net_in, scales=scales)
         np.testing.assert_allclose(state[0, 0].numpy(), expected[row], rtol=1e-12, atol=1e-13)
         if row + 1 in inputs:

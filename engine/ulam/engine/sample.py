@@ -18,7 +18,7 @@ from ..programs.program import Program
 from .arguments import DEFAULT_SLOTS
 from .engine import Engine
 from .errors import warn
-from .job import Noise
+from .job import Job, Noise
 from .ladder import Ladder
 from .network import NetworkOptions
 from .submission import job_of
@@ -102,6 +102,12 @@ def sample(
         guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
     )  # fmt: skip
     engine._queue(job)
+    return _collected(engine, job, dtype, progress)
+
+
+def _collected(engine: Engine, job: Job, dtype: torch.dtype, progress: bool) -> torch.Tensor:
+    """The results of the engine's one job, in the order of its chains; NaN, with a warning, where chains failed."""
+    count = len(job.chains)
     out = torch.empty(count, *engine.shape, dtype=dtype, device=engine.report.device)
     failed: dict[int, int] = {}
     with tqdm(total=count * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
