@@ -14,6 +14,8 @@ import torch
 
 import ulam
 import ulam_kernels
+from moments_cases import arguments
+from ulam.guidance import APG, CFGZero
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, PredictorCorrector, RePaint
 
 pytestmark = pytest.mark.filterwarnings("ignore:norms. got 'chain'")
@@ -134,6 +136,28 @@ def test_guidance_intervals_and_rescaling(place: Place) -> None:
     for job_, expected in zip(jobs, on_cpu(*todo), strict=True):
         assert torch.equal(results[job_].cpu(), expected)
     check_graphs(made, place, captures=2)
+
+
+@pytest.mark.parametrize("place", BACKENDS)
+def test_rules_and_schedules_of_guidance(place: Place) -> None:
+    """Each kind of tick is captured once; the sums that the rules are made of have the bits of the CPU."""
+    job = {"chains": 12, "seed": 5, **GUIDED, "guidance": torch.linspace(0, 3, 12)}
+    todo = [
+        (DDIM(steps=20), {**job, "guidance_rule": APG(eta=0.5, norm=2.0, momentum=-0.5)}),
+        (DDIM(steps=10), {**job, "guidance_rule": CFGZero()}),
+        (DDPM(steps=10), {**job, "guidance_schedule": [0.25 * k for k in range(10)]}),
+        (DDIM(steps=10), {**job, "guidance_rescale": 0.7}),
+    ]
+    made = engine(place)
+    jobs = [made.submit(sampler, **options) for sampler, options in todo]
+    results = made.run()
+    for job_, expected in zip(jobs, on_cpu(*todo), strict=True):
+        assert torch.equal(results[job_].cpu(), expected)
+    assert not made.report.fallbacks
+    for shape in ((1000, 3), (3, 3, 32, 32), (2, 40_001)):
+        x, y = arguments(shape)
+        found = ulam_kernels.moments(x.to(place[0]), y.to(place[0]), backend=place[1])
+        assert torch.equal(found.cpu(), ulam_kernels.moments(x, y)), shape
 
 
 @pytest.mark.parametrize("place", BACKENDS)

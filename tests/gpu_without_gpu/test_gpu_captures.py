@@ -12,6 +12,8 @@ import torch
 import ulam
 from engine_cases import SHAPE, WHOLE, Silent, net
 from gpu_cases import GUIDED, Y, check, ended, expected, make, submission
+from ulam.guidance import APG, CFGZero
+from ulam.programs.builder import ProgramBuilder
 from ulam.samplers import DDIM, DDPM, Heun, PredictorCorrector, RePaint
 
 pytestmark = pytest.mark.filterwarnings("ignore:norms. got 'chain'")
@@ -80,11 +82,33 @@ class HalfInput:
         return replace(program, c_in=program.c_in / 2)
 
 
-@pytest.mark.parametrize("options", [{"guidance_interval": (200.0, 600.0)}, {"guidance_rescale": 0.7}], ids=str)
-def test_guidance_in_an_interval_and_rescaled_is_captured(gpu, options):
-    engine = make(gpu)
-    check(engine, submission(DDIM(steps=9), **GUIDED, **options))
-    check(engine, submission(DDIM(steps=9), **GUIDED, **options))
+FORMS = {
+    "interval": {"guidance_interval": (200.0, 600.0)},
+    "rescaled": {"guidance_rescale": 0.7},
+    "projected": {"guidance_rule": APG(eta=0.5, norm=2.0, momentum=-0.5)},
+    "fitted": {"guidance_rule": CFGZero()},
+    "scheduled": {"guidance_schedule": [0.1 * k for k in range(9)]},
+    "blended": {"blend": [({"y": 1 - Y}, 0.25)]},
+}
+
+
+class AlongUnguided:
+    """DDIM along the noise of the unguided branch."""
+
+    def program(self, schedule, predicts="eps"):
+        grid = DDIM(steps=9).grid(schedule)
+        builder = ProgramBuilder(schedule, predicts, unguided=True)
+        here = grid.alphas[:-1], grid.sigmas[:-1]
+        builder.rows(grid.times, levels=here, x={"D": grid.alphas[1:], "eps_u": grid.sigmas[1:]})
+        return builder.program("along the unguided noise")
+
+
+@pytest.mark.parametrize("form", [*FORMS, "unguided"])
+def test_every_form_of_guidance_is_captured(gpu, form):
+    engine = make(gpu, branches=1)
+    sampler = AlongUnguided() if form == "unguided" else DDIM(steps=9)
+    for _ in range(2):
+        check(engine, submission(sampler, **GUIDED, **FORMS.get(form, {})), branches=1)
     assert not engine.report.fallbacks and ended(gpu)
 
 
