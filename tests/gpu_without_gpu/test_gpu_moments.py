@@ -28,7 +28,8 @@ def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runtime.cpp").write_text(cuda_simulator.RUNTIME)
     targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in cuda_simulator.ARCHITECTURES]
     command = [cuda_simulator.NVCC, *cuda_simulator.FLAGS, *targets, "-gencode=arch=compute_100,code=compute_100"]
-    command += ["-Xcompiler=-fPIC", *cuda_simulator.SHARED, str(cuda_simulator.ROOT / "csrc/cuda/moments.cu")]
+    command += ["-Xcompiler=-fPIC", *cuda_simulator.SHARED]
+    command += [str(cuda_simulator.ROOT / f"csrc/cuda/{name}.cu") for name in ("moments", "affine")]
     subprocess.run([*command, "runtime.cpp", "-o", "host.so"], cwd=folder, check=True)
     return folder
 
@@ -38,27 +39,57 @@ def dump(folder: Path, *options: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def test_cuda_ptx_gives_the_bits_of_the_reference(cuda_build: Path) -> None:
+class Operations(cuda_simulator.Device):
+    """csrc/cuda/{moments,affine}.cu over the stand-in for the CUDA runtime, with the functions of a backend."""
+
+    skew = 0  # of tensors, in bytes from an aligned address
+
+    def moments(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+        self.reset()
+        at, target = [self.put(tensor, self.skew) for tensor in (x, y)], self.put(out)
+        self.call("moments", struct.pack("<qqQQQ", len(x), x[0].numel(), *at, target))
+        self.take(target, out)
+
+    def affine(self, x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        self.reset()
+        x_at, m_at, a_at, b_at, target = (self.put(tensor) for tensor in (x, m, a, b, out))
+        sizes = len(x), x[0].numel()
+        self.call("affine", struct.pack("<qqQQQiii4xQQ", *sizes, x_at, m_at, target, 0, 0, 0, a_at, b_at))
+        self.take(target, out)
+
+
+@pytest.fixture(scope="module")
+def cuda_device(cuda_build: Path) -> Operations:
     from ptx_parser import parse
 
     cuda_simulator.SYMBOLS["moments"] = "_ZN4ulam4cuda7momentsERKNS_7MomentsEPv"
-    device = cuda_simulator.Device(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
+    cuda_simulator.SYMBOLS["affine"] = "_ZN4ulam4cuda6affineERKNS_6AffineEPv"
+    return Operations(cuda_build / "host.so", parse(dump(cuda_build, "-ptx")))
+
+
+def test_cuda_ptx_gives_the_bits_of_the_reference(cuda_device: Operations) -> None:
     for shape in SIZES:
-        for skew in (0, 4) if shape[1] in (128, 3007) else (0,):
+        for cuda_device.skew in (0, 4) if shape[1] in (128, 3007) else (0,):
             x, y = arguments(shape)
-            device.reset()
-            at, out = [device.put(tensor, skew) for tensor in (x, y)], torch.full((len(x), 5), float("nan")).double()
-            target = device.put(out)
-            device.call("moments", struct.pack("<qqQQQ", *shape, *at, target))
-            device.take(target, out)
-            assert torch.equal(out, result(reference, x, y)), (shape, skew)
+            assert torch.equal(result(cuda_device, x, y), result(reference, x, y)), (shape, cuda_device.skew)
+
+
+def test_the_rules_of_guidance_have_the_bits_of_the_reference_in_cuda_ptx(cuda_device: Operations) -> None:
+    cuda_device.skew = 0
+    for shape in ((2,), (3, 4, 5)):
+        found = []
+        for module in (reference, cuda_device):
+            with guidance_cases.backend_of(module):
+                found.append(guidance_cases.check(shape))
+        assert torch.equal(*found), shape
 
 
 @pytest.mark.parametrize("architecture", cuda_simulator.ARCHITECTURES)
 def test_cuda_machine_code_has_no_local_memory(cuda_build: Path, architecture: str) -> None:
     kernels = dump(cuda_build, "-sass", "-arch", architecture).split("Function : ")[1:]
-    assert len(kernels) == 2
-    for code in kernels:
+    sums = [code for code in kernels if "moments" in code.split("\n", 1)[0]]
+    assert len(sums) == 2
+    for code in sums:
         assert "LDL" not in code and "STL" not in code and "DFMA" in code and "MUFU" not in code
 
 
