@@ -8,10 +8,10 @@ p, q, s of each chain, made of inner products over that chain alone: no chain de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
-from ulam_kernels.arguments import described, real, whole
+from ulam_kernels.arguments import choice, described, real, whole
 
 __all__ = ["APG", "CFGZero", "Rule"]
 
@@ -60,6 +60,30 @@ class CFGZero:
 
 Rule: TypeAlias = APG | CFGZero
 GuidanceSchedule: TypeAlias = "Sequence[float] | Callable[[float], float]"
+
+
+NAMES: dict[str, type[Rule]] = {"apg": APG, "cfg-zero": CFGZero}
+
+
+def rule_of(text: object) -> Rule:
+    """The rule of a text, its name and arguments: ``apg``, ``apg:eta=0.5,norm=15,momentum=-0.5``, ``cfg-zero``.
+
+    Raises TypeError for what is no text, ValueError for an unknown name, an unknown argument or an invalid number.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"guidance_rule: got {described(text)}, expected {' or '.join(NAMES)}")
+    name, _, given = text.partition(":")
+    kind = NAMES.get(choice(name.strip().lower().replace("_", "-"), "guidance_rule", NAMES))
+    assert kind is not None
+    numbers: dict[str, Any] = {}
+    for part in filter(None, given.split(",")):
+        key, _, value = part.partition("=")
+        key = choice(key.strip(), "guidance_rule", [field.name for field in fields(kind)])
+        try:
+            numbers[key] = int(value) if kind is CFGZero else float(value)
+        except ValueError:
+            raise ValueError(f"guidance_rule: got {key}={value!r:.60}, expected a number") from None
+    return kind(**numbers)
 
 
 def check_rule(rule: object) -> None:

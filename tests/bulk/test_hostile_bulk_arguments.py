@@ -23,6 +23,7 @@ def guided() -> Given:
         "cond": {"y": y}, "uncond": {"y": torch.zeros_like(y)}, "guidance": torch.ones(CHAINS) * 2,
         "guidance_interval": (0.0, 5.0), "guidance_rescale": 0.5, "x_init": values(CHAINS, *SHAPE),
         "finish": Decoder(), "labels": y, "labelled": True,
+        "guidance_rule": None, "guidance_schedule": [1.0, 2.0],
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 import ulam
 from bulk_cases import CHAINS, DENOISER, IDS, SCHEDULE, SHAPE, Decoder, Net, job, labelled, values
 from ulam import bulk
+from ulam.guidance import APG, CFGZero
 from ulam.samplers import DDIM, DDPM, RePaint
 
 NULL = {"y": torch.zeros(CHAINS, dtype=torch.int64)}
@@ -58,6 +59,9 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "uncond": (GUIDED, {"uncond": {"y": NULL["y"] + 1}}),
     "interval": (GUIDED, {"guidance_interval": (3.0, 9.0)}),
     "rescale": (GUIDED, {"guidance_rescale": 0.5}),
+    "rule": (GUIDED | {"guidance_rule": APG()}, {"guidance_rule": APG(eta=0.5)}),
+    "no rule": (GUIDED, {"guidance_rule": CFGZero()}),
+    "scheduled": (GUIDED, {"guidance_schedule": lambda t: t / 10}),
     "x_init": ({"x_init": values(CHAINS, *SHAPE), "seed": 1}, {"x_init": values(CHAINS, *SHAPE, seed=1)}),
     "shared x_init": (
         {"x_init": ulam.shared(values(*SHAPE)), "seed": 1}, {"x_init": ulam.shared(values(*SHAPE, seed=1))}

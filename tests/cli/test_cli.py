@@ -177,6 +177,8 @@ BAD = {
     "bad policy": f"sample {OWN} --policy dog",
     "bad interval": "sample --model digits --labels 0-9 --guidance 2 --guidance-interval 5 1 --out out",
     "interval without guidance": "sample --model digits --labels 0-9 --guidance-interval 1 5 --out out",
+    "unknown rule": "sample --model digits --labels 0-9 --guidance 2 --guidance-rule apx --out out",
+    "bad rule": "sample --model digits --labels 0-9 --guidance 2 --guidance-rule apg:eta=much --out out",
     "bad rescale": "sample --model digits --labels 0-9 --guidance 2 --guidance-rescale 2 --out out",
     "known without repaint": f"sample {OWN} --known known.png --mask known.png",
     "repaint without known": f"sample {OWN} --sampler repaint",

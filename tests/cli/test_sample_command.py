@@ -152,6 +152,19 @@ def test_guidance_interval_and_rescale(folder: Path, monkeypatch):
     assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
 
 
+def test_a_rule_of_guidance(folder: Path, monkeypatch):
+    options = "--model digits --labels 0-2 --chains 3 --steps 4 --guidance 3 --guidance-rule apg:eta=0.5,norm=9"
+    assert here(folder, monkeypatch, *options.split()) == 0
+    from ulam.jobs.models import load_model
+
+    model, y = load_model("digits"), torch.arange(3)
+    expected = ulam.sample(
+        model.denoiser, ulam.samplers.DDIM(steps=4), model.shape, 3, 0, cond={"y": y}, guidance=3.0,
+        uncond={"y": torch.full_like(y, 10)}, guidance_rule=ulam.guidance.APG(eta=0.5, norm=9.0), progress=False,
+    )  # fmt: skip
+    assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
+
+
 def test_previews_are_grids_of_x0(folder: Path, monkeypatch):
     """With eps = x / 2: x0 = (1 - sigma / 2) / alpha x, of the state in front of the row."""
     options = "--model mine:half --shape 3,8,8 --chains 4 --slots 3 --steps 4 --preview-every 2"

@@ -22,7 +22,7 @@ ACCURACIES = "exact, fp32, or the most that samples may differ, as a fraction of
 # Options that a job of a TOML file may have too; they are the defaults of all jobs.
 JOB_OPTIONS = (
     "sampler", "steps", "eta", "clip", "threshold", "spacing", "sigmas", "variance", "chains", "labels", "guidance",
-    "guidance_interval", "guidance_rescale", "seed", "known", "mask",
+    "guidance_interval", "guidance_rescale", "guidance_rule", "seed", "known", "mask",
 )  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def add_job_arguments(p: argparse.ArgumentParser) -> None:
         "--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"), help="times t at which it holds, else 1"
     )
     job.add_argument("--guidance-rescale", type=float, metavar="PHI", help="bring it back to the plain spread, 0 to 1")
+    job.add_argument(
+        "--guidance-rule",
+        metavar="RULE",
+        help="apg (such as apg:eta=0.5,norm=15,momentum=-0.5) or cfg-zero, in its place",
+    )
     job.add_argument("--known", metavar="FILE", help="repaint: the picture whose known part is kept")
     job.add_argument("--mask", metavar="FILE", help="repaint: a picture, white where it is known")
     job.add_argument("--seed", type=int, help="default 0; the same seed gives the same samples")

@@ -14,6 +14,7 @@ from ulam_kernels.arguments import described, likely, one_of
 
 from ..denoiser import Sampler
 from ..files import parse_toml
+from ..guidance import rule_of
 from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
 from ..samplers import GridSampler, catalogue
@@ -23,8 +24,8 @@ DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
 MOST_CHAINS, MOST_LABELS = 10**9, 100_000
 # Keys of a job; all others are arguments of its sampler.
 KEYS = (
-    "sampler", "chains", "first", "labels", "guidance", "guidance_interval", "guidance_rescale", "seed", "priority",
-    "weight", "deadline", "known", "mask",
+    "sampler", "chains", "first", "labels", "guidance", "guidance_interval", "guidance_rescale", "guidance_rule",
+    "seed", "priority", "weight", "deadline", "known", "mask",
 )  # fmt: skip
 SUBMITTED = ("guidance_interval", "guidance_rescale", "priority", "weight", "deadline")
 
@@ -112,6 +113,8 @@ def make_job(table: Mapping[str, Any], model: Model, device: torch.device) -> Jo
         raise ValueError(f"first: got {first}, expected a chain's number, at least 0")
     labels = _chain_labels(table.get("labels"), model, count)
     submit = {name: table[name] for name in SUBMITTED if table.get(name) is not None}
+    if table.get("guidance_rule") is not None:
+        submit["guidance_rule"] = rule_of(table["guidance_rule"])
     for name in ("weight", "deadline"):
         if name in submit:
             submit[name] = _number(name, submit[name])
