@@ -169,6 +169,9 @@ class Denoiser:
         if self.told_steps and not program.told[2]:
             fractional = program.time[program.time % 1 > 0][0]
             raise ValueError(f"timesteps: got {fractional!s} under {self.told_steps}, expected whole training steps")
+        if self.told_steps and (program.second % 1 > 0).any():
+            fractional = program.second[program.second % 1 > 0][0]
+            raise ValueError(f"second: got {fractional!s} under {self.told_steps}, expected whole training steps")
         return program
 
     def _check_times(self, program: Program) -> None:

@@ -254,6 +254,11 @@ def test_learned_variances_are_those_of_the_conditional_branch() -> None:
         ({"guidance_schedule": [1.0]}, ValueError, r"guidance_schedule: got shape \[1\], expected a factor for each"),
         ({"guidance_schedule": [float("inf")] * 5}, ValueError, "guidance_schedule: got a factor that is not finite"),
         ({"guidance_schedule": [1.0] * 5, "guidance": None}, ValueError, "guidance: got None beside guidance_schedule"),
+        (
+            {"guidance_rule": APG(momentum=0.5), "first_row": 2},
+            ValueError,
+            "momentum: got 0.5 in a run that goes on at",
+        ),
         ({"blend": 3}, TypeError, r"blend: got 3, expected pairs"),
         ({"blend": [({"y": LABELS}, 1.0)] * 3}, ValueError, "blend: got 3 further conditionings, expected at most 2"),
         ({"blend": [({"z": LABELS}, 1.0)]}, ValueError, r"blend\[0\]: got \['z'\], expected keys of cond only"),
@@ -267,6 +272,24 @@ def test_invalid_guidance_is_refused_by_name(options: dict[str, Any], error: typ
         del given["uncond"]
     with pytest.raises(error, match=message):
         Engine(Denoiser(net, VP), SHAPE, 4, branches=2).submit(DDIM(steps=5), COUNT, 0, {"y": LABELS}, **given)
+
+
+def test_zero_steps_are_of_whole_runs_and_gradients_have_no_way_in() -> None:
+    denoiser = Denoiser(net, FLOW, "flow")
+    with pytest.raises(ValueError, match="zero_steps: got 1 in a run that goes on at row 2, expected 0"):
+        Engine(denoiser, SHAPE, 4).submit(DDIM(steps=5), COUNT, 0, {"y": LABELS}, 2.0, {"y": NULLS}, first_row=2,
+                                          guidance_rule=CFGZero(1))  # fmt: skip
+    with torch.enable_grad(), pytest.raises(RuntimeError, match=r"blend\[0\]\['y'\]: got a tensor that requires grad"):
+        Engine(denoiser, SHAPE, 4, branches=1).submit(
+            DDIM(steps=5), COUNT, 0, {"y": LABELS}, blend=[({"y": LABELS.clone().requires_grad_()}, 0.5)]
+        )
+
+
+def test_a_second_time_between_training_steps_is_not_told_to_a_network_of_whole_ones() -> None:
+    builder = ProgramBuilder(VP, "eps")
+    builder.rows(500.0, x={"D": 1.0}, second=250.5)
+    with pytest.raises(ValueError, match=r"second: got 250\.5 under time='index', expected whole training steps"):
+        Denoiser(net, VP, time="index", second_time="r").program(builder.program("half"))
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ class Runner:
             m, uncond = m.float(), None if uncond is None else uncond.float()
         if uncond is not None and uncond.dtype != m.dtype:  # after a blend
             uncond = uncond.to(m.dtype)
+        self.torn = needs.ruled  # what rules remember is being written: an interrupted tick cannot be repeated
         outputs = self.branches.guided(tensors, Outputs(m, uncond, weight), needs)
         estimates = [(group, row, self._x0(group, row, *outputs)) for group, row in previews or ()]
         self.torn = True

@@ -16,7 +16,7 @@ from ..arguments import chain_ids, seed_int64, whole_numbers
 from ..conditioning import Blend, Cond, Shared, check_blend, check_conditioning
 from ..denoiser import Denoiser, Sampler
 from ..gradients import check_no_gradient
-from ..guidance import CFGZero, GuidanceSchedule, Rule, check_rule
+from ..guidance import APG, CFGZero, GuidanceSchedule, Rule, check_rule
 from ..programs.program import Program
 from ..samplers.grid import GridSampler
 from ..samplers.start import start_below_noise
@@ -26,6 +26,7 @@ from .inpainting import check_known
 from .job import Callback, Finish, Job, Noise
 
 LAST_ROW = 1 << 59  # keeps every row of a program below noise-v1's 2^60
+OF_PAIR = ("", "'s weight")  # as errors name the parts of a further conditioning
 NORMS_DEFINED = 3  # the fewest elements for which the inverse squared norm has a mean
 NORMS_USABLE = 202  # the fewest for which 2 / (n - 2), the excess of a standard deviation, is at most 1%
 
@@ -63,7 +64,13 @@ def job_of(
         TypeError, ValueError: an invalid argument, named in the message.
         RuntimeError: an argument requires grad while gradients are recorded.
     """
-    check_no_gradient("sampling", cond, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask)
+    blended = [pair for pair in blend if isinstance(pair, list | tuple)] if isinstance(blend, list | tuple) else []
+    parts = {
+        f"blend[{at}]{of}": part for at, pair in enumerate(blended) for of, part in zip(OF_PAIR, pair, strict=False)
+    }
+    check_no_gradient(
+        "sampling", cond, **parts, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask
+    )
     ids = chain_ids(chains)
     if not len(ids):
         raise ValueError("chains: got none, expected at least 1")
@@ -83,6 +90,7 @@ def job_of(
     if noise is not None and not callable(noise):
         raise TypeError(f"noise: got {type(noise).__name__}, expected a callable noise(row, chains) or None")
     interval, rescale = _guidance_options(guidance, guidance_interval, guidance_rescale, guidance_rule)
+    _check_beginning(guidance_rule, first_row)
     program = _with_guidance(program, guidance, guidance_rule, guidance_schedule)
     _check_callback(callback, every, finish)
     known_image = check_known(known, mask, program, len(ids), shape)
@@ -143,6 +151,20 @@ def _check_norms(program: Program, shape: tuple[int, ...]) -> None:
         f"{problem} at least {NORMS_USABLE}: standard deviations come out about {200 / (elements - 2):.2g}% too large, "
         "use norms='expected'"
     )
+
+
+def _check_beginning(rule: Rule | None, first_row: int) -> None:
+    """Raises ValueError for a run that goes on under a rule that knows of the evaluations before."""
+    if first_row and isinstance(rule, APG) and rule.momentum:
+        raise ValueError(
+            f"momentum: got {rule.momentum} in a run that goes on at row {first_row}, expected 0: what it remembers is "
+            "not in the states"
+        )
+    if first_row and isinstance(rule, CFGZero) and rule.zero_steps:
+        raise ValueError(
+            f"zero_steps: got {rule.zero_steps} in a run that goes on at row {first_row}, expected 0: they are the "
+            "first of a whole run"
+        )
 
 
 def _with_guidance(program: Program, guidance: object, rule: Rule | None, schedule: GuidanceSchedule | None) -> Program:
