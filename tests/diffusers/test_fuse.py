@@ -14,7 +14,7 @@ import diffusers
 import pytest
 import torch
 
-from fuse_cases import ALL, SHAPE, assert_same_loops, begin, loop, make, network
+from fuse_cases import ALL, CONFIG, SHAPE, assert_same_loops, begin, loop, make, network, set_steps
 from ulam.integrations.diffusers import buffers, fuse, fused
 from ulam.integrations.diffusers.fusing import FAMILIES
 from ulam.samplers import DDIM
@@ -25,7 +25,7 @@ from ulam.samplers import DDIM
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_the_rest_is_diffusers_own(name: str) -> None:
     theirs = make(name)
-    theirs.set_timesteps(10)
+    set_steps(theirs, 10)
     ours = fuse(theirs)
     assert isinstance(ours, getattr(diffusers, name)) and type(ours) is fused(getattr(diffusers, name))
     assert ours.config == theirs.config and ours.order == theirs.order and ours.compatibles == theirs.compatibles
@@ -39,7 +39,8 @@ def test_the_rest_is_diffusers_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_class_takes_the_place_of_the_original(name: str) -> None:
-    runs = [loop(cls(), 10) for cls in (fused(getattr(diffusers, name)), getattr(diffusers, name))]
+    config = CONFIG.get(name, {})
+    runs = [loop(cls(**config), 10) for cls in (fused(getattr(diffusers, name)), getattr(diffusers, name))]
     assert_same_loops(*runs)
 
 

@@ -10,13 +10,36 @@ import torch
 
 from ulam.integrations.diffusers.fusing import FAMILIES
 
-ALL = sorted(set(FAMILIES) - {"ScoreSdeVeScheduler"})  # those with `step`
+# Those with a `step` of the usual arguments and a call at every timestep.
+ALL = sorted(
+    set(FAMILIES)
+    - {"ScoreSdeVeScheduler", "SCMScheduler", "HeliosDMDScheduler", "PiflowScheduler", "RFD4ProteinaScheduler"}
+)
+CONFIG: dict[str, dict[str, Any]] = {  # without which there is none, or no plain set_timesteps(steps)
+    "HeliosScheduler": {"stages": 1},
+    "HeliosDMDScheduler": {"stages": 1},
+    "RFD4ProteinaScheduler": {
+        "schedule_mode": "log",
+        "noise_mode": "tan",
+        "tsr_k": 2.0,
+        "tsr_sigma": 0.7,
+        "tail_steps": 2,
+    },
+}
 SHAPE = (3, 3, 4, 4)
+MEMBERS = ("prev_sample", "pred_original_sample", "denoised")  # Helios' step also gives its history
 
 
 def make(name: str, **config: Any) -> Any:
     """diffusers' scheduler of that name."""
-    return getattr(diffusers, name)(**config)
+    return getattr(diffusers, name)(**{**CONFIG.get(name, {}), **config})
+
+
+def set_steps(scheduler: Any, steps: int) -> None:
+    """set_timesteps(steps), with what a class asks for besides."""
+    scheduler.set_timesteps(
+        steps, **({"intermediate_timesteps": None} if isinstance(scheduler, diffusers.SCMScheduler) else {})
+    )
 
 
 def network(x: torch.Tensor, t: Any, doubled: bool = False) -> torch.Tensor:
@@ -53,14 +76,16 @@ def loop(
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = scheduler.step(network(scaled, t, doubled), t, x, **step)
         x = output.prev_sample
-        returned.append(output.to_tuple())
+        returned.append(tuple(output[key] for key in output if key in MEMBERS))
     return returned
 
 
-def assert_same_loops(ours: list[tuple[torch.Tensor, ...]], theirs: list[tuple[torch.Tensor, ...]]) -> None:
-    """All outputs of all calls within 1e-4 of the largest value that the loop met (at least 1)."""
+def assert_same_loops(
+    ours: list[tuple[torch.Tensor, ...]], theirs: list[tuple[torch.Tensor, ...]], close: float = 1e-4
+) -> None:
+    """All outputs of all calls within `close` of the largest value that the loop met (at least 1)."""
     assert len(ours) == len(theirs)
     for member in range(len(theirs[0])):
         mine, other = (torch.stack([call[member].float() for call in calls]) for calls in (ours, theirs))
         assert mine.shape == other.shape
-        assert (mine - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max()))
+        assert (mine - other).abs().max() <= close * max(1.0, float(other.abs().max()))

@@ -23,12 +23,15 @@ from ulam_kernels.tracing import outside_graphs
 from .arguments import check_grid, refused_by_diffusers
 from .configuration import check_complete, check_config
 from .families.edm import FusedEDMDPM, FusedEDMEuler
+from .families.few_steps import FusedFlowMapEuler, FusedPiflow, FusedSCM
+from .families.flow import FusedFlowMatchEuler, FusedFlowMatchHeun, FusedFlowMatchLCM, FusedLTXEulerAncestral
+from .families.helios import FusedHelios, FusedHeliosDMD
 from .families.index import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
+from .families.proteina import FusedRFD4Proteina
 from .families.score import FusedScoreSdeVe
 from .families.sigma import (
     FusedEuler,
     FusedEulerAncestral,
-    FusedFlowMatchEuler,
     FusedHeun,
     FusedKDPM2,
     FusedLMS,
@@ -53,6 +56,15 @@ FAMILIES: dict[str, type[Fused]] = {
     "LMSDiscreteScheduler": FusedLMS,
     "EDMEulerScheduler": FusedEDMEuler,
     "FlowMatchEulerDiscreteScheduler": FusedFlowMatchEuler,
+    "FlowMatchHeunDiscreteScheduler": FusedFlowMatchHeun,
+    "FlowMatchLCMScheduler": FusedFlowMatchLCM,
+    "LTXEulerAncestralRFScheduler": FusedLTXEulerAncestral,
+    "SCMScheduler": FusedSCM,
+    "FlowMapEulerDiscreteScheduler": FusedFlowMapEuler,
+    "PiflowScheduler": FusedPiflow,
+    "HeliosScheduler": FusedHelios,
+    "HeliosDMDScheduler": FusedHeliosDMD,
+    "RFD4ProteinaScheduler": FusedRFD4Proteina,
     "DPMSolverMultistepScheduler": FusedDPMMultistep,
     "DPMSolverSinglestepScheduler": FusedDPMSinglestep,
     "EDMDPMSolverMultistepScheduler": FusedEDMDPM,
@@ -143,7 +155,7 @@ def _fused(scheduler_class: type) -> Any:
     namespace: dict[str, Any] = {name: PerThread(name, progress=False) for name in SCHEDULE}
     namespace |= {name: PerThread(name, progress=True) for name in PROGRESS}
     namespace["set_timesteps"] = _beginning_anew(scheduler_class.set_timesteps)  # type: ignore[attr-defined]
-    if hasattr(scheduler_class, "index_for_timestep"):
+    if hasattr(scheduler_class, "index_for_timestep") and not hasattr(family, "index_for_timestep"):
         namespace["index_for_timestep"] = index_for_timestep
     namespace["__module__"] = scheduler_class.__module__
     namespace["__qualname__"] = f"fused({scheduler_class.__qualname__})"

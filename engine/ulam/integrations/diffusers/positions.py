@@ -81,7 +81,7 @@ class Positioned(Threaded):
         """The position that a loop begins at: that of `set_begin_index`, or else its timestep's."""
         local = self._local
         begin = local._begin_index
-        position = self._lookup(calls, timestep) if begin is None else _checked_begin(calls, begin)
+        position = self._lookup(calls, timestep) if begin is None else checked_begin(calls, begin)
         local.before = local.start, local.row_offset, local._step_index
         local.start, local.row_offset, local._step_index = position, None, position
         return position
@@ -153,7 +153,7 @@ def index_for_timestep(self: Any, timestep: Timestep, schedule_timesteps: Any = 
     return self._original.index_for_timestep(self, timestep, schedule_timesteps)  # type: ignore[no-any-return]
 
 
-def _checked_begin(calls: CallTable, begin: Any) -> int:
+def checked_begin(calls: CallTable, begin: Any) -> int:
     """What `set_begin_index` set. Raises ValueError where there is no such position."""
     if isinstance(begin, bool) or not isinstance(begin, (int, np.integer)) or not 0 <= begin < calls.length:
         raise ValueError(f"begin_index: got {begin!r}, expected a position of the {calls.length} timesteps")

@@ -71,7 +71,7 @@ class Fused(Positioned):
             return calls
         if self.timesteps is None or (self.needs_steps and self.num_inference_steps is None):
             raise ValueError("timesteps: got none, expected a call of set_timesteps first")
-        version, schedule = self._version, [getattr(self, name, None) for name in ("timesteps", "sigmas")]
+        version, schedule = self._version, [self._told(), getattr(self, "sigmas", None)]
         levels = [None if values is None else numbers(values) for values in (*schedule, self._levels())]
         steps = getattr(self, "num_inference_steps", None)  # not known by timesteps that the caller set
         key = (options, str(self.config), steps, *(values if values is None else values.tobytes() for values in levels))
@@ -135,6 +135,10 @@ class Fused(Positioned):
             at = int(np.argmin(falls))
             raise ValueError(f"sigmas: got {levels[at]:g} before {levels[at + 1]:g}, expected levels that do not rise")
 
+    def _told(self) -> Any:
+        """The timesteps that there is a call at: all."""
+        return self.timesteps
+
     def _on_flow(self) -> bool:
         """Whether sigmas are flow matching's, from 1 to 0."""
         return bool(self.config.get("use_flow_sigmas"))
@@ -156,11 +160,13 @@ class Fused(Positioned):
         options: tuple[Any, ...] = (),
         noise: torch.Tensor | None = None,
         noise_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        second_dtype: torch.dtype | None = None,
     ) -> Any:
         """One call of `step`: prev_sample in diffusers' output class, or in a tuple.
 
         options: the arguments of step that its rows depend on. noise: given by the caller. noise_dtype: what diffusers
-        draws noise in, default the output's dtype.
+        draws noise in, default the output's dtype. dtype, second_dtype: of the results, default the sample's.
         """
         if is_dynamo_compiling():
             return _run_with_graph_break(
@@ -173,6 +179,8 @@ class Fused(Positioned):
                 options=options,
                 noise=noise,
                 noise_dtype=noise_dtype,
+                dtype=dtype,
+                second_dtype=second_dtype,
             )
         if modes() or traced() is not None or transformed() is not None:
             check_not_recorded("step")
@@ -187,12 +195,14 @@ class Fused(Positioned):
         if calls is None or local.version != self._version or calls.options != options:
             calls = self._call_table(options)
         row = self._row(calls, timestep, sample)
-        dtype = noise_dtype or model_output.dtype
-        arguments = (calls, row, model_output, sample, generator, noise, dtype, self._streams, self._backend)
+        drawn, state = noise_dtype or model_output.dtype, sample
+        if dtype is not None and dtype is not sample.dtype:  # not rounded to the sample's in between
+            state = sample.to(torch.promote_types(sample.dtype, dtype))
+        arguments = (calls, row, model_output, state, generator, noise, drawn, self._streams, self._backend)
         previous, kept_noise = None, {}
         try:
-            if noise is None and self._streams is None and dtype == torch.float32:
-                previous = fast_path(calls, row, model_output, sample, generator, local, self._backend)
+            if noise is None and self._streams is None and drawn == torch.float32:
+                previous = fast_path(calls, row, model_output, state, generator, local, self._backend)
             if previous is None:
                 call = Call(*arguments)
                 previous, kept_noise = call.previous(local), call.kept_noise(local)
@@ -201,10 +211,14 @@ class Fused(Positioned):
             raise
         if local._step_index == calls.length:  # the loop is over
             local.registers = local.noise = None
+        if dtype is not None and previous.dtype is not dtype:
+            previous = previous.to(dtype)
         kind, second = self.output
         if second is None:
             return kind(previous) if return_dict else (previous,)
-        later = LazyOutput(second, lambda: Call(*arguments).second(kept_noise), (model_output, sample))
+        later = LazyOutput(
+            second, lambda: Call(*arguments).second(kept_noise).to(second_dtype or sample.dtype), (model_output, sample)
+        )
         return lazy_class(kind, second)(previous, later) if return_dict else LazyPair(previous, later)
 
 

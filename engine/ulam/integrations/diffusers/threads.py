@@ -31,6 +31,9 @@ SCHEDULE = (
     "order_list",
     "discrete_sigmas",
     "alphas_cumprod",
+    "_times",
+    "_noise",
+    "_piflow_raw_timesteps",
 )
 PROGRESS = (
     "_step_index",

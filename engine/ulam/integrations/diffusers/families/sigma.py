@@ -1,4 +1,4 @@
-"""Euler, Heun, LMS, KDPM2 and flow matching: schedulers on sigmas, whose samples are x / alpha."""
+"""Euler, Heun, LMS and KDPM2: schedulers on sigmas, whose samples are x / alpha."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 
 from ulam_kernels.arguments import whole
 
-from ....programs.builder import ProgramBuilder
 from ....programs.predictions import x0_coefficients
 from ....programs.program import Program
-from ....samplers import DDIM, DPM2, LMS, Euler, EulerAncestral, Heun
-from ....samplers.euler import Terms
+from ....samplers import DPM2, LMS, Euler, EulerAncestral, Heun
 from ....samplers.grid import Grid, GridSampler
-from ....schedules import Array, Schedule, flow
-from ..arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
+from ....schedules import Array, Schedule
+from ..arguments import CHURN_OFF, check_index, churn
 from ..call_table import CallRows
-from ..noise import Generators, check_generators
+from ..noise import Generators
 from ..positions import Timestep
 from ..program_edits import estimates, reading_scaled
 from ..scheduler import Fused, ScaledInput
-from ..translation import MovingSteps, at_sigmas, clip_of, falling, numbers, predicts_of, vp_schedule
+from ..translation import MovingSteps, at_sigmas, clip_of, numbers, predicts_of, vp_schedule
 
 
 class OnSigmas(ScaledInput):
@@ -112,11 +109,14 @@ class FusedEuler(OnSigmas):
         return self._run(model_output, timestep, sample, generator, return_dict, options=options)
 
 
-def raised(sigmas: Array, options: tuple[float, ...]) -> tuple[Array, Array]:
-    """(sigma_hat, std of the noise that leads there) [n] under churn [Karras 2022, algorithm 2]."""
+def raised(sigmas: Array, options: tuple[float, ...], of: int | None = None) -> tuple[Array, Array]:
+    """(sigma_hat, std of the noise that leads there) [n] under churn [Karras 2022, algorithm 2].
+
+    of: the number of steps that the churn is spread over, default n.
+    """
     churn, least, most, noise = options
     sigma = sigmas[:-1]
-    gamma = np.where((least <= sigma) & (sigma <= most), min(churn / len(sigma), math.sqrt(2) - 1), 0.0)
+    gamma = np.where((least <= sigma) & (sigma <= most), min(churn / (of or len(sigma)), math.sqrt(2) - 1), 0.0)
     return sigma * (1 + gamma), noise * sigma * np.sqrt(gamma * (2 + gamma))
 
 
@@ -158,10 +158,25 @@ class FusedEulerAncestral(OnSigmas):
         return self._run(model_output, timestep, sample, generator, return_dict)
 
 
-class FusedHeun(OnSigmas):
-    """HeunDiscreteScheduler on `ulam.samplers.Heun`."""
+class TwoCalls(Fused):
+    """A scheduler whose steps are two calls each, but for the last, so that a loop begins at an even position."""
 
     has_history = True
+
+    def _check_begins(self, start: int) -> None:
+        """Raise ValueError for a loop that would begin with the second call of a step."""
+        if start % 2:
+            raise ValueError(f"timestep: got that of call {start} to begin at, expected the first of a step's two")
+
+    def _among(self, equal: Sequence[int]) -> int:
+        """The second of them, or the first, which is the first of a step's two calls."""
+        begins = [position for position in (super()._among(equal), *equal) if position % 2 == 0]
+        return begins[0] if begins else equal[0]
+
+
+class FusedHeun(TwoCalls, OnSigmas):
+    """HeunDiscreteScheduler on `ulam.samplers.Heun`."""
+
     output: ClassVar[tuple[Any, str | None]] = (HeunDiscreteSchedulerOutput, "pred_original_sample")
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
@@ -169,16 +184,10 @@ class FusedHeun(OnSigmas):
 
     def _steps(self, schedule: Schedule, start: int) -> MovingSteps:
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)
-        if start % 2:
-            raise ValueError(f"timestep: got that of call {start} to begin at, expected the first of a step's two")
+        self._check_begins(start)
         alphas, levels = at_sigmas(schedule, np.append(sigmas[start::2], sigmas[-1:]))
         count = len(times[start::2])
         return MovingSteps(times[start::2], (alphas[: count + 1], levels[: count + 1]))
-
-    def _among(self, equal: Sequence[int]) -> int:
-        """The second of them, or the first, which is the first of a step's two calls."""
-        begins = [position for position in (super()._among(equal), *equal) if position % 2 == 0]
-        return begins[0] if begins else equal[0]
 
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
@@ -228,88 +237,3 @@ class FusedLMS(OnSigmas):
     ) -> Any:
         options = (whole(order, "order", 1, 4),)
         return self._run(model_output, timestep, sample, None, return_dict, options=options)
-
-
-class FusedFlowMatchEuler(Fused):
-    """FlowMatchEulerDiscreteScheduler on `ulam.samplers.Euler`, with stochastic_sampling on DDIM with all noise fresh.
-
-    per_token_timesteps, a noise level for every token, are left to diffusers' own step. With invert_sigmas, from the
-    data to noise, the rows are x' = x + (t' - t) m, and with stochastic_sampling x' = (1 - t') (x - t m) + t' z.
-    """
-
-    output = FlowMatchEulerDiscreteSchedulerOutput, None
-
-    def _check(self) -> None:
-        pass
-
-    def _on_flow(self) -> bool:
-        return True
-
-    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
-        schedule, n = flow(), len(self.timesteps)
-        sigmas = np.append(numbers(self.sigmas), 0.0)[start : n + 1]
-        times, levels, fresh = sigmas[:-1], at_sigmas(schedule, sigmas), bool(self.config.stochastic_sampling)
-        if self.config.invert_sigmas:
-            program = _rising(schedule, sigmas, fresh)
-        elif fresh:
-            program = DDIM(len(times), eta=1e12).on(falling(times, levels), schedule, "flow")
-        else:
-            program = MovingSteps(times, levels).program(
-                lambda grid: Euler(len(grid)).on(grid, schedule, "flow"), times, schedule, "flow"
-            )
-        return CallRows(program, np.full(len(times), fresh))
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Timestep,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        per_token_timesteps: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        check_index(timestep)
-        churn(s_churn, s_tmin, s_tmax, s_noise)  # which diffusers does not read either
-        if per_token_timesteps is not None:
-            self._check_per_token(model_output, timestep, sample, generator, per_token_timesteps)
-            check_return_dict(return_dict)
-            return super().step(  # type: ignore[misc]
-                model_output,
-                timestep.detach() if isinstance(timestep, torch.Tensor) else timestep,
-                sample,
-                generator=generator,
-                per_token_timesteps=per_token_timesteps,
-                return_dict=return_dict,
-            )
-        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
-
-    def _check_per_token(
-        self, model_output: Any, timestep: Timestep, sample: Any, generator: Generators, per_token: Any
-    ) -> None:
-        """Raise TypeError or ValueError for what diffusers' step would not take."""
-        check_sample(sample, model_output)
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"model_output: got shape {list(model_output.shape)}, expected {list(sample.shape)} like sample"
-            )
-        check_batch(per_token, "per_token_timesteps")
-        if sample.dim() != 3 or per_token.shape != sample.shape[:2]:
-            right = f"{list(sample.shape[:2])}, one a token of the sample [B, tokens, C]"
-            raise ValueError(f"per_token_timesteps: got shape {list(per_token.shape)}, expected {right}")
-        check_generators(generator, len(sample))
-        calls = self._call_table()
-        if self._local._step_index is None and self._local._begin_index is None:
-            self._lookup(calls, timestep)
-
-
-def _rising(schedule: Schedule, sigmas: Array, fresh: bool) -> Program:
-    """Flow matching's steps on levels [n + 1] that rise from 0."""
-    t, after = sigmas[:-1], sigmas[1:]
-    builder = ProgramBuilder(schedule, "flow")
-    on_D: Terms = {"x": 1 - after, "m": -(1 - after) * t, "z": after}
-    builder.rows(t, levels=(1 - t, t), x=on_D if fresh else {"x": 1.0, "m": after - t})
-    return builder.program(sampler="Euler", init_scale=1.0)

@@ -14,7 +14,7 @@ from ....programs.clip import Clip
 from ....programs.program import Program
 from ....samplers import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ....samplers.grid import Grid, GridSampler
-from ....schedules import Schedule, VariancePreserving, flow
+from ....schedules import Array, Schedule, VariancePreserving, flow
 from ..call_table import CallRows, CallTable
 from ..configuration import unsupported
 from ..noise import Generators
@@ -66,7 +66,7 @@ class Solver(Fused):
         schedule, predicts = self._schedule()
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[: len(self.timesteps) + 1]
         network_times = times if isinstance(schedule, VariancePreserving) else sigmas[:-1]
-        whole, (clip, factor) = at_sigmas(schedule, sigmas), clip_of(self.config)
+        whole, (clip, factor) = self._levels_at(schedule, sigmas), clip_of(self.config)
         moving = np.flatnonzero(MovingSteps(network_times, whole).moves)
         first = int(np.searchsorted(moving, start))
 
@@ -76,6 +76,10 @@ class Solver(Fused):
         steps = MovingSteps(network_times[start:], (whole[0][start:], whole[1][start:]))
         program = steps.program(compiled, network_times[start:], schedule, predicts)
         return CallRows(with_scaled_D(program, factor), np.full(len(program), self._sde()))
+
+    def _levels_at(self, schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
+        """(alphas, sigmas) at diffusers' levels."""
+        return at_sigmas(schedule, sigmas)
 
     def _program(
         self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, moving: Positions, first: int
