@@ -77,11 +77,12 @@ SOLVERS: dict[str, list[dict[str, Any]]] = {
 
 
 def deterministic() -> list[tuple[type[GridSampler], dict[str, Any]]]:
-    """(class, options) of all samplers of the probability flow: no noise of their own, no known image."""
+    """(class, options) of all samplers of the probability flow: no noise of their own, no known image, no flow map."""
     cases = []
     for name, cls in catalogue().items():
         for options in SOLVERS.get(name, [{}]):
-            if not {"noise", "known image"} & {*cls(4, **options).program(SCHEDULES["ve"], "x0").needs}:
+            program = cls(4, **options).program(SCHEDULES["ve"], "x0")
+            if not ({"noise", "known image"} & {*program.needs} or program.tells_second):
                 cases.append((cls, options))
     return cases
 

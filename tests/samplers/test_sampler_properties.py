@@ -98,6 +98,8 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "AnnealedLangevin": options(steps_per_level=(1, 7)),
     "Consistency": st.just({}),
     "LCM": st.just({}),
+    "FlowMap": options(gamma=(0.0, 0.4, 1.0)),
+    "SCM": st.just({}),
     "TCD": options(eta=(0.3, 1.0)),
     "RePaint": options(jump_n_sample=(1, 2), eta=(0.0, 1.0)),
 }

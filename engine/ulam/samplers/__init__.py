@@ -18,6 +18,7 @@ from .dpm_solver_pp import DPMSolverPP
 from .dpm_solver_pp_sde import DPMSolverPPSDE
 from .er_sde import ERSDE
 from .euler import Euler, EulerAncestral
+from .flow_map import FlowMap
 from .grid import Grid, GridSampler
 from .heun import Heun
 from .langevin import AnnealedLangevin, PredictorCorrector
@@ -37,6 +38,7 @@ from .mcmc.ula import ULA as ULA
 from .pndm import PNDM
 from .repaint import RePaint
 from .sa_solver import SASolver
+from .scm import SCM
 from .seeds import SEEDS
 from .tcd import TCD
 from .unipc import UniPC
@@ -50,6 +52,7 @@ __all__ = [
     "LCM",
     "LMS",
     "PNDM",
+    "SCM",
     "SEEDS",
     "TCD",
     "AnnealedLangevin",
@@ -60,6 +63,7 @@ __all__ = [
     "DynamicThreshold",
     "Euler",
     "EulerAncestral",
+    "FlowMap",
     "Grid",
     "GridSampler",
     "Heun",
