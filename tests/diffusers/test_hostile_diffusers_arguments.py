@@ -32,13 +32,14 @@ STEPS = 6
 OPTIONS: Given = {
     "return_dict": False, "eta": 0.5, "use_clipped_model_output": True, "variance_noise": None, "s_churn": 0.5,
     "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 3, "per_token_timesteps": None,
-    "pred_original_sample": None,
+    "pred_original_sample": None, "r_timestep": 500.0,
 }  # fmt: skip
 GRID: Given = {"num_inference_steps": STEPS, "device": "cpu", "timesteps": None, "sigmas": None, "mu": None,
                "original_inference_steps": 50, "strength": 1.0}  # fmt: skip
 # Grids that are given, one at a time, by the names that they are given by.
 GIVEN_GRIDS: dict[str, Any] = {"timesteps": [900, 500, 100], "sigmas": [10.0, 5.0, 1.0]}
 FLOW_GRIDS: dict[str, Any] = {"timesteps": [900.0, 500.0, 100.0], "sigmas": [0.9, 0.5, 0.1]}
+LTX_GRIDS: dict[str, Any] = {"timesteps": [0.9, 0.5, 0.0], "sigmas": [0.9, 0.5, 0.0]}
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +186,9 @@ def grids(name: str) -> Iterator[tuple[str, Given]]:
     """The valid calls of set_timesteps."""
     names = parameters(_made(name, "torch", None).set_timesteps)
     yield name, {key: GRID[key] for key in names if key in GRID}
-    known = FLOW_GRIDS if name.startswith("Flow") else GIVEN_GRIDS
+    known = FLOW_GRIDS if name.startswith("Flow") else LTX_GRIDS if name.startswith("LTX") else GIVEN_GRIDS
+    if name.startswith("Helios"):  # whose sigmas are those of a stage
+        known = {}
     for key in sorted(known.keys() & set(names)):
         yield f"{name}, {key}", {key: known[key], "device": "cpu"}
 

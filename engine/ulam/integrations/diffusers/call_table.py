@@ -76,6 +76,7 @@ class CallTable:
     ) -> None:
         self.compile, self.options, self.history = compile, options, history
         self.input_scales: list[float] | None = None
+        self.weights: list[Array] | None = None  # of several outputs, a call each, where a family sums them first
         self.times: list[float] = times.tolist()
         self.positions: dict[float, list[int]] = {}
         for position, time in enumerate(self.times):

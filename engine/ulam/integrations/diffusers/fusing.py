@@ -96,8 +96,9 @@ def fuse(
     Samples are those of diffusers up to float32 roundings, except where diffusers gives NaN or goes to another noise
     level than it tells the network: see the docstrings of `FusedDDPM` (two variance types), `FusedDDIM` and `FusedPNDM`
     (spacings whose steps are not T // n), `FusedDPMMultistep` and `FusedDPMSinglestep` (order 3 of the SDE), `FusedLMS`
-    and `FusedPNDM` (loops that begin in the middle). A loop that begins at the first timestep begins at the first row,
-    also where later timesteps equal it (diffusers, unless told by `set_begin_index`, begins at the second of them).
+    and `FusedPNDM` (loops that begin in the middle), `FusedHelios` (likewise), `FusedFlowMapEuler` (times of samples).
+    A loop that begins at the first timestep begins at the first row, also where later timesteps equal it (diffusers,
+    unless told by `set_begin_index`, begins at the second of them).
     Where noise levels repeat, a step goes nowhere and the solver goes on after it; diffusers' higher orders give NaN.
 
     Several threads may use one fused scheduler, also with different numbers of steps: what `set_timesteps` and `step`

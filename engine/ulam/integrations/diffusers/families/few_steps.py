@@ -23,6 +23,7 @@ from ..configuration import unsupported
 from ..noise import Generators
 from ..positions import Timestep, checked_begin
 from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import numbers
 from .flow import OnFlow, affine, dtype_of
 
@@ -126,6 +127,7 @@ class FusedFlowMapEuler(OnFlow):
     ) -> Any:
         local, options = self._local, ()
         if r_timestep is not None:
+            check_not_recorded("step")
             options = self._lengths(timestep, r_timestep, sample)
         before = local._step_index
         if before is None and local._begin_index is not None:
@@ -194,6 +196,7 @@ class FusedPiflow(OnFlow):
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
+        check_not_recorded("step")
         check_index(timestep)
         check_batch(sample, "sample")
         check_batch(model_output, "model_output")
@@ -202,11 +205,14 @@ class FusedPiflow(OnFlow):
             raise ValueError(f"model_output: got shape {list(model_output.shape)}, expected {right}, n_grid outputs")
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             raise ValueError(f"timestep: got shape {list(timestep.shape)}, expected one timestep for all samples")
-        position = self._position(self._call_table(), timestep)
+        calls = self._call_table()
+        if calls.weights is None:
+            sigmas = numbers(self.sigmas)
+            calls.weights = [-sigma * w for sigma, (_, w) in zip(sigmas, self._segments(), strict=False)]
         wide = torch.promote_types(model_output.dtype, torch.float32)
+        weights = torch.tensor(calls.weights[self._position(calls, timestep)], dtype=wide, device=sample.device)
         outputs = model_output.to(wide).unflatten(-1, (self.n_grid, sample.shape[-1]))
-        weights = -float(self.sigmas[position]) * self._segments()[position][1]
-        combined = torch.einsum("...kc,k->...c", outputs, torch.tensor(weights, dtype=wide, device=sample.device))
+        combined = torch.einsum("...kc,k->...c", outputs, weights)
         return self._run(combined, timestep, sample, None, return_dict)
 
 

@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_helios import HeliosSchedulerOutput
 from diffusers.schedulers.scheduling_helios_dmd import HeliosDMDSchedulerOutput
 
 from ulam_kernels.arguments import described, whole
+from ulam_kernels.tracing import outside_graphs
 from ulam_kernels.validation import real_numbers
 
 from ....schedules import Array, Schedule
@@ -19,6 +20,7 @@ from ..configuration import MOST_STEPS, unsupported
 from ..noise import Generators
 from ..positions import Timestep
 from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import numbers
 from .flow import affine, dtype_of, toward_noise
 from .solver import FusedUniPC
@@ -105,6 +107,7 @@ class FusedHeliosDMD(Fused):
     def _row(self, calls: CallTable, timestep: Timestep, sample: torch.Tensor) -> int | torch.Tensor:
         return calls.row_offset(0)
 
+    @outside_graphs
     def step(
         self,
         model_output: torch.Tensor,
@@ -118,6 +121,7 @@ class FusedHeliosDMD(Fused):
         dmd_timesteps: torch.Tensor | None = None,
         all_timesteps: torch.Tensor | None = None,
     ) -> Any:
+        check_not_recorded("step")
         check_batch(sample, "sample")
         given = {"dmd_sigmas": dmd_sigmas, "dmd_timesteps": dmd_timesteps, "all_timesteps": all_timesteps}
         sigmas, known, times = (_levels(name, values) for name, values in given.items())

@@ -17,6 +17,7 @@ from ..call_table import CallRows, CallTable
 from ..noise import Generators
 from ..positions import Timestep
 from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import numbers
 from .flow import affine
 
@@ -75,6 +76,7 @@ class FusedRFD4Proteina(Fused):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
+        check_not_recorded("step")
         check_batch(sample, "sample")
         check_batch(model_output, "model_output")
         check_return_dict(return_dict)
