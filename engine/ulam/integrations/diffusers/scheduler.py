@@ -190,6 +190,8 @@ class Fused(Positioned):
             check_return_dict(return_dict)
         if sample.requires_grad or model_output.requires_grad or noise is not None:
             check_no_gradient(model_output=model_output, sample=sample, variance_noise=noise)
+        if dtype is not None and dtype is not sample.dtype:
+            check_sample(sample, model_output)
         local = self._local
         calls = local.calls
         if calls is None or local.version != self._version or calls.options != options:

@@ -28,7 +28,7 @@ LAST_RISE = 1e-3
 def numbers(values: Any) -> Array:
     """A tensor or an array as float64."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double().numpy()
+        values = values.detach().cpu().double().resolve_neg().numpy()
     return np.asarray(values, dtype=np.float64)
 
 

@@ -125,7 +125,8 @@ class FusedFlowMapEuler(OnFlow):
         r_timestep: Timestep | None = None,
         return_dict: bool = True,
     ) -> Any:
-        local, options = self._local, ()
+        local = self._local
+        options: tuple[float, ...] = ()
         if r_timestep is not None:
             check_not_recorded("step")
             options = self._lengths(timestep, r_timestep, sample)
@@ -156,12 +157,14 @@ class FusedFlowMapEuler(OnFlow):
     def _sigmas_at(self, name: str, timestep: Any, chains: int) -> Array:
         """The levels of timesteps, [1] or [B]. Raises TypeError or ValueError for what is no such number."""
         values = real_numbers(name, timestep).double().reshape(-1).cpu().numpy()
-        if len(values) not in (1, chains) or not np.isfinite(values).all():
-            raise ValueError(f"{name}: got {described(timestep)}, expected a finite number or [{chains}] of them")
+        most = self.config.num_train_timesteps
+        if len(values) not in (1, chains) or not ((values >= 0) & (values <= most + NEAR)).all():
+            right = f"a number from 0 to {most} or [{chains}] of them"
+            raise ValueError(f"{name}: got {described(timestep)}, expected {right}")
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)
         nearest = np.abs(times - values[:, None]).argmin(axis=1)
         known = np.abs(times[nearest] - values) <= NEAR
-        return np.where(known, sigmas[nearest], values / self.config.num_train_timesteps)
+        return np.asarray(np.where(known, sigmas[nearest], values / most))
 
 
 class FusedPiflow(OnFlow):
@@ -211,7 +214,7 @@ class FusedPiflow(OnFlow):
             calls.weights = [-sigma * w for sigma, (_, w) in zip(sigmas, self._segments(), strict=False)]
         wide = torch.promote_types(model_output.dtype, torch.float32)
         weights = torch.tensor(calls.weights[self._position(calls, timestep)], dtype=wide, device=sample.device)
-        outputs = model_output.to(wide).unflatten(-1, (self.n_grid, sample.shape[-1]))
+        outputs = model_output.to(wide).reshape(*sample.shape[:-1], self.n_grid, sample.shape[-1])
         combined = torch.einsum("...kc,k->...c", outputs, weights)
         return self._run(combined, timestep, sample, None, return_dict)
 

@@ -30,11 +30,11 @@ from ..translation import numbers
 from .sigma import TwoCalls, raised
 
 
-def affine(registers: int = 1, **updates: Terms) -> Program:
+def affine(x: Terms, registers: int = 1, **others: Terms) -> Program:
     """One row a call in terms of x, m, z and registers, coefficients [n]: whatever the schedule, since none reads D."""
-    count = max(np.size(value) for terms in updates.values() for value in terms.values())
-    builder = ProgramBuilder(flow(), "flow", registers=registers)
-    builder.rows(np.full(count, 0.5), **updates)
+    count = max(np.size(value) for value in x.values())
+    builder, updates = ProgramBuilder(flow(), "flow", registers=registers), {"x": x, **others}
+    builder.rows(np.full(count, 0.5), **updates)  # type: ignore[arg-type]
     return builder.program(sampler="affine", init_scale=1.0)
 
 
@@ -226,7 +226,7 @@ class FusedLTXEulerAncestral(OnFlow):
         gain = np.where(noisy, (1 - s) / (1 - down + small), 1.0)
         x: Terms = {"x": gain, "m": gain * (down - t), "z": np.where(noisy, s_noise * up, 0.0)}
         if len(self.timesteps) == sigmas:  # the last is the end
-            x = {name: np.append(value[:-1], 1.0 if name == "x" else 0.0) for name, value in x.items()}
+            x = {name: np.append(np.asarray(value)[:-1], float(name == "x")) for name, value in x.items()}
             noisy = np.append(noisy[:-1], False)
         return CallRows(affine(x=x), noisy)
 

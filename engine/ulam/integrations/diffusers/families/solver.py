@@ -31,7 +31,7 @@ class Solver(Fused):
     """A scheduler on sigmas, on VP or (use_flow_sigmas) flow levels. A loop begins with order 1 wherever it begins."""
 
     has_history = needs_steps = True
-    output = SchedulerOutput, None
+    output: ClassVar[tuple[Any, str | None]] = (SchedulerOutput, None)
 
     orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
