@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+import ulam
 from oracles import execute, gaussian_output, impulses
 from ulam import schedules
 from ulam.programs.program import Program
@@ -226,3 +227,23 @@ def test_a_point_keeps_its_marginals_with_every_prediction(sampler: Any, predict
 def test_wrong_arguments_are_named(made: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         made()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_chains_of_the_exact_flow_map_have_the_law_of_the_data(steps: int, gamma: float) -> None:
+    """Through the engine, whose network is told both times: the mean velocity between them, of Gaussian data."""
+
+    def velocity(x: torch.Tensor, t: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        t, r = t[:, None], r[:, None]
+        assert bool((r < t).all())
+        std, std_r = (torch.hypot((1 - level) * STD, level) for level in (t, r))
+        return ((1 - r) * MEAN + std_r / std * (x - (1 - t) * MEAN) - x) / (r - t)
+
+    denoiser = ulam.Denoiser(velocity, schedules.flow(2.0), "flow", second_time="r")
+    x = ulam.sample(denoiser, FlowMap(steps, gamma=gamma), (2,), 20_000, seed=3, slots=20_000, progress=False)
+    assert x.mean().item() == pytest.approx(MEAN, abs=4 * STD / np.sqrt(x.numel()))
+    assert x.std().item() == pytest.approx(STD, rel=4 / np.sqrt(2 * x.numel()))
+    if gamma == 0:  # one map, in any number of steps
+        once = ulam.sample(denoiser, FlowMap(1), (2,), 20_000, seed=3, slots=20_000, progress=False)
+        torch.testing.assert_close(x, once, rtol=0, atol=1e-5)
