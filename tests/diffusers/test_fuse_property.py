@@ -27,6 +27,7 @@ FLOAT32 = (
     *("DDPMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EDMEulerScheduler"),
     *("EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "KDPM2DiscreteScheduler"),
     *("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler", "HeliosScheduler"),
+    *("DDPMParallelScheduler", "KDPM2AncestralDiscreteScheduler", "UnCLIPScheduler", "CMStochasticIterativeScheduler"),
 )
 DIVIDED = ("FlowMatchHeunDiscreteScheduler",)  # by levels as small as 0.001, in float32
 # A loop that begins there does so in ulam's own way.
@@ -105,7 +106,7 @@ def not_as_diffusers(name: str, option: dict[str, Any], steps: int) -> bool:
     spacing = option.get("timestep_spacing", "leading")
     uneven = spacing == "linspace" or (spacing == "trailing" and training % steps > 0)
     halves = name == "PNDMScheduler" and not option.get("skip_prk_steps") and training // steps % 2 > 0
-    return halves or (uneven and name in ("DDIMScheduler", "PNDMScheduler"))
+    return halves or (uneven and name in ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"))
 
 
 def run(scheduler: Any, steps: int, first: int, *, told: bool, wide: bool) -> torch.Tensor:

@@ -32,7 +32,7 @@ STEPS = 6
 OPTIONS: Given = {
     "return_dict": False, "eta": 0.5, "use_clipped_model_output": True, "variance_noise": None, "s_churn": 0.5,
     "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 3, "per_token_timesteps": None,
-    "pred_original_sample": None, "r_timestep": 500.0,
+    "pred_original_sample": None, "r_timestep": 500.0, "prev_timestep": 5,
 }  # fmt: skip
 GRID: Given = {"num_inference_steps": STEPS, "device": "cpu", "timesteps": None, "sigmas": None, "mu": None,
                "original_inference_steps": 50, "strength": 1.0}  # fmt: skip
@@ -189,6 +189,7 @@ def grids(name: str) -> Iterator[tuple[str, Given]]:
     known = FLOW_GRIDS if name.startswith("Flow") else LTX_GRIDS if name.startswith("LTX") else GIVEN_GRIDS
     if name.startswith("Helios"):  # whose sigmas are those of a stage
         known = {}
+    known = {"timesteps": [30, 10, 0]} if name.startswith("CM") else known  # of its 40 levels
     for key in sorted(known.keys() & set(names)):
         yield f"{name}, {key}", {key: known[key], "device": "cpu"}
 

@@ -158,21 +158,19 @@ def test_the_chain_sampler_of_contributing_is_exported_as_it_says(tmp_path: Path
     assert (tmp_path / "out" / "report.json").exists()
 
 
-def test_the_fused_family_of_contributing_makes_the_steps_of_diffusers(tmp_path: Path):
-    """In a copy of the package with the lines that the text names, against diffusers' own class call by call."""
+def test_the_fused_family_of_contributing_is_here_and_makes_the_steps_of_diffusers():
+    """With the lines that the text names, against diffusers' own class call by call."""
     pytest.importorskip("diffusers", reason="diffusers is not installed")
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    named, rules = (
-        '"CMStochasticIterativeScheduler": FusedConsistency',
-        ('"s_noise": _number(0)', '"clip_denoised": FLAG'),
-    )
-    assert all(f"`{line}`" in text for line in (named, *rules))
-    copy_with("consistency", tmp_path)
-    folder = tmp_path / "ulam" / "integrations" / "diffusers"
-    add_lines(folder / "fusing.py", "from .families.edm ", "from .families.consistency import FusedConsistency")
-    add_lines(folder / "fusing.py", '    "DDPMScheduler": ', f"    {named},")
-    add_lines(folder / "configuration.py", '    "prediction_type": ', *(f"    {rule}," for rule in rules))
-    run_in(tmp_path, FUSED_AGAINST_DIFFUSERS)
+    path, code = example("consistency")
+    assert code.split("\n", 1)[1] == (ROOT / "engine" / path).read_text()
+    folder = (ROOT / "engine" / path).parents[1]
+    named = '"CMStochasticIterativeScheduler": FusedConsistency'
+    rules = ['"s_noise": _number(0)', '"clip_denoised": FLAG']
+    for file, lines in (("fusing.py", [named]), ("configuration.py", rules)):
+        for line in lines:
+            assert f"`{line}`" in (ROOT / "CONTRIBUTING.md").read_text()
+            assert f"    {line},\n" in (folder / file).read_text()
+    exec(FUSED_AGAINST_DIFFUSERS, {})
 
 
 FUSED_AGAINST_DIFFUSERS = """if True:

@@ -10,11 +10,13 @@ import torch
 
 from ulam.integrations.diffusers.fusing import FAMILIES
 
-# Those with a `step` of the usual arguments and a call at every timestep.
-ALL = sorted(
-    set(FAMILIES)
-    - {"ScoreSdeVeScheduler", "SCMScheduler", "HeliosDMDScheduler", "PiflowScheduler", "RFD4ProteinaScheduler"}
-)
+# Those without a `step` of the usual arguments, or without a call at every timestep.
+OWN_LOOP = {
+    *("ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "SCMScheduler", "HeliosDMDScheduler", "PiflowScheduler"),
+    *("RFD4ProteinaScheduler", "CogVideoXDPMScheduler", "DDPMWuerstchenScheduler", "MiniMaxH3Scheduler"),
+    *("RePaintScheduler", "KarrasVeScheduler"),
+}
+ALL = sorted(set(FAMILIES) - OWN_LOOP)
 CONFIG: dict[str, dict[str, Any]] = {  # without which there is none, or no plain set_timesteps(steps)
     "HeliosScheduler": {"stages": 1},
     "HeliosDMDScheduler": {"stages": 1},
@@ -32,7 +34,7 @@ MEMBERS = ("prev_sample", "pred_original_sample", "denoised")  # Helios' step al
 
 def make(name: str, **config: Any) -> Any:
     """diffusers' scheduler of that name."""
-    return getattr(diffusers, name)(**{**CONFIG.get(name, {}), **config})
+    return getattr(diffusers.schedulers, name)(**{**CONFIG.get(name, {}), **config})
 
 
 def set_steps(scheduler: Any, steps: int) -> None:

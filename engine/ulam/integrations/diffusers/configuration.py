@@ -131,6 +131,12 @@ RULES: dict[str, Rule] = {
     "tsr_sigma": POSITIVE,
     "t_lim_ode": _number(),
     "t_lim_ode_below": _number(),
+    "clip_denoised": FLAG,
+    "beta_min": POSITIVE,
+    "beta_max": POSITIVE,
+    "snr_shift_scale": POSITIVE,
+    "scaler": POSITIVE,
+    "s": _number(0, 1),
     "sampling_eps": _number(0, 1),
     "lambda_min_clipped": _number(infinite=True),
     "disable_corrector": Rule(
@@ -140,7 +146,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-NEEDS_SIGMAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "ScoreSdeVeScheduler")
+NEEDS_SIGMAS = (
+    *("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "ScoreSdeVeScheduler"),
+    *("CMStochasticIterativeScheduler", "KarrasVeScheduler"),
+)
 
 
 def check_config(config: Mapping[str, Any], name: str, argument: str = "scheduler", place: str = "") -> None:

@@ -22,24 +22,35 @@ from ulam_kernels.tracing import outside_graphs
 
 from .arguments import check_grid, refused_by_diffusers
 from .configuration import check_complete, check_config
+from .families.cogvideox import FusedCogVideoXDDIM, FusedCogVideoXDPM
+from .families.consistency import FusedConsistency
 from .families.edm import FusedEDMDPM, FusedEDMEuler
 from .families.few_steps import FusedFlowMapEuler, FusedPiflow, FusedSCM
 from .families.flow import FusedFlowMatchEuler, FusedFlowMatchHeun, FusedFlowMatchLCM, FusedLTXEulerAncestral
 from .families.helios import FusedHelios, FusedHeliosDMD
-from .families.index import FusedDDIM, FusedDDPM, FusedLCM, FusedPNDM
+from .families.index import FusedDDIM, FusedDDIMParallel, FusedDDPM, FusedDDPMParallel, FusedLCM, FusedPNDM
+from .families.inverse import FusedDDIMInverse, FusedDPMInverse
+from .families.ipndm import FusedIPNDM
+from .families.karras_ve import FusedKarrasVe
+from .families.minimax import FusedMiniMaxH3
+from .families.posterior import FusedUnCLIP, FusedWuerstchen
 from .families.proteina import FusedRFD4Proteina
-from .families.score import FusedScoreSdeVe
+from .families.repaint import FusedRePaint
+from .families.score import FusedScoreSdeVe, FusedScoreSdeVp
 from .families.sigma import (
     FusedEuler,
     FusedEulerAncestral,
     FusedHeun,
     FusedKDPM2,
+    FusedKDPM2Ancestral,
     FusedLMS,
 )
 from .families.solver import FusedDEIS, FusedDPMMultistep, FusedDPMSinglestep, FusedUniPC
+from .families.tcd import FusedTCD
 from .noise import NOISES, Streams
 from .outputs import lazy_class
 from .positions import index_for_timestep
+from .refusals import REFUSED
 from .scheduler import Fused
 from .threads import PROGRESS, SCHEDULE, PerThread
 from .tracing import check_not_recorded
@@ -71,6 +82,22 @@ FAMILIES: dict[str, type[Fused]] = {
     "UniPCMultistepScheduler": FusedUniPC,
     "DEISMultistepScheduler": FusedDEIS,
     "ScoreSdeVeScheduler": FusedScoreSdeVe,
+    "DDPMParallelScheduler": FusedDDPMParallel,
+    "DDIMParallelScheduler": FusedDDIMParallel,
+    "TCDScheduler": FusedTCD,
+    "IPNDMScheduler": FusedIPNDM,
+    "KDPM2AncestralDiscreteScheduler": FusedKDPM2Ancestral,
+    "DDIMInverseScheduler": FusedDDIMInverse,
+    "DPMSolverMultistepInverseScheduler": FusedDPMInverse,
+    "UnCLIPScheduler": FusedUnCLIP,
+    "CMStochasticIterativeScheduler": FusedConsistency,
+    "CogVideoXDDIMScheduler": FusedCogVideoXDDIM,
+    "CogVideoXDPMScheduler": FusedCogVideoXDPM,
+    "DDPMWuerstchenScheduler": FusedWuerstchen,
+    "MiniMaxH3Scheduler": FusedMiniMaxH3,
+    "RePaintScheduler": FusedRePaint,
+    "KarrasVeScheduler": FusedKarrasVe,
+    "ScoreSdeVpScheduler": FusedScoreSdeVp,
 }
 
 
@@ -107,10 +134,10 @@ def fuse(
     The second output (`pred_original_sample`, ...) is computed when it is asked for. Under torch.compile a call is run
     as it is, with a break in the graph; torch.jit.trace, make_fx, torch.export and torch.func raise RuntimeError.
 
-    Raises TypeError for any other scheduler, ValueError naming the option for a configuration that has no rows;
-    `set_timesteps` raises ValueError for levels that rise or are not finite. It and `step` name an invalid argument in
-    the message, and a refused call leaves the timesteps, the loop and the generators as they were. Where diffusers
-    counts calls, only the first timestep of a loop is looked up, as there.
+    Raises TypeError for any other scheduler, with the reason for those in `REFUSED`, ValueError naming the option for a
+    configuration that has no rows; `set_timesteps` raises ValueError for levels that rise or are not finite. It and
+    `step` name an invalid argument in the message, and a refused call leaves the timesteps, the loop and the generators
+    as they were. Where diffusers counts calls, only the first timestep of a loop is looked up, as there.
     """
     if not isinstance(scheduler, diffusers.SchedulerMixin):
         raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a scheduler of diffusers")
@@ -147,6 +174,10 @@ def _fused(scheduler_class: type) -> Any:
         return scheduler_class
     family = next((FAMILIES[c.__name__] for c in scheduler_class.__mro__ if _is_own(c)), None)
     if family is None:
+        for c in scheduler_class.__mro__:
+            if c.__name__ in REFUSED and c.__module__.startswith("diffusers."):
+                came = scheduler_class.__name__
+                raise TypeError(f"scheduler: got {came}, expected another: {REFUSED[c.__name__]}")
         known = ", ".join(name.removesuffix("Scheduler") for name in FAMILIES)
         raise TypeError(f"scheduler: got {scheduler_class.__name__}, expected one of diffusers' classes {known}")
     owner = next(c for c in scheduler_class.__mro__ if "step" in vars(c) or "step_pred" in vars(c))
@@ -180,7 +211,7 @@ def _rebuilt(original: type, attributes: dict[str, Any]) -> Any:
 def _is_own(scheduler_class: type) -> bool:
     """Whether this class is diffusers' own and in `FAMILIES`."""
     name = scheduler_class.__name__
-    return name in FAMILIES and getattr(diffusers, name, None) is scheduler_class
+    return name in FAMILIES and getattr(diffusers.schedulers, name, None) is scheduler_class
 
 
 def _beginning_anew(set_timesteps: Any) -> Any:

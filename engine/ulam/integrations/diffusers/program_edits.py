@@ -40,9 +40,15 @@ def concatenated(first: Program, then: Program) -> Program:
 
 
 def rows_among(program: Program, others: Program, at: Flags) -> Program:
-    """`others` with the rows of `program`, in order, in the places `at`, as many. Raises ValueError otherwise."""
-    if len(program) != at.sum():
-        raise ValueError("sigmas: got 0 before the last level, expected only the last step's two calls to lead there")
+    """`others` with the rows of `program`, in order, in the places `at`, as many.
+
+    Where there is one row less, the last of the places keeps the row that it has: the second call of a step to sigma 0,
+    which takes one evaluation.
+    """
+    if len(program) == at.sum() - 1:
+        at = at.copy()
+        at[np.flatnonzero(at)[-1]] = False
+    assert len(program) == at.sum()
     others = padded(others, program.registers)
     arrays: dict[str, Any] = {}
     for name in (f.name for f in fields(Program) if isinstance(getattr(program, f.name), np.ndarray)):

@@ -69,7 +69,7 @@ class Fused(Positioned):
         calls = local.calls
         if calls is not None and local.version == self._version and calls.options == options:
             return calls
-        if self.timesteps is None or (self.needs_steps and self.num_inference_steps is None):
+        if getattr(self, "timesteps", None) is None or (self.needs_steps and self.num_inference_steps is None):
             raise ValueError("timesteps: got none, expected a call of set_timesteps first")
         version, schedule = self._version, [self._told(), getattr(self, "sigmas", None)]
         levels = [None if values is None else numbers(values) for values in (*schedule, self._levels())]
@@ -131,13 +131,17 @@ class Fused(Positioned):
             raise ValueError(f"sigmas: got {short(levels.tolist())}, expected finite levels {limits}")
         falls = levels[1:] <= levels[:-1] * (1 + 1e-6)
         falls[-1:] |= levels[-1:] < levels[-2:-1] * (1 + LAST_RISE)
-        if not falls.all() and not self.config.get("invert_sigmas"):
+        if not falls.all() and not self._rises():
             at = int(np.argmin(falls))
             raise ValueError(f"sigmas: got {levels[at]:g} before {levels[at + 1]:g}, expected levels that do not rise")
 
     def _told(self) -> Any:
         """The timesteps that there is a call at: all."""
         return self.timesteps
+
+    def _rises(self) -> bool:
+        """Whether noise levels rise, from the data to noise."""
+        return bool(self.config.get("invert_sigmas"))
 
     def _on_flow(self) -> bool:
         """Whether sigmas are flow matching's, from 1 to 0."""
@@ -148,6 +152,18 @@ class Fused(Positioned):
         return getattr(self, "alphas_cumprod", None)
 
     # ------------------------------------------------------------------------------------------------------ step
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        """The dtype of diffusers' prev_sample: by default what torch makes of the sum of the two."""
+        if sample.dtype is model_output.dtype:
+            return sample.dtype
+        return torch.promote_types(sample.dtype, model_output.dtype)
+
+    def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        """The dtype of diffusers' second output: that of an output which is the estimate itself."""
+        if self.config.get("prediction_type") in ("sample", "original_sample"):
+            return model_output.dtype
+        return torch.promote_types(sample.dtype, model_output.dtype)
 
     def _run(
         self,
@@ -166,7 +182,8 @@ class Fused(Positioned):
         """One call of `step`: prev_sample in diffusers' output class, or in a tuple.
 
         options: the arguments of step that its rows depend on. noise: given by the caller. noise_dtype: what diffusers
-        draws noise in, default the output's dtype. dtype, second_dtype: of the results, default the sample's.
+        draws noise in, default the output's dtype. dtype, second_dtype: of the results, default `_result_dtype` and
+        `_second_dtype`.
         """
         if is_dynamo_compiling():
             return _run_with_graph_break(
@@ -184,7 +201,8 @@ class Fused(Positioned):
             )
         if modes() or traced() is not None or transformed() is not None:
             check_not_recorded("step")
-        if type(sample) is not TENSOR or type(model_output) is not TENSOR:
+        plain = type(sample) is type(model_output) is TENSOR
+        if not plain or sample.dtype is not model_output.dtype:
             check_sample(sample, model_output)
         if return_dict is not True and return_dict is not False:
             check_return_dict(return_dict)
@@ -196,10 +214,12 @@ class Fused(Positioned):
         calls = local.calls
         if calls is None or local.version != self._version or calls.options != options:
             calls = self._call_table(options)
-        row = self._row(calls, timestep, sample)
         drawn, state = noise_dtype or model_output.dtype, sample
-        if dtype is not None and dtype is not sample.dtype:  # not rounded to the sample's in between
+        if dtype is None:
+            dtype = self._result_dtype(sample, model_output)
+        if dtype is not sample.dtype:  # not rounded to the sample's in between
             state = sample.to(torch.promote_types(sample.dtype, dtype))
+        row = self._row(calls, timestep, sample)
         arguments = (calls, row, model_output, state, generator, noise, drawn, self._streams, self._backend)
         previous, kept_noise = None, {}
         try:
@@ -213,18 +233,27 @@ class Fused(Positioned):
             raise
         if local._step_index == calls.length:  # the loop is over
             local.registers = local.noise = None
-        if dtype is not None and previous.dtype is not dtype:
+        if previous.dtype is not dtype:
             previous = previous.to(dtype)
         kind, second = self.output
         if second is None:
             return kind(previous) if return_dict else (previous,)
         later = LazyOutput(
-            second, lambda: Call(*arguments).second(kept_noise).to(second_dtype or sample.dtype), (model_output, sample)
+            second,
+            lambda: _estimate(arguments, kept_noise, second_dtype or self._second_dtype(sample, model_output)),
+            (model_output, sample),
         )
         return lazy_class(kind, second)(previous, later) if return_dict else LazyPair(previous, later)
 
 
 _run_with_graph_break = with_graph_break(Fused._run)
+
+
+def _estimate(arguments: tuple[Any, ...], kept_noise: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The second output of a call, in a dtype that it is not rounded before."""
+    call = Call(*arguments)
+    call.sample = call.sample.to(torch.promote_types(call.sample.dtype, dtype))
+    return call.second(kept_noise).to(dtype)
 
 
 class ScaledInput(Fused):

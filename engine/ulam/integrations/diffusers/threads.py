@@ -34,6 +34,11 @@ SCHEDULE = (
     "_times",
     "_noise",
     "_piflow_raw_timesteps",
+    "alphas",
+    "betas",
+    "schedule",
+    "sigmas_down",
+    "sigmas_up",
 )
 PROGRESS = (
     "_step_index",

@@ -19,9 +19,9 @@ from ..call_table import CallRows
 from ..noise import Generators
 from ..positions import Timestep
 from ..program_edits import estimates, with_negated_output
-from ..scheduler import ScaledInput
+from ..scheduler import Fused, ScaledInput
 from ..translation import MovingSteps, at_sigmas, numbers, predicts_of
-from .sigma import churned, quotients, raised
+from .sigma import churned, quotients, raised, widened
 from .solver import FusedDPMMultistep
 
 
@@ -46,6 +46,12 @@ class FusedEDMEuler(EDMInput):
 
     def _check(self) -> None:
         edm_options(self.config)
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return model_output.dtype
+
+    def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return widened(self.config, model_output)
 
     def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         schedule, sign = edm_options(self.config)
@@ -87,15 +93,20 @@ class FusedEDMEuler(EDMInput):
     ) -> Any:
         check_index(timestep)
         options = (*churn(s_churn, s_tmin, s_tmax, s_noise), pred_original_sample is not None)
-        output = model_output
+        output: torch.Tensor = model_output
+        dtypes: dict[str, Any] = {}
         if pred_original_sample is not None:
             check_sample(sample, pred_original_sample, "pred_original_sample")
             output = pred_original_sample
-        return self._run(output, timestep, sample, generator, return_dict, options=options)
+            dtypes = {"dtype": model_output.dtype, "second_dtype": output.dtype}
+        return self._run(output, timestep, sample, generator, return_dict, options=options, **dtypes)
 
 
 class FusedEDMDPM(EDMInput, FusedDPMMultistep):
     """EDMDPMSolverMultistepScheduler on `ulam.samplers.DPMSolverPP` and EDM's preconditioning."""
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return Fused._result_dtype(self, sample, model_output)
 
     def _schedule(self) -> tuple[Schedule, str]:
         return edm_options(self.config)[0], "raw"

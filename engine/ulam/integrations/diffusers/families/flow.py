@@ -239,7 +239,8 @@ class FusedLTXEulerAncestral(OnFlow):
         return_dict: bool = True,
     ) -> Any:
         check_index(timestep)
-        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
+        dtype = getattr(sample, "dtype", None)
+        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32, dtype=dtype)
 
 
 def dtype_of(model_output: Any) -> torch.dtype | None:

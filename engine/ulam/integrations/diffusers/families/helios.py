@@ -34,7 +34,7 @@ class FusedHelios(FusedUniPC):
     """
 
     output = HeliosSchedulerOutput, None
-    orders = (1, 2, 3, 4)
+    most = 4
 
     def _check(self) -> None:
         c = self.config

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim_parallel import DDIMParallelSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerOutput
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
@@ -57,7 +59,7 @@ class FusedDDPM(Fused):
     """
 
     counted = False
-    output = DDPMSchedulerOutput, "pred_original_sample"
+    output: ClassVar[tuple[Any, str | None]] = DDPMSchedulerOutput, "pred_original_sample"
 
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
@@ -138,7 +140,7 @@ class FusedDDIM(Fused):
     counted = False
     needs_steps = True
     usual_options = (0.0, False)
-    output = DDIMSchedulerOutput, "pred_original_sample"
+    output: ClassVar[tuple[Any, str | None]] = DDIMSchedulerOutput, "pred_original_sample"
     final_alpha_cumprod: Any
 
     def _check(self) -> None:
@@ -198,6 +200,18 @@ def _end(scheduler: Any, time: float, *, anywhere: bool = False) -> float:
     return float(scheduler.alphas_cumprod[after] if there else scheduler.final_alpha_cumprod)
 
 
+class FusedDDPMParallel(FusedDDPM):
+    """DDPMParallelScheduler: `FusedDDPM`; `batch_step_no_noise` is diffusers' own."""
+
+    output = DDPMParallelSchedulerOutput, "pred_original_sample"
+
+
+class FusedDDIMParallel(FusedDDIM):
+    """DDIMParallelScheduler: `FusedDDIM`; `batch_step_no_noise` is diffusers' own."""
+
+    output = DDIMParallelSchedulerOutput, "pred_original_sample"
+
+
 class FusedLCM(Fused):
     """LCMScheduler on `ulam.samplers.LCM`."""
 
@@ -221,6 +235,9 @@ class FusedLCM(Fused):
             return replace(program, A=A)
 
         return CallRows(program, np.arange(len(grid)) < len(grid) - 1, denoised)
+
+    def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return self._result_dtype(sample, model_output)
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""ScoreSdeVe: the predictor and the corrector of the variance-exploding SDE [Song 2021b]."""
+"""ScoreSdeVe and ScoreSdeVp: the predictors of the two SDEs, and the first one's corrector [Song 2021b]."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ulam_kernels.tracing import outside_graphs
 from ....noise import DRAWS_PER_ROW
 from ....programs.builder import ProgramBuilder
 from ....programs.program import Program
+from ....samplers.euler import Terms
 from ....schedules import Array, ve
-from ..arguments import check_no_gradient, check_return_dict, check_sample, check_timestep, number
+from ..arguments import check_batch, check_no_gradient, check_return_dict, check_sample, check_timestep, number
+from ..call_table import CallRows
 from ..execution import wide
 from ..noise import Generators, check_generators, drawn
 from ..outputs import LazyOutput, LazyPair, lazy_class
@@ -26,6 +28,7 @@ from ..positions import Timestep
 from ..scheduler import Fused
 from ..tracing import check_not_recorded
 from ..translation import numbers
+from .flow import affine
 
 PREDICTOR, MEAN, CORRECTOR = range(3)
 
@@ -64,10 +67,13 @@ class FusedScoreSdeVe(Fused):
             noise = {**self._streams.operands(len(sample), sample.device), "draw": draw}
         else:
             noise = {"noise": drawn(None, sample.shape, generator, sample.device, sample.dtype, wide(sample))}
-        previous = self._executed(PREDICTOR, rows, sample, model_output, noise)
+        state = sample.to(self._result_dtype(sample, model_output))
+        if "noise" in noise:
+            noise["noise"] = noise["noise"].to(wide(state))
+        previous = self._executed(PREDICTOR, rows, state, model_output, noise)
         self._local.predictor_steps, self._local.corrector_steps = self._local.predictor_steps + 1, 0
         second = "prev_sample_mean"
-        later = LazyOutput(second, lambda: self._executed(MEAN, rows, sample, model_output, {}), (model_output, sample))
+        later = LazyOutput(second, lambda: self._executed(MEAN, rows, state, model_output, {}), (model_output, sample))
         return lazy_class(SdeVeOutput, second)(previous, later) if return_dict else LazyPair(previous, later)
 
     @outside_graphs
@@ -92,8 +98,14 @@ class FusedScoreSdeVe(Fused):
         without = torch.full_like(root, torch.inf)
         scales = torch.stack([-without, without, root**2, root]).to(noise.dtype).expand(len(sample), 4).contiguous()
         rows = torch.zeros(len(sample), dtype=torch.int64, device=device)
-        previous = self._executed(CORRECTOR, rows, sample, model_output, {"noise": noise, "scales": scales})
+        state = sample.to(self._result_dtype(sample, model_output))
+        noise, scales = noise.to(wide(state)), scales.to(wide(state))
+        previous = self._executed(CORRECTOR, rows, state, model_output, {"noise": noise, "scales": scales})
         return SchedulerOutput(previous) if return_dict else (previous,)
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        """Wide: diffusers' coefficients are float32 tensors with dimensions."""
+        return torch.promote_types(super()._result_dtype(sample, model_output), torch.float32)
 
     def _check_call(self, model_output: Any, sample: Any, generator: Generators, return_dict: object) -> None:
         """Raise TypeError, ValueError or RuntimeError for an invalid argument, before anything is drawn."""
@@ -157,6 +169,44 @@ class FusedScoreSdeVe(Fused):
         if (kind, device, dtype) not in tables:
             tables[kind, device, dtype] = local.programs[kind].table(dtype, device)
         return tables[kind, device, dtype]  # type: ignore[no-any-return]
+
+
+class FusedScoreSdeVp(Fused):
+    """ScoreSdeVpScheduler: Euler-Maruyama on the reverse VP SDE [Song 2021b, eq. 6 and 11], in n steps of 1 / n.
+
+    The network's output m is std times the noise's direction, score = -m / std: x_mean = (1 + b / 2) x - b / std m and
+    x = x_mean + sqrt(b) z, b = beta(t) / n.
+    """
+
+    counted = False
+    output = SdeVeOutput, "x_mean"
+
+    def _check(self) -> None:
+        pass
+
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
+        times, low, high = numbers(self.timesteps)[start:], float(self.config.beta_min), float(self.config.beta_max)
+        std = np.sqrt(-np.expm1(-(times**2) * (high - low) / 2 - times * low))
+        b = (low + times * (high - low)) / len(self.timesteps)
+        mean: Terms = {"x": 1 + b / 2, "m": -b / std}
+        return CallRows(
+            affine(x={**mean, "z": np.sqrt(b)}), np.ones(len(times), dtype=np.bool_), lambda: affine(x=mean)
+        )
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        """Wide: diffusers' coefficients are tensors of the timesteps' dtype with dimensions."""
+        return torch.promote_types(super()._result_dtype(sample, model_output), self.timesteps.dtype)
+
+    _second_dtype = _result_dtype
+
+    def step_pred(self, score: torch.Tensor, x: torch.Tensor, t: Timestep, generator: Generators = None) -> Any:
+        """(x, x_mean) at the next of `timesteps`; t: one for all or one a sample, of `timesteps`."""
+        check_batch(score, "score")
+        check_batch(x, "x")
+        if score.shape != x.shape:
+            raise ValueError(f"score: got shape {list(score.shape)}, expected {list(x.shape)} like x")
+        check_no_gradient(score=score, x=x)
+        return self._run(score, t, x, generator, False, noise_dtype=x.dtype)
 
 
 def _programs(sigmas: Array) -> tuple[Program, Program, Program]:

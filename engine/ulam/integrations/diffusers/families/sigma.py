@@ -12,14 +12,17 @@ import torch
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 
 from ulam_kernels.arguments import whole
 
+from ....programs.builder import ProgramBuilder
 from ....programs.predictions import x0_coefficients
 from ....programs.program import Program
 from ....samplers import DPM2, LMS, Euler, EulerAncestral, Heun
+from ....samplers.euler import Terms
 from ....samplers.grid import Grid, GridSampler
 from ....schedules import Array, Schedule
 from ..arguments import CHURN_OFF, check_index, churn
@@ -80,6 +83,12 @@ class FusedEuler(OnSigmas):
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Euler(steps)
 
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return model_output.dtype
+
+    def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return widened(self.config, model_output)
+
     def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         calls = super()._call_rows(start, options)
         if options == CHURN_OFF:
@@ -107,6 +116,13 @@ class FusedEuler(OnSigmas):
         check_index(timestep)
         options = churn(s_churn, s_tmin, s_tmax, s_noise)
         return self._run(model_output, timestep, sample, generator, return_dict, options=options)
+
+
+def widened(config: Any, model_output: torch.Tensor) -> torch.dtype:
+    """The dtype of an estimate from a sample in float32, or of an output that is one."""
+    if config.prediction_type in ("sample", "original_sample"):
+        return model_output.dtype
+    return torch.promote_types(torch.float32, model_output.dtype)
 
 
 def raised(sigmas: Array, options: tuple[float, ...], of: int | None = None) -> tuple[Array, Array]:
@@ -145,6 +161,12 @@ class FusedEulerAncestral(OnSigmas):
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return EulerAncestral(steps)
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return model_output.dtype
+
+    def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return widened(self.config, model_output)
 
     def step(
         self,
@@ -198,7 +220,7 @@ class FusedHeun(TwoCalls, OnSigmas):
 class FusedKDPM2(FusedHeun):
     """KDPM2DiscreteScheduler on `ulam.samplers.DPM2`."""
 
-    output = KDPM2DiscreteSchedulerOutput, "pred_original_sample"
+    output: ClassVar[tuple[Any, str | None]] = (KDPM2DiscreteSchedulerOutput, "pred_original_sample")
     sigmas_interpol: Any
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
@@ -211,6 +233,62 @@ class FusedKDPM2(FusedHeun):
 
     def _input_scales(self) -> Array:
         return np.asarray(1 / np.hypot(1, self._row_sigmas(0)))
+
+
+class FusedKDPM2Ancestral(FusedKDPM2):
+    """KDPM2AncestralDiscreteScheduler: the rows of `ulam.samplers.DPM2` with eta = 1, on diffusers' own levels.
+
+    In y = x / alpha: y' = y + (m - u) eps, then y_s = y + (down - u) eps(y', m) + up z, or one call to sigma 0. m, down
+    and up are float32 there, where down^2 = u_s^2 - up^2 cancels in large steps.
+    """
+
+    predictions = ("epsilon", "v_prediction")
+    output = KDPM2AncestralDiscreteSchedulerOutput, "pred_original_sample"
+    sigmas_down: Any
+    sigmas_up: Any
+
+    def _row_sigmas(self, start: int) -> Array:
+        n = len(self.timesteps)
+        middle, sigmas = np.roll(numbers(self.sigmas_interpol)[:n], 1), numbers(self.sigmas)[:n]
+        return np.asarray(np.where(np.arange(n) % 2 == 0, sigmas, middle)[start:])
+
+    def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
+        if start % 2:
+            raise ValueError(f"timestep: got that of call {start} to begin at, expected the first of a step's two")
+        schedule, predicts = vp_schedule(self), predicts_of(self.config, *self.predictions)
+        times, at = numbers(self.timesteps)[start:], self._row_sigmas(start)
+        u, middle, down, up = (
+            np.nan_to_num(numbers(levels)[start : start + len(times)])
+            for levels in (self.sigmas, self.sigmas_interpol, self.sigmas_down, self.sigmas_up)
+        )
+        levels = alphas, _ = at_sigmas(schedule, at)
+        builder = ProgramBuilder(schedule, predicts, registers=2)
+        for i, time in enumerate(times):
+            here, first, after = (alphas[i], levels[1][i]), i - i % 2, alphas[i + 1] if i + 1 < len(times) else 1.0
+            along: Terms = {"x": after / alphas[i], "eps": after * (middle[i] - u[i])}
+            if i == first:
+                builder.rows(time, levels=here, x=along, r1={"x": 1 / alphas[i]})
+            elif middle[first] == 0:  # the first call went to the data
+                builder.rows(time, levels=here, x={"x": after / alphas[i]})
+            else:
+                along = {"r1": after, "eps": after * (down[first] - u[first]), "z": after * up[first]}
+                builder.rows(time, levels=here, x=along)
+        program = builder.program(sampler="DPM2", order=1, init_scale=1.0)
+        return CallRows(
+            program.rescaled(np.append(alphas, 1.0)),
+            np.arange(len(times)) % 2 == 1,
+            lambda: reading_scaled(estimates(schedule, predicts, times, levels, None), alphas),
+        )
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: torch.Tensor,
+        timestep: Timestep,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        return self._run(model_output, timestep, sample, generator, return_dict)
 
 
 class FusedLMS(OnSigmas):

@@ -33,14 +33,17 @@ class Solver(Fused):
     has_history = needs_steps = True
     output: ClassVar[tuple[Any, str | None]] = (SchedulerOutput, None)
 
-    orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    most: ClassVar[int] = 3  # the greatest solver_order that there are rows for
+    order_stops: ClassVar[bool] = False  # a greater solver_order is `most`, as in diffusers
 
     def _check(self) -> None:
         self._schedule()
         clip_of(self.config)
-        if self.config.solver_order not in self.orders:
-            right = f"one of {', '.join(map(str, self.orders))}"
-            raise unsupported("solver_order", self.config.solver_order, right)
+        if self.config.solver_order > self.most and not self.order_stops:
+            raise unsupported("solver_order", self.config.solver_order, f"at most {self.most}")
+
+    def _order(self) -> int:
+        return min(int(self.config.solver_order), self.most)
 
     def _schedule(self) -> tuple[Schedule, str]:
         """(schedule, what the network predicts)."""
@@ -67,19 +70,23 @@ class Solver(Fused):
         times, sigmas = numbers(self.timesteps), numbers(self.sigmas)[: len(self.timesteps) + 1]
         network_times = times if isinstance(schedule, VariancePreserving) else sigmas[:-1]
         whole, (clip, factor) = self._levels_at(schedule, sigmas), clip_of(self.config)
-        moving = np.flatnonzero(MovingSteps(network_times, whole).moves)
+        moving = np.flatnonzero(self._moving(network_times, whole).moves)
         first = int(np.searchsorted(moving, start))
 
         def compiled(grid: Grid) -> Program:
             return self._program(grid, schedule, predicts, clip, moving, first)
 
-        steps = MovingSteps(network_times[start:], (whole[0][start:], whole[1][start:]))
+        steps = self._moving(network_times[start:], (whole[0][start:], whole[1][start:]))
         program = steps.program(compiled, network_times[start:], schedule, predicts)
         return CallRows(with_scaled_D(program, factor), np.full(len(program), self._sde()))
 
     def _levels_at(self, schedule: Schedule, sigmas: Array) -> tuple[Array, Array]:
         """(alphas, sigmas) at diffusers' levels."""
         return at_sigmas(schedule, sigmas)
+
+    def _moving(self, times: Array, levels: tuple[Array, Array]) -> MovingSteps:
+        """The steps on these levels."""
+        return MovingSteps(times, levels)
 
     def _program(
         self, grid: Grid, schedule: Schedule, predicts: str, clip: Clip, moving: Positions, first: int
@@ -100,12 +107,21 @@ class FusedDPMMultistep(Solver):
     of "sde-dpmsolver" exists.
     """
 
+    order_stops = True
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        """That of the estimate that the solver is about, which is the output itself where the network predicts it."""
+        own = "sample" if self.config.algorithm_type.endswith("++") else "epsilon"
+        if self.config.prediction_type == own:
+            return model_output.dtype
+        return super()._result_dtype(sample, model_output)
+
     def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
         kind = DPMSolverPP if c.algorithm_type.endswith("++") else DPMSolver
         return kind(
             steps,
-            order=c.solver_order,
+            order=self._order(),
             variant=c.solver_type,
             sde=self._sde(),
             lower_order_final=c.lower_order_final and few,
@@ -174,7 +190,10 @@ class FusedDPMSinglestep(Solver):
 class FusedUniPC(Solver):
     """UniPCMultistepScheduler on `ulam.samplers.UniPC`."""
 
-    orders = (1, 2, 3, 4)
+    most = 4
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return sample.dtype
 
     def _check(self) -> None:
         super()._check()
@@ -202,9 +221,11 @@ class FusedUniPC(Solver):
 class FusedDEIS(Solver):
     """DEISMultistepScheduler on `ulam.samplers.DEIS`."""
 
+    order_stops = True
+
     def _sampler(self, steps: int, few: bool, clip: Clip, positions: Positions) -> GridSampler:
         c = self.config
-        return DEIS(steps, order=c.solver_order, lower_order_final=c.lower_order_final and few, clip=clip)
+        return DEIS(steps, order=self._order(), lower_order_final=c.lower_order_final and few, clip=clip)
 
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
