@@ -33,7 +33,7 @@ LOW: list[tuple[Schedule, GridSampler, str]] = [
     (ZERO_SNR, DDIM(timesteps=(500, 100)), "timesteps: got a first .*noisiest, inf:"),
     (SUB_VP, DPMSolverPP(sigmas=(1.0, 0.1)), "sigmas: got a first .* 1 "),
     (LINEAR, DDIM(2), "steps: got a first .* 3.443 .*use spacing='trailing' or more steps, or give x_init"),
-    (COSINE, DDIM(5, sigmas="karras"), "steps: got a first"),
+    (COSINE, DDIM(5, sigmas="karras", spacing="leading"), "steps: got a first"),
     (STABLE, PNDM(5), "steps: got a first"),
 ]
 NOISE: list[tuple[Schedule, GridSampler]] = [

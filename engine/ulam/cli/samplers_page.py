@@ -49,6 +49,8 @@ REFERENCES: dict[str, str] = {
     "arXiv:2201.09865",
     "Luo 2023": "Luo et al. Latent consistency models. arXiv:2310.04378",
     "Nichol & Dhariwal 2021": "Nichol, Dhariwal. Improved denoising diffusion probabilistic models. arXiv:2102.09672",
+    "Sabour 2024": "Sabour, Fidler, Kreis. Align your steps: optimizing sampling schedules in diffusion models. "
+    "arXiv:2404.14507",
     "Saharia 2022": "Saharia et al. Photorealistic text-to-image diffusion models (Imagen). arXiv:2205.11487",
     "Song & Ermon 2019": "Song, Ermon. Generative modeling by estimating gradients of the data distribution. "
     "arXiv:1907.05600",

@@ -14,7 +14,7 @@ from ulam_kernels.arguments import as_float, described, is_real, one_of
 from ulam_kernels.validation import real_numbers
 
 from ..programs.clip import DynamicThreshold
-from .sigmas import SIGMAS
+from .sigmas import BETWEEN, SIGMAS
 
 LARGEST = 1e150  # its square is a float too
 MOST_ROWS = 10**7
@@ -105,7 +105,7 @@ def grid_arguments(
     if spacing is not None:
         check_choice("spacing", spacing, SPACINGS)
     times, levels = check_timesteps(timesteps), check_sigmas(sigmas)
-    by_name = isinstance(levels, str) and levels != "beta-time"
+    by_name = isinstance(levels, str) and levels in BETWEEN
     leaves_a_choice = times is None and by_name and spacing != "log-snr"
     if sum(choice is not None for choice in (spacing, times, levels)) > 1 and not leaves_a_choice:
         raise ValueError(

@@ -11,17 +11,34 @@ Conventions differ between families of samplers and follow diffusers' schedulers
 "log-snr" is n + 1 levels uniform in log(alpha / sigma), the last left out (final="sigma_min" then ends on it). A single
 step is at T - 1 for every spacing (diffusers: 0 for leading and linspace, or T / 2).
 
-| `sigmas` | n levels between the spacing's first and last |
+| `sigmas` | n levels between the schedule's largest and smallest, or the first and last of `spacing` |
 |---|---|
 | karras | uniform in sigma^(1/7) [Karras 2022, eq. 5] |
-| exponential | uniform in log sigma (and so in log-SNR: the grid of Lu 2022a, sec. 3.3) |
+| exponential, polyexponential | uniform in log sigma (and so in log-SNR: the grid of Lu 2022a, sec. 3.3) |
 | beta | sigma at the quantiles 1, ..., 0 of the Beta(0.6, 0.6) distribution, as in diffusers |
-| beta-time | time at its quantiles 1, 1 - 1/n, ..., 1/n, whole indices on VP schedules, as in ComfyUI [Lee 2024] |
 
-The two betas differ widely, since sigma is not linear in time. Where two quantiles in time fall on one index, ComfyUI
-takes fewer steps; here that is an error. Where sigmas are named, index and endless samplers tell a VP network the
-nearest whole index, as diffusers does for karras; for exponential and beta diffusers' multistep schedulers truncate the
-fraction instead. A list of sigmas, and log-snr, are told exactly.
+The others are ComfyUI's, on n levels; T is the number of training steps, 1000 where a schedule has none:
+
+| `sigmas` | levels |
+|---|---|
+| normal, sgm_uniform | uniform in time, log-linear in between; sgm_uniform is one more, the last left out |
+| simple | the indices T - 1 - floor(i T / n) |
+| ddim_uniform | every (T // n)-th index from 1 on: more than n levels where n does not divide T |
+| beta-time | time at the quantiles 1, 1 - 1/n, ..., 1/n of Beta(0.6, 0.6), whole indices on VP [Lee 2024] |
+| linear_quadratic | sigma_max (1 - 0.025 i / m - b max(i - m, 0)^2), m = n // 2, b such that the n-th is 0 |
+| kl_optimal | uniform in arctan(sigma), sigma_max to sigma_min [Sabour 2024] |
+| laplace | log sigma at the quantiles of the Laplace distribution of scale 1/2, within sigma_max and sigma_min |
+| vp | those of the VP SDE at n uniform times from 1 to 1e-3, for networks of that SDE [Song 2021b] |
+| ays_sd1, ays_sdxl, ays_svd | Align Your Steps, the 10 levels of Stable Diffusion 1, XL and Video; log-linear else |
+
+On flow schedules a level is sigma = t: normal and sgm_uniform are uniform before the shift, down to the smallest of T
+levels. The two betas differ widely, since sigma is not linear in time. Where two levels are the same, ComfyUI takes
+fewer steps (beta-time) or a step that does nothing (laplace); here that is an error. ComfyUI's laplace ends at its n-th
+level: here that is n - 1 steps with drop_last=True and final="sigma_min". A single step is at the largest level.
+
+Where sigmas are named, index and endless samplers tell a VP network the nearest whole index, as diffusers does for
+karras; for exponential and beta diffusers' multistep schedulers truncate the fraction instead. A list of sigmas, and
+log-snr, are told exactly.
 
 A denoiser with time="index" or predicts="mean" can only be told whole training indices: where the grids above fall
 between them (fractional samplers, log-snr), their times are rounded, and the levels are those of the rounded times.
@@ -39,9 +56,9 @@ from ..programs.builder import compiled
 from ..programs.predictions import told_steps
 from ..programs.program import Program
 from ..schedules import Array, Continuous, FlowMatching, Schedule, VariancePreserving, check_schedule
-from .arguments import grid_arguments
+from .arguments import check_flag, grid_arguments
 from .noise_levels import coordinate, levels_at, network_times, sigma_min, spaced
-from .sigmas import beta_times, sigma_grid
+from .sigmas import AT_TRAINING_STEPS, BETWEEN, named_levels, sigma_grid, training_times
 
 ROUNDING = 1e-6  # of a training step: a time this close to a whole one is that one
 
@@ -104,17 +121,18 @@ class GridSampler:
 
     steps: the number of noise levels. spacing: how they are placed, see the table above, default `default_spacing`
     (on schedules without training steps: the schedule's own grid). timesteps: explicit times, strictly decreasing.
-    sigmas: "karras", "exponential", "beta" or "beta-time", see the table there; or an explicit list, strictly
-    decreasing, of sigma/alpha (on flow schedules of sigma itself). A last sigma of 0 is the end, and so is the last of
-    either list where it has one more than `steps`. final: otherwise, the level that the last row ends at: "zero" (the
-    data), "sigma_min" (the schedule's smallest) or a number like those in `sigmas`.
-    Raises ValueError naming the argument.
+    sigmas: a name such as "karras", see the tables there; or an explicit list, strictly decreasing, of sigma/alpha (on
+    flow schedules of sigma itself). A last sigma of 0 is the end, and so is the last of either list where it has one
+    more than `steps`. drop_last: whether sigmas by name are those of one step more, the last left out, as ComfyUI's
+    KSampler has them for some samplers. final: otherwise, the level that the last row ends at: "zero" (the data),
+    "sigma_min" (the schedule's smallest) or a number like those in `sigmas`. Raises ValueError naming the argument.
     """
 
     steps: int | None = None
     spacing: str | None = field(default=None, kw_only=True)
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     sigmas: str | tuple[float, ...] | None = field(default=None, kw_only=True)
+    drop_last: bool = field(default=False, kw_only=True)
     final: str | float = field(default="zero", kw_only=True)
 
     convention: ClassVar[str] = "fractional"
@@ -140,6 +158,8 @@ class GridSampler:
         checked = grid_arguments(
             self.steps, self.spacing, self.timesteps, self.sigmas, self.final, own.final, own.every_step
         )
+        if check_flag("drop_last", self.drop_last) and not isinstance(checked["sigmas"], str):
+            raise ValueError("drop_last: got True without sigmas by name, expected a name such as sigmas='karras'")
         self._set(**checked)
 
     def _set(self, **values: object) -> None:
@@ -211,22 +231,31 @@ class GridSampler:
             return Grid(times[:-1], alphas, sigmas)
         if isinstance(self.sigmas, tuple):
             return self._at(schedule, np.array(self.sigmas))
-        if self.sigmas == "beta-time":
-            times = beta_times(schedule, self._count(schedule))
-            return self._ended(schedule, times, *schedule.levels(times))
+        if isinstance(self.sigmas, str) and self.sigmas not in BETWEEN:
+            return self._by_name(schedule, self.sigmas)
         if self.spacing == "log-snr":
             return self._at(schedule, self._log_snr(schedule))
         times = self._times(schedule)
         if self.sigmas is None:
             return self._ended(schedule, times, *schedule.levels(times))
         ends = np.asarray(coordinate(schedule, times))
-        if isinstance(schedule, VariancePreserving) and self.convention == "endless":
+        if isinstance(schedule, VariancePreserving) and (self.convention == "endless" or self.spacing is None):
             ends = schedule.ratios[::-1]
         if not np.isfinite(ends).all():
             raise ValueError(
                 f"sigmas: got {self.sigmas!r} on {schedule!r}, expected a schedule whose largest sigma is finite"
             )
-        return self._at(schedule, sigma_grid(self.sigmas, float(ends[0]), float(ends[-1]), len(times)))
+        levels = sigma_grid(self.sigmas, float(ends[0]), float(ends[-1]), len(times) + self.drop_last)
+        return self._at(schedule, levels[: len(times)])
+
+    def _by_name(self, schedule: Schedule, name: str) -> Grid:
+        steps = self._count(schedule) + self.drop_last
+        if name in AT_TRAINING_STEPS:
+            times = training_times(name, schedule, steps)
+            times = times[: len(times) - self.drop_last]
+            return self._ended(schedule, times, *schedule.levels(times))
+        levels = named_levels(name, schedule, steps)
+        return self._at(schedule, levels[: len(levels) - self.drop_last])
 
     def _count(self, schedule: Schedule) -> int:
         """The number of noise levels."""
