@@ -11,6 +11,7 @@ import torch
 import ulam
 from bulk_cases import CHAINS, DENOISER, IDS, SCHEDULE, SHAPE, Decoder, Net, job, labelled, values
 from ulam import bulk
+from ulam.bulk.recipes import plan_of
 from ulam.guidance import APG, CFGZero
 from ulam.samplers import DDIM, DDPM, RePaint
 
@@ -191,3 +192,14 @@ def test_what_changed_after_the_plan_was_made_is_refused_by_run(tmp_path, what):
 def test_a_denoiser_that_has_sampled_has_the_same_key():
     ulam.sample(DENOISER, DDIM(3), SHAPE, 3, progress=False)
     assert keys({}) == keys({"denoiser": ulam.Denoiser(Net(), SCHEDULE)})
+
+
+def test_a_recipe_takes_samplers_names_from_elsewhere():
+    def units(**table: Any) -> list[str]:
+        recipe = {"settings": {"model": "digits"}, "jobs": [{"chains": 3, "labels": "0-9", "steps": 4} | table]}
+        return [unit.key for unit in plan_of(recipe).units()]
+
+    ours = units(sampler="dpmsolverpp", lower_order_final=False, sigmas="karras")
+    assert units(sampler="DPM++ 2M Karras") == units(sampler="dpmpp_2m", sigmas="karras") == ours
+    with pytest.raises(ValueError, match=r"^job 1: sampler: got 'dpmpp_2n', expected a known sampler, .*dpmpp_2m"):
+        units(sampler="dpmpp_2n")

@@ -38,7 +38,7 @@ def test_every_sampler_of_the_folder_is_exported_and_on_the_page() -> None:
         classes = [getattr(module, name) for name in re.findall(r"^class ([A-Z]\w*)\(", file.read_text(), re.MULTILINE)]
         found |= {cls.__name__ for cls in classes if issubclass(cls, GridSampler) and not inspect.isabstract(cls)}
     assert found == samplers.catalogue().keys() >= {"DDIM", "EulerAncestral", "UniPC"}
-    assert found | {"DynamicThreshold", "Grid", "GridSampler"} == {*samplers.__all__}
+    assert found | {"DynamicThreshold", "Grid", "GridSampler", "named"} == {*samplers.__all__}
     headings = re.findall(r"^### (.*)$", PAGE.read_text(), re.MULTILINE)
     assert all(headings.count(name) == 1 for name in found)
 
@@ -63,7 +63,9 @@ def test_every_link_of_the_page_leads_to_a_heading() -> None:
     headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
     links = re.findall(r"\]\(#([^)]*)\)", text)
     assert links and set(links) <= headings
-    assert not re.search(r"\]\((?!#)", text)  # no citation reads as a link
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert pictures == [*samplers_page.FIGURES.values()] and all((PAGE.parent / name).is_file() for name in pictures)
+    assert len(re.findall(r"\]\((?!#)", text)) == len(pictures)  # no citation reads as a link
 
 
 def test_every_source_is_listed() -> None:

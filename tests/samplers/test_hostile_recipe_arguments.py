@@ -55,6 +55,7 @@ def needed(name: str) -> Given:
     two = torch.full((2,), 0.1)
     return {
         "AnnealedLangevin": {"levels": 2, "steps_per_level": 2},
+        "named": {"name": "euler"},
         "RePaint": {"jump_length": 2, "jump_n_sample": 2},
         "Restart": {"restarts": ((2, 1, 0.02, 0.2),)},
         "ve": {"sigma_min": 0.1, "sigma_max": 10.0},
@@ -85,7 +86,7 @@ def needed(name: str) -> Given:
 
 def arguments_of(function: Callable[..., Any]) -> Given:
     """The defaults of its arguments, few steps, and what it needs."""
-    given = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    given = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD}
     few = {"steps": 10 if inspect.isfunction(function) else 3} if "steps" in given else {}
     return given | few | needed(function.__name__)
 

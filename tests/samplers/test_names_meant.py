@@ -95,7 +95,7 @@ CHOSEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda _: ulam.objectives.denoising(DENOISER, torch.ones(2, 3), 5, step=0, weighting="min_snr"),
         "weighting: got 'min_snr', .* mean min-snr",
     ),
-    "sampler": (lambda _: make_sampler("dpm++", {}), "sampler: got 'dpm\\+\\+', .* mean dpmsolverpp"),
+    "sampler": (lambda _: make_sampler("dpm++", {}), "sampler: got 'dpm\\+\\+', .* such as dpmsolverpp, \\S.* or "),
     "sampler's argument": (lambda _: make_sampler("ddim", {"step": 5}), "step: got 5, .* mean steps"),
     "schedule": (lambda _: parse_schedule("cosine(1000)"), "schedule: .* mean vp_cosine.*"),
     "key": (lambda folder: read_tables(_jobs(folder), ("model", "slots")), "'modle', .* mean model"),

@@ -30,7 +30,12 @@ def add_job_arguments(p: argparse.ArgumentParser) -> None:
     """The options that say what to sample."""
     job = p.add_argument_group("what to sample (with --jobs: the defaults of all jobs)")
     job.add_argument("--jobs", type=Path, metavar="FILE", help="TOML with one [[job]] table a job: keys as the options")
-    job.add_argument("--sampler", help=f"one of {', '.join(sorted(samplers_by_name()))} (default ddim)")
+    known = f"one of {', '.join(sorted(samplers_by_name()))} (default ddim)"
+    job.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help=f"{known}; or a name of ComfyUI, k-diffusion or A1111, such as dpmpp_2m_sde or 'DPM++ 2M Karras'",
+    )
     job.add_argument("--steps", type=int, help="noise levels a chain (default 50; ddpm: all)")
     job.add_argument("--eta", type=float, help="ddim and others: 0 deterministic to 1 ancestral")
     job.add_argument("--clip", type=float, nargs=2, metavar=("LO", "HI"), help="clip the x0 estimate, such as -1 1")
@@ -38,7 +43,11 @@ def add_job_arguments(p: argparse.ArgumentParser) -> None:
         "--threshold", type=_numbers, metavar="P[,CAP]", help="dynamic thresholding at this quantile, such as 0.995"
     )
     job.add_argument("--spacing", help="of the timesteps: leading, linspace, trailing, ...")
-    job.add_argument("--sigmas", type=_sigmas, help=f"{', '.join(SIGMAS)}, or levels: 10,3,1,0.3,0")
+    job.add_argument(
+        "--sigmas",
+        type=_sigmas,
+        help=f"{', '.join(SIGMAS)} (for names from elsewhere: theirs), or levels: 10,3,1,0.3,0",
+    )
     job.add_argument("--variance", help="ddpm: posterior (default), beta, learned or learned_range")
     job.add_argument(
         "--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help="of the sampler, any number"
@@ -158,7 +167,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _sigmas(text: str) -> str | tuple[float, ...]:
-    if re.fullmatch(r"[a-z]\w*(-\w+)*", text):
+    if re.fullmatch(r"[A-Za-z]\w*([- ]\w+)*", text):
         return text  # a name, which the sampler knows or not
     try:
         return _numbers(text)

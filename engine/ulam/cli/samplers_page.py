@@ -17,6 +17,7 @@ from typing import Any
 from .. import samplers, schedules
 from ..samplers import grid
 from ..samplers.grid import GridSampler
+from ..samplers.names import A1111, DROP_LAST, named, names_of
 
 # The sections in their order; others follow, sorted.
 SECTIONS = (
@@ -27,6 +28,21 @@ SECTIONS = (
     "Langevin dynamics",
     "Inpainting",
 )
+
+# Those that have a picture of errors, drawn by docs/samplers_figures.py, beside the page.
+FIGURES = {
+    "Ancestral and marginal-preserving steps": "samplers_ancestral.svg",
+    "Solvers of the probability flow": "samplers_flow.svg",
+    "Stochastic": "samplers_stochastic.svg",
+}
+CAPTION = """\
+![Errors of these samplers by their evaluations of the network]({})
+
+Default options on levels uniform in sigma^(1/7) from 80 to 0.002 and to the data, with the ideal network of a mixture
+of three Gaussians in one dimension. Without noise: the root mean square distance from the exact map of the probability
+flow. With noise (law): the Wasserstein-1 distance of 20,000 draws from the data's quantiles, for exact draws about
+0.01.
+"""
 
 REFERENCES: dict[str, str] = {
     "Bao 2022": "Bao, Li, Zhu, Zhang. Analytic-DPM: an analytic estimate of the optimal reverse variance in diffusion "
@@ -71,6 +87,7 @@ LEVELS = {
     "fractional": "{} spacing, not rounded to whole indices",
     "endless": "{} spacing of one level more than the steps, the last left out",
 }
+NAMED = "(name, steps, *, sigmas, ...)"
 INTRODUCTION = """\
 # Samplers
 
@@ -97,11 +114,13 @@ def page() -> str:
     choice = [f"- [{name}](#{name.lower()}){use and f': {use}'}\n" for name, use in uses]
     parts = [INTRODUCTION, "## Which one\n", "".join(choice), "## What they cost\n", COSTS, _table(inside)]
     for title, section in sections.items():
-        parts += [f"## {title}\n", *map(_entry, section)]
+        figure = [CAPTION.format(FIGURES[title])] if title in FIGURES else []
+        parts += [f"## {title}\n", *figure, *map(_entry, section)]
     parts.append("## What several samplers share\n")
     for cls in _shared(classes):
         parts.append(f"### {cls.__name__}\n\n{inspect.getdoc(cls)}\n")
     parts.append(f"### Levels\n\n{inspect.cleandoc(grid.__doc__ or '')}\n")
+    parts.append(f"### named\n\n    named{NAMED}\n\n{inspect.getdoc(named)}\n")
     parts += ["## Sources\n", _sources("\n".join(parts))]
     return "\n".join(parts)
 
@@ -144,7 +163,20 @@ def _entry(cls: type[GridSampler]) -> str:
     defaults = [f"final {fields['final'].default!r}"]
     if cls._times is GridSampler._times:
         defaults.insert(0, LEVELS[cls.convention].format(cls.default_spacing))
-    return f"### {cls.__name__}\n\n    {call}\n\n{inspect.getdoc(cls)}\n\nDefault levels: {'; '.join(defaults)}.\n"
+    text = f"### {cls.__name__}\n\n    {call}\n\n{inspect.getdoc(cls)}\n\nDefault levels: {'; '.join(defaults)}.\n"
+    return text + _elsewhere(cls)
+
+
+def _elsewhere(cls: type[GridSampler]) -> str:
+    """A table of the names that the class has elsewhere, each with the options that it stands for."""
+    theirs = [f"`{name}`" for name in _own(cls, "elsewhere", ()) if name.endswith("Scheduler")]
+    rows = [f"| diffusers | {', '.join(theirs)} | see `ulam.integrations.diffusers.fuse` |"] if theirs else []
+    for name, options in names_of(cls).items():
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        if name in DROP_LAST:
+            given += f"{given and '; '}drop_last=True where sigmas are named"
+        rows.append(f"| {'A1111' if name in A1111 else 'ComfyUI'} | `{name}` | {given} |")
+    return "\n".join(["", "| elsewhere | name | options here |", "|---|---|---|", *rows, ""]) if rows else ""
 
 
 def _argument(field: dataclasses.Field[Any]) -> str:

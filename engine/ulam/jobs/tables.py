@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described, likely, one_of
+from ulam_kernels.arguments import described, likely
 
 from ..denoiser import Sampler
 from ..files import parse_toml
@@ -18,6 +18,7 @@ from ..guidance import rule_of
 from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
 from ..samplers import GridSampler, catalogue
+from ..samplers.names import recipe
 from .images import read_image
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
@@ -152,17 +153,20 @@ def samplers_by_name() -> dict[str, type[GridSampler]]:
 def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     """A sampler by name, with its arguments as plain values; 50 steps where nothing says how many.
 
-    Lists become tuples. ``threshold`` (a quantile, or quantile and cap) is ``clip`` by
-    :class:`ulam.samplers.DynamicThreshold`.
+    name: of a class, in any case, or one that :func:`ulam.samplers.named` knows; classes go first. Lists become tuples.
+    ``threshold`` (a quantile, or quantile and cap) is ``clip`` by :class:`ulam.samplers.DynamicThreshold`.
 
     Raises:
         ValueError, TypeError: no such sampler, an argument that it does not take, or an invalid value.
     """
     known = samplers_by_name()
-    if not isinstance(name, str) or name.lower() not in known:
-        raise ValueError(f"sampler: got {name!r}, expected {one_of(name, sorted(known))}")
-    make = known[name.lower()]
     given = {key: _plain(value) for key, value in arguments.items() if value is not None}
+    if isinstance(name, str) and name.lower() in known:
+        make = known[name.lower()]
+    else:
+        free_levels = "timesteps" not in given and "spacing" not in given
+        make, own = recipe(name, given.pop("sigmas", None), "sampler", free_levels, known)
+        given = own | given
     if (threshold := given.pop("threshold", None)) is not None:
         if "clip" in given:
             raise ValueError("threshold: got one beside clip, expected one of them")

@@ -35,6 +35,7 @@ from .mcmc.nuts import NUTS as NUTS
 from .mcmc.sgld import SGLD as SGLD
 from .mcmc.tempering import ParallelTempering as ParallelTempering
 from .mcmc.ula import ULA as ULA
+from .names import named
 from .pndm import PNDM
 from .repaint import RePaint
 from .sa_solver import SASolver
@@ -71,6 +72,7 @@ __all__ = [
     "RePaint",
     "SASolver",
     "UniPC",
+    "named",
 ]
 
 

@@ -63,7 +63,7 @@ def training_times(name: str, schedule: Schedule, steps: int) -> Array:
     if name == "ddim_uniform" and steps > 1:
         index = np.arange(1.0, T, T // steps)[::-1]
     if isinstance(schedule, VariancePreserving):
-        return index
+        return np.asarray(index)
     return _time_at(name, schedule, (index + 1) / T if isinstance(schedule, FlowMatching) else index / (T - 1))
 
 

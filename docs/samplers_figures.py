@@ -1,0 +1,141 @@
+"""Draw the errors of samplers on docs/samplers.md, a figure a section: `python docs/samplers_figures.py`.
+
+The data are a mixture of three Gaussians in one dimension, the network is the ideal one. Samplers without noise are
+held against the probability flow's map, which keeps quantiles; those with noise against the law of the data, by the
+Wasserstein-1 distance of their draws from its quantiles. Each figure is an SVG file that keeps its numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import ulam
+from ulam import samplers, schedules
+from ulam.cli.samplers_page import FIGURES
+from ulam.samplers import GridSampler
+
+HERE = Path(__file__).parent
+WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+MEANS = torch.tensor([-1.5, 0.4, 1.8], dtype=torch.float64)
+STDS = torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64)
+LARGEST, SMALLEST = 80.0, 0.002
+SCHEDULE = schedules.edm(SMALLEST, LARGEST)
+EVALUATIONS = (6, 10, 18, 32, 60)
+POINTS, DRAWS = 200, 20_000
+COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
+DASHES = ("none", "6 3", "2 2")
+
+
+class Curve(NamedTuple):
+    """A sampler's errors by its evaluations, and whether it adds noise."""
+
+    name: str
+    evaluations: tuple[int, ...]
+    errors: tuple[float, ...]
+    noisy: bool
+
+
+def ideal(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """E[x_0 | x_0 + sigma eps = x] for x [B, n] and sigma [B]."""
+    s2 = sigma.double()[:, None, None] ** 2
+    y, power = x.double()[..., None], STDS**2 + s2
+    share = torch.softmax(WEIGHTS.log() - power.log() / 2 - (y - MEANS) ** 2 / (2 * power), -1)
+    return (share * (MEANS * s2 + y * STDS**2) / power).sum(-1).to(x.dtype)
+
+
+def quantiles(u: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Of x_0 + sigma eps, by bisection."""
+    std = (STDS**2 + sigma**2).sqrt()
+    below, above = torch.full_like(u, -4 - 8 * sigma), torch.full_like(u, 4 + 8 * sigma)
+    for _ in range(70):
+        middle = (below + above) / 2
+        under = (WEIGHTS * torch.special.ndtr((middle[:, None] - MEANS) / std)).sum(-1) < u
+        below, above = torch.where(under, middle, below), torch.where(under, above, middle)
+    return (below + above) / 2
+
+
+def of_evaluations(cls: type[GridSampler], evaluations: int) -> GridSampler | None:
+    """The sampler on the most levels that take at most so many evaluations, with its default options."""
+    steps = evaluations
+    while steps > 1:
+        sampler = cls(steps, sigmas="karras")
+        nfe = sampler.program(SCHEDULE, "x0").nfe
+        if nfe <= evaluations:
+            return sampler
+        steps = min(steps - 1, -(-steps * evaluations // nfe))
+    return None
+
+
+def error(sampler: GridSampler, noisy: bool) -> float:
+    """Root mean square from the exact map, or the Wasserstein-1 distance from the exact law."""
+    points = DRAWS if noisy else POINTS
+    u = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    denoiser = ulam.Denoiser(ideal, SCHEDULE, "x0")
+    start = quantiles(u, float(sampler.grid(SCHEDULE).sigmas[0]))
+    x = ulam.sample(
+        denoiser, sampler, (points,), 1, 1, x_init=start[None], dtype=torch.float64, backend="reference", progress=False
+    )[0]
+    exact = quantiles(u, 0.0)
+    return float((x.sort().values - exact).abs().mean() if noisy else (x - exact).square().mean().sqrt())
+
+
+def curve(cls: type[GridSampler], evaluations: tuple[int, ...] = EVALUATIONS) -> Curve:
+    """Its errors with the default options."""
+    found: dict[int, float] = {}
+    noisy = "noise" in cls(24, sigmas="karras").program(SCHEDULE, "x0").needs
+    for number in evaluations:
+        sampler = of_evaluations(cls, number)
+        if sampler is not None and (nfe := sampler.program(SCHEDULE, "x0").nfe) not in found:
+            found[nfe] = error(sampler, noisy)
+    return Curve(cls.__name__, tuple(found), tuple(found.values()), noisy)
+
+
+def drawn(curves: list[Curve]) -> str:
+    """An SVG of the curves, on logarithmic axes."""
+    wide, high, left, top = 420, 320, 46, 10
+    lowest = 10.0 ** math.floor(math.log10(max(min(min(c.errors) for c in curves), 1e-7)))
+    x_ends, y_ends = (math.log(5), math.log(90)), (math.log(lowest), math.log(3))
+
+    def place(evaluations: float, value: float) -> str:
+        across = (math.log(evaluations) - x_ends[0]) / (x_ends[1] - x_ends[0])
+        up = (math.log(min(max(value, lowest), 3)) - y_ends[0]) / (y_ends[1] - y_ends[0])
+        return f"{left + wide * across:.1f},{top + high * (1 - up):.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 190} {top + high + 40}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{left + wide + 190}" height="{top + high + 40}" fill="white"/>',
+        f'<rect x="{left}" y="{top}" width="{wide}" height="{high}" fill="none" stroke="#888"/>',
+    ]
+    for number in (6, 10, 20, 40, 80):
+        x, y = place(number, lowest).split(",")
+        parts.append(f'<text x="{x}" y="{float(y) + 15:.1f}" text-anchor="middle">{number}</text>')
+    for exponent in range(round(math.log10(lowest)), 1):
+        x, y = place(5, 10.0**exponent).split(",")
+        parts.append(f'<text x="{float(x) - 5:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">1e{exponent}</text>')
+        parts.append(f'<path d="M{x},{y}h{wide}" stroke="#ddd"/>')
+    parts.append(f'<text x="{left + wide / 2}" y="{top + high + 34}" text-anchor="middle">evaluations</text>')
+    for number, c in enumerate(curves):
+        stroke = f'stroke="{COLORS[number % 10]}" stroke-dasharray="{DASHES[number // 10]}"'
+        style = f'{stroke} stroke-width="1.5" fill="none"'
+        points = " ".join(map(place, c.evaluations, c.errors))
+        kept = " ".join(f"{n}:{e:.4g}" for n, e in zip(c.evaluations, c.errors, strict=True))
+        parts.append(f'<polyline points="{points}" {style}><title>{c.name} {kept}</title></polyline>')
+        x, y = left + wide + 10, top + 8 + 16 * number
+        about = f"{c.name} (law)" if c.noisy else c.name
+        parts.append(f'<path d="M{x},{y}h22" {style}/><text x="{x + 28}" y="{y + 4}">{about}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def main() -> None:
+    for section, name in FIGURES.items():
+        classes = [cls for cls in samplers.catalogue().values() if cls.section == section]
+        (HERE / name).write_text(drawn([curve(cls) for cls in classes]))
+
+
+if __name__ == "__main__":
+    main()
