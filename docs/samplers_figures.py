@@ -8,6 +8,7 @@ Wasserstein-1 distance of their draws from its quantiles. Each figure is an SVG 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,16 +71,23 @@ def of_evaluations(cls: type[GridSampler], evaluations: int) -> GridSampler | No
     return None
 
 
+@lru_cache
+def middles(points: int, sigma: float) -> torch.Tensor:
+    """The quantiles at the middles of `points` equal parts of the mass."""
+    return quantiles((torch.arange(points, dtype=torch.float64) + 0.5) / points, sigma)
+
+
 def error(sampler: GridSampler, noisy: bool) -> float:
     """Root mean square from the exact map, or the Wasserstein-1 distance from the exact law."""
     points = DRAWS if noisy else POINTS
-    u = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     denoiser = ulam.Denoiser(ideal, SCHEDULE, "x0")
-    start = quantiles(u, float(sampler.grid(SCHEDULE).sigmas[0]))
+    start = middles(points, float(sampler.grid(SCHEDULE).sigmas[0]))
+    precision, backend = (torch.float32, "cpu") if noisy else (torch.float64, "reference")
     x = ulam.sample(
-        denoiser, sampler, (points,), 1, 1, x_init=start[None], dtype=torch.float64, backend="reference", progress=False
-    )[0]
-    exact = quantiles(u, 0.0)
+        denoiser, sampler, (points,), 1, 1, x_init=start[None].to(precision), dtype=precision, backend=backend,
+        progress=False,
+    )[0].double()  # fmt: skip
+    exact = middles(points, 0.0)
     return float((x.sort().values - exact).abs().mean() if noisy else (x - exact).square().mean().sqrt())
 
 
