@@ -58,7 +58,10 @@ def by_hand(denoiser: Denoiser, program: ulam.Program, chain: int, combine: Any,
     def output(row: int, net_in: np.ndarray) -> np.ndarray:
         return combine(row, net_in / program.c_in[row], branch(row, net_in, LABELS), unguided(row, net_in))
 
-    return execute(program, x, output, lambda row: np.zeros(SHAPE), unguided)[-1]
+    def noise(row: int) -> np.ndarray:
+        return ulam.noise.normal(SHAPE, seed=3, chains=[chain], row=row)[0].double().numpy()
+
+    return execute(program, x, output, noise, unguided)[-1]
 
 
 def ours(denoiser: Denoiser, program: Any, company: bool = False, **options: Any) -> torch.Tensor:
@@ -155,6 +158,20 @@ def test_cfg_plus_plus_steps_along_the_unguided_noise(predicts: str, w: float) -
     for chain in range(COUNT):
         assert close(alone[chain], by_hand(denoiser, program, chain, formula(None, program, w)))
     assert torch.equal(alone, ours(denoiser, program, company=True, guidance=w))
+
+
+CFG_PP = sorted(name for name in ulam.samplers.names.COMFYUI if "cfg_pp" in name or "cfgpp" in name)
+
+
+@pytest.mark.parametrize("name", CFG_PP)
+def test_every_name_with_cfg_plus_plus_reads_both_branches(name: str) -> None:
+    denoiser, sampler = Denoiser(net, VP), ulam.samplers.named(name, steps=4)
+    program = sampler.program(VP, "eps")
+    assert program.reads_unguided
+    alone = ours(denoiser, sampler, guidance=1.7)
+    for chain in range(COUNT):
+        assert close(alone[chain], by_hand(denoiser, program, chain, formula(None, program, 1.7)))
+    assert torch.equal(alone, ours(denoiser, sampler, company=True, guidance=1.7))
 
 
 def test_cfg_plus_plus_without_guidance_is_ddim() -> None:
