@@ -28,7 +28,8 @@ class CFGPPHistory(GridSampler):
     A last row that ends at the data gives, with extrapolated=True, the line through the last two D at sigma = 0, D_i +
     (D_i - D_{i-1}) u_i / (u_{i-1} - u_i), else D_i. Guidance weights lie in [0, 1], or a little above.
 
-    Order 1; one evaluation a step; three registers beyond x (d, the last eps_u and the unguided output). steps,
+    Order 0, and 1 with unguided_history=0: the term in b adds b sigma d eps_u / du to the slope however small the steps,
+    so that without guidance the end is not the probability flow's. One evaluation a step; three registers beyond x (d, the last eps_u and the unguided output). steps,
     spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
 
@@ -70,7 +71,7 @@ class CFGPPHistory(GridSampler):
             if half:
                 x = combined((1 + half, E), (-half * scale[i + 1], {"x": 1 / scale[i], "r1": h}))
             builder.rows(grid.times[i], levels=level, x=x, **self._kept(grid, i, E, h, (scale[i], scale[i + 1])))
-        return builder.program(sampler=repr(self), order=1)
+        return builder.program(sampler=repr(self), order=0 if self.unguided_history else 1)
 
     def _kept(self, grid: Grid, i: int, E: dict[str, Any], h: float, scale: tuple[float, float]) -> dict[str, Any]:
         """What the next row needs of row i: D where it extrapolates, else d and eps_u; all with the row's old x."""
