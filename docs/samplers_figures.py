@@ -91,6 +91,12 @@ def error(sampler: GridSampler, noisy: bool) -> float:
     return float((x.sort().values - exact).abs().mean() if noisy else (x - exact).square().mean().sqrt())
 
 
+def floor() -> float:
+    """The mean error of exact draws: E|F_n(x) - F(x)| = sqrt(2 F (1 - F) / (pi n)), over x."""
+    u = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000
+    return float(torch.trapezoid((2 * u * (1 - u) / (math.pi * DRAWS)).sqrt(), middles(2_000, 0.0)))
+
+
 def curve(cls: type[GridSampler], evaluations: tuple[int, ...] = EVALUATIONS) -> Curve:
     """Its errors with the default options."""
     found: dict[int, float] = {}
@@ -102,40 +108,62 @@ def curve(cls: type[GridSampler], evaluations: tuple[int, ...] = EVALUATIONS) ->
     return Curve(cls.__name__, tuple(found), tuple(found.values()), noisy)
 
 
+def apart(wanted: list[float], gap: float, end: float) -> list[float]:
+    """Heights near those wanted (sorted), at least `gap` apart and not beyond `end`."""
+    places: list[float] = []
+    for height in wanted:
+        places.append(max([height] + [place + gap for place in places[-1:]]))
+    for number in range(len(places)):
+        places[-1 - number] = min(places[-1 - number], end - number * gap)
+    return places
+
+
 def drawn(curves: list[Curve]) -> str:
-    """An SVG of the curves, on logarithmic axes."""
-    wide, high, left, top = 420, 320, 46, 10
+    """An SVG of the curves on logarithmic axes, the name of each at its end, in the order of the ends."""
+    wide, high, left, top = 430, 380, 58, 10
     lowest = 10.0 ** math.floor(math.log10(max(min(min(c.errors) for c in curves), 1e-7)))
-    x_ends, y_ends = (math.log(5), math.log(90)), (math.log(lowest), math.log(3))
+    x_ends, y_ends = (math.log(4.7), math.log(64)), (math.log(lowest), math.log(6))
 
-    def place(evaluations: float, value: float) -> str:
+    def place(evaluations: float, value: float) -> tuple[float, float]:
         across = (math.log(evaluations) - x_ends[0]) / (x_ends[1] - x_ends[0])
-        up = (math.log(min(max(value, lowest), 3)) - y_ends[0]) / (y_ends[1] - y_ends[0])
-        return f"{left + wide * across:.1f},{top + high * (1 - up):.1f}"
+        up = (math.log(min(max(value, lowest), 6)) - y_ends[0]) / (y_ends[1] - y_ends[0])
+        return round(left + wide * across, 1), round(top + high * (1 - up), 1)
 
+    size = f"{left + wide + 236} {top + high + 42}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 190} {top + high + 40}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<rect width="{left + wide + 190}" height="{top + high + 40}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
         f'<rect x="{left}" y="{top}" width="{wide}" height="{high}" fill="none" stroke="#888"/>',
     ]
-    for number in (6, 10, 20, 40, 80):
-        x, y = place(number, lowest).split(",")
-        parts.append(f'<text x="{x}" y="{float(y) + 15:.1f}" text-anchor="middle">{number}</text>')
+    for number in EVALUATIONS:
+        x, y = place(number, lowest)
+        parts.append(f'<path d="M{x},{top}v{high}" stroke="#eee"/>')
+        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{number}</text>')
     for exponent in range(round(math.log10(lowest)), 1):
-        x, y = place(5, 10.0**exponent).split(",")
-        parts.append(f'<text x="{float(x) - 5:.1f}" y="{float(y) + 4:.1f}" text-anchor="end">1e{exponent}</text>')
-        parts.append(f'<path d="M{x},{y}h{wide}" stroke="#ddd"/>')
-    parts.append(f'<text x="{left + wide / 2}" y="{top + high + 34}" text-anchor="middle">evaluations</text>')
+        y = place(5, 10.0**exponent)[1]
+        parts.append(f'<path d="M{left},{y}h{wide}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 5}" y="{y + 4}" text-anchor="end">1e{exponent}</text>')
+    parts.append(f'<text x="{left + wide / 2}" y="{top + high + 35}" text-anchor="middle">evaluations</text>')
+    parts.append(f'<text transform="translate(14,{top + high / 2})rotate(-90)" text-anchor="middle">error</text>')
+    if any(c.noisy for c in curves):
+        x, y = place(5, floor())
+        parts.append(f'<path d="M{left},{y}h{wide}" stroke="#555" stroke-dasharray="1 3"/>')
+        parts.append(f'<text x="{x}" y="{y - 4}" fill="#555">exact draws</text>')
+    ends = {c: place(c.evaluations[-1], c.errors[-1]) for c in curves}
+    ranked = sorted(curves, key=lambda c: ends[c][1])
+    heights = dict(zip(ranked, apart([ends[c][1] for c in ranked], 16, top + high), strict=True))
     for number, c in enumerate(curves):
-        stroke = f'stroke="{COLORS[number % 10]}" stroke-dasharray="{DASHES[number // 10]}"'
-        style = f'{stroke} stroke-width="1.5" fill="none"'
-        points = " ".join(map(place, c.evaluations, c.errors))
+        color, dashes = COLORS[number % 10], DASHES[number // 10]
+        style = f'stroke="{color}" stroke-dasharray="{dashes}" fill="none"'
+        points = " ".join(f"{x},{y}" for x, y in map(place, c.evaluations, c.errors))
         kept = " ".join(f"{n}:{e:.4g}" for n, e in zip(c.evaluations, c.errors, strict=True))
-        parts.append(f'<polyline points="{points}" {style}><title>{c.name} {kept}</title></polyline>')
-        x, y = left + wide + 10, top + 8 + 16 * number
+        parts.append(
+            f'<polyline points="{points}" stroke-width="1.7" {style}><title>{c.name} {kept}</title></polyline>'
+        )
+        x, y = left + wide + 8, round(heights[c], 1)
+        parts.append(f'<path d="M{ends[c][0]},{ends[c][1]}L{x},{y}h24" stroke-width="0.9" {style}/>')
         about = f"{c.name} (law)" if c.noisy else c.name
-        parts.append(f'<path d="M{x},{y}h22" {style}/><text x="{x + 28}" y="{y + 4}">{about}</text>')
+        parts.append(f'<text x="{x + 28}" y="{y + 4}" fill="{color}">{about}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 

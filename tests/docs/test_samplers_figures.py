@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 from types import ModuleType
@@ -62,8 +63,51 @@ def test_the_network_and_the_map_are_exact(figures: ModuleType) -> None:
         np.testing.assert_allclose((figures.WEIGHTS * mass).sum(-1), u, rtol=1e-12)
 
 
-def test_errors_fall_with_the_order_and_exact_draws_have_none(figures: ModuleType) -> None:
-    euler, heun = (figures.curve(getattr(samplers, name), (36, 72)).errors for name in ("Euler", "Heun"))
-    assert 1.6 < euler[0] / euler[1] < 2.4 and heun[0] / heun[1] > 3 and heun[1] < euler[1] / 5
+def test_errors_are_those_of_the_formulas_and_fall_with_the_order(figures: ModuleType) -> None:
+    """Euler's and Heun's method by hand [Karras 2022, algorithm 1], on levels by the caption's formula, to the data."""
+    found = {}
+    for name in ("Euler", "Heun"):
+        curve = figures.curve(getattr(samplers, name), (36, 72, 144))
+        assert not curve.noisy
+        for evaluations, error in zip(curve.evaluations, curve.errors, strict=True):
+            n = evaluations if name == "Euler" else (evaluations + 1) // 2
+            ends = figures.LARGEST ** (1 / 7), figures.SMALLEST ** (1 / 7)
+            levels = [*(torch.linspace(*ends, n, dtype=torch.float64) ** 7).tolist(), 0.0]
+            x = figures.middles(figures.POINTS, figures.LARGEST)
+            for sigma, lower in itertools.pairwise(levels):
+                slope = (x - D(figures, x, sigma)) / sigma
+                ahead = x + (lower - sigma) * slope
+                if name == "Heun" and lower > 0:
+                    ahead = x + (lower - sigma) * (slope + (ahead - D(figures, ahead, lower)) / lower) / 2
+                x = ahead
+            by_hand = (x - figures.middles(figures.POINTS, 0.0)).square().mean().sqrt()
+            assert error == pytest.approx(float(by_hand), rel=1e-9), (name, evaluations)
+        found[name] = curve.errors
+    euler, heun = found["Euler"], found["Heun"]
+    assert 1.9 < euler[1] / euler[2] < 2.1 and 3.6 < heun[1] / heun[2] < 4.6 and heun[2] < euler[2] / 5
+
+
+def test_draws_from_the_data_have_the_error_of_the_dotted_line(figures: ModuleType) -> None:
+    """In the mean of 20; and a first-order sampler's excess over it falls with its steps."""
+    generator = np.random.default_rng(0)
+    exact = figures.middles(figures.DRAWS, 0.0).numpy()
+    errors = []
+    for _ in range(20):
+        of = generator.choice(3, figures.DRAWS, p=figures.WEIGHTS.numpy())
+        x = figures.MEANS.numpy()[of] + figures.STDS.numpy()[of] * generator.standard_normal(figures.DRAWS)
+        errors.append(np.abs(np.sort(x) - exact).mean())
+    assert np.mean(errors) == pytest.approx(figures.floor(), abs=5 * np.std(errors) / 20**0.5)
     noisy = figures.curve(samplers.EulerAncestral, (20, 80))
-    assert noisy.noisy and noisy.errors[0] / noisy.errors[1] > 2
+    assert noisy.noisy and noisy.errors[0] / noisy.errors[1] > 2 and noisy.errors[1] > figures.floor()
+
+
+def D(figures: ModuleType, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    return figures.ideal(x[None], torch.tensor([sigma], dtype=torch.float64))[0]
+
+
+def test_names_beside_a_picture_do_not_overlap(figures: ModuleType) -> None:
+    assert figures.apart([10.0, 11.0, 50.0], 16, 100) == [10.0, 26.0, 50.0]
+    assert figures.apart([10.0, 95.0, 99.0], 16, 100) == [10.0, 84.0, 100]
+    for name in FIGURES.values():
+        heights = [float(y) for y in re.findall(r'y="([\d.]+)" fill="#[^5]', (DOCS / name).read_text())]
+        assert len(heights) >= 2 and np.diff(sorted(heights)).min() > 15
