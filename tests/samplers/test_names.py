@@ -99,6 +99,39 @@ A1111 = [
     "UniPC",
     "LCM",
 ]
+ALIASES = {  # A1111's own, from its releases with and without a schedule of its own
+    "k_euler_a": "Euler a",
+    "k_euler_ancestral": "Euler a",
+    "k_euler": "Euler",
+    "k_lms": "LMS",
+    "k_lms_ka": "LMS Karras",
+    "k_heun": "Heun",
+    "k_dpm_2": "DPM2",
+    "k_dpm_2_ka": "DPM2 Karras",
+    "k_dpm_2_a": "DPM2 a",
+    "k_dpm_2_a_ka": "DPM2 a Karras",
+    "k_dpmpp_2s_a": "DPM++ 2S a",
+    "k_dpmpp_2s_a_ka": "DPM++ 2S a Karras",
+    "k_dpmpp_2m": "DPM++ 2M",
+    "k_dpmpp_2m_ka": "DPM++ 2M Karras",
+    "k_dpmpp_sde": "DPM++ SDE",
+    "k_dpmpp_sde_ka": "DPM++ SDE Karras",
+    "k_dpmpp_2m_sde": "DPM++ 2M SDE",
+    "k_dpmpp_2m_sde_ka": "DPM++ 2M SDE Karras",
+    "k_dpmpp_2m_sde_exp": "DPM++ 2M SDE Exponential",
+    "k_dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
+    "k_dpmpp_2m_sde_heun_ka": "DPM++ 2M SDE Heun Karras",
+    "k_dpmpp_2m_sde_heun_exp": "DPM++ 2M SDE Heun Exponential",
+    "k_dpmpp_3m_sde": "DPM++ 3M SDE",
+    "k_dpmpp_3m_sde_ka": "DPM++ 3M SDE Karras",
+    "k_dpmpp_3m_sde_exp": "DPM++ 3M SDE Exponential",
+    "k_dpm_fast": "DPM fast",
+    "k_lcm": "LCM",
+    "restart": "Restart",
+    "plms": "PLMS",
+    "unipc": "UniPC",
+    "ddim_cfgpp": "DDIM CFG++",
+}
 REFUSED = ("dpm_adaptive", "sample_dpm_adaptive", "DPM adaptive")
 
 
@@ -118,6 +151,17 @@ def test_every_name_is_a_sampler_or_refused_by_name(name: str) -> None:
 
 def test_the_lists_are_the_tables() -> None:
     assert {*KSAMPLER} == {*names.COMFYUI, *names.REFUSED} and {*A1111} == {*names.A1111, "DPM adaptive"}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_the_name_that_it_is_short_for(alias: str) -> None:
+    assert named(alias, 8) == named(ALIASES[alias], 8)
+
+
+def test_every_alias_leads_to_a_name() -> None:
+    assert {*names.ALIASES.values()} <= {*A1111}
+    with pytest.raises(ValueError, match=r"^name: got 'k_dpm_ad', expected dpm_fast, or dpmpp_2m with more steps"):
+        named("k_dpm_ad", 8)
 
 
 def test_a_class_lists_its_names() -> None:

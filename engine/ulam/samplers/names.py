@@ -139,7 +139,7 @@ A1111: dict[str, Recipe] = {
 }
 OWN_LEVELS = ("DPM fast", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM")  # take no schedule type
 # Its older names: k_dpmpp_2m, with _ka and _exp for a schedule.
-ALIASES = {f"k_{name}": name for name in ("euler", "heun", "lms", "lcm")} | {
+ALIASES = {f"k_{name.lower()}": name for name in ("Euler", "Heun", "LMS", "LCM")} | {
     "k_euler_a": "Euler a", "k_euler_ancestral": "Euler a", "k_dpm_2": "DPM2", "k_dpm_2_a": "DPM2 a",
     "k_dpmpp_2s_a": "DPM++ 2S a", "k_dpmpp_2m": "DPM++ 2M", "k_dpmpp_sde": "DPM++ SDE",
     "k_dpmpp_2m_sde": "DPM++ 2M SDE", "k_dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun", "k_dpmpp_3m_sde": "DPM++ 3M SDE",
@@ -312,7 +312,7 @@ def _spelled(name: str, pp: bool = False) -> str:
 
 _COMFYUI_SPELLED = {_spelled(name): name for name in (*COMFYUI, *REFUSED)}
 _LABELS = {_spelled(label): label for label in (*A1111, "DPM adaptive")} | {
-    _spelled(alias): label for alias, label in ALIASES.items() if label in A1111 or label == "DPM adaptive"
+    _spelled(alias): label for alias, label in ALIASES.items()
 }
 _ENDINGS = [("", None), ("ka", SCHEDULES["Karras"]), ("exp", SCHEDULES["Exponential"])] + [
     (_spelled(label), asked) for label, asked in sorted(SCHEDULES.items(), key=lambda item: -len(item[0]))
