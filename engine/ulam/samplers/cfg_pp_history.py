@@ -28,9 +28,10 @@ class CFGPPHistory(GridSampler):
     A last row that ends at the data gives, with extrapolated=True, the line through the last two D at sigma = 0, D_i +
     (D_i - D_{i-1}) u_i / (u_{i-1} - u_i), else D_i. Guidance weights lie in [0, 1], or a little above.
 
-    Order 0, and 1 with unguided_history=0: the term in b adds b sigma d eps_u / du to the slope however small the steps,
-    so that without guidance the end is not the probability flow's. One evaluation a step; three registers beyond x (d, the last eps_u and the unguided output). steps,
-    spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
+    Order 0, and 1 with unguided_history=0: the term in b adds b sigma d eps_u / du to the slope however small the
+    steps, so that without guidance the end is not the probability flow's. One evaluation a step; three registers
+    beyond x (d, the last eps_u and the unguided output). steps, spacing, timesteps, sigmas, final: see
+    `GridSampler`. Raises ValueError naming the argument.
     """
 
     history: float = 0.25
