@@ -36,6 +36,7 @@ from .families.minimax import FusedMiniMaxH3
 from .families.posterior import FusedUnCLIP, FusedWuerstchen
 from .families.proteina import FusedRFD4Proteina
 from .families.repaint import FusedRePaint
+from .families.sa import FusedSASolver
 from .families.score import FusedScoreSdeVe, FusedScoreSdeVp
 from .families.sigma import (
     FusedEuler,
@@ -81,6 +82,7 @@ FAMILIES: dict[str, type[Fused]] = {
     "EDMDPMSolverMultistepScheduler": FusedEDMDPM,
     "UniPCMultistepScheduler": FusedUniPC,
     "DEISMultistepScheduler": FusedDEIS,
+    "SASolverScheduler": FusedSASolver,
     "ScoreSdeVeScheduler": FusedScoreSdeVe,
     "DDPMParallelScheduler": FusedDDPMParallel,
     "DDIMParallelScheduler": FusedDDIMParallel,

@@ -18,9 +18,6 @@ REFUSED = {
         "its noise is a path of Brownian motion from torchsde's tree, not a draw a step: use it as it is, or "
         'EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")'
     ),
-    "SASolverScheduler": (
-        "its steps have no rows in fuse yet: use it as it is, or ulam.samplers with Denoiser.from_diffusers"
-    ),
     "ConsistencyDecoderScheduler": (
         "it belongs to ConsistencyDecoderVAE, whose own network it runs for two steps inside of decode: use it as it is"
     ),

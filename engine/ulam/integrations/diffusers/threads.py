@@ -39,6 +39,7 @@ SCHEDULE = (
     "schedule",
     "sigmas_down",
     "sigmas_up",
+    "tau_func",
 )
 PROGRESS = (
     "_step_index",

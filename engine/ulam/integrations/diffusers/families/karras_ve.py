@@ -48,12 +48,12 @@ class FusedKarrasVe(Fused):
         self._local.predictor_steps += 1
         noise = torch.empty(sample.shape, device=sample.device)
         stream = self._streams.operands(chains, sample.device)
-        ulam_kernels.fill_normal(noise, draw=draw, backend=self._backend, **stream)
+        ulam_kernels.fill_normal(noise, draw=draw, backend=self._backend, **stream)  # type: ignore[arg-type]
         std = config.s_noise * level * math.sqrt(gamma * (2 + gamma))
         return sample + (std * noise).to(sample.dtype), sigma + gamma * sigma
 
     @outside_graphs
-    def step(  # type: ignore[override]
+    def step(
         self, model_output: torch.Tensor, sigma_hat: Any, sigma_prev: Any, sample_hat: torch.Tensor,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip

@@ -71,7 +71,7 @@ class FusedRePaint(Fused):
         return CallRows(program, np.ones(len(times), np.bool_), lambda: estimates(schedule, "eps", times, levels, clip))
 
     @outside_graphs
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: torch.Tensor,
         timestep: Timestep,
@@ -117,7 +117,8 @@ class FusedRePaint(Fused):
         signal = float(np.prod(1 - numbers(self.betas)[first : first + count]))
         noise = self._noise_of(sample, generator, sample.dtype)
         self._local.predictor_steps += 1
-        return (signal**0.5 * sample.to(noise.dtype) + (1 - signal) ** 0.5 * noise).to(sample.dtype)
+        up: torch.Tensor = signal**0.5 * sample.to(noise.dtype) + (1 - signal) ** 0.5 * noise
+        return up.to(sample.dtype)
 
     def _noise_of(self, sample: torch.Tensor, generator: Generators, dtype: torch.dtype) -> torch.Tensor:
         """This call's noise, in the dtype of coefficients."""
