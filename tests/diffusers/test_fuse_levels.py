@@ -111,19 +111,9 @@ def test_flow_matching_from_the_data_to_noise(stochastic: bool, first: int) -> N
     assert_same_loops(*runs)
 
 
-@pytest.mark.parametrize(
-    ("name", "orders"),
-    [
-        ("DPMSolverMultistepScheduler", "1, 2, 3"),
-        ("EDMDPMSolverMultistepScheduler", "1, 2, 3"),
-        ("DEISMultistepScheduler", "1, 2, 3"),
-        ("UniPCMultistepScheduler", "1, 2, 3, 4"),
-    ],
-)
-def test_orders_that_have_no_rows_are_refused_by_fuse(name: str, orders: str) -> None:
-    order = 5 if name.startswith("UniPC") else 4
-    with pytest.raises(ValueError, match=f"scheduler: got solver_order={order}, expected one of {orders}$"):
-        fuse(make(name, solver_order=order))
+def test_an_order_that_has_no_rows_is_refused_by_fuse() -> None:
+    with pytest.raises(ValueError, match=r"^scheduler: got solver_order=5, expected at most 4$"):
+        fuse(make("UniPCMultistepScheduler", solver_order=5))
 
 
 def test_unipc_of_order_four() -> None:

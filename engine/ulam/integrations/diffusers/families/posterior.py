@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenSchedu
 from diffusers.schedulers.scheduling_unclip import UnCLIPSchedulerOutput
 
 from ulam_kernels.arguments import whole
+from ulam_kernels.tracing import outside_graphs
 
 from ....programs.builder import ProgramBuilder
 from ....schedules import Array, vp_cosine
@@ -19,6 +20,7 @@ from ..noise import Generators
 from ..positions import Timestep
 from ..program_edits import estimates
 from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import clip_of, numbers, predicts_of, vp_levels, vp_schedule
 
 LEAST = 1e-20  # of a variance whose logarithm is taken
@@ -81,6 +83,7 @@ class FusedUnCLIP(Fused):
             return super()._at(calls, time)
         return -1 - int(time)
 
+    @outside_graphs
     def step(
         self,
         model_output: torch.Tensor,
@@ -90,6 +93,7 @@ class FusedUnCLIP(Fused):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
+        check_not_recorded("step")
         options = (self._goes(timestep, prev_timestep),)
         return self._run(model_output, timestep, sample, generator, return_dict, options=options)
 
@@ -104,7 +108,7 @@ class FusedUnCLIP(Fused):
         if isinstance(after, torch.Tensor):
             value = self._local.times.value(after)
             after = float(after) if value is None else value
-            after = int(after) if after == int(after) else after
+            after = int(after) if after.is_integer() else after
         after = whole(after, "prev_timestep", -1, len(self.alphas_cumprod) - 1)
         position = calls.positions.get(time, (len(calls.times),))[0] if time is not None else len(calls.times)
         if calls.times[position + 1 : position + 2] == [after]:

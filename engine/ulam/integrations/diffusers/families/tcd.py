@@ -9,6 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 
 from ulam_kernels.arguments import real
+from ulam_kernels.tracing import outside_graphs
 
 from ....programs.builder import ProgramBuilder
 from ....programs.program import Program
@@ -18,6 +19,7 @@ from ..call_table import CallRows
 from ..noise import Generators
 from ..positions import Timestep
 from ..scheduler import Fused
+from ..tracing import check_not_recorded
 from ..translation import numbers, predicts_of, vp_levels, vp_schedule
 
 
@@ -62,6 +64,7 @@ class FusedTCD(Fused):
         alphas, sigmas = vp_levels(self, times, 1.0)
         return alphas[:-1], sigmas[:-1]
 
+    @outside_graphs
     def step(
         self,
         model_output: torch.Tensor,
@@ -71,6 +74,7 @@ class FusedTCD(Fused):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
+        check_not_recorded("step")
         eta = real(eta, "eta", "a number from 0 to 1")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta: got {eta:g}, expected a number from 0 to 1")
