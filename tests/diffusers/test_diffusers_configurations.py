@@ -13,8 +13,8 @@ import diffusers
 import pytest
 import torch
 
+from fuse_cases import ALL
 from ulam.integrations.diffusers import fuse, loading, trained_schedule
-from ulam.integrations.diffusers.fusing import FAMILIES
 
 SCHEDULERS = trained_schedule.SCHEDULERS
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
@@ -63,7 +63,7 @@ def test_a_saved_configuration_is_read_or_refused_by_key(name: str, tmp_path: Pa
                 assert schedule.kind in ("vp", "flow", "edm", "ve")
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", [*ALL, *trained_schedule.VE])
 def test_a_configuration_is_fused_or_refused_by_key(name: str) -> None:
     """Of those that diffusers' own constructor takes; what is fused steps."""
     x = torch.zeros(1, 3, 4, 4)
