@@ -24,6 +24,8 @@ VALUES: list[Any] = [
     *([], [1], [-1.0], [float("nan")], [["x"]], [1, 1, 1], {}, {"a": [1]}),
 ]
 FEW = {"num_train_timesteps": 60}
+# diffusers' own constructors make a list of so many.
+ENDLESS = {("UnCLIPScheduler", "num_train_timesteps", repr(10**30))}
 # Grids that diffusers makes too, which only the levels that come of them rule out: beta 0 leaves a level of no noise.
 LATER = {("beta_start", 0), ("rescale_betas_zero_snr", True)}
 
@@ -68,7 +70,7 @@ def test_a_configuration_is_fused_or_refused_by_key(name: str) -> None:
     """Of those that diffusers' own constructor takes; what is fused steps."""
     x = torch.zeros(1, 3, 4, 4)
     for key in keys(name):
-        for value in VALUES:
+        for value in (value for value in VALUES if (name, key, repr(value)) not in ENDLESS):
             try:
                 theirs = getattr(diffusers, name)(**{**FEW, key: value})
                 theirs.set_timesteps(6)

@@ -28,6 +28,7 @@ FLOAT32 = (
     *("EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "KDPM2DiscreteScheduler"),
     *("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler", "HeliosScheduler"),
     *("DDPMParallelScheduler", "KDPM2AncestralDiscreteScheduler", "UnCLIPScheduler", "CMStochasticIterativeScheduler"),
+    "IPNDMScheduler",
 )
 DIVIDED = ("FlowMatchHeunDiscreteScheduler",)  # by levels as small as 0.001, in float32
 # A loop that begins there does so in ulam's own way.

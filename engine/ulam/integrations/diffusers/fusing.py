@@ -180,8 +180,8 @@ def _fused(scheduler_class: type) -> Any:
             if c.__name__ in REFUSED and c.__module__.startswith("diffusers."):
                 came = scheduler_class.__name__
                 raise TypeError(f"scheduler: got {came}, expected another: {REFUSED[c.__name__]}")
-        known = ", ".join(name.removesuffix("Scheduler") for name in FAMILIES)
-        raise TypeError(f"scheduler: got {scheduler_class.__name__}, expected one of diffusers' classes {known}")
+        known = f"one of diffusers' classes that docs/diffusers.md lists, such as {next(iter(FAMILIES))}"
+        raise TypeError(f"scheduler: got {scheduler_class.__name__}, expected {known}")
     owner = next(c for c in scheduler_class.__mro__ if "step" in vars(c) or "step_pred" in vars(c))
     if not _is_own(owner):
         came = scheduler_class.__name__

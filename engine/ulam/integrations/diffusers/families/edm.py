@@ -96,8 +96,10 @@ class FusedEDMEuler(EDMInput):
         output: torch.Tensor = model_output
         dtypes: dict[str, Any] = {}
         if pred_original_sample is not None:
+            check_sample(sample, model_output)
             check_sample(sample, pred_original_sample, "pred_original_sample")
             output = pred_original_sample
+            sample = sample.to(torch.promote_types(sample.dtype, output.dtype))
             dtypes = {"dtype": model_output.dtype, "second_dtype": output.dtype}
         return self._run(output, timestep, sample, generator, return_dict, options=options, **dtypes)
 

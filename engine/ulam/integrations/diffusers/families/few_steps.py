@@ -216,7 +216,7 @@ class FusedPiflow(OnFlow):
         weights = torch.tensor(calls.weights[self._position(calls, timestep)], dtype=wide, device=sample.device)
         outputs = model_output.to(wide).reshape(*sample.shape[:-1], self.n_grid, sample.shape[-1])
         combined = torch.einsum("...kc,k->...c", outputs, weights)
-        return self._run(combined, timestep, sample, None, return_dict)
+        return self._run(combined, timestep, sample, None, return_dict, dtype=sample.dtype)
 
 
 @lru_cache(maxsize=4096)
