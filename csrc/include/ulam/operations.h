@@ -85,7 +85,7 @@ struct Affine {
   const float *a, *b;  // [B]
 };
 
-// The sums over a chain of x, y, x^2, x y and y^2, in the lanes of ulam/reduce.h. A product of two fp32 is exact in fp64.
+// The sums over a chain of x, y, x^2, x y and y^2, in the lanes of ulam/reduce.h. A product of fp32 is exact in fp64.
 struct Moments {
   static constexpr Sharing sharing = Sharing::kChains;
   static constexpr int sums = 5;
