@@ -15,12 +15,8 @@ SCHEDULE = ulam.schedules.vp_linear(1000)
 
 def programs() -> dict[str, Program]:
     """One of each sampler, and of what rows can do: churn, clips, thresholds, learned variances."""
-    cases = {name: getattr(samplers, name) for name in samplers.__all__}
-    chosen = [
-        case(levels=3, steps_per_level=2) if name == "AnnealedLangevin" else case(6)
-        for name, case in cases.items()
-        if name not in ("DynamicThreshold", "Grid", "GridSampler")
-    ]
+    cases = samplers.catalogue().items()
+    chosen = [case(levels=3, steps_per_level=2) if name == "AnnealedLangevin" else case(6) for name, case in cases]
     threshold = samplers.DynamicThreshold(0.9, 3.0)
     chosen += [
         samplers.DDPM(6, "learned_range", clip=(-1, 1)),
@@ -51,6 +47,8 @@ def execute(backend: ModuleType, program: Program) -> torch.Tensor:
             "model": model, "uncond": None, "guidance": None, "seed": torch.full((CHAINS,), SEED), "chain": ids,
             "draw": draw, "noise": None,
         }  # fmt: skip
+        if register := int(program.unguided[row]):
+            state[register] = model
         if program.needs_reductions:
             backend.reduce(state, table.coef, table.flags, at, **inputs, out=scales)
         backend.step(state, table.coef, table.flags, at, **inputs, net_in=None, scales=scales)
