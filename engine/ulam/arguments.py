@@ -63,7 +63,7 @@ def chain_ids(chains: int | range | Sequence[int] | torch.Tensor) -> torch.Tenso
         count = (chains[-1] - chains[0]) // chains.step + 1 if chains else 0  # len() counts to 2^63
         if count > MAX_CHAINS:
             raise ValueError(f"chains: got {chains}, expected at most 2^40 of them")
-        ids = _counted(count) * chains.step + chains.start
+        ids = _counted(count).mul_(chains.step).add_(chains.start)
     elif isinstance(chains, (Sequence, np.ndarray)) and not isinstance(chains, (str, bytes)):
         values = [whole_number("chains", chain) for chain in chains]
         if any(not 0 <= value < 1 << 63 for value in values):

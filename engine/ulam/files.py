@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ulam_kernels.arguments import described
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -164,6 +162,8 @@ def parse_json(name: str, text: str) -> Any:
         ValueError: anything else; the message is one line that begins with ``name``.
     """
     if not isinstance(text, (str, bytes)):
+        from ulam_kernels.arguments import described  # which needs torch, as nothing else here
+
         raise ValueError(f"{name}: got {described(text)}, expected JSON")
     try:
         return json.loads(text, object_pairs_hook=each_key_once, parse_constant=_no_constant, parse_int=_whole)
@@ -228,5 +228,7 @@ def full_path(folder: str | Path, name: str = "folder") -> Path:
     Raises TypeError or ValueError for what is no path.
     """
     if not isinstance(folder, (str, Path)) or not str(folder) or not str(folder).isprintable():
+        from ulam_kernels.arguments import described  # which needs torch, as nothing else here
+
         raise TypeError(f"{name}: got {described(folder)}, expected a path")
     return Path(folder).expanduser().absolute()

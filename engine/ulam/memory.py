@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -71,7 +69,7 @@ def room_for(told: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's, which has a class of its own on CUDA alone
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not NO_ROOM.search(str(error)):
+        if not isinstance(error, MemoryError) and not NO_ROOM.search(str(error)):
             raise
         raise ValueError(told) from None
 

@@ -132,3 +132,15 @@ def test_two_processes_of_torchrun_share_a_folder(done):
     assert len(found) == 3
     assert cli.main(["run", "jobs.toml", "--out", "alone", "--threads", "1"]) == 0
     assert found == units(done / "alone")
+
+
+def test_status_and_help_need_no_torch(done):
+    """Its import takes longer than all that they do, and four times their memory."""
+    for arguments, told in (
+        (["status", "out"], "3 of 3 units"),
+        (["status", "out", "--json"], "96"),
+        (["--help"], "mcmc"),
+    ):
+        code = f"import sys; sys.modules['torch'] = None\nfrom ulam.cli.main import main\nmain({arguments})"
+        ran = subprocess.run([sys.executable, "-c", code], cwd=done, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0 and told in ran.stdout, ran.stderr

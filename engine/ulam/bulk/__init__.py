@@ -2,12 +2,31 @@
 
 `Plan` says what to sample, `run` has workers sample it into a folder, `open` reads what is there."""
 
-from .folder import Folder, Status, Verdict
-from .folder import Folder as open
-from .plan import Job, Plan
-from .recipes import read_plan
-from .running import recompute, run
-from .workers.local_workers import WorkerError
+from typing import TYPE_CHECKING
+
+from ..lazily import attribute
+
+if TYPE_CHECKING:
+    from .folder import Folder, Verdict
+    from .folder import Folder as open
+    from .plan import Job, Plan
+    from .recipes import read_plan
+    from .running import recompute, run
+    from .status import Status
+    from .workers.local_workers import WorkerError
+
+_MODULES = {
+    "Folder": ".folder",
+    "Job": ".plan",
+    "Plan": ".plan",
+    "Status": ".status",
+    "Verdict": ".folder",
+    "WorkerError": ".workers.local_workers",
+    "open": ".folder:Folder",
+    "read_plan": ".recipes",
+    "recompute": ".running",
+    "run": ".running",
+}
 
 __all__ = [
     "Folder",
@@ -21,3 +40,7 @@ __all__ = [
     "recompute",
     "run",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return attribute(__name__, name, _MODULES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -48,14 +46,3 @@ def _processor() -> str:
         lines = []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def digest(told: dict[str, Any]) -> str:
-    """SHA-256 of an environment."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def differences(got: dict[str, Any], expected: dict[str, Any]) -> str:
-    """What two environments differ in, such as ``threads 2 (not 1)``."""
-    names = [name for name in {**expected, **got} if got.get(name) != expected.get(name)]
-    return ", ".join(f"{name} {got.get(name)} (not {expected.get(name)})" for name in names)

@@ -13,7 +13,6 @@ from ulam_kernels.arguments import described, switch
 
 from ..files import full_path, parse_json
 from . import exports
-from .plan import PlannedUnit
 from .record import (
     Record,
     accept_environment,
@@ -23,32 +22,10 @@ from .record import (
     finished_units,
     read_record,
 )
-from .store.leases import running
+from .status import Status, status_of
 from .store.store import Store, failed_chains, format_of
 from .store.unit import Damaged, Unit, from_bytes
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a run is. units, chains: of the plan; ``done_`` what is finished of them; running: units in the hands of
-    workers that live; failed: chains that turned NaN or Inf; errors: what workers stopped at, by unit, in words.
-    rate: chains a second of the workers that run; seconds_left: at that rate, None without any.
-    """
-
-    units: int
-    done_units: int
-    chains: int
-    done_chains: int
-    running: int
-    workers: int
-    failed: int
-    errors: dict[str, str]
-    rate: float
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the expected end."""
-        return (self.chains - self.done_chains) / self.rate if self.rate else None
+from .units import PlannedUnit
 
 
 @dataclass(frozen=True)
@@ -97,24 +74,7 @@ class Folder:
 
     def status(self) -> Status:
         """How far the run is."""
-        leases, rates = running(self.store)
-        errors = self.store.errors()
-        units = chains = failed = 0
-        for unit, name in finished_units(self.store, self.record):
-            units, chains, failed = units + 1, chains + unit.end - unit.begin, failed + failed_chains(name)
-            leases.discard(unit.key)
-            errors.pop(unit.key, None)
-        return Status(
-            self.record.count,
-            units,
-            self.record.chains,
-            chains,
-            len(leases),
-            len(rates),
-            failed,
-            errors,
-            sum(rates),
-        )
+        return status_of(self.store, self.record)
 
     def finished(self) -> Iterator[tuple[int, Unit]]:
         """The finished units in order, with their jobs' numbers from 0.

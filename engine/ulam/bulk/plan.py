@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,16 +27,13 @@ from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from ..tuning.tune import tune
 from .fingerprints.fingerprint import fingerprint
+from .record import Record
+from .units import PARTS, PlannedUnit, units_of
 
 DEVICES = ("cpu", "cuda")
 FORMATS = ("safetensors", "npz")
 SLOTS_STEP = 32  # at multiples of it a chain's bits do not depend on its slot, see ulam.Engine
 UNIT_BYTES = 1 << 20  # of samples in a unit, at least, where nobody says how many chains
-# The parts of a job that its bytes depend on, in the order in which a difference is named.
-PARTS = (
-    "weights", "sampler", "seed", "chains", "cond", "guidance", "x_init", "known", "labels", "finish", "shape", "dtype",
-    "slots", "options",
-)  # fmt: skip
 PER_CHAIN = ("chains", "cond", "guidance", "x_init", "known", "labels")  # a unit's key holds its own chains' values
 
 
@@ -69,25 +66,6 @@ class Job:
     finish: engine_job.Finish | None = None
     labels: torch.Tensor | Sequence[int] | npt.NDArray[Any] | None = None
     labelled: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedUnit:
-    """Chains ``begin`` to ``end`` (places, not ids) of a job, and the key of their work in any environment."""
-
-    job: int
-    begin: int
-    end: int
-    key: str
-
-
-def units_of(jobs: Iterable[tuple[int, list[str]]], unit: int) -> Iterator[PlannedUnit]:
-    """The units of jobs, each given by its number of chains and its keys. Raises ValueError unless there is a key for
-    each.
-    """
-    for number, (chains, keys) in enumerate(jobs):
-        for begin, key in zip(range(0, chains, unit), keys, strict=True):
-            yield PlannedUnit(number, begin, min(begin + unit, chains), key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +198,21 @@ class Plan:
     def units(self) -> Iterator[PlannedUnit]:
         """All units in the order of jobs and chains."""
         return units_of([(len(job.checked.chains), job.keys) for job in self.jobs], self.unit)
+
+    def record(self, environment: dict[str, Any]) -> Record:
+        """What it looks like on disk, once workers of this environment begin it."""
+        jobs = [
+            {
+                "sampler": job.checked.program.sampler,
+                "seed": job.checked.seed,
+                "chains": len(job.checked.chains),
+                "shape": list(job.job.shape),
+                "parts": job.parts,
+                "keys": job.keys,
+            }
+            for job in self.jobs
+        ]
+        return Record(jobs, self.unit, self.format, self.recipe, environment)
 
     def __len__(self) -> int:
         """The number of units."""

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import parse_json
-from .environment import differences, digest
-from .plan import PARTS, Plan, PlannedUnit, units_of
 from .store.store import Store
+from .units import PARTS, PlannedUnit, units_of
 
 FORMAT = "ulam-bulk-1"
 
@@ -72,22 +71,6 @@ def _hash(told: dict[str, Any]) -> str:
     return found.hexdigest()
 
 
-def record_of(plan: Plan, environment: dict[str, Any]) -> Record:
-    """What a plan looks like on disk."""
-    jobs = [
-        {
-            "sampler": job.checked.program.sampler,
-            "seed": job.checked.seed,
-            "chains": len(job.checked.chains),
-            "shape": list(job.job.shape),
-            "parts": job.parts,
-            "keys": job.keys,
-        }
-        for job in plan.jobs
-    ]
-    return Record(jobs, plan.unit, plan.format, plan.recipe, environment)
-
-
 def read_record(folder: Path) -> Record:
     """The plan in a folder.
 
@@ -143,6 +126,17 @@ def difference(got: Record, expected: Record) -> str:
                 hashes = [job["parts"].get(name, "")[:12] for job in (mine, other)]
                 return f"{name}: got those of SHA-256 {hashes[0]} in job {number}, expected {hashes[1]}"
     raise AssertionError("plans with the same parts have the same keys")
+
+
+def digest(told: dict[str, Any]) -> str:
+    """SHA-256 of an environment."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def differences(got: dict[str, Any], expected: dict[str, Any]) -> str:
+    """What two environments differ in, such as ``threads 2 (not 1)``."""
+    names = [name for name in {**expected, **got} if got.get(name) != expected.get(name)]
+    return ", ".join(f"{name} {got.get(name)} (not {expected.get(name)})" for name in names)
 
 
 def accept_environment(store: Store, record: Record, told: dict[str, Any], allow: bool) -> list[str]:

@@ -74,6 +74,34 @@ def add_job_arguments(p: argparse.ArgumentParser) -> None:
     job.add_argument("--seed", type=int, help="default 0; the same seed gives the same samples")
 
 
+def add_model_arguments(p: argparse.ArgumentParser, required: bool = True) -> None:
+    """The options that choose a model."""
+    p.add_argument(
+        "--model",
+        required=required,
+        help="digits, the folder of a pipeline or model of diffusers, or your own module:factory",
+    )
+    p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
+    p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
+    p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
+    p.add_argument("--predicts", help="eps, x0, v, score, flow, raw or mean (your network; default eps)")
+    p.add_argument("--time", help="index for a network that embeds whole training steps, int64 (default auto: floats)")
+    p.add_argument(
+        "--output", type=_key, metavar="KEY", help="of a network that returns several tensors: a key, or a position"
+    )
+    p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
+
+
+def _key(text: str) -> str | int:
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 3,32,32")
+    return tuple(int(part) for part in text.split(","))
+
+
 def add_network_arguments(p: argparse._ActionsContainer, tunes: bool = True) -> None:
     """The options that say how the network is called. tunes: with ``--tune``."""
     p.add_argument("--backend", help="cpu, triton, cuda or reference (default: the fastest usable)")

@@ -1,30 +1,28 @@
-"""`ulam run`, `status`, `verify`, `export` and `merge`: bulk sampling in a folder, by any number of workers."""
+"""`ulam run`, `verify`, `export` and `merge`: bulk sampling in a folder, by any number of workers."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import bulk
 from ..bulk.exports.formats import FORMATS as EXPORTS
 from ..bulk.plan import FORMATS
-from ..bulk.progress import bar
 from ..bulk.recipes import SETTINGS, plan_of, settings_of
 from ..bulk.running import LAUNCHERS, ON_INTERRUPT
+from .arguments import add_model_arguments, add_network_arguments
 from .streams import FAILED
 
 NAMED = 8  # units that are named
-WATCHED = 2.0  # seconds between two looks of status --watch
 
 
 def add_run_arguments(p: argparse.ArgumentParser) -> None:
-    """The options of `ulam run`, apart from those that choose the model."""
+    """The options of `ulam run`."""
     p.set_defaults(run=run)
+    add_model_arguments(p, required=False)
     p.add_argument("target", type=Path, metavar="JOBS.toml|DIR", help="jobs to sample, or a folder to go on with")
     p.add_argument("--out", type=Path, metavar="DIR", help="folder for the samples (with JOBS.toml)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a GPU, or one on the CPU)")
@@ -43,6 +41,7 @@ def add_run_arguments(p: argparse.ArgumentParser) -> None:
     plan.add_argument("--unit", type=int, metavar="N", help="chains in a unit (default: 1 MiB of samples)")
     plan.add_argument("--device", help="cpu (default), or cuda: a GPU for each worker")
     plan.add_argument("--format", choices=FORMATS, help="of the units' files (default safetensors)")
+    add_network_arguments(p)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -92,48 +91,6 @@ def _plan_of(folder: Path, settings: dict[str, Any]) -> bulk.Plan:
     if recipe is None:
         raise ValueError(f"folder: got {folder}, whose plan was made in Python, expected ulam.bulk.run(plan, folder)")
     return plan_of(recipe)
-
-
-def add_status_arguments(p: argparse.ArgumentParser) -> None:
-    """The options of `ulam status`."""
-    p.set_defaults(run=status)
-    p.add_argument("folder", type=Path, metavar="DIR")
-    p.add_argument("--json", action="store_true", help="print JSON")
-    p.add_argument("--watch", action="store_true", help="a progress bar of all workers, until all is done")
-
-
-def status(options: argparse.Namespace) -> int:
-    """Print how far a run is; 0."""
-    folder = bulk.open(options.folder)
-    told = folder.status()
-    if options.watch:
-        with bar(told.chains) as shown:
-            while True:
-                shown.update(told.done_chains - shown.n)
-                if told.done_units == told.units:
-                    break
-                time.sleep(WATCHED)
-                told = folder.status()
-    if options.json:
-        print(json.dumps({**asdict(told), "seconds_left": told.seconds_left}, indent=1))
-    else:
-        print(_text(told))
-    return 0
-
-
-def _text(told: bulk.Status) -> str:
-    share = told.done_chains / told.chains
-    lines = [
-        f"[{'#' * int(20 * share):<20}] {share:.1%}",
-        f"done     {told.done_units} of {told.units} units, {told.done_chains} of {told.chains} samples",
-        f"running  {told.running} units, {told.workers} workers",
-        f"failed   {len(told.errors)} units; {told.failed} samples by NaN or Inf",
-    ]
-    lines += [f"  unit {key[:12]}: {text}" for key, text in list(told.errors.items())[:NAMED]]
-    if told.seconds_left is not None:
-        end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + told.seconds_left))
-        lines.append(f"rate     {told.rate:.4g} samples/s, expected end {end}")
-    return "\n".join(lines)
 
 
 def add_verify_arguments(p: argparse.ArgumentParser) -> None:

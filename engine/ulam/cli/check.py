@@ -20,7 +20,7 @@ from ..jobs.tables import check_unlabelled
 from ..models.built_in import Model
 from ..models.mnist import load_mnist5k
 from . import check_plots, info
-from .arguments import model_of
+from .arguments import add_model_arguments, model_of
 from .bits import Kind, bits_per_dim, kind_of
 from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
@@ -30,8 +30,9 @@ WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The options of `ulam check`, apart from those that choose the model."""
+    """The options of `ulam check`."""
     p.set_defaults(run=run)
+    add_model_arguments(p)
     p.add_argument(
         "--data",
         type=Path,

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn, TextIO
-
-from ulam_kernels import __version__
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn, TextIO
 
 from ..memory import keep_freed_memory
-from . import bulk, check, convert, info, mcmc, sample, tune
-from .arguments import add_network_arguments
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
+
+# For each command the function that adds its options, by module, and what `ulam --help` says of it.
+COMMANDS = {
+    "info": ("info", "add_arguments", "versions, devices and backends"),
+    "sample": ("sample", "add_arguments", "draw samples from a trained model"),
+    "tune": ("tune", "add_arguments", "find the fastest way to run a network"),
+    "run": ("bulk", "add_run_arguments", "draw many samples into a folder, by many workers"),
+    "status": ("status", "add_arguments", "how far a run is"),
+    "verify": ("bulk", "add_verify_arguments", "whether the units of a run are as they were written"),
+    "export": ("bulk", "add_export_arguments", "the samples of a run as npz, png, webdataset, parquet or zarr"),
+    "merge": ("bulk", "add_merge_arguments", "copy the units of one run's folders into the first"),
+    "check": ("check", "add_arguments", "test a trained denoiser: SURE, calibration, its score"),
+    "convert": ("convert", "add_arguments", "a checkpoint of torch to safetensors, for --weights"),
+    "mcmc": ("mcmc", "add_arguments", "run Markov chains of a density or an energy"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +49,8 @@ def _warn(
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(given).parse_args(given)
     keep_freed_memory()
     try:
         with termination():
@@ -62,71 +73,23 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
 
-def _parser() -> _Parser:
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> None:
+        from .. import __version__
+
+        print(f"ulam {__version__}")
+        sys.exit(0)
+
+
+def _parser(needed: Iterable[str] = tuple(COMMANDS)) -> _Parser:
+    """Of all commands, with the options of those among ``needed``, whose modules are imported for it."""
     parser = _Parser(prog="ulam", description="Sample trained diffusion models.")
-    parser.add_argument("--version", action="version", version=f"ulam {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = _Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error comes from")
-
-    p = commands.add_parser("info", parents=[common], help="versions, devices and backends")
-    info.add_arguments(p)
-
-    p = commands.add_parser("sample", parents=[common], help="draw samples from a trained model")
-    _add_model(p)
-    sample.add_arguments(p)
-
-    p = commands.add_parser("tune", parents=[common], help="find the fastest way to run a network")
-    _add_model(p)
-    tune.add_arguments(p)
-
-    p = commands.add_parser("run", parents=[common], help="draw many samples into a folder, by many workers")
-    _add_model(p, required=False)
-    bulk.add_run_arguments(p)
-    add_network_arguments(p)
-    for name, add, about in (
-        ("status", bulk.add_status_arguments, "how far a run is"),
-        ("verify", bulk.add_verify_arguments, "whether the units of a run are as they were written"),
-        ("export", bulk.add_export_arguments, "the samples of a run as npz, png, webdataset, parquet or zarr"),
-        ("merge", bulk.add_merge_arguments, "copy the units of one run's folders into the first"),
-    ):
-        add(commands.add_parser(name, parents=[common], help=about))
-
-    p = commands.add_parser("check", parents=[common], help="test a trained denoiser: SURE, calibration, its score")
-    _add_model(p)
-    check.add_arguments(p)
-
-    p = commands.add_parser("convert", parents=[common], help="a checkpoint of torch to safetensors, for --weights")
-    convert.add_arguments(p)
-
-    p = commands.add_parser("mcmc", parents=[common], help="run Markov chains of a density or an energy")
-    mcmc.add_arguments(p)
+    for name, (module, function, about) in COMMANDS.items():
+        p = commands.add_parser(name, parents=[common], help=about)
+        if name in needed:
+            getattr(import_module(f".{module}", __package__), function)(p)
     return parser
-
-
-def _add_model(p: argparse.ArgumentParser, required: bool = True) -> None:
-    """The options that choose a model."""
-    p.add_argument(
-        "--model",
-        required=required,
-        help="digits, the folder of a pipeline or model of diffusers, or your own module:factory",
-    )
-    p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
-    p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")
-    p.add_argument("--schedule", metavar="CALL", help="such as 'vp_linear(1000)' (your network; that is the default)")
-    p.add_argument("--predicts", help="eps, x0, v, score, flow, raw or mean (your network; default eps)")
-    p.add_argument("--time", help="index for a network that embeds whole training steps, int64 (default auto: floats)")
-    p.add_argument(
-        "--output", type=_key, metavar="KEY", help="of a network that returns several tensors: a key, or a position"
-    )
-    p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
-
-
-def _key(text: str) -> str | int:
-    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as 3,32,32")
-    return tuple(int(part) for part in text.split(","))

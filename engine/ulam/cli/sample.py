@@ -18,14 +18,23 @@ from ..jobs.tables import JobSpec
 from ..models.built_in import Model
 from ..pictures import is_image
 from . import output
-from .arguments import add_job_arguments, add_network_arguments, jobs_of, model_of, network_of, tuned
+from .arguments import (
+    add_job_arguments,
+    add_model_arguments,
+    add_network_arguments,
+    jobs_of,
+    model_of,
+    network_of,
+    tuned,
+)
 from .sampling_run import SamplingRun
 from .streams import FAILED, INTERRUPTED, TERMINATED
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The options of `ulam sample`, apart from those that choose the model."""
+    """The options of `ulam sample`."""
     p.set_defaults(run=run)
+    add_model_arguments(p)
     add_job_arguments(p)
     how = p.add_argument_group("how")
     how.add_argument(

@@ -15,6 +15,7 @@ from .arguments import (
     ACCURACIES,
     accuracy,
     add_job_arguments,
+    add_model_arguments,
     add_network_arguments,
     jobs_of,
     model_of,
@@ -24,8 +25,9 @@ from .arguments import (
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The options of `ulam tune`, apart from those that choose the model."""
+    """The options of `ulam tune`."""
     p.set_defaults(run=run)
+    add_model_arguments(p)
     add_job_arguments(p)
     how = p.add_argument_group("how")
     how.add_argument(

@@ -24,10 +24,11 @@ from ...files import one_line
 from ...memory import freed_memory_kept
 from .. import record
 from ..environment import environment
-from ..plan import Plan, PlannedJob, PlannedUnit
+from ..plan import Plan, PlannedJob
 from ..store.leases import Leases
 from ..store.store import Store
 from ..store.unit import Unit, to_bytes
+from ..units import PlannedUnit
 from .shares import Share
 
 GRACE = 7.0  # seconds that units in hand get to end after a request to stop
@@ -105,7 +106,7 @@ def work(
                     module.to(device)
         backend = backend_name(plan.jobs[0].job.denoiser, device, plan.backend, plan.dtype)[0]
         here = environment(device, backend, threads)
-        there = record.write_record(store, record.record_of(plan, here))
+        there = record.write_record(store, plan.record(here))
         accepted = record.accept_environment(store, there, here, allow_environment)
         worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains: None))
         with freed_memory_kept():
