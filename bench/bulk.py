@@ -94,7 +94,7 @@ def many(units: int) -> None:
         plan = ulam.bulk.read_plan(jobs, {})
         store = Store(folder)
         here = environment(torch.device("cpu"), "cpu", torch.get_num_threads())
-        there = record.record_of(plan, here)
+        there = plan.record(here)
         store.put("plan.json", there.as_json())
         for unit in list(there.units())[:-1]:
             key = record.file_key(unit.key, record.digest(here))
