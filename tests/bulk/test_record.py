@@ -14,7 +14,7 @@ import pytest
 from ulam.cli import main as cli
 
 JOBS = """
-model = "plain:net"
+model = "plain_net:net"
 shape = [2, 3]
 null-class = 7
 slots = 32
@@ -31,7 +31,7 @@ labels = "0-6"
 def done(tmp_path_factory) -> Path:
     """A folder in which all is done, with what it was made of."""
     place = tmp_path_factory.mktemp("done")
-    (place / "plain.py").write_text("from bulk_cases import Net as net\n")
+    (place / "plain_net.py").write_text("from bulk_cases import Net as net\n")
     (place / "jobs.toml").write_text(JOBS)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place)
