@@ -47,3 +47,14 @@ def test_ctrl_c_may_let_the_batch_end(folder: Path):
     )
     assert code == 130 and "finishing the chains" in err and "3 of 9 samples written" in err
     assert told(folder)["cancelled"] == 6 and len(arrays(folder / "out" / "samples.npz")["arr_0"]) == 3
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(folder: Path):
+    process = started([sys.executable, "-m", "ulam", "info"], folder)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch_cpu" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "ulam: interrupted\n")

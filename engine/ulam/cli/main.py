@@ -50,10 +50,11 @@ def _warn(
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(given).parse_args(given)
-    keep_freed_memory()
+    options = argparse.Namespace(traceback="--traceback" in given)
     try:
         with termination():
+            _parser(given).parse_args(given, options)
+            keep_freed_memory()
             return int(options.run(options))
     except KeyboardInterrupt as error:
         print("ulam: interrupted", file=sys.stderr)
