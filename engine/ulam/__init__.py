@@ -87,3 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     return attribute(__name__, name, _MODULES)
+
+
+def __dir__() -> list[str]:
+    return __all__

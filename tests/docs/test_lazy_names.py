@@ -28,6 +28,7 @@ def test_every_name_is_there_and_is_what_a_type_checker_sees(package):
                 seen[name.asname or name.name] = f"{module}:{name.name}" if renamed else module
     assert seen == package._MODULES
     assert sorted({*seen, *modules}) == sorted(package.__all__)
+    assert dir(package) == sorted(package.__all__)
     for name in package.__all__:
         assert getattr(package, name) is not None
 
