@@ -106,8 +106,9 @@ def work(
                     module.to(device)
         backend = backend_name(plan.jobs[0].job.denoiser, device, plan.backend, plan.dtype)[0]
         here = environment(device, backend, threads)
-        there = record.write_record(store, plan.record(here))
-        accepted = record.accept_environment(store, there, here, allow_environment)
+        accepted = record.accept_environment(
+            store, record.write_record(store, plan.record(here)), here, allow_environment
+        )
         worker = _Worker(plan, store, accepted, device, stop or Stop(), on_done or (lambda chains: None))
         with freed_memory_kept():
             worker.run(share, only)
@@ -173,19 +174,22 @@ class _Worker:
 
     def run(self, share: Share, only: Collection[str] | None) -> None:
         """Until all units are done."""
-        present = self._store.present()
-        by_key = {  # equal units of two jobs are done once
-            unit.key: unit
-            for unit in self._plan.units()
-            if (only is None or unit.key in only) and not any(key in present for key in self._keys(unit))
-        }
-        missing = list(by_key.values())
+        missing = self._missing(only)
         begin = len(missing) * share.rank // share.world
         self._todo.extend(missing[begin:] + missing[:begin])
         with self._leases, ThreadPoolExecutor(1, "ulam-write") as self._writer:
             while (unit := self._next(wait=True)) is not None:
                 self._sample_from(unit)
             self._settle(0)
+
+    def _missing(self, only: Collection[str] | None) -> list[PlannedUnit]:
+        present = self._store.present()
+        by_key = {  # equal units of two jobs are done once
+            unit.key: unit
+            for unit in self._plan.units()
+            if (only is None or unit.key in only) and not any(key in present for key in self._keys(unit))
+        }
+        return list(by_key.values())
 
     # ---------------------------------------------------------------------------------------------- which unit
 
