@@ -14,11 +14,11 @@ from ulam import schedules
 from ulam.samplers import DDIM, DPM2, LMS, DPMSolverPP, Euler, EulerAncestral
 from ulam.samplers.dpm_fast import DPMFast
 from ulam.samplers.dpm_solver_pp_ancestral import DPMSolverPP2SAncestral
-from ulam.samplers.exponential_heun import ExponentialHeun
 from ulam.samplers.gradient_estimation import GradientEstimation
 from ulam.samplers.heun_pp import HeunPP
 from ulam.samplers.res_multistep import RESMultistep
 from ulam.samplers.restart import Restart
+from ulam.samplers.seeds import SEEDS
 from ulam.schedules import Schedule
 
 SCHEDULES: dict[str, Schedule] = {
@@ -39,8 +39,8 @@ DETERMINISTIC: dict[str, Any] = {
     "gradient_estimation_cfg_pp": partial(GradientEstimation, cfg_pp=True),
     "res_multistep": RESMultistep,
     "res_multistep_cfg_pp": partial(RESMultistep, cfg_pp=True),
-    "exp_heun_2_x0": ExponentialHeun,
-    "exp_heun_2_x0 phi_1": partial(ExponentialHeun, weights="phi_1"),
+    "exp_heun_2_x0": partial(SEEDS, eta=0.0, r=1.0, solver_type="phi_2"),
+    "exp_heun_2_x0 phi_1": partial(SEEDS, eta=0.0, r=1.0),
     "dpmpp_2s": partial(DPMSolverPP2SAncestral, eta=0.0),
     "dpm_fast": DPMFast,
     "euler_cfg_pp": partial(Euler, cfg_pp=True),
@@ -57,8 +57,8 @@ STOCHASTIC: dict[str, Any] = {
     "dpmpp_2s_ancestral_cfg_pp": partial(DPMSolverPP2SAncestral, cfg_pp=True),
     "res_multistep_ancestral": partial(RESMultistep, eta=1.0),
     "res_multistep_ancestral eta 3": partial(RESMultistep, eta=3.0),
-    "exp_heun_2_x0_sde": partial(ExponentialHeun, eta=1.0),
-    "exp_heun_2_x0_sde eta 0.5": partial(ExponentialHeun, eta=0.5),
+    "exp_heun_2_x0_sde": partial(SEEDS, r=1.0, solver_type="phi_2"),
+    "exp_heun_2_x0_sde eta 0.5": partial(SEEDS, eta=0.5, r=1.0, solver_type="phi_2"),
     "heunpp2 churn": partial(HeunPP, churn=2.0, s_tmin=0.3, s_tmax=8.0),
     "ddim cfg_pp": partial(DDIM, eta=1.0, cfg_pp=True),
     "restart": partial(Restart, restarts=((3, 2, 0.5, 3.0), (2, 1, 0.5, 9.0))),

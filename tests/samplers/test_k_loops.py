@@ -14,13 +14,13 @@ from ulam import schedules
 from ulam.samplers import DDIM, DPM2, LMS, DPMSolverPP, Euler, EulerAncestral
 from ulam.samplers.dpm_fast import DPMFast
 from ulam.samplers.dpm_solver_pp_ancestral import DPMSolverPP2SAncestral
-from ulam.samplers.exponential_heun import ExponentialHeun
 from ulam.samplers.gradient_estimation import GradientEstimation
 from ulam.samplers.grid import GridSampler
 from ulam.samplers.heun_pp import HeunPP
 from ulam.samplers.lms import adams_bashforth
 from ulam.samplers.res_multistep import RESMultistep
 from ulam.samplers.restart import Restart
+from ulam.samplers.seeds import SEEDS
 from ulam.schedules import Schedule
 
 SCHEDULES: dict[str, Schedule] = {
@@ -84,12 +84,12 @@ PAIRS: dict[str, tuple[Callable[..., Any], dict[str, Any], Make, dict[str, Any] 
     "dpmpp_2m_cfg_pp": (
         loops.dpmpp_2m_cfg_pp, {}, partial(DPMSolverPP, cfg_pp=True, lower_order_final=False), None,
     ),
-    "exp_heun_2_x0": (loops.exp_heun, {"eta": 0.0, "weights": "phi_2"}, ExponentialHeun, {}),
-    "exp_heun_2_x0 phi_1": (
-        loops.exp_heun, {"eta": 0.0, "weights": "phi_1"}, partial(ExponentialHeun, weights="phi_1"), {},
+    "exp_heun_2_x0": (
+        loops.exp_heun, {"eta": 0.0, "weights": "phi_2"}, partial(SEEDS, eta=0.0, r=1.0, solver_type="phi_2"), {},
     ),
+    "exp_heun_2_x0 phi_1": (loops.exp_heun, {"eta": 0.0, "weights": "phi_1"}, partial(SEEDS, eta=0.0, r=1.0), {}),
     "exp_heun_2_x0_sde": (
-        loops.exp_heun, {"eta": 0.8, "weights": "phi_2"}, partial(ExponentialHeun, eta=0.8), {},
+        loops.exp_heun, {"eta": 0.8, "weights": "phi_2"}, partial(SEEDS, eta=0.8, r=1.0, solver_type="phi_2"), {},
     ),
 }  # fmt: skip
 
@@ -225,7 +225,6 @@ BAD: dict[str, Callable[[], object]] = {
         SCHEDULES["flow"], "flow"
     ),
     "cfg_pp: got 1, expected True or False": lambda: Euler(5, cfg_pp=1),  # type: ignore[arg-type]
-    "weights: got 'phi', expected one of phi_2, phi_1": lambda: ExponentialHeun(5, weights="phi"),
     "cfg_pp: got True in DPMSolverPP.*, expected kind='multistep', order=2": lambda: DPMSolverPP(5, 3, cfg_pp=True),
     "rederive_eps, cfg_pp: got both, expected at most one": lambda: DDIM(5, rederive_eps=True, cfg_pp=True),
 }

@@ -50,7 +50,6 @@ SOLVERS: dict[str, list[dict[str, Any]]] = {
     "DPMSolverPP2SAncestral": [{"eta": 0.0}, {"eta": 0.0, "rectified": True}, {"eta": 0.0, "cfg_pp": True}],
     "DPMSolverPPSDE": [{"eta": 0.0}],
     "ERSDE": [{"eta": 0.0, "points": None, "stages": stages} for stages in (1, 2, 3)],
-    "ExponentialHeun": [{}, {"weights": "phi_1"}],
     "GradientEstimation": [{}, {"gamma": 1.5}, {"gamma": 1.5, "cfg_pp": True}],
     "LMS": [
         *({"order": order} for order in (2, 3, 4)),
@@ -65,7 +64,12 @@ SOLVERS: dict[str, list[dict[str, Any]]] = {
         {"predictor_order": 3, "corrector_order": 4, "tau": 0.0, "pece": True, **FULL},
         {"predictor_order": 2, "corrector_order": 3, "tau": 0.0, "predict_x0": False, **FULL},
     ],
-    "SEEDS": [{"eta": 0.0}, {"eta": 0.0, "r": 1.0, "solver_type": "phi_2"}, {"eta": 0.0, "stages": 3}],
+    "SEEDS": [
+        {"eta": 0.0},
+        {"eta": 0.0, "r": 1.0},
+        {"eta": 0.0, "r": 1.0, "solver_type": "phi_2"},
+        {"eta": 0.0, "stages": 3},
+    ],
     "UniPC": [
         {"order": 1, "variant": "bh1", **FULL},
         {"order": 2, **FULL},

@@ -54,7 +54,6 @@ DETERMINISTIC: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "HeunPP": st.just({}),
     "GradientEstimation": options(gamma=(1.0, 1.5, 2.0), cfg_pp=(True, False)),
     "RESMultistep": options(cfg_pp=(True, False)),
-    "ExponentialHeun": options(weights=("phi_1", "phi_2")),
     "DEIS": options(order=(1, 2, 3)),
     "PNDM": options(skip_prk=(True, False), mixes=("eps", "output")),
     "UniPC": options(order=(1, 2, 3, 4), variant=("bh1", "bh2"), predict_x0=(True, False)),
@@ -62,7 +61,7 @@ DETERMINISTIC: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "DPMSolver": DPM,
     "TCD": st.just({"eta": 0.0}),
     "DPMSolverPPSDE": options(eta=(0.0,), r=(0.3, 0.5, 1.0)),
-    "SEEDS": options(eta=(0.0,), stages=(2, 3), solver_type=("phi_1", "phi_2")),
+    "SEEDS": options(eta=(0.0,), stages=(2, 3), solver_type=("phi_1", "phi_2"), r=(0.5, 1.0)),
     "ERSDE": options(eta=(0.0,), stages=(1, 2, 3), points=(None,)),
     "SASolver": options(
         tau=(0.0,),
@@ -81,13 +80,12 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "DPM2": options(eta=(1.0,), rectified=(True, False)),
     "DPMSolverPP2SAncestral": options(eta=(0.5, 1.0), rectified=(True, False), cfg_pp=(True, False)),
     "RESMultistep": options(eta=(0.5, 1.0)),
-    "ExponentialHeun": options(eta=(0.5, 1.0)),
     "Restart": st.just({}),
     "DPMFast": st.just({}),
     "DPMSolverPP": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
     "DPMSolver": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
     "DPMSolverPPSDE": options(eta=(0.5, 1.0), r=(0.3, 0.5, 1.0)),
-    "SEEDS": options(eta=(0.5, 1.0), stages=(2, 3)),
+    "SEEDS": options(eta=(0.5, 1.0), stages=(2, 3), r=(0.5, 1.0)),
     "ERSDE": options(eta=(None, 1.0), stages=(1, 2, 3)),
     "SASolver": options(
         predictor_order=(1, 2, 3, 4), corrector_order=(0, 2, 3, 4), interval=(None, (0.2, 0.8)), pece=(True, False)

@@ -20,7 +20,6 @@ from .dpm_solver_pp_ancestral import DPMSolverPP2SAncestral
 from .dpm_solver_pp_sde import DPMSolverPPSDE
 from .er_sde import ERSDE
 from .euler import Euler, EulerAncestral
-from .exponential_heun import ExponentialHeun
 from .gradient_estimation import GradientEstimation
 from .grid import GridSampler
 from .heun import Heun
@@ -62,8 +61,8 @@ COMFYUI: dict[str, Recipe] = {
     "euler_ancestral_cfg_pp": _recipe(EulerAncestral, cfg_pp=True),
     "heun": _recipe(Heun),
     "heunpp2": _recipe(HeunPP),
-    "exp_heun_2_x0": _recipe(ExponentialHeun),
-    "exp_heun_2_x0_sde": _recipe(ExponentialHeun, eta=1.0),
+    "exp_heun_2_x0": _recipe(SEEDS, eta=0.0, r=1.0, solver_type="phi_2"),
+    "exp_heun_2_x0_sde": _recipe(SEEDS, r=1.0, solver_type="phi_2"),
     "dpm_2": _recipe(DPM2),
     "dpm_2_ancestral": _recipe(DPM2, eta=1.0),
     "lms": _recipe(LMS),

@@ -36,7 +36,8 @@ class SEEDS(GridSampler):
     Order 2 (weak) for both, and for the flow 2 and 3. Evaluations: `stages` a step, one in a first step from alpha = 0
     and in a last one to the data; stages - 1 registers beyond x. Where a network is told whole training indices alone,
     middles are at the nearest below the start. s_noise other than 1 changes the marginals.
-    ComfyUI's exp_heun_2_x0_sde is stages=2 with r=1 and solver_type="phi_2".
+    r=1 with solver_type="phi_2" is the exponential trapezoidal rule: ComfyUI's exp_heun_2_x0_sde, with eta=0 its
+    exp_heun_2_x0.
     steps, spacing, timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
 
@@ -50,8 +51,8 @@ class SEEDS(GridSampler):
 
     section: ClassVar[str] = "Stochastic"
     use: ClassVar[str] = "noise with few steps, 10 to 30 (counted in levels, each 2 or 3 evaluations)."
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"stages": 3},)
-    elsewhere: ClassVar[tuple[str, ...]] = ("seeds_2", "seeds_3")
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"stages": 3}, {"eta": 0.0, "r": 1.0, "solver_type": "phi_2"})
+    elsewhere: ClassVar[tuple[str, ...]] = ("seeds_2", "seeds_3", "exp_heun_2_x0", "exp_heun_2_x0_sde")
 
     def __post_init__(self) -> None:
         super().__post_init__()
