@@ -3,14 +3,13 @@
     git clone https://github.com/huggingface/diffusers
     python -m bench.diffusers_suite diffusers             # --plain: diffusers' own classes; further options: pytest's
 
-Every test of tests/schedulers/test_scheduler_*.py runs, with the class under test in the form that `fused` gives it.
-The package is the one that is installed. Tests of classes that `fuse` refuses are left out, and EXCEPTIONS must fail.
+Every test of tests/schedulers/test_scheduler*.py runs, with fused classes in the places of diffusers' own. The package
+is the one that is installed. Modules that name no class which `fuse` takes are left out, and EXCEPTIONS must fail.
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,15 @@ import pytest
 
 from ulam.integrations.diffusers import fused
 from ulam.integrations.diffusers.fusing import FAMILIES
-from ulam.integrations.diffusers.refusals import REFUSED
 
-# Patterns of "file::test", and why a fused scheduler does not pass; those that are known so far.
+# "file::test": why a fused scheduler does not pass. docs/diffusers.md has the same list.
 EXCEPTIONS: dict[str, str] = {
-    "test_scheduler_ddim.py::test_betas": "beta_end=2 is refused: betas are below 1",
-    "test_scheduler_ddim_inverse.py::test_betas": "beta_end=2 is refused: betas are below 1",
-    "test_scheduler_tcd.py::test_betas": "beta_end=2 is refused: betas are below 1",
-    "test_scheduler_ipndm.py::test_full_loop_no_noise": "a second loop begins anew, without the first one's history",
+    "test_scheduler_ipndm.py::test_full_loop_no_noise": (
+        "the second of its loops goes on with the history of the first one, of other samples; here it begins anew"
+    ),
+    "test_scheduler_lms.py::test_full_loop_with_noise": (
+        "a loop from the middle begins with the weights of a history that it does not have; here with order 1"
+    ),
 }
 
 
@@ -38,26 +38,35 @@ class Fusing:
         self.plain = plain
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        left_out = [item for item in items if any(c.__name__ in REFUSED for c in _tested(item))]
+        left_out = [item for item in items if not _fusible(item.module)]
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
         if self.plain:
             return
+        for module in {module for item in items for module in _modules(item)}:
+            for name in _fusible(module):
+                setattr(module, name, fused(getattr(module, name)))
         for item in items:
-            for name, value in list(vars(item.module).items()):
-                if isinstance(value, type) and value.__name__ in FAMILIES:
-                    setattr(item.module, name, fused(value))
-            if "scheduler_classes" in vars(item.cls or object):
-                item.cls.scheduler_classes = tuple(map(fused, item.cls.scheduler_classes))
-            for pattern, reason in EXCEPTIONS.items():
-                if fnmatch.fnmatch(f"{item.path.name}::{item.name}", pattern):
-                    item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+            for name in ("scheduler_classes", "scheduler_class"):
+                given = getattr(item.cls, name, ())
+                if isinstance(given, tuple):
+                    setattr(item.cls, name, tuple(fused(c) if c.__name__ in FAMILIES else c for c in given))
+                elif given.__name__ in FAMILIES:
+                    setattr(item.cls, name, fused(given))
+            reason = EXCEPTIONS.get(f"{item.path.name}::{item.name}")
+            if reason is not None:
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
-def _tested(item: Any) -> tuple[type, ...]:
-    """The scheduler classes that a test is about."""
-    return tuple(getattr(item.cls, "scheduler_classes", ()))
+def _fusible(module: Any) -> list[str]:
+    """The names of a module that stand for classes of diffusers which `fuse` takes."""
+    return [name for name, value in vars(module).items() if isinstance(value, type) and value.__name__ in FAMILIES]
+
+
+def _modules(item: Any) -> list[Any]:
+    """The modules of a test: its own and those that its class inherits tests from."""
+    return [item.module, *(sys.modules[c.__module__] for c in (item.cls or object).__mro__)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,9 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkout", type=Path, help="a checkout of huggingface/diffusers")
     parser.add_argument("--plain", action="store_true", help="run diffusers' own classes instead")
     given, options = parser.parse_known_args(arguments)
-    files = sorted((given.checkout / "tests" / "schedulers").glob("test_scheduler_*.py"))
+    files = sorted((given.checkout / "tests" / "schedulers").glob("test_scheduler*.py"))
     if not files:
-        parser.error(f"checkout: got {given.checkout}, expected a folder with tests/schedulers/test_scheduler_*.py")
+        parser.error(f"checkout: got {given.checkout}, expected a folder with tests/schedulers/test_scheduler*.py")
     print(f"diffusers {diffusers.__version__}, {len(files)} files of tests")
     common = ["-q", "-p", "no:cacheprovider", f"--rootdir={given.checkout}", *options]
     return int(pytest.main([*map(str, files), *common], plugins=[Fusing(given.plain)]))

@@ -26,8 +26,9 @@ VALUES: list[Any] = [
 FEW = {"num_train_timesteps": 60}
 # diffusers' own constructors make a list of so many.
 ENDLESS = {("UnCLIPScheduler", "num_train_timesteps", repr(10**30))}
-# Grids that diffusers makes too, which only the levels that come of them rule out: beta 0 leaves a level of no noise.
-LATER = {("beta_start", 0), ("rescale_betas_zero_snr", True)}
+# Grids that diffusers makes too, which only the levels that come of them rule out: beta 0 leaves a level of no noise,
+# one above 1 levels of no signal.
+LATER = {("beta_start", 0), ("beta_end", 1.5), ("rescale_betas_zero_snr", True)}
 
 
 @pytest.fixture(autouse=True)

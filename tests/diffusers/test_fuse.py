@@ -210,11 +210,6 @@ ON_FLOW = [
     ("name", "config", "message"),
     [
         (
-            "DDPMScheduler",
-            {"variance_type": "other"},
-            "scheduler: got variance_type='other', expected one of",
-        ),
-        (
             "LCMScheduler",
             {"thresholding": True, "dynamic_thresholding_ratio": 0, "sample_max_value": 2},
             "_ratio=0, ",

@@ -62,7 +62,7 @@ def test_predictions_and_grids(name: str, config: dict[str, Any]) -> None:
     check(name, 10 if name == "PNDMScheduler" else 12, **config)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range", "other"])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_ddpm_variances(variance: str, offset: int) -> None:
     check("DDPMScheduler", variance_type=variance, steps_offset=offset)

@@ -150,6 +150,11 @@ NEEDS_SIGMAS = (
     *("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "ScoreSdeVeScheduler"),
     *("CMStochasticIterativeScheduler", "KarrasVeScheduler"),
 )
+# Those whose step reads one or two levels: with a beta_end above 1 they have the steps before the signal ends.
+TRAINING_STEPS = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler"),
+    *("DDIMInverseScheduler", "LCMScheduler", "TCDScheduler"),
+)
 
 
 def check_config(config: Mapping[str, Any], name: str, argument: str = "scheduler", place: str = "") -> None:
@@ -158,6 +163,7 @@ def check_config(config: Mapping[str, Any], name: str, argument: str = "schedule
     name: the scheduler's class. argument, place: how the caller named the configuration, and where it was found.
     """
     rules = RULES | (dict.fromkeys(("sigma_min", "sigma_max"), POSITIVE) if name in NEEDS_SIGMAS else {})
+    rules |= {"beta_end": _number(0)} if name in TRAINING_STEPS else {}
     for key, rule in rules.items():
         if key in config and not rule.holds(config[key]):
             raise ValueError(f"{argument}: got {key}={short(config[key])}{place}, expected {rule.expected}")

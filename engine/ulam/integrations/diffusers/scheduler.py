@@ -24,6 +24,7 @@ from .translation import LAST_RISE, numbers
 
 TENSOR = torch.Tensor
 MOST_TABLES = 32
+NO_TIMESTEPS = "timesteps: got none, expected a call of set_timesteps first"
 
 
 class Fused(Positioned):
@@ -69,8 +70,8 @@ class Fused(Positioned):
         calls = local.calls
         if calls is not None and local.version == self._version and calls.options == options:
             return calls
-        if getattr(self, "timesteps", None) is None or (self.needs_steps and self.num_inference_steps is None):
-            raise ValueError("timesteps: got none, expected a call of set_timesteps first")
+        if getattr(self, "timesteps", None) is None:
+            raise ValueError(NO_TIMESTEPS)
         version, schedule = self._version, [self._told(), getattr(self, "sigmas", None)]
         levels = [None if values is None else numbers(values) for values in (*schedule, self._levels())]
         steps = getattr(self, "num_inference_steps", None)  # not known by timesteps that the caller set
@@ -81,7 +82,7 @@ class Fused(Positioned):
             assert levels[0] is not None
             check_config(self.config, type(self).__name__)
             self._check_times(levels[0])
-            calls = CallTable(levels[0], lambda start: self._call_rows(start, options), options, self.has_history)
+            calls = CallTable(levels[0], lambda start: self._rows_from(start, options), options, self.has_history)
             with self._lock:
                 self._call_tables[key] = calls
                 if len(self._call_tables) > MOST_TABLES:
@@ -91,6 +92,12 @@ class Fused(Positioned):
         local.calls, local.version = calls, version
         local.times = Times(schedule[0], calls.times)
         return calls
+
+    def _rows_from(self, start: int, options: tuple[Any, ...]) -> CallRows:
+        """`_call_rows`. Raises ValueError where diffusers has no step yet, though it has timesteps."""
+        if self.needs_steps and self.num_inference_steps is None:
+            raise ValueError(NO_TIMESTEPS)
+        return self._call_rows(start, options)
 
     def _prepare(self) -> None:
         """Compile the usual rows, in float32, which the first call of step would otherwise wait for.
@@ -104,12 +111,16 @@ class Fused(Positioned):
             try:
                 calls.first_row(0)
             except ValueError:
-                if not calls.has_rows_later():
+                if not self._has_rows(calls):
                     raise
             else:
                 calls.table(self.timesteps.device, torch.float32)
         finally:
             self._local.version = -1  # timesteps, sigmas and configuration may change before the first step
+
+    def _has_rows(self, calls: CallTable) -> bool:
+        """Whether some timesteps have rows, though not all have."""
+        return calls.has_rows_later()
 
     def _check_times(self, times: Array) -> None:
         """Raise ValueError for timesteps that are not finite, or that do not identify a call."""

@@ -15,6 +15,7 @@ from .arguments import check_timestep, number
 from .buffers import Buffers
 
 if TYPE_CHECKING:
+    from ...schedules import Array
     from .call_table import CallTable
 
 # What `set_timesteps` and `step` of diffusers' schedulers assign.
@@ -117,6 +118,7 @@ class Local(threading.local):
     chains_before: list[tuple[int, int]] | None = None  # before the last call
     predictor_steps: int = 0  # of a score SDE, so far
     corrector_steps: int = 0  # since the last predictor step
+    taus: Array | None = None  # of SA-Solver's steps, as they were compiled
     score_tables: tuple[Any, dict[Any, Any]] | None = None
     programs: tuple[Any, ...] = ()
 

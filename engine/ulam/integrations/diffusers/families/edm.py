@@ -21,7 +21,8 @@ from ..positions import Timestep
 from ..program_edits import estimates, with_negated_output
 from ..scheduler import Fused, ScaledInput
 from ..translation import MovingSteps, at_sigmas, numbers, predicts_of
-from .sigma import churned, quotients, raised, widened
+from .churn import churned, quotients, raised
+from .sigma import widened
 from .solver import FusedDPMMultistep
 
 
@@ -76,7 +77,7 @@ class FusedEDMEuler(EDMInput):
             return calls
         hat, std = raised(sigmas, tuple(churn))
         kx, km, _ = x0_coefficients(predicts, np.ones_like(hat), hat, schedule)
-        return churned(calls, quotients(sigmas, hat), kx, km if given else sign * km, std)
+        return churned(calls, quotients(sigmas[1:], hat), kx, km if given else sign * km, std)
 
     def step(
         self,

@@ -133,8 +133,7 @@ class FusedFlowMapEuler(OnFlow):
         before = local._step_index
         if before is None and local._begin_index is not None:
             before = checked_begin(self._call_table(options), local._begin_index)
-        dtype = dtype_of(model_output)
-        result = self._run(model_output, timestep, sample, None, return_dict, options=options, dtype=dtype)
+        result = self._run(model_output, timestep, sample, None, return_dict, options=options)
         if before is None:  # as diffusers counts, from the first step's position on
             before = self.index_for_timestep(timestep) or 0
         local._step_index = before + 1
@@ -209,6 +208,8 @@ class FusedPiflow(OnFlow):
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
             raise ValueError(f"timestep: got shape {list(timestep.shape)}, expected one timestep for all samples")
         calls = self._call_table()
+        if (self._local._step_index or 0) >= calls.length:
+            raise RuntimeError(f"timestep: got a call after the last of {calls.length}, expected set_timesteps first")
         if calls.weights is None:
             sigmas = numbers(self.sigmas)
             calls.weights = [-sigma * w for sigma, (_, w) in zip(sigmas, self._segments(), strict=False)]

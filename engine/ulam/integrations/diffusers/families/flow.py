@@ -20,14 +20,15 @@ from ....programs.builder import ProgramBuilder
 from ....programs.program import Program
 from ....samplers.euler import Terms
 from ....schedules import Array, flow
-from ..arguments import CHURN_OFF, check_batch, check_index, check_return_dict, check_sample, churn
+from ..arguments import check_batch, check_index, check_return_dict, check_sample, churn
 from ..call_table import CallRows
 from ..configuration import unsupported
 from ..noise import Generators, check_generators
 from ..positions import Timestep
 from ..scheduler import Fused
 from ..translation import numbers
-from .sigma import TwoCalls, raised
+from .churn import Churning, quotients, raised
+from .sigma import TwoCalls
 
 
 def affine(x: Terms, registers: int = 1, **others: Terms) -> Program:
@@ -51,6 +52,9 @@ class OnFlow(Fused):
 
     def _on_flow(self) -> bool:
         return True
+
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return model_output.dtype
 
     def _steps(self, start: int) -> tuple[Array, Array]:
         """(t, s), the levels before and after each call from position `start` on."""
@@ -98,15 +102,7 @@ class FusedFlowMatchEuler(OnFlow):
                 per_token_timesteps=per_token_timesteps,
                 return_dict=return_dict,
             )
-        return self._run(
-            model_output,
-            timestep,
-            sample,
-            generator,
-            return_dict,
-            noise_dtype=torch.float32,
-            dtype=dtype_of(model_output),
-        )
+        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
 
     def _check_per_token(
         self, model_output: Any, timestep: Timestep, sample: Any, generator: Generators, per_token: Any
@@ -127,7 +123,7 @@ class FusedFlowMatchEuler(OnFlow):
             self._lookup(calls, timestep)
 
 
-class FusedFlowMatchHeun(TwoCalls, OnFlow):
+class FusedFlowMatchHeun(Churning, TwoCalls, OnFlow):
     """FlowMatchHeunDiscreteScheduler: `ulam.samplers.Heun` on flow levels, two calls a step and one in the last.
 
     With s_churn a step begins at the raised level h, with the output taken where it was before and scaled by t / h, as
@@ -136,37 +132,19 @@ class FusedFlowMatchHeun(TwoCalls, OnFlow):
 
     has_history = True
     output = FlowMatchHeunDiscreteSchedulerOutput, None
-    usual_options = CHURN_OFF
 
     def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         self._check_begins(start)
         sigmas, calls = numbers(self.sigmas), len(self.timesteps)
         levels = np.append(sigmas[start:calls:2], sigmas[-1])
         hat, std = raised(levels, options, of=len(sigmas) - 1)
-        euler = (levels[1:] - hat) * np.divide(levels[:-1], hat, out=np.ones_like(hat), where=hat > 0)
+        euler = (levels[1:] - hat) * quotients(levels[:-1], hat)
         of_step, second = np.arange(calls - start) // 2, np.arange(calls - start) % 2 == 1
         euler, half, std = euler[of_step], (levels[1:] - hat)[of_step] / 2, std[of_step]
         first = np.where(second, 0.0, 1.0)
         x: Terms = {"x": first, "m": np.where(second, half, euler), "z": first * std, "r1": 1 - first}
         r1: Terms = {"x": 1.0, "m": euler / 2, "z": std}
         return CallRows(affine(registers=2, x=x, r1=r1), std > 0)
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Timestep,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        check_index(timestep)
-        options = churn(s_churn, s_tmin, s_tmax, s_noise)
-        dtype = dtype_of(model_output)
-        return self._run(model_output, timestep, sample, generator, return_dict, options=options, dtype=dtype)
 
 
 class FusedFlowMatchLCM(OnFlow):
@@ -199,9 +177,8 @@ class FusedFlowMatchLCM(OnFlow):
         check_index(timestep)
         if self._scale_factors:
             self._check()
-        dtype = dtype_of(model_output)
-        noise = torch.float64 if dtype == torch.float64 else torch.float32
-        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=noise, dtype=dtype)
+        noise = torch.float64 if dtype_of(model_output) == torch.float64 else torch.float32
+        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=noise)
 
 
 class FusedLTXEulerAncestral(OnFlow):
@@ -230,6 +207,9 @@ class FusedLTXEulerAncestral(OnFlow):
             noisy = np.append(noisy[:-1], False)
         return CallRows(affine(x=x), noisy)
 
+    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
+        return sample.dtype
+
     def step(
         self,
         model_output: torch.Tensor,
@@ -239,8 +219,7 @@ class FusedLTXEulerAncestral(OnFlow):
         return_dict: bool = True,
     ) -> Any:
         check_index(timestep)
-        dtype = getattr(sample, "dtype", None)
-        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32, dtype=dtype)
+        return self._run(model_output, timestep, sample, generator, return_dict, noise_dtype=torch.float32)
 
 
 def dtype_of(model_output: Any) -> torch.dtype | None:

@@ -55,7 +55,8 @@ class FusedDDPM(Fused):
     """DDPMScheduler on `ulam.samplers.DDPM`.
 
     Not as in diffusers, where it gives NaN: variance_type="fixed_large_log" has beta's standard deviation, and
-    "learned" reads the network's second half as a logarithm [Nichol & Dhariwal 2021].
+    "learned" reads the network's second half as a logarithm [Nichol & Dhariwal 2021]. Any other name is "fixed_small",
+    as there.
     """
 
     counted = False
@@ -64,15 +65,13 @@ class FusedDDPM(Fused):
     def _check(self) -> None:
         predicts_of(self.config, "epsilon", "sample", "v_prediction")
         clip_of(self.config)
-        if self.config.variance_type not in VARIANCES:
-            raise unsupported("variance_type", self.config.variance_type, f"one of {', '.join(VARIANCES)}")
 
     def _call_rows(self, start: int, options: tuple[Any, ...]) -> CallRows:
         self._check()
         schedule, predicts = vp_schedule(self), predicts_of(self.config, "epsilon", "sample", "v_prediction")
         times, (clip, factor) = numbers(self.timesteps)[start:], clip_of(self.config)
         alphas, sigmas = vp_levels(self, times, 1.0)
-        variance = VARIANCES[self.config.variance_type]
+        variance = VARIANCES.get(self.config.variance_type, "posterior")
 
         def compiled(grid: Grid) -> Program:
             sampler = DDPM(len(grid), variance=variance, clip=clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,20 @@ class FusedDDIMInverse(Fused):
         )
 
     def _at(self, calls: CallTable, time: float) -> int:
-        if time in calls.positions or time not in range(self.config.num_train_timesteps):
+        if time in calls.positions:
+            with suppress(ValueError):
+                calls.row_offset(calls.position_of(time))
+                return calls.position_of(time)
+            # a timestep behind it has no row: alpha 0, or beyond the schedule
+        if time not in range(self.config.num_train_timesteps):
             return super()._at(calls, time)
         return -1 - int(time)
+
+    def _has_rows(self, calls: CallTable) -> bool:
+        with suppress(ValueError):
+            calls.first_row(self._at(calls, calls.first))
+            return True
+        return super()._has_rows(calls)
 
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ class FusedUnCLIP(Fused):
             log_scale=((high - low) / 2, (high + low) / 2) if learned else None,
         )
         program = builder.program(sampler="unCLIP", init_scale=1.0)
+        program = replace(program, learned=program.learned & noisy)  # no second half is needed without noise
         return CallRows(program, noisy, lambda: estimates(schedule, predicts, times, levels, clip))
 
     def _at(self, calls: CallTable, time: float) -> int:

@@ -25,7 +25,9 @@ class FusedSASolver(Solver):
     others repeat the last one) adds none.
 
     Not as in diffusers: thresholding with algorithm_type="noise_prediction", which reads a timestep there that it is
-    not given, bounds the estimate of the data.
+    not given, bounds the estimate of the data. tau_func is read by set_timesteps and when it is set. In the middle of a
+    loop another one must agree about the step before, whose corrector goes on from what its tau made (there the step is
+    made again with the new tau).
     """
 
     alphas_cumprod: Any
@@ -47,7 +49,13 @@ class FusedSASolver(Solver):
         return True
 
     def _levels(self) -> Any:
-        return np.append(numbers(self.alphas_cumprod), self._taus())
+        taus, known, done = self._taus(), self._local.taus, self._local._step_index
+        if done and known is not None and len(known) == len(taus) > done and known[done - 1] != taus[done - 1]:
+            came, time = f"{taus[done - 1]:g} for {known[done - 1]:g}", float(self.timesteps[done - 1])
+            right = "one that agrees about the step before, or a call of set_timesteps"
+            raise ValueError(f"tau_func: got {came} at {time:g} in the middle of a loop, expected {right}")
+        self._local.taus = taus
+        return np.append(numbers(self.alphas_cumprod), taus)
 
     def _taus(self) -> Array:
         """[n] tau at every timestep. Raises ValueError for one that is no number of at least 0."""

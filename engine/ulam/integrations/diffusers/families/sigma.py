@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,13 +23,14 @@ from ....samplers import DPM2, LMS, Euler, EulerAncestral, Heun
 from ....samplers.euler import Terms
 from ....samplers.grid import Grid, GridSampler
 from ....schedules import Array, Schedule
-from ..arguments import CHURN_OFF, check_index, churn
+from ..arguments import CHURN_OFF, check_index
 from ..call_table import CallRows
 from ..noise import Generators
 from ..positions import Timestep
 from ..program_edits import estimates, reading_scaled
 from ..scheduler import Fused, ScaledInput
 from ..translation import MovingSteps, at_sigmas, clip_of, numbers, predicts_of, vp_schedule
+from .churn import Churning, churned, quotients, raised
 
 
 class OnSigmas(ScaledInput):
@@ -73,18 +72,14 @@ class OnSigmas(ScaledInput):
         )
 
 
-class FusedEuler(OnSigmas):
+class FusedEuler(Churning, OnSigmas):
     """EulerDiscreteScheduler on `ulam.samplers.Euler`; with s_churn, on the same row with churn before the update."""
 
     predictions = ("epsilon", "sample", "original_sample", "v_prediction")
     output = EulerDiscreteSchedulerOutput, "pred_original_sample"
-    usual_options = CHURN_OFF
 
     def _sampler(self, steps: int, options: tuple[Any, ...]) -> GridSampler:
         return Euler(steps)
-
-    def _result_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
-        return model_output.dtype
 
     def _second_dtype(self, sample: torch.Tensor, model_output: torch.Tensor) -> torch.dtype:
         return widened(self.config, model_output)
@@ -99,23 +94,7 @@ class FusedEuler(OnSigmas):
         at = sigmas[:-1] if predicts == "v" else hat  # diffusers reads v at the level before the churn
         alphas, levels = at_sigmas(vp_schedule(self), at)
         kx, km, _ = x0_coefficients(predicts, alphas, levels)
-        return churned(calls, quotients(sigmas, hat), kx * alphas, km, std)
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Timestep,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        check_index(timestep)
-        options = churn(s_churn, s_tmin, s_tmax, s_noise)
-        return self._run(model_output, timestep, sample, generator, return_dict, options=options)
+        return churned(calls, quotients(sigmas[1:], hat), kx * alphas, km, std)
 
 
 def widened(config: Any, model_output: torch.Tensor) -> torch.dtype:
@@ -123,35 +102,6 @@ def widened(config: Any, model_output: torch.Tensor) -> torch.dtype:
     if config.prediction_type in ("sample", "original_sample"):
         return model_output.dtype
     return torch.promote_types(torch.float32, model_output.dtype)
-
-
-def raised(sigmas: Array, options: tuple[float, ...], of: int | None = None) -> tuple[Array, Array]:
-    """(sigma_hat, std of the noise that leads there) [n] under churn [Karras 2022, algorithm 2].
-
-    of: the number of steps that the churn is spread over, default n.
-    """
-    churn, least, most, noise = options
-    sigma = sigmas[:-1]
-    gamma = np.where((least <= sigma) & (sigma <= most), min(churn / (of or len(sigma)), math.sqrt(2) - 1), 0.0)
-    return sigma * (1 + gamma), noise * sigma * np.sqrt(gamma * (2 + gamma))
-
-
-def quotients(sigmas: Array, hat: Array) -> Array:
-    """sigma_s / sigma_hat [n], 1 where both are 0."""
-    return np.asarray(np.divide(sigmas[1:], hat, out=np.ones_like(hat), where=hat > 0))
-
-
-def churned(calls: CallRows, q: Array, kx: Array, km: Array, std: Array) -> CallRows:
-    """y_hat = y + std z, D = kx y_hat + km m, y' = q y_hat + (1 - q) D, q = sigma_s / sigma_hat; the network saw y."""
-
-    def rows(a: Array, b: Array) -> Program:
-        on_y = a + b * kx
-        A = np.zeros_like(calls.program.A)
-        A[:, 0, 0], A[:, 0, 2], A[:, 0, 3] = on_y, b * km, on_y * std
-        nothing = np.zeros_like(kx)
-        return replace(calls.program, A=A, kx=nothing, km=nothing, writes=np.ones_like(calls.program.writes))
-
-    return CallRows(rows(q, 1 - q), std > 0, lambda: rows(np.zeros_like(q), np.ones_like(q)), second_reads_noise=True)
 
 
 class FusedEulerAncestral(OnSigmas):

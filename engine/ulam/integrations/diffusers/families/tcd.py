@@ -43,6 +43,9 @@ class FusedTCD(Fused):
         (alpha_t, sigma_t), (alpha_s, sigma_s), (alpha_u, sigma_u) = (
             self._levels_of(at) for at in (times, after, _middle(after, eta))
         )
+        if not (alpha_u > 0).all():
+            at = int(after[np.argmin(alpha_u > 0)])
+            raise ValueError(f"timesteps: got a step that ends at {at}, where alpha is 0, expected signal there")
         q = correlation(alpha_s, sigma_s, alpha_u, sigma_u)
 
         def program(**x: Array) -> Program:
