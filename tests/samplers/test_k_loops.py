@@ -153,6 +153,10 @@ def test_dpm_fast_is_the_loop(nfe: int, name: str, predicts: str) -> None:
         assert_equal(mine, theirs)
         assert levels.ratios[-1] == pytest.approx(grid.get("final", 0.3), rel=1e-12)
         np.testing.assert_allclose(levels.ratios[:-1], asked, rtol=1e-10)
+        for eta in (0.3, 1.0, 4.0):
+            loop = partial(loops.dpm_fast, nfe=nfe, eta=eta, s_noise=1.1)
+            mine, theirs, *_ = loops.responses(DPMFast(eta=eta, s_noise=1.1, **grid), SCHEDULES[name], predicts, loop)
+            assert_equal(mine, theirs)
 
 
 PLAN = ((3, 2, 0.6, 4.0), (2, 1, 0.1, 0.9))

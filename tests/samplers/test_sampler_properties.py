@@ -81,7 +81,7 @@ NOISY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "DPMSolverPP2SAncestral": options(eta=(0.5, 1.0), rectified=(True, False), cfg_pp=(True, False)),
     "RESMultistep": options(eta=(0.5, 1.0)),
     "Restart": st.just({}),
-    "DPMFast": st.just({}),
+    "DPMFast": options(eta=(0.5, 1.0)),
     "DPMSolverPP": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
     "DPMSolver": options(sde=(True,), order=(1, 2, 3), eta=(0.5, 1.0)),
     "DPMSolverPPSDE": options(eta=(0.5, 1.0), r=(0.3, 0.5, 1.0)),

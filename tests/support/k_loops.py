@@ -280,11 +280,17 @@ def exp_heun(y: Array, levels: Array, model: Model, noise: Noise, eta: float, we
     return y
 
 
-def dpm_fast(y: Array, levels: Array, model: Model, noise: Noise, nfe: int) -> Array:
-    """DPM-Solver of orders 3, ..., 3 and the rest, r_1 = 1/3 and r_2 = 2/3, from the first level to the last."""
+def dpm_fast(
+    y: Array, levels: Array, model: Model, noise: Noise, nfe: int, eta: float = 0.0, s_noise: float = 1.0
+) -> Array:
+    """DPM-Solver of orders 3, ..., 3 and the rest, r_1 = 1/3 and r_2 = 2/3, from the first level to the last.
+
+    With eta each step goes to a lower level, but not below the last, and noise is added.
+    """
     nodes = np.linspace(-np.log(levels[0]), -np.log(levels[-1]), nfe // 3 + 2)
     orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]
-    for order, s, t in zip(orders, nodes[:-1], nodes[1:], strict=True):
+    for order, s, end in zip(orders, nodes[:-1], nodes[1:], strict=True):
+        t = -np.log(max(ancestral(np.exp(-s), np.exp(-end), eta)[0], np.exp(-nodes[-1])))
         h = t - s
         eps = (y - model(y, np.exp(-s))) / np.exp(-s)
 
@@ -302,6 +308,8 @@ def dpm_fast(y: Array, levels: Array, model: Model, noise: Noise, nfe: int) -> A
             d_2 = stage(2 / 3, 2 * (np.expm1(2 * h / 3) / (2 * h / 3) - 1) * d_1) - eps
             more = 1.5 * (np.expm1(h) / h - 1) * d_2
         y = y - np.exp(-t) * (np.expm1(h) * eps + more)
+        if eta and end < nodes[-1]:
+            y = y + s_noise * np.sqrt(np.exp(-2 * end) - np.exp(-2 * t)) * noise()
     return y
 
 

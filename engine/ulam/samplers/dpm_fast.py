@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..programs.builder import ProgramBuilder
 from ..programs.program import Program
 from ..schedules import Array, Schedule
-from .dpm_solver import DPMSolver
+from .arguments import check_number
+from .dpm_solver import DPMSolver, singlestep_blocks
 from .euler import at_ratio
+from .exponential import Form
 from .grid import Grid, GridSampler
+from .stages import Nodes
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class DPMFast(GridSampler):
     """DPM-Solver of order 3 in the noise form with `steps` evaluations, on a grid of its own [Lu 2022a].
 
     steps // 3 + 1 pieces of equal length in log-SNR, of orders 3, ..., 3, 2, 1 where steps is a multiple of 3, else 3,
-    ..., 3 and steps % 3 [k-diffusion, sample_dpm_fast at eta = 0]. Pieces of order 3 are evaluated at their start and
+    ..., 3 and steps % 3 [k-diffusion, sample_dpm_fast]. Pieces of order 3 are evaluated at their start and
     at 1/3 and 2/3 of the way, those of order 2 at their start and half-way. So it is `DPMSolver` with
     kind="singlestep", order=3 and variant="dpmsolver" on these levels.
 
@@ -28,13 +32,25 @@ class DPMFast(GridSampler):
     k-diffusion. A single step goes to the data. A first level of pure noise is left in a piece of its
     own, of order 1, to the second level of that grid. On flow schedules ComfyUI takes log t for log-SNR.
 
-    Order 2 (3 where steps % 3 is 2); two registers beyond x. steps, spacing, timesteps, sigmas, final: see
-    `GridSampler`. Raises ValueError naming the argument.
+    eta > 0: a piece goes down to a lower level than its end, not below the last, and s_noise times the noise between
+    the two is added back, as in `EulerAncestral`; a piece from pure noise adds none. A1111 has eta = 1. Networks with
+    time="index" take eta = 0 alone.
+
+    Order 2 (with eta > 0 weakly; 3 where steps % 3 is 2 and eta is 0); two registers beyond x. steps, spacing,
+    timesteps, sigmas, final: see `GridSampler`. Raises ValueError naming the argument.
     """
+
+    eta: float = 0.0
+    s_noise: float = 1.0
 
     section: ClassVar[str] = "Solvers of the probability flow"
     use: ClassVar[str] = "recipes that name it."
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"eta": 1.0},)
     elsewhere: ClassVar[tuple[str, ...]] = ("dpm_fast",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(eta=check_number("eta", self.eta, 0), s_noise=check_number("s_noise", self.s_noise, 0))
 
     def grid(self, schedule: Schedule) -> Grid:
         """Every level at which the network is evaluated, and the end."""
@@ -55,9 +71,36 @@ class DPMFast(GridSampler):
         )
 
     def on(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
-        solver = DPMSolver(len(grid), 3, "singlestep", "dpmsolver", lower_order_final=True)
-        program = solver.on(grid, schedule, predicts)
-        return replace(program, sampler=repr(self), order=3 if len(grid) % 3 == 2 else 2)
+        solver = DPMSolver(len(grid), 3, "singlestep", "dpmsolver")
+        sizes = singlestep_blocks(grid, 3, lower_order_final=True, euler_at_final=False)
+        builder, form, first = ProgramBuilder(schedule, predicts, registers=max(sizes)), Form(data=False), 0
+        for size in sizes:
+            piece, std = self._piece(grid, schedule, first, size)
+            solver.block(builder, piece, form, 0, size, std)
+            first += size
+        return builder.program(sampler=repr(self), order=3 if len(grid) % 3 == 2 and self.eta == 0 else 2)
+
+    def on_indices(self, grid: Grid, schedule: Schedule, predicts: str) -> Program:
+        if self.eta > 0:
+            raise ValueError(f"eta: got {self.eta:g} for a network told whole training indices, expected 0")
+        return super().on_indices(grid, schedule, predicts)
+
+    def _piece(self, grid: Grid, schedule: Schedule, first: int, size: int) -> tuple[Grid, float]:
+        """The levels of a piece, the last being the lower one that it goes down to, and the noise that it adds."""
+        rows = slice(first, first + size)
+        times, alphas, sigmas = grid.times[rows], grid.alphas[first : rows.stop + 1], grid.sigmas[first : rows.stop + 1]
+        u, u_next = grid.ratios[first], grid.ratios[rows.stop]
+        up = min(1.0, self.eta * np.sqrt(1 - (u_next / u) ** 2)) if alphas[0] > 0 else 0.0
+        lower = max(u_next * np.sqrt(1 - up**2), grid.ratios[-1])
+        if lower < u_next:
+            between, inside = at_ratio(schedule, u * (lower / u) ** (np.arange(1, size) / size))
+            times = np.append(times[:1], between)
+            alphas, sigmas = (
+                np.concatenate([own[:1], new, own[-1:]]) for own, new in zip((alphas, sigmas), inside, strict=True)
+            )
+            sigmas[-1] = alphas[-1] * lower
+        std = self.s_noise * alphas[-1] * np.sqrt((u_next - lower) * (u_next + lower))
+        return Nodes(times, alphas, sigmas), float(std)
 
 
 def pieces(rows: int) -> Array:

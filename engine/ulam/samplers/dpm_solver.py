@@ -65,7 +65,7 @@ class _DPM(GridSampler):
         else:
             first = 0
             for size in orders:
-                self._block(builder, grid, form, first, size)
+                self.block(builder, grid, form, first, size)
                 first += size
         accuracy = min(self.order, 2) if many else 1 if eta > 0 else self.order
         return builder.program(sampler=repr(self), order=accuracy)
@@ -87,8 +87,11 @@ class _DPM(GridSampler):
             return weights(c[1:], nodes)
         return np.append(0.0, weights(c[1:2], nodes[1:]))
 
-    def _block(self, builder: ProgramBuilder, grid: Grid, form: Form, first: int, size: int) -> None:
-        """A step over `size` levels. Row first + k ends on level first + k + 1; r1, r2 gather what later rows need."""
+    def block(self, builder: ProgramBuilder, grid: Grid, form: Form, first: int, size: int, std: float = 0.0) -> None:
+        """A step over `size` levels. Row first + k ends on level first + k + 1; r1, r2 gather what later rows need.
+
+        std: of noise that is added at the end.
+        """
         steps = form.steps(grid, np.full(size, first), np.arange(first + 1, first + size + 1))
         estimates = [form.estimate(grid.alphas[i : i + 1], grid.sigmas[i : i + 1]) for i in range(first, first + size)]
         v = np.zeros((size, size))  # [row, stage]
@@ -101,7 +104,9 @@ class _DPM(GridSampler):
         ]
         rows = slice(first, first + size)
         nodes = Grid(grid.times[rows], grid.alphas[first : rows.stop + 1], grid.sigmas[first : rows.stop + 1])
-        staged(builder, nodes, known, estimates, v, np.diag(steps.std))
+        noise = np.diag(steps.std)
+        noise[-1, -1] += std
+        staged(builder, nodes, known, estimates, v, noise)
 
 
 def singlestep_blocks(grid: Grid, order: int, lower_order_final: bool, euler_at_final: bool) -> list[int]:

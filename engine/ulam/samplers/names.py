@@ -128,7 +128,7 @@ A1111: dict[str, Recipe] = {
     "Heun": _a1111("heun", "normal"),
     "DPM2": _a1111("dpm_2", "karras", drop_last=True),
     "DPM2 a": _a1111("dpm_2_ancestral", "karras", drop_last=True),
-    "DPM fast": _a1111("dpm_fast", None),
+    "DPM fast": _a1111("dpm_fast", None, eta=1.0),
     "Restart": _recipe(Restart, sigmas="karras"),
     "DDIM": _recipe(DDIM, sigmas="ddim_uniform", final="sigma_min"),
     "DDIM CFG++": _recipe(DDIM, sigmas="ddim_uniform", final="sigma_min", cfg_pp=True),
