@@ -239,3 +239,14 @@ def test_names_begin_at_the_noisiest_level_and_a_spacing_says_otherwise() -> Non
     for name in set(SIGMAS) - {"karras", "exponential", "polyexponential", "beta"}:
         with pytest.raises(ValueError, match=r"^spacing, timesteps, sigmas: got more than one"):
             Index(6, sigmas=name, spacing="leading")
+
+
+@pytest.mark.parametrize("shift", [0.07, 0.3, 1 / 3, 0.9, 1.0, 1.15, math.exp(0.7), 3.0, 11.7])
+def test_a_grid_of_a_flow_begins_at_pure_noise_or_well_below(shift: float) -> None:
+    """A first time one rounding below 1 is a signal of 1e-16, by which solvers in log-SNR divide."""
+    for name in (None, *SIGMAS):
+        for steps in (1, 2, 7, 20):
+            if (name or "").startswith("ays") or name in ("vp", "laplace"):
+                continue  # refused: they go beyond, or stay at pure noise
+            alpha = Fractional(steps, sigmas=name).grid(schedules.flow(shift)).alphas[0]
+            assert alpha == 0 or alpha > 1e-6, (name, steps)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ode_cases import assert_law_of_a_point_is_kept
 from sampler_cases import CONTINUOUS
 from ulam import samplers, schedules
 from ulam.samplers import named, names
@@ -302,3 +303,28 @@ def test_three_names_are_near() -> None:
     text = names.nearest("dpmpp2msde")
     assert re.split(", | or ", text)[0] == "dpmpp_2m_sde" and len(re.split(", | or ", text)) == 3
     assert all(name in (*KSAMPLER, *A1111) for name in re.split(", | or ", text))
+
+
+@pytest.mark.parametrize("on", ["vp", "flow", "ve", "edm"])
+def test_every_name_keeps_the_law_of_a_point_on_every_grid(on: str) -> None:
+    """At few steps too; LCM is left out, whose boundary condition is that of a distilled network."""
+    schedule, predicts = {
+        "vp": (schedules.vp_cosine(1000), "v"),
+        "flow": (schedules.flow(1.15), "flow"),
+        "ve": (schedules.ve(0.01, 50.0), "eps"),
+        "edm": (schedules.edm(), "raw"),
+    }[on]
+    kept = 0
+    for name in (*names.COMFYUI, *names.A1111, *names.FUNCTIONS):
+        for sigmas in (None, "karras", "kl_optimal", "beta", "simple", "sgm_uniform"):
+            for steps in (1, 2, 5):
+                try:
+                    sampler = named(name, steps, sigmas=sigmas)
+                    sampler.program(schedule, predicts)
+                except ValueError as refused:
+                    assert str(refused).count("\n") == 0
+                    continue
+                if name != "LCM":
+                    assert_law_of_a_point_is_kept(sampler, schedule, predicts, 1e-5)
+                    kept += 1
+    assert kept > 500

@@ -119,14 +119,16 @@ def assert_point_is_kept(sampler: GridSampler, schedule: Schedule, predicts: str
     np.testing.assert_allclose(end, grid.alphas[-1] * mu + grid.sigmas[-1] * eps, rtol=1e-8, atol=1e-8)
 
 
-def assert_law_of_a_point_is_kept(sampler: GridSampler, schedule: Schedule, predicts: str) -> None:
+def assert_law_of_a_point_is_kept(
+    sampler: GridSampler, schedule: Schedule, predicts: str, tolerance: float = 1e-9
+) -> None:
     """N(alpha mu, sigma^2) must go to the same at the end: the last state is affine in x_T and the noises."""
     grid, rows, mu = sampler.grid(schedule), len(sampler.program(schedule, predicts)), 1.7
     unit = np.eye(1 + rows)
     linear = gaussian_run(sampler, schedule, predicts, (0.0, 0.0), grid.sigmas[0] * unit[0], unit[1:])
-    assert np.hypot.reduce(linear) == pytest.approx(grid.sigmas[-1], rel=1e-9, abs=1e-9)
+    assert np.hypot.reduce(linear) == pytest.approx(grid.sigmas[-1], rel=tolerance, abs=tolerance)
     mean = gaussian_run(sampler, schedule, predicts, (mu, 0.0), np.full(1, grid.alphas[0] * mu), np.zeros((rows, 1)))
-    assert mean[0] == pytest.approx(grid.alphas[-1] * mu, rel=1e-9)
+    assert mean[0] == pytest.approx(grid.alphas[-1] * mu, rel=tolerance)
 
 
 def gaussian_variance(sampler: GridSampler, schedule: Schedule, std: float) -> tuple[float, float]:

@@ -93,6 +93,7 @@ def named_levels(name: str, schedule: Schedule, steps: int) -> Array:
     ramp = np.linspace(0, 1, steps)
     if name == "kl_optimal":
         levels = np.tan((1 - ramp) * np.arctan(largest) + ramp * np.arctan(smallest))
+        levels[0] = largest  # a tangent that misses 1 by a rounding would leave signal in pure noise
     else:
         scale, floor = LAPLACE
         levels = np.exp(-scale * np.sign(0.5 - ramp) * np.log(1 - 2 * abs(0.5 - ramp) + floor))
@@ -125,7 +126,7 @@ def _ends(schedule: Schedule) -> tuple[float, float]:
     if isinstance(schedule, VariancePreserving):
         return float(schedule.ratios[-1]), float(schedule.ratios[0])
     if isinstance(schedule, FlowMatching):
-        return 1.0, float(_shifted(schedule, np.array(1 / TRAINING_STEPS)))
+        return 1.0, float(schedule.shifted(np.array(1 / TRAINING_STEPS)))
     assert isinstance(schedule, Continuous)
     largest, smallest = coordinate(schedule, schedule.grid(2))
     return float(largest), float(smallest)
@@ -142,17 +143,13 @@ def _time_at(name: str, schedule: Schedule, share: Array) -> Array:
     """Times between the last (0) and the first (1): on flow schedules through their shift; on sub-VP from t_min to 1;
     on VE and EDM in log sigma."""
     if isinstance(schedule, FlowMatching):
-        return _shifted(schedule, share)
+        return schedule.shifted(share)
     if isinstance(schedule, SubVP):
         return np.asarray(schedule.t_min + share * (1 - schedule.t_min))
     if isinstance(schedule, VarianceExploding):
         return np.asarray(schedule.sigma_max * (schedule.sigma_min / schedule.sigma_max) ** (1 - share))
     instead = "'beta'" if name == "beta-time" else "'karras', 'exponential' or 'beta'"
     raise ValueError(f"sigmas: got {name!r} on {schedule!r}, expected {instead}: its time has no known ends")
-
-
-def _shifted(schedule: FlowMatching, u: Array) -> Array:
-    return np.asarray(schedule.shift * u / (1 + (schedule.shift - 1) * u))
 
 
 def _quantiles(share: Array) -> Array:

@@ -231,9 +231,12 @@ class FlowMatching(Continuous):
         with np.errstate(divide="ignore"):
             return np.divide(1, 1 + 1 / sigma)  # sigma / (1 + sigma), right at 0 and inf too
 
+    def shifted(self, u: Array) -> Array:
+        """Times at u in [0, 1]; the last is 1 to the bit, at which there is no signal at all."""
+        return np.where(u == 1, 1.0, self.shift * u / (1 + (self.shift - 1) * u))
+
     def grid(self, steps: int) -> Array:
-        u = np.arange(steps, 0, -1) / steps
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return self.shifted(np.arange(steps, 0, -1) / steps)
 
 
 @dataclass(frozen=True, repr=False)
