@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ulam.engine import guidance
-from ulam.engine.guidance import Chains
+from ulam.engine.guided_outputs import Chains
 from ulam.guidance import APG, CFGZero
 
 Array = npt.NDArray[np.float64]

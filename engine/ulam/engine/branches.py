@@ -15,7 +15,7 @@ from ulam_kernels.table import KM, KX
 
 from ..arguments import per_chain
 from .buffers import Buffers, TickTensors
-from .guidance import Chains, blended, rescaled, ruled
+from .guided_outputs import Chains, blended, rescaled, ruled
 from .ladder import Rungs
 from .tick_needs import TickNeeds
 

@@ -24,7 +24,7 @@ from ..noise import FIRST_STATE, ROW
 from ..programs.program import Program
 from .conditioning import ConditioningBuffers
 from .groups import Group
-from .guidance import numbers_of
+from .guided_outputs import numbers_of
 from .inpainting import KnownImages
 from .job import Job
 from .row_table import Columns, Place, RowTable

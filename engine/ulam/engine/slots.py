@@ -34,7 +34,7 @@ class Slots:
     ids: seed and chain.
     now: ``[2, slots]``, the row and draw that the fused step of a tick executes. weight: of guidance, applied where
     guided_from <= t <= guided_to (``interval``); rescale: Lin et al. 2024, section 3.4. branches: 1 where the unguided
-    branch is one of its own. rule, eta, norm, momentum: see :mod:`ulam.engine.guidance`. blend: weights
+    branch is one of its own. rule, eta, norm, momentum: see :mod:`ulam.engine.guided_outputs`. blend: weights
     ``[blends, slots]`` of further branches.
     """
 
