@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ulam.engine import guidance
+from ulam.engine import guided_outputs
 from ulam.engine.guided_outputs import Chains
 from ulam.guidance import APG, CFGZero
 
@@ -60,7 +60,7 @@ def operands(shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def chains() -> Chains:
-    numbers = torch.tensor([guidance.numbers_of(rule) for rule in RULES]).T
+    numbers = torch.tensor([guided_outputs.numbers_of(rule) for rule in RULES]).T
     kx, km = torch.linspace(0.5, 1.5, len(RULES)), torch.linspace(-0.9, -0.2, len(RULES))
     return Chains(torch.tensor(WEIGHTS), *numbers, torch.tensor(PHI), kx, km)
 
@@ -96,15 +96,15 @@ def backend_of(module: Any) -> Iterator[None]:
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guidance, "ulam_kernels", SimpleNamespace(moments=moments, affine=affine))
+        patch.setattr(guided_outputs, "ulam_kernels", SimpleNamespace(moments=moments, affine=affine))
         yield
 
 
 def guided(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the engine makes of :func:`operands`: the outputs and the memory."""
     m, u, x, past = operands(shape)
-    own = guidance.rescaled(m, u, chains(), None)
-    return guidance.ruled(own, u, x, past, chains(), None), past
+    own = guided_outputs.rescaled(m, u, chains(), None)
+    return guided_outputs.ruled(own, u, x, past, chains(), None), past
 
 
 def check(shape: tuple[int, ...]) -> torch.Tensor:
