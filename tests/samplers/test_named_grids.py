@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import beta
 
 from grid_cases import Endless, Fractional, Index
 from ulam import samplers, schedules
-from ulam.samplers.sigmas import AYS, SIGMAS
+from ulam.samplers.sigmas import AYS, SIGMAS, WHOLE_TABLES
 from ulam.schedules import FlowMatching, Schedule, VariancePreserving
 
 SD = schedules.vp_scaled_linear()
@@ -181,6 +182,44 @@ def test_align_your_steps_is_log_linear_between_its_own_levels(name: str) -> Non
         assert levels[-1] == 0
 
 
+@pytest.mark.parametrize("name", WHOLE_TABLES)
+def test_the_tables_of_webuis_are_log_linear_from_their_first_level_to_their_last(name: str) -> None:
+    """n of them and the data, on the table itself where n is its length, as A1111 and Forge interpolate."""
+    table = WHOLE_TABLES[name]
+    assert len(table) == (32 if "32" in name else 11) and [*table] == sorted(table, reverse=True)
+    np.testing.assert_allclose(Fractional(len(table), sigmas=name).grid(SD).ratios, [*table, 0], rtol=1e-12)
+    for steps in (2, 7, 20, 40):
+        expected = []
+        for i in range(steps):
+            at = i * (len(table) - 1) / (steps - 1)
+            below = min(int(at), len(table) - 2)
+            expected.append(table[below] ** (below + 1 - at) * table[below + 1] ** (at - below))
+        np.testing.assert_allclose(Fractional(steps, sigmas=name).grid(SD).ratios, [*expected, 0], rtol=1e-12)
+    assert Fractional(1, sigmas=name).grid(SD).ratios[0] == pytest.approx(14.615)
+
+
+def test_align_your_steps_of_a1111_has_the_three_digits_of_the_authors() -> None:
+    """diffusers keeps them too, but for the end; what ComfyUI has is within 0.06 %, or their rounding."""
+    from diffusers.schedulers.scheduling_utils import AysSchedules
+
+    for name, key in (("ays_11_sd1", "StableDiffusionSigmas"), ("ays_11_sdxl", "StableDiffusionXLSigmas")):
+        np.testing.assert_allclose(WHOLE_TABLES[name][:10], AysSchedules[key][:10], atol=5e-3)
+        np.testing.assert_allclose(WHOLE_TABLES[name], AYS[name.replace("_11", "")], rtol=6e-4, atol=3e-3)
+
+
+def test_turbo_is_forges() -> None:
+    """Its training steps are taken in float32 by torch, which rounds halves to even."""
+    for steps in range(1, 1001):
+        times = (torch.arange(1, steps + 1) * float(1000.0 / steps) - 1).flip(0).round().long().clip(0, 999)
+        mine = Index(steps, sigmas="turbo").grid(SD)
+        np.testing.assert_array_equal(mine.times, times)
+    np.testing.assert_allclose(mine.ratios[:-1], SD.ratios[times], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"^steps: got 1001, expected at most the 1000 training steps"):
+        Index(1001, sigmas="turbo").grid(SD)
+    levels = Fractional(4, sigmas="turbo").grid(FLOW).sigmas
+    np.testing.assert_allclose(levels, [*(Known.shifted(3.0, i / 4) for i in (4, 3, 2, 1)), 0], rtol=1e-12)
+
+
 def test_vp_is_the_sde_at_uniform_times() -> None:
     """Where sub_vp has sigma / alpha = 2 sinh(B), VP has sqrt(exp(2 B) - 1), B = -log alpha_t [Song 2021b]."""
     schedule = schedules.vp_linear()
@@ -191,7 +230,7 @@ def test_vp_is_the_sde_at_uniform_times() -> None:
     np.testing.assert_allclose(grid.ratios[:-1], np.sqrt(np.expm1(-2 * log_alpha)), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["vp", *AYS])
+@pytest.mark.parametrize("name", ["vp", *AYS, *WHOLE_TABLES])
 def test_tables_above_the_schedule_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^sigmas: got '{name}', which begins at .*, expected a schedule that goes"):
         Fractional(5, sigmas=name).grid(FLOW)

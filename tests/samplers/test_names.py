@@ -209,6 +209,53 @@ def test_a_name_means_a_call(name: str) -> None:
     assert named(name, 8) == SAME[name]
 
 
+# Every schedule type of A1111 and Forge, and the levels that it means here.
+TYPES: dict[str, str | None] = {
+    "Automatic": "karras",
+    "Uniform": "normal",
+    "Karras": "karras",
+    "Exponential": "exponential",
+    "Polyexponential": "polyexponential",
+    "SGM Uniform": "sgm_uniform",
+    "SGMUniform": "sgm_uniform",
+    "KL Optimal": "kl_optimal",
+    "Align Your Steps": None,
+    "Simple": "simple",
+    "Normal": "normal",
+    "DDIM": "ddim_uniform",
+    "Beta": "beta",
+    "Turbo": "turbo",
+    "Align Your Steps GITS": None,
+    "Align Your Steps 11": None,
+    "Align Your Steps 32": None,
+}
+
+
+@pytest.mark.parametrize("label", TYPES)
+def test_every_schedule_type_is_a_grid_or_refused_with_a_way_out(label: str) -> None:
+    meant = TYPES[label]
+    if meant is not None:
+        assert named("DPM++ 2M", 8, sigmas=label).sigmas == meant
+        assert named("DPM++ 2M", 8, sigmas=label.lower().replace(" ", "_")).sigmas == meant
+        assert label == "Automatic" or named(f"DPM++ 2M {label}", 8).sigmas == meant
+        return
+    for given in ({"name": f"DPM++ 2M {label}"}, {"name": "DPM++ 2M", "sigmas": label}):
+        argument = "sigmas" if "sigmas" in given else "name"
+        with pytest.raises(ValueError, match=f"^{argument}: got .*{label}', expected '.* SD1' or '.* SDXL'") as told:
+            named(**given, steps=8)
+        for way in re.findall("'([^']*)'", str(told.value).partition("expected")[2]):
+            sampler = named(**given | {argument: way}, steps=8)
+            assert sampler.sigmas in SIGMAS and np.isfinite(sampler.grid(SD).sigmas).all()
+
+
+def test_tables_are_by_the_kind_of_checkpoint() -> None:
+    assert named("DPM++ 2M AYS SD1", 8).sigmas == named("DPM++ 2M Align Your Steps 11 SD1", 8).sigmas == "ays_11_sd1"
+    assert named("Euler a", 8, sigmas="AYS GITS SDXL").sigmas == named("euler a ays gits sdxl", 8).sigmas == "gits_sdxl"
+    assert named("Euler", 8, sigmas="Align Your Steps 32 SDXL").sigmas == "ays_32_sdxl"
+    for name in ("Euler", "euler"):  # ComfyUI's table by its name here
+        assert named(name, 8, sigmas="ays_sdxl").sigmas == "ays_sdxl"
+
+
 @pytest.mark.parametrize(
     "name, meant",
     [
@@ -280,10 +327,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "own levels and a name": ({"name": "DDIM Karras"}, r"name: got 'DDIM Karras', expected DDIM, which has levels of"),
     "align your steps": (
         {"name": "Euler a", "sigmas": "Align Your Steps"},
-        r"sigmas: got 'Align Your Steps', expected ays_sd1 or ays_sdxl: which",
+        r"sigmas: got 'Align Your Steps', expected 'Align Your Steps SD1' or 'Align Your Steps SDXL': which",
     ),
     "align your steps in the name": (
-        {"name": "DPM++ 2M Align Your Steps"}, r"name: got .*, expected DPM\+\+ 2M with sigmas ays_sd1 or ays_sdxl"
+        {"name": "DPM++ 2M AYS 32"}, r"name: got .*, expected 'DPM\+\+ 2M AYS 32 SD1' or 'DPM\+\+ 2M AYS 32 SDXL'"
+    ),
+    "a fork's": (
+        {"name": "Euler", "sigmas": "Karras Exponential"},
+        r"sigmas: got 'Karras Exponential', expected 'Karras' or 'Exponential': it begins above",
     ),
     "two levels": ({"name": "DPM2 KL Optimal"}, r"sigmas: got 'DPM2 KL Optimal', expected another: A1111 leaves two"),
     "steps": ({"name": "euler", "steps": 0}, r"steps: got 0, expected a whole number of at least 1"),

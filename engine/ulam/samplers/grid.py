@@ -17,7 +17,8 @@ step is at T - 1 for every spacing (diffusers: 0 for leading and linspace, or T 
 | exponential, polyexponential | uniform in log sigma (and so in log-SNR: the grid of Lu 2022a, sec. 3.3) |
 | beta | sigma at the quantiles 1, ..., 0 of the Beta(0.6, 0.6) distribution, as in diffusers |
 
-The others are ComfyUI's, on n levels; T is the number of training steps, 1000 where a schedule has none:
+The others are ComfyUI's, or whose they are said to be, on n levels; T is the number of training steps, 1000 where a
+schedule has none:
 
 | `sigmas` | levels |
 |---|---|
@@ -30,6 +31,10 @@ The others are ComfyUI's, on n levels; T is the number of training steps, 1000 w
 | laplace | log sigma at the quantiles of the Laplace distribution of scale 1/2, within sigma_max and sigma_min |
 | vp | those of the VP SDE at n uniform times from 1 to 1e-3, for networks of that SDE [Song 2021b] |
 | ays_sd1, ays_sdxl, ays_svd | Align Your Steps, the 10 levels of Stable Diffusion 1, XL and Video; log-linear else |
+| ays_11_sd1, ays_11_sdxl | A1111's Align Your Steps: the end of that table is the n-th level |
+| ays_32_sd1, ays_32_sdxl | Forge's Align Your Steps 32, levels to 0.015, in the same way |
+| gits_sd1, gits_sdxl | Forge's Align Your Steps GITS, levels to 0.029, in the same way |
+| turbo | Forge's: the indices i T / n - 1 for i = n, ..., 1, rounded |
 
 On flow schedules a level is sigma = t: normal and sgm_uniform are uniform before the shift, down to the smallest of T
 levels. The two betas differ widely, since sigma is not linear in time. Where two levels are the same, ComfyUI takes

@@ -31,7 +31,7 @@ from .res_multistep import RESMultistep
 from .restart import Restart
 from .sa_solver import SASolver
 from .seeds import SEEDS
-from .sigmas import SIGMAS
+from .sigmas import AYS, SIGMAS
 from .unipc import UniPC
 
 NEARLY_ZERO = 1e-3  # the level that ComfyUI's UniPC ends at instead of 0
@@ -144,18 +144,30 @@ ALIASES = {f"k_{name.lower()}": name for name in ("Euler", "Heun", "LMS", "LCM")
     "k_dpmpp_2m_sde": "DPM++ 2M SDE", "k_dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun", "k_dpmpp_3m_sde": "DPM++ 3M SDE",
     "k_dpm_fast": "DPM fast", "k_dpm_ad": "DPM adaptive", "ddim_cfgpp": "DDIM CFG++",
 }  # fmt: skip
-# Schedule types of A1111 and what they are here. Its KL Optimal is a level finer, and ends at the last.
+# Schedule types of A1111 and Forge and what they are here. Its KL Optimal is a level finer, and ends at the last.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "Karras": {"sigmas": "karras"}, "Exponential": {"sigmas": "exponential"}, "Uniform": {"sigmas": "normal"},
     "Polyexponential": {"sigmas": "polyexponential"}, "SGM Uniform": {"sigmas": "sgm_uniform"},
     "KL Optimal": {"sigmas": "kl_optimal", "drop_last": True, "final": "sigma_min"}, "Simple": {"sigmas": "simple"},
     "Normal": {"sigmas": "normal"}, "DDIM": {"sigmas": "ddim_uniform"}, "Beta": {"sigmas": "beta"},
+    "Turbo": {"sigmas": "turbo"},
 }  # fmt: skip
+# Those with a table for each kind of checkpoint, which A1111 and Forge ask; here the label says it: "AYS SDXL".
+TABLES = {
+    f"{label}{number}": grid
+    for label in ("Align Your Steps", "AYS")
+    for number, grid in {"": "ays_11", " 11": "ays_11", " 32": "ays_32", " GITS": "gits"}.items()
+}
+SCHEDULES |= {
+    f"{label} {kind}": {"sigmas": f"{grid}_{kind.lower()}"}
+    for label, grid in TABLES.items()
+    for kind in ("SD1", "SDXL")
+}
 
 REFUSED = {
     "dpm_adaptive": "dpm_fast, or dpmpp_2m with more steps: how many steps it takes, and which, depends on the samples",
 }
-AYS_MEANT = "ays_sd1 or ays_sdxl: which, A1111 asks the checkpoint"
+NO_SCHEDULES = {"karrasexponential": "'Karras' or 'Exponential': it begins above the largest level and ends above 0"}
 
 
 def named(name: str, steps: int | None = None, *, sigmas: Any = None, **options: Any) -> GridSampler:
@@ -165,8 +177,10 @@ def named(name: str, steps: int | None = None, *, sigmas: Any = None, **options:
     sampling.py ("sample_heun"), or a display name of A1111, in any case and punctuation, with or without its schedule
     ("DPM++ 2M SDE Karras", "Euler a").
     steps: levels, as there. sigmas: a schedule by its name there, or a list of levels. ComfyUI's "beta" is
-    "beta-time" here, A1111's is "beta". By default the levels are those of the class, with A1111's names those of
-    its schedule type "Automatic". options: other arguments of the class, over those of the name.
+    "beta-time" here, A1111's is "beta". Align Your Steps of A1111 and Forge (also 11, 32 and GITS) has a table for each
+    kind of checkpoint, which the name says: "Align Your Steps 32 SDXL", "DPM++ 2M AYS SD1". By default the levels are
+    those of the class, with A1111's names those of its schedule type "Automatic". options: other arguments of the
+    class, over those of the name.
 
     What KSampler and A1111 do beside the sampler is done too: the last but one of named sigmas is left out for dpm_2,
     dpm_2_ancestral, uni_pc, uni_pc_bh2 (not for sample_dpm_2, ...), DPM2, DPM2 a and DPM++ 3M SDE; UniPC ends above 0.
@@ -253,8 +267,9 @@ def _found(
         return (*COMFYUI[spelled], None, _Kind(drops=spelled in DROP_LAST))
     if spelled is not None or label is not None:
         raise ValueError(f"{argument}: got {name!r}, expected {REFUSED[spelled or 'dpm_adaptive']}")
-    if (shown := _label(_spelled(text).removesuffix("alignyoursteps"))) is not None:
-        raise ValueError(f"{argument}: got {name!r}, expected {shown[0]} with sigmas {AYS_MEANT}")
+    for ending in map(_spelled, TABLES):
+        if _spelled(text).endswith(ending) and _label(_spelled(text).removesuffix(ending)) is not None:
+            raise ValueError(f"{argument}: got {name!r}, expected {_of_checkpoints(text)}")
     if text.endswith("Scheduler"):
         raise ValueError(f"{argument}: got {name!r}, expected ulam.integrations.diffusers.fuse for diffusers' classes")
     raise ValueError(f"{argument}: got {described(name)}, expected a known sampler, such as {nearest(name, others)}")
@@ -273,8 +288,12 @@ def _label(text: str) -> tuple[str, dict[str, Any] | None] | None:
 def _schedule(sigmas: str, a1111: bool) -> dict[str, Any]:
     """The arguments for a schedule by its name in ComfyUI or A1111, or ours. Raises ValueError for others."""
     spelled = _spelled(sigmas)
-    if spelled in ("alignyoursteps", "ays"):
-        raise ValueError(f"sigmas: got {sigmas!r}, expected {AYS_MEANT}")
+    if spelled in map(_spelled, TABLES):
+        raise ValueError(f"sigmas: got {sigmas!r}, expected {_of_checkpoints(sigmas)}")
+    if spelled in NO_SCHEDULES:
+        raise ValueError(f"sigmas: got {sigmas!r}, expected {NO_SCHEDULES[spelled]}")
+    if sigmas in AYS:  # ComfyUI's, which "AYS SD1" is not where the name is A1111's
+        return {"sigmas": sigmas}
     if sigmas == "beta" and not a1111:
         return {"sigmas": "beta-time"}
     labels = {_spelled(label): asked for label, asked in SCHEDULES.items()}
@@ -282,6 +301,10 @@ def _schedule(sigmas: str, a1111: bool) -> dict[str, Any]:
         return labels[spelled]
     ours = {_spelled(known): known for known in SIGMAS}
     return {"sigmas": check_choice("sigmas", ours.get(spelled, sigmas), SIGMAS)}
+
+
+def _of_checkpoints(text: str) -> str:
+    return f"'{text.strip()} SD1' or '{text.strip()} SDXL': which, A1111 asks the checkpoint"
 
 
 def nearest(name: object, others: Iterable[str] = ()) -> str:

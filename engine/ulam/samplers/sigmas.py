@@ -8,7 +8,7 @@ from ..schedules import Array, Continuous, FlowMatching, Schedule, SubVP, Varian
 from .noise_levels import coordinate
 
 BETWEEN = ("karras", "exponential", "polyexponential", "beta")  # two levels, which `spacing` may choose
-AT_TRAINING_STEPS = ("beta-time", "simple", "ddim_uniform")
+AT_TRAINING_STEPS = ("beta-time", "simple", "ddim_uniform", "turbo")
 AYS: dict[str, tuple[float, ...]] = {  # the levels of 10 steps and their end [Sabour 2024]
     "ays_sd1": (
         14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904,
@@ -20,10 +20,28 @@ AYS: dict[str, tuple[float, ...]] = {  # the levels of 10 steps and their end [S
     ),
     "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }  # fmt: skip
+WHOLE_TABLES: dict[str, tuple[float, ...]] = {  # whose last level is evaluated too [modules/sd_schedulers.py of Forge]
+    "ays_11_sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),  # and of A1111
+    "ays_11_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays_32_sd1": (
+        14.615, 11.23951352, 8.64363081, 6.64729424, 5.57250862, 4.71648546, 3.99196065, 3.5195609, 3.13490466,
+        2.79228788, 2.48773628, 2.21663865, 1.97508351, 1.7793172, 1.61475335, 1.46540953, 1.314849, 1.16642497,
+        1.03475547, 0.91573744, 0.80748169, 0.71202361, 0.621739, 0.53065202, 0.4529096, 0.37491455, 0.27461819,
+        0.2011529, 0.14105873, 0.06682881, 0.03166121, 0.015,
+    ),
+    "ays_32_sdxl": (
+        14.615, 11.1491618, 8.50522127, 6.48827151, 5.43707402, 4.60398619, 3.89854704, 3.27407457, 2.74396527,
+        2.29968659, 1.95448514, 1.67108715, 1.42878152, 1.23181009, 1.06789649, 0.92579443, 0.80290886, 0.69660121,
+        0.60436903, 0.52852552, 0.46773344, 0.41393379, 0.36258186, 0.31008517, 0.26518925, 0.22326461, 0.17653877,
+        0.13959192, 0.10587381, 0.05519369, 0.02877334, 0.015,
+    ),
+    "gits_sd1": (14.615, 4.617, 2.507, 1.236, 0.702, 0.402, 0.240, 0.156, 0.104, 0.094, 0.029),
+    "gits_sdxl": (14.615, 4.734, 2.567, 1.529, 0.987, 0.652, 0.418, 0.268, 0.179, 0.127, 0.029),
+}  # fmt: skip
 IN_TIME = ("normal", "sgm_uniform")
 SIGMAS = (
     "karras", "exponential", "beta", "beta-time", "polyexponential", *IN_TIME, "simple", "ddim_uniform",
-    "linear_quadratic", "kl_optimal", "laplace", "vp", *AYS,
+    "linear_quadratic", "kl_optimal", "laplace", "vp", *AYS, *WHOLE_TABLES, "turbo",
 )  # fmt: skip
 BETA = 0.6, 0.6  # of the Beta distribution [Lee 2024]
 TRAINING_STEPS = 1000  # that ComfyUI gives to schedules that have none
@@ -60,6 +78,8 @@ def training_times(name: str, schedule: Schedule, steps: int) -> Array:
     T = schedule.steps or TRAINING_STEPS
     _check_steps(name, schedule, steps)
     index = T - 1 - np.floor(np.arange(steps) * (T / steps))
+    if name == "turbo":  # in float32, as there: halves are rounded to even
+        index = np.rint(np.arange(steps, 0, -1, dtype=np.float32) * np.float32(T / steps) - 1).astype(np.float64)
     if name == "ddim_uniform" and steps > 1:
         index = np.arange(1.0, T, T // steps)[::-1]
     if isinstance(schedule, VariancePreserving):
@@ -74,7 +94,7 @@ def named_levels(name: str, schedule: Schedule, steps: int) -> Array:
     """
     largest, smallest = _ends(schedule)
     i = np.arange(steps)
-    if name in AYS or name == "vp":
+    if name in AYS or name in WHOLE_TABLES or name == "vp":
         levels = _table(name, steps)
         if levels[0] > largest * ABOVE:
             raise ValueError(
@@ -117,8 +137,10 @@ def _table(name: str, steps: int) -> Array:
         slope, start, end = VP_SDE
         t = np.linspace(1, end, steps)
         return np.asarray(np.sqrt(np.expm1(slope * t**2 / 2 + start * t)))
-    known = np.log(AYS[name])
-    return np.asarray(np.exp(np.interp(np.arange(steps) / steps, np.linspace(0, 1, len(known)), known)))
+    whole = name in WHOLE_TABLES
+    known = np.log(WHOLE_TABLES[name] if whole else AYS[name])
+    places = np.linspace(0, 1, steps) if whole else np.arange(steps) / steps
+    return np.asarray(np.exp(np.interp(places, np.linspace(0, 1, len(known)), known)))
 
 
 def _ends(schedule: Schedule) -> tuple[float, float]:
