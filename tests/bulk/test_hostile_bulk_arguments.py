@@ -24,6 +24,7 @@ def guided() -> Given:
         "guidance_interval": (0.0, 5.0), "guidance_rescale": 0.5, "x_init": values(CHAINS, *SHAPE),
         "finish": Decoder(), "labels": y, "labelled": True,
         "guidance_rule": None, "guidance_schedule": [1.0, 2.0],
+        "blend": [({"y": y}, 0.5)],
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ulam.samplers import DDIM, DDPM, RePaint
 
 NULL = {"y": torch.zeros(CHAINS, dtype=torch.int64)}
 GUIDED: dict[str, Any] = {"cond": labelled(), "uncond": NULL, "guidance": 2.0}
+BLENDED: dict[str, Any] = {"cond": labelled(), "blend": [({"y": labelled()["y"]}, 0.5)]}
 PAINTED: dict[str, Any] = {
     "sampler": RePaint(4), "known": values(CHAINS, *SHAPE), "mask": (values(CHAINS, *SHAPE) > 0).float(),
 }  # fmt: skip
@@ -62,6 +63,10 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rescale": (GUIDED, {"guidance_rescale": 0.5}),
     "rule": (GUIDED | {"guidance_rule": APG()}, {"guidance_rule": APG(eta=0.5)}),
     "no rule": (GUIDED, {"guidance_rule": CFGZero()}),
+    "blend": (BLENDED, {"blend": [({"y": labelled()["y"] + 1}, 0.5)]}),
+    "weight of a blend": (BLENDED, {"blend": [({"y": labelled()["y"]}, 0.25)]}),
+    "no blend": (BLENDED, {"blend": None}),
+    "two blends": (BLENDED, {"blend": BLENDED["blend"] * 2}),
     "scheduled": (GUIDED, {"guidance_schedule": lambda t: t / 10}),
     "x_init": ({"x_init": values(CHAINS, *SHAPE), "seed": 1}, {"x_init": values(CHAINS, *SHAPE, seed=1)}),
     "shared x_init": (
@@ -90,6 +95,10 @@ PER_CHAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cond": ({"cond": labelled()}, {"cond": {"y": changed(labelled()["y"])}}),
     "guidance": (GUIDED | {"guidance": torch.full((CHAINS,), 2.0)}, {"guidance": changed(torch.full((CHAINS,), 2.0))}),
     "uncond": (GUIDED, {"uncond": {"y": changed(NULL["y"])}}),
+    "blend": (BLENDED, {"blend": [({"y": changed(labelled()["y"])}, 0.5)]}),
+    "weight of a blend": (
+        BLENDED | {"blend": [({}, torch.full((CHAINS,), 2.0))]}, {"blend": [({}, changed(torch.full((CHAINS,), 2.0)))]}
+    ),
     "x_init": (
         {"x_init": values(CHAINS, *SHAPE), "seed": 1}, {"x_init": changed(values(CHAINS, *SHAPE))}
     ),

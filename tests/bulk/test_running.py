@@ -63,6 +63,17 @@ def test_of_every_type(tmp_path, dtype):
     assert same_bits(stored(run(job(**given), tmp_path, dtype=dtype, unit=50)), sampled(**given, dtype=dtype))
 
 
+def test_jobs_with_and_without_blends(tmp_path):
+    """One network, whose engines have as many branches as the jobs in them."""
+    other = ({"y": torch.arange(CHAINS) % 3}, 0.5)
+    given: list[dict[str, Any]] = [{}, {"blend": [({}, 0.5)]}]
+    given += [{"cond": labelled()}, {"cond": labelled(), "blend": [other]}, {"cond": labelled(), "blend": [other] * 2}]
+    folder = run([job(**arguments) for arguments in given], tmp_path)
+    for number, arguments in enumerate(given):
+        x = torch.cat([unit.x for at, unit in folder.finished() if at == number])
+        assert same_bits(x, sampled(**arguments))
+
+
 def test_with_256_slots(tmp_path):
     given: dict[str, Any] = {"chains": 600, "cond": labelled(600)}
     assert same_bits(stored(run(job(**given), tmp_path, slots=256)), sampled(256, **given))

@@ -103,6 +103,11 @@ def jobs() -> dict[str, dict[str, Any]]:
         "interval": guided | {"guidance": 3.0, "guidance_interval": (4.0, 12.0), "guidance_rescale": 0.7},
         "projected": guided | {"guidance": weights, "guidance_rule": APG(eta=0.5, norm=2.0, momentum=-0.3)},
         "scaled": guided | {"guidance": weights, "guidance_rule": CFGZero()},
+        "blended": {
+            "cond": labelled(),
+            "blend": [({"y": torch.arange(CHAINS) % 3}, weights), ({"y": ulam.shared(torch.tensor(2))}, -0.5)],
+        },
+        "blended and guided": guided | {"guidance": weights, "blend": [({"y": torch.arange(CHAINS) % 3}, 0.25)]},
         "scheduled": guided | {"guidance": 1.0, "guidance_schedule": lambda t: 1 + t / 10},
         "shared": {"cond": {**labelled(), "context": ulam.shared(values(*SHAPE, seed=3))}},
         "shared null": {

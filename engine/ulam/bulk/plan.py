@@ -16,7 +16,7 @@ from ulam_kernels.arguments import choice, described, switch, whole
 from ulam_kernels.validation import check_data
 
 from ..arguments import MAX_CHAINS, check_device, check_shape, resolve_device
-from ..conditioning import Cond, Shared, as_tensor
+from ..conditioning import Blend, Cond, Shared, as_tensor
 from ..denoiser import Denoiser, Sampler
 from ..engine import job as engine_job
 from ..engine.arguments import check_options, check_slots, default_slots
@@ -66,6 +66,12 @@ class Job:
     finish: engine_job.Finish | None = None
     labels: torch.Tensor | Sequence[int] | npt.NDArray[Any] | None = None
     labelled: bool = True
+    blend: Blend | None = None
+
+    @property
+    def branches(self) -> int:
+        """How many further conditionings it blends in."""
+        return len(self.blend) if isinstance(self.blend, Sequence) else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +91,11 @@ class PlannedJob:
             (branch, name, f"{value.dtype} {list(value.shape[1:])}")
             if isinstance(value, torch.Tensor)
             else (branch, name, fingerprint(value, name))
-            for branch, values in (("cond", self.checked.cond), ("uncond", self.checked.uncond))
+            for branch, values in (
+                ("cond", self.checked.cond),
+                ("uncond", self.checked.uncond),
+                *((f"blend[{at}]", values) for at, (values, _) in enumerate(self.checked.branches)),
+            )
             for name, value in sorted(values.items())
         ]
 
@@ -93,9 +103,13 @@ class PlannedJob:
         """The arguments of :meth:`ulam.Engine.submit` for the chains of a unit."""
         job, checked, at = self.job, self.checked, slice(begin, end)
         known = {} if checked.known is None else {"known": checked.known.image, "mask": checked.known.mask}
-        guided: dict[str, Any] = {}
+        blend = [
+            ({name: _of(value, at) for name, value in values.items()}, weights[at])
+            for values, weights in checked.branches
+        ]
+        guided: dict[str, Any] = {"blend": blend} if blend else {}
         if checked.guidance is not None:
-            guided = {
+            guided |= {
                 "guidance": checked.guidance[at],
                 "uncond": {name: _of(value, at) for name, value in checked.uncond.items()},
                 "guidance_interval": job.guidance_interval,
@@ -231,6 +245,7 @@ class Plan:
             job.denoiser, shape, job.sampler, job.chains, job.seed, job.cond, job.guidance, job.uncond, job.x_init,
             None, job.known, job.mask, job.first_row, job.guidance_interval, job.guidance_rescale, finish=job.finish,
             guidance_rule=job.guidance_rule, guidance_schedule=job.guidance_schedule,
+            blend=job.blend, branches=job.branches,
         )  # fmt: skip
         labels = _labels(job, checked)
         if id(job.denoiser) not in networks:  # jobs that share a network share its hash
@@ -240,7 +255,7 @@ class Plan:
             "sampler": checked.program,
             "seed": (checked.seed, job.first_row),
             "chains": checked.chains,
-            "cond": checked.cond,
+            "cond": (checked.cond, checked.branches) if checked.branches else checked.cond,
             "guidance": (
                 checked.guidance,
                 checked.uncond,
@@ -278,6 +293,9 @@ class Plan:
         per_chain |= {f"uncond.{name}": value for name, value in job.uncond.items()}
         if job.known is not None:
             per_chain |= {"known": job.known.image, "mask": job.known.mask}
+        for at, (values, weights) in enumerate(job.branches):
+            per_chain |= {f"blend[{at}].{name}": value for name, value in values.items()}
+            per_chain[f"blend[{at}]"] = weights
         shared = {name: value for name, value in per_chain.items() if not isinstance(value, torch.Tensor)}
         own = {name: value for name, value in per_chain.items() if isinstance(value, torch.Tensor)}
         kept = {name: part for name, part in parts.items() if name not in PER_CHAIN}

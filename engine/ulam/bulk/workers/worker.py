@@ -252,7 +252,7 @@ class _Worker:
         results = "host" if all(one.job.finish is None for one in plan.jobs) else "device"
         return Engine(
             job.job.denoiser, job.job.shape, plan.slots, self._device, plan.backend, plan.dtype, options=plan.options,
-            results=results,
+            results=results, branches=job.job.branches,
         )  # fmt: skip
 
     def _feed(self, engine: Engine, like: PlannedUnit, pending: dict[Job, Pending]) -> PlannedUnit | None:
@@ -261,7 +261,7 @@ class _Worker:
         while engine.waiting < engine.slots and (unit := self._next()) is not None:
             other = self._plan.jobs[unit.job]
             same = other.job.denoiser is mine.job.denoiser and tuple(other.job.shape) == tuple(mine.job.shape)
-            if not same or other.inputs != mine.inputs:
+            if not same or other.inputs != mine.inputs or other.job.branches != mine.job.branches:
                 return unit
             self._submit(engine, unit, pending)
         return None
