@@ -84,7 +84,8 @@ REFERENCES: dict[str, str] = {
     "arXiv:2404.14507",
     "Sabour 2025": "Sabour, Fidler, Kreis. Align your flow: scaling continuous-time flow map distillation. "
     "arXiv:2506.14603",
-    "Saharia 2022": "Saharia et al. Photorealistic text-to-image diffusion models (Imagen). arXiv:2205.11487",
+    "Saharia 2022": "Saharia et al. Photorealistic text-to-image diffusion models with deep language understanding "
+    "(Imagen). arXiv:2205.11487",
     "Song & Ermon 2019": "Song, Ermon. Generative modeling by estimating gradients of the data distribution. "
     "arXiv:1907.05600",
     "Song 2021a": "Song, Meng, Ermon. Denoising diffusion implicit models. arXiv:2010.02502",
