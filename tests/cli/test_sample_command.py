@@ -209,3 +209,21 @@ def test_options_of_the_network_and_automatic_slots(folder: Path, monkeypatch, c
     slots = told(folder)["slots"]
     assert f"ulam: {slots} slots\n" in capsys.readouterr().out and slots & (slots - 1) == 0
     assert list(json.loads((folder / "cache" / "ulam" / "slots.json").read_text()).values()) == [slots]
+
+
+GUIDED = """
+import ulam
+def half(x, t): return x * 0.5
+def worse(x, t): return x * 0.4
+def make(): return ulam.Denoiser(half, ulam.schedules.vp_linear(1000), guide=worse)
+"""
+
+
+def test_guidance_by_a_second_network_needs_no_labels(folder: Path, monkeypatch):
+    (folder / "guided.py").write_text(GUIDED)
+    options = "--model guided:make --shape 1,4,4 --steps 4 --chains 3 --guidance 1.5 --save npz"
+    assert here(folder, monkeypatch, *options.split()) == 0
+    denoiser = ulam.Denoiser(half, ulam.schedules.vp_linear(1000), guide=lambda x, t: x * 0.4)
+    expected = ulam.sample(denoiser, ulam.samplers.DDIM(4), (1, 4, 4), 3, guidance=1.5)
+    assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
+    assert (pixels(expected) != pixels(ulam.sample(denoiser, ulam.samplers.DDIM(4), (1, 4, 4), 3))).any()

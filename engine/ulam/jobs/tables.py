@@ -254,17 +254,17 @@ def _conditioning(
     guidance: Any, model: Model, labels: list[int] | None, chains: int, device: torch.device
 ) -> dict[str, Any]:
     """The arguments of `submit` for labels and guidance."""
-    null = model.null_class
+    null, guided = model.null_class, {} if guidance is None else {"guidance": guidance}
     if labels is None:
-        if guidance is not None:
+        if guided and model.denoiser.guide is None:
             raise ValueError(f"guidance: got {guidance} without labels, expected labels with it")
         if null is None:
             check_unlabelled("labels", model)
-            return {}
+            return guided
         labels = [null] * chains
     cond = {model.label: torch.tensor(labels, device=device)}
-    if guidance is None:
-        return {"cond": cond}
+    if guidance is None or model.denoiser.guide is not None:  # a guide has the same labels
+        return {"cond": cond, **guided}
     if null is None:
         raise ValueError(f"guidance: got {guidance}, expected null-class with it, the label that means no class")
-    return {"cond": cond, "guidance": guidance, "uncond": {name: torch.full_like(y, null) for name, y in cond.items()}}
+    return {"cond": cond, **guided, "uncond": {name: torch.full_like(y, null) for name, y in cond.items()}}
