@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -123,9 +124,12 @@ def test_deis_adds_up_what_we_integrate() -> None:
 def test_dpm_fast_is_comfyuis() -> None:
     x = np.linspace(-9, 9, 7)[None]
     with sampling_module() as module:
-        for nfe in (5, 6, 7, 9):
+        for nfe, eta in itertools.product((5, 6, 7, 9), (0.0, 0.6, 1.0)):
+            z = np.cos(x)
             end = module.sample_dpm_fast(
-                Network(estimate, False), torch.from_numpy(x.copy()), 0.1, 14.0, nfe, disable=True
-            )
-            mine = loops.dpm_fast(x, np.array([14.0, 0.1]), Nonlinear(False), lambda: x, nfe=nfe)
+                Network(estimate, False), torch.from_numpy(x.copy()), 0.1, 14.0, nfe, disable=True, eta=eta,
+                s_noise=1.1, noise_sampler=lambda *_: torch.from_numpy(z),  # noqa: B023
+            )  # fmt: skip
+            loop = partial(loops.dpm_fast, nfe=nfe, eta=eta, s_noise=1.1)
+            mine = loop(x, np.array([14.0, 0.1]), Nonlinear(False), lambda: z)  # noqa: B023
             np.testing.assert_allclose(mine, end, rtol=1e-5, atol=1e-5)  # its levels are float32
