@@ -7,12 +7,14 @@
 #include "ulam/mcmc.h"
 #include "ulam/operations.h"
 #include "ulam/trees.h"
+#include "ulam/walk.h"
 
 namespace ulam::cpu {
 
 // One instruction set. The function of a shared operation executes its units [begin, end): a unit is at most `chunk`
 // elements of one chain or, where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction
-// takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. hash_noise adds the
+// takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. walk takes the numbers
+// of the chains that it works on. hash_noise adds the
 // noise standard's checksums of the words [first, first + count). mt19937 and torch_transform are null where there are
 // no fused multiply-adds: see torch_normal.h.
 struct Kernels {
@@ -25,6 +27,7 @@ struct Kernels {
   void (*reduce)(const Reduce&, uint32_t* scratch, int64_t begin, int64_t end);
   void (*find_bad)(const Advance&, int64_t chunk, int64_t begin, int64_t end, uint8_t* bad);
   void (*count_on)(const Advance&, const uint8_t* bad, int64_t begin, int64_t end);
+  void (*walk)(const Walk&, const int64_t* active, int64_t begin, int64_t end);
   void (*look_up)(const LookUp&, int64_t begin, int64_t end);
   int64_t (*first_outside)(const int64_t* row, int64_t rows, int64_t begin, int64_t end);
   void (*hash_noise)(uint64_t first, uint64_t count, uint64_t sums[3]);
@@ -44,6 +47,7 @@ const Kernels* const* usable_kernels();
 ULAM_OPERATIONS(ULAM_DECLARE)
 ULAM_CPU_OPERATIONS(ULAM_DECLARE)
 #undef ULAM_DECLARE
+void walk(const Kernels&, const Walk&, int threads);
 void hash_noise(const Kernels&, uint64_t first, uint64_t count, uint64_t sums[3], int threads);
 
 // Whether one thread does all of it, in a few microseconds.

@@ -12,6 +12,7 @@
 #include "tick.h"
 #include "torch_normal_impl.h"
 #include "trees.h"
+#include "walk.h"
 
 namespace ulam::cpu {
 namespace {
@@ -106,6 +107,7 @@ constexpr Kernels kernels_of(const char* name) {
   k.reduce = reduce_chains<V>;
   k.find_bad = find_bad_units;
   k.count_on = count_on_chains;
+  k.walk = walk_units<V>;
   k.look_up = look_up_chains;
   k.first_outside = first_outside;
   k.hash_noise = hash_noise_words<V>;

@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "threads.h"
+#include "ulam/tick.h"
 
 namespace ulam::cpu {
 namespace {
@@ -89,6 +90,26 @@ void advance(const Kernels& k, const Advance& s, int threads) {
   }
   const std::unique_ptr<uint8_t[]> bad(new uint8_t[s.chains]());
   check_and_count_on(k, s, bad.get(), threads);
+}
+
+void walk(const Kernels& k, const Walk& s, int threads) {
+  const int64_t chains = s.step.chains;
+  const std::unique_ptr<int64_t[]> active(new int64_t[chains]);
+  int64_t count = 0;
+  const auto line = [&](int which, int64_t b) -> int64_t& { return s.cursor[which * chains + b]; };
+  for (int64_t b = 0; b < chains; ++b) {
+    if (line(kRow, b) != kIdleRow || line(kRowAdvance, b) != 0)
+      active[count++] = b;
+    else
+      line(kDraw, b) += s.count * line(kDrawAdvance, b);
+  }
+  if (count == 0 || s.step.elements == 0) return;
+  // Shares of whole tiles, where there are enough of them.
+  const int64_t tile = count > 2 * k.width * threads ? 2 * k.width : 1, tiles = (count + tile - 1) / tile;
+  const double work = static_cast<double>(s.work) * static_cast<double>(s.count) * static_cast<double>(count);
+  share(tiles, work > 64.0 * kSerialElements ? kSerialElements + 1 : 0, threads, [&](int64_t begin, int64_t end) {
+    k.walk(s, active.get(), begin * tile, std::min(end * tile, count));
+  });
 }
 
 void look_up(const Kernels& k, const LookUp& s, int threads) {

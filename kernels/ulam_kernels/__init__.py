@@ -14,6 +14,7 @@ from ulam_kernels.table import Table
 from ulam_kernels.tick import advance, look_up
 from ulam_kernels.torch_normal import torch_normal
 from ulam_kernels.version import __version__
+from ulam_kernels.walks import walk
 
-__all__ = ["Table", "__version__", "advance", "backends", "look_up", "torch_normal"]
+__all__ = ["Table", "__version__", "advance", "backends", "look_up", "torch_normal", "walk"]
 __all__ += [*ops.rows.__all__, *ops.elementwise.__all__, *ops.sums.__all__]

@@ -65,6 +65,32 @@ def quick_examples(
 ) -> bool:
     """As quick_look_up: a step from source to state of chains numbered from ``first`` on."""
 
+def walk(
+    chains: int,
+    elements: int,
+    registers: int,
+    states: int,
+    coef: int,
+    flags: int,
+    rows: int,
+    cursor: int,
+    steps: int,
+    net_in: int,
+    seed: int,
+    chain: int,
+    code: int,
+    data: int,
+    packed: int,
+    work: int,
+    row_vectors: int,
+    chain_vectors: int,
+    uncond_vectors: int,
+    guidance: int,
+    threads: int,
+    /,
+) -> None:
+    """Whole chains of a small network: see ulam/walk.h."""
+
 def torch_normal(out: int, count: int, state: int, state_bytes: int, threads: int, /) -> bool:
     """Fill float32 out[0 .. count) as torch would and move the state on. False: untouched, see torch_normal.h."""
 

@@ -18,6 +18,7 @@ from ulam_kernels.native import rows as _rows
 from .bound import BoundStep as BoundStep
 from .bound import BoundTick as BoundTick
 from .bound_trees import BoundTrees as BoundTrees
+from .walk import walk as walk
 
 scalar, address = _cpu.scalar, _cpu.address
 quick_look_up, quick_advance, quick_examples = _cpu.quick_look_up, _cpu.quick_advance, _cpu.quick_examples

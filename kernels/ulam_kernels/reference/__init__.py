@@ -9,5 +9,7 @@ from ulam_kernels.reference.fill import affine, fill_normal
 from ulam_kernels.reference.reduce import moments, reduce
 from ulam_kernels.reference.step import step
 from ulam_kernels.reference.tick import advance, look_up
+from ulam_kernels.reference.walk import walk
 
-__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "moments", "reduce", "step"]
+__all__ = ["advance", "affine", "blend", "fill_normal", "likelihood", "look_up", "mcmc", "moments", "reduce", "step",
+           "walk"]  # fmt: skip

@@ -1,0 +1,162 @@
+// A network's values for a few chains, a lane a column: value [chain][kColumns]. Part of kernels_impl.h.
+#pragma once
+
+#include "network_lanes.h"
+
+namespace ulam::cpu {
+namespace {
+
+constexpr int kColumns = 512 + 16;  // from chain to chain: not a multiple of a page's sets of cache lines
+
+// C chains, whose columns are worked on NV vectors at a time.
+template <class V, int C, int NV>
+class ColumnsNetwork {
+ public:
+  using f = typename V::f;
+
+  ColumnsNetwork(const Plan& plan, float* slots) : plan_(plan), slots_(slots) {}
+
+  float* value(int slot) const { return slots_ + static_cast<int64_t>(slot) * C * kColumns; }
+
+  // Of each chain its row's vector and its own.
+  const float* evaluate(const float* const* rows, const float* const* chains) {
+    rows_ = rows;
+    chains_ = chains;
+    for (int k = 0; k < plan_.size; ++k) {
+      const Item& item = plan_.items[k];
+      if (item.kind == Kind::kLinear) {
+        linear(item);
+        continue;
+      }
+      for (int c = 0; c < C; ++c) switch (item.kind) {
+          case Kind::kUnary:
+            std::memcpy(at(item.out, c), at(item.value, c), sizeof(float) * kColumns);
+            activate<V>(at(item.out, c), whole(item.width), item.function, item.parameter);
+            break;
+          case Kind::kBinary:
+            for (int j = 0; j < item.width; j += V::width)
+              V::store(at(item.out, c), kFloat32, j,
+                       binary<V>(item.function, operand(item.a, j, c, item.width), operand(item.b, j, c, item.width)));
+            break;
+          default:
+            layer_norm(item, c);
+        }
+    }
+    return value(plan_.output);
+  }
+
+ private:
+  static int64_t whole(int width) { return (width + V::width - 1) / V::width * V::width; }
+  float* at(int slot, int c) const { return value(slot) + c * kColumns; }
+
+  f operand(const Operand& o, int j, int c, int width) const {
+    const float* from = nullptr;
+    switch (o.from) {
+      case From::kValue:
+        return V::load(at(static_cast<int>(o.index), c) + j);
+      case From::kRow:
+        from = rows_[c];
+        break;
+      case From::kChain:
+        from = chains_[c];
+        break;
+      case From::kConstant:
+        from = plan_.constants();
+        break;
+      default:
+        return V::set(0.0f);
+    }
+    from += o.index + j;
+    if (j + V::width <= width) return V::load(from);
+    alignas(64) float last[V::width] = {};
+    for (int l = 0; l < width - j; ++l) last[l] = from[l];
+    return V::load(last);
+  }
+
+  void linear(const Item& item) {
+    const int vectors = static_cast<int>(whole(item.width) / V::width);
+    int v = 0;
+    for (; vectors - v >= NV; v += NV) block<NV>(item, v);
+    if constexpr (NV > 4)
+      for (; vectors - v >= 4; v += 4) block<4>(item, v);
+    if constexpr (NV > 2)
+      for (; vectors - v >= 2; v += 2) block<2>(item, v);
+    for (; v < vectors; ++v) block<1>(item, v);
+  }
+
+  template <int N>
+  __attribute__((noinline)) void block(const Item& item, int v) {
+    f sum[C][N];
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) {
+        const int j = (v + i) * V::width;
+        sum[c][i] = operand(item.a, j, c, item.width);
+        if (item.b.from != From::kNone) sum[c][i] = V::add(sum[c][i], operand(item.b, j, c, item.width));
+      }
+    }
+    add<N>(item.panels[0], item.depth[0], value(item.value), v, sum);
+    if (item.second >= 0) add<N>(item.panels[1], item.depth[1], value(item.second), v, sum);
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) V::store(at(item.out, c), kFloat32, (v + i) * V::width, sum[c][i]);
+    }
+    for (int c = 0; c < C; ++c)
+      activate<V>(at(item.out, c) + v * V::width, N * V::width, item.function, item.parameter);
+  }
+
+  template <int N>
+  static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int v, f sum[C][N]) {
+    const float* w[N];
+    ULAM_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const int64_t j = (v + i) * V::width;
+      w[i] = packed + j / kPanel * depth * kPanel + j % kPanel;
+    }
+    for (int k = 0; k < depth; ++k) {
+      f b[N];
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) b[i] = V::load(w[i] + k * kPanel);
+      ULAM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const f a = V::set(x[c * kColumns + k]);
+        ULAM_UNROLL
+        for (int i = 0; i < N; ++i) sum[c][i] = V::fma(a, b[i], sum[c][i]);
+      }
+    }
+  }
+
+  void layer_norm(const Item& item, int c) {
+    const float *const x = at(item.value, c), width = static_cast<float>(item.width);
+    const auto total = [&](const auto& term) {
+      alignas(64) float sums[16] = {};
+      int k = 0;
+      for (; k + 16 <= item.width; k += 16)
+        for (int l = 0; l < 16; ++l) sums[l] = term(x[k + l], sums[l]);
+      for (int l = 0; k + l < item.width; ++l) sums[l] = term(x[k + l], sums[l]);
+      for (int w = 8; w > 0; w /= 2)
+        for (int l = 0; l < w; ++l) sums[l] = sums[l] + sums[l + w];
+      return sums[0];
+    };
+    const float mean = total([](float y, float sum) { return sum + y; }) / width;
+    const float squares = total([=](float y, float sum) { return Scalar::fma(y - mean, y - mean, sum); });
+    const f inverse = V::set(inverse_std<Portable>(squares, width, item.parameter));
+    for (int j = 0; j < item.width; j += V::width) {
+      f y = V::mul(V::sub(V::load(x + j), V::set(mean)), inverse);
+      const bool scaled = item.a.from != From::kNone, shifted = item.b.from != From::kNone;
+      const f weight = operand(item.a, j, c, item.width), bias = operand(item.b, j, c, item.width);
+      y = scaled && shifted ? V::fma(y, weight, bias) : scaled ? V::mul(y, weight) : shifted ? V::add(y, bias) : y;
+      V::store(at(item.out, c), kFloat32, j, y);
+    }
+  }
+
+  const Plan& plan_;
+  float* const slots_;
+  const float* const* rows_ = nullptr;
+  const float* const* chains_ = nullptr;
+};
+
+}  // namespace
+}  // namespace ulam::cpu

@@ -1,0 +1,193 @@
+// A network's values for a tile of chains, a lane a chain: value [width][lanes]. Part of kernels_impl.h.
+#pragma once
+
+#include "groups.h"
+#include "network_plan.h"
+
+namespace ulam::cpu {
+namespace {
+
+template <class V>
+inline void activate(float* p, int64_t count, int function, float parameter) {
+  const auto all = [&](auto known) {
+    for (int64_t i = 0; i < count; i += V::width)
+      V::store(p, kFloat32, i, activated<V>(known, parameter, V::load(p + i)));
+  };
+  switch (static_cast<Activation>(function)) {
+#define ULAM_KNOWN(f)    \
+  case Activation::f: \
+    return all(std::integral_constant<Activation, Activation::f>());
+    ULAM_KNOWN(kSilu)
+    ULAM_KNOWN(kRelu)
+    ULAM_KNOWN(kGelu)
+    ULAM_KNOWN(kGeluTanh)
+    ULAM_KNOWN(kTanh)
+    ULAM_KNOWN(kSigmoid)
+    ULAM_KNOWN(kMish)
+    ULAM_KNOWN(kSoftplus)
+    ULAM_KNOWN(kLeakyRelu)
+    ULAM_KNOWN(kElu)
+#undef ULAM_KNOWN
+    default:
+      return;
+  }
+}
+
+template <class V>
+inline typename V::f binary(int function, typename V::f a, typename V::f b) {
+  return function == 0 ? V::add(a, b) : function == 1 ? V::sub(a, b) : V::mul(a, b);
+}
+
+// 1 / sqrt(var + eps) of sums that are in place.
+template <class V>
+inline typename V::f inverse_std(typename V::f sum, float width, float eps) {
+  const typename V::f variance = V::div(sum, V::set(width));
+  return V::div(V::set(1.0f), V::root(V::add(variance, V::set(eps))));
+}
+
+// M vectors of lanes side by side. A block of C columns needs M (1 + C) + 1 registers.
+template <class V, int M>
+class LanesNetwork {
+ public:
+  static constexpr int lanes = M * V::width;
+  using f = typename V::f;
+
+  LanesNetwork(const Plan& plan, float* slots) : plan_(plan), slots_(slots) {}
+
+  float* value(int slot) const { return slots_ + static_cast<int64_t>(slot) * plan_.max_width * lanes; }
+
+  // row: [row_width] of all lanes, or [row_width][lanes] where they `differ`; chain: [chain_width][lanes].
+  const float* evaluate(const float* row, bool differ, const float* chain) {
+    row_ = row;
+    differ_ = differ;
+    chain_ = chain;
+    for (int k = 0; k < plan_.size; ++k) {
+      const Item& item = plan_.items[k];
+      switch (item.kind) {
+        case Kind::kLinear:
+          linear(item);
+          break;
+        case Kind::kUnary:
+          std::memcpy(value(item.out), value(item.value), sizeof(float) * item.width * lanes);
+          activate<V>(value(item.out), int64_t{item.width} * lanes, item.function, item.parameter);
+          break;
+        case Kind::kBinary:
+          for (int j = 0; j < item.width; ++j)
+            for (int m = 0; m < M; ++m)
+              put(item.out, j, m, binary<V>(item.function, operand(item.a, j, m), operand(item.b, j, m)));
+          break;
+        default:
+          for (int m = 0; m < M; ++m) layer_norm(item, m);
+      }
+    }
+    return value(plan_.output);
+  }
+
+ private:
+  f get(int slot, int64_t j, int m) const { return V::load(value(slot) + j * lanes + m * V::width); }
+  void put(int slot, int64_t j, int m, f x) { V::store(value(slot), kFloat32, j * lanes + m * V::width, x); }
+
+  f operand(const Operand& o, int64_t j, int m) const {
+    switch (o.from) {
+      case From::kValue:
+        return get(static_cast<int>(o.index), j, m);
+      case From::kRow:
+        return differ_ ? V::load(row_ + (o.index + j) * lanes + m * V::width) : V::set(row_[o.index + j]);
+      case From::kChain:
+        return V::load(chain_ + (o.index + j) * lanes + m * V::width);
+      case From::kConstant:
+        return V::set(plan_.constants()[o.index + j]);
+      default:
+        return V::set(0.0f);
+    }
+  }
+
+  void linear(const Item& item) {
+    int j = 0;
+    if constexpr (columns == 8)
+      for (; item.width - j > 4; j += 8) block<8>(item, j);
+    for (; item.width - j > 2; j += 4) block<4>(item, j);
+    for (; item.width - j > 0; j += 2) block<2>(item, j);
+  }
+
+  template <int C>
+  __attribute__((noinline)) void block(const Item& item, int j) {
+    f sum[M][C];
+    const int count = item.width - j < C ? item.width - j : C;
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int m = 0; m < M; ++m) {
+        sum[m][c] = V::set(0.0f);
+        if (c < count && item.a.from != From::kNone) sum[m][c] = operand(item.a, j + c, m);
+        if (c < count && item.b.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.b, j + c, m));
+      }
+    }
+    add<C>(item.narrow[0], item.depth[0], value(item.value), j, sum);
+    if (item.second >= 0) add<C>(item.narrow[1], item.depth[1], value(item.second), j, sum);
+    float* const out = value(item.out) + static_cast<int64_t>(j) * lanes;
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int m = 0; m < M; ++m)
+        if (c < count) V::store(out, kFloat32, c * lanes + m * V::width, sum[m][c]);
+    }
+    activate<V>(out, int64_t{count} * lanes, item.function, item.parameter);
+  }
+
+  template <int C>
+  static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int j, f sum[M][C]) {
+    const float* __restrict w = packed + static_cast<int64_t>(j / kNarrow) * depth * kNarrow + j % kNarrow;
+    for (int k = 0; k < depth; ++k, w += kNarrow, x += lanes) {
+      f a[M];
+      ULAM_UNROLL
+      for (int m = 0; m < M; ++m) a[m] = V::load(x + m * V::width);
+      ULAM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const f b = V::set(w[c]);
+        ULAM_UNROLL
+        for (int m = 0; m < M; ++m) sum[m][c] = V::fma(a[m], b, sum[m][c]);
+      }
+    }
+  }
+
+  void layer_norm(const Item& item, int m) {
+    f sums[16];
+    const auto total = [&](const auto& term) {
+      for (auto& sum : sums) sum = V::set(0.0f);
+      for (int k = 0; k < item.width; ++k) sums[k % 16] = term(get(item.value, k, m), sums[k % 16]);
+      for (int w = 8; w > 0; w /= 2)
+        for (int l = 0; l < w; ++l) sums[l] = V::add(sums[l], sums[l + w]);
+      return sums[0];
+    };
+    const float width = static_cast<float>(item.width);
+    const f mean = V::div(total([](f x, f sum) { return V::add(sum, x); }), V::set(width));
+    const f squares = total([=](f x, f sum) {
+      const f d = V::sub(x, mean);
+      return V::fma(d, d, sum);
+    });
+    const f inverse = inverse_std<V>(squares, width, item.parameter);
+    for (int j = 0; j < item.width; ++j) {
+      f y = V::mul(V::sub(get(item.value, j, m), mean), inverse);
+      const bool scaled = item.a.from != From::kNone, shifted = item.b.from != From::kNone;
+      if (scaled && shifted)
+        y = V::fma(y, operand(item.a, j, m), operand(item.b, j, m));
+      else if (scaled)
+        y = V::mul(y, operand(item.a, j, m));
+      else if (shifted)
+        y = V::add(y, operand(item.b, j, m));
+      put(item.out, j, m, y);
+    }
+  }
+
+  // AVX2 has half the registers.
+  static constexpr int columns = V::width >= 16 || M == 1 ? 8 : 4;
+
+  const Plan& plan_;
+  float* const slots_;
+  const float *row_ = nullptr, *chain_ = nullptr;
+  bool differ_ = false;
+};
+
+}  // namespace
+}  // namespace ulam::cpu

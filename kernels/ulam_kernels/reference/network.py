@@ -1,0 +1,96 @@
+"""A small network on the host, operation by operation: what :mod:`ulam_kernels.networks` says, for all chains at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ulam_kernels.networks import Binary, LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.reference.activations import activated
+from ulam_kernels.reference.arithmetic import RealArray, fma, mul, sub
+
+LANES = 16  # of the sums of LayerNorm
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What instructions read beside values: ``[B, row_width]`` and ``[B, chain_width]``, or None where there is none."""
+
+    row: RealArray | None
+    chain: RealArray | None
+    constants: RealArray
+
+    def of(self, operand: Operand, width: int, values: dict[int, RealArray]) -> RealArray:
+        """``[B, width]``, or ``[1, width]`` of constants."""
+        if operand.kind == "value":
+            return values[operand.index]
+        if operand.kind == "constant":
+            return self.constants[None, operand.index : operand.index + width]
+        vectors = self.row if operand.kind == "row" else self.chain
+        assert vectors is not None, "checked above the backends"
+        return vectors[:, operand.index : operand.index + width]
+
+
+def evaluate(network: Network, x: RealArray, row: RealArray | None, chain: RealArray | None) -> RealArray:
+    """The output ``[B, output_width]`` at ``x`` ``[B, n]``, in the type of x."""
+    vectors = Vectors(row, chain, network.constants.numpy().astype(x.dtype))
+    values = {0: x}
+    for instruction in network.instructions:
+        width = network.widths[instruction.out]
+        if isinstance(instruction, Linear):
+            value = _linear(instruction, width, values, vectors)
+        elif isinstance(instruction, Unary):
+            value = activated(instruction.function, instruction.parameter, values[instruction.value])
+        elif isinstance(instruction, Binary):
+            a, b = (vectors.of(operand, width, values) for operand in (instruction.a, instruction.b))
+            value = np.broadcast_to({"add": _add, "sub": sub, "mul": mul}[instruction.function](a, b), (len(x), width))
+        else:
+            value = _layer_norm(instruction, width, values, vectors)
+        values[instruction.out] = value
+    return values[network.output]
+
+
+def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
+    x = values[linear.inputs[0]]
+    total: RealArray = np.zeros((len(x), width), dtype=x.dtype)
+    for place, operand in enumerate(linear.start):
+        start = vectors.of(operand, width, values)
+        total = _add(total, start) if place else np.broadcast_to(start, total.shape)
+    for value, weight in zip(linear.inputs, linear.weights, strict=True):
+        x, w = values[value], weight.numpy().astype(total.dtype)
+        for k in range(x.shape[1]):
+            total = fma(x[:, k, None], w[None, :, k], total)
+    return total
+
+
+@np.errstate(all="ignore")
+def _layer_norm(norm: LayerNorm, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
+    x = values[norm.value]
+    real = x.dtype.type
+    mean = _sum(x, np.ones_like(x)) / real(width)
+    d = sub(x, mean[:, None])
+    variance = _sum(d, d) / real(width)
+    y = mul(d, (real(1) / np.sqrt(_add(variance, real(norm.eps))))[:, None])
+    weight, bias = (None if o is None else vectors.of(o, width, values) for o in (norm.weight, norm.bias))
+    if weight is not None and bias is not None:
+        return fma(y, weight, bias)
+    return y if weight is None and bias is None else mul(y, weight) if bias is None else _add(y, bias)
+
+
+def _sum(x: RealArray, y: RealArray) -> RealArray:
+    """``[B]``: the sum of x y, by lanes k mod 16, then lane l adds lane l + w for w = 8, 4, 2, 1."""
+    lanes: RealArray = np.zeros((len(x), LANES), dtype=x.dtype)
+    for first in range(0, x.shape[1], LANES):
+        part = slice(first, min(first + LANES, x.shape[1]))
+        here = slice(0, part.stop - part.start)
+        lanes[:, here] = fma(x[:, part], y[:, part], lanes[:, here])
+    for w in (8, 4, 2, 1):
+        lanes = _add(lanes[:, :w], lanes[:, w : 2 * w])
+    return lanes[:, 0]
+
+
+@np.errstate(all="ignore")
+def _add(a: RealArray, b: RealArray | np.floating[np._typing.NBitBase]) -> RealArray:
+    total: RealArray = np.add(a, b)
+    return total

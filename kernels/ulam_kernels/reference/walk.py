@@ -1,0 +1,71 @@
+"""Whole chains of a small network, exact and readable: row by row, all chains at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ulam_kernels.networks import Network
+from ulam_kernels.reference.network import evaluate
+from ulam_kernels.reference.operands import rows_inside
+from ulam_kernels.reference.reduce import reduce
+from ulam_kernels.reference.step import step
+from ulam_kernels.reference.tick import IDLE_ROW, advance
+
+
+def walk(
+    states: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    cursor: torch.Tensor,
+    network: Network,
+    steps: int,
+    net_in: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    row_vectors: torch.Tensor | None,
+    chain_vectors: torch.Tensor | None,
+    uncond_vectors: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+) -> None:
+    """``steps`` rows of every chain that is not idle: see :func:`ulam_kernels.walk`.
+
+    Raises:
+        IndexError: a row outside the table. ValueError: a row that reads what is not given. Rows before it are done.
+    """
+    x = states[0] if net_in is None else net_in
+    now = torch.zeros_like(cursor[:2])
+    for _ in range(steps):
+        rows_inside(cursor[0], len(flags))
+        there = torch.nonzero(cursor[0] != IDLE_ROW).flatten()
+        at, rows = x[there].flatten(1).numpy(), cursor[0, there]
+        row = None if row_vectors is None else row_vectors[rows].numpy()
+        outputs = []
+        for vectors in (chain_vectors, uncond_vectors):
+            own = None if vectors is None else vectors[there].numpy()
+            outputs.append(evaluate(network, at, row, own) if vectors is not None or not outputs else None)
+        model, uncond = (_spread(output, there, x) for output in outputs)
+        advance(cursor, now, model, uncond, guidance)
+        there = torch.nonzero(now[0] != IDLE_ROW).flatten()
+        if not len(there):
+            continue
+        m, u, w, s, c = (None if t is None else t[there] for t in (model, uncond, guidance, seed, chain))
+        ids, some, following = (now[0, there], now[1, there]), states[:, there], None
+        common = (coef, flags, ids[0], m, u, w, s, c, ids[1], None)
+        scales = torch.empty(len(there), 4, dtype=states.dtype)
+        reduce(some.flatten(2), *common, scales)
+        following = None if net_in is None else net_in[there]
+        flat = some.flatten(2)
+        step(flat, *common, None if following is None else following.flatten(1), scales)
+        states[:, there] = flat.view_as(some)
+        if net_in is not None and following is not None:
+            net_in[there] = following
+
+
+def _spread(output: np.ndarray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    """The outputs of some chains among those of all, zeros for the others."""
+    if output is None:
+        return None
+    spread = torch.zeros(len(x), output.shape[1], dtype=x.dtype)
+    spread[there] = torch.from_numpy(np.ascontiguousarray(output))
+    return spread
