@@ -1,5 +1,5 @@
-// Whole chains of a small network: the arguments from Python, in the order of kernels/ulam_kernels/cpu/walk.py, and what
-// only the arrays themselves tell.
+// Whole chains of a small network: the arguments from Python, in the order of kernels/ulam_kernels/cpu/walk.py, and
+// what only the arrays themselves tell.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -48,36 +48,39 @@ inline void check_walk(const Walk& s) {
 
 template <void (*run)(const Walk&, int threads)>
 void register_walk(pybind11::module_& m) {
-  m.def("walk", [](int64_t chains, int64_t elements, int registers, uintptr_t states, uintptr_t coef, uintptr_t flags,
-                   int64_t rows, uintptr_t cursor, int64_t steps, uintptr_t net_in, uintptr_t seed, uintptr_t chain,
-                   uintptr_t code, uintptr_t data, uintptr_t packed, int64_t work, uintptr_t row_vectors,
-                   uintptr_t chain_vectors, uintptr_t uncond_vectors, uintptr_t guidance, int threads) {
-    Walk s{};
-    s.step.chains = chains;
-    s.step.elements = elements;
-    s.step.registers = registers;
-    s.step.state = pointer<void>(states);
-    s.step.source = s.step.state;
-    s.step.coef = pointer<const float>(coef);
-    s.step.flags = pointer<const int32_t>(flags);
-    s.step.rows = rows;
-    s.step.net_in = pointer<void>(net_in);
-    s.step.seed = pointer<const int64_t>(seed);
-    s.step.chain = pointer<const int64_t>(chain);
-    s.step.guidance = pointer<const float>(guidance);
-    s.cursor = pointer<int64_t>(cursor);
-    s.count = steps;
-    s.code = pointer<const int64_t>(code);
-    s.data = pointer<const float>(data);
-    s.packed = pointer<const float>(packed);
-    s.work = work;
-    s.row_vectors = pointer<const float>(row_vectors);
-    s.chain_vectors = pointer<const float>(chain_vectors);
-    s.uncond_vectors = pointer<const float>(uncond_vectors);
-    check_walk(s);
-    const pybind11::gil_scoped_release unlocked;
-    run(s, threads);
-  }, "Whole chains of a small network: see ulam/walk.h.");
+  m.def(
+      "walk",
+      [](int64_t chains, int64_t elements, int registers, uintptr_t states, uintptr_t coef, uintptr_t flags,
+         int64_t rows, uintptr_t cursor, int64_t steps, uintptr_t net_in, uintptr_t seed, uintptr_t chain,
+         uintptr_t code, uintptr_t data, uintptr_t packed, int64_t work, uintptr_t row_vectors, uintptr_t chain_vectors,
+         uintptr_t uncond_vectors, uintptr_t guidance, int threads) {
+        Walk s{};
+        s.step.chains = chains;
+        s.step.elements = elements;
+        s.step.registers = registers;
+        s.step.state = pointer<void>(states);
+        s.step.source = s.step.state;
+        s.step.coef = pointer<const float>(coef);
+        s.step.flags = pointer<const int32_t>(flags);
+        s.step.rows = rows;
+        s.step.net_in = pointer<void>(net_in);
+        s.step.seed = pointer<const int64_t>(seed);
+        s.step.chain = pointer<const int64_t>(chain);
+        s.step.guidance = pointer<const float>(guidance);
+        s.cursor = pointer<int64_t>(cursor);
+        s.count = steps;
+        s.code = pointer<const int64_t>(code);
+        s.data = pointer<const float>(data);
+        s.packed = pointer<const float>(packed);
+        s.work = work;
+        s.row_vectors = pointer<const float>(row_vectors);
+        s.chain_vectors = pointer<const float>(chain_vectors);
+        s.uncond_vectors = pointer<const float>(uncond_vectors);
+        check_walk(s);
+        const pybind11::gil_scoped_release unlocked;
+        run(s, threads);
+      },
+      "Whole chains of a small network: see ulam/walk.h.");
 }
 
 }  // namespace ulam

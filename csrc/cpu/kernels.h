@@ -13,10 +13,9 @@ namespace ulam::cpu {
 
 // One instruction set. The function of a shared operation executes its units [begin, end): a unit is at most `chunk`
 // elements of one chain or, where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction
-// takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. walk takes the numbers
-// of the chains that it works on. hash_noise adds the
-// noise standard's checksums of the words [first, first + count). mt19937 and torch_transform are null where there are
-// no fused multiply-adds: see torch_normal.h.
+// takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. walk takes the
+// numbers of the chains that it works on. hash_noise adds the noise standard's checksums of the words [first, first +
+// count). mt19937 and torch_transform are null where there are no fused multiply-adds: see torch_normal.h.
 struct Kernels {
   const char* name;
   int width;

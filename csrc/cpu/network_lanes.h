@@ -14,7 +14,7 @@ inline void activate(float* p, int64_t count, int function, float parameter) {
       V::store(p, kFloat32, i, activated<V>(known, parameter, V::load(p + i)));
   };
   switch (static_cast<Activation>(function)) {
-#define ULAM_KNOWN(f)    \
+#define ULAM_KNOWN(f) \
   case Activation::f: \
     return all(std::integral_constant<Activation, Activation::f>());
     ULAM_KNOWN(kSilu)

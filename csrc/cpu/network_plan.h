@@ -1,6 +1,7 @@
 // A network as the loops of one thread want it: where its values lie, what is computed together.
 //
-// The code is that of kernels/ulam_kernels/networks.py; packed weights are those of kernels/ulam_kernels/cpu/packing.py.
+// The code is that of kernels/ulam_kernels/networks.py; packed weights are those of
+// kernels/ulam_kernels/cpu/packing.py.
 #pragma once
 
 #include <cstdint>

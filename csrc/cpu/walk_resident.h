@@ -107,7 +107,8 @@ class Resident {
     if (!s_.step.seed) return walk(static_cast<ChainNoise<V>*>(nullptr));
     alignas(64) unsigned char memory[M * sizeof(ChainNoise<V>)];
     ChainNoise<V>* const noise = reinterpret_cast<ChainNoise<V>*>(memory);
-    for (int m = 0; m < M; ++m) new (noise + m) ChainNoise<V>({ids_[0] + m * W, ids_[1] + m * W, ids_[2] + m * W}, 0, W);
+    for (int m = 0; m < M; ++m)
+      new (noise + m) ChainNoise<V>({ids_[0] + m * W, ids_[1] + m * W, ids_[2] + m * W}, 0, W);
     walk(noise);
   }
 
@@ -137,7 +138,7 @@ class Resident {
       if (alive_[c]) leave(c);
   }
 
-  float (*lanes_of(int m) const)[W] { return reinterpret_cast<float(*)[W]>(z_ + m * (n_ + 8) * W); }
+  float (*lanes_of(int m) const)[W] { return reinterpret_cast<float (*)[W]>(z_ + m * (n_ + 8) * W); }
 
   // m_ and u_, as far as chains read them.
   void evaluate() {

@@ -12,6 +12,7 @@ import ulam_kernels
 from step_cases import random_table
 from ulam_kernels import Table
 from ulam_kernels.networks import FUNCTIONS, Binary, Instruction, LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.table import LEARNED
 
 ROWS = 40
 
@@ -135,13 +136,13 @@ class Walk:
         return replace(self, states=self.states.double(), table=table, net_in=net_in, given=given)
 
 
-def stable_table(rng: np.random.Generator, registers: int) -> Table:
-    """Random rows whose states do not grow: terms missing, clips, learned noise scales."""
+def stable_table(rng: np.random.Generator, registers: int, learned: bool) -> Table:
+    """Random rows whose states do not grow: terms missing, clips, `learned` noise scales."""
     table = random_table(rng, registers, ROWS)
     coef = table.coef.clone()
     coef[:, 7:] *= 0.4
     coef[:, 4:6] *= 0.3
-    return Table(coef, table.flags, registers, table.uses)
+    return Table(coef, table.flags if learned else table.flags & ~LEARNED, registers)
 
 
 def random_walk(rng: np.random.Generator, chains: int, n: int, registers: int, *, network: Network | None = None,
@@ -149,7 +150,7 @@ def random_walk(rng: np.random.Generator, chains: int, n: int, registers: int, *
                 steps: int = 4) -> Walk:  # fmt: skip
     """Chains at rows of their own, or `together`; one in five is idle, unless they are together."""
     network = network or random_network(rng, n, learned)
-    table = stable_table(rng, registers)
+    table = stable_table(rng, registers, network.learned)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
 
     def normal(*shape: int) -> torch.Tensor:

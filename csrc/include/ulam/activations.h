@@ -1,8 +1,8 @@
 // The activations of small networks in correctly rounded fp32 operations: the same bits everywhere.
 //
-// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). exp saturates at -86 and 88, so that
-// far out on the left, where the exact value is below 1e-35 in size, x is multiplied by 0: infinities give NaN there, as
-// the formulas do. Errors are bounded in tests/kernels/test_activations.py.
+// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). exp saturates at -86 and 88, so
+// that far out on the left, where the exact value is below 1e-35 in size, x is multiplied by 0: infinities give NaN
+// there, as the formulas do. Errors are bounded in tests/kernels/test_activations.py.
 #pragma once
 
 #include "ulam/elementary.h"
@@ -51,7 +51,8 @@ ULAM_HD typename V::f sigmoid(typename V::f x) {
 template <class V>
 ULAM_HD typename V::f gelu(typename V::f x) {
   using f = typename V::f;
-  const f zero = V::set(0.0f), one = V::set(1.0f), a = V::less(x, zero, V::sub(zero, x), x);
+  const f zero = V::set(0.0f), one = V::set(1.0f);
+  const f a = V::clip(V::less(x, zero, V::sub(zero, x), x), zero, V::set(16.0f));
   const f square = V::mul(a, a), rest = V::fma(a, a, V::sub(zero, square));
   const f density = V::mul(exp<V>(V::mul(square, V::set(-0.5f))), V::fma(rest, V::set(-0.5f), one));
   const f tail = V::mul(density, scaled_tail<V>(a));

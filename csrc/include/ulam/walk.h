@@ -14,7 +14,7 @@ struct Walk {
   Step step;
   int64_t* cursor;  // [6, B]: see ulam/tick.h
   int64_t count;
-  int64_t work;  // multiplications of one evaluation
+  int64_t work;                 // multiplications of one evaluation
   const int64_t* code;          // of the network: see kernels/ulam_kernels/networks.py
   const float *data, *packed;   // and its numbers; its weights as kernels/ulam_kernels/cpu/packing.py has them
   const float* row_vectors;     // [rows, row_width]

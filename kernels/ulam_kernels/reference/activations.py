@@ -42,6 +42,7 @@ def _silu(x: RealArray) -> RealArray:
 
 def _gelu(x: RealArray) -> RealArray:
     a, half = np.where(x < 0, -x, x), np.float32(-0.5)
+    a = np.where(a > 16, np.float32(16), a)
     square = mul(a, a)
     rest = fma(a, a, -square)
     tail = mul(mul(exp(mul(square, half)), fma(rest, half, np.float32(1))), scaled_tail(a))

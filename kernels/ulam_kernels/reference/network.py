@@ -1,4 +1,4 @@
-"""A small network on the host, operation by operation: what :mod:`ulam_kernels.networks` says, for all chains at once."""
+"""A small network on the host, operation by operation, for all chains at once: see :mod:`ulam_kernels.networks`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LANES = 16  # of the sums of LayerNorm
 
 @dataclass(frozen=True)
 class Vectors:
-    """What instructions read beside values: ``[B, row_width]`` and ``[B, chain_width]``, or None where there is none."""
+    """What instructions read beside values: ``[B, row_width]`` and ``[B, chain_width]``, or None."""
 
     row: RealArray | None
     chain: RealArray | None
@@ -73,9 +73,9 @@ def _layer_norm(norm: LayerNorm, width: int, values: dict[int, RealArray], vecto
     variance = _sum(d, d) / real(width)
     y = mul(d, (real(1) / np.sqrt(_add(variance, real(norm.eps))))[:, None])
     weight, bias = (None if o is None else vectors.of(o, width, values) for o in (norm.weight, norm.bias))
-    if weight is not None and bias is not None:
-        return fma(y, weight, bias)
-    return y if weight is None and bias is None else mul(y, weight) if bias is None else _add(y, bias)
+    if weight is None:
+        return y if bias is None else _add(y, bias)
+    return mul(y, weight) if bias is None else fma(y, weight, bias)
 
 
 def _sum(x: RealArray, y: RealArray) -> RealArray:

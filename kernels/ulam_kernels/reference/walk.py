@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.networks import Network
+from ulam_kernels.reference.arithmetic import RealArray
 from ulam_kernels.reference.network import evaluate
 from ulam_kernels.reference.operands import rows_inside
 from ulam_kernels.reference.reduce import reduce
@@ -40,7 +41,7 @@ def walk(
         there = torch.nonzero(cursor[0] != IDLE_ROW).flatten()
         at, rows = x[there].flatten(1).numpy(), cursor[0, there]
         row = None if row_vectors is None else row_vectors[rows].numpy()
-        outputs = []
+        outputs: list[RealArray | None] = []
         for vectors in (chain_vectors, uncond_vectors):
             own = None if vectors is None else vectors[there].numpy()
             outputs.append(evaluate(network, at, row, own) if vectors is not None or not outputs else None)
@@ -62,7 +63,7 @@ def walk(
             net_in[there] = following
 
 
-def _spread(output: np.ndarray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+def _spread(output: RealArray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
     """The outputs of some chains among those of all, zeros for the others."""
     if output is None:
         return None
