@@ -82,6 +82,7 @@ struct Avx2 {
     const f low = _mm256_blendv_ps(x, lo, _mm256_cmp_ps(x, lo, _CMP_LT_OQ));
     return _mm256_blendv_ps(low, hi, _mm256_cmp_ps(x, hi, _CMP_GT_OQ));
   }
+  static inline f at_least(f x, f lo) { return _mm256_max_ps(lo, x); }  // the second operand where one is NaN
   static inline f where_equal(f x, float y, f then, f otherwise) {
     return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, set(y), _CMP_EQ_OQ));
   }

@@ -78,6 +78,7 @@ struct Avx512 {
     const f low = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, lo, _CMP_LT_OQ), lo);
     return _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(x, hi, _CMP_GT_OQ), hi);
   }
+  static inline f at_least(f x, f lo) { return _mm512_max_ps(lo, x); }  // the second operand where one is NaN
   static inline f where_equal(f x, float y, f then, f otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, set(y), _CMP_EQ_OQ), then);
   }

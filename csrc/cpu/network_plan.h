@@ -13,7 +13,7 @@
 namespace ulam::cpu {
 namespace {
 
-constexpr int kNarrow = 8, kPanel = 32;  // columns of packed weights that lie together for every k
+constexpr int kNarrow = 8, kPanel = 128;  // columns of packed weights that lie together for every k
 constexpr int kMostInstructions = 64;
 
 enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm };

@@ -1,8 +1,8 @@
 // The activations of small networks in correctly rounded fp32 operations: the same bits everywhere.
 //
-// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). exp saturates at -86 and 88, so
-// that far out on the left, where the exact value is below 1e-35 in size, x is multiplied by 0: infinities give NaN
-// there, as the formulas do. Errors are bounded in tests/kernels/test_activations.py.
+// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). Where exp would leave its range x is
+// held: far out on the left the result is below 1e-35 in size and not 0. NaN passes. Errors are bounded in
+// tests/kernels/test_activations.py.
 #pragma once
 
 #include "ulam/elementary.h"
@@ -24,48 +24,43 @@ enum class Activation : int {
   kElu
 };
 
-// exp(-x), which needs no negation of its own.
+// 1 + exp(-x), of x at least -88; of NaN it may be anything.
 template <class V>
-ULAM_HD typename V::f exp_minus(typename V::f x) {
-  return exp<V>(V::sub(V::set(0.0f), x));
-}
-
-// y, and 0 times x where x < least.
-template <class V>
-ULAM_HD typename V::f from(float least, typename V::f x, typename V::f y) {
-  return V::less(x, V::set(least), V::mul(x, V::set(0.0f)), y);
+ULAM_HD typename V::f one_and_exp_minus(typename V::f x) {
+  return V::add(V::set(1.0f), exp_within<V>(V::at_least(V::sub(V::set(0.0f), x), V::set(-86.0f))));
 }
 
 // x / (1 + exp(-x))
 template <class V>
 ULAM_HD typename V::f silu(typename V::f x) {
-  return from<V>(-88.0f, x, V::div(x, V::add(V::set(1.0f), exp_minus<V>(x))));
+  const typename V::f held = V::at_least(x, V::set(-88.0f));
+  return V::div(held, one_and_exp_minus<V>(held));
 }
 
 template <class V>
 ULAM_HD typename V::f sigmoid(typename V::f x) {
-  return V::div(V::set(1.0f), V::add(V::set(1.0f), exp_minus<V>(x)));
+  return V::nan_or(x, V::div(V::set(1.0f), one_and_exp_minus<V>(V::at_least(x, V::set(-88.0f)))));
 }
 
 // x Phi(x), by the normal tail of |x|; the square in the exponent is exact to the second order.
 template <class V>
 ULAM_HD typename V::f gelu(typename V::f x) {
   using f = typename V::f;
-  const f zero = V::set(0.0f), one = V::set(1.0f);
-  const f a = V::clip(V::less(x, zero, V::sub(zero, x), x), zero, V::set(16.0f));
+  const f zero = V::set(0.0f), one = V::set(1.0f), held = V::clip(x, V::set(-13.0f), V::set(16.0f));
+  const f a = V::less(held, zero, V::sub(zero, held), held);
   const f square = V::mul(a, a), rest = V::fma(a, a, V::sub(zero, square));
   const f density = V::mul(exp<V>(V::mul(square, V::set(-0.5f))), V::fma(rest, V::set(-0.5f), one));
   const f tail = V::mul(density, scaled_tail<V>(a));
-  return from<V>(-13.0f, x, V::mul(x, V::less(x, zero, tail, V::sub(one, tail))));
+  return V::mul(V::at_least(x, V::set(-13.0f)), V::less(x, zero, tail, V::sub(one, tail)));
 }
 
 // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): x (1 + tanh u) / 2.
 template <class V>
 ULAM_HD typename V::f gelu_tanh(typename V::f x) {
   using f = typename V::f;
-  const f cubic = V::fma(V::mul(x, x), V::set(0x1.6e4e26p-5f), V::set(1.0f));
-  const f twice = V::mul(V::mul(x, V::set(0x1.988454p+0f)), cubic);
-  return from<V>(-10.0f, x, V::div(x, V::add(V::set(1.0f), exp_minus<V>(twice))));
+  const f held = V::at_least(x, V::set(-10.0f));
+  const f cubic = V::fma(V::mul(held, held), V::set(0x1.6e4e26p-5f), V::set(1.0f));
+  return V::div(held, one_and_exp_minus<V>(V::mul(V::mul(held, V::set(0x1.988454p+0f)), cubic)));
 }
 
 // e / (e + 2), e = exp(2 x) - 1
@@ -79,9 +74,10 @@ ULAM_HD typename V::f tanh(typename V::f x) {
 template <class V>
 ULAM_HD typename V::f mish(typename V::f x) {
   using f = typename V::f;
-  const f e = exp<V>(V::clip(x, V::set(-86.0f), V::set(20.0f)));
+  const f held = V::at_least(x, V::set(-86.0f));
+  const f e = exp_within<V>(V::less(V::set(20.0f), held, V::set(20.0f), held));
   const f n = V::fma(e, e, V::add(e, e));
-  return from<V>(-86.0f, x, V::mul(x, V::div(n, V::add(n, V::set(2.0f)))));
+  return V::mul(held, V::div(n, V::add(n, V::set(2.0f))));
 }
 
 // max(x, 0) + ln(1 + exp(-|x|)), the logarithm with what its argument loses by rounding.

@@ -1,7 +1,7 @@
 // exp, logarithms and the normal distribution's tail, in correctly rounded fp32 operations: the same bits everywhere.
 //
 // V has the members of ulam/scalar.h; expm1, exp_excess and scaled_tail also ask for add, div, less(a, b, then,
-// otherwise) and any(a), whether a lane is not 0.
+// otherwise) and any(a), whether a lane is not 0; exp_within's callers for at_least(x, lo), which passes NaN.
 #pragma once
 
 #include "ulam/platform.h"
@@ -15,9 +15,9 @@ struct ExpReduced {
   typename V::u n;
   typename V::f r, p;
 
-  ULAM_HD explicit ExpReduced(typename V::f given) {
+  ULAM_HD explicit ExpReduced(typename V::f x) : ExpReduced(V::clip(x, V::set(-86.0f), V::set(88.0f)), true) {}
+  ULAM_HD ExpReduced(typename V::f x, bool /* held to [-86, 88] */) {
     using f = typename V::f;
-    const f x = V::clip(given, V::set(-86.0f), V::set(88.0f));
     const f rounded = V::fma(x, V::set(0x1.715476p+0f), V::set(0x1.8p+23f));  // its low bits are the integer n
     n = V::sub_u(V::bits(rounded), V::set_u(0x4B400000u));
     const f k = V::sub(rounded, V::set(0x1.8p+23f));
@@ -31,13 +31,23 @@ struct ExpReduced {
   }
 };
 
+template <class V>
+ULAM_HD typename V::f exp_of(const ExpReduced<V>& e) {
+  typename V::f y = V::fma(e.p, e.r, V::set(1.0f));
+  y = V::fma(y, e.r, V::set(1.0f));
+  return V::as_float(V::add_u(V::bits(y), V::template shl<23>(e.n)));
+}
+
 // At most 0.9 ulp off; the result is a normal number. NaN passes.
 template <class V>
 ULAM_HD typename V::f exp(typename V::f x) {
-  const ExpReduced<V> e(x);
-  typename V::f y = V::fma(e.p, e.r, V::set(1.0f));
-  y = V::fma(y, e.r, V::set(1.0f));
-  return V::nan_or(x, V::as_float(V::add_u(V::bits(y), V::template shl<23>(e.n))));
+  return V::nan_or(x, exp_of<V>(ExpReduced<V>(x)));
+}
+
+// The same of x in [-86, 88]; of NaN it may be anything.
+template <class V>
+ULAM_HD typename V::f exp_within(typename V::f x) {
+  return exp_of<V>(ExpReduced<V>(x, true));
 }
 
 // ln x of a normal number x > 0, about 1.2 ulp off at most; NaN passes.

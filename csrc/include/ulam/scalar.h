@@ -76,6 +76,7 @@ struct Scalar {
   }
   // x < lo ? lo : (x > hi ? hi : x), so NaN passes.
   static ULAM_HD f clip(f x, f lo, f hi) { return x < lo ? lo : (x > hi ? hi : x); }
+  static ULAM_HD f at_least(f x, f lo) { return x < lo ? lo : x; }  // NaN passes
   static ULAM_HD f where_equal(f x, float y, f then, f otherwise) { return x == y ? then : otherwise; }
   static ULAM_HD f nan_or(f x, f y) { return x != x ? x : y; }
 };

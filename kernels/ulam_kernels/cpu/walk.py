@@ -10,7 +10,7 @@ from ulam_kernels import _cpu
 from ulam_kernels.native.addresses import address
 from ulam_kernels.networks import Linear, Network
 
-NARROW, PANEL = 8, 32  # columns that lie together for every k, as csrc/cpu/network_plan.h has them
+NARROW, PANEL = 8, 128  # columns that lie together for every k, as csrc/cpu/network_plan.h has them
 ALIGNED = 16
 
 

@@ -32,26 +32,28 @@ def _sigmoid(x: RealArray) -> RealArray:
     return np.asarray(one / (one + exp(-x)))
 
 
-def _from(least: float, x: RealArray, y: RealArray) -> RealArray:
-    return np.where(x < x.dtype.type(least), mul(x, x.dtype.type(0)), y)
+def _at_least(x: RealArray, least: float) -> RealArray:
+    return np.where(x < x.dtype.type(least), x.dtype.type(least), x)
 
 
 def _silu(x: RealArray) -> RealArray:
-    return _from(-88, x, x / (np.float32(1) + exp(-x)))
+    x = _at_least(x, -88)
+    return np.asarray(x / (np.float32(1) + exp(-x)))
 
 
 def _gelu(x: RealArray) -> RealArray:
-    a, half = np.where(x < 0, -x, x), np.float32(-0.5)
-    a = np.where(a > 16, np.float32(16), a)
+    held, half, one = _at_least(x, -13), np.float32(-0.5), np.float32(1)
+    a = np.where(held > 16, np.float32(16), np.where(held < 0, -held, held))
     square = mul(a, a)
     rest = fma(a, a, -square)
-    tail = mul(mul(exp(mul(square, half)), fma(rest, half, np.float32(1))), scaled_tail(a))
-    return _from(-13, x, mul(x, np.where(x < 0, tail, sub(np.float32(1), tail))))
+    tail = mul(mul(exp(mul(square, half)), fma(rest, half, one)), scaled_tail(a))
+    return mul(held, np.where(x < 0, tail, sub(one, tail)))
 
 
 def _gelu_tanh(x: RealArray) -> RealArray:
+    x = _at_least(x, -10)
     cubic = fma(mul(x, x), np.float32(CUBIC), np.float32(1))
-    return _from(-10, x, x / (np.float32(1) + exp(-mul(mul(x, np.float32(ROOT)), cubic))))
+    return np.asarray(x / (np.float32(1) + exp(-mul(mul(x, np.float32(ROOT)), cubic))))
 
 
 def _tanh(x: RealArray) -> RealArray:
@@ -60,9 +62,10 @@ def _tanh(x: RealArray) -> RealArray:
 
 
 def _mish(x: RealArray) -> RealArray:
-    e = exp(np.where(x < -86, np.float32(-86), np.where(x > 20, np.float32(20), x)))
+    x = _at_least(x, -86)
+    e = exp(np.where(x > 20, np.float32(20), x))
     n = fma(e, e, e + e)
-    return _from(-86, x, mul(x, n / (n + np.float32(2))))
+    return mul(x, n / (n + np.float32(2)))
 
 
 def _softplus(x: RealArray) -> RealArray:
