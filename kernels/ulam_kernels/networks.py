@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ulam_kernels.arguments import choice, described, real, whole
+from ulam_kernels.validation import check_data
 
 KINDS = ("value", "row", "chain", "constant")
 # leaky_relu and elu have a parameter: the slope below 0, and alpha.
@@ -383,6 +384,7 @@ def _floats(tensor: object, name: str, dimensions: int) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.dim() != dimensions:
         shape = "[K]" if dimensions == 1 else "[out, in]"
         raise TypeError(f"{name}: got {described(tensor)}, expected a float32 tensor {shape}")
+    check_data(tensor, name)
     copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if not math.isfinite(copied.double().sum().item()):
         raise ValueError(f"{name}: got numbers that are not finite, expected finite ones")

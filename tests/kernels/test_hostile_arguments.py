@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import ulam_kernels
 from hostile_arguments import Given, failures
-from kernel_arguments import blend_arguments, reduce_arguments, step_arguments
+from kernel_arguments import blend_arguments, reduce_arguments, step_arguments, table_of
 from tracing_cases import DENSITY, B, N, operations
-from ulam_kernels import Table, densities
+from ulam_kernels import Table, densities, networks
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -74,6 +75,20 @@ def pack_arguments() -> Given:
     }  # fmt: skip
 
 
+def walk_arguments() -> Given:
+    matrix, operand = torch.eye(N), networks.Operand("chain", 1)
+    linear = networks.Linear(1, (0,), (matrix,), (networks.Operand("row", 0), operand))
+    network = networks.Network(N, (N, N), (linear,), row_width=N, chain_width=N + 1)
+    cursor = torch.zeros(6, B, dtype=torch.int64)
+    cursor[0] = 1
+    return {
+        "states": normal(1, B, N), "table": Table.cat([table_of()] * 2), "cursor": cursor, "network": network,
+        "steps": 2, "net_in": normal(B, N) + 1, "seed": torch.arange(B), "chain": torch.arange(B) + 3,
+        "row_vectors": normal(2, N), "chain_vectors": normal(B, N + 1), "uncond_vectors": normal(B, N + 1) + 1,
+        "guidance": torch.full((B,), 2.0), "backend": None,
+    }  # fmt: skip
+
+
 VALID: dict[str, Callable[[], Given]] = {
     "step": lambda: step_arguments() | {"backend": None},
     "reduce": lambda: reduce_arguments() | {"backend": None},
@@ -98,6 +113,14 @@ VALID: dict[str, Callable[[], Given]] = {
                             "log_var_b": torch.zeros(B), "backend": None},
     "discretised_log_likelihood": lambda: {"x": normal(B, N), "mean": normal(B, N), "log_scale": torch.zeros(B),
                                            "bins": 8, "cdf": "exact", "backend": None},
+    "walk": walk_arguments,
+    "Operand": lambda: {"kind": "row", "index": 3},
+    "Linear": lambda: {"out": 1, "inputs": (0,), "weights": (torch.eye(3),), "start": ()},
+    "Unary": lambda: {"out": 1, "function": "elu", "value": 0, "parameter": 0.5},
+    "Binary": lambda: {"out": 1, "function": "add", "a": networks.Operand("row", 0), "b": networks.Operand("row", 1)},
+    "LayerNorm": lambda: {"out": 1, "value": 0, "weight": None, "bias": networks.Operand("constant", 0), "eps": 1e-5},
+    "Network": lambda: {"inputs": 3, "widths": (3, 3), "instructions": (networks.Unary(1, "silu", 0),),
+                        "constants": torch.ones(2), "row_width": 2, "chain_width": 1, "output": 1, "output_width": 3},
     "Table": lambda: {"coef": torch.zeros(2, 11), "flags": torch.zeros(2, dtype=torch.int32), "registers": 1,
                       "uses": -1},
     "pack": pack_arguments,
@@ -116,7 +139,9 @@ def public() -> dict[str, Callable[..., Any]]:
         for name, function in vars(densities).items()
         if inspect.isfunction(function) and function.__module__ == densities.__name__ and name[0] != "_"
     }
-    return operations() | made | {"Table": Table, "pack": Table.pack}
+    kinds = (networks.Operand, networks.Linear, networks.Unary, networks.Binary, networks.LayerNorm, networks.Network)
+    others = {"Table": Table, "pack": Table.pack, "walk": ulam_kernels.walk}
+    return operations() | made | others | {kind.__name__: kind for kind in kinds}
 
 
 # Names in front of a message that are no argument's: of what is made of several.
@@ -127,6 +152,7 @@ EXTRA = (
     "kept",
     "proposed",
     *operations(),
+    "walk",
 )
 
 

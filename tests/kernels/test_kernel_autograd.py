@@ -12,10 +12,13 @@ import ulam_kernels
 from ulam_kernels import Table, mcmc
 from ulam_kernels.densities import double_well
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
+from ulam_kernels.networks import Linear, Network, Operand
 
 B, N = 3, 4
 ROW = torch.zeros(B, dtype=torch.int64)
 IDS = {"seed": ROW, "chain": torch.arange(B), "draw": ROW}
+CURSOR = torch.tensor([1, 0, 0, 0, 0, 0])[:, None].repeat(1, B)
+NETWORK = Network(N, (N, N), (Linear(1, (0,), (torch.eye(N),), (Operand("row", 0),)),), row_width=N)
 LOST = "got a tensor that asks for a derivative, but"
 
 
@@ -157,6 +160,13 @@ def calls() -> dict[str, tuple[dict[str, torch.Tensor], object, list[str]]]:
             {"x": x, "coef": torch.full((B, 4), 0.01)},
             lambda x, coef: mcmc.run(double_well(N), x, "ula", coef, 2, **IDS),
             ["x"],
+        ),
+        "walk": (
+            {"states": drawn(1, B, N, seed=3), "net_in": drawn(B, N, seed=4), "row_vectors": drawn(2, N, seed=5)},
+            lambda states, **given: ulam_kernels.walk(
+                states, Table.cat([table(), table()]), CURSOR.clone(), NETWORK, steps=1, **given
+            ),
+            ["states", "net_in"],
         ),
         "moments": ({"x": x, "y": x.clone()}, ulam_kernels.moments, []),
         "gaussian_kl": (

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ulam_kernels
 from bit_comparison import differences, same_bits
@@ -276,3 +278,27 @@ def test_other_backends_are_refused_by_name() -> None:
     refused(ValueError, "^backend: got 'cpu', expected 'reference'", walk=wide)
     meta = replace(case("apart", 2, 0), states=torch.zeros(1, 2, 3, device="meta"))
     refused(ValueError, "^states: got", walk=meta)
+
+
+@pytest.mark.parametrize("by", ["torch.jit.trace", "make_fx", "fake"])
+def test_what_records_or_has_no_memory_is_refused(by: str) -> None:
+    """No operator of torch stands for a walk."""
+    walk = case("apart", 2, 0)
+
+    def call(states: torch.Tensor) -> torch.Tensor:
+        return replace(walk, states=states).run("cpu")[0]
+
+    with pytest.raises(RuntimeError, match=r"^walk: got a call under [^\n]*, expected one outside: [^\n]*\Z"):
+        if by == "make_fx":
+            make_fx(call)(walk.states)
+        elif by == "fake":
+            call(FakeTensorMode().from_tensor(walk.states))
+        else:
+            torch.jit.trace(call, (walk.states,), check_trace=False)
+
+
+def test_torch_compile_runs_it_outside_of_its_graphs() -> None:
+    walk = case("guided", 5, 0)
+    compiled = torch.compile(lambda states: replace(walk, states=states + 1).run("cpu")[0] - 1, backend="eager")
+    expected = replace(walk, states=walk.states + 1).run("cpu")[0] - 1
+    assert torch.equal(compiled(walk.states), expected)

@@ -1,7 +1,7 @@
 // The activations of small networks in correctly rounded fp32 operations: the same bits everywhere.
 //
-// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). Where exp would leave its range x is
-// held: far out on the left the result is below 1e-35 in size and not 0. NaN passes. Errors are bounded in
+// V has the members of ulam/scalar.h, and add, div and less(a, b, then, otherwise). Where exp would leave its range x
+// is held: far out on the left the result is below 1e-35 in size and not 0. NaN passes. Errors are bounded in
 // tests/kernels/test_activations.py.
 #pragma once
 
