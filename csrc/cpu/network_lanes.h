@@ -104,7 +104,9 @@ class LanesNetwork {
 
   void linear(const Item& item) {
     int j = 0;
-    if constexpr (columns == 8)
+    if constexpr (columns == 16)
+      for (; item.width - j > 8; j += 16) block<16>(item, j);
+    if constexpr (columns >= 8)
       for (; item.width - j > 4; j += 8) block<8>(item, j);
     for (; item.width - j > 2; j += 4) block<4>(item, j);
     for (; item.width - j > 0; j += 2) block<2>(item, j);
@@ -138,13 +140,14 @@ class LanesNetwork {
   template <int C>
   static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int j, f sum[M][C]) {
     const float* __restrict w = packed + static_cast<int64_t>(j / kNarrow) * depth * kNarrow + j % kNarrow;
+    const int64_t next = C > kNarrow ? static_cast<int64_t>(depth) * kNarrow : 0;
     for (int k = 0; k < depth; ++k, w += kNarrow, x += lanes) {
       f a[M];
       ULAM_UNROLL
       for (int m = 0; m < M; ++m) a[m] = V::load(x + m * V::width);
       ULAM_UNROLL
       for (int c = 0; c < C; ++c) {
-        const f b = V::set(w[c]);
+        const f b = V::set(c < kNarrow ? w[c] : w[next + c - kNarrow]);
         ULAM_UNROLL
         for (int m = 0; m < M; ++m) sum[m][c] = V::fma(a[m], b, sum[m][c]);
       }
@@ -180,8 +183,8 @@ class LanesNetwork {
     }
   }
 
-  // AVX2 has half the registers.
-  static constexpr int columns = V::width >= 16 || M == 1 ? 8 : 4;
+  // AVX2 has half the registers of AVX-512.
+  static constexpr int columns = (V::width >= 16 ? 16 : 8) / M;
 
   const Plan& plan_;
   float* const slots_;

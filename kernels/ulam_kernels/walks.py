@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from ulam_kernels.arguments import described, whole
@@ -63,13 +65,8 @@ def walk(
     check_not_recorded("walk", states, cursor, seed, chain, *given.values())
     _check(states, table, cursor, network, seed, chain, **given)
     steps = whole(steps, "steps", 0, MAX_STEPS)
-    module = select(backend, states.device.type, states.dtype)
-    if not hasattr(module, "walk"):
-        raise ValueError(f"backend: got {name_of(module)!r}, expected 'cpu' or 'reference', which have this operation")
-    if net_in is None:
-        check_memory_of_its_own(states=states, cursor=cursor)
-    else:
-        check_memory_of_its_own(states=states, cursor=cursor, net_in=net_in)
+    module = _backend(backend, states)
+    _check_written(states, cursor, net_in)
     reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags)
     reads = apart(apart(reads, 0, states, net_in), 0, cursor)
     seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags = reads
@@ -77,6 +74,65 @@ def walk(
         module.walk(states, coef, flags, cursor, network, steps, net_in, seed, chain, row_vectors, chain_vectors,
                     uncond_vectors, guidance)  # fmt: skip
     written((states, cursor) if net_in is None else (states, cursor, net_in))
+
+
+class BoundWalk:
+    """:func:`walk` on tensors that stay where they are: what does not change is checked once, here.
+
+    Arguments, errors and results are those of :func:`walk`; what is written shares no memory with what is read.
+    """
+
+    def __init__(
+        self, states: torch.Tensor, table: Table, cursor: torch.Tensor, network: Network, *,
+        net_in: Tensor = None, seed: Tensor = None, chain: Tensor = None, row_vectors: Tensor = None,
+        chain_vectors: Tensor = None, uncond_vectors: Tensor = None, guidance: Tensor = None,
+        backend: str | None = None,
+    ) -> None:  # fmt: skip
+        given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
+                 "uncond_vectors": uncond_vectors, "guidance": guidance}  # fmt: skip
+        self._given: dict[str, Tensor] = {"states": states, **given}
+        check_no_gradient("walk", **self._given)
+        check_not_recorded("walk", states, cursor, seed, chain, *given.values())
+        _check(states, table, cursor, network, seed, chain, **given)
+        module = _backend(backend, states)
+        _check_written(states, cursor, net_in)
+        reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags)
+        names = ("seed", "chain", *list(given)[1:], "coef", "flags")
+        for other in (states, cursor, *(() if net_in is None else (net_in,))):
+            for name, tensor, private in zip(names, reads, apart(reads, 0, other), strict=True):
+                if tensor is not private:
+                    raise ValueError(f"{name}: got memory shared with what is written, expected memory of its own")
+        self._written = (states, cursor) if net_in is None else (states, cursor, net_in)
+        seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags = reads
+        self._run = module.bound_walk(states, coef, flags, cursor, network, net_in, seed, chain, row_vectors,
+                                      chain_vectors, uncond_vectors, guidance)  # fmt: skip
+
+    def __call__(self, steps: int) -> None:
+        """Execute ``steps`` rows of every chain.
+
+        Raises:
+            TypeError, ValueError, IndexError, RuntimeError: see :func:`walk`.
+        """
+        check_no_gradient("walk", **self._given)
+        check_not_recorded("walk")
+        steps = whole(steps, "steps", 0, MAX_STEPS)
+        if self._written[0].numel() and steps:
+            self._run(steps)
+        written(self._written)
+
+
+def _backend(name: str | None, states: torch.Tensor) -> ModuleType:
+    module = select(name, states.device.type, states.dtype)
+    if not hasattr(module, "walk"):
+        raise ValueError(f"backend: got {name_of(module)!r}, expected 'cpu' or 'reference', which have this operation")
+    return module
+
+
+def _check_written(states: torch.Tensor, cursor: torch.Tensor, net_in: Tensor) -> None:
+    if net_in is None:
+        check_memory_of_its_own(states=states, cursor=cursor)
+    else:
+        check_memory_of_its_own(states=states, cursor=cursor, net_in=net_in)
 
 
 def _check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,6 @@ from ulam_kernels.networks import Linear, Network, Operand
 B, N = 3, 4
 ROW = torch.zeros(B, dtype=torch.int64)
 IDS = {"seed": ROW, "chain": torch.arange(B), "draw": ROW}
-CURSOR = torch.tensor([1, 0, 0, 0, 0, 0])[:, None].repeat(1, B)
-NETWORK = Network(N, (N, N), (Linear(1, (0,), (torch.eye(N),), (Operand("row", 0),)),), row_width=N)
 LOST = "got a tensor that asks for a derivative, but"
 
 
@@ -97,6 +97,14 @@ def test_conversions_have_derivatives_in_both_modes() -> None:
 # ------------------------------------------------------------------------------------- what has no derivative
 
 
+def walk_call() -> tuple[dict[str, torch.Tensor], object, list[str]]:
+    network = Network(N, (N, N), (Linear(1, (0,), (torch.eye(N),), (Operand("row", 0),)),), row_width=N)
+    cursor = torch.tensor([1, 0, 0, 0, 0, 0])[:, None].repeat(1, B)
+    rows = Table.cat([table(), table()])
+    given = {"states": drawn(1, B, N, seed=3), "net_in": drawn(B, N, seed=4), "row_vectors": drawn(2, N, seed=5)}
+    return given, partial(ulam_kernels.walk, table=rows, cursor=cursor, network=network, steps=1), ["states", "net_in"]
+
+
 def calls() -> dict[str, tuple[dict[str, torch.Tensor], object, list[str]]]:
     """By operation: its float tensors, how it is called with them, and which of them it writes."""
     state, model, chain = drawn(1, B, N), drawn(B, N, seed=1), torch.ones(B)
@@ -161,13 +169,7 @@ def calls() -> dict[str, tuple[dict[str, torch.Tensor], object, list[str]]]:
             lambda x, coef: mcmc.run(double_well(N), x, "ula", coef, 2, **IDS),
             ["x"],
         ),
-        "walk": (
-            {"states": drawn(1, B, N, seed=3), "net_in": drawn(B, N, seed=4), "row_vectors": drawn(2, N, seed=5)},
-            lambda states, **given: ulam_kernels.walk(
-                states, Table.cat([table(), table()]), CURSOR.clone(), NETWORK, steps=1, **given
-            ),
-            ["states", "net_in"],
-        ),
+        "walk": walk_call(),
         "moments": ({"x": x, "y": x.clone()}, ulam_kernels.moments, []),
         "gaussian_kl": (
             {"mean_a": x, "log_var_a": chain, "mean_b": x.clone(), "log_var_b": chain.clone()},

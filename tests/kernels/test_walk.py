@@ -21,6 +21,7 @@ from reduce_cases import MIXED, mixed_table
 from ulam_kernels import Table, _cpu
 from ulam_kernels.networks import LayerNorm, Linear, Network, Operand, Unary
 from ulam_kernels.table import LEARNED, READS_Z
+from ulam_kernels.walks import BoundWalk
 from walk_cases import Walk, mlp, random_network, random_walk
 
 SETS = _cpu.instruction_sets()
@@ -201,6 +202,24 @@ def test_steps_may_be_split(name: str) -> None:
     for steps in (1, 0, 2, 1):
         states, cursor, net_in = replace(walk, states=states, cursor=cursor, net_in=net_in, steps=steps).run("cpu")
     assert_same((states, cursor, net_in), walk.run("cpu"))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_bound_walk_is_the_walk(name: str, backend: str) -> None:
+    walk = case(name, 6, 4)
+    states, cursor = walk.states.clone(), walk.cursor.clone()
+    net_in = None if walk.net_in is None else walk.net_in.clone()
+    bound = BoundWalk(states, walk.table, cursor, walk.network, net_in=net_in, backend=backend, **walk.given)
+    version = states._version
+    bound(1), bound(0), bound(walk.steps - 1)
+    assert_same((states, cursor, net_in), walk.run("cpu"))
+    assert states._version > version
+    with pytest.raises(TypeError, match=r"^steps: got"):
+        bound("2")  # type: ignore[arg-type]
+    shared = walk.given | {"chain": cursor[0]}
+    with pytest.raises(ValueError, match=r"^chain: got memory shared with what is written"):
+        BoundWalk(states, walk.table, cursor, walk.network, net_in=net_in, backend=backend, **shared)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

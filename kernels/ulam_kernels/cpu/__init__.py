@@ -18,6 +18,7 @@ from ulam_kernels.native import rows as _rows
 from .bound import BoundStep as BoundStep
 from .bound import BoundTick as BoundTick
 from .bound_trees import BoundTrees as BoundTrees
+from .walk import bound_walk as bound_walk
 from .walk import walk as walk
 
 scalar, address = _cpu.scalar, _cpu.address

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from ulam_kernels import _cpu
-from ulam_kernels.native.addresses import address
+from ulam_kernels.native.addresses import addresses
 from ulam_kernels.networks import Linear, Network
 
 NARROW, PANEL = 8, 128  # columns that lie together for every k, as csrc/cpu/network_plan.h has them
@@ -49,6 +50,32 @@ def _columns(matrix: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.cat([flat, flat.new_zeros(-len(flat) % ALIGNED)])
 
 
+def bound_walk(
+    states: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    cursor: torch.Tensor,
+    network: Network,
+    *reads: torch.Tensor | None,
+) -> Callable[[int], None]:
+    """A function of the count of rows. reads: net_in, seed, chain and the vectors, as :func:`walk` has them."""
+    known = packed(network)
+    tensors = (states, coef, flags, cursor, *reads)  # alive: their addresses are held
+    registers, chains = states.shape[:2]
+    net_in, seed, chain, *vectors = addresses(reads)
+    places = states.data_ptr(), coef.data_ptr(), flags.data_ptr(), len(flags), cursor.data_ptr()
+    first: tuple[int, ...] = (chains, network.inputs, registers, *places)
+    packed_at = known.code.data_ptr(), known.data.data_ptr(), known.weights.data_ptr(), known.work
+    rest: tuple[int, ...] = (net_in, seed, chain, *packed_at, *vectors)
+
+    def run(steps: int) -> None:
+        arguments: tuple[int, ...] = (*first, steps, *rest, torch.get_num_threads())
+        _cpu.walk(*arguments)
+
+    run.__dict__["alive"] = tensors, known
+    return run
+
+
 def walk(
     states: torch.Tensor,
     coef: torch.Tensor,
@@ -56,36 +83,6 @@ def walk(
     cursor: torch.Tensor,
     network: Network,
     steps: int,
-    net_in: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    chain: torch.Tensor | None,
-    row_vectors: torch.Tensor | None,
-    chain_vectors: torch.Tensor | None,
-    uncond_vectors: torch.Tensor | None,
-    guidance: torch.Tensor | None,
+    *reads: torch.Tensor | None,
 ) -> None:
-    known = packed(network)
-    registers, chains = states.shape[:2]
-    _cpu.walk(
-        chains,
-        network.inputs,
-        registers,
-        states.data_ptr(),
-        coef.data_ptr(),
-        flags.data_ptr(),
-        len(flags),
-        cursor.data_ptr(),
-        steps,
-        address(net_in),
-        address(seed),
-        address(chain),
-        known.code.data_ptr(),
-        known.data.data_ptr(),
-        known.weights.data_ptr(),
-        known.work,
-        address(row_vectors),
-        address(chain_vectors),
-        address(uncond_vectors),
-        address(guidance),
-        torch.get_num_threads(),
-    )
+    bound_walk(states, coef, flags, cursor, network, *reads)(steps)

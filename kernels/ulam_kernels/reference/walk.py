@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -61,6 +63,18 @@ def walk(
         states[:, there] = flat.view_as(some)
         if net_in is not None and following is not None:
             net_in[there] = following
+
+
+def bound_walk(
+    states: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    cursor: torch.Tensor,
+    network: Network,
+    *reads: torch.Tensor | None,
+) -> Callable[[int], None]:
+    """A function of the count of rows. reads: net_in, seed, chain and the vectors, as :func:`walk` has them."""
+    return lambda steps: walk(states, coef, flags, cursor, network, steps, *reads)
 
 
 def _spread(output: RealArray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
