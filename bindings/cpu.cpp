@@ -158,6 +158,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");
+  m.def(
+      "multiply_adds",
+      [](int64_t rounds, int threads) {
+        const py::gil_scoped_release unlocked;
+        return multiply_adds(*g_kernels, rounds, threads);
+      },
+      "Rounds of fused multiply-adds on every thread; how many floating-point operations they are.");
   m.def("noise_checksums", &noise_checksums,
         "Checksums of radius, cosine and sine over the words [first, first + count), as the noise standard "
         "defines.");

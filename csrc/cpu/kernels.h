@@ -15,7 +15,9 @@ namespace ulam::cpu {
 // elements of one chain or, where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction
 // takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. walk takes the
 // numbers of the chains that it works on. hash_noise adds the noise standard's checksums of the words [first, first +
-// count). mt19937 and torch_transform are null where there are no fused multiply-adds: see torch_normal.h.
+// count). multiply_adds makes that many rounds of independent fused
+// multiply-adds and returns their floating-point operations, for measurements. mt19937 and torch_transform are null
+// where there are no fused multiply-adds: see torch_normal.h.
 struct Kernels {
   const char* name;
   int width;
@@ -30,6 +32,7 @@ struct Kernels {
   void (*look_up)(const LookUp&, int64_t begin, int64_t end);
   int64_t (*first_outside)(const int64_t* row, int64_t rows, int64_t begin, int64_t end);
   void (*hash_noise)(uint64_t first, uint64_t count, uint64_t sums[3]);
+  int64_t (*multiply_adds)(int64_t rounds, float* out);
   void (*mt19937)(uint32_t* x, int64_t count);
   void (*torch_transform)(uint32_t* words, int64_t groups);
 };
@@ -48,6 +51,9 @@ ULAM_CPU_OPERATIONS(ULAM_DECLARE)
 #undef ULAM_DECLARE
 void walk(const Kernels&, const Walk&, int threads);
 void hash_noise(const Kernels&, uint64_t first, uint64_t count, uint64_t sums[3], int threads);
+
+// Rounds of fused multiply-adds on every thread, and all their floating-point operations: the peak of the machine.
+int64_t multiply_adds(const Kernels&, int64_t rounds, int threads);
 
 // Whether one thread does all of it, in a few microseconds.
 bool is_small(const Advance&);

@@ -96,6 +96,20 @@ void hash_noise_words(uint64_t first, uint64_t count, uint64_t sums[3]) {
 }
 
 template <class V>
+int64_t multiply_add_rounds(int64_t rounds, float* out) {
+  constexpr int kApart = 12;  // more than latency times units
+  typename V::f sum[kApart];
+  for (int i = 0; i < kApart; ++i) sum[i] = V::set(static_cast<float>(i));
+  const typename V::f a = V::set(0.75f), b = V::set(0.25f);
+  for (int64_t round = 0; round < rounds; ++round) {
+    ULAM_UNROLL
+    for (int i = 0; i < kApart; ++i) sum[i] = V::fma(sum[i], a, b);
+  }
+  for (int i = 0; i < kApart; ++i) V::store(out, kFloat32, 0, V::add(sum[i], V::load(out)));
+  return 2 * kApart * V::width * rounds;
+}
+
+template <class V>
 constexpr Kernels kernels_of(const char* name) {
   Kernels k{};
   k.name = name;
@@ -110,6 +124,7 @@ constexpr Kernels kernels_of(const char* name) {
   k.walk = walk_units<V>;
   k.look_up = look_up_chains;
   k.first_outside = first_outside;
+  k.multiply_adds = multiply_add_rounds<V>;
   k.hash_noise = hash_noise_words<V>;
   if constexpr (V::width > 1) {
     k.mt19937 = extend<V>;

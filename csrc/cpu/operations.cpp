@@ -127,6 +127,16 @@ int64_t first_outside(const Kernels& k, const int64_t* row, int64_t chains, int6
   return first;
 }
 
+int64_t multiply_adds(const Kernels& k, int64_t rounds, int threads) {
+  int64_t operations = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : operations)
+  for (int thread = 0; thread < threads; ++thread) {
+    alignas(64) float out[16] = {};
+    operations += k.multiply_adds(rounds, out);
+  }
+  return operations;
+}
+
 void hash_noise(const Kernels& k, uint64_t first, uint64_t count, uint64_t sums[3], int threads) {
   uint64_t a = 0, b = 0, c = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : a, b, c)

@@ -103,5 +103,8 @@ def instruction_set() -> str:
 def use_instruction_set(name: str, /) -> None:
     """Choose one of instruction_sets(), for tests and benchmarks."""
 
+def multiply_adds(rounds: int, threads: int, /) -> int:
+    """Rounds of fused multiply-adds on every thread; how many floating-point operations they are."""
+
 def noise_checksums(first: int, count: int, threads: int, /) -> tuple[int, int, int]:
     """Checksums of radius, cosine and sine over the words [first, first + count), as the noise standard defines."""
