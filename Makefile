@@ -18,7 +18,7 @@ PROVE := $(WITH_TRITON) -m pytest -p no:cacheprovider -k 'not (80] or 100] or am
 
 # What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.
 SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick bound_tick look_up ops layouts row_table arguments \
-	kernels_door kernels_at_once kernel_autograd likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc fused_trees noise_cpu torch_normal))
+	kernels_door kernels_at_once kernel_autograd walk activations likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc fused_trees noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
 .PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint bench gpu-check clean

@@ -23,6 +23,7 @@ from reduce_cases import MIXED, mixed_table, random_inputs, reduced
 from tick_cases import random_cursor, random_output
 from ulam_kernels import Table, _cpu, likelihood, torch_normal
 from ulam_kernels.cpu import BoundStep
+from walk_cases import random_walk
 
 Calls = dict[str, Callable[[], Outputs]]
 THREADS = 4
@@ -110,11 +111,18 @@ def of_mcmc() -> Iterator[tuple[str, Callable[[], Outputs]]]:
         yield name, partial(step, "cpu")
 
 
+def of_walks(rng: np.random.Generator) -> Iterator[tuple[str, Callable[[], Outputs]]]:
+    """Networks of several widths, so that the memory that a thread keeps grows between its calls."""
+    for chains, together in ((3, False), (9, True), (40, False), (40, True)):
+        walk = random_walk(rng, chains, 7, 2, guided=True, scaled=True, together=together)
+        yield f"walk of {chains} chains {together}", lambda walk=walk: list(walk.run("cpu"))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("instructions", _cpu.instruction_sets())
 def test_every_thread_gets_the_bits_that_it_gets_alone(instructions: str) -> None:
     before = _cpu.instruction_set()
     rng = np.random.default_rng(11)
-    calls: Calls = dict([*rows(rng), *ticks(rng), *of_mcmc()])
+    calls: Calls = dict([*rows(rng), *ticks(rng), *of_mcmc(), *of_walks(rng)])
     _cpu.use_instruction_set(instructions)
     try:
         alone = {name: call() for name, call in calls.items()}
