@@ -104,8 +104,8 @@ void walk(const Kernels& k, const Walk& s, int threads) {
       line(kDraw, b) += s.count * line(kDrawAdvance, b);
   }
   if (count == 0 || s.step.elements == 0) return;
-  // Shares of whole tiles, where there are enough of them. Two chains read the weights as fast as one.
-  const int64_t tile = count > 2 * k.width * threads ? 2 * k.width : 2, tiles = (count + tile - 1) / tile;
+  // Shares of whole vectors of chains, where there are enough. Two chains read the weights as fast as one.
+  const int64_t tile = count > 2 * k.width * threads ? k.width : 2, tiles = (count + tile - 1) / tile;
   const double work = static_cast<double>(s.work) * static_cast<double>(s.count) * static_cast<double>(count);
   share(tiles, work > 64.0 * kSerialElements ? kSerialElements + 1 : 0, threads,
         [&](int64_t begin, int64_t end) { k.walk(s, active.get(), begin * tile, std::min(end * tile, count)); });
