@@ -16,7 +16,7 @@ namespace ulam {
 // Raises unless every row that a chain executes is in the table, and what it reads is there.
 inline void check_walk(const Walk& s) {
   const Step& step = s.step;
-  const int64_t outputs = s.code[6 + s.code[3]];
+  const int64_t outputs = s.code[7 + s.code[3]];
   uint32_t lacking = 0, all = 0;
   if (!step.seed) lacking |= kReadsNoise;
   if (outputs < 2 * step.elements) lacking |= kLearned;

@@ -77,6 +77,8 @@ class ColumnsNetwork {
     const int vectors = static_cast<int>(whole(item.width) / V::width);
     int v = 0;
     for (; vectors - v >= NV; v += NV) block<NV>(item, v);
+    if constexpr (NV > 8)
+      for (; vectors - v >= 8; v += 8) block<8>(item, v);
     if constexpr (NV > 4)
       for (; vectors - v >= 4; v += 4) block<4>(item, v);
     if constexpr (NV > 2)
@@ -96,8 +98,14 @@ class ColumnsNetwork {
         if (item.b.from != From::kNone) sum[c][i] = V::add(sum[c][i], operand(item.b, j, c, item.width));
       }
     }
-    add<N>(item.panels[0], item.depth[0], value(item.value), v, sum);
-    if (item.second >= 0) add<N>(item.panels[1], item.depth[1], value(item.second), v, sum);
+    const auto add_all = [&](auto weights) {
+      add<decltype(weights), N>(item.panels[0], item.depth[0], value(item.value), v, sum);
+      if (item.second >= 0) add<decltype(weights), N>(item.panels[1], item.depth[1], value(item.second), v, sum);
+    };
+    if (plan_.bf16)
+      add_all(Bf16());
+    else
+      add_all(Float32());
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
       ULAM_UNROLL
@@ -107,18 +115,46 @@ class ColumnsNetwork {
       activate<V>(at(item.out, c) + v * V::width, N * V::width, item.function, item.parameter);
   }
 
-  template <int N>
+  struct Float32 {
+    static constexpr int stride = kPanel;  // of a k, in floats
+    static int64_t place(int64_t j) { return j % kPanel; }
+    template <int N>
+    static ULAM_HD void load(const float* const w[N], int k, int, f b[N]) {
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) b[i] = V::load(w[i] + k * stride);
+    }
+  };
+  // A word holds column j of 32 in its lower half, and column j + 16 in its upper one.
+  struct Bf16 {
+    static constexpr int stride = kPanel / 2, half = 16 / V::width;  // vectors in the lower halves
+    static int64_t place(int64_t j) { return j % kPanel / 32 * 16 + j % 16; }
+    static f lower(typename V::u word) { return V::as_float(V::template shl<16>(word)); }
+    static f upper(typename V::u word) { return V::as_float(V::and_(word, 0xffff0000u)); }
+    template <int N>
+    static ULAM_HD void load(const float* const w[N], int k, int v, f b[N]) {
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) {
+        if (N % (2 * half) == 0 && i / half % 2) continue;
+        const typename V::u word = V::bits(V::load(w[i] + k * stride));
+        if (N % (2 * half) == 0)
+          b[i] = lower(word), b[(i + half) % N] = upper(word);
+        else
+          b[i] = (v + i) / half % 2 ? upper(word) : lower(word);
+      }
+    }
+  };
+
+  template <class Weights, int N>
   static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int v, f sum[C][N]) {
     const float* w[N];
     ULAM_UNROLL
     for (int i = 0; i < N; ++i) {
       const int64_t j = (v + i) * V::width;
-      w[i] = packed + j / kPanel * depth * kPanel + j % kPanel;
+      w[i] = packed + j / kPanel * depth * Weights::stride + Weights::place(j);
     }
     for (int k = 0; k < depth; ++k) {
       f b[N];
-      ULAM_UNROLL
-      for (int i = 0; i < N; ++i) b[i] = V::load(w[i] + k * kPanel);
+      Weights::template load<N>(w, k, v, b);
       ULAM_UNROLL
       for (int c = 0; c < C; ++c) {
         const f a = V::set(x[c * kColumns + k]);

@@ -41,8 +41,9 @@ class Plan {
     inputs = static_cast<int>(code[0]);
     row_width = code[1];
     chain_width = code[2];
+    bf16 = code[6];
     const int count = static_cast<int>(code[5]), result = static_cast<int>(code[3]);
-    const int64_t *const widths = code + 6, *const words = widths + count + 1;
+    const int64_t *const widths = code + 7, *const words = widths + count + 1;
     const auto word = [=](int k) { return words + k * 12; };
     outputs = static_cast<int>(widths[result]);
     for (int v = 0; v <= count; ++v) max_width = widths[v] > max_width ? static_cast<int>(widths[v]) : max_width;
@@ -71,6 +72,7 @@ class Plan {
 
   int size = 0, slots = 0, output = 0, inputs = 0, outputs = 0, max_width = 1;
   int64_t row_width = 0, chain_width = 0;
+  bool bf16 = false;  // panels
   Item items[kMostInstructions];
   const float* constants() const { return data_; }
 
@@ -112,7 +114,7 @@ class Plan {
           if (w[2 + i] < 0) break;
           item.depth[i] = static_cast<int>(widths[w[2 + i]]);
           item.narrow[i] = next(item.depth[i], item.width, kNarrow);
-          item.panels[i] = next(item.depth[i], item.width, kPanel);
+          item.panels[i] = next(item.depth[i], item.width, kPanel, bf16 ? 2 : 1);
         }
         item.a = operand(w + 6);
         item.b = operand(w + 8);
@@ -141,9 +143,10 @@ class Plan {
     return {from, from == From::kValue ? slot_[w[1]] : w[1]};
   }
 
-  const float* next(int64_t depth, int64_t width, int64_t columns) {
+  // shorter: how many weights a float holds.
+  const float* next(int64_t depth, int64_t width, int64_t columns, int64_t shorter = 1) {
     const float* const at = packed_;
-    packed_ += (((width + columns - 1) / columns * columns * depth) + 15) / 16 * 16;
+    packed_ += (((width + columns - 1) / columns * columns * depth / shorter) + 15) / 16 * 16;
     return at;
   }
 

@@ -124,7 +124,7 @@ template <class V, int C>
 void walk_columns(const Plan& plan, Tile& tile, bool reduces, float* scratch) {
   constexpr int kVectors = (V::width >= 16 ? 16 : 8) / C;
   const Walk& s = tile.s;
-  ColumnsNetwork < V, C, kVectors<8 ? kVectors : 8> network(plan, scratch);
+  ColumnsNetwork<V, C, kVectors> network(plan, scratch);
   float* const kept = network.value(plan.slots);  // m, while the other branch is evaluated
   const int64_t n = s.step.elements, bytes = n * sizeof(float);
   const bool learned = plan.outputs != plan.inputs;

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,7 @@ FUNCTIONS = (
     "elu",
 )
 DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
+PRECISIONS = ("float32", "bf16")
 OPERATIONS = ("add", "sub", "mul")
 MAX_WIDTH, MAX_INPUTS, MAX_INSTRUCTIONS, MAX_VECTOR = 512, 256, 64, 1 << 16
 LINEAR, UNARY, BINARY, LAYER_NORM = range(4)  # of an instruction's code
@@ -167,6 +168,8 @@ class Network:
         row_width, chain_width: those of the vectors of a row and of a chain.
         output: the number of the value that is the network's output.
         output_width: n, or 2 n with learned variances; by default the width of the output, which it must be.
+        precision: of the matrices: "float32", or "bf16", to which they are rounded here. All else is float32 in either
+            case, with bits as well defined; few chains, which wait for weights, are then faster.
 
     Raises:
         TypeError, ValueError: what does not fit, in one line that names it.
@@ -180,8 +183,10 @@ class Network:
     chain_width: int = 0
     output: int = 1
     output_width: int | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        choice(self.precision, "precision", PRECISIONS)
         n = whole(self.inputs, "inputs", 1, MAX_INPUTS)
         widths = tuple(whole(width, "widths", 1, MAX_WIDTH) for width in _tuple(self, "widths"))
         instructions = _tuple(self, "instructions")
@@ -198,6 +203,8 @@ class Network:
         for number, instruction in enumerate(instructions):
             self._check(instruction, f"instructions[{number}]", written)
             written.add(instruction.out)
+        if self.precision == "bf16":
+            _set(self, instructions=tuple(_rounded(instruction) for instruction in instructions))
         output = whole(self.output, "output", 0, len(widths) - 1)
         wide = widths[output] if self.output_width is None else whole(self.output_width, "output_width", 1, MAX_WIDTH)
         if wide not in (n, 2 * n) or widths[output] != wide:
@@ -246,8 +253,8 @@ class Network:
 def decoded(code: Sequence[int], data: torch.Tensor) -> Network:
     """The network of its ``code`` and ``data``.
 
-    The code is inputs, row_width, chain_width, output, count of constants, count of instructions, the widths, and then
-    for each instruction twelve numbers: its kind, out, and
+    The code is inputs, row_width, chain_width, output, count of constants, count of instructions, 1 for weights of
+    bf16 or 0, the widths, and then for each instruction twelve numbers: its kind, out, and
 
         LINEAR       input, second input or -1, offset of the weights, of the second ones, start, second start
         UNARY        value, function, offset of its parameter
@@ -257,17 +264,16 @@ def decoded(code: Sequence[int], data: torch.Tensor) -> Network:
     with operands as two numbers, kind (-1: none) and index; offsets are in the data.
     """
     code = [int(number) for number in code]
-    inputs, row_width, chain_width, output, constants, count = code[:HEADER]
+    inputs, row_width, chain_width, output, constants, count, bf16 = code[:HEADER]
     widths = code[HEADER : HEADER + count + 1]
     at = HEADER + count + 1
-    instructions = [
-        _decoded_one(code[at + STRIDE * k : at + STRIDE * (k + 1)], data, widths, float) for k in range(count)
-    ]
-    return Network(inputs, tuple(widths), tuple(instructions), data[:constants], row_width, chain_width, output)
+    each = (code[at + STRIDE * k : at + STRIDE * (k + 1)] for k in range(count))
+    instructions = [_decoded_one(words, data, widths) for words in each]
+    return Network(inputs, tuple(widths), tuple(instructions), data[:constants], row_width, chain_width, output,
+                   precision=PRECISIONS[bf16])  # fmt: skip
 
 
-HEADER, STRIDE = 6, 12
-NONE = (-1, 0)
+HEADER, STRIDE = 7, 12
 
 
 class _Encoder:
@@ -275,7 +281,7 @@ class _Encoder:
         self.data = [network.constants]
         self.length = len(network.constants)
         head = (network.inputs, network.row_width, network.chain_width, network.output, self.length)
-        code = [*head, len(network.instructions), *network.widths]
+        code = [*head, len(network.instructions), PRECISIONS.index(network.precision), *network.widths]
         for instruction in network.instructions:
             words = self._words(instruction)
             code += [*words, *[0] * (STRIDE - len(words))]
@@ -310,7 +316,7 @@ class _Encoder:
         return at
 
 
-def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int], number: type[float]) -> Instruction:
+def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int]) -> Instruction:
     kind, out, *rest = words
     if kind == LINEAR:
         inputs = tuple(value for value in rest[:2] if value >= 0)
@@ -320,16 +326,22 @@ def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int], number
         return Linear(out, inputs, tuple(weights), tuple(start))
     if kind == UNARY:
         function = FUNCTIONS[rest[1]]
-        return Unary(out, function, rest[0], number(data[rest[2]]) if function in DEFAULTS else None)
+        return Unary(out, function, rest[0], float(data[rest[2]]) if function in DEFAULTS else None)
     if kind == BINARY:
         a, b = _unpair(rest[1:3]), _unpair(rest[3:5])
         assert a is not None and b is not None
         return Binary(out, OPERATIONS[rest[0]], a, b)
-    return LayerNorm(out, rest[0], _unpair(rest[2:4]), _unpair(rest[4:6]), number(data[rest[1]]))
+    return LayerNorm(out, rest[0], _unpair(rest[2:4]), _unpair(rest[4:6]), float(data[rest[1]]))
+
+
+def _rounded(instruction: Instruction) -> Instruction:
+    if not isinstance(instruction, Linear):
+        return instruction
+    return replace(instruction, weights=tuple(weight.bfloat16().float() for weight in instruction.weights))
 
 
 def _pair(operand: Operand | None) -> tuple[int, int]:
-    return NONE if operand is None else (KINDS.index(operand.kind), operand.index)
+    return (-1, 0) if operand is None else (KINDS.index(operand.kind), operand.index)
 
 
 def _unpair(pair: Sequence[int]) -> Operand | None:
@@ -348,11 +360,8 @@ def _values(instruction: Instruction) -> list[int]:
 def _operands(instruction: Instruction) -> list[Operand]:
     if isinstance(instruction, Linear):
         return list(instruction.start)
-    if isinstance(instruction, Binary):
-        return [instruction.a, instruction.b]
-    if isinstance(instruction, LayerNorm):
-        return [operand for operand in (instruction.weight, instruction.bias) if operand is not None]
-    return []
+    a_and_b = {Binary: ("a", "b"), LayerNorm: ("weight", "bias")}.get(type(instruction), ())
+    return [operand for name in a_and_b if (operand := getattr(instruction, name)) is not None]
 
 
 def _set(instance: Any, **values: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "constants": (lambda: network(constants=torch.zeros(2, 2)), "constants: got a tensor of torch.float32"),
     "an output": (lambda: network(output=2), "output: got 2, expected 0 to 1"),
     "an output's width": (lambda: network(output_width=4), "output: got a value of width 3, expected 3 or 6"),
+    "a precision": (lambda: network(precision="fp8"), "precision: got 'fp8', expected one of float32, bf16"),
     "a row's width": (lambda: network(row_width=-1), "row_width: got -1"),
 }  # fmt: skip
 
@@ -76,7 +78,10 @@ def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_network_survives_being_written_down(seed: int) -> None:
     made = random_network(np.random.default_rng(seed), 5, learned=bool(seed % 2))
+    if seed > 5:
+        made = replace(made, precision="bf16")
     again = decoded(made.code, made.data)
+    assert again.precision == made.precision
     assert again.code == made.code and torch.equal(again.data, made.data) and again.learned == made.learned
     for one, other in zip(made.instructions, again.instructions, strict=True):
         if isinstance(one, Linear):

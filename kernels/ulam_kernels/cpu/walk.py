@@ -19,8 +19,8 @@ class Packed(NamedTuple):
     """A network for native code, kept with it.
 
     code: int64. data: float32. weights: for each matrix two copies, one after another: blocks of 8 columns, and panels
-    of 32, each ``[columns / 8 or 32, k, 8 or 32]``, with zeros where there are fewer columns. work: multiplications of
-    one evaluation.
+    of 128, each ``[blocks, k, 8 or 128]``, with zeros where there are fewer columns; panels of bf16 take half the room.
+    work: multiplications of one evaluation.
     """
 
     code: torch.Tensor
@@ -33,7 +33,8 @@ def packed(network: Network) -> Packed:
     found: Packed | None = network.__dict__.get("packed")
     if found is None:
         matrices = [w for i in network.instructions if isinstance(i, Linear) for w in i.weights]
-        parts = [_columns(matrix, columns) for matrix in matrices for columns in (NARROW, PANEL)]
+        panels = _halves if network.precision == "bf16" else _panels
+        parts = [part for matrix in matrices for part in (_columns(matrix, NARROW), panels(matrix))]
         weights = torch.cat(parts) if parts else torch.zeros(ALIGNED)
         work = 1 + sum(matrix.numel() for matrix in matrices)
         found = Packed(torch.tensor(network.code), network.data, weights, work)
@@ -48,6 +49,16 @@ def _columns(matrix: torch.Tensor, columns: int) -> torch.Tensor:
     padded[:out] = matrix
     flat = padded.view(blocks, columns, depth).transpose(1, 2).flatten()
     return torch.cat([flat, flat.new_zeros(-len(flat) % ALIGNED)])
+
+
+def _panels(matrix: torch.Tensor) -> torch.Tensor:
+    return _columns(matrix, PANEL)
+
+
+def _halves(matrix: torch.Tensor) -> torch.Tensor:
+    """Panels of words: of 32 columns, number j in the lower half and j + 16 in the upper one, the bits of bf16."""
+    words = _columns(matrix, PANEL).view(torch.int32).view(-1, PANEL // 32, 2, 16)
+    return (words[:, :, 1] & -0x10000 | words[:, :, 0] >> 16 & 0xFFFF).flatten().view(torch.float32)
 
 
 def bound_walk(
