@@ -10,7 +10,22 @@ from .lazily import attribute
 if TYPE_CHECKING:
     from ulam_kernels import __version__, backends
 
-    from . import bounds, bulk, ebm, guidance, mcmc, noise, objectives, ops, samplers, schedules, sure, tweedie, vae
+    from . import (
+        bounds,
+        bulk,
+        chain_kernel,
+        ebm,
+        guidance,
+        mcmc,
+        noise,
+        objectives,
+        ops,
+        samplers,
+        schedules,
+        sure,
+        tweedie,
+        vae,
+    )
     from .conditioning import shared
     from .denoiser import Denoiser
     from .engine.engine import Engine
@@ -67,6 +82,7 @@ __all__ = [
     "backends",
     "bounds",
     "bulk",
+    "chain_kernel",
     "ebm",
     "guidance",
     "keep_freed_memory",

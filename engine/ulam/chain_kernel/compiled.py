@@ -1,0 +1,173 @@
+"""`ulam.chain_kernel.compile`: a denoiser's network as instructions, with functions for what is folded out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ulam_kernels.arguments import whole
+from ulam_kernels.networks import MAX_WIDTH, Network
+
+from ..conditioning import Cond, Shared, check_cond
+from ..denoiser import Denoiser, check_denoiser
+from .emission import Emission, Part
+from .folding import EXACT, Folded, linear_exact, packet
+from .reading import Reading
+from .tracing import Traced, trace
+
+
+class CompiledChain:
+    """A denoiser's network as a list of instructions for `ulam_kernels.walk`.
+
+    Its weights are those of its compilation: :meth:`refresh` reads them again where they have changed since.
+
+    Attributes:
+        network: the instructions, constants and weights, float32.
+        names: the conditioning that the network takes.
+    """
+
+    network: Network
+
+    def __init__(self, traced: Traced) -> None:
+        self._traced = traced
+        self.names = tuple(traced.cond)
+        self._read()
+
+    def _read(self) -> None:
+        self._copies = [(tensor, tensor._version, tensor.detach().clone()) for tensor in self._traced.tensors.values()]
+        self._folded = Folded(self._traced)
+        emission = Emission(Reading(self._traced, self._folded))
+        self._parts, self.network = emission.parts, emission.network
+        self._alone = not self._exact("chain")
+
+    def _exact(self, kind: str) -> bool:
+        """Whether all operations that a part is made of are rounded alike wherever an element lies."""
+        waiting = [source.node for part in self._parts[kind] for source, *_ in part.elements]
+        seen = set()
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op == "call_function" and packet(node) not in EXACT and "getitem" not in str(node.target):
+                return False
+            waiting += node.all_input_nodes
+        return True
+
+    def refresh(self) -> bool:
+        """Read the weights again if any has changed, however it was written; True if so."""
+        if all(_same_bits(tensor, copy) for tensor, _, copy in self._copies):
+            return False
+        self._read()
+        return True
+
+    def row_vectors(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """``[rows, row_width]``: what depends on time alone, for each of these times ``[rows]`` by itself."""
+        times = torch.as_tensor(times)
+        if times.dim() != 1:
+            raise ValueError(f"times: got shape {list(times.shape)}, expected [rows]")
+        out = torch.zeros(len(times), self.network.row_width, dtype=dtype)
+        if self.network.row_width:
+            found: dict[float, torch.Tensor] = {}
+            for row, time in enumerate(times.tolist()):
+                if time not in found:
+                    found[time] = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
+                out[row] = found[time]
+        return out
+
+    def chain_vectors(
+        self, cond: Cond | None = None, chains: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """``[chains, chain_width]``: what depends on the conditioning alone, for each chain by itself.
+
+        Args:
+            cond: as the network takes it, tensors ``[chains, ...]`` or shared. chains: their number, by default that
+                of the first tensor with a chain dimension.
+        """
+        given = dict(cond or {})
+        if sorted(given) != sorted(self.names):
+            raise ValueError(
+                f"cond: got {sorted(given)}, expected {sorted(self.names)} as the network was compiled with"
+            )
+        sizes = [len(value) for value in given.values() if not isinstance(value, Shared)]
+        count = sizes[0] if chains is None and sizes else whole(1 if chains is None else chains, "chains", 0, 1 << 40)
+        checked = check_cond("cond", given, count)
+        if not self.network.chain_width:
+            return torch.zeros(count, 0, dtype=dtype)
+        if not self._alone:
+            return self._vectors("chain", None, _tensors(checked), count).to(dtype)
+        out = torch.empty(count, self.network.chain_width, dtype=dtype)
+        for chain in range(count):
+            out[chain] = self._vectors("chain", None, _tensors(checked, slice(chain, chain + 1)), 1)[0].to(dtype)
+        return out
+
+    @torch.no_grad()
+    def _vectors(self, kind: str, t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int) -> torch.Tensor:
+        """The vectors of this kind, float64 ``[batch, width]``."""
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            return torch.cat([self._part(part, t, cond, batch) for part in self._parts[kind]], -1)
+
+    def _part(self, part: Part, t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int) -> torch.Tensor:
+        values = self._folded.values([source.node for source, *_ in part.elements], t, cond, batch)
+        vector = torch.zeros(batch, part.columns, dtype=torch.float64)
+        for (source, columns, places), value in zip(part.elements, values, strict=True):
+            size = source.node.meta["val"].shape
+            batched = len(size) > 0 and isinstance(size[0], torch.SymInt)
+            flat = value.double().reshape((batch if batched else 1), -1)
+            vector[:, columns] = (1 / flat if source.inverse else flat)[:, places].expand(batch, -1)
+        return vector if part.weight is None else linear_exact(vector, part.weight, part.bias)
+
+
+def compile(  # the name of torch's own
+    denoiser: Denoiser, shape: Sequence[int], cond: Cond | None = None, uncond: Cond | None = None
+) -> CompiledChain:
+    """Read a denoiser's network into instructions that a whole chain's kernel executes.
+
+    Linear, LayerNorm, the usual activations, sums, products and concatenations of what depends on x are instructions;
+    what depends on time alone is computed once a row, what depends on the conditioning alone once a chain.
+
+    Args:
+        denoiser: float32 weights on the CPU. shape: of one sample, at most 256 elements.
+        cond, uncond: conditioning as `ulam.sample` takes it, of which only names, shapes and dtypes count: the two must
+            have the same.
+
+    Raises:
+        TypeError: `net: got NODE at FILE:LINE (what it is), expected ...` for a network that does not fit.
+        ValueError: an invalid argument.
+    """
+    check_denoiser(denoiser, cond)
+    dims = tuple(whole(size, "shape", 1, MAX_WIDTH) for size in shape)
+    given = _examples("cond", cond)
+    if uncond is not None:
+        other = _examples("uncond", uncond)
+        if {k: _kind(v) for k, v in other.items()} != {k: _kind(v) for k, v in given.items()}:
+            raise ValueError(f"uncond: got {sorted(other)}, expected the names, shapes and dtypes of cond")
+    if denoiser.second_time is not None:
+        raise TypeError(f"net: got one with a second time, {denoiser.second_time!r}, expected one told t alone")
+    if denoiser.guide is not None:
+        raise TypeError("net: got one with another network as its guide, expected the conditioning of one network")
+    return CompiledChain(trace(denoiser, dims, given))
+
+
+def _examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:
+    if cond is None:
+        return {}
+    sizes = [len(value) for value in cond.values() if not isinstance(value, Shared)]
+    return check_cond(name, cond, sizes[0] if sizes else 1)
+
+
+def _kind(value: torch.Tensor | Shared) -> tuple[object, ...]:
+    if isinstance(value, Shared):
+        return "shared", value.tensor.dtype, tuple(value.tensor.shape)
+    return "chains", value.dtype, tuple(value.shape[1:])
+
+
+def _tensors(cond: dict[str, torch.Tensor | Shared], at: slice = slice(None)) -> dict[str, torch.Tensor]:
+    return {
+        name: (value.tensor if isinstance(value, Shared) else value[at]).detach().cpu() for name, value in cond.items()
+    }
+
+
+def _same_bits(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    return tensor.shape == copy.shape and torch.equal(tensor.detach(), copy)

@@ -1,0 +1,161 @@
+"""What depends on time alone, or on the conditioning alone: evaluated in torch, in float64, chain by chain alike.
+
+A chain's vectors must not depend on who is in the batch. So matrices are multiplied by products and a sum in a fixed
+tree, whose every operation is rounded alike anywhere; and where a function is not, as exp is whose bits torch lets
+depend on an element's place, one chain, or one time, is evaluated at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .tracing import Traced
+
+aten = torch.ops.aten
+
+MOVES = {
+    aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.unsqueeze, aten.squeeze, aten.expand, aten.expand_as,
+    aten.slice, aten.select, aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.cat, aten.concat,
+    aten.stack, aten.transpose, aten.permute, aten.t, aten.movedim, aten.repeat, aten.narrow, aten.contiguous,
+    aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.to, aten._to_copy, aten.dropout, aten.view_as,
+    aten.reshape_as, aten.repeat_interleave, aten.index_select, aten.flip, aten.hstack, aten.tile,
+    aten.broadcast_to, aten._unsafe_view, aten.view_copy, aten.squeeze_copy, aten.type_as, aten.alias_copy,
+    aten.feature_dropout, aten.alpha_dropout, aten.concatenate, aten.copy,
+    aten.slice_scatter, aten.select_scatter, aten.unsqueeze_copy, aten.expand_copy,
+}  # fmt: skip
+EXACT = MOVES | {
+    aten.linear, aten.addmm, aten.mm, aten.matmul, aten.add, aten.sub, aten.mul, aten.div, aten.rsub, aten.neg,
+    aten.relu, aten.embedding, aten.full, aten.zeros, aten.ones, aten.zeros_like, aten.ones_like, aten.arange,
+    aten.one_hot, aten.eq, aten.ne, aten.gt, aten.lt, aten.ge, aten.le, aten.where, aten.abs, aten.sqrt,
+}  # fmt: skip
+
+
+def packet(node: Node) -> Any:
+    """The operation of a node, whichever overload."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def arguments(node: Node, value: Callable[[Node], Any]) -> tuple[Any, Any]:
+    """The arguments of an operation, with the values of nodes."""
+    args: Any = torch.fx.map_arg(node.args, value)
+    kwargs: Any = torch.fx.map_arg(node.kwargs, value)
+    return args, kwargs
+
+
+def linear_exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b in a fixed tree of sums: halves are added until one column is left, whatever the batch."""
+    rows = x.reshape(-1, x.shape[-1])
+    block = max(1, LARGEST_PRODUCT // max(weight.numel(), 1))
+    parts = [_tree(rows[at : at + block], weight) for at in range(0, max(len(rows), 1), block)]
+    out = torch.cat(parts).reshape(*x.shape[:-1], len(weight))
+    return out if bias is None else out + bias
+
+
+LARGEST_PRODUCT = 1 << 20  # numbers at a time
+
+
+def _tree(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    products = x[:, None, :] * weight
+    while (width := products.shape[-1]) > 1:
+        half = (width + 1) // 2
+        rest = products[..., half:]
+        products = torch.cat([products[..., : width - half] + rest, products[..., width - half : half]], -1)
+    return products[..., 0] if products.shape[-1] else products.sum(-1)
+
+
+class Folded:
+    """Evaluates nodes of a graph that do not depend on x."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self._arguments = {node: name for name, node in traced.cond.items()}
+        self._constants: dict[Node, torch.Tensor] = {}
+
+    def constant(self, node: Node) -> torch.Tensor:
+        """The value of a node that depends on nothing."""
+        return self.values([node], None, {}, 2)[0]
+
+    def values(
+        self, nodes: Iterable[Node], t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int
+    ) -> list[torch.Tensor]:
+        """The values of these nodes in float64, for times ``[batch]`` and conditioning ``[batch, ...]``."""
+        known: dict[Node, Any] = {}
+        order = {node: number for number, node in enumerate(self.traced.nodes)}
+        wanted = list(nodes)
+        reached, waiting = set(), list(wanted)
+        while waiting:
+            node = waiting.pop()
+            if node not in reached:
+                reached.add(node)
+                if not _is_size(node):
+                    waiting += node.all_input_nodes
+        for node in sorted(reached, key=order.__getitem__):
+            known[node] = self._value(node, known, t, cond, batch)
+        return [known[node] for node in wanted]
+
+    def _value(
+        self, node: Node, known: dict[Node, Any], t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int
+    ) -> Any:
+        if node in self.traced.tensors:
+            return _wide(self.traced.tensors[node].detach())
+        if node is self.traced.t:
+            assert t is not None
+            return _wide(t)
+        if node in self._arguments:
+            return _wide(cond[self._arguments[node]])
+        if _is_size(node):
+            return size_of(node, batch)
+        return computed(node, known)
+
+
+def computed(node: Node, known: dict[Node, Any]) -> Any:
+    """The value of an operation on values that are known, in float64 where it was in float32."""
+    args, kwargs = arguments(node, known.__getitem__)
+    if packet(node) is aten._assert_tensor_metadata:
+        return None
+    if packet(node) is aten.linear:
+        return linear_exact(args[0], args[1], args[2] if len(args) > 2 else None)
+    if packet(node) in (aten.mm, aten.matmul) and args[1].dim() == 2:
+        return linear_exact(args[0], args[1].t(), None)
+    if packet(node) is aten.addmm:
+        return linear_exact(args[1], args[2].t(), args[0])
+    wide = torch.float64
+    args = tuple(wide if arg is torch.float32 else arg for arg in args)
+    kwargs = {name: wide if value is torch.float32 else value for name, value in kwargs.items()}
+    made = node.meta.get("val")
+    if isinstance(made, torch.Tensor) and made.dtype == torch.float32 and packet(node) in FACTORIES:
+        kwargs["dtype"] = wide
+    elif isinstance(made, torch.Tensor) and made.dtype == torch.float32 and packet(node) not in INDEXED:
+        args = tuple(arg.double() if isinstance(arg, torch.Tensor) and arg.dtype in WHOLE else arg for arg in args)
+    target = node.target
+    assert callable(target)
+    return target(*args, **kwargs)
+
+
+FACTORIES = {
+    aten.full, aten.zeros, aten.ones, aten.arange, aten.linspace, aten.logspace, aten.empty, aten.scalar_tensor,
+    aten.eye, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full,
+}  # fmt: skip
+
+INDEXED = MOVES | {aten.embedding, aten.index, aten.gather}  # whole numbers may be places there
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _is_size(node: Node) -> bool:
+    return packet(node) is aten.sym_size
+
+
+def size_of(node: Node, batch: int) -> int:
+    """The size that a node asks for, of a batch of so many chains."""
+    of, dimension = node.args
+    assert isinstance(of, Node) and isinstance(dimension, int)
+    size = of.meta["val"].shape[dimension]
+    return batch if isinstance(size, torch.SymInt) else int(size)

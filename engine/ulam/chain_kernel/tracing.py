@@ -1,0 +1,150 @@
+"""A denoiser's network as a graph of operations, by `torch.export`: in eval mode, without gradients, any batch."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from ulam_kernels.arguments import described
+
+from ..conditioning import Shared
+from ..denoiser import Denoiser
+from ..evaluation import in_eval_mode, modules_in, parameters_reached
+from ..outputs import only_reading
+
+EXPECTED = "expected one that the chain kernel can hold"
+EXAMPLES = 3  # chains in the batch that it is traced with
+LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
+FILE = re.compile(r'File "([^"]+)", line (\d+)')
+LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """The operations of a network in order.
+
+    tensors: parameters, buffers and other constants, the network's own, by the node that stands for each.
+    x, t, cond: the nodes of the arguments. shared: the arguments without a chain dimension.
+    """
+
+    nodes: list[Node]
+    tensors: dict[Node, torch.Tensor]
+    x: Node
+    t: Node
+    cond: dict[str, Node]
+    shared: frozenset[str]
+    output: Node
+
+
+def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
+    """The network as operations. Raises TypeError, with the line of its source where one is to blame."""
+    net = denoiser.network
+    modules = modules_in(net)
+    _check_weights(net)
+    x = torch.ones(EXAMPLES, *shape)
+    t = torch.ones(EXAMPLES, dtype=denoiser.time_dtype)
+    given = {name: _example(value) for name, value in cond.items()}
+    auto = torch.export.Dim.AUTO
+    dynamic = {name: None if isinstance(value, Shared) else {0: auto} for name, value in cond.items()}
+    called = _Called(net, modules)
+    try:
+        with warnings.catch_warnings(), in_eval_mode(modules), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                called, (x, t, given), strict=False, dynamic_shapes={"x": {0: auto}, "t": {0: auto}, "cond": dynamic}
+            ).run_decompositions({})  # nothing is written in place any more; Linear and the like stay whole
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        at = _line_of(error)
+        raise TypeError(f"net: got {at}a network that torch.export cannot read ({reason}), {EXPECTED}") from error
+    nodes = list(exported.graph.nodes)
+    by_name = {node.name: node for node in nodes}
+    inputs, tensors = [], {}
+    for spec in exported.graph_signature.input_specs:
+        node = by_name[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(node)
+            continue
+        held = exported.state_dict if spec.target in exported.state_dict else exported.constants
+        tensor = held[str(spec.target)]
+        assert isinstance(tensor, torch.Tensor)
+        tensors[node] = tensor
+    if exported.graph_signature.buffers_to_mutate:
+        name = next(iter(exported.graph_signature.buffers_to_mutate.values()))
+        raise TypeError(f"net: got one that writes its buffer {name!r} when it is called, {EXPECTED}")
+    names = list(given)
+    read = dict(zip(names, inputs[2:], strict=True))
+    shared = frozenset(name for name, value in cond.items() if isinstance(value, Shared))
+    (outputs,) = nodes[-1].args
+    assert isinstance(outputs, (tuple, list))
+    output = outputs[0]
+    if not isinstance(output, Node):
+        raise TypeError(f"net: got the output {described(output)}, expected a tensor that depends on x")
+    if not isinstance(inputs[0].meta["val"].shape[0], torch.SymInt):
+        raise TypeError(f"net: got one for batches of {EXAMPLES} chains only, {EXPECTED}: with any number of chains")
+    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output)
+
+
+class _Called(torch.nn.Module):
+    """The call that is traced: a module with all that it refers to, so that its weights stay tensors of their own."""
+
+    called: Callable[..., Any]
+
+    def __init__(self, net: Callable[..., Any], modules: list[torch.nn.Module]) -> None:
+        super().__init__()
+        object.__setattr__(self, "called", net)  # not among the modules
+        self.held = torch.nn.ModuleList(modules)
+        owned = {id(parameter) for module in modules for parameter in module.parameters()}
+        loose = [parameter for parameter in parameters_reached(net) if id(parameter) not in owned]
+        self.loose = torch.nn.ParameterList(loose)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+        m = self.called(x, t, **cond)
+        if not isinstance(m, torch.Tensor):
+            twice = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if x.dim() > 1 else tuple(x.shape)
+            m = only_reading(m, (tuple(x.shape), twice), "net")
+        if not isinstance(m, torch.Tensor):
+            raise TypeError(f"an output {described(m)}")
+        return m
+
+
+def _example(value: torch.Tensor | Shared) -> torch.Tensor:
+    if isinstance(value, Shared):
+        return value.tensor.detach().cpu()
+    return torch.zeros(EXAMPLES, *value.shape[1:], dtype=value.dtype)
+
+
+def _check_weights(net: object) -> None:
+    """Raise TypeError for weights that no chain kernel holds, before the seconds that tracing a large network takes."""
+    for parameter in parameters_reached(net):
+        kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}"
+        if parameter.dim() > LARGEST_KERNEL or (parameter.is_floating_point() and parameter.dtype != torch.float32):
+            raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU")
+        if parameter.device.type != "cpu":
+            raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU")
+
+
+def _line_of(error: BaseException) -> str:
+    """The line of the user's source that an error comes from, as ``FILE:LINE: ``."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(LIBRARIES)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) else ""
+
+
+def place(node: Node) -> str:
+    """A node's name and the line of the source that it comes from."""
+    found = [m for m in FILE.findall(node.meta.get("stack_trace") or "") if not m[0].startswith(LIBRARIES)]
+    return f"{node.name} at {found[-1][0]}:{found[-1][1]}" if found else node.name
+
+
+def refused(node: Node, what: str, expected: str) -> TypeError:
+    """The error for a node: its name and line, what it is, what would fit."""
+    return TypeError(f"net: got {place(node)} ({what}), expected {expected}")

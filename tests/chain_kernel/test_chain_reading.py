@@ -1,0 +1,87 @@
+"""Networks read into instructions are held against the modules, in float64 and in float32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ulam
+from mlp_cases import CASES, MLPCase
+from ulam import chain_kernel
+from ulam.evaluation import modules_in
+from ulam_kernels.reference.network import evaluate
+
+CHAINS = 5
+EXACT = 1e-12  # of float64, relative to the largest output
+SINGLE = 2e-6
+
+
+@contextlib.contextmanager
+def double() -> Iterator[None]:
+    """Whatever makes float32 tensors makes float64 ones."""
+    single, before = torch.Tensor.float, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = single  # type: ignore[method-assign]
+        torch.set_default_dtype(before)
+
+
+def made(case: MLPCase) -> tuple[Any, torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
+    torch.manual_seed(3)
+    net = case.make()
+    shared = {name: torch.randn(shape) for name, shape in case.shared.items()}
+    cond = case.conditioning(CHAINS)
+    given = cond | {name: ulam.shared(value) for name, value in shared.items()}
+    return net, torch.randn(CHAINS, *case.shape), torch.tensor([1.0, 17.0, 250.0, 17.0, 999.0]), cond | shared, given
+
+
+def compiled(net: Any, shape: tuple[int, ...], cond: dict[str, Any] | None = None) -> chain_kernel.CompiledChain:
+    return chain_kernel.compile(ulam.Denoiser(net, ulam.schedules.vp_linear()), shape, cond)
+
+
+def outputs(
+    chain: chain_kernel.CompiledChain, x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any], dtype: torch.dtype
+) -> torch.Tensor:
+    row = chain.row_vectors(t, dtype).numpy()
+    own = chain.chain_vectors(cond, len(x), dtype).numpy()
+    return torch.from_numpy(np.array(evaluate(chain.network, x.flatten(1).to(dtype).numpy(), row, own)))
+
+
+def plain(m: Any) -> torch.Tensor:
+    return (m["sample"] if isinstance(m, dict) else m).detach()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_instructions_compute_what_the_module_does(name: str) -> None:
+    case = CASES[name]
+    net, x, t, cond, given = made(case)
+    chain = compiled(net, case.shape, given)
+    got = outputs(chain, x, t, given, torch.float64)
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in cond.items()}
+    for module in modules_in(net):
+        module.double().eval()
+    with double(), torch.no_grad():
+        expected = plain(net(x.double(), t.double(), **wide)).flatten(1)
+    assert (got - expected).abs().max() <= EXACT * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_float32_it_differs_by_rounding(name: str) -> None:
+    case = CASES[name]
+    net, x, t, cond, given = made(case)
+    chain = compiled(net, case.shape, given)
+    for module in modules_in(net):
+        module.eval()
+    with torch.no_grad():
+        expected = plain(net(x, t, **cond)).flatten(1)
+    got = outputs(chain, x, t, given, torch.float32)
+    largest = float(t.max()) * torch.finfo(torch.float32).eps  # what float32 loses of an angle
+    assert (got - expected).abs().max() <= (SINGLE + largest) * expected.abs().max()

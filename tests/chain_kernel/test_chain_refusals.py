@@ -1,0 +1,205 @@
+"""What the chain kernel cannot hold is refused by name and line; weights are read anew; no chain knows its company."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ulam
+from mlp_cases import CASES, Tutorial
+from ulam import chain_kernel
+
+
+def compiled(net: Any, shape: tuple[int, ...] = (2,), cond: dict[str, Any] | None = None) -> chain_kernel.CompiledChain:
+    return chain_kernel.compile(ulam.Denoiser(net, ulam.schedules.vp_linear()), shape, cond)
+
+
+class Sine(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x)  # refused
+
+
+class AcrossChains(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)  # refused
+
+
+class Turned(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.flip(0) + x  # refused
+
+
+class TimesOfOthers(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t[0]  # refused
+
+
+class Attention(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x @ (x.T @ x)  # refused
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x  # refused
+
+
+class Gradient(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad((x**2).sum(), x)[0]
+
+
+class WideNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 600), nn.LayerNorm(600), nn.Linear(600, 2))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # refused
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(33)])
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # refused
+
+
+class Fixed(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x + torch.arange(x.shape[0])[:, None]  # refused
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (Sine, "sin"),
+        (AcrossChains, "mean"),
+        (Turned, "flip"),
+        (TimesOfOthers, "select"),
+        (Attention, ""),
+        (Branching, ""),
+        (WideNorm, "600"),
+        (Deep, "at most 64"),
+        (Fixed, "differs between chains"),
+    ],
+)
+def test_a_refusal_names_what_it_is_and_where(net: type[nn.Module], says: str) -> None:
+    with pytest.raises(TypeError) as error:
+        compiled(net())
+    line = str(error.value).split("\n")[0]
+    lines, begin = inspect.getsourcelines(net.forward)
+    at = begin + next(number for number, text in enumerate(lines) if "return" in text)
+    assert line.startswith("net: got ") and "expected" in line
+    assert f"{__file__}:{at}" in line
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (lambda: nn.Conv2d(1, 1, 3), (1, 8, 8)),
+        (lambda: Tutorial().double(), (2,)),
+        (lambda: Tutorial().to(torch.bfloat16), (2,)),
+        (lambda: Tutorial(257), (257,)),
+        (Gradient, (2,)),
+    ],
+)
+def test_other_networks_are_refused_in_one_line(net: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    with pytest.raises(TypeError, match=r"^net: got .*, expected "):
+        compiled(net(), shape)
+
+
+def test_weights_that_are_not_numbers_are_refused() -> None:
+    net = Tutorial()
+    with torch.no_grad():
+        net.layers[2].weight[0, 0] = float("nan")
+    with pytest.raises(TypeError, match=r"net: got .*finite"):
+        compiled(net)
+
+
+@pytest.mark.parametrize("how", ["in place", "behind autograd's back", "loaded", "by an optimizer"])
+def test_weights_that_have_changed_are_read_again(how: str) -> None:
+    net, other = Tutorial(), Tutorial()
+    chain = compiled(net)
+    before = chain.network.data.clone(), chain.row_vectors(torch.tensor([3.0]))
+    assert not chain.refresh()
+    if how == "in place":
+        with torch.no_grad():
+            net.layers[0].weight.mul_(2)
+    elif how == "behind autograd's back":
+        net.layers[0].weight.data.mul_(2)
+    elif how == "loaded":
+        net.load_state_dict(other.state_dict())
+    else:
+        net(torch.ones(1, 2), torch.ones(1)).sum().backward()
+        torch.optim.SGD(net.parameters(), 1.0).step()
+    assert chain.refresh()
+    fresh = compiled(net)
+    assert not torch.equal(chain.network.data, before[0])
+    assert torch.equal(chain.network.data, fresh.network.data)
+    times = torch.tensor([3.0])
+    assert not torch.equal(chain.row_vectors(times), before[1])
+    assert torch.equal(chain.row_vectors(times), fresh.row_vectors(times))
+
+
+def test_a_network_in_training_stays_so_and_dropout_is_off() -> None:
+    net = CASES["implicit policy, unconditional"].make()
+    net.train()
+    chain = compiled(net, (6,))
+    assert net.training and all(module.training for module in net.modules())
+    assert torch.equal(chain.network.data, compiled(net.eval(), (6,)).network.data)
+    assert not chain.row_vectors(torch.ones(2)).requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.cond and not case.shared])
+def test_a_chains_vectors_have_the_same_bits_in_any_company(name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    cond = case.conditioning(37)
+    chain = compiled(case.make(), case.shape, cond)
+    together = chain.chain_vectors(cond)
+    assert together.shape == (37, chain.network.chain_width) and chain.network.chain_width > 0
+    order = torch.randperm(37)
+    assert torch.equal(chain.chain_vectors({k: v[order] for k, v in cond.items()}), together[order])
+    for at in (0, 11, 36):
+        assert torch.equal(chain.chain_vectors({k: v[at : at + 1] for k, v in cond.items()})[0], together[at])
+
+
+def test_a_rows_vectors_are_the_same_in_any_list_of_times() -> None:
+    chain = compiled(Tutorial())
+    times = torch.tensor([999.0, 3.5, 0.0, 3.5])
+    together = chain.row_vectors(times)
+    for at in range(4):
+        assert torch.equal(chain.row_vectors(times[at : at + 1])[0], together[at])
+
+
+def test_conditioning_of_other_names_is_refused() -> None:
+    cond = {"condition": torch.ones(1, 16)}
+    chain = compiled(CASES["implicit policy"].make(), (6,), cond)
+    with pytest.raises(ValueError, match=r"^cond: got \['label'\], expected \['condition'\]"):
+        chain.chain_vectors({"label": torch.ones(1)})
+    with pytest.raises(ValueError, match="uncond: got"):
+        net = ulam.Denoiser(CASES["implicit policy"].make(), ulam.schedules.vp_linear())
+        chain_kernel.compile(net, (6,), cond, {"condition": torch.ones(1, 15)})
+
+
+def test_a_time_index_is_told_as_whole_numbers() -> None:
+    table = nn.Embedding(1000, 16)
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * table(t)[:, :2]
+
+    chain = chain_kernel.compile(ulam.Denoiser(net, ulam.schedules.vp_linear(), time="index"), (2,))
+    got = chain.row_vectors(torch.tensor([7, 999]))
+    assert torch.equal(got, table.weight[[7, 999], :2].detach())
+    assert re.search("row", str(chain.network.instructions))
