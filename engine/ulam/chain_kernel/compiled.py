@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,10 +14,13 @@ from ulam_kernels.networks import MAX_WIDTH, Network
 
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, check_denoiser
+from ..evaluation import modules_in
 from .emission import Emission, Part
 from .folding import EXACT, Folded, linear_exact, packet
 from .reading import Reading
-from .tracing import Traced, trace
+from .tracing import trace
+
+MOST_TIMES = 1 << 14  # whose vectors are remembered
 
 
 class CompiledChain:
@@ -29,13 +35,31 @@ class CompiledChain:
 
     network: Network
 
-    def __init__(self, traced: Traced) -> None:
-        self._traced = traced
-        self.names = tuple(traced.cond)
+    def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> None:
+        self._net, self._about = denoiser.net, (shape, {name: _sample(value) for name, value in cond.items()})
+        self._lock = threading.Lock()
+        self.names = tuple(cond)
+        self._trace(denoiser)
+
+    def _trace(self, denoiser: Denoiser) -> None:
+        self._traced = trace(denoiser, *self._about)
+        self._told = replace(denoiser, guide=None)
+        self._modules = modules_in(self._net)
+        self._held = self._holding()
         self._read()
 
+    def _holding(self) -> list[int]:
+        """What modules hold, by identity: another tensor or layer in a place is another network."""
+        return [
+            id(held)
+            for module in self._modules
+            for there in (module._parameters, module._buffers, module._modules)
+            for held in there.values()
+        ]
+
     def _read(self) -> None:
-        self._copies = [(tensor, tensor._version, tensor.detach().clone()) for tensor in self._traced.tensors.values()]
+        self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
+        self._copies = [(tensor, tensor.detach().clone()) for tensor in self._traced.tensors.values()]
         self._folded = Folded(self._traced)
         emission = Emission(Reading(self._traced, self._folded))
         self._parts, self.network = emission.parts, emission.network
@@ -57,10 +81,14 @@ class CompiledChain:
 
     def refresh(self) -> bool:
         """Read the weights again if any has changed, however it was written; True if so."""
-        if all(_same_bits(tensor, copy) for tensor, _, copy in self._copies):
-            return False
-        self._read()
-        return True
+        with self._lock:
+            if self._holding() != self._held:
+                self._trace(self._told)
+                return True
+            if all(_same_bits(tensor, copy) for tensor, copy in self._copies):
+                return False
+            self._read()
+            return True
 
     def row_vectors(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """``[rows, row_width]``: what depends on time alone, for each of these times ``[rows]`` by itself."""
@@ -69,11 +97,14 @@ class CompiledChain:
             raise ValueError(f"times: got shape {list(times.shape)}, expected [rows]")
         out = torch.zeros(len(times), self.network.row_width, dtype=dtype)
         if self.network.row_width:
-            found: dict[float, torch.Tensor] = {}
+            if len(self._found) > MOST_TIMES:
+                self._found = {}
             for row, time in enumerate(times.tolist()):
-                if time not in found:
-                    found[time] = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
-                out[row] = found[time]
+                vector = self._found.get((time, dtype))
+                if vector is None:
+                    vector = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
+                    self._found[time, dtype] = vector
+                out[row] = vector
         return out
 
     def chain_vectors(
@@ -147,7 +178,32 @@ def compile(  # the name of torch's own
         raise TypeError(f"net: got one with a second time, {denoiser.second_time!r}, expected one told t alone")
     if denoiser.guide is not None:
         raise TypeError("net: got one with another network as its guide, expected the conditioning of one network")
-    return CompiledChain(trace(denoiser, dims, given))
+    return CompiledChain(denoiser, dims, given)
+
+
+def compiled_once(denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> CompiledChain:
+    """:func:`compile`, remembered with the denoiser, a refusal too; the weights are those of now."""
+    key = shape, tuple((name, _kind(value)) for name, value in cond.items())
+    known = _REMEMBERED.setdefault(denoiser, {})
+    found = known.get(key)
+    if found is None:
+        try:
+            found = compile(denoiser, shape, cond)
+        except TypeError as error:
+            found = str(error)
+        known[key] = found
+    if isinstance(found, str):
+        raise TypeError(found)
+    found.refresh()
+    return found
+
+
+_REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, CompiledChain | str]] = weakref.WeakKeyDictionary()
+
+
+def _sample(value: torch.Tensor | Shared) -> torch.Tensor | Shared:
+    """What of conditioning is kept: a shared tensor, or one chain's."""
+    return value if isinstance(value, Shared) else value[:1].clone()
 
 
 def _examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:

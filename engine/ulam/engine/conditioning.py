@@ -28,7 +28,7 @@ class Input:
         """Raise ValueError unless this value can share a batch with those of the jobs before."""
         other = Input.of(value)
         if (other.shared is None) != (self.shared is None):
-            raise ValueError(f"{name}: got {_kind(other)}, expected {_kind(self)} like the jobs before")
+            raise ValueError(f"{name}: got {kind_of(other)}, expected {kind_of(self)} like the jobs before")
         if (other.dtype, other.shape) != (self.dtype, self.shape):
             shapes = ([*(["chains"] if i.shared is None else []), *i.shape] for i in (other, self))
             got, expected = (f"{i.dtype} {shape}" for i, shape in zip((other, self), shapes, strict=True))
@@ -39,7 +39,7 @@ class Input:
                 raise ValueError(f"{name}: got another shared tensor, expected that of the jobs before in this engine")
 
 
-def _kind(given: Input) -> str:
+def kind_of(given: Input) -> str:
     return "a tensor of one row a chain" if given.shared is None else "a shared tensor"
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from ulam_kernels.arguments import described, real, switch, whole
+from ulam_kernels.arguments import choice, described, real, switch, whole
 from ulam_kernels.tracing import not_recorded, outside_graphs
 
 from ..arguments import check_shape, resolve_device
@@ -21,6 +21,7 @@ from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
+from .chains import CHOICES, chains_of, why_not
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
 from .ladder import Ladder
@@ -72,6 +73,9 @@ class Engine:
         ladder: smaller batches for the network while few slots hold chains, see :class:`ulam.Ladder`.
         branches: the most further conditionings that a chain may ``blend`` in; each costs a call of the network a tick
             while any chain has one.
+        chain_kernel: "on" walks whole chains in one kernel, the network included (:mod:`ulam.chain_kernel`): it is read
+            at the first job, and raises where it does not fit. "auto" then calls the network as ever, and the report
+            says why. A chain's bits are those of the kernel in any company, not those of torch; "off" is torch's.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
@@ -98,7 +102,9 @@ class Engine:
         trace: bool = False,
         ladder: Ladder | None = None,
         branches: int = 0,
+        chain_kernel: str = "off",
     ) -> None:
+        choice(chain_kernel, "chain_kernel", CHOICES)
         network = check_options(
             denoiser, dtype, options, policy=policy, queue=queue, results=results, watchdog=watchdog, ladder=ladder,
             check_finite=check_finite, graphs=graphs, trace=trace,
@@ -134,6 +140,13 @@ class Engine:
         self._room = threading.Condition(self._lock)
         self._delivery = Delivery(self._runner.buffers, self.report, self._lock, check_finite, results == "host")
         self._loop = Loop(self._scheduler, self._runner, self._delivery, self._room)
+        self._chain_kernel = chain_kernel  # "off" once it is settled
+        self._against_chains = why_not(
+            where, dtype, name, network, sizes, ladder=ladder is not None, branches=branches > 0, trace=trace,
+            unchecked=not check_finite,
+        )  # fmt: skip
+        if chain_kernel == "on" and self._against_chains:
+            raise ValueError(f"{self._against_chains}, or chain_kernel='auto'")
         self._closed = False  # new jobs are refused
         self._watchdog: Watchdog | None = None
         if watchdog is not None:
@@ -211,6 +224,10 @@ class Engine:
         chains, buffers = len(job.chains), self._runner.buffers
         with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's inference mode
             self._check_open()
+            if self._chain_kernel != "off":
+                self._settle_chains(job)
+            if self._runner.chains is not None:
+                self._runner.chains.check(job)
             inputs = [(buffers.cond, job.cond)] + ([(buffers.uncond, job.uncond)] if job.guidance is not None else [])
             inputs += [(buffers.branches[number], values) for number, (values, _) in enumerate(job.branches)]
             if block:
@@ -222,6 +239,20 @@ class Engine:
                 arguments.declare(values)
             self._scheduler.submit(job, chains, job.ticks, job.priority, weight, job.deadline)
             self._loop.changed = True
+
+    def _settle_chains(self, job: Job) -> None:
+        """Decide, at the first job, whether chains are walked in one kernel, the network included."""
+        try:
+            if self._against_chains:
+                raise TypeError(self._against_chains)
+            self._runner.chains = chains_of(self.denoiser, self.shape, job, self._runner.buffers)
+            self._runner.outputs = self._runner.chains.evaluate
+            self.report.chain_kernel = "on"
+        except TypeError as error:
+            if self._chain_kernel == "on":
+                raise
+            self.report.chain_kernel = str(error).split("\n")[0]
+        self._chain_kernel = "off"
 
     def _wait_for_room(self, chains: int) -> None:
         limit = self._scheduler.capacity

@@ -11,6 +11,7 @@ import torch
 
 from ..evaluation import in_eval_mode, modules_in
 from ..programs.program import Program
+from .chains import MOST_TICKS
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
 from .groups import Group
@@ -96,7 +97,7 @@ class Loop:
     def run_to_next_event(self, progress: Progress | None) -> None:
         """Fill the free slots and tick until a group is done, previews wait or the scheduler has changed."""
         scheduler, runner, report = self._scheduler, self._runner, self._runner.report
-        begin, network, step = time.perf_counter(), runner.network.seconds, runner.step_seconds
+        begin, network, step = time.perf_counter(), runner.network_seconds, runner.step_seconds
         self._disturbed = True
         try:
             with in_eval_mode(self._modules), torch.inference_mode():
@@ -107,8 +108,10 @@ class Loop:
                 runner.fit(self._needs, scheduler.tick)
                 if runner.graphs is not None:
                     runner.check_graphs(runner.graphs)
-                for _ in range(ticks):
-                    self._tick(progress)
+                if runner.chains is not None:
+                    runner.chains.follow(self._needs.groups)
+                while ticks:
+                    ticks -= self._tick(progress, ticks)
                     if runner.previews or self.changed:
                         break
                 with self._room:
@@ -120,7 +123,7 @@ class Loop:
             self._disturbed = False
         finally:
             report.seconds += time.perf_counter() - begin
-            report.network_seconds += runner.network.seconds - network
+            report.network_seconds += runner.network_seconds - network
             report.step_seconds += runner.step_seconds - step
 
     def _settle(self) -> None:
@@ -159,6 +162,8 @@ class Loop:
                 self._room.notify_all()
             if scheduler.newest:
                 runner.buffers.enter(scheduler.newest, self._running)
+                if runner.chains is not None:
+                    runner.chains.enter(scheduler.newest)
                 scheduler.newest = []
         needs.groups, needs.active = scheduler.groups, scheduler.active
         return scheduler.ticks_until_event
@@ -167,8 +172,19 @@ class Loop:
         """The programs of the chains in the slots."""
         return {group.job.program for group in self._scheduler.groups}
 
-    def _tick(self, progress: Progress | None) -> None:
+    def _tick(self, progress: Progress | None, most: int) -> int:
+        """One tick, or as many at once as can be, at most these; return how many."""
         needs, report = self._needs, self._runner.report
+        if self._runner.chains is not None and needs.plain and self._runner.between_ticks:
+            done = min(most, MOST_TICKS)
+            self._runner.walk(self._scheduler.tick, done, needs)
+            self._scheduler.tick += done
+            report.ticks += done
+            report.evaluations += done * needs.active
+            report.rows += done * self._runner.rungs.size
+            if progress is not None:
+                progress(done * needs.active)
+            return done
         try:
             self._runner.tick(self._scheduler.tick, needs)
         except NetworkError as error:
@@ -183,3 +199,4 @@ class Loop:
         report.rows += self._runner.rungs.size
         if progress is not None:
             progress(needs.active)
+        return 1

@@ -15,6 +15,7 @@ class Report:
     evaluations: of the network, summed over chains, without idle slots. seconds: inside and between ticks, of which
     network_seconds in the network, step_seconds in the fused operations. failed: chains that turned NaN or Inf.
     rows: that the network saw at ticks, those of idle slots among them.
+    chain_kernel: "on" where whole chains are walked in one kernel, else "off", or why the network is called instead.
     batch: chains per network call, below ``slots`` after it ran out of memory. ladder: what was found of each smaller
     batch that an :class:`ulam.Ladder` allows. captures: CUDA graphs of ticks that
     were captured, in capture_seconds. energy_joules: of the whole device, since the engine was made; None without NVML.
@@ -36,6 +37,7 @@ class Report:
     captures: int = 0
     capture_seconds: float = 0.0
     network: str = "eager"
+    chain_kernel: str = "off"
     ladder: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     _energy: _Energy | None = field(default=None, repr=False, compare=False)

@@ -21,6 +21,7 @@ from ..denoiser import Denoiser
 from ..evaluation import autocast_state
 from .branches import Branches, Outputs
 from .buffers import Buffers, TickTensors
+from .chains import Chains
 from .groups import Group
 from .job import Job, Preview
 from .ladder import Ladder, Rungs
@@ -93,6 +94,8 @@ class Runner:
         self.check_finite = check_finite
         self.previews: list[Preview] = []  # not yet passed to their callbacks
         self._progress = TickProgress(0)
+        self.chains: Chains | None = None  # the network in a kernel that walks, once the first job has settled it
+        self.outputs: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = self.rungs  # or theirs
         self.torn = False  # states are being written, or an exception left them half written
         self.step_seconds = 0.0
         self._range: Callable[[str], AbstractContextManager[object]] = record_function if trace else _no_range
@@ -106,6 +109,11 @@ class Runner:
     def next_tick(self) -> int:
         """The tick under way, or the next one."""
         return self._progress.tick
+
+    @property
+    def network_seconds(self) -> float:
+        """Seconds in the network, or in walks of which it is a part."""
+        return self.network.seconds + (0.0 if self.chains is None else self.chains.seconds)
 
     def join_stream(self) -> None:
         """Make the caller's current stream wait for the one that the last caller used."""
@@ -154,6 +162,14 @@ class Runner:
             self._step_without_evaluation(moving, needs)
             progress = self._record(progress._replace(after=progress.after + 1))
         self._record(TickProgress(tick + 1))
+
+    def walk(self, tick: int, ticks: int, needs: TickNeeds) -> None:
+        """So many ticks at once, from this one on, of chains that need no more than evaluations and fused steps."""
+        assert self.chains is not None
+        if tick >= self._progress.tick:
+            self.torn = True
+            self.chains.walk(ticks, needs)
+            self._record(TickProgress(tick + ticks))
 
     def _record(self, progress: TickProgress) -> TickProgress:
         """Record in one assignment what is done."""
@@ -207,7 +223,7 @@ class Runner:
         if x is None:
             x = buffers.state[0]  # anew at each tick: what the network does to the object is not kept
         if needs.plain and (bound := tensors.bound) is not None and bound.look_up():
-            m, uncond = self.rungs(x, uncond_inputs)
+            m, uncond = self.outputs(x, uncond_inputs)
             begin, self.torn = time.perf_counter(), True
             done = bound.step(m, uncond)
             self.step_seconds += time.perf_counter() - begin
@@ -217,7 +233,7 @@ class Runner:
         else:
             weight = self._look_up(guided and needs.intervals, needs)
             with self._range("ulam.network"):
-                m, uncond = self.rungs(x, uncond_inputs)
+                m, uncond = self.outputs(x, uncond_inputs)
                 if needs.blended:
                     m = self.branches.blended(m, x)
         noise = self._explicit_noise(explicit) if explicit else None

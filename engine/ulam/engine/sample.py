@@ -52,6 +52,7 @@ def sample(
     blend: Blend | None = None,
     options: NetworkOptions | Tuned | None = None,
     ladder: Ladder | None = None,
+    chain_kernel: str = "off",
     progress: bool = True,
 ) -> torch.Tensor:
     """Sample ``[chains, *shape]``; row i is chain i of ``chains``.
@@ -75,8 +76,8 @@ def sample(
         noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, asked for rows that add noise.
         guidance_interval: (lo, hi), the times t at which guidance applies, with weight 1 elsewhere [Kynkaanniemi 2024].
             guidance_rescale: phi in [0, 1] [Lin 2024, section 3.4].
-        guidance_rule: :class:`ulam.guidance.APG` or :class:`ulam.guidance.CFGZero` in place of the weighted difference.
-            guidance_schedule: a factor on the weight for each evaluation, a sequence or a function of its t.
+        guidance_rule: :class:`ulam.guidance.APG` or `CFGZero` in place of the weighted difference. guidance_schedule:
+            a factor on the weight for each evaluation, a sequence or a function of its t.
         blend: pairs (cond, b) of further conditionings, each evaluated too: m_cond becomes m_cond + sum b (m - m_cond),
             with weights b, one number or one per chain. Composed prompts of weights w_0, w_1, ... [Liu 2022] are
             guidance = sum w and b_k = w_k / sum w; a key that one lacks is that of ``cond``.
@@ -84,7 +85,7 @@ def sample(
             sampled, each ``[chains, *shape]`` or what broadcasts to it, or shared.
         options: how the network is called, or what :func:`ulam.tune` found; one that takes gradients inside needs
             ``NetworkOptions(gradients=True)``. ladder: smaller batches for the last chains, :class:`ulam.Ladder`.
-        progress: a bar if stderr is a terminal.
+        chain_kernel: whole chains in one kernel, :class:`Engine`. progress: a bar if stderr is a terminal.
 
     Raises:
         TypeError, ValueError: an invalid argument, named in the message, before anything runs.
@@ -95,7 +96,8 @@ def sample(
     if slots is None:
         slots = options.slots if isinstance(options, Tuned) else min(max(count, 1), DEFAULT_SLOTS)
     branches = len(blend) if isinstance(blend, Sequence) else 0
-    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder, branches=branches)
+    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder, branches=branches,
+                    chain_kernel=chain_kernel)  # fmt: skip
     job = job_of(
         denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,

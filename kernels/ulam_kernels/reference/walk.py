@@ -82,5 +82,5 @@ def _spread(output: RealArray | None, there: torch.Tensor, x: torch.Tensor) -> t
     if output is None:
         return None
     spread = torch.zeros(len(x), output.shape[1], dtype=x.dtype)
-    spread[there] = torch.from_numpy(np.ascontiguousarray(output))
+    spread[there] = torch.from_numpy(np.array(output))
     return spread

@@ -1,0 +1,192 @@
+"""The network of an engine inside the kernel that walks whole chains, and whether it fits there.
+
+An engine decides at its first job. From then on every evaluation is the kernel's: ticks between two events are one
+walk; where a tick needs Python, as previews and a caller's noise do, the kernel evaluates the network alone. So a chain
+has the same bits in any company, whatever its neighbours need.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ulam_kernels import Table, walk
+from ulam_kernels.walks import BoundWalk
+
+from ..chain_kernel.compiled import CompiledChain, compiled_once
+from ..conditioning import Shared
+from ..denoiser import Denoiser
+from ..programs.builder import ProgramBuilder
+from ..programs.program import Program
+from .buffers import Buffers, TickTensors
+from .conditioning import Input, kind_of
+from .groups import Group
+from .job import Job
+from .network import NetworkOptions
+from .row_table import Place
+from .slots import IDLE_ROW
+from .tick_needs import TickNeeds
+
+CHOICES = ("auto", "on", "off")
+BACKENDS = ("cpu", "reference")
+FAILED = 4  # the line of the cursor
+MOST_TICKS = 64  # of one walk: a cancelled job leaves after it
+
+
+def why_not(
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str,
+    options: NetworkOptions,
+    shape: tuple[int, ...],
+    **uses: bool,
+) -> str:
+    """Why an engine of these arguments cannot walk whole chains; empty if nothing is against it."""
+    if device.type != "cpu" or backend not in BACKENDS:
+        return f"device: got {device} with the backend {backend!r}, expected the CPU's"
+    if dtype != torch.float32:
+        return f"dtype: got {dtype}, expected torch.float32"
+    if options != NetworkOptions():
+        return f"options: got {options}, expected none"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast: got one around the engine, expected float32 throughout"
+    if not shape:
+        return "shape: got (), expected at least one dimension"
+    for name, used in uses.items():
+        if used:
+            return f"{name}: got one, expected none"
+    return ""
+
+
+class Chains:
+    """The network in the kernel, with the vectors of the rows in the table and of the chains in the slots."""
+
+    def __init__(self, compiled: CompiledChain, denoiser: Denoiser, buffers: Buffers) -> None:
+        self._compiled, self._buffers = compiled, buffers
+        self._network = compiled.network
+        self._written: dict[Program, Place] = {}
+        self.seconds = 0.0
+        schedule = denoiser.schedule
+        builder = ProgramBuilder(schedule, denoiser.predicts)
+        builder.rows([denoiser_time(denoiser)], x={"m": 1.0})
+        self._output = builder.program(sampler="the network's output", order=1).table(dtype=torch.float32)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Vectors of zeros for every row and slot, of the network as it is now."""
+        network, slots = self._network, self._buffers.size
+        self._written = {}
+        self._bound: tuple[TickTensors, bool, BoundWalk] | None = None
+        with torch.inference_mode(False):
+            self._rows = torch.zeros(len(self._buffers.rows), network.row_width)
+            self._chain = torch.zeros(slots, network.chain_width)
+            self._uncond = torch.zeros(slots, network.chain_width)
+            self._outputs = Table(
+                self._output.coef[:1].repeat(len(self._rows), 1), self._output.flags[:1].repeat(len(self._rows)), 1
+            )
+
+    def check(self, job: Job) -> None:
+        """Raise ValueError for a job whose two branches take different arguments: the kernel holds one network."""
+        if different := differences(job):
+            raise ValueError(f"{different} in an engine that walks whole chains, or chain_kernel='off'")
+
+    def enter(self, groups: list[Group[Job]]) -> None:
+        """Compute what the network reads of these groups' chains."""
+        if not self._network.chain_width:
+            return
+        for group in groups:
+            job = group.job
+            self._chain[group.slots] = self._vectors(job.cond, group)
+            if job.guidance is not None:
+                self._uncond[group.slots] = self._vectors(job.uncond, group)
+
+    def _vectors(self, cond: dict[str, torch.Tensor | Shared], group: Group[Job]) -> torch.Tensor:
+        own = {name: value if isinstance(value, Shared) else value[group.chains] for name, value in cond.items()}
+        return self._compiled.chain_vectors(own, group.size)
+
+    def follow(self, groups: list[Group[Job]]) -> None:
+        """Bring all vectors up to date: of weights that have changed, of programs and tables that have moved."""
+        self._compiled.refresh()
+        if self._compiled.network is not self._network:
+            self._network = self._compiled.network
+            self._allocate()
+            self.enter(groups)
+        elif len(self._rows) != len(self._buffers.rows):
+            self._allocate()
+            self.enter(groups)
+        for program in {id(group.job.program): group.job.program for group in groups}.values():
+            place = self._buffers.rows[program]
+            if self._written.get(program) is not place:
+                self._write(program, place)
+
+    def _write(self, program: Program, place: Place) -> None:
+        if self._network.row_width:
+            at = place.begin + torch.tensor(program.evaluating)
+            self._rows[at] = self._compiled.row_vectors(self._buffers.rows.columns.times[at])
+        rows = self._buffers.rows
+        self._written = {p: there for p, there in self._written.items() if p in rows.programs and rows[p] is there}
+        self._written[program] = place
+
+    def walk(self, ticks: int, needs: TickNeeds) -> None:
+        """Execute so many rows of every chain, the network included."""
+        begin = time.perf_counter()
+        tensors, slots = self._buffers.of_tick(needs.registers, needs.scaled), self._buffers.slots
+        if self._bound is None or self._bound[0] is not tensors or self._bound[1] != needs.guided:
+            bound = BoundWalk(
+                tensors.states, tensors.table, slots.cursor, self._network, net_in=tensors.net_in,
+                seed=slots.seed, chain=slots.chain, row_vectors=self._rows, chain_vectors=self._chain,
+                uncond_vectors=self._uncond if needs.guided else None, guidance=slots.weight if needs.guided else None,
+                backend=self._buffers.backend,
+            )  # fmt: skip
+            self._bound = tensors, needs.guided, bound
+        self._bound[2](ticks)
+        self.seconds += time.perf_counter() - begin
+
+    def evaluate(
+        self, x: torch.Tensor, uncond: dict[str, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's outputs alone, with the bits that a walk gives them."""
+        begin = time.perf_counter()
+        m = self._evaluated(x, self._chain)
+        other = None if uncond is None else self._evaluated(x, self._uncond)
+        self.seconds += time.perf_counter() - begin
+        return m, other
+
+    def _evaluated(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """One row that replaces the state by the output; where that is not finite, the walk stops, and it is NaN."""
+        with torch.inference_mode(False):
+            states = torch.empty(1, *x.shape).copy_(x)
+            cursor = torch.zeros_like(self._buffers.slots.cursor)
+        cursor[0] = self._buffers.slots.row
+        walk(
+            states, self._outputs, cursor, self._network, steps=1, row_vectors=self._rows, chain_vectors=vectors,
+            backend=self._buffers.backend,
+        )  # fmt: skip
+        states[0, cursor[FAILED] != IDLE_ROW] = torch.nan
+        return states[0]
+
+
+def denoiser_time(denoiser: Denoiser) -> float:
+    """A time that lies within the schedule, whichever."""
+    return 1.0 if denoiser.schedule.steps else 0.5
+
+
+def differences(job: Job) -> str:
+    """How the arguments of a guided job's two branches differ, which one network cannot take; empty if not."""
+    for name, value in job.uncond.items() if job.guidance is not None else ():
+        own, other = Input.of(job.cond[name]), Input.of(value)
+        if (own.dtype, own.shape, own.shared is None) != (other.dtype, other.shape, other.shared is None):
+            got, expected = (f"{kind_of(given)}, {given.dtype} {list(given.shape)}" for given in (other, own))
+            return f"uncond[{name!r}]: got {got}, expected {expected} like cond[{name!r}]"
+    return ""
+
+
+def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buffers) -> Chains:
+    """The network in the kernel, for an engine whose first job this is. Raises TypeError where it does not fit."""
+    if different := differences(job):
+        raise TypeError(different)
+    compiled = compiled_once(denoiser, shape, job.cond)
+    if compiled.network.learned:
+        raise TypeError("net: got one with learned variances, expected one of outputs shaped like x")
+    return Chains(compiled, denoiser, buffers)
