@@ -6,7 +6,9 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from ulam_kernels.arguments import whole
@@ -20,6 +22,7 @@ from .folding import EXACT, Folded, linear_exact, packet
 from .reading import Reading
 from .tracing import trace
 
+WORD = 8
 MOST_TIMES = 1 << 14  # whose vectors are remembered
 
 
@@ -59,7 +62,7 @@ class CompiledChain:
 
     def _read(self) -> None:
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self._copies = [(tensor, tensor.detach().clone()) for tensor in self._traced.tensors.values()]
+        self._copies = [_Copy(tensor) for tensor in self._traced.tensors.values()]
         self._folded = Folded(self._traced)
         emission = Emission(Reading(self._traced, self._folded))
         self._parts, self.network = emission.parts, emission.network
@@ -85,7 +88,7 @@ class CompiledChain:
             if self._holding() != self._held:
                 self._trace(self._told)
                 return True
-            if all(_same_bits(tensor, copy) for tensor, copy in self._copies):
+            if all(copy.holds() for copy in self._copies):
                 return False
             self._read()
             return True
@@ -99,12 +102,11 @@ class CompiledChain:
         if self.network.row_width:
             if len(self._found) > MOST_TIMES:
                 self._found = {}
-            for row, time in enumerate(times.tolist()):
-                vector = self._found.get((time, dtype))
-                if vector is None:
-                    vector = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
-                    self._found[time, dtype] = vector
-                out[row] = vector
+            keys = [(time, dtype) for time in times.tolist()]
+            for row, key in enumerate(keys):
+                if key not in self._found:
+                    self._found[key] = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
+            torch.stack([self._found[key] for key in keys], out=out)
         return out
 
     def chain_vectors(
@@ -225,5 +227,23 @@ def _tensors(cond: dict[str, torch.Tensor | Shared], at: slice = slice(None)) ->
     }
 
 
-def _same_bits(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
-    return tensor.shape == copy.shape and torch.equal(tensor.detach(), copy)
+class _Copy:
+    """The bytes of a tensor as they were, to be compared with those of now, whoever has written them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor, self._at, self._layout = tensor, tensor.data_ptr(), (tensor.shape, tensor.stride())
+        now = tensor.detach().numpy()  # of the same memory
+        self._now: list[Any] = [now]
+        if tensor.is_contiguous():
+            flat = now.reshape(-1).view(np.uint8)
+            words = len(flat) // WORD * WORD
+            self._now = [flat[:words].view(np.int64), flat[words:]]
+        self._was = [part.copy() for part in self._now]
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self._tensor.data_ptr() == self._at
+            and (self._tensor.shape, self._tensor.stride()) == self._layout
+            and all(bool((now == was).all()) for now, was in zip(self._now, self._was, strict=True))
+        )

@@ -67,10 +67,7 @@ class Chains:
         self._network = compiled.network
         self._written: dict[Program, Place] = {}
         self.seconds = 0.0
-        schedule = denoiser.schedule
-        builder = ProgramBuilder(schedule, denoiser.predicts)
-        builder.rows([denoiser_time(denoiser)], x={"m": 1.0})
-        self._output = builder.program(sampler="the network's output", order=1).table(dtype=torch.float32)
+        self._denoiser = denoiser
         self._allocate()
 
     def _allocate(self) -> None:
@@ -79,12 +76,11 @@ class Chains:
         self._written = {}
         self._bound: tuple[TickTensors, bool, BoundWalk] | None = None
         with torch.inference_mode(False):
-            self._rows = torch.zeros(len(self._buffers.rows), network.row_width)
+            self._rows = torch.empty(len(self._buffers.rows), network.row_width)  # each written before it is read
+            self._rows[IDLE_ROW] = 0
             self._chain = torch.zeros(slots, network.chain_width)
             self._uncond = torch.zeros(slots, network.chain_width)
-            self._outputs = Table(
-                self._output.coef[:1].repeat(len(self._rows), 1), self._output.flags[:1].repeat(len(self._rows)), 1
-            )
+        self._outputs: Table | None = None
 
     def check(self, job: Job) -> None:
         """Raise ValueError for a job whose two branches take different arguments: the kernel holds one network."""
@@ -158,6 +154,8 @@ class Chains:
         with torch.inference_mode(False):
             states = torch.empty(1, *x.shape).copy_(x)
             cursor = torch.zeros_like(self._buffers.slots.cursor)
+            if self._outputs is None:
+                self._outputs = self._output_rows()
         cursor[0] = self._buffers.slots.row
         walk(
             states, self._outputs, cursor, self._network, steps=1, row_vectors=self._rows, chain_vectors=vectors,
@@ -165,6 +163,16 @@ class Chains:
         )  # fmt: skip
         states[0, cursor[FAILED] != IDLE_ROW] = torch.nan
         return states[0]
+
+    def _output_rows(self) -> Table:
+        """For every row of the table one that replaces the state by the network's output."""
+        builder = ProgramBuilder(self._denoiser.schedule, self._denoiser.predicts)
+        builder.rows([denoiser_time(self._denoiser)], x={"m": 1.0})
+        row, count = (
+            builder.program(sampler="the network's output", order=1).table(dtype=torch.float32),
+            len(self._rows),
+        )
+        return Table(row.coef[:1].repeat(count, 1), row.flags[:1].repeat(count), 1)
 
 
 def denoiser_time(denoiser: Denoiser) -> float:
