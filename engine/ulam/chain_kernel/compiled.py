@@ -62,7 +62,7 @@ class CompiledChain:
 
     def _read(self) -> None:
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self._copies = [_Copy(tensor) for tensor in self._traced.tensors.values()]
+        self._copies = [_Copy(tensor) for tensor in {id(t): t for t in self._traced.tensors.values()}.values()]
         self._folded = Folded(self._traced)
         emission = Emission(Reading(self._traced, self._folded))
         self._parts, self.network = emission.parts, emission.network

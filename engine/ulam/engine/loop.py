@@ -108,7 +108,7 @@ class Loop:
                 runner.fit(self._needs, scheduler.tick)
                 if runner.graphs is not None:
                     runner.check_graphs(runner.graphs)
-                if runner.chains is not None:
+                if runner.chains is not None and ticks:
                     runner.chains.follow(self._needs.groups)
                 while ticks:
                     ticks -= self._tick(progress, ticks)
