@@ -206,3 +206,30 @@ def test_a_denoiser_of_another_call_is_compiled_anew() -> None:
         walked = ulam.sample(wrapped, DDIM(4), sample_shape, 2, 0, chain_kernel="on", progress=False)
         assert walked.shape == (2, *sample_shape)
         assert close(walked, ulam.sample(wrapped, DDIM(4), sample_shape, 2, 0, progress=False))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale, self.activation = nn.Linear(4, 4), 1.0, nn.functional.silu
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.activation(x)) * self.scale
+
+
+@pytest.mark.parametrize("how", ["number", "function", "hook", "layer"])
+def test_attributes_and_hooks_are_those_of_now(how: str) -> None:
+    torch.manual_seed(0)
+    net = Scaled()
+    known = ulam.Denoiser(net, SCHEDULE)
+    before = ulam.sample(known, DDIM(5), (4,), 3, chain_kernel="on", progress=False)
+    if how == "number":
+        net.scale = 0.5
+    elif how == "function":
+        net.activation = nn.functional.relu
+    elif how == "hook":
+        net.layer.register_forward_hook(lambda module, given, output: output * 0.5)
+    else:
+        net.layer = nn.Linear(4, 4, bias=False)
+    now = ulam.sample(known, DDIM(5), (4,), 3, chain_kernel="on", progress=False)
+    assert close(now, ulam.sample(known, DDIM(5), (4,), 3, progress=False)) and not close(now, before)

@@ -23,13 +23,15 @@ from .reading import Reading
 from .tracing import trace
 
 WORD = 8
+PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 MOST_TIMES = 1 << 14  # whose vectors are remembered
 
 
 class CompiledChain:
     """A denoiser's network as a list of instructions for `ulam_kernels.walk`.
 
-    Its weights are those of its compilation: :meth:`refresh` reads them again where they have changed since.
+    Its weights are those of its compilation: :meth:`refresh` reads them again where they have changed since, and traces
+    the network again where an attribute or a hook of a module has. What a function reads elsewhere is not looked at.
 
     Attributes:
         network: the instructions, constants and weights, float32.
@@ -51,14 +53,22 @@ class CompiledChain:
         self._held = self._holding()
         self._read()
 
-    def _holding(self) -> list[int]:
-        """What modules hold, by identity: another tensor or layer in a place is another network."""
+    def _holding(self) -> list[object]:
+        """What modules hold: another tensor, layer, hook or attribute in a place is another network."""
         return [
-            id(held)
+            held
             for module in self._modules
-            for there in (module._parameters, module._buffers, module._modules)
-            for held in there.values()
+            for name, there in vars(module).items()
+            if name != "training"
+            for held in (there.values() if isinstance(there, dict) else (there,))
         ]
+
+    def _holds(self) -> bool:
+        now = self._holding()
+        return len(now) == len(self._held) and all(
+            a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
+            for a, b in zip(now, self._held, strict=True)
+        )
 
     def _read(self) -> None:
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
@@ -85,7 +95,7 @@ class CompiledChain:
     def refresh(self) -> bool:
         """Read the weights again if any has changed, however it was written; True if so."""
         with self._lock:
-            if self._holding() != self._held:
+            if not self._holds():
                 self._trace(self._told)
                 return True
             if all(copy.holds() for copy in self._copies):

@@ -76,8 +76,8 @@ class Engine:
         chain_kernel: "on" walks whole chains in one kernel, the network included (:mod:`ulam.chain_kernel`): it is read
             at the first job, and raises where it does not fit. "auto" then calls the network as ever, and the report
             says why. A chain's bits are those of the kernel in any company, not those of torch; "off" is torch's.
-            Weights that change are read again before the next ticks; hooks and plain attributes of modules that change
-            are not seen.
+            Weights, attributes and hooks of modules that change are seen before the next ticks; globals and closures of
+            functions are not.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
