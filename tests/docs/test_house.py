@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 PYTHON = [path for folder in ("engine", "kernels", "tests", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
 PACKAGES = {"ulam": ROOT / "engine" / "ulam", "ulam_kernels": ROOT / "kernels" / "ulam_kernels"}
 FILES_AT_THE_TOP, LINES, FUNCTION_LINES = 18, 400, 80
+TOP = {
+    "engine", "kernels", "csrc", "bindings", "tests", "bench", "docs", "setup.py", "README.md", ".ci", ".clang-format",
+    ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "constraints.txt",
+    "pyproject.toml",
+}  # fmt: skip
+LARGEST = 3 << 20  # bytes of a file: the digits' weights take most of it
 
 
 def test_no_imports_lead_in_a_circle():
@@ -29,6 +37,16 @@ def test_no_imports_lead_in_a_circle():
     upward = "ulam.denoiser", "ulam.integrations.diffusers.loading"
     assert imports.has_edge(*upward), "the one import to a higher floor is gone: pyproject.toml still allows it"
     assert circles == []
+
+
+def test_nothing_strange_is_kept():
+    """No wheel, archive or result that fell into the checkout is under version control."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a checkout of git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [name for name in listed.split("\0") if name]
+    assert {name.partition("/")[0] for name in files} <= TOP
+    assert [name for name in files if (ROOT / name).exists() and (ROOT / name).stat().st_size > LARGEST] == []
 
 
 def test_few_files_lie_at_the_top():
