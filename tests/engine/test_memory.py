@@ -23,14 +23,15 @@ def pages(times=20):
         torch.ones(25 << 20)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (100 << 20)
 """
-# A program, and whether it prints a number of blocks paged in below 8, or above 12 of at least 20.
+# A program, and whether it prints a number of blocks paged in below 2, or above 12 of at least 20. The first few are
+# paged in until the heap has found a place for them.
 CASES = {
     "as usual": ("print(pages())", False),
-    "from now on": ("assert ulam.keep_freed_memory(); print(pages())", True),
-    "within": ("with freed_memory_kept(): print(pages())", True),
+    "from now on": ("assert ulam.keep_freed_memory(); pages(); print(pages())", True),
+    "within": ("with freed_memory_kept(): pages(); print(pages())", True),
     "of two runs the last": (
         "one, two = freed_memory_kept(), freed_memory_kept()\n"
-        "one.__enter__(); two.__enter__(); one.__exit__(None, None, None); print(pages())",
+        "one.__enter__(); two.__enter__(); one.__exit__(None, None, None); pages(); print(pages())",
         True,
     ),
     "afterwards, for good": (
@@ -42,13 +43,13 @@ CASES = {
         "def energy(x):\n"
         "    counts.append(pages(1))\n"
         "    return x.square().sum(1) / 2\n"
-        "ulam.mcmc.run(ulam.Energy(energy), ulam.mcmc.HMC(0.1), shape=(2,), chains=4, steps=5, warmup=0)\n"
-        "print(sum(counts))",
+        "ulam.mcmc.run(ulam.Energy(energy), ulam.mcmc.HMC(0.1), shape=(2,), chains=4, steps=10, warmup=0)\n"
+        "print(sum(counts[-10:]) if len(counts) > 20 else 'too few')",
         True,
     ),
     "a command": (
         "from ulam.cli.main import main\nimport contextlib, io\n"
-        "with contextlib.redirect_stdout(io.StringIO()): assert main(['info']) == 0\nprint(pages())",
+        "with contextlib.redirect_stdout(io.StringIO()): assert main(['info']) == 0\npages(); print(pages())",
         True,
     ),
 }
@@ -59,7 +60,7 @@ def test_blocks_are_paged_in_once_where_memory_is_kept(name):
     program, kept = CASES[name]
     done = subprocess.run([sys.executable, "-c", COUNT + program], capture_output=True, text=True, check=True)
     blocks = float(done.stdout.split()[-1])
-    assert blocks < 8 if kept else blocks > 12
+    assert blocks < 2 if kept else blocks > 12
 
 
 GIVE_BACK = """

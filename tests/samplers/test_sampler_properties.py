@@ -194,8 +194,8 @@ def test_short_steps_are_no_worse_than_first_order(case: tuple[Any, ...]) -> Non
     mean, std = end_law(*recorded(sampler, schedule, predicts), data, start)
     scale = max(exact[1], 1e-3)
     assert abs(mean - exact[0]) <= 1e-8 * (1 + abs(exact[0])) / scale
-    # 1.7: DPM2 from pure noise, whose middle is in log sigma; all others are below 1
-    assert abs(std / exact[1] - 1) <= 1.7 * first_order_error(grid, data[1]) + 1e-8
+    # 2: DPM2 from pure noise, whose middle is in log sigma, and RES from nearly pure noise; all others are below 1
+    assert abs(std / exact[1] - 1) <= 2 * first_order_error(grid, data[1]) + 1e-8
 
 
 BOUND = {1: 0.35, 2: 0.3, 3: 0.15}  # error <= BOUND[order] longest_step ^ order on the grids below
