@@ -81,6 +81,45 @@ def ours(denoiser: Denoiser, program: Any, company: bool = False, **options: Any
     return engine.run()[job]
 
 
+DOUBLE_OPTIONS: dict[str, dict[str, Any]] = {  # of numbers that float32 has, as the slots keep them
+    "APG": {"guidance_rule": APG(eta=0.25, norm=1.5, momentum=-0.5)}, "CFGZero": {"guidance_rule": CFGZero()},
+    "rescale": {"guidance_rescale": 0.5}, "blend": {"blend": [({"y": OTHERS}, 0.25)]}, "schedule": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DOUBLE_OPTIONS)
+@pytest.mark.parametrize("sampler", [DDIM(steps=5), Euler(steps=4, cfg_pp=True)], ids=["DDIM", "CFG++"])
+def test_guidance_of_states_in_float64_is_its_formula(kind: str, sampler: Any) -> None:
+    options = {"guidance": 2.5, **DOUBLE_OPTIONS[kind]}
+    denoiser, program = Denoiser(net, VP), sampler.program(VP)
+    if kind == "schedule":
+        options["guidance_schedule"] = [0.5**row for row in range(len(program))]
+    memory = {"past": np.zeros(SHAPE)}
+
+    def combine(row: int, x: np.ndarray, m: np.ndarray, u: np.ndarray) -> np.ndarray:
+        if kind == "APG":
+            kx, km, rule = program.kx[row], program.km[row], options["guidance_rule"]
+            guided, memory["past"] = guidance_cases.apg(m, u, x, kx, km, 2.5, rule, memory["past"])
+            return guided
+        if kind == "CFGZero":
+            return guidance_cases.cfg_zero(m, u, 2.5)
+        if kind == "rescale":
+            return guidance_cases.rescale(m, u, 2.5, 0.5)
+        if kind == "blend":
+            t = torch.tensor([program.time[row]], dtype=torch.float32)
+            third = net(torch.from_numpy(program.c_in[row] * x)[None], t, OTHERS[:1])[0].numpy()
+            m = m + 0.25 * (third - m)
+        return guidance_cases.cfg(m, u, 2.5 * (0.5**row if kind == "schedule" else 1.0))
+
+    found = ulam.sample(denoiser, sampler, SHAPE, COUNT, 3, cond={"y": LABELS}, uncond={"y": NULLS},
+                        dtype=torch.float64, progress=False, **options)  # fmt: skip
+    assert found.dtype == torch.float64
+    for chain in range(COUNT):
+        memory["past"] = np.zeros(SHAPE)
+        wanted = by_hand(denoiser, program, chain, combine)
+        np.testing.assert_allclose(found[chain].numpy(), wanted, rtol=0, atol=1e-10 * abs(wanted).max())
+
+
 def close(found: torch.Tensor, wanted: np.ndarray) -> bool:
     return np.allclose(found.numpy(), wanted, rtol=0, atol=3e-5 * max(1.0, float(abs(wanted).max())))
 

@@ -116,7 +116,8 @@ def _root(x: torch.Tensor) -> torch.Tensor:
 
 
 def _affine(x: torch.Tensor, m: torch.Tensor, a: torch.Tensor, b: torch.Tensor, backend: str | None) -> torch.Tensor:
-    """a x + b m with numbers of each chain, given in float64."""
+    """a x + b m with numbers of each chain, given in float64, perhaps as a column of a table."""
     wide = torch.promote_types(torch.promote_types(x.dtype, m.dtype), torch.float32)
     out = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format)
-    return ulam_kernels.affine(x, m, a.to(wide), b.to(wide), out=out, backend=backend)
+    a, b = a.to(wide).contiguous(), b.to(wide).contiguous()
+    return ulam_kernels.affine(x, m, a, b, out=out, backend=backend)
