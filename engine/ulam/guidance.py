@@ -79,6 +79,8 @@ def rule_of(text: object) -> Rule:
     for part in filter(None, given.split(",")):
         key, _, value = part.partition("=")
         key = choice(key.strip(), "guidance_rule", [field.name for field in fields(kind)])
+        if key in numbers:
+            raise ValueError(f"guidance_rule: got {key} twice, expected it once")
         try:
             numbers[key] = int(value) if kind is CFGZero else float(value)
         except ValueError:

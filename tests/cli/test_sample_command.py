@@ -165,6 +165,21 @@ def test_a_rule_of_guidance(folder: Path, monkeypatch):
     assert (arrays(folder / "out" / "samples.npz")["arr_0"] == pixels(expected)).all()
 
 
+def test_a_rule_of_guidance_says_each_number_once():
+    with pytest.raises(ValueError, match=r"guidance_rule: got eta twice, expected it once"):
+        ulam.guidance.rule_of("apg:eta=1,norm=2,eta=0.5")
+
+
+def test_names_from_elsewhere_are_what_named_makes_of_them_but_for_those_of_classes():
+    from ulam.jobs.tables import make_sampler, samplers_by_name
+    from ulam.samplers.names import A1111, COMFYUI, named
+
+    known = samplers_by_name()
+    for name in (*COMFYUI, *A1111):
+        own = known.get(name.lower())
+        assert make_sampler(name, {"steps": 8}) == (named(name, 8) if own is None else own(steps=8)), name
+
+
 def test_previews_are_grids_of_x0(folder: Path, monkeypatch):
     """With eps = x / 2: x0 = (1 - sigma / 2) / alpha x, of the state in front of the row."""
     options = "--model mine:half --shape 3,8,8 --chains 4 --slots 3 --steps 4 --preview-every 2"
