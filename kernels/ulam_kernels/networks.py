@@ -15,7 +15,6 @@ once per chain (kind "chain").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -241,36 +240,24 @@ class Network:
 
     @cached_property
     def code(self) -> tuple[int, ...]:
-        """The network in whole numbers, for operators and native code: see :func:`decoded`."""
+        """The network in whole numbers, for native code.
+
+        It is inputs, row_width, chain_width, output, count of constants, count of instructions, 1 for weights of
+        bf16 or 0, the widths, and then for each instruction twelve numbers: its kind, out, and
+
+            LINEAR       input, second input or -1, offset of the weights, of the second ones, start, second start
+            UNARY        value, function, offset of its parameter
+            BINARY       function, a, b
+            LAYER_NORM   value, offset of eps, weight, bias
+
+        with operands as two numbers, kind (-1: none) and index; offsets are in the data.
+        """
         return _Encoder(self).code
 
     @cached_property
     def data(self) -> torch.Tensor:
         """The numbers that the code points to: the constants, weights and parameters, float32 ``[K]``."""
         return torch.cat(_Encoder(self).data)
-
-
-def decoded(code: Sequence[int], data: torch.Tensor) -> Network:
-    """The network of its ``code`` and ``data``.
-
-    The code is inputs, row_width, chain_width, output, count of constants, count of instructions, 1 for weights of
-    bf16 or 0, the widths, and then for each instruction twelve numbers: its kind, out, and
-
-        LINEAR       input, second input or -1, offset of the weights, of the second ones, start, second start
-        UNARY        value, function, offset of its parameter
-        BINARY       function, a, b
-        LAYER_NORM   value, offset of eps, weight, bias
-
-    with operands as two numbers, kind (-1: none) and index; offsets are in the data.
-    """
-    code = [int(number) for number in code]
-    inputs, row_width, chain_width, output, constants, count, bf16 = code[:HEADER]
-    widths = code[HEADER : HEADER + count + 1]
-    at = HEADER + count + 1
-    each = (code[at + STRIDE * k : at + STRIDE * (k + 1)] for k in range(count))
-    instructions = [_decoded_one(words, data, widths) for words in each]
-    return Network(inputs, tuple(widths), tuple(instructions), data[:constants], row_width, chain_width, output,
-                   precision=PRECISIONS[bf16])  # fmt: skip
 
 
 HEADER, STRIDE = 7, 12
@@ -316,24 +303,6 @@ class _Encoder:
         return at
 
 
-def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int]) -> Instruction:
-    kind, out, *rest = words
-    if kind == LINEAR:
-        inputs = tuple(value for value in rest[:2] if value >= 0)
-        shapes = [(widths[out], widths[value]) for value in inputs]
-        weights = [data[at : at + m * k].view(m, k) for at, (m, k) in zip(rest[2:4], shapes, strict=False)]
-        start = [operand for operand in (_unpair(rest[4:6]), _unpair(rest[6:8])) if operand is not None]
-        return Linear(out, inputs, tuple(weights), tuple(start))
-    if kind == UNARY:
-        function = FUNCTIONS[rest[1]]
-        return Unary(out, function, rest[0], float(data[rest[2]]) if function in DEFAULTS else None)
-    if kind == BINARY:
-        a, b = _unpair(rest[1:3]), _unpair(rest[3:5])
-        assert a is not None and b is not None
-        return Binary(out, OPERATIONS[rest[0]], a, b)
-    return LayerNorm(out, rest[0], _unpair(rest[2:4]), _unpair(rest[4:6]), float(data[rest[1]]))
-
-
 def _rounded(instruction: Instruction) -> Instruction:
     if not isinstance(instruction, Linear):
         return instruction
@@ -342,10 +311,6 @@ def _rounded(instruction: Instruction) -> Instruction:
 
 def _pair(operand: Operand | None) -> tuple[int, int]:
     return (-1, 0) if operand is None else (KINDS.index(operand.kind), operand.index)
-
-
-def _unpair(pair: Sequence[int]) -> Operand | None:
-    return None if pair[0] < 0 else Operand(KINDS[pair[0]], pair[1])
 
 
 def _values(instruction: Instruction) -> list[int]:

@@ -71,8 +71,9 @@ def walk(
     reads = apart(apart(reads, 0, states, net_in), 0, cursor)
     seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags = reads
     if states.numel() and steps:
-        module.walk(states, coef, flags, cursor, network, steps, net_in, seed, chain, row_vectors, chain_vectors,
-                    uncond_vectors, guidance)  # fmt: skip
+        run = module.bound_walk(states, coef, flags, cursor, network, net_in, seed, chain, row_vectors, chain_vectors,
+                                uncond_vectors, guidance)  # fmt: skip
+        run(steps)
     written((states, cursor) if net_in is None else (states, cursor, net_in))
 
 
@@ -123,7 +124,7 @@ class BoundWalk:
 
 def _backend(name: str | None, states: torch.Tensor) -> ModuleType:
     module = select(name, states.device.type, states.dtype)
-    if not hasattr(module, "walk"):
+    if not hasattr(module, "bound_walk"):
         raise ValueError(f"backend: got {name_of(module)!r}, expected 'cpu' or 'reference', which have this operation")
     return module
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ulam_kernels.networks import Binary, LayerNorm, Linear, Network, Operand, Unary, decoded
+from network_decoding import decoded
+from ulam_kernels.networks import Binary, LayerNorm, Linear, Network, Operand, Unary
 from walk_cases import random_network
 
 N = 3

@@ -69,7 +69,7 @@ def bound_walk(
     network: Network,
     *reads: torch.Tensor | None,
 ) -> Callable[[int], None]:
-    """A function of the count of rows. reads: net_in, seed, chain and the vectors, as :func:`walk` has them."""
+    """A walk as a function of the count of rows. reads: net_in, seed, chain and the vectors, in this order."""
     known = packed(network)
     tensors = (states, coef, flags, cursor, *reads)  # alive: their addresses are held
     registers, chains = states.shape[:2]
@@ -85,15 +85,3 @@ def bound_walk(
 
     run.__dict__["alive"] = tensors, known
     return run
-
-
-def walk(
-    states: torch.Tensor,
-    coef: torch.Tensor,
-    flags: torch.Tensor,
-    cursor: torch.Tensor,
-    network: Network,
-    steps: int,
-    *reads: torch.Tensor | None,
-) -> None:
-    bound_walk(states, coef, flags, cursor, network, *reads)(steps)

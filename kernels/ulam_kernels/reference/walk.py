@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,12 @@ from ulam_kernels.reference.tick import IDLE_ROW, advance
 
 
 def walk(
+    steps: int,
     states: torch.Tensor,
     coef: torch.Tensor,
     flags: torch.Tensor,
     cursor: torch.Tensor,
     network: Network,
-    steps: int,
     net_in: torch.Tensor | None,
     seed: torch.Tensor | None,
     chain: torch.Tensor | None,
@@ -65,16 +66,9 @@ def walk(
             net_in[there] = following
 
 
-def bound_walk(
-    states: torch.Tensor,
-    coef: torch.Tensor,
-    flags: torch.Tensor,
-    cursor: torch.Tensor,
-    network: Network,
-    *reads: torch.Tensor | None,
-) -> Callable[[int], None]:
-    """A function of the count of rows. reads: net_in, seed, chain and the vectors, as :func:`walk` has them."""
-    return lambda steps: walk(states, coef, flags, cursor, network, steps, *reads)
+def bound_walk(*arguments: Any) -> Callable[[int], None]:
+    """:func:`walk` of these arguments, as a function of the count of rows, its first."""
+    return lambda steps: walk(steps, *arguments)
 
 
 def _spread(output: RealArray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
