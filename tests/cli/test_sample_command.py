@@ -170,14 +170,17 @@ def test_a_rule_of_guidance_says_each_number_once():
         ulam.guidance.rule_of("apg:eta=1,norm=2,eta=0.5")
 
 
-def test_names_from_elsewhere_are_what_named_makes_of_them_but_for_those_of_classes():
+def test_names_from_elsewhere_are_what_named_makes_of_them_but_for_classes_of_that_name():
     from ulam.jobs.tables import make_sampler, samplers_by_name
     from ulam.samplers.names import A1111, COMFYUI, named
 
     known = samplers_by_name()
-    for name in (*COMFYUI, *A1111):
+    for name in COMFYUI:
+        assert make_sampler(name, {"steps": 8}) == named(name, 8), name
+    for name in A1111:
         own = known.get(name.lower())
         assert make_sampler(name, {"steps": 8}) == (named(name, 8) if own is None else own(steps=8)), name
+        assert make_sampler(f"A1111 {name}", {"steps": 8}) == named(f"a1111 {name}", 8) == named(name, 8)
 
 
 def test_previews_are_grids_of_x0(folder: Path, monkeypatch):

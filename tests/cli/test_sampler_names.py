@@ -23,9 +23,11 @@ from ulam.samplers import named
         ("res_multistep", {"sigmas": [3.0, 1.0, 0.0]}, samplers.RESMultistep(sigmas=(3.0, 1.0, 0.0))),
         ("uni_pc", {"timesteps": [900, 300]}, samplers.UniPC(timesteps=(900, 300), order=3, variant="bh1", final=1e-3)),
         ("dpmpp_2m", {"steps": 9, "sigmas": "beta"}, named("dpmpp_2m", 9, sigmas="beta-time")),
-        # classes go first, with their own meaning of a schedule's name
-        ("euler", {"steps": 9, "sigmas": "beta"}, samplers.Euler(9, sigmas="beta")),
-        ("deis", {"steps": 9}, samplers.DEIS(9)),
+        # exactly ComfyUI's names are ComfyUI's, and then come the classes
+        ("euler", {"steps": 9, "sigmas": "beta"}, samplers.Euler(9, sigmas="beta-time")),
+        ("Euler", {"steps": 9, "sigmas": "beta"}, samplers.Euler(9, sigmas="beta")),
+        ("DEIS", {"steps": 9}, samplers.DEIS(9)),
+        ("deis", {"steps": 9}, samplers.LMS(9, order=3, polynomial="vp-time")),
         ("sample_deis", {"steps": 9}, named("deis", 9)),
         ("DDIM", {"steps": 9}, samplers.DDIM(9)),
         (

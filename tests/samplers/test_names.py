@@ -256,24 +256,6 @@ def test_tables_are_by_the_kind_of_checkpoint() -> None:
         assert named(name, 8, sigmas="ays_sdxl").sigmas == "ays_sdxl"
 
 
-@pytest.mark.parametrize(
-    "name, meant",
-    [
-        ("DPM++ 2M SDE KARRAS", "DPM++ 2M SDE Karras"),
-        ("dpm++_2m_sde_karras", "DPM++ 2M SDE Karras"),
-        ("  Euler A ", "Euler a"),
-        ("ddim cfg++", "DDIM CFG++"),
-        ("dpm2", "DPM2"),
-        ("DPMPP-2M-SDE", "dpmpp_2m_sde"),
-        ("Res Multistep", "res_multistep"),
-        ("er-sde", "er_sde"),
-        ("SA_Solver_PECE", "sa_solver_pece"),
-    ],
-)
-def test_case_and_punctuation_do_not_matter(name: str, meant: str) -> None:
-    assert named(name, 8) == named(meant, 8)
-
-
 def test_schedules_are_those_of_where_the_name_is_from() -> None:
     def sigmas(name: str, asked: Any) -> Any:
         return named(name, 6, sigmas=asked).sigmas

@@ -35,7 +35,7 @@ def add_job_arguments(p: argparse.ArgumentParser) -> None:
         "--sampler",
         metavar="NAME",
         help=f"{known}; or any other name of ComfyUI, k-diffusion or A1111, such as dpmpp_2m_sde or 'DPM++ 2M Karras': "
-        "deis, lcm, unipc and the like are the classes here, with their own defaults",
+        "DDIM, UniPC and the like are the classes here, with their own defaults, and 'A1111 DDIM' is A1111's",
     )
     job.add_argument("--steps", type=int, help="noise levels a chain (default 50; ddpm: all)")
     job.add_argument("--eta", type=float, help="ddim and others: 0 deterministic to 1 ancestral")

@@ -18,7 +18,7 @@ from ..guidance import rule_of
 from ..models.built_in import Model
 from ..programs.clip import DynamicThreshold
 from ..samplers import GridSampler, catalogue
-from ..samplers.names import recipe
+from ..samplers.names import COMFYUI, recipe
 from .images import read_image
 
 DEFAULT_CHAINS, DEFAULT_SAMPLER, DEFAULT_STEPS = 64, "ddim", 50
@@ -153,7 +153,8 @@ def samplers_by_name() -> dict[str, type[GridSampler]]:
 def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     """A sampler by name, with its arguments as plain values; 50 steps where nothing says how many.
 
-    name: of a class, in any case, or one that :func:`ulam.samplers.named` knows; classes go first. Lists become tuples.
+    name: one of ComfyUI's, spelled as there, then of a class, in any case, then any other that
+    :func:`ulam.samplers.named` knows. Lists become tuples.
     ``threshold`` (a quantile, or quantile and cap) is ``clip`` by :class:`ulam.samplers.DynamicThreshold`.
 
     Raises:
@@ -161,7 +162,7 @@ def make_sampler(name: object, arguments: Mapping[str, Any]) -> Sampler:
     """
     known = samplers_by_name()
     given = {key: _plain(value) for key, value in arguments.items() if value is not None}
-    if isinstance(name, str) and name.lower() in known:
+    if isinstance(name, str) and name not in COMFYUI and name.lower() in known:
         make = known[name.lower()]
     else:
         free_levels = "timesteps" not in given and "spacing" not in given

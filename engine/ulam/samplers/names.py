@@ -143,6 +143,7 @@ ALIASES = {f"k_{name.lower()}": name for name in ("Euler", "Heun", "LMS", "LCM")
     "k_dpmpp_2s_a": "DPM++ 2S a", "k_dpmpp_2m": "DPM++ 2M", "k_dpmpp_sde": "DPM++ SDE",
     "k_dpmpp_2m_sde": "DPM++ 2M SDE", "k_dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun", "k_dpmpp_3m_sde": "DPM++ 3M SDE",
     "k_dpm_fast": "DPM fast", "k_dpm_ad": "DPM adaptive", "ddim_cfgpp": "DDIM CFG++",
+    "unipc": "UniPC",
 }  # fmt: skip
 # Schedule types of A1111 and Forge and what they are here. Its KL Optimal is a level finer, and ends at the last.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -175,7 +176,9 @@ def named(name: str, steps: int | None = None, *, sigmas: Any = None, **options:
 
     name: of ComfyUI's KSampler ("dpmpp_2m_sde_heun", also its _gpu twins), a function of k-diffusion's or ComfyUI's
     sampling.py ("sample_heun"), or a display name of A1111, in any case and punctuation, with or without its schedule
-    ("DPM++ 2M SDE Karras", "Euler a").
+    ("DPM++ 2M SDE Karras", "Euler a", "dpmpp_2m_karras"). "euler" is ComfyUI's and "Euler" A1111's: what is spelled
+    as neither ("EULER") is refused where it could be both. "A1111 DDIM" is A1111's in any spelling, where the command
+    line takes "DDIM" for the class.
     steps: levels, as there. sigmas: a schedule by its name there, or a list of levels. ComfyUI's "beta" is
     "beta-time" here, A1111's is "beta". Align Your Steps of A1111 and Forge (also 11, 32 and GITS) has a table for each
     kind of checkpoint, which the name says: "Align Your Steps 32 SDXL", "DPM++ 2M AYS SD1". By default the levels are
@@ -251,18 +254,27 @@ def _found(
     if not isinstance(name, str):
         raise ValueError(f"{argument}: got {described(name)}, expected a sampler's name, such as dpmpp_2m")
     text = name.strip()
+    theirs = text[:6].lower() == "a1111 "
+    text = text[6:].strip() if theirs else text
     function = text.removeprefix("sample_")
-    label = _label(text)  # before ComfyUI's names in other spellings: "DPM++ 2M" is A1111's
-    if text in COMFYUI:
+    if text in COMFYUI and not theirs:
         return (*COMFYUI[text], None, _Kind(drops=text in DROP_LAST))
     if text in FUNCTIONS or (function != text and function in COMFYUI):
         return (*(FUNCTIONS.get(text) or COMFYUI[function]), None, _Kind())
-    if label is not None and label[0] in A1111:
+    for ending in _COMFYUI_ENDINGS:
+        if not theirs and text.endswith(ending) and (known := text.removesuffix(ending)) in COMFYUI:
+            return (*COMFYUI[known], _schedule(ending[1:], False), _Kind(drops=known in DROP_LAST))
+    label = _label(text)
+    spelled = None if theirs else _COMFYUI_SPELLED.get(_spelled(function, pp=True))
+    both = spelled in COMFYUI and label is not None and text not in {*A1111, *ALIASES} and not {*" +"} & {*text}
+    if both and "_" not in text:
+        expected = f"{spelled!r}, ComfyUI's, or {label and label[0]!r}, A1111's, whose levels differ"
+        raise ValueError(f"{argument}: got {name!r}, expected {expected}")
+    if label is not None and label[0] in A1111 and not both:
         own = label[0] in OWN_LEVELS
         if own and label[1] is not None:
             raise ValueError(f"{argument}: got {name!r}, expected {label[0]}, which has levels of its own")
         return (*A1111[label[0]], label[1], _Kind(a1111=True, own_levels=own))
-    spelled = _COMFYUI_SPELLED.get(_spelled(function, pp=True))
     if spelled in COMFYUI:
         return (*COMFYUI[spelled], None, _Kind(drops=spelled in DROP_LAST))
     if spelled is not None or label is not None:
@@ -336,6 +348,8 @@ _COMFYUI_SPELLED = {_spelled(name): name for name in (*COMFYUI, *REFUSED)}
 _LABELS = {_spelled(label): label for label in (*A1111, "DPM adaptive")} | {
     _spelled(alias): label for alias, label in ALIASES.items()
 }
-_ENDINGS = [("", None), ("ka", SCHEDULES["Karras"]), ("exp", SCHEDULES["Exponential"])] + [
+_LABELS |= {_spelled(f"{label}ncestral"): label for label in A1111 if label.endswith(" a")}
+_COMFYUI_ENDINGS = sorted((f"_{sigmas}" for sigmas in SIGMAS), key=len, reverse=True)  # dpmpp_2m_karras
+_ENDINGS = [("", None), ("automatic", None), ("ka", SCHEDULES["Karras"]), ("exp", SCHEDULES["Exponential"])] + [
     (_spelled(label), asked) for label, asked in sorted(SCHEDULES.items(), key=lambda item: -len(item[0]))
 ]
