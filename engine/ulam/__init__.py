@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .engine.job import Job, Preview
     from .engine.ladder import Ladder
     from .engine.network import NetworkOptions
+    from .engine.policy import Policy
     from .engine.report import Report
     from .engine.results import Result
     from .engine.sample import sample
@@ -50,6 +51,7 @@ _MODULES = {  # of the names that are no modules themselves
     "Ladder": ".engine.ladder",
     "NetworkError": ".engine.errors",
     "NetworkOptions": ".engine.network",
+    "Policy": ".engine.policy",
     "Preview": ".engine.job",
     "Program": ".programs.program",
     "QueueFull": ".engine.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "Ladder",
     "NetworkError",
     "NetworkOptions",
+    "Policy",
     "Preview",
     "Program",
     "QueueFull",

@@ -64,6 +64,13 @@ def engine_arguments() -> Given:
     }  # fmt: skip
 
 
+def policy_arguments() -> Given:
+    given = guided()
+    return {name: given[name] for name in ("sampler", "chains", "seed", "cond", "uncond")} | {
+        "denoiser": DENOISER, "shape": SHAPE, "guidance": 2.0, "backend": None,
+    }  # fmt: skip
+
+
 def submit_arguments() -> Given:
     return guided() | {
         "noise": None, "known": None, "mask": None, "callback": None, "every": 1, "finish": None, "priority": 0,
@@ -98,6 +105,7 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
     "sample": (ulam.sample, sample_arguments),
     "sample, inpainting": (lambda **given: ulam.sample(DENOISER, shape=SHAPE, progress=False, **given), inpainted),
     "Engine": (made, engine_arguments),
+    "Policy": (lambda **given: [ulam.Policy(**given)().clone()], policy_arguments),
     "submit": (submitted, submit_arguments),
     "cancel": (lambda **given: told("cancel", **given), job),
     "predicted_end": (lambda **given: told("predicted_end", **given), job),

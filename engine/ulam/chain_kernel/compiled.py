@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import operator
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 
 from ulam_kernels.arguments import whole
@@ -22,7 +22,6 @@ from .folding import EXACT, Folded, linear_exact, packet
 from .reading import Reading
 from .tracing import trace
 
-WORD = 8
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 MOST_TIMES = 1 << 14  # whose vectors are remembered
 
@@ -51,23 +50,38 @@ class CompiledChain:
         self._told = replace(denoiser, guide=None)
         self._modules = modules_in(self._net)
         self._held = self._holding()
+        self._modes = self._mode_places()
         self._read()
 
     def _holding(self) -> list[object]:
         """What modules hold: another tensor, layer, hook or attribute in a place is another network."""
-        return [
-            held
-            for module in self._modules
-            for name, there in vars(module).items()
-            if name != "training"
-            for held in (there.values() if isinstance(there, dict) else (there,))
-        ]
+        held: list[object] = []
+        for module in self._modules:
+            for there in vars(module).values():
+                if isinstance(there, dict):
+                    if there:
+                        held += there.values()
+                else:
+                    held.append(there)
+        return held
+
+    def _mode_places(self) -> set[int]:
+        """The places of the modules' modes, which sampling sets, among what they hold."""
+        places, at = set(), 0
+        for module in self._modules:
+            for name, there in vars(module).items():
+                places |= {at} if name == "training" else set()
+                at += len(there) if isinstance(there, dict) else 1
+        return places
 
     def _holds(self) -> bool:
-        now = self._holding()
-        return len(now) == len(self._held) and all(
+        now, held = self._holding(), self._held
+        if len(now) != len(held):
+            return False
+        return all(map(operator.is_, now, held)) or all(
             a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
-            for a, b in zip(now, self._held, strict=True)
+            for at, (a, b) in enumerate(zip(now, held, strict=True))
+            if at not in self._modes
         )
 
     def _read(self) -> None:
@@ -98,7 +112,7 @@ class CompiledChain:
             if not self._holds():
                 self._trace(self._told)
                 return True
-            if all(copy.holds() for copy in self._copies):
+            if all(map(_Copy.holds, self._copies)):
                 return False
             self._read()
             return True
@@ -242,18 +256,19 @@ class _Copy:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor, self._at, self._layout = tensor, tensor.data_ptr(), (tensor.shape, tensor.stride())
-        now = tensor.detach().numpy()  # of the same memory
-        self._now: list[Any] = [now]
-        if tensor.is_contiguous():
-            flat = now.reshape(-1).view(np.uint8)
-            words = len(flat) // WORD * WORD
-            self._now = [flat[:words].view(np.int64), flat[words:]]
-        self._was = [part.copy() for part in self._now]
+        self._dense = tensor.is_contiguous()
+        self._was = tensor.detach().numpy().copy()
+        self._own, self._bytes = self._was.ctypes.data, self._was.nbytes
 
     def holds(self) -> bool:
         """Whether nothing has changed."""
-        return (
-            self._tensor.data_ptr() == self._at
-            and (self._tensor.shape, self._tensor.stride()) == self._layout
-            and all(bool((now == was).all()) for now, was in zip(self._now, self._was, strict=True))
-        )
+        tensor = self._tensor
+        if tensor.data_ptr() != self._at or (tensor.shape, tensor.stride()) != self._layout:
+            return False
+        if self._dense:
+            return not _MEMCMP(self._at, self._own, self._bytes)
+        return tensor.detach().numpy().tobytes() == self._was.tobytes()
+
+
+_MEMCMP = ctypes.CDLL(None).memcmp  # one pass, and no memory of its own
+_MEMCMP.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
 
-from ulam_kernels.arguments import switch
+from ulam_kernels.arguments import choice, switch
 from ulam_kernels.tracing import not_recorded
 
-from ..arguments import chain_ids
+from ..arguments import chain_ids, check_shape, resolve_device
 from ..conditioning import Blend, Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
-from .arguments import DEFAULT_SLOTS
+from .arguments import DEFAULT_SLOTS, backend_name, check_options, check_slots
+from .chains import CHOICES, why_not
 from .engine import Engine
 from .errors import warn
 from .job import Job, Noise
@@ -23,6 +25,7 @@ from .ladder import Ladder
 from .network import NetworkOptions
 from .submission import job_of
 from .tuned import Tuned
+from .walker import walked, walks
 
 
 @not_recorded
@@ -92,34 +95,83 @@ def sample(
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
     switch(progress, "progress")
-    count = len(chain_ids(chains))
-    if slots is None:
-        slots = options.slots if isinstance(options, Tuned) else min(max(count, 1), DEFAULT_SLOTS)
+    slots = _slots_for(chains, options) if slots is None else slots
     branches = len(blend) if isinstance(blend, Sequence) else 0
-    engine = Engine(denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder, branches=branches,
-                    chain_kernel=chain_kernel)  # fmt: skip
+    make = partial(Engine, denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder,
+                   branches=branches, chain_kernel=choice(chain_kernel, "chain_kernel", CHOICES))  # fmt: skip
+    engine = None if chain_kernel != "off" and _walks_alone(make) else make()
     job = job_of(
-        denoiser, engine.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
+        denoiser, check_shape(shape), sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,
         guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
     )  # fmt: skip
-    engine._queue(job)
-    return _collected(engine, job, dtype, progress)
+    if engine is None and (found := _walked(make, job, progress)) is not None:
+        return found
+    return _collected(engine or make(), job, dtype, progress)
+
+
+def _slots_for(chains: int | range | Sequence[int] | torch.Tensor, options: NetworkOptions | Tuned | None) -> int:
+    """As tuned, or one for each chain up to the default."""
+    return options.slots if isinstance(options, Tuned) else min(max(len(chain_ids(chains)), 1), DEFAULT_SLOTS)
+
+
+def _walks_alone(make: partial[Engine]) -> bool:
+    """Whether nothing but the job and the network is against whole chains in one kernel, without an engine.
+
+    Raises TypeError or ValueError for an invalid argument of this engine, named in the message.
+    """
+    denoiser, shape, slots, device, backend, dtype = make.args
+    ladder, branches = make.keywords["ladder"], make.keywords["branches"]
+    network = check_options(denoiser, dtype, make.keywords["options"], ladder=ladder)
+    check_slots(slots)
+    where = resolve_device(device)
+    name, _ = backend_name(denoiser, where, backend, dtype)
+    uses = {"ladder": ladder is not None, "branches": branches > 0}
+    return not why_not(where, dtype, name, network, check_shape(shape), **uses)
+
+
+def _walked(make: partial[Engine], job: Job, progress: bool) -> torch.Tensor | None:
+    """The results of chains that need no slots, as :func:`_collected` gives them; None where they need them.
+
+    Raises TypeError for a network that does not fit, unless it is then to be called as ever.
+    """
+    if not walks(job):
+        return None
+    denoiser, shape, *_ = make.args
+    backend = make.args[4]
+    with tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+        try:
+            out, failed = walked(denoiser, check_shape(shape), job, backend, bar.update if progress else None)
+        except TypeError:
+            if make.keywords["chain_kernel"] == "on":
+                raise
+            return None
+    _tell(job, failed)
+    for place in failed:
+        out[place] = float("nan")
+    return out
 
 
 def _collected(engine: Engine, job: Job, dtype: torch.dtype, progress: bool) -> torch.Tensor:
-    """The results of the engine's one job, in the order of its chains; NaN, with a warning, where chains failed."""
+    """The results of an engine's one job, in the order of its chains; NaN, with a warning, where chains failed."""
+    engine._queue(job)
     count = len(job.chains)
     out = torch.empty(count, *engine.shape, dtype=dtype, device=engine.report.device)
     failed: dict[int, int] = {}
     with tqdm(total=count * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
         for group in engine._finished(bar.update):
             out[group.chains] = group.states
-            failed |= {job.ids[place]: row for place, row in group.failed.items()}
+            failed |= group.failed
             for place in group.failed:
                 out[place] = float("nan")
-    if failed:
-        first = "chain {} at row {}".format(*next(iter(failed.items())))
-        what = f"{len(failed)} of {count} chains turned NaN or Inf ({first}, ...)"
-        warn(f"{what}: they are NaN in the result", RuntimeWarning)
+    _tell(job, failed)
     return out
+
+
+def _tell(job: Job, failed: dict[int, int]) -> None:
+    """Warn of chains that turned NaN or Inf, by their places and the rows where they did."""
+    if not failed:
+        return
+    place, row = next(iter(failed.items()))
+    what = f"{len(failed)} of {len(job.chains)} chains turned NaN or Inf (chain {job.ids[place]} at row {row}, ...)"
+    warn(f"{what}: they are NaN in the result", RuntimeWarning)

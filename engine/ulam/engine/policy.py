@@ -1,0 +1,127 @@
+"""`ulam.Policy`: a trained network called in a control loop, observations in and actions out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from ulam_kernels.arguments import whole
+from ulam_kernels.tracing import not_recorded
+
+from ..arguments import check_shape
+from ..chain_kernel.compiled import compiled_once
+from ..conditioning import Cond
+from ..denoiser import Denoiser, Sampler
+from ..programs.program import Program
+from .arguments import backend_name, check_options
+from .chains import differences, why_not
+from .network import NetworkOptions
+from .submission import job_of
+from .walker import Walker, walks
+
+MOST_CALLS = 1 << 40
+
+
+class Policy:
+    """Samples the same number of chains again and again, whole chains in one kernel, in memory that is used again.
+
+    Call k gives chains k n, ..., k n + n - 1 of the seed, with the bits of ``ulam.sample(denoiser, sampler, shape,
+    range(k * n, (k + 1) * n), seed, cond=cond, chain_kernel="on")``. Several threads take turns; a policy in each is
+    faster.
+
+    Args:
+        denoiser: on the CPU, float32, a network that :func:`ulam.chain_kernel.compile` reads.
+        sampler: one of :mod:`ulam.samplers` whose rows all evaluate the network, or a compiled program; the rest of
+            one, ``program[k:]``, for warm starts.
+        shape: of one chain's actions. chains: n, the environments. seed: of the noise.
+        cond: an example of the observations, ``[n, ...]`` by name, or :func:`ulam.shared`.
+        guidance, uncond: weights of classifier-free guidance and the arguments of its other branch, as
+            :func:`ulam.sample` has them.
+        backend: "cpu" or "reference".
+
+    Attributes:
+        calls: how many there were, k of the next one; may be set, to repeat a call or to begin anew.
+
+    Raises:
+        TypeError: a network that does not fit, named with its line; :class:`ulam.Engine` samples from any.
+        ValueError: an invalid argument, or a sampler with rows that need more than the network and a step.
+    """
+
+    @not_recorded
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sampler: Sampler | Program,
+        shape: Sequence[int],
+        chains: int = 1,
+        seed: int = 0,
+        *,
+        cond: Cond | None = None,
+        guidance: float | Sequence[float] | torch.Tensor | None = None,
+        uncond: Cond | None = None,
+        backend: str | None = None,
+    ) -> None:
+        options = check_options(denoiser, torch.float32, NetworkOptions())
+        self.shape, self._chains = check_shape(shape), whole(chains, "chains", 1, MOST_CALLS)
+        cpu = torch.device("cpu")
+        name, _ = backend_name(denoiser, cpu, backend, torch.float32)
+        if against := why_not(cpu, torch.float32, name, options, self.shape):
+            raise ValueError(f"{against}, or an ulam.Engine")
+        job = job_of(denoiser, self.shape, sampler, self._chains, seed, cond, guidance, uncond, None, None, None, None,
+                     0, None, 0.0)  # fmt: skip
+        if not walks(job):
+            more = ", ".join(trait.replace("_", " ") for trait in job.traits)
+            raise ValueError(f"sampler: got {sampler!r} ({more}), expected rows of an evaluation and a step each")
+        if different := differences(job):
+            raise TypeError(different)
+        self._seed, self._lock, self.calls = job.seed, threading.Lock(), 0
+        self._compiled = compiled_once(denoiser, self.shape, job.cond)
+        self._walker = Walker(self._compiled, job.program, self.shape, self._chains, guided=job.weights is not None,
+                              times=denoiser.time_dtype, backend=backend)  # fmt: skip
+        self._walker.condition(job.cond)
+        self._guided = job.guidance is not None
+        if job.guidance is not None:
+            self._walker.condition(job.uncond, 1)
+            self._walker.guide(job.guidance)
+        self._ids = torch.arange(self._chains)
+
+    @not_recorded
+    def __call__(
+        self, cond: Cond | None = None, *, uncond: Cond | None = None, x_init: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The actions ``[n, *shape]`` for these observations, in memory that the next call writes over.
+
+        Args:
+            cond, uncond: as at construction; None keeps those of the last call.
+            x_init: ``[n, *shape]``, first states in place of noise, at the level of the program's first row.
+
+        Raises:
+            TypeError, ValueError: an invalid argument.
+            RuntimeError: a chain turned NaN or Inf.
+        """
+        if uncond is not None and not self._guided:
+            raise ValueError("uncond: got one in a policy without guidance, expected None")
+        if x_init is not None and (
+            not isinstance(x_init, torch.Tensor) or tuple(x_init.shape) != (self._chains, *self.shape)
+        ):
+            got = list(x_init.shape) if isinstance(x_init, torch.Tensor) else type(x_init).__name__
+            raise ValueError(f"x_init: got {got}, expected a tensor {[self._chains, *self.shape]}")
+        with self._lock:
+            walker = self._walker
+            if self._compiled.refresh():
+                walker.follow()
+            number = whole(self.calls, "calls", 0, MOST_CALLS)
+            walker.begin(self._ids + number * self._chains, self._seed, 0, x_init)
+            if cond is not None:
+                walker.condition(dict(cond))
+            if uncond is not None:
+                walker.condition(dict(uncond), 1)
+            out = walker.run()
+            self.calls = number + 1
+            failed = walker.failed()
+            if failed or not bool(torch.isfinite(out).all()):
+                where = "".join(f" in chain {place} at row {row}" for place, row in list(failed.items())[:1])
+                raise RuntimeError(f"actions: got NaN or Inf{where}, expected finite numbers")
+            return out

@@ -1,0 +1,171 @@
+"""Chains of one program walked by themselves, without slots: what `ulam.sample` and `ulam.Policy` run on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+import ulam_kernels
+from ulam_kernels import Table
+from ulam_kernels.networks import Linear
+from ulam_kernels.walks import BoundWalk
+
+from ..chain_kernel.compiled import CompiledChain, compiled_once
+from ..conditioning import Cond, Shared, check_cond
+from ..denoiser import Denoiser
+from ..noise import DRAWS_PER_ROW, FIRST_STATE, ROW
+from ..programs.program import Program
+from .chains import differences
+from .job import Job
+
+WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
+MOST_OPERATIONS = 1 << 35  # of one native call, which Ctrl-C waits for: a fraction of a second
+KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
+BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
+
+
+class Walker:
+    """``chains`` chains of a program with a compiled network, in memory of their own that every run uses again.
+
+    The bits are those of an engine that walks whole chains.
+    """
+
+    def __init__(
+        self, compiled: CompiledChain, program: Program, shape: tuple[int, ...], chains: int, *,
+        guided: bool, times: torch.dtype, backend: str | None,
+    ) -> None:  # fmt: skip
+        self._compiled, self._program, self._guided, self._backend = compiled, program, guided, backend
+        self._times = torch.tensor(program.time).to(times)
+        rows = program.table(dtype=torch.float32)
+        idle = Table(torch.zeros_like(rows.coef[:1]), torch.zeros_like(rows.flags[:1]), rows.registers)
+        with torch.inference_mode(False):
+            self._table = Table.cat([idle, rows])
+            self.states = torch.zeros(program.registers, chains, *shape)
+            self._net_in = torch.empty(chains, *shape) if program.scales_input else None
+            self._begin = torch.tensor(BEGIN)[:, None]
+            self._cursor = torch.zeros(len(BEGIN), chains, dtype=torch.int64)
+            self._ids = torch.zeros(3, chains, dtype=torch.int64)  # seed, chain, and the draw of the first state
+            self._weight = torch.ones(chains)
+        if self._net_in is not None:
+            self._scale = torch.full((chains,), float(np.float32(program.c_in[program.evaluating[0]])))
+            self._shift = torch.zeros(chains)
+        self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
+        self._bind()
+
+    def _bind(self) -> None:
+        """Read the network as it is now."""
+        self._network = network = self._compiled.network
+        chains = self.states.shape[1]
+        with torch.inference_mode(False):
+            self._vectors = torch.zeros(2, chains, network.chain_width)
+            rows = torch.zeros(len(self._table), network.row_width)
+            rows[1:] = self._compiled.row_vectors(self._times)
+        linears = [instruction for instruction in network.instructions if isinstance(instruction, Linear)]
+        operations = 2 * chains * sum(weight.numel() for linear in linears for weight in linear.weights)
+        self._most = max(1, MOST_OPERATIONS // max(operations, 1))
+        uncond = (self._vectors[1], self._weight) if self._guided else (None, None)
+        self._run = BoundWalk(
+            self.states, self._table, self._cursor, network, net_in=self._net_in, seed=self._ids[0],
+            chain=self._ids[1], row_vectors=rows, chain_vectors=self._vectors[0], uncond_vectors=uncond[0],
+            guidance=uncond[1], backend=self._backend,
+        )  # fmt: skip
+
+    def follow(self) -> None:
+        """Take the network as its last refresh has read it."""
+        if self._network is not self._compiled.network:
+            self._bind()
+            for branch, told in self._told.items():
+                self.condition(told, branch)
+
+    def begin(self, ids: torch.Tensor, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
+        """Put the chains of these ids at their first row, in states of noise or in these."""
+        self._cursor.copy_(self._begin)
+        self._cursor[1] = ROW.draw(first_row)
+        self._ids[0] = seed
+        self._ids[1] = ids
+        x = self.states[0]
+        if x_init is None:
+            ulam_kernels.fill_normal(
+                x, seed=self._ids[0], chain=self._ids[1], draw=self._ids[2], tag=FIRST_STATE.tag,
+                scale=self._program.init_scale, backend=self._backend,
+            )  # fmt: skip
+        else:
+            x.copy_(x_init)
+        self.states[1:] = 0
+        if self._net_in is not None:
+            ulam_kernels.affine(x, x, self._scale, self._shift, out=self._net_in, backend=self._backend)
+
+    def condition(self, cond: Cond, branch: int = 0) -> None:
+        """What the network is told of each chain: in the conditional branch, 0, or the unconditional, 1."""
+        told = check_cond("uncond" if branch else "cond", cond, len(self._weight))
+        self._vectors[branch] = self._compiled.chain_vectors(told, len(self._weight))
+        self._told[branch] = {n: v if isinstance(v, Shared) else v.clone() for n, v in told.items()}
+
+    def guide(self, weights: torch.Tensor) -> None:
+        """The chains' weights of guidance."""
+        self._weight.copy_(weights)
+
+    def run(self, progress: Callable[[int], object] | None = None) -> torch.Tensor:
+        """Walk all rows; return the final states, in memory that the next run writes over.
+
+        ``progress`` is called with the number of evaluations, summed over chains, since its last call.
+        """
+        left, chains = len(self._program), self.states.shape[1]
+        while left:
+            steps = min(left, self._most)
+            self._run(steps)
+            left -= steps
+            if progress is not None:
+                progress(steps * chains)
+        return self.states[0]
+
+    def failed(self) -> dict[int, int]:
+        """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
+        rows = self._cursor[4]
+        if not rows.numpy().any():
+            return {}
+        places = torch.nonzero(rows).flatten().tolist()
+        return {place: int(rows[place]) - 1 for place in places}
+
+
+def walked(
+    denoiser: Denoiser, shape: tuple[int, ...], job: Job, backend: str | None, progress: Callable[[int], object] | None
+) -> tuple[torch.Tensor, dict[int, int]]:
+    """A job's final states ``[chains, *shape]``, and the rows at which chains failed, by their places.
+
+    Raises TypeError for a network that does not fit.
+    """
+    if different := differences(job):
+        raise TypeError(different)
+    compiled = compiled_once(denoiser, shape, job.cond)
+    key = job.program, len(job.chains), job.weights is not None, backend
+    last = _LAST.pop(compiled, None)  # so that no other thread has it
+    if last is not None and last[0] == key:
+        walker = last[1]
+        walker.follow()
+    else:
+        walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
+                        times=denoiser.time_dtype, backend=backend)  # fmt: skip
+    x_init = job.x_init.tensor.expand(len(job.chains), *shape) if isinstance(job.x_init, Shared) else job.x_init
+    walker.begin(job.chains, job.seed, job.first_row, x_init)
+    walker.condition(job.cond)
+    if job.guidance is not None:
+        walker.condition(job.uncond, 1)
+        walker.guide(job.guidance)
+    out = walker.run(progress)
+    failed = walker.failed()
+    if walker.states.numel() <= KEPT:
+        out = out.clone()
+        _LAST[compiled] = key, walker
+    return out if len(walker.states) == 1 else out.clone(), failed
+
+
+_LAST: weakref.WeakKeyDictionary[CompiledChain, tuple[tuple[object, ...], Walker]] = weakref.WeakKeyDictionary()
+
+
+def walks(job: Job) -> bool:
+    """Whether every row of a job is an evaluation and a step, so that no slots are needed."""
+    return WALKED.issuperset(job.traits)
