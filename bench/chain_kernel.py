@@ -1,112 +1,118 @@
-"""Whole chains of a small network in one native call, beside the naive loop and the machine's peak.
+"""Whole chains of a small network in one native call, beside what people run instead and the machine's peak.
 
-`python -m bench.chain_kernel` runs an MLP with SiLU, 14-256-256-256-14 under 50 DDPM steps with clipping and noise at
-1 to 1,024 chains, and 2-64-64-2 at 10^5 chains and 100 steps. Time is folded into the biases of the first layer. The
-naive loop, the walk and the fused multiply-adds that measure the peak are interleaved in one process; on a busy machine
-the best of many short runs says more than the median, and both are printed.
+`python -m bench.chain_kernel` runs an MLP with SiLU and an embedding of the time, 14-256-256-256-14 under 50 DDPM steps
+with clipping and noise at 1 to 1,024 chains, and 2-64-64-2 at 10^5 chains and 100 steps: the naive loop in eager
+PyTorch, an engine tick by tick, an engine that walks whole chains, `ulam.sample`, `ulam.Policy`, and the walk alone.
+All are interleaved in one process with the fused multiply-adds that measure the peak; on a busy machine the best of
+many short runs says more than the median, and both are printed. `--compiled` adds the naive loop with its network under
+torch.compile, `--grid` other widths, chains and steps, `--write` keeps the figures.
 
 What to expect: an evaluation is 2 x (multiplications) operations. From 16 chains on a block of 2 vectors of chains by 8
 columns loads 10 vectors for 16 multiply-adds, so the multiply-adds bind: at the peak of two a cycle, less the
 activations (18 operations a vector and a division). At one chain every weight is read once for one multiply-add: the
-second cache's bandwidth binds, 540 KB a step.
+second cache's bandwidth binds, 540 KB a step. What depends on the time alone is computed once a row by the kernel, and
+again in every evaluation by the naive loop.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from bench.naive import NaiveDDPM
 from bench.timing import Timing, machine, summary, write
 
 import ulam
-from ulam_kernels import Table, _cpu
-from ulam_kernels.networks import Linear, Network, Operand, Unary
-from ulam_kernels.walks import BoundWalk
+from ulam_kernels import _cpu
 
 POLICY, PLANE = (14, 256, 256, 256, 14), (2, 64, 64, 2)
 CASES = [(POLICY, chains, 50) for chains in (1, 8, 64, 1024)] + [(PLANE, 100_000, 100)]
+GRID = [
+    ((14, width, width, width, 14), chains, steps)
+    for width in (64, 128, 256, 512)
+    for chains in (1, 16, 256, 10_000)
+    for steps in (10, 100)
+] + [(PLANE, 1_000_000, 10)]
 ROUNDS = 20_000  # of multiply-adds: a fraction of a millisecond
+EMBEDDING = 32
+MOST_SLOTS = 4096  # of an engine
+LONG = 0.2  # seconds: what takes longer is not repeated before the naive loop's next turn
+REPEATS = 5
 GOALS = {64: 0.75, 1024: 0.75, 100_000: 0.5}  # shares of the peak
 
 
 class Net(torch.nn.Module):
-    """eps(x + a t)"""
+    """x beside sines and cosines of the time, through layers with SiLU."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.linears = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.time = torch.nn.Parameter(torch.full((widths[0],), 1e-3))
+        pairs = itertools.pairwise((widths[0] + EMBEDDING, *widths[1:]))
+        self.linears = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in pairs)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        out = self.linears[0](x + self.time * t[:, None])
+        half = EMBEDDING // 2
+        rates = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+        angles = t[:, None] * rates
+        out = self.linears[0](torch.cat([x, angles.sin(), angles.cos()], -1))
         for linear in list(self.linears)[1:]:
             out = linear(torch.nn.functional.silu(out))
-        return out
-
-    def compiled(self) -> Network:
-        """The same on x alone: the first bias comes with the row."""
-        instructions: list[Linear | Unary] = []
-        widths, constants = [self.linears[0].in_features], [torch.empty(0)]
-        for place, linear in enumerate(self.linears):
-            start = Operand("constant", sum(map(len, constants))) if place else Operand("row", 0)
-            if place:
-                constants.append(linear.bias.detach())
-            last = len(instructions)
-            instructions.append(Linear(last + 1, (last,), (linear.weight.detach(),), (start,)))
-            widths.append(linear.out_features)
-            if place < len(self.linears) - 1:
-                instructions.append(Unary(last + 2, "silu", last + 1))
-                widths.append(linear.out_features)
-        return Network(widths[0], tuple(widths), tuple(instructions), torch.cat(constants),
-                       row_width=self.linears[0].out_features, output=len(instructions))  # fmt: skip
-
-    @torch.no_grad()
-    def row_vectors(self, times: torch.Tensor) -> torch.Tensor:
-        first = self.linears[0]
-        out: torch.Tensor = (self.time * times[:, None]) @ first.weight.T + first.bias
-        return out
+        result: torch.Tensor = out
+        return result
 
 
-@dataclass
-class Chains:
-    """The last `steps` timesteps of DDPM: by the walk, and by the naive loop."""
+def ways(
+    widths: tuple[int, ...], chains: int, steps: int, compiled: bool
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(name, run) of each way to sample these chains by the last `steps` timesteps of DDPM."""
+    torch.manual_seed(0)
+    net, n = Net(widths).eval(), widths[0]
+    naive = NaiveDDPM(dimensions=1)
 
-    widths: tuple[int, ...]
-    chains: int
-    steps: int
+    def loop(called: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        with torch.no_grad():
+            naive.sample(called, (chains, n), steps, clip=True)
 
-    def __post_init__(self) -> None:
-        torch.manual_seed(0)
-        self.net, n = Net(self.widths).eval(), self.widths[0]
-        timesteps = tuple(range(self.steps - 1, -1, -1))
-        rows = ulam.samplers.DDPM(timesteps=timesteps, clip=(-1, 1)).program(ulam.schedules.vp_linear(1000)).table()
-        zero = np.zeros(1)
-        idle = Table.pack(zero, zero, zero, zero, zero, zero, zero, np.zeros((1, 1, 4)), zero[None] > 0, zero > 0)
-        times = torch.tensor([0.0, *map(float, timesteps)])
-        self.cursor, ids = torch.zeros(6, self.chains, dtype=torch.int64), torch.arange(self.chains)
-        self.start = torch.tensor([1, 16, 1, 16, 0, 0])[:, None]
-        self.states, self.naive = torch.empty(1, self.chains, n), NaiveDDPM(dimensions=1)
-        given = {"seed": torch.zeros_like(ids), "chain": ids, "row_vectors": self.net.row_vectors(times)}
-        self.bound = BoundWalk(self.states, Table.cat([idle, rows]), self.cursor, self.net.compiled(), **given)
+        def run() -> None:
+            with torch.no_grad():
+                naive.sample(called, (chains, n), steps, clip=True)
 
-    def walk(self) -> None:
-        self.states.normal_()
-        self.cursor.copy_(self.start)
-        self.bound(self.steps)
+        return run
 
-    @torch.no_grad()
-    def loop(self) -> None:
-        self.naive.sample(self.net, (self.chains, self.widths[0]), self.steps, clip=True)
+    yield "naive loop", loop(net)
+    if compiled:
+        yield "naive loop, compiled", loop(torch.compile(net))
+    denoiser = ulam.Denoiser(net, ulam.schedules.vp_linear(1000))
+    program = denoiser.program(ulam.samplers.DDPM(timesteps=tuple(range(steps - 1, -1, -1)), clip=(-1, 1)))
 
-    @property
-    def operations(self) -> int:
-        return 2 * sum(a * b for a, b in itertools.pairwise(self.widths)) * self.chains * self.steps
+    def engine(chain_kernel: str) -> Callable[[], object]:
+        made = ulam.Engine(denoiser, (n,), min(chains, MOST_SLOTS), chain_kernel=chain_kernel)
+
+        def run() -> None:
+            made.submit(program, chains, 0)
+            made.run()
+
+        return run
+
+    yield "engine, tick by tick", engine("off")
+    yield "engine", engine("on")
+    yield "sample", lambda: ulam.sample(denoiser, program, (n,), chains, 0, chain_kernel="on", progress=False)
+    policy = ulam.Policy(denoiser, program, (n,), chains)
+    yield "policy", policy
+
+    def walk() -> None:
+        policy._walker.begin(policy._ids, 0)
+        policy._walker.run()
+
+    yield "walk", walk
+
+
+def operations(widths: tuple[int, ...], chains: int, steps: int) -> int:
+    return 2 * sum(a * b for a, b in itertools.pairwise(widths)) * chains * steps
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -115,47 +121,60 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def measured(case: Chains, seconds: float) -> dict[str, Timing]:
-    """The naive loop, the walk (more often, as it is shorter) and the peak in turn."""
+def measured(widths: tuple[int, ...], chains: int, steps: int, seconds: float, compiled: bool) -> dict[str, Timing]:
+    """All ways and the peak in turn; what is short more often."""
     threads = torch.get_num_threads()
-    found: dict[str, list[float]] = {"naive loop": [], "walk": [], "multiply-adds": []}
-    case.loop(), case.walk()
+    functions = dict(ways(widths, chains, steps, compiled))
+    functions["multiply-adds"] = lambda: _cpu.multiply_adds(ROUNDS, threads)
+    for function in functions.values():
+        function()
+    often = {name: 1 if "naive" in name or timed(run) > LONG else REPEATS for name, run in functions.items()}
+    found: dict[str, list[float]] = {name: [] for name in functions}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found["naive loop"]) < 3:
-        found["naive loop"].append(timed(case.loop))
-        found["walk"] += [timed(case.walk) for _ in range(5)]
-        found["multiply-adds"] += [timed(lambda: _cpu.multiply_adds(ROUNDS, threads)) for _ in range(5)]
+        for name, run in functions.items():
+            found[name] += [timed(run) for _ in range(often[name])]
     return {name: summary(times) for name, times in found.items()}
 
 
-def told(case: Chains, times: dict[str, Timing]) -> str:
+def told(widths: tuple[int, ...], chains: int, steps: int, times: dict[str, Timing]) -> str:
     naive, walk, peak = (times[name] for name in ("naive loop", "walk", "multiply-adds"))
-    speed, most = case.operations / walk.best, _cpu.multiply_adds(ROUNDS, torch.get_num_threads()) / peak.best
-    goal = GOALS.get(case.chains)
+    speed = operations(widths, chains, steps) / walk.best
+    most = _cpu.multiply_adds(ROUNDS, torch.get_num_threads()) / peak.best
+    goal = GOALS.get(chains)
     verdict = "" if goal is None else f" ({'within' if speed >= goal * most else 'BELOW'} {goal:.0%})"
-    return (
-        f"  {'-'.join(map(str, case.widths))}, {case.chains:>6} chains x {case.steps}: naive {naive.median * 1e3:.3f} "
-        f"({naive.best * 1e3:.3f}) ms, walk {walk.median * 1e3:.3f} ({walk.best * 1e3:.3f}); "
-        f"{naive.median / walk.median:.1f} times ({naive.best / walk.best:.1f}); "
-        f"{speed / 1e9:.0f} of {most / 1e9:.0f} GFLOP/s, {speed / most:.0%}{verdict}"
-    )
+    lines = [
+        f"  {'-'.join(map(str, widths))}, {chains} chains x {steps}: the walk has {speed / 1e9:.0f} of "
+        f"{most / 1e9:.0f} GFLOP/s, {speed / most:.0%}{verdict}"
+    ]
+    for name, took in times.items():
+        if name != "multiply-adds":
+            lines.append(
+                f"    {name:<22} {took.median * 1e3:>10.3f} ms ({took.best * 1e3:.3f})   "
+                f"{naive.median / took.median:5.1f} times ({naive.best / took.best:.1f})"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each case")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--compiled", action="store_true", help="torch.compile beside them")
+    parser.add_argument("--grid", action="store_true", help="widths 64 to 512, 1 to 10^6 chains, 10 and 100 steps")
     parser.add_argument("--write", action="store_true", help="keep the figures under bench/results")
     options = parser.parse_args()
     figures = {}
-    for threads in (1, 2):
+    warnings.filterwarnings("ignore", message="timesteps: got a first noise level")
+    for threads in options.threads:
         torch.set_num_threads(threads)
         print(f"{machine()['processor']}, {_cpu.instruction_set()}, {threads} threads: median (best)")
-        for widths, chains, steps in CASES:
-            case = Chains(widths, chains, steps)
-            times = figures[f"{widths}, {chains} chains, {threads} threads"] = measured(case, options.seconds)
-            print(told(case, times), flush=True)
+        for widths, chains, steps in GRID if options.grid else CASES:
+            times = measured(widths, chains, steps, options.seconds, options.compiled)
+            figures[f"{widths}, {chains} chains, {steps} steps, {threads} threads"] = times
+            print(told(widths, chains, steps, times), flush=True)
     if options.write:
-        print(f"wrote {write('chain-kernel', figures)}")
+        print(f"wrote {write('chain-kernel-grid' if options.grid else 'chain-kernel', figures)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import operator
 import threading
 import weakref
 from collections.abc import Sequence
@@ -17,12 +15,12 @@ from ulam_kernels.networks import MAX_WIDTH, Network
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, check_denoiser
 from ..evaluation import modules_in
+from .changes import Copies, Held
 from .emission import Emission, Part
 from .folding import EXACT, Folded, linear_exact, packet
 from .reading import Reading
 from .tracing import trace
 
-PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 MOST_TIMES = 1 << 14  # whose vectors are remembered
 
 
@@ -49,44 +47,12 @@ class CompiledChain:
         self._traced = trace(denoiser, *self._about)
         self._told = replace(denoiser, guide=None)
         self._modules = modules_in(self._net)
-        self._held = self._holding()
-        self._modes = self._mode_places()
+        self._held = Held(self._modules)
         self._read()
-
-    def _holding(self) -> list[object]:
-        """What modules hold: another tensor, layer, hook or attribute in a place is another network."""
-        held: list[object] = []
-        for module in self._modules:
-            for there in vars(module).values():
-                if isinstance(there, dict):
-                    if there:
-                        held += there.values()
-                else:
-                    held.append(there)
-        return held
-
-    def _mode_places(self) -> set[int]:
-        """The places of the modules' modes, which sampling sets, among what they hold."""
-        places, at = set(), 0
-        for module in self._modules:
-            for name, there in vars(module).items():
-                places |= {at} if name == "training" else set()
-                at += len(there) if isinstance(there, dict) else 1
-        return places
-
-    def _holds(self) -> bool:
-        now, held = self._holding(), self._held
-        if len(now) != len(held):
-            return False
-        return all(map(operator.is_, now, held)) or all(
-            a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
-            for at, (a, b) in enumerate(zip(now, held, strict=True))
-            if at not in self._modes
-        )
 
     def _read(self) -> None:
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self._copies = [_Copy(tensor) for tensor in {id(t): t for t in self._traced.tensors.values()}.values()]
+        self._copies = Copies({id(tensor): tensor for tensor in self._traced.tensors.values()}.values())
         self._folded = Folded(self._traced)
         emission = Emission(Reading(self._traced, self._folded))
         self._parts, self.network = emission.parts, emission.network
@@ -109,10 +75,10 @@ class CompiledChain:
     def refresh(self) -> bool:
         """Read the weights again if any has changed, however it was written; True if so."""
         with self._lock:
-            if not self._holds():
+            if not self._held.holds():
                 self._trace(self._told)
                 return True
-            if all(map(_Copy.holds, self._copies)):
+            if self._copies.hold():
                 return False
             self._read()
             return True
@@ -249,26 +215,3 @@ def _tensors(cond: dict[str, torch.Tensor | Shared], at: slice = slice(None)) ->
     return {
         name: (value.tensor if isinstance(value, Shared) else value[at]).detach().cpu() for name, value in cond.items()
     }
-
-
-class _Copy:
-    """The bytes of a tensor as they were, to be compared with those of now, whoever has written them."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor, self._at, self._layout = tensor, tensor.data_ptr(), (tensor.shape, tensor.stride())
-        self._dense = tensor.is_contiguous()
-        self._was = tensor.detach().numpy().copy()
-        self._own, self._bytes = self._was.ctypes.data, self._was.nbytes
-
-    def holds(self) -> bool:
-        """Whether nothing has changed."""
-        tensor = self._tensor
-        if tensor.data_ptr() != self._at or (tensor.shape, tensor.stride()) != self._layout:
-            return False
-        if self._dense:
-            return not _MEMCMP(self._at, self._own, self._bytes)
-        return tensor.detach().numpy().tobytes() == self._was.tobytes()
-
-
-_MEMCMP = ctypes.CDLL(None).memcmp  # one pass, and no memory of its own
-_MEMCMP.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

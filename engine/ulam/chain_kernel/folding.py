@@ -59,12 +59,14 @@ LARGEST_PRODUCT = 1 << 20  # numbers at a time
 
 
 def _tree(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    products = x[:, None, :] * weight
-    while (width := products.shape[-1]) > 1:
+    products = x[:, :, None] * weight.t().contiguous()
+    if not (width := products.shape[1]):
+        return products.sum(1)
+    while width > 1:
         half = (width + 1) // 2
-        rest = products[..., half:]
-        products = torch.cat([products[..., : width - half] + rest, products[..., width - half : half]], -1)
-    return products[..., 0] if products.shape[-1] else products.sum(-1)
+        products[:, : width - half] += products[:, half:width]
+        width = half
+    return products[:, 0]
 
 
 class Folded:
@@ -73,7 +75,7 @@ class Folded:
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
         self._arguments = {node: name for name, node in traced.cond.items()}
-        self._constants: dict[Node, torch.Tensor] = {}
+        self._order = {node: number for number, node in enumerate(traced.nodes)}
 
     def constant(self, node: Node) -> torch.Tensor:
         """The value of a node that depends on nothing."""
@@ -84,7 +86,6 @@ class Folded:
     ) -> list[torch.Tensor]:
         """The values of these nodes in float64, for times ``[batch]`` and conditioning ``[batch, ...]``."""
         known: dict[Node, Any] = {}
-        order = {node: number for number, node in enumerate(self.traced.nodes)}
         wanted = list(nodes)
         reached, waiting = set(), list(wanted)
         while waiting:
@@ -93,7 +94,7 @@ class Folded:
                 reached.add(node)
                 if not _is_size(node):
                     waiting += node.all_input_nodes
-        for node in sorted(reached, key=order.__getitem__):
+        for node in sorted(reached, key=self._order.__getitem__):
             known[node] = self._value(node, known, t, cond, batch)
         return [known[node] for node in wanted]
 
