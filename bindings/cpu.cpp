@@ -94,6 +94,7 @@ void run_checked_look_up(const LookUp& s, int threads) {
 void run_tree_leap(const ulam::TreeLeap& s, int threads) { tree_leap(*g_kernels, s, threads); }
 void run_tree_run(const ulam::TreeRun& s, int threads) { tree_run(*g_kernels, s, threads); }
 void run_walk(const ulam::Walk& s, int threads) { walk(*g_kernels, s, threads); }
+void run_call(const ulam::NetworkCall& s, int threads) { call_network(*g_kernels, s, threads); }
 void run_advance(const Advance& s, int threads) { advance(*g_kernels, s, threads); }
 
 bool fill_torch_normal(uintptr_t out, int64_t count, uintptr_t state, int64_t state_bytes, int threads) {
@@ -150,6 +151,7 @@ PYBIND11_MODULE(_cpu, m) {
 #undef ULAM_REGISTER
   ulam::register_bound_step<&check_step, &run_checked_step>(m);
   ulam::register_walk<&run_walk>(m);
+  ulam::register_network_call<&run_call>(m);
   ulam::register_bound_trees<&run_tree_leap, &run_tree_run>(m);
   ulam::quick::register_quick(m, {run_checked_look_up, is_small}, {run_advance, is_small});
   ulam::quick::register_examples(m, {check_step, run_checked_step});

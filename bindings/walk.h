@@ -16,7 +16,7 @@ namespace ulam {
 // Raises unless every row that a chain executes is in the table, and what it reads is there.
 inline void check_walk(const Walk& s) {
   const Step& step = s.step;
-  const int64_t outputs = s.code[7 + s.code[3]];
+  const int64_t outputs = s.code[8 + s.code[3]];
   uint32_t lacking = 0, all = 0;
   if (!step.seed) lacking |= kReadsNoise;
   if (outputs < 2 * step.elements) lacking |= kLearned;
@@ -81,6 +81,28 @@ void register_walk(pybind11::module_& m) {
         run(s, threads);
       },
       "Whole chains of a small network: see ulam/walk.h.");
+}
+
+template <void (*run)(const NetworkCall&, int threads)>
+void register_network_call(pybind11::module_& m) {
+  m.def(
+      "call_network",
+      [](int64_t chains, uintptr_t x, uintptr_t code, uintptr_t data, uintptr_t packed, int64_t work,
+         uintptr_t row_vector, uintptr_t chain_vectors, uintptr_t out, uintptr_t energy, int threads) {
+        const NetworkCall s{chains,
+                            work,
+                            pointer<const int64_t>(code),
+                            pointer<const float>(data),
+                            pointer<const float>(packed),
+                            pointer<const float>(x),
+                            pointer<const float>(row_vector),
+                            pointer<const float>(chain_vectors),
+                            pointer<float>(out),
+                            pointer<float>(energy)};
+        const pybind11::gil_scoped_release unlocked;
+        run(s, threads);
+      },
+      "A small network at the states of all chains: see ulam/walk.h.");
 }
 
 }  // namespace ulam

@@ -29,6 +29,7 @@ struct Kernels {
   void (*find_bad)(const Advance&, int64_t chunk, int64_t begin, int64_t end, uint8_t* bad);
   void (*count_on)(const Advance&, const uint8_t* bad, int64_t begin, int64_t end);
   void (*walk)(const Walk&, const int64_t* active, int64_t begin, int64_t end);
+  void (*call_network)(const NetworkCall&, int64_t begin, int64_t end);
   void (*look_up)(const LookUp&, int64_t begin, int64_t end);
   int64_t (*first_outside)(const int64_t* row, int64_t rows, int64_t begin, int64_t end);
   void (*hash_noise)(uint64_t first, uint64_t count, uint64_t sums[3]);
@@ -50,6 +51,7 @@ ULAM_OPERATIONS(ULAM_DECLARE)
 ULAM_CPU_OPERATIONS(ULAM_DECLARE)
 #undef ULAM_DECLARE
 void walk(const Kernels&, const Walk&, int threads);
+void call_network(const Kernels&, const NetworkCall&, int threads);
 void hash_noise(const Kernels&, uint64_t first, uint64_t count, uint64_t sums[3], int threads);
 
 // Rounds of fused multiply-adds on every thread, and all their floating-point operations: the peak of the machine.

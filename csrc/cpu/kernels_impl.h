@@ -122,6 +122,7 @@ constexpr Kernels kernels_of(const char* name) {
   k.find_bad = find_bad_units;
   k.count_on = count_on_chains;
   k.walk = walk_units<V>;
+  k.call_network = call_network<V>;
   k.look_up = look_up_chains;
   k.first_outside = first_outside;
   k.multiply_adds = multiply_add_rounds<V>;

@@ -164,28 +164,52 @@ class ColumnsNetwork {
     }
   }
 
+  // The sum of term(k, sum so far) in the order of LanesNetwork's.
+  template <class Term>
+  static float total(int width, const Term& term) {
+    alignas(64) float sums[16] = {};
+    int k = 0;
+    for (; k + 16 <= width; k += 16)
+      for (int l = 0; l < 16; ++l) sums[l] = term(k + l, sums[l]);
+    for (int l = 0; k + l < width; ++l) sums[l] = term(k + l, sums[l]);
+    for (int w = 8; w > 0; w /= 2)
+      for (int l = 0; l < w; ++l) sums[l] = sums[l] + sums[l + w];
+    return sums[0];
+  }
+
   void layer_norm(const Item& item, int c) {
     const float *const x = at(item.value, c), width = static_cast<float>(item.width);
-    const auto total = [&](const auto& term) {
-      alignas(64) float sums[16] = {};
-      int k = 0;
-      for (; k + 16 <= item.width; k += 16)
-        for (int l = 0; l < 16; ++l) sums[l] = term(x[k + l], sums[l]);
-      for (int l = 0; k + l < item.width; ++l) sums[l] = term(x[k + l], sums[l]);
-      for (int w = 8; w > 0; w /= 2)
-        for (int l = 0; l < w; ++l) sums[l] = sums[l] + sums[l + w];
-      return sums[0];
-    };
-    const float mean = total([](float y, float sum) { return sum + y; }) / width;
-    const float squares = total([=](float y, float sum) { return Scalar::fma(y - mean, y - mean, sum); });
+    const float mean = total(item.width, [=](int k, float sum) { return sum + x[k]; }) / width;
+    const float squares =
+        total(item.width, [=](int k, float sum) { return Scalar::fma(x[k] - mean, x[k] - mean, sum); });
     const f inverse = V::set(inverse_std<Portable>(squares, width, item.parameter));
+    const auto normal = [&](int j) { return V::mul(V::sub(V::load(x + j), V::set(mean)), inverse); };
+    if (item.kind == Kind::kLayerNormGradient) return layer_norm_gradient(item, c, inverse, normal);
     for (int j = 0; j < item.width; j += V::width) {
-      f y = V::mul(V::sub(V::load(x + j), V::set(mean)), inverse);
+      f y = normal(j);
       const bool scaled = item.a.from != From::kNone, shifted = item.b.from != From::kNone;
       const f weight = operand(item.a, j, c, item.width), bias = operand(item.b, j, c, item.width);
       y = scaled && shifted ? V::fma(y, weight, bias) : scaled ? V::mul(y, weight) : shifted ? V::add(y, bias) : y;
       V::store(at(item.out, c), kFloat32, j, y);
     }
+  }
+
+  template <class Normal>
+  void layer_norm_gradient(const Item& item, int c, f inverse, const Normal& normal) {
+    alignas(64) float h[kColumns], y[kColumns];
+    for (int j = 0; j < item.width; j += V::width) {
+      const f gradient = operand(item.b, j, c, item.width);
+      const bool scaled = item.a.from != From::kNone;
+      V::store(h, kFloat32, j, scaled ? V::mul(gradient, operand(item.a, j, c, item.width)) : gradient);
+      V::store(y, kFloat32, j, normal(j));
+    }
+    const float width = static_cast<float>(item.width);
+    const f mean = V::set(total(item.width, [&](int k, float sum) { return sum + h[k]; }) / width);
+    const float along = total(item.width, [&](int k, float sum) { return Scalar::fma(h[k], y[k], sum); }) / width;
+    const f minus = V::set(0.0f - along);
+    for (int j = 0; j < item.width; j += V::width)
+      V::store(at(item.out, c), kFloat32, j,
+               V::mul(inverse, V::fma(minus, V::load(y + j), V::sub(V::load(h + j), mean))));
   }
 
   const Plan& plan_;

@@ -27,6 +27,15 @@ inline void activate(float* p, int64_t count, int function, float parameter) {
     ULAM_KNOWN(kSoftplus)
     ULAM_KNOWN(kLeakyRelu)
     ULAM_KNOWN(kElu)
+    ULAM_KNOWN(kSiluSlope)
+    ULAM_KNOWN(kReluSlope)
+    ULAM_KNOWN(kGeluSlope)
+    ULAM_KNOWN(kGeluTanhSlope)
+    ULAM_KNOWN(kTanhSlope)
+    ULAM_KNOWN(kSigmoidSlope)
+    ULAM_KNOWN(kMishSlope)
+    ULAM_KNOWN(kLeakyReluSlope)
+    ULAM_KNOWN(kEluSlope)
 #undef ULAM_KNOWN
     default:
       return;
@@ -154,24 +163,30 @@ class LanesNetwork {
     }
   }
 
-  void layer_norm(const Item& item, int m) {
+  // The sum of term(k, sum so far): by lanes k mod 16, then in a tree.
+  template <class Term>
+  static f total(int width, const Term& term) {
     f sums[16];
-    const auto total = [&](const auto& term) {
-      for (auto& sum : sums) sum = V::set(0.0f);
-      for (int k = 0; k < item.width; ++k) sums[k % 16] = term(get(item.value, k, m), sums[k % 16]);
-      for (int w = 8; w > 0; w /= 2)
-        for (int l = 0; l < w; ++l) sums[l] = V::add(sums[l], sums[l + w]);
-      return sums[0];
-    };
+    for (auto& sum : sums) sum = V::set(0.0f);
+    for (int k = 0; k < width; ++k) sums[k % 16] = term(k, sums[k % 16]);
+    for (int w = 8; w > 0; w /= 2)
+      for (int l = 0; l < w; ++l) sums[l] = V::add(sums[l], sums[l + w]);
+    return sums[0];
+  }
+
+  void layer_norm(const Item& item, int m) {
     const float width = static_cast<float>(item.width);
-    const f mean = V::div(total([](f x, f sum) { return V::add(sum, x); }), V::set(width));
-    const f squares = total([=](f x, f sum) {
-      const f d = V::sub(x, mean);
+    const auto x = [&](int k) { return get(item.value, k, m); };
+    const f mean = V::div(total(item.width, [&](int k, f sum) { return V::add(sum, x(k)); }), V::set(width));
+    const f squares = total(item.width, [&](int k, f sum) {
+      const f d = V::sub(x(k), mean);
       return V::fma(d, d, sum);
     });
     const f inverse = inverse_std<V>(squares, width, item.parameter);
+    const auto normal = [&](int k) { return V::mul(V::sub(x(k), mean), inverse); };
+    if (item.kind == Kind::kLayerNormGradient) return layer_norm_gradient(item, m, inverse, normal);
     for (int j = 0; j < item.width; ++j) {
-      f y = V::mul(V::sub(get(item.value, j, m), mean), inverse);
+      f y = normal(j);
       const bool scaled = item.a.from != From::kNone, shifted = item.b.from != From::kNone;
       if (scaled && shifted)
         y = V::fma(y, operand(item.a, j, m), operand(item.b, j, m));
@@ -181,6 +196,20 @@ class LanesNetwork {
         y = V::add(y, operand(item.b, j, m));
       put(item.out, j, m, y);
     }
+  }
+
+  template <class Normal>
+  void layer_norm_gradient(const Item& item, int m, f inverse, const Normal& normal) {
+    const f width = V::set(static_cast<float>(item.width));
+    const auto h = [&](int k) {
+      const f gradient = operand(item.b, k, m);
+      return item.a.from == From::kNone ? gradient : V::mul(gradient, operand(item.a, k, m));
+    };
+    const f mean = V::div(total(item.width, [&](int k, f sum) { return V::add(sum, h(k)); }), width);
+    const f along = V::div(total(item.width, [&](int k, f sum) { return V::fma(h(k), normal(k), sum); }), width);
+    const f minus = V::sub(V::set(0.0f), along);
+    for (int j = 0; j < item.width; ++j)
+      put(item.out, j, m, V::mul(inverse, V::fma(minus, normal(j), V::sub(h(j), mean))));
   }
 
   // AVX2 has half the registers of AVX-512.

@@ -16,7 +16,7 @@ namespace {
 constexpr int kNarrow = 8, kPanel = 128;  // columns of packed weights that lie together for every k
 constexpr int kMostInstructions = 64;
 
-enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm };
+enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm, kLayerNormGradient };
 enum class From : int { kNone = -1, kValue, kRow, kChain, kConstant };
 
 struct Operand {
@@ -36,18 +36,17 @@ struct Item {
 
 class Plan {
  public:
-  explicit Plan(const Walk& s) : data_(s.data), packed_(s.packed) {
-    const int64_t* const code = s.code;
+  Plan(const int64_t* code, const float* data, const float* packed) : data_(data), packed_(packed) {
     inputs = static_cast<int>(code[0]);
     row_width = code[1];
     chain_width = code[2];
     bf16 = code[6];
     const int count = static_cast<int>(code[5]), result = static_cast<int>(code[3]);
-    const int64_t *const widths = code + 7, *const words = widths + count + 1;
+    const int64_t *const widths = code + 8, *const words = widths + count + 1;
     const auto word = [=](int k) { return words + k * 12; };
     outputs = static_cast<int>(widths[result]);
     for (int v = 0; v <= count; ++v) max_width = widths[v] > max_width ? static_cast<int>(widths[v]) : max_width;
-    find_last_uses(count, result, word);
+    find_last_uses(count, result, static_cast<int>(code[7]), word);
     take(0);
     for (int k = 0; k < count; ++k) {
       const int64_t* const w = word(k);
@@ -68,9 +67,10 @@ class Plan {
       k += joins;
     }
     output = slot_[result];
+    energy = code[7] < 0 ? -1 : slot_[code[7]];
   }
 
-  int size = 0, slots = 0, output = 0, inputs = 0, outputs = 0, max_width = 1;
+  int size = 0, slots = 0, output = 0, energy = -1, inputs = 0, outputs = 0, max_width = 1;
   int64_t row_width = 0, chain_width = 0;
   bool bf16 = false;  // panels
   Item items[kMostInstructions];
@@ -78,7 +78,7 @@ class Plan {
 
  private:
   template <class Word>
-  void find_last_uses(int count, int result, const Word& word) {
+  void find_last_uses(int count, int result, int energy, const Word& word) {
     for (int v = 0; v <= count; ++v) last_[v] = slot_[v] = -1, uses_[v] = 0;
     const auto use = [&](int64_t v, int k) { last_[v] = k, ++uses_[v]; };
     for (int k = 0; k < count; ++k) {
@@ -92,12 +92,16 @@ class Plan {
           if (w[3] == 0) use(w[4], k);
           if (w[5] == 0) use(w[6], k);
           break;
+        case Kind::kLayerNormGradient:
+          if (w[6] == 0) use(w[7], k);
+          [[fallthrough]];
         default:
           use(w[2], k);
       }
     }
     use(0, count + 1);  // read again by the next evaluation
     use(result, count + 1);
+    if (energy >= 0) use(energy, count + 1);
   }
 
   Item read(const int64_t* w, const int64_t* widths) {

@@ -92,6 +92,20 @@ void advance(const Kernels& k, const Advance& s, int threads) {
   check_and_count_on(k, s, bad.get(), threads);
 }
 
+namespace {
+
+// The chains of a network in shares: of whole vectors of them, where there are enough. Two chains read the weights as
+// fast as one. work: of a chain.
+template <class Part>
+void share_network(const Kernels& k, int64_t count, double work, int threads, const Part& part) {
+  const int64_t tile = count > 2 * k.width * threads ? k.width : 2, tiles = (count + tile - 1) / tile;
+  const bool much = work * static_cast<double>(count) > 64.0 * kSerialElements;
+  share(tiles, much ? kSerialElements + 1 : 0, threads,
+        [&](int64_t begin, int64_t end) { part(begin * tile, std::min(end * tile, count)); });
+}
+
+}  // namespace
+
 void walk(const Kernels& k, const Walk& s, int threads) {
   const int64_t chains = s.step.chains;
   const std::unique_ptr<int64_t[]> active(new int64_t[chains]);
@@ -104,11 +118,13 @@ void walk(const Kernels& k, const Walk& s, int threads) {
       line(kDraw, b) += s.count * line(kDrawAdvance, b);
   }
   if (count == 0 || s.step.elements == 0) return;
-  // Shares of whole vectors of chains, where there are enough. Two chains read the weights as fast as one.
-  const int64_t tile = count > 2 * k.width * threads ? k.width : 2, tiles = (count + tile - 1) / tile;
-  const double work = static_cast<double>(s.work) * static_cast<double>(s.count) * static_cast<double>(count);
-  share(tiles, work > 64.0 * kSerialElements ? kSerialElements + 1 : 0, threads,
-        [&](int64_t begin, int64_t end) { k.walk(s, active.get(), begin * tile, std::min(end * tile, count)); });
+  share_network(k, count, static_cast<double>(s.work) * static_cast<double>(s.count), threads,
+                [&](int64_t begin, int64_t end) { k.walk(s, active.get(), begin, end); });
+}
+
+void call_network(const Kernels& k, const NetworkCall& s, int threads) {
+  share_network(k, s.chains, static_cast<double>(s.work), threads,
+                [&](int64_t begin, int64_t end) { k.call_network(s, begin, end); });
 }
 
 void look_up(const Kernels& k, const LookUp& s, int threads) {

@@ -1,36 +1,10 @@
 // Whole chains of a small network: tiles of chains walk over their rows, each tile for itself. Part of kernels_impl.h.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
 #include "walk_resident.h"
 
 namespace ulam::cpu {
 namespace {
-
-// Floats from the start of a cache line on, which a thread keeps for the next call.
-struct Scratch {
-  float* floats = nullptr;
-  size_t count = 0;
-
-  ~Scratch() { std::free(floats); }
-  float* of(size_t wanted) {
-    if (count < wanted) {
-      std::free(floats);
-      floats = static_cast<float*>(std::aligned_alloc(64, (wanted * sizeof(float) + 63) / 64 * 64));
-      count = floats ? wanted : 0;
-      if (!floats) throw std::bad_alloc();
-      std::memset(floats, 0, wanted * sizeof(float));
-    }
-    return floats;
-  }
-};
-
-inline float* scratch_of(size_t count) {
-  thread_local Scratch scratch;
-  return scratch.of(count);
-}
 
 template <class V, int M>
 void walk_tile(const Plan& plan, Tile& tile, bool reduces) {
@@ -65,7 +39,7 @@ void walk_few(const Plan& plan, Tile& tile, bool reduces) {
 template <class V>
 void walk_units(const Walk& s, const int64_t* active, int64_t begin, int64_t end) {
   constexpr int W = V::width;
-  const Plan plan(s);
+  const Plan plan(s.code, s.data, s.packed);
   uint32_t flags = 0;
   for (int64_t row = 0; row < s.step.rows; ++row) flags |= static_cast<uint32_t>(s.step.flags[row]);
   const bool reduces = flags & kReduced;

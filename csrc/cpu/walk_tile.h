@@ -1,7 +1,7 @@
 // Where the chains of a tile are, and the fused step on them where they lie in memory. Part of kernels_impl.h.
 #pragma once
 
-#include "network_columns.h"
+#include "network_call.h"
 #include "reduce.h"
 #include "step.h"
 #include "tick.h"

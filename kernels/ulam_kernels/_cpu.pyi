@@ -91,6 +91,22 @@ def walk(
 ) -> None:
     """Whole chains of a small network: see ulam/walk.h."""
 
+def call_network(
+    chains: int,
+    x: int,
+    code: int,
+    data: int,
+    packed: int,
+    work: int,
+    row_vector: int,
+    chain_vectors: int,
+    out: int,
+    energy: int,
+    threads: int,
+    /,
+) -> None:
+    """A small network at the states of all chains: see ulam/walk.h."""
+
 def torch_normal(out: int, count: int, state: int, state_bytes: int, threads: int, /) -> bool:
     """Fill float32 out[0 .. count) as torch would and move the state on. False: untouched, see torch_normal.h."""
 

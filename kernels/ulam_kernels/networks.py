@@ -7,6 +7,7 @@ written before. Each operation is rounded once, in a fixed order, so that a chai
     Unary       out_j = f(x_j), of `csrc/include/ulam/activations.h`
     Binary      out_j = a_j + b_j, a_j - b_j or a_j b_j
     LayerNorm   out_j = (x_j - mean) / sqrt(var + eps), then weight and bias: fma(out_j, weight_j, bias_j)
+    LayerNormGradient   out_j = (h_j - mean(h) - y_j mean(h y)) / sqrt(var + eps): its derivative, h = gradient weight
 
 What depends on time alone is computed once per row (operands of kind "row"), what depends on the conditioning alone
 once per chain (kind "chain").
@@ -14,145 +15,34 @@ once per chain (kind "chain").
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import choice, described, real, whole
-from ulam_kernels.validation import check_data
+from ulam_kernels.arguments import choice, described, whole
+from ulam_kernels.instructions import DEFAULTS as DEFAULTS
+from ulam_kernels.instructions import FUNCTIONS as FUNCTIONS
+from ulam_kernels.instructions import KINDS as KINDS
+from ulam_kernels.instructions import MAX_INSTRUCTIONS as MAX_INSTRUCTIONS
+from ulam_kernels.instructions import MAX_VECTOR as MAX_VECTOR
+from ulam_kernels.instructions import MAX_WIDTH as MAX_WIDTH
+from ulam_kernels.instructions import OPERATIONS as OPERATIONS
+from ulam_kernels.instructions import SLOPES as SLOPES
+from ulam_kernels.instructions import Binary as Binary
+from ulam_kernels.instructions import Instruction as Instruction
+from ulam_kernels.instructions import LayerNorm as LayerNorm
+from ulam_kernels.instructions import LayerNormGradient as LayerNormGradient
+from ulam_kernels.instructions import Linear as Linear
+from ulam_kernels.instructions import Operand as Operand
+from ulam_kernels.instructions import Unary as Unary
+from ulam_kernels.instructions import as_tuple, assign, floats, operands_of, values_of
 
-KINDS = ("value", "row", "chain", "constant")
-# leaky_relu and elu have a parameter: the slope below 0, and alpha.
-FUNCTIONS = (
-    "identity",
-    "silu",
-    "relu",
-    "gelu",
-    "gelu_tanh",
-    "tanh",
-    "sigmoid",
-    "mish",
-    "softplus",
-    "leaky_relu",
-    "elu",
-)
-DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 PRECISIONS = ("float32", "bf16")
-OPERATIONS = ("add", "sub", "mul")
-MAX_WIDTH, MAX_INPUTS, MAX_INSTRUCTIONS, MAX_VECTOR = 512, 256, 64, 1 << 16
-LINEAR, UNARY, BINARY, LAYER_NORM = range(4)  # of an instruction's code
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A vector that an instruction reads: as wide as what it computes.
-
-    Args:
-        kind: "value", "row", "chain" or "constant".
-        index: the number of a value, or the offset of the first element in the row's vector, in the chain's, or in the
-            constants.
-    """
-
-    kind: str
-    index: int
-
-    def __post_init__(self) -> None:
-        choice(self.kind, "kind", KINDS)
-        object.__setattr__(self, "index", whole(self.index, "index", 0, MAX_VECTOR))
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """out_j = start_j + sum over the inputs and k of x_k w_jk.
-
-    Args:
-        inputs: one or two numbers of values.
-        weights: a float32 tensor ``[width of out, width of the input]`` for each; copied.
-        start: up to two operands of kind "row", "chain" or "constant", added in order; none: 0.
-    """
-
-    out: int
-    inputs: tuple[int, ...]
-    weights: tuple[torch.Tensor, ...]
-    start: tuple[Operand, ...] = ()
-
-    def __post_init__(self) -> None:
-        inputs, weights, start = (_tuple(self, name) for name in ("inputs", "weights", "start"))
-        if not 1 <= len(inputs) <= 2:
-            raise ValueError(f"inputs: got {len(inputs)} values, expected 1 or 2")
-        if len(weights) != len(inputs):
-            raise ValueError(f"weights: got {len(weights)} tensors, expected one for each of {len(inputs)} inputs")
-        if len(start) > 2:
-            raise ValueError(f"start: got {len(start)} operands, expected at most 2")
-        for operand in start:
-            if _operand(operand, "start").kind == "value":
-                raise ValueError("start: got an operand of kind 'value', expected 'row', 'chain' or 'constant'")
-        _set(self, inputs=tuple(_value(v, "inputs") for v in inputs), out=_value(self.out, "out"))
-        _set(self, weights=tuple(_floats(w, "weights", 2) for w in weights))
-
-
-@dataclass(frozen=True)
-class Unary:
-    """out_j = function(value_j); the parameter is the slope of leaky_relu below 0, or alpha of elu."""
-
-    out: int
-    function: str
-    value: int
-    parameter: float | None = None
-
-    def __post_init__(self) -> None:
-        choice(self.function, "function", FUNCTIONS)
-        default = DEFAULTS.get(self.function)
-        if self.parameter is not None and default is None:
-            raise ValueError(f"parameter: got {described(self.parameter)}, expected None: {self.function} has none")
-        given = default if self.parameter is None else real(self.parameter, "parameter")
-        _set(self, out=_value(self.out, "out"), value=_value(self.value, "value"), parameter=given)
-
-
-@dataclass(frozen=True)
-class Binary:
-    """out_j = a_j + b_j ("add"), a_j - b_j ("sub") or a_j b_j ("mul"), of operands of any kind."""
-
-    out: int
-    function: str
-    a: Operand
-    b: Operand
-
-    def __post_init__(self) -> None:
-        choice(self.function, "function", OPERATIONS)
-        _operand(self.a, "a"), _operand(self.b, "b")
-        _set(self, out=_value(self.out, "out"))
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """out_j = (x_j - mean) / sqrt(var + eps), times weight, plus bias: operands of kind "constant", or None.
-
-    The mean is a sum by lanes k mod 16 in order of k, lane l then adds lane l + w for w = 8, 4, 2, 1, divided by the
-    width; the variance is that of fma(d, d, .) of the differences d to the mean.
-    """
-
-    out: int
-    value: int
-    weight: Operand | None = None
-    bias: Operand | None = None
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "bias"):
-            operand = getattr(self, name)
-            if operand is not None and _operand(operand, name).kind != "constant":
-                raise ValueError(f"{name}: got an operand of kind {operand.kind!r}, expected 'constant' or None")
-        eps = real(self.eps, "eps")
-        if eps < 0:
-            raise ValueError(f"eps: got {eps}, expected a number of at least 0")
-        _set(self, out=_value(self.out, "out"), value=_value(self.value, "value"), eps=eps)
-
-
-Instruction = Linear | Unary | Binary | LayerNorm
+MAX_INPUTS = 256
+LINEAR, UNARY, BINARY, LAYER_NORM, LAYER_NORM_GRADIENT = range(5)  # of an instruction's code
+HEADER, STRIDE = 8, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +59,7 @@ class Network:
         output_width: n, or 2 n with learned variances; by default the width of the output, which it must be.
         precision: of the matrices: "float32", or "bf16", to which they are rounded here. All else is float32 in either
             case, with bits as well defined; few chains, which wait for weights, are then faster.
+        energy: the number of a value of width 1 that `evaluate_network` gives beside the output, or None.
 
     Raises:
         TypeError, ValueError: what does not fit, in one line that names it.
@@ -183,41 +74,47 @@ class Network:
     output: int = 1
     output_width: int | None = None
     precision: str = "float32"
+    energy: int | None = None
 
     def __post_init__(self) -> None:
         choice(self.precision, "precision", PRECISIONS)
         n = whole(self.inputs, "inputs", 1, MAX_INPUTS)
-        widths = tuple(whole(width, "widths", 1, MAX_WIDTH) for width in _tuple(self, "widths"))
-        instructions = _tuple(self, "instructions")
+        widths = tuple(whole(width, "widths", 1, MAX_WIDTH) for width in as_tuple(self, "widths"))
+        instructions = as_tuple(self, "instructions")
         if not 1 <= len(instructions) <= MAX_INSTRUCTIONS:
             raise ValueError(f"instructions: got {len(instructions)}, expected 1 to {MAX_INSTRUCTIONS}")
         if not widths or widths[0] != n:
             raise ValueError(f"widths: got {list(widths[:1])} for value 0, expected [{n}] like inputs")
         if len(widths) != 1 + len(instructions):
             raise ValueError(f"widths: got {len(widths)}, expected one for the input and each instruction's value")
-        _set(self, inputs=n, widths=widths, constants=_floats(self.constants, "constants", 1))
+        assign(self, inputs=n, widths=widths, constants=floats(self.constants, "constants", 1))
         for name in ("row_width", "chain_width"):
-            _set(self, **{name: whole(getattr(self, name), name, 0, MAX_VECTOR)})
+            assign(self, **{name: whole(getattr(self, name), name, 0, MAX_VECTOR)})
         written = {0}
         for number, instruction in enumerate(instructions):
             self._check(instruction, f"instructions[{number}]", written)
             written.add(instruction.out)
         if self.precision == "bf16":
-            _set(self, instructions=tuple(_rounded(instruction) for instruction in instructions))
+            assign(self, instructions=tuple(_rounded(instruction) for instruction in instructions))
         output = whole(self.output, "output", 0, len(widths) - 1)
         wide = widths[output] if self.output_width is None else whole(self.output_width, "output_width", 1, MAX_WIDTH)
         if wide not in (n, 2 * n) or widths[output] != wide:
             raise ValueError(f"output: got a value of width {widths[output]}, expected {n} or {2 * n} for {n} inputs")
-        _set(self, output=output, output_width=wide)
+        assign(self, output=output, output_width=wide)
+        if self.energy is not None:
+            assign(self, energy=whole(self.energy, "energy", 0, len(widths) - 1))
+            if widths[self.energy] != 1:
+                raise ValueError(f"energy: got a value of width {widths[self.energy]}, expected one of width 1")
 
     def _check(self, instruction: Any, name: str, written: set[int]) -> None:
         if not isinstance(instruction, Instruction):
-            raise TypeError(f"{name}: got {described(instruction)}, expected Linear, Unary, Binary or LayerNorm")
+            kinds = "Linear, Unary, Binary, LayerNorm or LayerNormGradient"
+            raise TypeError(f"{name}: got {described(instruction)}, expected {kinds}")
         out = instruction.out
         if out in written or out >= len(self.widths):
             raise ValueError(f"{name}: got out = {out}, expected a value below {len(self.widths)} not written before")
         width = self.widths[out]
-        for value in _values(instruction):
+        for value in values_of(instruction):
             if value not in written:
                 raise ValueError(f"{name}: got value {value}, expected one that is written before")
             if not isinstance(instruction, Linear) and self.widths[value] != width:
@@ -228,7 +125,7 @@ class Network:
                 if list(weight.shape) != expected:
                     raise ValueError(f"{name}: got weights of shape {list(weight.shape)}, expected {expected}")
         lengths = {"row": self.row_width, "chain": self.chain_width, "constant": len(self.constants)}
-        for operand in _operands(instruction):
+        for operand in operands_of(instruction):
             if operand.kind != "value" and operand.index + width > lengths[operand.kind]:
                 came = f"{operand.kind} elements {operand.index} to {operand.index + width}"
                 raise ValueError(f"{name}: got {came}, expected them within {lengths[operand.kind]}")
@@ -242,13 +139,14 @@ class Network:
     def code(self) -> tuple[int, ...]:
         """The network in whole numbers, for native code.
 
-        It is inputs, row_width, chain_width, output, count of constants, count of instructions, 1 for weights of
-        bf16 or 0, the widths, and then for each instruction twelve numbers: its kind, out, and
+        It is inputs, row_width, chain_width, output, count of constants, count of instructions, number of the
+        precision, energy or -1, the widths, and then for each instruction twelve numbers: its kind, out, and
 
             LINEAR       input, second input or -1, offset of the weights, of the second ones, start, second start
             UNARY        value, function, offset of its parameter
             BINARY       function, a, b
             LAYER_NORM   value, offset of eps, weight, bias
+            LAYER_NORM_GRADIENT   value, offset of eps, weight, gradient
 
         with operands as two numbers, kind (-1: none) and index; offsets are in the data.
         """
@@ -260,15 +158,13 @@ class Network:
         return torch.cat(_Encoder(self).data)
 
 
-HEADER, STRIDE = 7, 12
-
-
 class _Encoder:
     def __init__(self, network: Network) -> None:
         self.data = [network.constants]
         self.length = len(network.constants)
         head = (network.inputs, network.row_width, network.chain_width, network.output, self.length)
-        code = [*head, len(network.instructions), PRECISIONS.index(network.precision), *network.widths]
+        energy = -1 if network.energy is None else network.energy
+        code = [*head, len(network.instructions), PRECISIONS.index(network.precision), energy, *network.widths]
         for instruction in network.instructions:
             words = self._words(instruction)
             code += [*words, *[0] * (STRIDE - len(words))]
@@ -286,15 +182,11 @@ class _Encoder:
         if isinstance(instruction, Binary):
             function = OPERATIONS.index(instruction.function)
             return [BINARY, instruction.out, function, *_pair(instruction.a), *_pair(instruction.b)]
+        kind, last = LAYER_NORM_GRADIENT, getattr(instruction, "gradient", None)
+        if isinstance(instruction, LayerNorm):
+            kind, last = LAYER_NORM, instruction.bias
         eps = self._put(torch.tensor([instruction.eps]))
-        return [
-            LAYER_NORM,
-            instruction.out,
-            instruction.value,
-            eps,
-            *_pair(instruction.weight),
-            *_pair(instruction.bias),
-        ]
+        return [kind, instruction.out, instruction.value, eps, *_pair(instruction.weight), *_pair(last)]
 
     def _put(self, tensor: torch.Tensor) -> int:
         at = self.length
@@ -311,55 +203,3 @@ def _rounded(instruction: Instruction) -> Instruction:
 
 def _pair(operand: Operand | None) -> tuple[int, int]:
     return (-1, 0) if operand is None else (KINDS.index(operand.kind), operand.index)
-
-
-def _values(instruction: Instruction) -> list[int]:
-    """The numbers of the values that it reads."""
-    if isinstance(instruction, Linear):
-        return list(instruction.inputs)
-    if isinstance(instruction, Binary):
-        return [operand.index for operand in (instruction.a, instruction.b) if operand.kind == "value"]
-    return [instruction.value]
-
-
-def _operands(instruction: Instruction) -> list[Operand]:
-    if isinstance(instruction, Linear):
-        return list(instruction.start)
-    a_and_b = {Binary: ("a", "b"), LayerNorm: ("weight", "bias")}.get(type(instruction), ())
-    return [operand for name in a_and_b if (operand := getattr(instruction, name)) is not None]
-
-
-def _set(instance: Any, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(instance, name, value)
-
-
-def _tuple(instance: Any, name: str) -> tuple[Any, ...]:
-    """The field as a tuple, kept there."""
-    given = getattr(instance, name)
-    if not isinstance(given, (tuple, list)):
-        raise TypeError(f"{name}: got {described(given)}, expected a tuple")
-    _set(instance, **{name: tuple(given)})
-    return tuple(given)
-
-
-def _value(number: object, name: str) -> int:
-    return whole(number, name, 0, MAX_INSTRUCTIONS)
-
-
-def _operand(operand: object, name: str) -> Operand:
-    if not isinstance(operand, Operand):
-        raise TypeError(f"{name}: got {described(operand)}, expected an Operand")
-    return operand
-
-
-def _floats(tensor: object, name: str, dimensions: int) -> torch.Tensor:
-    """A copy on the CPU of finite float32 numbers."""
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.dim() != dimensions:
-        shape = "[K]" if dimensions == 1 else "[out, in]"
-        raise TypeError(f"{name}: got {described(tensor)}, expected a float32 tensor {shape}")
-    check_data(tensor, name)
-    copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-    if not math.isfinite(copied.double().sum().item()):
-        raise ValueError(f"{name}: got numbers that are not finite, expected finite ones")
-    return copied

@@ -126,7 +126,8 @@ VALID: dict[str, tuple[Callable[..., Any], Callable[[], Given]]] = {
         "doubled": True, "seed": 1, "budget": 1e-3, "cache": False, "progress": False,
     }),
     "shared": (ulam.shared, lambda: {"tensor": of_chains()}),
-    "Energy": (ulam.Energy, lambda: {"fn": net, "score": None, "cond": None, "dtype": None, "rows": 2}),
+    "Energy": (ulam.Energy, lambda: {"fn": net, "score": None, "cond": None, "dtype": None, "rows": 2,
+                                     "chain_kernel": "off"}),
 }  # fmt: skip
 NOT_HERE = {
     "Job": "submit makes it", "NetworkError": "raised, not called", "Preview": "given to a callback",

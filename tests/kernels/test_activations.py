@@ -22,6 +22,10 @@ BOUNDS = {
     "silu": (3, 1e-36), "gelu": (8, 1e-37), "mish": (5, 1e-35), "softplus": (3, 1e-37),
     # the exponent 2 u is rounded, and with it the result by 2^-24 times the exponent
     "gelu_tanh": (3, 1e-36),
+    # slopes: those of 1e-7 pass through 0, where the error is that of their parts
+    "silu_slope": (4, 1e-7), "relu_slope": (0, 0), "gelu_slope": (4, 1e-7), "gelu_tanh_slope": (4, 1e-7),
+    "tanh_slope": (4, 1e-36), "sigmoid_slope": (4, 1e-37), "mish_slope": (4, 1e-7), "leaky_relu_slope": (0, 0),
+    "elu_slope": (2, 1e-37),
 }  # fmt: skip
 
 
@@ -66,9 +70,16 @@ def test_torchs_function(function: str) -> None:
     x = torch.from_numpy(numbers()).double().clamp(-700, 700)
     named = {"leaky_relu": lambda y: torch.nn.functional.leaky_relu(y, 0.01), "identity": lambda y: y,
              "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"), "tanh": torch.tanh}  # fmt: skip
-    theirs = named.get(function, getattr(torch.nn.functional, function, None))(x)
+    if function.endswith("_slope"):  # autograd's
+        inner = function.removesuffix("_slope")
+        x = x.clamp(-30, 30).requires_grad_()
+        (theirs,) = torch.autograd.grad(named.get(inner, getattr(torch.nn.functional, inner, None))(x).sum(), x)
+        x = x.detach()
+    else:
+        theirs = named.get(function, getattr(torch.nn.functional, function, None))(x)
     ours = torch.from_numpy(activated(function, DEFAULTS.get(function), x.numpy()))
-    assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-15)
+    # torch's slopes are differences of numbers near 1 on the left
+    assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-13 if function.endswith("_slope") else 1e-15)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -89,6 +89,13 @@ def walk_arguments() -> Given:
     }  # fmt: skip
 
 
+def call_arguments() -> Given:
+    linear = networks.Linear(1, (0,), (torch.eye(N),), (networks.Operand("row", 0), networks.Operand("chain", 1)))
+    network = networks.Network(N, (N, N), (linear,), row_width=N, chain_width=N + 1)
+    return {"network": network, "x": normal(B, N), "row_vector": normal(N), "chain_vectors": normal(B, N + 1),
+            "backend": None}  # fmt: skip
+
+
 VALID: dict[str, Callable[[], Given]] = {
     "step": lambda: step_arguments() | {"backend": None},
     "reduce": lambda: reduce_arguments() | {"backend": None},
@@ -114,14 +121,17 @@ VALID: dict[str, Callable[[], Given]] = {
     "discretised_log_likelihood": lambda: {"x": normal(B, N), "mean": normal(B, N), "log_scale": torch.zeros(B),
                                            "bins": 8, "cdf": "exact", "backend": None},
     "walk": walk_arguments,
+    "evaluate_network": call_arguments,
     "Operand": lambda: {"kind": "row", "index": 3},
     "Linear": lambda: {"out": 1, "inputs": (0,), "weights": (torch.eye(3),), "start": ()},
     "Unary": lambda: {"out": 1, "function": "elu", "value": 0, "parameter": 0.5},
     "Binary": lambda: {"out": 1, "function": "add", "a": networks.Operand("row", 0), "b": networks.Operand("row", 1)},
     "LayerNorm": lambda: {"out": 1, "value": 0, "weight": None, "bias": networks.Operand("constant", 0), "eps": 1e-5},
+    "LayerNormGradient": lambda: {"out": 1, "value": 0, "gradient": networks.Operand("constant", 0), "weight": None,
+                                  "eps": 1e-5},
     "Network": lambda: {"inputs": 3, "widths": (3, 3), "instructions": (networks.Unary(1, "silu", 0),),
                         "constants": torch.ones(2), "row_width": 2, "chain_width": 1, "output": 1, "output_width": 3,
-                        "precision": "float32"},
+                        "precision": "float32", "energy": None},
     "Table": lambda: {"coef": torch.zeros(2, 11), "flags": torch.zeros(2, dtype=torch.int32), "registers": 1,
                       "uses": -1},
     "pack": pack_arguments,
@@ -140,8 +150,10 @@ def public() -> dict[str, Callable[..., Any]]:
         for name, function in vars(densities).items()
         if inspect.isfunction(function) and function.__module__ == densities.__name__ and name[0] != "_"
     }
-    kinds = (networks.Operand, networks.Linear, networks.Unary, networks.Binary, networks.LayerNorm, networks.Network)
+    kinds = (networks.Operand, networks.Linear, networks.Unary, networks.Binary, networks.LayerNorm,
+             networks.LayerNormGradient, networks.Network)  # fmt: skip
     others = {"Table": Table, "pack": Table.pack, "walk": ulam_kernels.walk}
+    others["evaluate_network"] = ulam_kernels.evaluate_network
     return operations() | made | others | {kind.__name__: kind for kind in kinds}
 
 
@@ -154,6 +166,7 @@ EXTRA = (
     "proposed",
     *operations(),
     "walk",
+    "evaluate_network",
 )
 
 

@@ -97,6 +97,9 @@ def test_conversions_have_derivatives_in_both_modes() -> None:
 # ------------------------------------------------------------------------------------- what has no derivative
 
 
+IDENTITY = Network(N, (N, N), (Linear(1, (0,), (torch.eye(N),)),))
+
+
 def walk_call() -> tuple[dict[str, torch.Tensor], object, list[str]]:
     network = Network(N, (N, N), (Linear(1, (0,), (torch.eye(N),), (Operand("row", 0),)),), row_width=N)
     cursor = torch.tensor([1, 0, 0, 0, 0, 0])[:, None].repeat(1, B)
@@ -170,6 +173,7 @@ def calls() -> dict[str, tuple[dict[str, torch.Tensor], object, list[str]]]:
             ["x"],
         ),
         "walk": walk_call(),
+        "evaluate_network": ({"x": x}, partial(ulam_kernels.evaluate_network, IDENTITY), []),
         "moments": ({"x": x, "y": x.clone()}, ulam_kernels.moments, []),
         "gaussian_kl": (
             {"mean_a": x, "log_var_a": chain, "mean_b": x.clone(), "log_var_b": chain.clone()},

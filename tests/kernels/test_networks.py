@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from network_decoding import decoded
-from ulam_kernels.networks import Binary, LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.networks import Binary, LayerNorm, LayerNormGradient, Linear, Network, Operand, Unary
 from walk_cases import random_network
 
 N = 3
@@ -63,6 +63,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "constants": (lambda: network(constants=torch.zeros(2, 2)), "constants: got a tensor of torch.float32"),
     "an output": (lambda: network(output=2), "output: got 2, expected 0 to 1"),
     "an output's width": (lambda: network(output_width=4), "output: got a value of width 3, expected 3 or 6"),
+    "a gradient": (lambda: LayerNormGradient(1, 0, None), "gradient: got None, expected an Operand"),  # type: ignore
+    "a gradient's weight": (
+        lambda: LayerNormGradient(1, 0, Operand("row", 0), Operand("row", 0)), "weight: got an operand of kind 'row'"),
+    "a gradient's eps": (lambda: LayerNormGradient(1, 0, Operand("row", 0), eps=-1.0), "eps: got -1.0, expected"),
+    "a gradient not there": (
+        lambda: network(instructions=(LayerNormGradient(1, 0, Operand("value", 1)),)), "got value 1, expected"),
+    "an energy": (lambda: network(energy=2), "energy: got 2, expected 0 to 1"),
+    "an energy's width": (lambda: network(energy=1), "energy: got a value of width 3, expected one of width 1"),
     "a precision": (lambda: network(precision="fp8"), "precision: got 'fp8', expected one of float32, bf16"),
     "a row's width": (lambda: network(row_width=-1), "row_width: got -1"),
 }  # fmt: skip
@@ -89,6 +97,9 @@ def test_a_network_survives_being_written_down(seed: int) -> None:
             assert isinstance(other, Linear) and all(map(torch.equal, one.weights, other.weights))
         elif isinstance(one, LayerNorm):
             assert isinstance(other, LayerNorm) and other.eps == np.float32(one.eps)
+        elif isinstance(one, LayerNormGradient):
+            assert isinstance(other, LayerNormGradient) and other.gradient == one.gradient
+            assert other.weight == one.weight and other.eps == np.float32(one.eps)
         else:
             assert one == other
 

@@ -25,7 +25,11 @@ FOLDER = Path(ulam_kernels.__file__).parent
 OPERATIONS = operations()
 NAMES = sorted(OPERATIONS)
 TORCH_ITSELF = "torch_normal"  # native on the CPU alone: all else falls through to torch
-NO_OPERATORS = {"backends", "walk"}  # a walk is of the CPU alone, and refused where torch records it
+NO_OPERATORS = {
+    "backends",
+    "evaluate_network",
+    "walk",
+}  # networks are refused where torch records them
 NO_SOURCE = {"moments", "advance", "affine", "squared_norm"}  # arithmetic of their own, said in full
 SOURCE = r"\b(19|20)\d\d\b|noise-v1|sources :mod:"  # a paper's year, the standard, or where the papers are named
 IN_UNITS = {"gaussian_kl": "nats", "discretised_log_likelihood": "nats"}

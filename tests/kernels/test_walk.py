@@ -19,7 +19,7 @@ from bit_comparison import differences, same_bits
 from cpu_settings import instruction_set, threads
 from reduce_cases import MIXED, mixed_table
 from ulam_kernels import Table, _cpu
-from ulam_kernels.networks import LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.networks import LayerNorm, LayerNormGradient, Linear, Network, Operand, Unary
 from ulam_kernels.table import LEARNED, READS_Z
 from ulam_kernels.walks import BoundWalk
 from walk_cases import Walk, mlp, random_network, random_walk
@@ -109,7 +109,18 @@ def torch_function(one: Unary) -> Callable[[torch.Tensor], torch.Tensor]:
         "identity": torch.clone, "tanh": torch.tanh, "gelu_tanh": partial(F.gelu, approximate="tanh"),
         "leaky_relu": partial(F.leaky_relu, negative_slope=one.parameter), "elu": partial(F.elu, alpha=one.parameter),
     }  # fmt: skip
+    if one.function.endswith("_slope"):
+        inner = torch_function(replace(one, function=one.function.removesuffix("_slope")))
+        return lambda x: gradient_of(inner, x, torch.ones_like(x))
     found: Callable[[torch.Tensor], torch.Tensor] = special.get(one.function) or getattr(F, one.function)
+    return found
+
+
+def gradient_of(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    at = x.detach().requires_grad_()
+    (found,) = torch.autograd.grad(function(at), at, gradient.expand_as(at))
     return found
 
 
@@ -136,6 +147,13 @@ def of_torch(network: Network, x: torch.Tensor, row: torch.Tensor, chain: torch.
         elif isinstance(one, LayerNorm):
             weight, bias = vector(one.weight, width), vector(one.bias, width)
             value = F.layer_norm(values[one.value], (width,), weight, bias, one.eps)
+        elif isinstance(one, LayerNormGradient):
+            normed = partial(
+                F.layer_norm, normalized_shape=(width,), weight=vector(one.weight, width), bias=None, eps=one.eps
+            )
+            gradient = vector(one.gradient, width)
+            assert gradient is not None
+            value = gradient_of(normed, values[one.value], gradient)
         else:
             a, b = vector(one.a, width), vector(one.b, width)
             value = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}[one.function](a, b)

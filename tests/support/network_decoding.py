@@ -12,6 +12,7 @@ from ulam_kernels.networks import (
     FUNCTIONS,
     HEADER,
     KINDS,
+    LAYER_NORM_GRADIENT,
     LINEAR,
     OPERATIONS,
     PRECISIONS,
@@ -20,6 +21,7 @@ from ulam_kernels.networks import (
     Binary,
     Instruction,
     LayerNorm,
+    LayerNormGradient,
     Linear,
     Network,
     Operand,
@@ -30,13 +32,13 @@ from ulam_kernels.networks import (
 def decoded(code: Sequence[int], data: torch.Tensor) -> Network:
     """The network of its ``code`` and ``data``, as `Network.code` lays them out."""
     code = [int(number) for number in code]
-    inputs, row_width, chain_width, output, constants, count, bf16 = code[:HEADER]
+    inputs, row_width, chain_width, output, constants, count, precision, energy = code[:HEADER]
     widths = code[HEADER : HEADER + count + 1]
     at = HEADER + count + 1
     each = (code[at + STRIDE * k : at + STRIDE * (k + 1)] for k in range(count))
     instructions = [_decoded_one(words, data, widths) for words in each]
     return Network(inputs, tuple(widths), tuple(instructions), data[:constants], row_width, chain_width, output,
-                   precision=PRECISIONS[bf16])  # fmt: skip
+                   precision=PRECISIONS[precision], energy=None if energy < 0 else energy)  # fmt: skip
 
 
 def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int]) -> Instruction:
@@ -54,6 +56,10 @@ def _decoded_one(words: list[int], data: torch.Tensor, widths: list[int]) -> Ins
         a, b = _unpair(rest[1:3]), _unpair(rest[3:5])
         assert a is not None and b is not None
         return Binary(out, OPERATIONS[rest[0]], a, b)
+    if kind == LAYER_NORM_GRADIENT:
+        gradient = _unpair(rest[4:6])
+        assert gradient is not None
+        return LayerNormGradient(out, rest[0], gradient, _unpair(rest[2:4]), float(data[rest[1]]))
     return LayerNorm(out, rest[0], _unpair(rest[2:4]), _unpair(rest[4:6]), float(data[rest[1]]))
 
 

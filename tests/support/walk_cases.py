@@ -11,7 +11,17 @@ import torch
 import ulam_kernels
 from step_cases import random_table
 from ulam_kernels import Table
-from ulam_kernels.networks import FUNCTIONS, Binary, Instruction, LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.networks import (
+    FUNCTIONS,
+    Binary,
+    Instruction,
+    LayerNorm,
+    LayerNormGradient,
+    Linear,
+    Network,
+    Operand,
+    Unary,
+)
 from ulam_kernels.table import LEARNED
 
 ROWS = 40
@@ -62,6 +72,12 @@ class Builder:
         w, b = (self.operand("constant", width) if there else None for there in (weight, bias))
         return self.add(width, lambda out: LayerNorm(out, value, w, b))
 
+    def norm_gradient(self, value: int, gradient: int | str, weight: bool) -> int:
+        width = self.widths[value]
+        of = Operand("value", gradient) if isinstance(gradient, int) else self.operand(gradient, width)
+        w = self.operand("constant", width) if weight else None
+        return self.add(width, lambda out: LayerNormGradient(out, value, of, w))
+
     def network(self) -> Network:
         output = len(self.widths) - 1
         return Network(self.widths[0], tuple(self.widths), tuple(self.instructions), torch.tensor(self.constants),
@@ -76,13 +92,16 @@ def random_network(rng: np.random.Generator, n: int, learned: bool = False, hidd
     last = b.linear(width, [0], ("row", "constant"))
     for _ in range(hidden):
         function = FUNCTIONS[rng.integers(len(FUNCTIONS))]
-        parameter = 0.25 if function in ("leaky_relu", "elu") else None
+        parameter = 0.25 if function.startswith(("leaky_relu", "elu")) else None
         block = b.norm(last, rng.random() < 0.5, rng.random() < 0.5) if rng.random() < 0.5 else last
         block = b.unary(block, function, parameter)
         wide = int(rng.integers(1, 75))
         inputs = [block, 0] if rng.random() < 0.5 else [block]
         block = b.unary(b.linear(wide, inputs, kinds[rng.integers(5)]), FUNCTIONS[rng.integers(9)])
         block = b.linear(width, [block], kinds[rng.integers(5)])
+        if rng.random() < 0.3:
+            gradient = ("constant", "row", "chain", block)[rng.integers(4)]
+            block = b.norm_gradient(last, gradient, bool(rng.random() < 0.5))
         block = b.binary("mul", block, ("constant", "row", "chain")[rng.integers(3)], width)
         last = b.binary(("add", "sub")[rng.integers(2)], last, block, width)
     last = b.unary(last, "silu")

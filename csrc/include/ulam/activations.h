@@ -9,7 +9,7 @@
 
 namespace ulam {
 
-// The order is that of kernels/ulam_kernels/networks.py.
+// The order is that of kernels/ulam_kernels/instructions.py. A slope is a derivative.
 enum class Activation : int {
   kIdentity,
   kSilu,
@@ -21,7 +21,16 @@ enum class Activation : int {
   kMish,
   kSoftplus,
   kLeakyRelu,
-  kElu
+  kElu,
+  kSiluSlope,
+  kReluSlope,
+  kGeluSlope,
+  kGeluTanhSlope,
+  kTanhSlope,
+  kSigmoidSlope,
+  kMishSlope,
+  kLeakyReluSlope,
+  kEluSlope
 };
 
 // 1 + exp(-x), of x at least -88; of NaN it may be anything.
@@ -90,6 +99,74 @@ ULAM_HD typename V::f softplus(typename V::f x) {
   return V::add(V::less(x, zero, zero, x), V::add(log<V>(above), lost));
 }
 
+// The derivative of x / (1 + exp(-y)), w = x dy/dx: (1 + e (1 + w)) / (1 + e)^2 for y >= 0, e (1 + e + w) / (1 + e)^2
+// below, e = exp(-|y|), y in [-86, 86]. NaN of w passes.
+template <class V>
+ULAM_HD typename V::f gated_slope(typename V::f y, typename V::f w) {
+  using f = typename V::f;
+  const f zero = V::set(0.0f), one = V::set(1.0f);
+  const f e = exp_within<V>(V::less(y, zero, y, V::sub(zero, y))), above = V::add(e, one);
+  const f right = V::fma(e, V::add(one, w), one), left = V::mul(e, V::add(above, w));
+  return V::div(V::less(y, zero, left, right), V::mul(above, above));
+}
+
+template <class V>
+ULAM_HD typename V::f silu_slope(typename V::f x) {
+  const typename V::f held = V::clip(x, V::set(-86.0f), V::set(86.0f));
+  return gated_slope<V>(held, held);
+}
+
+// Phi(x) + x phi(x): below 0 density (tail - |x| / sqrt(2 pi)), above 0 that from 1.
+template <class V>
+ULAM_HD typename V::f gelu_slope(typename V::f x) {
+  using f = typename V::f;
+  const f zero = V::set(0.0f), one = V::set(1.0f), held = V::clip(x, V::set(-13.0f), V::set(13.0f));
+  const f a = V::less(held, zero, V::sub(zero, held), held);
+  const f square = V::mul(a, a), rest = V::fma(a, a, V::sub(zero, square));
+  const f density = V::mul(exp<V>(V::mul(square, V::set(-0.5f))), V::fma(rest, V::set(-0.5f), one));
+  const f below = V::mul(density, V::fma(a, V::set(-0x1.988454p-2f), scaled_tail<V>(a)));
+  return V::less(x, zero, below, V::sub(one, below));
+}
+
+template <class V>
+ULAM_HD typename V::f gelu_tanh_slope(typename V::f x) {
+  using f = typename V::f;
+  const f one = V::set(1.0f), held = V::clip(x, V::set(-10.0f), V::set(10.0f));
+  const f square = V::mul(held, held), scaled = V::mul(held, V::set(0x1.988454p+0f));
+  const f y = V::mul(scaled, V::fma(square, V::set(0x1.6e4e26p-5f), one));
+  const f w = V::mul(scaled, V::fma(square, V::set(0x1.12ba9ep-3f), one));
+  return gated_slope<V>(V::clip(y, V::set(-86.0f), V::set(86.0f)), w);
+}
+
+// e / (1 + e)^2, e = exp(-|x|), for x in [-86, 86]; of NaN it may be anything.
+template <class V>
+ULAM_HD typename V::f bell(typename V::f x) {
+  const typename V::f zero = V::set(0.0f);
+  const typename V::f e = exp_within<V>(V::less(x, zero, x, V::sub(zero, x))), above = V::add(e, V::set(1.0f));
+  return V::div(e, V::mul(above, above));
+}
+
+template <class V>
+ULAM_HD typename V::f tanh_slope(typename V::f x) {
+  const typename V::f held = V::clip(x, V::set(-43.0f), V::set(43.0f));
+  return V::nan_or(x, V::mul(bell<V>(V::add(held, held)), V::set(4.0f)));
+}
+
+template <class V>
+ULAM_HD typename V::f sigmoid_slope(typename V::f x) {
+  return V::nan_or(x, bell<V>(V::clip(x, V::set(-86.0f), V::set(86.0f))));
+}
+
+// (n (n + 2) + 4 x e (e + 1)) / (n + 2)^2, n = e (e + 2), e = exp(x): 1 above 20.
+template <class V>
+ULAM_HD typename V::f mish_slope(typename V::f x) {
+  using f = typename V::f;
+  const f held = V::clip(x, V::set(-86.0f), V::set(20.0f)), e = exp_within<V>(held);
+  const f n = V::fma(e, e, V::add(e, e)), below = V::add(n, V::set(2.0f));
+  const f above = V::fma(n, below, V::mul(V::mul(held, V::set(4.0f)), V::fma(e, e, e)));
+  return V::div(above, V::mul(below, below));
+}
+
 template <class V>
 ULAM_HD typename V::f activated(Activation function, float parameter, typename V::f x) {
   const typename V::f zero = V::set(0.0f);
@@ -114,6 +191,24 @@ ULAM_HD typename V::f activated(Activation function, float parameter, typename V
       return V::less(x, zero, V::mul(V::set(parameter), x), x);
     case Activation::kElu:
       return V::less(x, zero, V::mul(V::set(parameter), expm1<V>(x)), x);
+    case Activation::kSiluSlope:
+      return silu_slope<V>(x);
+    case Activation::kReluSlope:
+      return V::nan_or(x, V::less(zero, x, V::set(1.0f), zero));
+    case Activation::kGeluSlope:
+      return gelu_slope<V>(x);
+    case Activation::kGeluTanhSlope:
+      return gelu_tanh_slope<V>(x);
+    case Activation::kTanhSlope:
+      return tanh_slope<V>(x);
+    case Activation::kSigmoidSlope:
+      return sigmoid_slope<V>(x);
+    case Activation::kMishSlope:
+      return mish_slope<V>(x);
+    case Activation::kLeakyReluSlope:
+      return V::nan_or(x, V::less(zero, x, V::set(1.0f), V::set(parameter)));
+    case Activation::kEluSlope:
+      return V::less(zero, x, V::set(1.0f), V::mul(V::set(parameter), exp<V>(x)));
     default:
       return x;
   }

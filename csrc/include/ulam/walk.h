@@ -22,4 +22,16 @@ struct Walk {
   const float* uncond_vectors;  // [B, chain_width], or null: no guidance
 };
 
+// The output of a network, and its energy where it has one, at the states of all chains.
+struct NetworkCall {
+  int64_t chains, work;
+  const int64_t* code;
+  const float *data, *packed;
+  const float* x;              // [B, inputs]
+  const float* row_vector;     // [row_width], of all chains
+  const float* chain_vectors;  // [B, chain_width]
+  float* out;                  // [B, outputs]
+  float* energy;               // [B], or null
+};
+
 }  // namespace ulam

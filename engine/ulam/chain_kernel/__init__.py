@@ -3,5 +3,7 @@ Where it does not fit, one line says which operation of which line of its source
 
 from .compiled import CompiledChain as CompiledChain
 from .compiled import compile as compile
+from .energies import CompiledEnergy as CompiledEnergy
+from .energies import compile_energy as compile_energy
 
-__all__ = ["CompiledChain", "compile"]
+__all__ = ["CompiledChain", "CompiledEnergy", "compile", "compile_energy"]

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,7 @@ class CompiledChain:
     """
 
     network: Network
+    emission: ClassVar[type[Emission]] = Emission
 
     def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> None:
         self._net, self._about = denoiser.net, (shape, {name: _sample(value) for name, value in cond.items()})
@@ -54,9 +56,13 @@ class CompiledChain:
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
         self._copies = Copies({id(tensor): tensor for tensor in self._traced.tensors.values()}.values())
         self._folded = Folded(self._traced)
-        emission = Emission(Reading(self._traced, self._folded))
+        emission = self.emission(Reading(self._traced, self._folded))
         self._parts, self.network = emission.parts, emission.network
+        self._take(emission)
         self._alone = not self._exact("chain")
+
+    def _take(self, emission: Emission) -> None:
+        """Keep what else there is of the network."""
 
     def _exact(self, kind: str) -> bool:
         """Whether all operations that a part is made of are rounded alike wherever an element lies."""
@@ -161,9 +167,9 @@ def compile(  # the name of torch's own
     """
     check_denoiser(denoiser, cond)
     dims = tuple(whole(size, "shape", 1, MAX_WIDTH) for size in shape)
-    given = _examples("cond", cond)
+    given = examples("cond", cond)
     if uncond is not None:
-        other = _examples("uncond", uncond)
+        other = examples("uncond", uncond)
         if {k: _kind(v) for k, v in other.items()} != {k: _kind(v) for k, v in given.items()}:
             raise ValueError(f"uncond: got {sorted(other)}, expected the names, shapes and dtypes of cond")
     if denoiser.second_time is not None:
@@ -198,7 +204,8 @@ def _sample(value: torch.Tensor | Shared) -> torch.Tensor | Shared:
     return value if isinstance(value, Shared) else value[:1].clone()
 
 
-def _examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:
+def examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:
+    """Conditioning whose names, shapes and dtypes count."""
     if cond is None:
         return {}
     sizes = [len(value) for value in cond.values() if not isinstance(value, Shared)]

@@ -22,6 +22,7 @@ from ulam_kernels.networks import (
 )  # fmt: skip
 
 from .elements import Activation, Elements, Input, Known, Normed, Pair, Product, Source
+from .gradients import Listing, put_gradient
 from .reading import Reading
 from .tracing import refused
 
@@ -42,6 +43,8 @@ class Part:
 class Emission:
     """The instructions of a network, and what its row and chain vectors are made of."""
 
+    network: Network
+
     def __init__(self, reading: Reading) -> None:
         self._elements: Elements = reading.elements
         self._node: Node = reading.traced.output
@@ -56,20 +59,20 @@ class Emission:
         width = reading.input.width
         if width > MAX_INPUTS:
             raise refused(reading.traced.x, f"x of {width} elements", f"at most {MAX_INPUTS}")
-        output = self.value(reading.output[0].reshape(-1))
+        self._output_shape = tuple(reading.output.shape)  # of two chains
+        self._finish(self.value(reading.output[0].reshape(-1)))
+
+    def _finish(self, output: int) -> None:
+        """Make the network, this value its output."""
+        width = self.widths[0]
         if self.widths[output] not in (width, 2 * width):
             what = f"an output of {self.widths[output]} elements"
             raise refused(self._node, what, f"{width} as x has, or {2 * width} with learned variances")
-        constants = torch.cat(self._constants) if self._constants else torch.empty(0)
-        self.network = Network(
-            width,
-            tuple(self.widths),
-            tuple(self.instructions),
-            constants.float(),
-            self.vector_widths["row"],
-            self.vector_widths["chain"],
-            output,
-        )
+        self.network = self._listing().network(output)
+
+    def _listing(self) -> Listing:
+        widths = self.vector_widths
+        return Listing(self.widths, self.instructions, self._constants, widths["row"], widths["chain"])
 
     # ------------------------------------------------------------------------------------------------------- values
 
@@ -245,3 +248,22 @@ class Emission:
             raise refused(node, str(error), "finite float32 weights") from error
         self.widths.append(width)
         return len(self.widths) - 1
+
+
+class EnergyEmission(Emission):
+    """The instructions of an energy, one number a chain, and of the score -grad E.
+
+    network: the score, and the energy beside it. score: the score alone.
+    """
+
+    def _finish(self, output: int) -> None:
+        if self.widths[output] != 1 or len(self._output_shape) != 1:
+            sizes = ", ".join(["chains", *map(str, self._output_shape[1:])])
+            what = f"energies [{sizes}]"
+            raise refused(self._node, what, "one number a chain, [chains]")
+        listing = self._listing()
+        try:
+            score = put_gradient(listing, output, -1.0)
+            self.network, self.score = listing.network(score, output), listing.network(score)
+        except ValueError as error:
+            raise TypeError(f"net: the gradient of its energy: {error}") from error

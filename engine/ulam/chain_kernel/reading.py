@@ -261,6 +261,32 @@ class Reading:
             )
         return torch.stack(parts, 1).reshape(BATCH, *first.shape)
 
+    def total(self, node: Node, x: Node, dims: Sequence[int] | None, keep: bool, mean: bool = False) -> torch.Tensor:
+        """The sum of x over these dimensions, or the mean: a matrix with one row."""
+        numbers = self._numbers_of(x)
+        if mixes_chains(numbers) or not dims or any(dim % numbers.dim() == 0 for dim in dims):
+            raise refused(node, "a sum over chains", "each chain by itself")
+        last = sorted(dim % numbers.dim() - 1 for dim in dims)
+        first = numbers[0]
+        rest = [dim for dim in range(first.dim()) if dim not in last]
+        moved = first.permute(*rest, *last).reshape(*(first.shape[dim] for dim in rest), -1)
+        weight = torch.full((1, moved.shape[-1]), 1 / moved.shape[-1] if mean else 1.0, dtype=torch.float64)
+        parts = []
+        for vector in moved.reshape(-1, moved.shape[-1]):
+            parts.append(self.elements.add(Product(node, 1, self.elements.next(), vector, weight, None), [1]))
+        shape = [1 if dim in last else first.shape[dim] for dim in range(first.dim()) if keep or dim not in last]
+        return torch.stack(parts, 1).reshape(BATCH, *shape)
+
+    def power(self, node: Node, x: Node, exponent: Any) -> torch.Tensor:
+        """x to a small whole power, as products."""
+        if exponent not in (1, 2, 3, 4):
+            raise refused(node, f"a power of {exponent}", "1, 2, 3 or 4")
+        numbers: torch.Tensor = self._numbers_of(x)
+        if exponent == 1:
+            return numbers
+        square = self.pair(node, "mul", x, x)
+        return square if exponent == 2 else self.pair(node, "mul", square, numbers if exponent == 3 else square)
+
     def quotient(self, node: Node, a: Any, b: Any) -> torch.Tensor:
         """a / b for a divisor that does not depend on x."""
         if isinstance(b, (int, float)):
@@ -325,6 +351,17 @@ def _elu(reading: Reading, node: Node, x: Node, alpha: float = 1, scale: float =
     return reading.unary(node, x, "elu", float(alpha))
 
 
+def _total(mean: bool) -> Callable[..., torch.Tensor]:
+    def translate(
+        reading: Reading, node: Node, x: Node, dims: Any = None, keep: bool = False, **given: Any
+    ) -> torch.Tensor:
+        if given.get("dtype") not in (None, torch.float32):
+            raise refused(node, f"a sum in {given['dtype']}", "float32 throughout")
+        return reading.total(node, x, [dims] if isinstance(dims, int) else dims, keep, mean)
+
+    return translate
+
+
 def _unary(function: str) -> Callable[..., torch.Tensor]:
     return lambda reading, node, x: reading.unary(node, x, function)
 
@@ -345,5 +382,9 @@ _TRANSLATED: dict[Any, Callable[..., torch.Tensor]] = {
     aten.rsub: lambda r, n, a, b: r.pair(n, "sub", b, a),
     aten.mul: lambda r, n, a, b: r.pair(n, "mul", a, b),
     aten.div: lambda r, n, a, b: r.quotient(n, a, b),
+    aten.sum: _total(mean=False),
+    aten.mean: _total(mean=True),
+    aten.square: lambda r, n, x: r.power(n, x, 2),
+    aten.pow: lambda r, n, x, exponent: r.power(n, x, exponent),
     aten.neg: lambda r, n, a: r.pair(n, "mul", a, -1.0),
 }

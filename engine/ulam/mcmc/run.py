@@ -225,6 +225,7 @@ def _report(plan: RunPlan, batches: list[ChainBatch], seconds: float) -> dict[st
         "seconds": seconds,
         "steps_per_second": total / max(seconds, 1e-9),
         "launch": batches[0].launches,
+        "chain_kernel": "off" if (kernel := getattr(plan.target, "energy_kernel", None)) is None else kernel.state,
         "backend": backend,
         "fallbacks": list(fallbacks(backend, plan.backend, plan.dtype)),
         "device": str(plan.device),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from ulam_kernels.arguments import described
+from ulam_kernels.arguments import choice, described
 from ulam_kernels.tracing import transformed
 
 from ..arguments import check_states, whole_number
@@ -20,6 +20,7 @@ from ..evaluation import check_like, in_eval_mode, modules_in
 from ..gradients import plain, without_graph
 from ..programs.predictions import eps_coefficients
 from ..samplers.mcmc.chain_state import Evaluate, Evaluated
+from .energy_kernel import CHOICES, EnergyKernel
 from .pieces import Pieces
 
 MOST_ROWS = 1 << 20  # at a time
@@ -60,10 +61,15 @@ class Energy:
         rows: in a run call ``fn`` for so many chains at a time, the last of them repeated where fewer are left: a
             gradient then needs the memory of so many, and a chain has the same bits in any company also where ``fn``
             rounds by the size of its batch. None calls it for all chains at once.
+        chain_kernel: "on" evaluates energy and score of small networks on the CPU in one native call in float32, by the
+            layers' own reverse pass in place of autograd (:func:`ulam.chain_kernel.compile_energy`); bits then differ
+            from autograd's by rounding, and do not depend on the batch. "auto" does so where the energy fits;
+            ``report["chain_kernel"]`` of a run says whether it did, or why not. "off", the default: autograd.
 
     Raises:
         TypeError, ValueError: an argument that is not callable, another dtype, no whole number of rows. In a run:
-            TypeError or ValueError for an energy of the wrong shape or dtype, or one that is not differentiable in x.
+            TypeError or ValueError for an energy of the wrong shape or dtype, or one that is not differentiable in x;
+            TypeError, which names the operation, for one that ``chain_kernel="on"`` does not hold.
     """
 
     has_energy: ClassVar[bool] = True
@@ -76,6 +82,7 @@ class Energy:
         cond: Cond | None = None,
         dtype: torch.dtype | None = None,
         rows: int | None = None,
+        chain_kernel: str = "off",
     ) -> None:
         _check_callable("fn", fn)
         if score is not None:
@@ -86,11 +93,18 @@ class Energy:
         if self.rows is not None and not 1 <= self.rows <= MOST_ROWS:
             raise ValueError(f"rows: got {rows}, expected 1 to {MOST_ROWS}, or None")
         self.fn, self.given_score, self.cond, self.dtype = fn, score, cond, dtype
+        if choice(chain_kernel, "chain_kernel", CHOICES) != "off" and (score is not None or dtype is not None):
+            given = "score" if score is not None else "dtype"
+            raise ValueError(f"{given}: got one beside chain_kernel={chain_kernel!r}, expected None, or 'off'")
+        self.energy_kernel = None if chain_kernel == "off" else EnergyKernel(fn, chain_kernel == "on")
 
     def __repr__(self) -> str:
         return f"Energy({name_of(self.fn)})"
 
     def bind(self, x: torch.Tensor, rows: torch.Tensor, chains: int, backend: str | None) -> Evaluate:
+        kernel = self.energy_kernel
+        if kernel is not None and (found := kernel.bind(x, rows, chains, self.cond, backend)) is not None:
+            return found
         modules = modules_in((self.fn, self.given_score))
 
         def bound(some: torch.Tensor) -> Evaluate:

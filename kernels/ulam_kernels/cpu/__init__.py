@@ -19,6 +19,7 @@ from .bound import BoundStep as BoundStep
 from .bound import BoundTick as BoundTick
 from .bound_trees import BoundTrees as BoundTrees
 from .walk import bound_walk as bound_walk
+from .walk import call_network as call_network
 
 scalar, address = _cpu.scalar, _cpu.address
 quick_look_up, quick_advance, quick_examples = _cpu.quick_look_up, _cpu.quick_advance, _cpu.quick_examples

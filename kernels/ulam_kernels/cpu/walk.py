@@ -85,3 +85,19 @@ def bound_walk(
 
     run.__dict__["alive"] = tensors, known
     return run
+
+
+def call_network(
+    network: Network,
+    x: torch.Tensor,
+    row_vector: torch.Tensor | None,
+    chain_vectors: torch.Tensor | None,
+    out: torch.Tensor,
+    energy: torch.Tensor | None,
+) -> None:
+    """The output at ``x``, and the energy: see :func:`ulam_kernels.evaluate_network`."""
+    known = packed(network)
+    packed_at = known.code.data_ptr(), known.data.data_ptr(), known.weights.data_ptr(), known.work
+    row, chain, energy_at = addresses((row_vector, chain_vectors, energy))
+    rest = row, chain, out.data_ptr(), energy_at, torch.get_num_threads()
+    _cpu.call_network(len(x), x.data_ptr(), *packed_at, *rest)

@@ -9,7 +9,7 @@ from ulam_kernels.reference.fill import affine, fill_normal
 from ulam_kernels.reference.reduce import moments, reduce
 from ulam_kernels.reference.step import step
 from ulam_kernels.reference.tick import advance, look_up
-from ulam_kernels.reference.walk import bound_walk
+from ulam_kernels.reference.walk import bound_walk, call_network
 
-__all__ = ["advance", "affine", "blend", "bound_walk", "fill_normal", "likelihood", "look_up", "mcmc", "moments",
-           "reduce", "step"]  # fmt: skip
+__all__ = ["advance", "affine", "blend", "bound_walk", "call_network", "fill_normal", "likelihood", "look_up", "mcmc",
+           "moments", "reduce", "step"]  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ulam_kernels.networks import Binary, LayerNorm, Linear, Network, Operand, Unary
+from ulam_kernels.networks import Binary, LayerNorm, LayerNormGradient, Linear, Network, Operand, Unary
 from ulam_kernels.reference.activations import activated
 from ulam_kernels.reference.arithmetic import RealArray, fma, mul, sub
 
@@ -34,6 +34,11 @@ class Vectors:
 
 def evaluate(network: Network, x: RealArray, row: RealArray | None, chain: RealArray | None) -> RealArray:
     """The output ``[B, output_width]`` at ``x`` ``[B, n]``, in the type of x."""
+    return values_of(network, x, row, chain)[network.output]
+
+
+def values_of(network: Network, x: RealArray, row: RealArray | None, chain: RealArray | None) -> dict[int, RealArray]:
+    """All values ``[B, width]`` at ``x`` ``[B, n]``, by their numbers."""
     vectors = Vectors(row, chain, network.constants.numpy().astype(x.dtype))
     values = {0: x}
     for instruction in network.instructions:
@@ -45,10 +50,12 @@ def evaluate(network: Network, x: RealArray, row: RealArray | None, chain: RealA
         elif isinstance(instruction, Binary):
             a, b = (vectors.of(operand, width, values) for operand in (instruction.a, instruction.b))
             value = np.broadcast_to({"add": _add, "sub": sub, "mul": mul}[instruction.function](a, b), (len(x), width))
+        elif isinstance(instruction, LayerNormGradient):
+            value = _layer_norm_gradient(instruction, width, values, vectors)
         else:
             value = _layer_norm(instruction, width, values, vectors)
         values[instruction.out] = value
-    return values[network.output]
+    return values
 
 
 def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
@@ -65,17 +72,34 @@ def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: V
 
 
 @np.errstate(all="ignore")
-def _layer_norm(norm: LayerNorm, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
-    x = values[norm.value]
+def _normalised(x: RealArray, eps: float) -> tuple[RealArray, RealArray]:
+    """x less its mean, times the inverse of its deviation, and that inverse ``[B, 1]``."""
     real = x.dtype.type
-    mean = _sum(x, np.ones_like(x)) / real(width)
-    d = sub(x, mean[:, None])
-    variance = _sum(d, d) / real(width)
-    y = mul(d, (real(1) / np.sqrt(_add(variance, real(norm.eps))))[:, None])
+    d = sub(x, (_sum(x, np.ones_like(x)) / real(x.shape[1]))[:, None])
+    variance = _sum(d, d) / real(x.shape[1])
+    inverse = (real(1) / np.sqrt(_add(variance, real(eps))))[:, None]
+    return mul(d, inverse), inverse
+
+
+def _layer_norm(norm: LayerNorm, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
+    y, _ = _normalised(values[norm.value], norm.eps)
     weight, bias = (None if o is None else vectors.of(o, width, values) for o in (norm.weight, norm.bias))
     if weight is None:
         return y if bias is None else _add(y, bias)
     return mul(y, weight) if bias is None else fma(y, weight, bias)
+
+
+@np.errstate(all="ignore")
+def _layer_norm_gradient(
+    norm: LayerNormGradient, width: int, values: dict[int, RealArray], vectors: Vectors
+) -> RealArray:
+    y, inverse = _normalised(values[norm.value], norm.eps)
+    h = np.broadcast_to(vectors.of(norm.gradient, width, values), y.shape)
+    if norm.weight is not None:
+        h = mul(h, vectors.of(norm.weight, width, values))
+    real = y.dtype.type
+    mean, along = ((_sum(h, other) / real(width))[:, None] for other in (np.ones_like(h), y))
+    return mul(inverse, fma(-along, y, sub(h, mean)))
 
 
 def _sum(x: RealArray, y: RealArray) -> RealArray:

@@ -10,7 +10,7 @@ import torch
 
 from ulam_kernels.networks import Network
 from ulam_kernels.reference.arithmetic import RealArray
-from ulam_kernels.reference.network import evaluate
+from ulam_kernels.reference.network import evaluate, values_of
 from ulam_kernels.reference.operands import rows_inside
 from ulam_kernels.reference.reduce import reduce
 from ulam_kernels.reference.step import step
@@ -69,6 +69,23 @@ def walk(
 def bound_walk(*arguments: Any) -> Callable[[int], None]:
     """:func:`walk` of these arguments, as a function of the count of rows, its first."""
     return lambda steps: walk(steps, *arguments)
+
+
+def call_network(
+    network: Network,
+    x: torch.Tensor,
+    row_vector: torch.Tensor | None,
+    chain_vectors: torch.Tensor | None,
+    out: torch.Tensor,
+    energy: torch.Tensor | None,
+) -> None:
+    """The output at ``x``, and the energy: see :func:`ulam_kernels.evaluate_network`."""
+    row = None if row_vector is None else row_vector.expand(len(x), -1).numpy()
+    values = values_of(network, x.flatten(1).numpy(), row, None if chain_vectors is None else chain_vectors.numpy())
+    out.copy_(torch.from_numpy(np.array(values[network.output])).view_as(out))
+    if energy is not None:
+        assert network.energy is not None
+        energy.copy_(torch.from_numpy(np.array(values[network.energy][:, 0])))
 
 
 def _spread(output: RealArray | None, there: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
