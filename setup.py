@@ -32,11 +32,13 @@ if SANITIZE:
     COMPILE_FLAGS += ["-O1", "-g", *checks]  # the last of contrary flags holds
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+QUIET = ["-Wno-maybe-uninitialized", *(["-Wno-uninitialized"] if SANITIZE else [])]
 # One build serves every x86-64: only files with these endings may use the newer instructions, and they are
 # entered at run time when the processor has them. gcc 12 wrongly warns inside its own AVX-512 headers.
 INSTRUCTION_SETS = {
     "/avx2.cpp": AVX2_FLAGS,
-    "/avx512.cpp": [*AVX512_FLAGS, "-Wno-maybe-uninitialized", *(["-Wno-uninitialized"] if SANITIZE else [])],
+    "/avx512.cpp": [*AVX512_FLAGS, *QUIET],
+    "/avx512_bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16", *QUIET],
 }
 
 

@@ -38,9 +38,16 @@ struct Kernels {
   void (*torch_transform)(uint32_t* words, int64_t groups);
 };
 
+// Those of an instruction set that has products of bf16; all else is avx512's.
+struct NetworkKernels {
+  void (*walk)(const Walk&, const int64_t* active, int64_t begin, int64_t end);
+  void (*call_network)(const NetworkCall&, int64_t begin, int64_t end);
+};
+
 extern const Kernels portable_kernels;
 #if !defined(ULAM_NO_X86)
 extern const Kernels avx2_kernels, avx512_kernels;
+extern const NetworkKernels avx512_bf16_networks;
 #endif
 
 // The instruction sets of this machine, fastest first, ended by null.

@@ -37,8 +37,8 @@ inline float* scratch_of(size_t count) {
 template <class V, int M>
 void call_lanes(const Plan& plan, const NetworkCall& s, int64_t begin, int count) {
   constexpr int L = M * V::width;
-  float* const slots = scratch_of((plan.slots * static_cast<size_t>(plan.max_width) + plan.chain_width) * L);
-  float* const vectors = slots + static_cast<int64_t>(plan.slots) * plan.max_width * L;
+  float* const slots = scratch_of((plan.room() * static_cast<size_t>(plan.max_width) + plan.chain_width) * L);
+  float* const vectors = slots + static_cast<int64_t>(plan.room()) * plan.max_width * L;
   LanesNetwork<V, M> network(plan, slots);
   const auto side_by_side = [&](const float* from, int64_t width, float* to) {
     for (int c = 0; c < L; ++c) {
@@ -60,7 +60,7 @@ void call_lanes(const Plan& plan, const NetworkCall& s, int64_t begin, int count
 template <class V, int C>
 void call_columns(const Plan& plan, const NetworkCall& s, int64_t begin, int count) {
   constexpr int kVectors = (V::width >= 16 ? 16 : 8) / C;
-  ColumnsNetwork<V, C, kVectors> network(plan, scratch_of(plan.slots * size_t{kColumns} * C));
+  ColumnsNetwork<V, C, kVectors> network(plan, scratch_of(plan.room() * size_t{kColumns} * C));
   const float *rows[C], *chains[C];
   for (int c = 0; c < C; ++c) {
     const int64_t from = begin + (c < count ? c : 0);

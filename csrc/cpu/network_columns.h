@@ -74,9 +74,16 @@ class ColumnsNetwork {
   }
 
   void linear(const Item& item) {
+    if (plan_.precision == Precision::kBf16Dot)
+      for (int c = 0; c < C; ++c) {
+        uint32_t* const words = words_of(at(item.value, c), item.depth[0], words_at(c));
+        if (item.second >= 0) words_of(at(item.second, c), item.depth[1], words);
+      }
     const int vectors = static_cast<int>(whole(item.width) / V::width);
     int v = 0;
-    for (; vectors - v >= NV; v += NV) block<NV>(item, v);
+    // Words of pairs come as fast as they are used, of one panel at a time.
+    const bool one_panel = NV > 8 && plan_.precision == Precision::kBf16Dot;
+    for (; vectors - v >= NV && !one_panel; v += NV) block<NV>(item, v);
     if constexpr (NV > 8)
       for (; vectors - v >= 8; v += 8) block<8>(item, v);
     if constexpr (NV > 4)
@@ -102,7 +109,9 @@ class ColumnsNetwork {
       add<decltype(weights), N>(item.panels[0], item.depth[0], value(item.value), v, sum);
       if (item.second >= 0) add<decltype(weights), N>(item.panels[1], item.depth[1], value(item.second), v, sum);
     };
-    if (plan_.bf16)
+    if (plan_.precision == Precision::kBf16Dot)
+      add_dots<N>(item, v, sum);
+    else if (plan_.precision == Precision::kBf16)
       add_all(Bf16());
     else
       add_all(Float32());
@@ -115,27 +124,47 @@ class ColumnsNetwork {
       activate<V>(at(item.out, c) + v * V::width, N * V::width, item.function, item.parameter);
   }
 
+  // Where the packed weights of N vectors of columns from vector v on lie, for every k. v is a multiple of N, so that
+  // they are in one panel, or fill some: vector i is `offset(i)` behind the first of its panel.
+  template <class Weights, int N>
+  struct Places {
+    static constexpr int kEach = kPanel / V::width, kPanels = (N + kEach - 1) / kEach;
+    const float* first[kPanels];
+
+    Places(const float* packed, int depth, int v) {
+      for (int p = 0; p < kPanels; ++p) {
+        const int64_t j = (v + p * kEach) * V::width;
+        first[p] = packed + j / kPanel * depth * Weights::stride + Weights::place(j);
+      }
+    }
+    ULAM_HD f load(int k, int i) const {
+      return V::load(first[i / kEach] + k * Weights::stride + Weights::offset(i % kEach));
+    }
+  };
+
   struct Float32 {
     static constexpr int stride = kPanel;  // of a k, in floats
     static int64_t place(int64_t j) { return j % kPanel; }
+    static constexpr int offset(int i) { return i * V::width; }
     template <int N>
-    static ULAM_HD void load(const float* const w[N], int k, int, f b[N]) {
+    static ULAM_HD void load(const Places<Float32, N>& w, int k, int, f b[N]) {
       ULAM_UNROLL
-      for (int i = 0; i < N; ++i) b[i] = V::load(w[i] + k * stride);
+      for (int i = 0; i < N; ++i) b[i] = w.load(k, i);
     }
   };
   // A word holds column j of 32 in its lower half, and column j + 16 in its upper one.
   struct Bf16 {
     static constexpr int stride = kPanel / 2, half = 16 / V::width;  // vectors in the lower halves
     static int64_t place(int64_t j) { return j % kPanel / 32 * 16 + j % 16; }
+    static constexpr int offset(int i) { return i * V::width / 32 * 16 + i * V::width % 16; }
     static f lower(typename V::u word) { return V::as_float(V::template shl<16>(word)); }
     static f upper(typename V::u word) { return V::as_float(V::and_(word, 0xffff0000u)); }
     template <int N>
-    static ULAM_HD void load(const float* const w[N], int k, int v, f b[N]) {
+    static ULAM_HD void load(const Places<Bf16, N>& w, int k, int v, f b[N]) {
       ULAM_UNROLL
       for (int i = 0; i < N; ++i) {
         if (N % (2 * half) == 0 && i / half % 2) continue;
-        const typename V::u word = V::bits(V::load(w[i] + k * stride));
+        const typename V::u word = V::bits(w.load(k, i));
         if (N % (2 * half) == 0)
           b[i] = lower(word), b[(i + half) % N] = upper(word);
         else
@@ -146,12 +175,7 @@ class ColumnsNetwork {
 
   template <class Weights, int N>
   static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int v, f sum[C][N]) {
-    const float* w[N];
-    ULAM_UNROLL
-    for (int i = 0; i < N; ++i) {
-      const int64_t j = (v + i) * V::width;
-      w[i] = packed + j / kPanel * depth * Weights::stride + Weights::place(j);
-    }
+    const Places<Weights, N> w(packed, depth, v);
     for (int k = 0; k < depth; ++k) {
       f b[N];
       Weights::template load<N>(w, k, v, b);
@@ -160,6 +184,49 @@ class ColumnsNetwork {
         const f a = V::set(x[c * kColumns + k]);
         ULAM_UNROLL
         for (int i = 0; i < N; ++i) sum[c][i] = V::fma(a, b[i], sum[c][i]);
+      }
+    }
+  }
+
+  // The words of a chain's inputs: see network_dots.h.
+  uint32_t* words_at(int c) const { return reinterpret_cast<uint32_t*>(at(plan_.slots + 1, c)); }
+  static uint32_t* words_of(const float* x, int depth, uint32_t* to) {
+    if constexpr (HasDots<V>::value) {
+      for (int k = 0; k < depth; k += V::width) V::store_words(x + k, to + k / 2);
+      if (depth % 2) to[depth / 2] &= 0xffffu;
+      return to + (depth + 1) / 2;
+    }
+    for (int k = 0; k < depth; k += 2) *to++ = word_of_pair<Portable>(x[k], k + 1 < depth ? x[k + 1] : 0.0f);
+    return to;
+  }
+
+  template <int N>
+  void add_dots(const Item& item, int v, f sum[C][N]) const {
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) sum[c][i] = dots_start<V>(sum[c][i]);
+    }
+    int64_t first = 0;
+    for (int i = 0; i < 2 && item.depth[i] > 0; ++i) {
+      const int pairs = (item.depth[i] + 1) / 2;
+      dots<N>(item.panels[i], pairs, words_at(0) + first, v, sum);
+      first += pairs;
+    }
+  }
+
+  template <int N>
+  static ULAM_HD void dots(const float* packed, int pairs, const uint32_t* __restrict x, int v, f sum[C][N]) {
+    const Places<Float32, N> w(packed, pairs, v);
+    for (int k = 0; k < pairs; ++k) {
+      typename V::u b[N];
+      ULAM_UNROLL
+      for (int i = 0; i < N; ++i) b[i] = V::bits(w.load(k, i));
+      ULAM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const typename V::u a = V::set_u(x[c * kColumns + k]);
+        ULAM_UNROLL
+        for (int i = 0; i < N; ++i) sum[c][i] = dot<V>(sum[c][i], a, b[i]);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "groups.h"
+#include "network_dots.h"
 #include "network_plan.h"
 
 namespace ulam::cpu {
@@ -113,6 +114,10 @@ class LanesNetwork {
 
   void linear(const Item& item) {
     int j = 0;
+    if (plan_.precision == Precision::kBf16Dot) {
+      float* const words = words_of(value(item.value), item.depth[0], value(plan_.slots + 1));
+      if (item.second >= 0) words_of(value(item.second), item.depth[1], words);
+    }
     if constexpr (columns == 16)
       for (; item.width - j > 8; j += 16) block<16>(item, j);
     if constexpr (columns >= 8)
@@ -134,8 +139,12 @@ class LanesNetwork {
         if (c < count && item.b.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.b, j + c, m));
       }
     }
-    add<C>(item.narrow[0], item.depth[0], value(item.value), j, sum);
-    if (item.second >= 0) add<C>(item.narrow[1], item.depth[1], value(item.second), j, sum);
+    if (plan_.precision == Precision::kBf16Dot)
+      add_dots<C>(item, j, sum);
+    else
+      add<C>(item.narrow[0], item.depth[0], value(item.value), j, sum);
+    if (plan_.precision != Precision::kBf16Dot && item.second >= 0)
+      add<C>(item.narrow[1], item.depth[1], value(item.second), j, sum);
     float* const out = value(item.out) + static_cast<int64_t>(j) * lanes;
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
@@ -159,6 +168,49 @@ class LanesNetwork {
         const f b = V::set(c < kNarrow ? w[c] : w[next + c - kNarrow]);
         ULAM_UNROLL
         for (int m = 0; m < M; ++m) sum[m][c] = V::fma(a[m], b, sum[m][c]);
+      }
+    }
+  }
+
+  // Pairs of a value's numbers as words, [pairs][lanes]; returns where the next begin.
+  static float* words_of(const float* x, int depth, float* to) {
+    for (int k = 0; k < depth; k += 2, x += 2 * lanes, to += lanes) {
+      for (int m = 0; m < M; ++m) {
+        const f odd = k + 1 < depth ? V::load(x + lanes + m * V::width) : V::set(0.0f);
+        V::store(to, kFloat32, m * V::width, V::as_float(word_of_pair<V>(V::load(x + m * V::width), odd)));
+      }
+    }
+    return to;
+  }
+
+  template <int C>
+  void add_dots(const Item& item, int j, f sum[M][C]) const {
+    ULAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ULAM_UNROLL
+      for (int m = 0; m < M; ++m) sum[m][c] = dots_start<V>(sum[m][c]);
+    }
+    const float* words = value(plan_.slots + 1);
+    for (int i = 0; i < 2 && item.depth[i] > 0; ++i) {
+      const int pairs = (item.depth[i] + 1) / 2;
+      dots<C>(item.narrow[i], pairs, words, j, sum);
+      words += static_cast<int64_t>(pairs) * lanes;
+    }
+  }
+
+  template <int C>
+  static ULAM_HD void dots(const float* packed, int pairs, const float* __restrict x, int j, f sum[M][C]) {
+    const float* __restrict w = packed + static_cast<int64_t>(j / kNarrow) * pairs * kNarrow + j % kNarrow;
+    const int64_t next = C > kNarrow ? static_cast<int64_t>(pairs) * kNarrow : 0;
+    for (int k = 0; k < pairs; ++k, w += kNarrow, x += lanes) {
+      typename V::u a[M];
+      ULAM_UNROLL
+      for (int m = 0; m < M; ++m) a[m] = V::bits(V::load(x + m * V::width));
+      ULAM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const typename V::u b = V::bits(V::set(c < kNarrow ? w[c] : w[next + c - kNarrow]));
+        ULAM_UNROLL
+        for (int m = 0; m < M; ++m) sum[m][c] = dot<V>(sum[m][c], a[m], b);
       }
     }
   }

@@ -17,6 +17,8 @@ constexpr int kNarrow = 8, kPanel = 128;  // columns of packed weights that lie 
 constexpr int kMostInstructions = 64;
 
 enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm, kLayerNormGradient };
+// The order is that of kernels/ulam_kernels/networks.py: bf16 panels; bf16 products of pairs.
+enum class Precision : int { kFloat32, kBf16, kBf16Dot };
 enum class From : int { kNone = -1, kValue, kRow, kChain, kConstant };
 
 struct Operand {
@@ -40,7 +42,7 @@ class Plan {
     inputs = static_cast<int>(code[0]);
     row_width = code[1];
     chain_width = code[2];
-    bf16 = code[6];
+    precision = static_cast<Precision>(code[6]);
     const int count = static_cast<int>(code[5]), result = static_cast<int>(code[3]);
     const int64_t *const widths = code + 8, *const words = widths + count + 1;
     const auto word = [=](int k) { return words + k * 12; };
@@ -72,9 +74,11 @@ class Plan {
 
   int size = 0, slots = 0, output = 0, energy = -1, inputs = 0, outputs = 0, max_width = 1;
   int64_t row_width = 0, chain_width = 0;
-  bool bf16 = false;  // panels
+  Precision precision = Precision::kFloat32;
   Item items[kMostInstructions];
   const float* constants() const { return data_; }
+  // Vectors of max_width that an evaluation needs: the slots, one to keep an output in, and the words of two inputs.
+  int room() const { return slots + 1 + (precision == Precision::kBf16Dot ? 2 : 0); }
 
  private:
   template <class Word>
@@ -117,8 +121,9 @@ class Plan {
         for (int i = 0; i < 2; ++i) {
           if (w[2 + i] < 0) break;
           item.depth[i] = static_cast<int>(widths[w[2 + i]]);
-          item.narrow[i] = next(item.depth[i], item.width, kNarrow);
-          item.panels[i] = next(item.depth[i], item.width, kPanel, bf16 ? 2 : 1);
+          const int words = precision == Precision::kBf16Dot ? (item.depth[i] + 1) / 2 : item.depth[i];
+          item.narrow[i] = next(words, item.width, kNarrow);
+          item.panels[i] = next(words, item.width, kPanel, precision == Precision::kBf16 ? 2 : 1);
         }
         item.a = operand(w + 6);
         item.b = operand(w + 8);

@@ -9,16 +9,52 @@
 
 namespace ulam::cpu {
 
+namespace {
+
+// Whether products of pairs of bf16 numbers are two fused multiply-adds, the upper one first, each rounded, with zeros
+// for denormals: in one chain (a lane a column) and in 32 (a lane a chain).
+bool multiplies_pairs(const NetworkKernels& k) {
+  struct Case {
+    float start, even, odd, expected;  // times 1, but for the last case's
+  };
+  static const Case cases[] = {
+      {0x1p24f, 1.0f, 1.0f, 0x1p24f}, {0x1p24f, -1.0f, 3.0f, 0x1.000004p24f}, {0x1p-126f, 0.0f, -0x1p-64f, 0.0f}};
+  static const int64_t code[] = {2, 0, 0, 1, 1, 1, 2, -1, 2, 1, 0, 1, 0, -1, 1, 0, 3, 0, -1, 0, 0, 0};
+  for (const Case& c : cases)
+    for (const int64_t chains : {1, 32}) {
+      const uint32_t one = 0x3f80, small = 0x2000;  // 1 and 2^-63
+      const uint32_t word = c.expected == 0.0f ? small << 16 | small : one << 16 | one;
+      alignas(64) float packed[16 + 128] = {}, x[64], out[32];
+      std::memcpy(packed, &word, 4);
+      std::memcpy(packed + 16, &word, 4);
+      for (int b = 0; b < 32; ++b) x[2 * b] = c.even, x[2 * b + 1] = c.odd;
+      k.call_network({chains, 1, code, &c.start, packed, x, nullptr, nullptr, out, nullptr}, 0, chains);
+      for (int b = 0; b < chains; ++b)
+        if (!(out[b] == c.expected)) return false;
+    }
+  return true;
+}
+
+}  // namespace
+
 const Kernels* const* usable_kernels() {
-  static const Kernels* usable[4] = {};
+  static const Kernels* usable[5] = {};
   static const bool filled = [] {
     const Kernels** next = usable;
 #if !defined(ULAM_NO_X86)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16") && multiplies_pairs(avx512_bf16_networks)) {
+        static Kernels with_products = avx512_kernels;
+        with_products.name = "avx512_bf16";
+        with_products.walk = avx512_bf16_networks.walk;
+        with_products.call_network = avx512_bf16_networks.call_network;
+        *next++ = &with_products;
+      }
       *next++ = &avx512_kernels;
+    }
     if (avx2) *next++ = &avx2_kernels;
 #endif
     *next = &portable_kernels;

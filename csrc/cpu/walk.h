@@ -10,10 +10,10 @@ template <class V, int M>
 void walk_tile(const Plan& plan, Tile& tile, bool reduces) {
   using Network = LanesNetwork<V, M>;
   const int64_t n = tile.s.step.elements, L = Network::lanes;
-  const int64_t columns = (plan.slots + 1) * plan.max_width + plan.row_width + 2 * plan.chain_width;
+  const int64_t columns = plan.room() * plan.max_width + plan.row_width + 2 * plan.chain_width;
   const int64_t resident = (tile.s.step.registers + 1) * n + 8;
   float* const slots = scratch_of((columns + resident) * L + 2 * L * plan.outputs);
-  float* const vectors = slots + (plan.slots + 1) * plan.max_width * L;
+  float* const vectors = slots + plan.room() * plan.max_width * L;
   float* const rest = slots + columns * L;
   if (!reduces && is_uniform(tile))
     with_registers(tile.s.step.registers,
@@ -24,7 +24,7 @@ void walk_tile(const Plan& plan, Tile& tile, bool reduces) {
 
 template <class V>
 void walk_few(const Plan& plan, Tile& tile, bool reduces) {
-  const auto scratch = [&](int C) { return scratch_of((plan.slots + 1) * size_t{kColumns} * C); };
+  const auto scratch = [&](int C) { return scratch_of(plan.room() * size_t{kColumns} * C); };
   if (tile.count == 1)
     walk_columns<V, 1>(plan, tile, reduces, scratch(1));
   else if (tile.count == 2)

@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: network(instructions=(LayerNormGradient(1, 0, Operand("value", 1)),)), "got value 1, expected"),
     "an energy": (lambda: network(energy=2), "energy: got 2, expected 0 to 1"),
     "an energy's width": (lambda: network(energy=1), "energy: got a value of width 3, expected one of width 1"),
-    "a precision": (lambda: network(precision="fp8"), "precision: got 'fp8', expected one of float32, bf16"),
+    "a precision": (lambda: network(precision="fp8"), "precision: got 'fp8', expected one of float32, bf16, bf16_dot"),
     "a row's width": (lambda: network(row_width=-1), "row_width: got -1"),
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
 def test_a_network_survives_being_written_down(seed: int) -> None:
     made = random_network(np.random.default_rng(seed), 5, learned=bool(seed % 2))
     if seed > 5:
-        made = replace(made, precision="bf16")
+        made = replace(made, precision="bf16" if seed % 2 else "bf16_dot")
     again = decoded(made.code, made.data)
     assert again.precision == made.precision
     assert again.code == made.code and torch.equal(again.data, made.data) and again.learned == made.learned

@@ -84,26 +84,6 @@ def test_wide_networks(widths: tuple[int, ...]) -> None:
                 assert_same(walk.run(backend), expected)
 
 
-@pytest.mark.parametrize("widths", [(14, 256, 140, 14), (3, 512, 33, 3), (17, 49, 17), (1, 1, 1)])
-def test_weights_of_bf16_are_rounded_weights(widths: tuple[int, ...]) -> None:
-    """The same bits as a network whose matrices are rounded, in every tiling, and not those of one that is not."""
-    rng = np.random.default_rng(11)
-    exact = mlp(rng, widths)
-    network = replace(exact, precision="bf16")
-    for whole, rounded in zip(exact.instructions, network.instructions, strict=True):
-        if isinstance(whole, Linear) and isinstance(rounded, Linear):
-            assert torch.equal(rounded.weights[0], whole.weights[0].bfloat16().float())
-    same = replace(network, precision="float32")
-    for chains in (1, 2, 3, 4, 7, 8, 20):
-        walk = random_walk(rng, chains, widths[0], 1, network=network, learned=False, steps=2)
-        expected = replace(walk, network=same).run("reference")
-        assert_same(walk.run("reference"), expected)
-        assert chains < 20 or not same_bits(replace(walk, network=exact).run("cpu")[0], expected[0])
-        for instructions in SETS:
-            with instruction_set(instructions) as backend:
-                assert_same(walk.run(backend), expected)
-
-
 def torch_function(one: Unary) -> Callable[[torch.Tensor], torch.Tensor]:
     special = {
         "identity": torch.clone, "tanh": torch.tanh, "gelu_tanh": partial(F.gelu, approximate="tanh"),

@@ -74,6 +74,10 @@ struct Scalar {
   static ULAM_HD u shl(u a) {
     return a << n;
   }
+  template <int n>
+  static ULAM_HD u shr(u a) {
+    return a >> n;
+  }
   // x < lo ? lo : (x > hi ? hi : x), so NaN passes.
   static ULAM_HD f clip(f x, f lo, f hi) { return x < lo ? lo : (x > hi ? hi : x); }
   static ULAM_HD f at_least(f x, f lo) { return x < lo ? lo : x; }  // NaN passes

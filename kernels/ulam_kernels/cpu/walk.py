@@ -19,7 +19,8 @@ class Packed(NamedTuple):
     """A network for native code, kept with it.
 
     code: int64. data: float32. weights: for each matrix two copies, one after another: blocks of 8 columns, and panels
-    of 128, each ``[blocks, k, 8 or 128]``, with zeros where there are fewer columns; panels of bf16 take half the room.
+    of 128, each ``[blocks, k, 8 or 128]``, with zeros where there are fewer columns; panels of bf16 take half the room,
+    and so does all of "bf16_dot", in pairs of k.
     work: multiplications of one evaluation.
     """
 
@@ -33,6 +34,8 @@ def packed(network: Network) -> Packed:
     found: Packed | None = network.__dict__.get("packed")
     if found is None:
         matrices = [w for i in network.instructions if isinstance(i, Linear) for w in i.weights]
+        if network.precision == "bf16_dot":
+            matrices = [_pairs(matrix) for matrix in matrices]
         panels = _halves if network.precision == "bf16" else _panels
         parts = [part for matrix in matrices for part in (_columns(matrix, NARROW), panels(matrix))]
         weights = torch.cat(parts) if parts else torch.zeros(ALIGNED)
@@ -53,6 +56,12 @@ def _columns(matrix: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _panels(matrix: torch.Tensor) -> torch.Tensor:
     return _columns(matrix, PANEL)
+
+
+def _pairs(matrix: torch.Tensor) -> torch.Tensor:
+    """Words for products of pairs: column 2 k in the lower half, 2 k + 1 in the upper one, the bits of bf16."""
+    even = torch.nn.functional.pad(matrix, (0, matrix.shape[1] % 2)).view(torch.int32)
+    return (even[:, 1::2] & -0x10000 | even[:, 0::2] >> 16 & 0xFFFF).contiguous().view(torch.float32)
 
 
 def _halves(matrix: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,8 @@ def values_of(network: Network, x: RealArray, row: RealArray | None, chain: Real
     for instruction in network.instructions:
         width = network.widths[instruction.out]
         if isinstance(instruction, Linear):
-            value = _linear(instruction, width, values, vectors)
+            product = _dots if network.precision == "bf16_dot" else _products
+            value = _linear(instruction, width, values, vectors, product)
         elif isinstance(instruction, Unary):
             value = activated(instruction.function, instruction.parameter, values[instruction.value])
         elif isinstance(instruction, Binary):
@@ -58,17 +60,47 @@ def values_of(network: Network, x: RealArray, row: RealArray | None, chain: Real
     return values
 
 
-def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: Vectors) -> RealArray:
+Product = Callable[[RealArray, RealArray, RealArray], RealArray]
+
+
+def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: Vectors, product: Product) -> RealArray:
     x = values[linear.inputs[0]]
     total: RealArray = np.zeros((len(x), width), dtype=x.dtype)
     for place, operand in enumerate(linear.start):
         start = vectors.of(operand, width, values)
         total = _add(total, start) if place else np.broadcast_to(start, total.shape)
     for value, weight in zip(linear.inputs, linear.weights, strict=True):
-        x, w = values[value], weight.numpy().astype(total.dtype)
-        for k in range(x.shape[1]):
-            total = fma(x[:, k, None], w[None, :, k], total)
+        total = product(values[value], weight.numpy().astype(total.dtype), total)
     return total
+
+
+def _products(x: RealArray, w: RealArray, total: RealArray) -> RealArray:
+    for k in range(x.shape[1]):
+        total = fma(x[:, k, None], w[None, :, k], total)
+    return total
+
+
+def _dots(x: RealArray, w: RealArray, total: RealArray) -> RealArray:
+    """Products of pairs of bf16 numbers: k = 1, 0, 3, 2, ..., with a zero where their number is odd."""
+    odd = x.shape[1] % 2
+    x, w = (np.pad(to_bf16(side), ((0, 0), (0, odd))) for side in (x, w))
+    total = without_denormals(total)
+    for k in range(x.shape[1]):
+        total = without_denormals(fma(x[:, k ^ 1, None], w[None, :, k ^ 1], total))
+    return total
+
+
+def without_denormals(x: RealArray) -> RealArray:
+    """Zeros of their sign in place of float32's denormal numbers."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(x.dtype.type(0), x), x)
+
+
+@np.errstate(all="ignore")
+def to_bf16(x: RealArray) -> RealArray:
+    """The nearest bf16 number, with an even last bit where two are as near; denormals are zeros."""
+    bits = without_denormals(x.astype(np.float32)).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32)
+    return np.where(x != x, x, rounded).astype(x.dtype)
 
 
 @np.errstate(all="ignore")
