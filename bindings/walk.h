@@ -53,7 +53,8 @@ void register_walk(pybind11::module_& m) {
       [](int64_t chains, int64_t elements, int registers, uintptr_t states, uintptr_t coef, uintptr_t flags,
          int64_t rows, uintptr_t cursor, int64_t steps, uintptr_t net_in, uintptr_t seed, uintptr_t chain,
          uintptr_t code, uintptr_t data, uintptr_t packed, int64_t work, uintptr_t row_vectors, uintptr_t chain_vectors,
-         uintptr_t uncond_vectors, uintptr_t guidance, int threads) {
+         uintptr_t uncond_vectors, uintptr_t guidance, uintptr_t known, uintptr_t mask, int64_t mask_stride,
+         int threads) {
         Walk s{};
         s.step.chains = chains;
         s.step.elements = elements;
@@ -76,6 +77,9 @@ void register_walk(pybind11::module_& m) {
         s.row_vectors = pointer<const float>(row_vectors);
         s.chain_vectors = pointer<const float>(chain_vectors);
         s.uncond_vectors = pointer<const float>(uncond_vectors);
+        s.known = pointer<const float>(known);
+        s.mask = pointer<const uint8_t>(mask);
+        s.mask_stride = mask_stride;
         check_walk(s);
         const pybind11::gil_scoped_release unlocked;
         run(s, threads);

@@ -11,7 +11,7 @@ void walk_tile(const Plan& plan, Tile& tile, bool reduces) {
   using Network = LanesNetwork<V, M>;
   const int64_t n = tile.s.step.elements, L = Network::lanes;
   const int64_t columns = plan.room() * plan.max_width + plan.row_width + 2 * plan.chain_width;
-  const int64_t resident = (tile.s.step.registers + 1) * n + 8;
+  const int64_t resident = (tile.s.step.registers + 1 + (tile.s.known ? 2 : 0)) * n + 8;
   float* const slots = scratch_of((columns + resident) * L + 2 * L * plan.outputs);
   float* const vectors = slots + plan.room() * plan.max_width * L;
   float* const rest = slots + columns * L;

@@ -55,6 +55,7 @@ void walk_mixed(const Plan& plan, Tile& tile, bool reduces, float* slots, float*
     if (!m && !u) continue;  // all are idle
     stop_bad(tile, m, u, plan.outputs, plan.outputs);
     step_tile<V>(tile, m ? m : u, s.uncond_vectors ? (u ? u : m) : nullptr, plan.outputs, reduces);
+    write_known(tile);
   }
 }
 
@@ -84,6 +85,8 @@ class Resident {
         kept_(network_.value(plan.slots)),
         registers_(rest),
         z_(rest + R * n_ * L),
+        known_(z_ + M * (n_ + 8) * W),
+        is_known_(known_ + n_ * L),
         learned_(plan.outputs != plan.inputs),
         row_(tile.row[0]) {
     float *const own = vectors + plan.row_width * L, *const other = own + plan.chain_width * L;
@@ -94,6 +97,11 @@ class Resident {
       alive_[c] = c < tile.count;
       weight_[c] = tile.weight[from];
       for (int j = 0; j < R; ++j) to_lane<L>(state(j, from), n_, c, registers_ + j * n_ * L);
+      if (s_.known) {
+        to_lane<L>(s_.known + tile.chains[from] * n_, n_, c, known_);
+        const uint8_t* const mask = s_.mask + tile.chains[from] * s_.mask_stride;
+        for (int64_t i = 0; i < n_; ++i) is_known_[i * L + c] = mask[i] ? 1.0f : 0.0f;
+      }
       to_lane<L>(tile.input(from), n_, c, x_);
       if (s_.step.seed) {
         ids_[0][c] = s_.step.seed[tile.chains[from]];
@@ -133,6 +141,7 @@ class Resident {
         normals_of<V>(noise[m], static_cast<int>((n_ + 3) / 4), false, lanes_of(m));
       }
       step_lanes(Row<R>(s_.step.coef + row_ * width, flags));
+      if (s_.known) write_known_lanes(V::set(s_.step.coef[row_ * width + kNextScale]));
     }
     for (int c = 0; c < tile_.count; ++c)
       if (alive_[c]) leave(c);
@@ -192,6 +201,15 @@ class Resident {
     }
   }
 
+  void write_known_lanes(f scale) {
+    for (int64_t at = 0; at < n_ * L; at += W) {
+      const f is_known = V::load(is_known_ + at), known = V::load(known_ + at);
+      const f next = s_.step.net_in ? V::mul(scale, known) : known;
+      V::store(registers_, kFloat32, at, V::where_equal(is_known, 1.0f, known, V::load(registers_ + at)));
+      V::store(x_, kFloat32, at, V::where_equal(is_known, 1.0f, next, V::load(x_ + at)));
+    }
+  }
+
   ULAM_HD void element(const Row<R>& row, int64_t at, f weight, const float* noise) {
     f r[R], x0 = V::set(0.0f), z = V::set(0.0f);
     f out = m_ ? V::load(m_ + at) : V::load(u_ + at);
@@ -218,7 +236,7 @@ class Resident {
   const Walk& s_;
   const int64_t n_;
   LanesNetwork<V, M> network_;
-  float *const x_, *const kept_, *const registers_, *const z_;
+  float *const x_, *const kept_, *const registers_, *const z_, *const known_, *const is_known_;
   const bool learned_;
   int64_t row_;
   const float *cond_, *uncond_, *m_ = nullptr, *u_ = nullptr;

@@ -119,6 +119,25 @@ void step_tile(const Tile& tile, const float* m, const float* u, int64_t stride,
   }
 }
 
+// Writes the known elements back, of chains that the row has stepped.
+inline void write_known(const Tile& tile) {
+  const Walk& s = tile.s;
+  const int64_t n = s.step.elements, width = row_width(s.step.registers);
+  for (int c = 0; s.known && c < tile.count; ++c) {
+    if (tile.idle(c) || !(static_cast<uint32_t>(s.step.flags[tile.row[c]]) & kWrites)) continue;
+    const float* const known = s.known + tile.chains[c] * n;
+    const uint8_t* const mask = s.mask + tile.chains[c] * s.mask_stride;
+    float* const x = static_cast<float*>(s.step.state) + tile.chains[c] * n;
+    float* const net_in = s.step.net_in ? static_cast<float*>(s.step.net_in) + tile.chains[c] * n : nullptr;
+    const float scale = s.step.coef[tile.row[c] * width + kNextScale];
+    for (int64_t i = 0; i < n; ++i) {
+      if (!mask[i]) continue;
+      x[i] = known[i];
+      if (net_in) net_in[i] = scale * known[i];
+    }
+  }
+}
+
 // A few chains, a lane a column.
 template <class V, int C>
 void walk_columns(const Plan& plan, Tile& tile, bool reduces, float* scratch) {
@@ -147,6 +166,7 @@ void walk_columns(const Plan& plan, Tile& tile, bool reduces, float* scratch) {
     if (!m && !u) continue;  // all are idle
     stop_bad(tile, m, u, kColumns, plan.outputs);
     step_tile<V>(tile, m ? m : u, s.uncond_vectors ? (u ? u : m) : nullptr, kColumns, reduces);
+    write_known(tile);
   }
 }
 

@@ -86,6 +86,9 @@ def walk(
     chain_vectors: int,
     uncond_vectors: int,
     guidance: int,
+    known: int,
+    mask: int,
+    mask_stride: int,
     threads: int,
     /,
 ) -> None:

@@ -24,7 +24,7 @@ def walk(
     states: torch.Tensor, table: Table, cursor: torch.Tensor, network: Network, *, steps: int,
     net_in: Tensor = None, seed: Tensor = None, chain: Tensor = None,
     row_vectors: Tensor = None, chain_vectors: Tensor = None, uncond_vectors: Tensor = None, guidance: Tensor = None,
-    backend: str | None = None,
+    known: Tensor = None, mask: Tensor = None, backend: str | None = None,
 ) -> None:  # fmt: skip
     """Execute ``steps`` rows of every chain with an evaluation of the network before each, in place.
 
@@ -34,6 +34,7 @@ def walk(
         uncond = network(net_in, row_vectors[row], uncond_vectors), where they are given
         now    = (row, draw); chains whose outputs are not finite stop, the others go on: see `advance`
         states, net_in = what the row at ``now`` makes of them: see `step`; rows with a reduction included
+        states[0] = known where mask, net_in = c_next known there, if the row writes
 
     A chain at row 0, the idle row, is left as it is, and costs nothing if its row does not advance. Chains at weight 1
     do not need the unconditional output, nor those at weight 0 the conditional one, unless its second half holds v.
@@ -51,6 +52,9 @@ def walk(
         chain_vectors: ``[B, network.chain_width]``, what it reads of each chain; None where the width is 0.
         uncond_vectors: like ``chain_vectors``, of the other branch of guidance; needs ``guidance``.
         guidance: ``[B]`` float32 weights; read where ``uncond_vectors`` are given.
+        known: ``[B, *shape]`` like states[0]: elements that are written back after each row, those of ``mask``, as
+            planners hold the states that they know [Janner 2022]. The caller writes them before the first row.
+        mask: bool ``[*shape]``, or ``[B, *shape]`` for each chain its own.
         backend: "cpu" or "reference"; others do not have this operation.
 
     Raises:
@@ -60,19 +64,19 @@ def walk(
         RuntimeError: an argument requires grad while gradients are recorded, or torch records or transforms the call.
     """
     given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
-             "uncond_vectors": uncond_vectors, "guidance": guidance}  # fmt: skip
+             "uncond_vectors": uncond_vectors, "guidance": guidance, "known": known, "mask": mask}  # fmt: skip
     check_no_gradient("walk", states=states, **given)
     check_not_recorded("walk", states, cursor, seed, chain, *given.values())
     _check(states, table, cursor, network, seed, chain, **given)
     steps = whole(steps, "steps", 0, MAX_STEPS)
     module = _backend(backend, states)
     _check_written(states, cursor, net_in)
-    reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags)
+    reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags, known, mask)
     reads = apart(apart(reads, 0, states, net_in), 0, cursor)
-    seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags = reads
+    seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags, known, mask = reads
     if states.numel() and steps:
         run = module.bound_walk(states, coef, flags, cursor, network, net_in, seed, chain, row_vectors, chain_vectors,
-                                uncond_vectors, guidance)  # fmt: skip
+                                uncond_vectors, guidance, **_fixed(module, known, mask))  # fmt: skip
         run(steps)
     written((states, cursor) if net_in is None else (states, cursor, net_in))
 
@@ -87,26 +91,37 @@ class BoundWalk:
         self, states: torch.Tensor, table: Table, cursor: torch.Tensor, network: Network, *,
         net_in: Tensor = None, seed: Tensor = None, chain: Tensor = None, row_vectors: Tensor = None,
         chain_vectors: Tensor = None, uncond_vectors: Tensor = None, guidance: Tensor = None,
-        backend: str | None = None,
+        known: Tensor = None, mask: Tensor = None, backend: str | None = None,
     ) -> None:  # fmt: skip
         given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
-                 "uncond_vectors": uncond_vectors, "guidance": guidance}  # fmt: skip
+                 "uncond_vectors": uncond_vectors, "guidance": guidance, "known": known, "mask": mask}  # fmt: skip
         self._given: dict[str, Tensor] = {"states": states, **given}
         check_no_gradient("walk", **self._given)
         check_not_recorded("walk", states, cursor, seed, chain, *given.values())
         _check(states, table, cursor, network, seed, chain, **given)
         module = _backend(backend, states)
         _check_written(states, cursor, net_in)
-        reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags)
+        reads = (
+            seed,
+            chain,
+            row_vectors,
+            chain_vectors,
+            uncond_vectors,
+            guidance,
+            known,
+            mask,
+            table.coef,
+            table.flags,
+        )
         names = ("seed", "chain", *list(given)[1:], "coef", "flags")
         for other in (states, cursor, *(() if net_in is None else (net_in,))):
             for name, tensor, private in zip(names, reads, apart(reads, 0, other), strict=True):
                 if tensor is not private:
                     raise ValueError(f"{name}: got memory shared with what is written, expected memory of its own")
         self._written = (states, cursor) if net_in is None else (states, cursor, net_in)
-        seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags = reads
-        self._run = module.bound_walk(states, coef, flags, cursor, network, net_in, seed, chain, row_vectors,
-                                      chain_vectors, uncond_vectors, guidance)  # fmt: skip
+        vectors = row_vectors, chain_vectors, uncond_vectors, guidance
+        self._run = module.bound_walk(states, table.coef, table.flags, cursor, network, net_in, seed, chain, *vectors,
+                                      **_fixed(module, known, mask))  # fmt: skip
 
     def __call__(self, steps: int) -> None:
         """Execute ``steps`` rows of every chain.
@@ -129,6 +144,16 @@ def _backend(name: str | None, states: torch.Tensor) -> ModuleType:
     return module
 
 
+def _fixed(module: ModuleType, known: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What a backend takes beside the rest where elements are known."""
+    if known is None:
+        return {}
+    if name_of(module) not in ("cpu", "reference"):
+        expected = "expected 'cpu' or 'reference', which write known elements back"
+        raise ValueError(f"backend: got {name_of(module)!r}, {expected}")
+    return {"fixed": known, "mask": mask}
+
+
 def _check_written(states: torch.Tensor, cursor: torch.Tensor, net_in: Tensor) -> None:
     if net_in is None:
         check_memory_of_its_own(states=states, cursor=cursor)
@@ -139,6 +164,7 @@ def _check_written(states: torch.Tensor, cursor: torch.Tensor, net_in: Tensor) -
 def _check(
     states: torch.Tensor, table: Table, cursor: torch.Tensor, network: Network, seed: Tensor, chain: Tensor, *,
     net_in: Tensor, row_vectors: Tensor, chain_vectors: Tensor, uncond_vectors: Tensor, guidance: Tensor,
+    known: Tensor, mask: Tensor,
 ) -> None:  # fmt: skip
     if not isinstance(table, Table):
         refuse_table(table)
@@ -171,6 +197,13 @@ def _check(
             check(vectors, name, dtype, device, (count, width))
         elif width:
             raise ValueError(f"{name}: got None, expected a tensor [{count}, {width}], which the network reads")
+    if (known is None) != (mask is None):
+        raise ValueError("known, mask: got one of them, expected both or neither")
+    if known is not None and mask is not None:
+        check(known, "known", dtype, device, states.shape[1:])
+        check_tensor(mask, "mask")
+        own = mask.dim() == states.dim() - 1
+        check(mask, "mask", torch.bool, device, states.shape[1:] if own else states.shape[2:])
     if uncond_vectors is None:
         if guidance is not None:
             raise ValueError("uncond_vectors: got None, expected a tensor like chain_vectors beside guidance")

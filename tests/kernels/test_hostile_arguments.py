@@ -85,7 +85,8 @@ def walk_arguments() -> Given:
         "states": normal(1, B, N), "table": Table.cat([table_of()] * 2), "cursor": cursor, "network": network,
         "steps": 2, "net_in": normal(B, N) + 1, "seed": torch.arange(B), "chain": torch.arange(B) + 3,
         "row_vectors": normal(2, N), "chain_vectors": normal(B, N + 1), "uncond_vectors": normal(B, N + 1) + 1,
-        "guidance": torch.full((B,), 2.0), "backend": None,
+        "guidance": torch.full((B,), 2.0), "known": normal(B, N) + 2, "mask": torch.tensor([True] + [False] * (N - 1)),
+        "backend": None,
     }  # fmt: skip
 
 

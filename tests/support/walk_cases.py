@@ -142,7 +142,8 @@ class Walk:
 
     def chains(self, these: Any) -> Walk:
         """The walk of some of the chains."""
-        per_chain = {name: t[these].contiguous() for name, t in self.given.items() if name != "row_vectors"}
+        shared = {name for name, t in self.given.items() if name == "row_vectors" or (name == "mask" and t.dim() < 2)}
+        per_chain = {name: t[these].contiguous() for name, t in self.given.items() if name not in shared}
         net_in = None if self.net_in is None else self.net_in[these].contiguous()
         return replace(self, states=self.states[:, these].contiguous(), cursor=self.cursor[:, these].contiguous(),
                        net_in=net_in, given=self.given | per_chain)  # fmt: skip

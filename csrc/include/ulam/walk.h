@@ -20,6 +20,9 @@ struct Walk {
   const float* row_vectors;     // [rows, row_width]
   const float* chain_vectors;   // [B, chain_width]
   const float* uncond_vectors;  // [B, chain_width], or null: no guidance
+  const float* known;           // [B, elements]: what x is after each row that writes, where the mask says; or null
+  const uint8_t* mask;          // [elements] of each chain, mask_stride apart
+  int64_t mask_stride;
 };
 
 // The output of a network, and its energy where it has one, at the states of all chains.

@@ -77,16 +77,19 @@ def bound_walk(
     cursor: torch.Tensor,
     network: Network,
     *reads: torch.Tensor | None,
+    fixed: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> Callable[[int], None]:
     """A walk as a function of the count of rows. reads: net_in, seed, chain and the vectors, in this order."""
     known = packed(network)
-    tensors = (states, coef, flags, cursor, *reads)  # alive: their addresses are held
+    tensors = (states, coef, flags, cursor, *reads, fixed, mask)  # alive: their addresses are held
     registers, chains = states.shape[:2]
     net_in, seed, chain, *vectors = addresses(reads)
     places = states.data_ptr(), coef.data_ptr(), flags.data_ptr(), len(flags), cursor.data_ptr()
     first: tuple[int, ...] = (chains, network.inputs, registers, *places)
     packed_at = known.code.data_ptr(), known.data.data_ptr(), known.weights.data_ptr(), known.work
-    rest: tuple[int, ...] = (net_in, seed, chain, *packed_at, *vectors)
+    each = 0 if mask is None or mask.dim() < states.dim() - 1 else network.inputs  # one mask, or one a chain
+    rest: tuple[int, ...] = (net_in, seed, chain, *packed_at, *vectors, *addresses((fixed, mask)), each)
 
     def run(steps: int) -> None:
         arguments: tuple[int, ...] = (*first, steps, *rest, torch.get_num_threads())

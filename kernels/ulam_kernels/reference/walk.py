@@ -15,6 +15,10 @@ from ulam_kernels.reference.operands import rows_inside
 from ulam_kernels.reference.reduce import reduce
 from ulam_kernels.reference.step import step
 from ulam_kernels.reference.tick import IDLE_ROW, advance
+from ulam_kernels.table import COLUMN_NAMES
+
+C_NEXT = COLUMN_NAMES.index("c_next")
+WRITES = 0x1F  # of flags: a bit for each register
 
 
 def walk(
@@ -31,6 +35,8 @@ def walk(
     chain_vectors: torch.Tensor | None,
     uncond_vectors: torch.Tensor | None,
     guidance: torch.Tensor | None,
+    fixed: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> None:
     """``steps`` rows of every chain that is not idle: see :func:`ulam_kernels.walk`.
 
@@ -64,11 +70,19 @@ def walk(
         states[:, there] = flat.view_as(some)
         if net_in is not None and following is not None:
             net_in[there] = following
+        if fixed is not None and mask is not None:
+            stepped = there[(flags[now[0, there]] & WRITES) != 0]
+            where = torch.zeros(states.shape[1:], dtype=torch.bool)
+            where[stepped] = mask.expand_as(where)[stepped]
+            states[0][where] = fixed[where]
+            if net_in is not None:
+                scale = coef[now[0], C_NEXT].view(-1, *[1] * (fixed.dim() - 1))
+                net_in[where] = (scale * fixed)[where]
 
 
-def bound_walk(*arguments: Any) -> Callable[[int], None]:
+def bound_walk(*arguments: Any, **fixed: Any) -> Callable[[int], None]:
     """:func:`walk` of these arguments, as a function of the count of rows, its first."""
-    return lambda steps: walk(steps, *arguments)
+    return lambda steps: walk(steps, *arguments, **fixed)
 
 
 def call_network(
