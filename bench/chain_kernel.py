@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterator
 import torch
 from bench.naive import NaiveDDPM
 from bench.timing import Timing, machine, summary, write
+from bench.walk_cases import PLANE, POLICY
 
 import ulam
 from ulam_kernels import _cpu
 
-POLICY, PLANE = (14, 256, 256, 256, 14), (2, 64, 64, 2)
 CASES = [(POLICY, chains, 50) for chains in (1, 8, 64, 1024)] + [(PLANE, 100_000, 100)]
 GRID = [
     ((14, width, width, width, 14), chains, steps)

@@ -39,11 +39,11 @@ from bench.sass import find_tool
 from bench.shard import VARIABLE
 
 ROOT = Path(__file__).parents[1]
-# Each file is a process of its own, all at once, or as many as SHARDS says; those behind the first four need no GPU.
+# Each file is a process of its own, all at once, or as many as SHARDS says; those behind the first five need no GPU.
 SHARDS = {"tests/gpu/test_triton_gpu.py": 5}  # which spends its time in Triton's compiler, on one core
 KERNEL_TESTS = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_triton_gpu.py", "tests/gpu/test_mcmc_gpu.py",
-                "tests/gpu/test_likelihood_gpu.py", "tests/kernels/test_step.py", "tests/engine/test_engine.py",
-                "tests/engine/test_engine_robust.py")  # fmt: skip
+                "tests/gpu/test_likelihood_gpu.py", "tests/gpu/test_walk_gpu.py", "tests/kernels/test_step.py",
+                "tests/engine/test_engine.py", "tests/engine/test_engine_robust.py")  # fmt: skip
 ENGINE_TESTS = ("tests/gpu/test_engine_gpu.py", "tests/gpu/test_bulk_gpu.py", "tests/gpu_without_gpu/test_no_sync.py")
 SECONDS = 465.0  # for all parts together
 BITS = (sys.executable, "-m", "bench.gpu_bits")
@@ -294,7 +294,7 @@ def parts_for(stage: Stage) -> list[Part]:
 
     return [
         Part("build", 150, 60, rehearsed_build if stage.rehearsal else partial(build, f"{major}{minor}")),
-        Part("kernels", 120, 50, partial(tests, KERNEL_TESTS[: 4 if stage.rehearsal else None], stage.rehearsal)),
+        Part("kernels", 120, 50, partial(tests, KERNEL_TESTS[: 5 if stage.rehearsal else None], stage.rehearsal)),
         Part("engine", 80, 30, partial(tests, ENGINE_TESTS[: 1 if stage.rehearsal else None], stage.rehearsal)),
         Part("bench", 150, 50, partial(benchmark, "bench.gpu", rehearse)),
         Part("loops", 150, 50, partial(benchmark, "bench.gpu_loops", rehearse)),

@@ -1,7 +1,8 @@
 """Whole sampling loops on a GPU, the engine's and naive ones, with graphs and without: `python -m bench.gpu_loops`.
 
-A two-dimensional MLP, the digits U-Net and a U-Net of CIFAR's size, in fp32 and in bf16 channels-last. Times are of a
-step of the whole batch, network included, by the clock, from the first launch to a synchronisation after the last; the
+A two-dimensional MLP, the digits U-Net and a U-Net of CIFAR's size, in fp32 and in bf16 channels-last; and small MLPs
+whose chains one launch walks (bench.gpu_walks). Times are of a step of the whole batch, network included, by the
+clock, from the first launch to a synchronisation after the last; the
 candidates in turn. Beside them what a tick and an admission cost the host, what a capture costs, and joules a sample by
 NVML. Every candidate draws BATCHES batches, one after another, and waits for the GPU once, behind the last: the engine
 has them in its queue. Options and exit codes are those of bench.gpu.
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from bench import gpu_walks
 from bench.end_to_end import MLP, Unlabelled
 from bench.gpu import begin, each
 from bench.gpu_stage import Clock, Function, Run, Stage
@@ -181,6 +183,17 @@ def compiled_loops(run: Run, setting: Setting) -> None:
     keep(run, f"{setting}, network compiled", "loop", functions, setting)
 
 
+def walks(run: Run) -> None:
+    """Whole chains of small networks in one launch, and naive loops."""
+    torch.compiler.reset()
+    for widths, chains in gpu_walks.CASES:
+        count = min(chains, 2) if run.stage.rehearsal else chains
+        name = f"{'-'.join(map(str, widths))}, {count} chains"
+        setting = Setting(name, torch.nn.Module, (count, widths[0]), run.stage.count(gpu_walks.STEPS), 0.0, FP32)
+        found = gpu_walks.candidates(run.stage, widths, count, run.stage.count(BATCHES))
+        keep(run, f"{name}, fp32", "loop", run.prepare(name, found), setting)
+
+
 def keep(run: Run, name: str, group: str, functions: dict[str, Function], setting: Setting, **more: Any) -> None:
     """Time the functions in turn and keep milliseconds a step."""
     if not functions:
@@ -254,6 +267,7 @@ def execute(stage: Stage, run: Run) -> int:
     for setting in settings(stage):
         todo.append((str(setting), partial(loops, run, setting, nvml)))
     todo.insert(2, ("host costs", partial(host_costs, run)))
+    todo.append(("walks", partial(walks, run)))
     for name, action in todo:
         if run.left(name):
             run.attempt(name, "all", action)

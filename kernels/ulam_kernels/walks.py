@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 import torch
@@ -55,12 +56,12 @@ def walk(
         known: ``[B, *shape]`` like states[0]: elements that are written back after each row, those of ``mask``, as
             planners hold the states that they know [Janner 2022]. The caller writes them before the first row.
         mask: bool ``[*shape]``, or ``[B, *shape]`` for each chain its own.
-        backend: "cpu" or "reference"; others do not have this operation.
+        backend: "cpu", "triton" (without known elements) or "reference"; others do not have this operation.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what is
-            not there (native: before anything is written).
-        IndexError: a row outside the table.
+            not there (native: before anything is written; Triton: that chain becomes NaN).
+        IndexError: a row outside the table (Triton: that chain stops before it).
         RuntimeError: an argument requires grad while gradients are recorded, or torch records or transforms the call.
     """
     given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
@@ -139,8 +140,12 @@ class BoundWalk:
 
 def _backend(name: str | None, states: torch.Tensor) -> ModuleType:
     module = select(name, states.device.type, states.dtype)
-    if not hasattr(module, "bound_walk"):
-        raise ValueError(f"backend: got {name_of(module)!r}, expected 'cpu' or 'reference', which have this operation")
+    on_gpu = states.device.type == "cuda"
+    if on_gpu and name is None and not os.environ.get("ULAM_BACKEND"):
+        module = select("triton", states.device.type, states.dtype)
+    if not hasattr(module, "bound_walk") or (on_gpu and name_of(module) == "reference"):
+        expected = "'triton'" if on_gpu else "'cpu' or 'reference'"
+        raise ValueError(f"backend: got {name_of(module)!r}, expected {expected}, which has this operation")
     return module
 
 
@@ -175,8 +180,8 @@ def _check(
         raise TypeError(f"states: got {described(states)}, expected a float32 tensor [R, B, *shape]")
     check(states, "states", states.dtype, states.device, states.shape)
     device, dtype, chains = states.device, states.dtype, states.shape[1:2]
-    if device.type != "cpu":
-        raise ValueError(f"states: got a tensor on {device}, expected one on cpu: no other backend walks")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"states: got a tensor on {device}, expected one on cpu or cuda")
     if states.shape[0] != table.registers:
         raise ValueError(f"states: got {states.shape[0]} registers, expected {table.registers} like the table")
     if states.shape[2:].numel() != network.inputs:

@@ -11,6 +11,7 @@ import moments_cases
 import program_cases
 import triton_reduce_cases
 import triton_tick_cases
+import triton_walk_cases
 from bit_comparison import same_bits
 from mcmc_cases import Cases, agree, evaluated, replace_backends
 from tick_cases import OUTPUTS, looked_up, random_look_up, random_tick
@@ -124,3 +125,12 @@ def check_mcmc() -> None:
     for chains, n in ((3, 5), (2, 600), (2, 1025)):
         for name, step in cases.steps(chains, n):
             assert agree(step, "cpu", "triton"), (name, chains, n)
+
+
+def check_walks() -> None:
+    triton_walk_cases.check_rules()
+    triton_walk_cases.check_tensor_cores()
+    triton_walk_cases.check_company()
+    triton_walk_cases.check_stops()
+    triton_walk_cases.check_reductions()
+    triton_walk_cases.check_bound()

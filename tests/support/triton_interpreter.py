@@ -11,12 +11,14 @@ def be_exact() -> None:
     """Mend where the interpreter departs from what is compiled, or fails.
 
     In some releases a fused multiply-add rounds twice; bf16 is rounded towards zero; comparisons of floats keep the
-    floats' type when they are broadcast. Releases before 3.7 fail where a loop's bounds are arrays of one element,
+    floats' type when they are broadcast. A dot product sums in the order of NumPy's library, and takes the bits of bf16
+    for whole numbers. Releases before 3.7 fail where a loop's bounds are arrays of one element,
     which NumPy 2.4 and later do not turn into numbers.
     """
     import numpy as np
     import torch
     import triton.language as tl
+    from triton._C.libtriton import ir
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder as Builder
     from triton.runtime.interpreter import TensorHandle
@@ -33,6 +35,15 @@ def be_exact() -> None:
         rounded = torch.from_numpy(np.ascontiguousarray(x.data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
+    def dot(self, a, b, total, precision, imprecise):
+        a, b = (x.data if x.dtype != tl.bfloat16 else (x.data.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
+        if precision == ir.INPUT_PRECISION.TF32:  # tensor cores take the upper 19 bits
+            a, b = ((np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b))
+        sums = total.data
+        for k in range(a.shape[1]):
+            sums = fma(a[:, k, None], b[None, k, :], sums)
+        return TensorHandle(sums, tl.float32)
+
     def splat(self, kind, x):
         return TensorHandle(np.full(kind.shape, x.data.reshape(-1)[0], x.data.dtype), x.dtype.scalar)
 
@@ -41,6 +52,7 @@ def be_exact() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     Builder.create_fma, Builder.create_fp_trunc, Builder.create_splat = exact_fma, truncate, splat
+    Builder.create_dot = dot
     interpreter._patch_lang_tensor = patch_tensor
 
 

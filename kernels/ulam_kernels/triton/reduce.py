@@ -101,17 +101,12 @@ def count_digit(
             tl.atomic_max(own + MOST, tl.max(tl.where(i < n, bits, 0), 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["chains", "n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
-def reduce_chains(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out,
-    chains, n, rows, width,
-    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, CHAINS: tl.constexpr, PLACES: tl.constexpr,
+@triton.jit
+def reduce_tile(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out, b, exists, n, rows, width,
+    HALVES: tl.constexpr, MISSING: tl.constexpr, CHAINS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (groups of CHAINS chains, PLACES numbers each, at most that many of them used)."""
-    if ALIGNED:
-        n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
-    b = tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)
-    exists = b < chains
+    """CHAINS chains ``b``, of PLACES numbers each at most."""
     usable, flag, c, kx, km, reads_m = row_of(coef, flags, row, b, exists, rows, width, MISSING)
     w = kx  # not read where there is no guidance
     if uncond is not None:
@@ -152,6 +147,22 @@ def reduce_chains(
     scales = tl.reshape(tl.join(tl.join(-bound, x0_scale), tl.join(bound, z_scale)), [CHAINS, 4])
     scales = tl.where(usable[:, None], scales, float("nan"))
     tl.store(out + 4 * b.to(tl.int64)[:, None] + tl.arange(0, 4)[None, :], scales, mask=exists[:, None])
+
+
+@triton.jit(do_not_specialize=["chains", "n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)
+def reduce_chains(
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out,
+    chains, n, rows, width,
+    HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, CHAINS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """Grid (groups of CHAINS chains, PLACES numbers each, at most that many of them used)."""
+    if ALIGNED:
+        n = n // 8 * 8  # says to the compiler that 16-byte accesses are aligned
+    b = tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)
+    reduce_tile(
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, out, b, b < chains, n, rows, width,
+        HALVES, MISSING, CHAINS, PLACES,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "rows", "width"], do_not_specialize_on_alignment=PER_CHAIN)

@@ -114,18 +114,11 @@ def advance_long(
     go_on(cursor, now, c, chains, row, draw, row_advance, draw_advance, fails, writes)
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=PER_CHAIN)
-def advance_short(
-    cursor, now, model, uncond, guidance,
-    chains, n, model_stride, uncond_stride,
-    ALIGNED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+@triton.jit
+def advance_tile(
+    cursor, now, model, uncond, guidance, c, chains, n, model_stride, uncond_stride, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """Grid (tiles of TILE / WIDTH chains)."""
-    if ALIGNED:
-        model_stride = model_stride // 8 * 8
-        uncond_stride = uncond_stride // 8 * 8
-        n = n // 8 * 8
-    c = tl.program_id(0).to(tl.int64) * (TILE // WIDTH) + tl.arange(0, TILE // WIDTH)
+    """Short chains ``c``, in a row, WIDTH elements each at most."""
     exists = c < chains
     chains = chains.to(tl.int64)
     row = tl.load(cursor + c, mask=exists, other=0)
@@ -144,6 +137,21 @@ def advance_short(
             other = beyond(tl.max(magnitude(x), 1), uncond)
             fails = (fails & (w != 0)) | (other & (w != 1))
     go_on(cursor, now, c, chains, row, draw, row_advance, draw_advance, fails, exists)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=PER_CHAIN)
+def advance_short(
+    cursor, now, model, uncond, guidance,
+    chains, n, model_stride, uncond_stride,
+    ALIGNED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of TILE / WIDTH chains)."""
+    if ALIGNED:
+        model_stride = model_stride // 8 * 8
+        uncond_stride = uncond_stride // 8 * 8
+        n = n // 8 * 8
+    c = tl.program_id(0).to(tl.int64) * (TILE // WIDTH) + tl.arange(0, TILE // WIDTH)
+    advance_tile(cursor, now, model, uncond, guidance, c, chains, n, model_stride, uncond_stride, WIDTH)
 
 
 @triton.jit(do_not_specialize=["chains", "rows"],

@@ -1,0 +1,288 @@
+"""Whole chains of a small network in one launch, in Triton: a program walks a tile of chains over all their rows.
+
+For each row it evaluates the network (see ``network.py``), stops chains whose output is not finite, reduces where rows
+do, and executes the row, by the bodies of the kernels of those operations: the arithmetic, its order and the noise are
+theirs. Between them outputs, states and cursors pass through memory that the program alone touches while it runs, and
+that its multiprocessor's cache holds.
+
+A tile has as many chains as the network alone says, and idle ones where there are fewer, so that a chain's bits do not
+depend on the others. A row outside the table stops its chain, as an output does that is not finite; one that reads what
+was not given makes it NaN, as in `step`.
+"""
+# mypy: disable-error-code="assignment, no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ulam_kernels import table
+from ulam_kernels.networks import HEADER, LAYER_NORM, LINEAR, ROUNDED, UNARY, Binary, LayerNorm, Linear, Network, Unary
+from ulam_kernels.triton.execute import execute
+from ulam_kernels.triton.launch import EXACT, blocks_shift, on_device
+from ulam_kernels.triton.network import LEAST, evaluate, padded, room, whole_matrices, width, words
+from ulam_kernels.triton.reduce import reduce_tile
+from ulam_kernels.triton.row import MATRIX, PER_CHAIN, REDUCED, any_of
+from ulam_kernels.triton.tick import advance_tile
+
+NARROW = 64  # a network of at most this width has its matrices on chip, whole
+PROGRAMS = 528  # of a wider one at a time: four a multiprocessor of the largest GPUs
+BYTES = {"float32": 4, "bf16": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
+HELD_BYTES = 56 * 1024  # beside blocks that are under way, within the 163 KiB of the smallest
+# Read one number at a time, or at addresses that are not known when the kernel is compiled.
+ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors"]
+
+
+@triton.jit
+def evaluate_branches(
+    x, at_row, row_vectors, chain_vectors, uncond_vectors, guidance, model, uncond, held, weights, numbers, own,
+    b, live, CODE: tl.constexpr, PLACES: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write the outputs of chains ``b`` that are ``live``; where ``at_row`` is -1, outside the table, they are NaN."""
+    OUTPUTS: tl.constexpr = width(CODE, CODE[3])
+    for branch in range(1 if uncond is None else 2):
+        vectors = chain_vectors
+        out = model
+        reads = live
+        if uncond is not None:
+            w = tl.load(guidance + b, mask=live, other=1.0)
+            if branch == 0:
+                if CODE[0] == OUTPUTS:
+                    reads = live & (w != 0)
+            else:
+                vectors = uncond_vectors
+                out = uncond
+                reads = live & (w != 1)
+        if any_of(reads):
+            of_chain = vectors + tl.where(live, b, 0) * CODE[2]
+            at = weights, numbers, row_vectors, of_chain, own, tl.maximum(at_row, 0), CODE[1]
+            y = evaluate(x, held, at, CODE, PLACES, DEPTH, STAGES, PRECISION)
+            j = tl.arange(0, room(OUTPUTS))[None, :]
+            tl.store(out + b * OUTPUTS + j, tl.where(at_row >= 0, y, float("nan")), mask=live & (j < OUTPUTS))
+
+
+@triton.jit
+def walk_row(
+    state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
+    held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
+    R: tl.constexpr, MISSING: tl.constexpr, CODE: tl.constexpr, PLACES: tl.constexpr, CHAINS: tl.constexpr,
+    SHIFT: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A row of the chains from ``first`` on, each of at most 2^SHIFT blocks of four elements."""
+    N: tl.constexpr = CODE[0]
+    HALVES: tl.constexpr = width(CODE, CODE[3]) // N
+    lines = first + tl.arange(0, CHAINS)
+    b = lines.to(tl.int64)[:, None]
+    row = tl.load(cursor + b, mask=b < chains, other=0)
+    live = (b < chains) & (row != 0)
+    k = tl.arange(0, room(N))[None, :]
+    x_at = net_in
+    if net_in is None:
+        x_at = state
+    x = tl.load(x_at + b * N + k, mask=live & (k < N), other=0.0)
+    at_row = tl.where((row >= 0) & (row < rows), row, -1).to(tl.int32)
+    evaluate_branches(x, at_row, row_vectors, chain_vectors, uncond_vectors, guidance, model, uncond, held, weights,
+                      numbers, own, b, live, CODE, PLACES, DEPTH, STAGES, PRECISION)  # fmt: skip
+    tl.debug_barrier()
+    n = tl.full([], N, tl.int32)
+    advance_tile(cursor, now, model, uncond, guidance, lines.to(tl.int64), chains, n * HALVES, n * HALVES, n * HALVES,
+                 (4 << SHIFT) * HALVES)  # fmt: skip
+    tl.debug_barrier()
+
+    if scales is not None:
+        moves = tl.load(now + lines, mask=lines < chains, other=0) != 0
+        reduce_tile(
+            state, coef, flags, now, model, uncond, guidance, seed, chain, now + chains, None, scales, lines, moves, n,
+            rows, MATRIX + R * (R + 3), HALVES, MISSING, CHAINS, 4 << SHIFT,
+        )  # fmt: skip
+        tl.debug_barrier()
+    p = tl.arange(0, CHAINS << SHIFT)[:, None]
+    c = first + (p >> SHIFT)
+    moves = tl.load(now + c, mask=c < chains, other=0) != 0
+    block = p & ((1 << SHIFT) - 1)
+    i = 4 * block + tl.arange(0, 4)[None, :]
+    size = n.to(tl.int64)
+    execute(
+        state, coef, flags, now, model, uncond, guidance, seed, chain, now + chains, None, net_in, scales, None,
+        rows, chains * size, size, c, moves, c.to(tl.int64) * size, i, i, size, i, block, moves & (i < N),
+        R, HALVES, MISSING, False, False, N % 8 != 0,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["chains", "rows", "steps"], do_not_specialize_on_alignment=ANYWHERE)
+def walk_tiles(
+    state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
+    weights, numbers, scratch, now, model, uncond, scales, chains, rows, steps,
+    R: tl.constexpr, MISSING: tl.constexpr, CODE: tl.constexpr, PLACES: tl.constexpr, ROOM: tl.constexpr,
+    CHAINS: tl.constexpr, SHIFT: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs), each with tiles of CHAINS chains, and ROOM numbers of scratch for each of these."""
+    own = scratch + (tl.program_id(0).to(tl.int64) * CHAINS + tl.arange(0, CHAINS)[:, None]) * ROOM
+    held = whole_matrices(weights, CODE, HELD, PRECISION)
+    for first in range(tl.program_id(0) * CHAINS, chains, tl.num_programs(0) * CHAINS):
+        for _ in tl.range(0, steps, disable_licm=True):
+            walk_row(
+                state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
+                held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
+                R, MISSING, CODE, PLACES, CHAINS, SHIFT, DEPTH, STAGES, PRECISION,
+            )  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """A program's tile of chains, the depth of blocks of matrices, how many are under way at once, its warps.
+
+    held: up to which depth matrices stay in shared memory from row to row: the depth, or 0 where they are too many.
+    """
+
+    chains: int
+    depth: int
+    stages: int
+    warps: int
+    held: int = 0
+
+
+class Packed(NamedTuple):
+    """A network for the kernel, on a device.
+
+    code: as `Network.code`, but instruction k writes value k + 1, and a matrix is in ``weights``, ``[padded(out),
+    padded(in)]`` with zeros beyond. numbers: the rest of `Network.data`. places: where scratch has each value that is
+    streamed, or -1; room: the numbers of scratch for each chain.
+    """
+
+    code: tuple[int, ...]
+    weights: torch.Tensor
+    numbers: torch.Tensor
+    places: tuple[int, ...]
+    room: int
+
+
+def shape_of(network: Network) -> Shape:
+    """Of the network alone: it settles the order of sums. What fits the registers: see bench/walk_model.py."""
+    widest, precision = padded(max(network.widths)), multiplied(network)
+    if widest <= NARROW:
+        shape = Shape(32, 16, 1, 4) if precision == "float32" else Shape(64, NARROW, 1, 4)
+    else:
+        depth, stages = {"float32": (16, 2), "tf32x3": (32, 3), "bf16": (64, 3)}[precision]
+        shape = Shape(16, max(LEAST, depth * 256 // max(widest, 256)), stages, 8)
+    sizes = [
+        [padded(size) for size in w.shape] for i in network.instructions if isinstance(i, Linear) for w in i.weights
+    ]
+    numbers = sum(out * into for out, into in sizes if into <= shape.depth)
+    return shape._replace(held=shape.depth if numbers * BYTES[precision] <= HELD_BYTES else 0)
+
+
+def packed(network: Network, device: torch.device) -> Packed:
+    """Kept with the network."""
+    kept: dict[torch.device, Packed] = network.__dict__.setdefault("packed_for_triton", {})
+    if device not in kept:
+        kept[device] = _pack(network, device)
+    return kept[device]
+
+
+def _pack(network: Network, device: torch.device) -> Packed:
+    head = HEADER + len(network.widths)
+    number = {0: 0} | {instruction.out: k + 1 for k, instruction in enumerate(network.instructions)}
+    code = [*network.code[:head]]
+    code[3] = number[network.output]
+    for value, place in number.items():
+        code[HEADER + place] = network.widths[value]
+    matrices: list[torch.Tensor] = []
+    streamed: set[int] = set()
+    length = 0
+    for k, instruction in enumerate(network.instructions):
+        line = [*words(network.code, k)]
+        line[1] = k + 1
+        if isinstance(instruction, Linear):
+            line[2:4] = [number[value] for value in instruction.inputs] + [-1] * (2 - len(instruction.inputs))
+            for place, matrix in enumerate(instruction.weights):
+                out, into = (padded(size) for size in matrix.shape)
+                whole = matrix.new_zeros(out, into)
+                whole[: matrix.shape[0], : matrix.shape[1]] = matrix
+                matrices.append(whole.flatten())
+                line[4 + place], length = length, length + out * into
+                if into > shape_of(network).depth:
+                    streamed.add(line[2 + place])
+        for at in _values_in(line):
+            line[at] = number[line[at]]
+        code += line
+    dtype = torch.bfloat16 if multiplied(network) == "bf16" else torch.float32
+    weights = torch.cat([*matrices, torch.zeros(LEAST)]).to(device, dtype)
+    places, taken = [-1] * len(number), 0
+    for value in sorted(streamed):
+        places[value], taken = taken, taken + padded(code[HEADER + value])
+    return Packed(tuple(code), weights, network.data.to(device), tuple(places), taken)
+
+
+def _values_in(line: list[int]) -> list[int]:
+    """Which words of an instruction that is not linear are numbers of values."""
+    if line[0] == LINEAR:
+        return []
+    if line[0] in (UNARY, LAYER_NORM):
+        return [2]
+    return [at + 1 for at in (3, 5) if line[at] == 0]
+
+
+def multiplied(network: Network) -> str:
+    """How matrices are multiplied: both factors are rounded in either form of bf16."""
+    return "bf16" if network.precision in ROUNDED else network.precision
+
+
+def _check_known(network: Network) -> None:
+    """Raises ValueError for instructions that this backend does not have: those of gradients."""
+    for instruction in network.instructions:
+        slope = isinstance(instruction, Unary) and instruction.function.endswith("_slope")
+        if slope or not isinstance(instruction, Linear | Unary | Binary | LayerNorm):
+            got = instruction.function if isinstance(instruction, Unary) else type(instruction).__name__
+            raise ValueError(f"backend: got 'triton' for {got}, expected 'cpu' or 'reference', which have it")
+
+
+def bound_walk(
+    states: torch.Tensor,
+    coef: torch.Tensor,
+    flags: torch.Tensor,
+    cursor: torch.Tensor,
+    network: Network,
+    net_in: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    chain: torch.Tensor | None,
+    row_vectors: torch.Tensor | None,
+    chain_vectors: torch.Tensor | None,
+    uncond_vectors: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+) -> Callable[[int], None]:
+    """A walk as a function of the count of rows: see :func:`ulam_kernels.walk`."""
+    _check_known(network)
+    known, shape, shift = packed(network, states.device), shape_of(network), blocks_shift(network.inputs)
+    registers, chains = states.shape[:2]
+    guided, reduces = uncond_vectors is not None, bool((flags & REDUCED.value).any())
+    programs = -(-chains // shape.chains)
+    if known.room:
+        programs = min(programs, PROGRAMS)
+    missing = (0 if seed is not None else table.READS_Z) | (0 if network.learned else table.LEARNED)
+    missing |= 0 if reduces else REDUCED.value
+    scratch = known.weights.new_empty(max(programs * shape.chains * known.room, 1))
+    now = torch.empty(2, chains, dtype=torch.int64, device=states.device)
+    model = states.new_empty(chains, network.output_width or 0)
+    uncond = torch.empty_like(model) if guided else None
+    scales = states.new_empty(chains, 4) if reduces else None
+    vectors = [t if t is not None and t.numel() else known.numbers for t in (row_vectors, chain_vectors)]
+    other = known.numbers if guided and not network.chain_width else uncond_vectors
+    options = {"R": registers, "MISSING": missing, "CODE": known.code, "PLACES": known.places, "ROOM": known.room,
+               "CHAINS": shape.chains, "SHIFT": shift, "HELD": shape.held, "DEPTH": shape.depth, "STAGES": shape.stages,
+               "PRECISION": multiplied(network), "num_warps": shape.warps, **EXACT}  # fmt: skip
+
+    def run(steps: int) -> None:
+        with on_device(states):
+            walk_tiles[(programs,)](
+                states, coef, flags, cursor, net_in, seed, chain, *vectors, other, guidance if guided else None,
+                known.weights, known.numbers, scratch, now, model, uncond, scales, chains, len(flags), steps, **options,
+            )  # fmt: skip
+
+    return run

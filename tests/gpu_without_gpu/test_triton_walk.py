@@ -1,0 +1,155 @@
+"""Whole chains in Triton without a GPU: what the interpreter makes of them, and what they compile to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import triton_interpreter
+from bit_comparison import same_bits
+from ulam_kernels.networks import PRECISIONS, Network
+from walk_cases import Builder, Walk, mlp, random_walk
+
+NETWORKS = {"wide": (14, 256, 256, 256, 14), "plane": (2, 64, 64, 2)}
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
+# Words that are kept in local memory: by the assembler of Triton 3.7 for sm_100 where the one of 3.6 keeps none.
+SPILLED = {(100, "bf16", "wide"): 6, (100, "float32", "wide"): 2}
+MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
+
+
+def test_interpreted_walks_agree_with_the_cpu() -> None:
+    """float32: its bits, but for LayerNorm; else within the errors of `walk_errors`. One chain's bits in any batch."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    triton_interpreter.run("check_walks")
+
+
+def launched(walk: Walk, target: Any, **options: Any) -> tuple[Any, Walk]:
+    """(the kernel that `bound_walk` launches, the walk after it). target: a compute capability, or a GPUTarget's."""
+    from triton.backends.compiler import GPUTarget
+
+    import triton_simulator
+    from ulam_kernels.triton import walk as backend
+
+    after = replace(walk, states=walk.states.clone(), cursor=walk.cursor.clone())
+    names = ("seed", "chain", "row_vectors", "chain_vectors", "uncond_vectors", "guidance")
+    given = [walk.given.get(name) for name in names]
+    gpu_target = GPUTarget(*(target if isinstance(target, tuple) else ("cuda", target, 32)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(triton_simulator.MODULES, backend.walk_tiles, backend)
+        with triton_simulator.simulated(gpu_target, **options) as gpu:
+            memory = (after.states, walk.table.coef, walk.table.flags, after.cursor)
+            backend.bound_walk(*memory, walk.network, walk.net_in, *given)(walk.steps)
+    return gpu.compiled[0], after
+
+
+def compiled(target: Any, widths: tuple[int, ...], precision: str, chains: int = 4, **other: Any) -> Any:
+    rng = np.random.default_rng(0)
+    network = replace(mlp(rng, widths), precision=precision)
+    return launched(random_walk(rng, chains, widths[0], 1, network=network, learned=False, **other), target)[0]
+
+
+def residual(rng: np.random.Generator, n: int, learned: bool) -> Network:
+    """What depends on the row and on the chain, two inputs, a sum that goes around, odd widths."""
+    b = Builder(rng, n)
+    first = b.unary(b.linear(17, [0], ("row", "constant")), "gelu")
+    block = b.unary(b.linear(9, [first, 0], ("row", "chain")), "silu")
+    last = b.binary("add", first, b.linear(17, [block]), 17)
+    b.linear(2 * n if learned else n, [b.unary(last, "mish")], ("constant",))
+    return b.network()
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_ptx_gives_the_bits_of_the_cpu_in_float32(guided: bool, learned: bool) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    rng = np.random.default_rng([guided, learned])
+    network = residual(rng, 3, learned)
+    walk = random_walk(rng, 6, 3, 2, network=network, learned=learned, guided=guided, together=not guided, steps=2)
+    _, after = launched(walk, 90, execute=True)
+    expected = walk.run("cpu")
+    assert same_bits(after.states, expected[0]) and torch.equal(after.cursor, expected[1])
+    assert not torch.equal(after.states, walk.states)
+
+    def altered(ptx: str) -> str:
+        """The high part of ln 2 off by a unit in the last place."""
+        assert "0f3F317200" in ptx or "0fBF317200" in ptx
+        return ptx.replace("0fBF317200", "0fBF317201").replace("0f3F317200", "0f3F317201")
+
+    assert not same_bits(launched(walk, 90, execute=True, alter=altered)[1].states, expected[0])
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_walks_compile_within_a_multiprocessor(name: str, precision: str, architecture: int, tmp_path: Path) -> None:
+    """No local memory, and no weights brought out of the loop over rows beyond what shared memory holds."""
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    from machine_code import disassemble, opcodes
+
+    kernel = compiled(architecture, NETWORKS[name], precision)
+    assert kernel.metadata.shared <= SHARED[architecture]
+    names = opcodes(disassemble(kernel, tmp_path))
+    spilled = max(sum(each.startswith(kind) for each in names) for kind in ("LDL", "STL"))
+    assert spilled <= SPILLED.get((architecture, precision, name), 0)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
+    used = re.search(r"REG:(\d+) STACK:(\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
+    assert used and int(used[1]) <= 255 and (int(used[2]) == 0) == (spilled == 0)
+    unit = "FFMA" if precision == "float32" else "HMMA" if name == "wide" else MATRIX_UNITS[architecture]
+    assert any(each.startswith(unit) for each in names)
+    ptx = kernel.asm["ptx"]
+    assert (precision == "float32") == (not re.search(r"ex2\.approx\.ftz", ptx)), "activations"
+    if precision == "float32":
+        assert not re.search(r"ex2\.|lg2\.|\.approx|\.ftz|div\.full", ptx)
+
+
+def test_nothing_is_compiled_again_when_chains_steps_or_rows_change() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    kernels = [compiled(90, NETWORKS["plane"], "bf16", chains) for chains in (1, 2, 16, 70, 1000)]
+    assert all(kernel is kernels[0] for kernel in kernels)
+
+
+def test_guided_walks_compile_without_local_memory(tmp_path: Path) -> None:
+    """Guidance by two branches, and net_in."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from machine_code import disassemble, opcodes
+
+    for precision in ("bf16", "tf32x3"):
+        kernel = compiled(90, NETWORKS["wide"], precision, guided=True, scaled=True)
+        names = opcodes(disassemble(kernel, tmp_path))
+        assert not [name for name in names if name.startswith(("LDL", "STL"))]
+        assert kernel.metadata.shared <= SHARED[90]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_largest_networks_find_room_in_shared_memory(precision: str) -> None:
+    """The widest there are; and one of so many narrow matrices that they are not all held along the rows."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    for architecture, widths in ((80, (256, 512, 512, 256)), (90, (40, *(64,) * 12, 40))):
+        assert compiled(architecture, widths, precision).metadata.shared <= SHARED[architecture]
+
+
+def test_walks_compile_for_amd() -> None:
+    pytest.importorskip("triton.backends.amd.compiler", reason="this Triton has no AMD backend")
+    for precision in PRECISIONS:
+        kernel = compiled(("hip", "gfx942", 64), NETWORKS["wide"], precision)
+        assert kernel.metadata.shared <= 64 * 1024
+        assert re.search(r"v_mfma_f32_\w+_bf16" if precision == "bf16" else r"v_mfma_f32_\w+_f32", kernel.asm["amdgcn"])
+
+
+def test_the_model_of_time_meets_its_goals() -> None:
+    """It checks its own counts of products; a unit's limit is below what is expected of it."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from bench.walk_model import CASES, predicted
+
+    for widths, precision, chains, goal in CASES:
+        model = predicted(widths, precision, chains)
+        assert 0 < model["limit ms"] <= model["expected ms"]
+        assert goal is None or model["expected ms"] <= goal, (widths, precision)
