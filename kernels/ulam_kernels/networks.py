@@ -41,7 +41,7 @@ from ulam_kernels.instructions import Unary as Unary
 from ulam_kernels.instructions import as_tuple, assign, floats, operands_of, values_of
 
 PRECISIONS = ("float32", "bf16", "bf16_dot", "tf32x3")
-ROUNDED = ("bf16", "bf16_dot")
+TF32X3 = 3  # of them; float32 for native code
 MAX_INPUTS = 256
 LINEAR, UNARY, BINARY, LAYER_NORM, LAYER_NORM_GRADIENT = range(5)  # of an instruction's code
 HEADER, STRIDE = 8, 12
@@ -62,9 +62,9 @@ class Network:
         precision: "float32"; "bf16", to which matrices are rounded here, all else as before: few chains, which wait
             for weights, are then faster; or "bf16_dot", to which what they are multiplied with is rounded as well, so
             that processors with AVX512_BF16 multiply pairs: more at many chains, slow without. All three have the same
-            bits everywhere. Errors, rms over that of the output, median and worst of 40 random networks of depth 1 to
-            4: float32 3e-7 and 1e-6, "bf16" 1.8e-3 and 3.7e-3, "bf16_dot" 2.6e-3 and 5.2e-3. Triton rounds both
-            factors in either. "tf32x3" is float32, by tensor cores where Triton runs.
+            bits on every CPU. "tf32x3" is float32, by tensor cores where Triton runs; Triton rounds x in "bf16" too.
+            Errors, rms over that of the output, median and worst of 40 random networks of depth 1 to 4: float32 3e-7
+            and 1e-6, "bf16" 1.8e-3 and 3.7e-3, "bf16_dot" 2.6e-3 and 5.2e-3.
         energy: the number of a value of width 1 that `evaluate_network` gives beside the output, or None.
 
     Raises:
@@ -100,7 +100,7 @@ class Network:
         for number, instruction in enumerate(instructions):
             self._check(instruction, f"instructions[{number}]", written)
             written.add(instruction.out)
-        if self.precision in ROUNDED:
+        if self.precision in ("bf16", "bf16_dot"):
             assign(self, instructions=tuple(_rounded(instruction) for instruction in instructions))
         output = whole(self.output, "output", 0, len(widths) - 1)
         wide = widths[output] if self.output_width is None else whole(self.output_width, "output_width", 1, MAX_WIDTH)
@@ -146,7 +146,7 @@ class Network:
         """The network in whole numbers, for native code.
 
         It is inputs, row_width, chain_width, output, count of constants, count of instructions, number of the
-        precision (tf32x3: 0), energy or -1, the widths, then for each instruction twelve numbers: its kind, out, and
+        precision, energy or -1, the widths, and then for each instruction twelve numbers: its kind, out, and
 
             LINEAR       input, second input or -1, offset of the weights, of the second ones, start, second start
             UNARY        value, function, offset of its parameter
@@ -169,9 +169,8 @@ class _Encoder:
         self.data = [network.constants]
         self.length = len(network.constants)
         head = (network.inputs, network.row_width, network.chain_width, network.output, self.length)
-        precision = 0 if network.precision == "tf32x3" else PRECISIONS.index(network.precision)
         energy = -1 if network.energy is None else network.energy
-        code = [*head, len(network.instructions), precision, energy, *network.widths]
+        code = [*head, len(network.instructions), PRECISIONS.index(network.precision) % TF32X3, energy, *network.widths]
         for instruction in network.instructions:
             words = self._words(instruction)
             code += [*words, *[0] * (STRIDE - len(words))]

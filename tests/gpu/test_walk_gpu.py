@@ -15,9 +15,9 @@ import ulam_kernels
 from bit_comparison import same_bits
 from triton_walk_cases import Result, agrees, case, plain_case
 from ulam_kernels import Table
-from ulam_kernels.networks import PRECISIONS
 from ulam_kernels.walks import BoundWalk
 from walk_cases import Walk
+from walk_errors import PRECISIONS
 
 REASON = ulam_kernels.backends()["triton"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON != "usable", reason=f"no GPU for Triton: {REASON}")]

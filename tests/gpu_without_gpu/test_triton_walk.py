@@ -14,8 +14,9 @@ import torch
 
 import triton_interpreter
 from bit_comparison import same_bits
-from ulam_kernels.networks import PRECISIONS, Network
+from ulam_kernels.networks import Network
 from walk_cases import Builder, Walk, mlp, random_walk
+from walk_errors import PRECISIONS
 
 NETWORKS = {"wide": (14, 256, 256, 256, 14), "plane": (2, 64, 64, 2)}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have

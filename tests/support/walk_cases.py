@@ -84,14 +84,17 @@ class Builder:
                        self.row, self.chain, output)  # fmt: skip
 
 
-def random_network(rng: np.random.Generator, n: int, learned: bool = False, hidden: int = 3) -> Network:
-    """Residual blocks with every kind of instruction, of odd widths."""
+def random_network(
+    rng: np.random.Generator, n: int, learned: bool = False, hidden: int = 3, gradients: bool = True
+) -> Network:
+    """Residual blocks with every kind of instruction (those of ``gradients`` too), of odd widths."""
+    functions = FUNCTIONS if gradients else FUNCTIONS[: FUNCTIONS.index("elu") + 1]
     kinds = ((), ("row",), ("constant", "row"), ("row", "chain"), ("chain",))
     b = Builder(rng, n)
     width = int(rng.integers(1, 75))
     last = b.linear(width, [0], ("row", "constant"))
     for _ in range(hidden):
-        function = FUNCTIONS[rng.integers(len(FUNCTIONS))]
+        function = functions[rng.integers(len(functions))]
         parameter = 0.25 if function.startswith(("leaky_relu", "elu")) else None
         block = b.norm(last, rng.random() < 0.5, rng.random() < 0.5) if rng.random() < 0.5 else last
         block = b.unary(block, function, parameter)
@@ -99,7 +102,7 @@ def random_network(rng: np.random.Generator, n: int, learned: bool = False, hidd
         inputs = [block, 0] if rng.random() < 0.5 else [block]
         block = b.unary(b.linear(wide, inputs, kinds[rng.integers(5)]), FUNCTIONS[rng.integers(9)])
         block = b.linear(width, [block], kinds[rng.integers(5)])
-        if rng.random() < 0.3:
+        if gradients and rng.random() < 0.3:
             gradient = ("constant", "row", "chain", block)[rng.integers(4)]
             block = b.norm_gradient(last, gradient, bool(rng.random() < 0.5))
         block = b.binary("mul", block, ("constant", "row", "chain")[rng.integers(3)], width)
@@ -167,9 +170,9 @@ def stable_table(rng: np.random.Generator, registers: int, learned: bool) -> Tab
 
 def random_walk(rng: np.random.Generator, chains: int, n: int, registers: int, *, network: Network | None = None,
                 learned: bool = True, guided: bool = False, scaled: bool = False, together: bool = False,
-                steps: int = 4) -> Walk:  # fmt: skip
+                steps: int = 4, gradients: bool = True) -> Walk:  # fmt: skip
     """Chains at rows of their own, or `together`; one in five is idle, unless they are together."""
-    network = network or random_network(rng, n, learned)
+    network = network or random_network(rng, n, learned, gradients=gradients)
     table = stable_table(rng, registers, network.learned)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
 

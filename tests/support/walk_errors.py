@@ -26,6 +26,7 @@ from walk_cases import Walk
 UNIT = 2.0**-24
 SUMS = {"float32": UNIT, "tf32x3": 2.0**-22, "bf16": 2.0**-22}
 FACTORS = {"float32": 0.0, "tf32x3": 2.0**-20, "bf16": 2.0**-8}
+PRECISIONS = tuple(FACTORS)
 LAMBDA = 6.0
 LARGEST_NORMAL = 7.0  # of noise-v1: sqrt(66 ln 2) at most
 

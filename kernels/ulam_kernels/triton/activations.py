@@ -16,7 +16,8 @@ from ulam_kernels.triton.likelihood import TANH_CUBIC, TANH_SCALE, expm1, full, 
 from ulam_kernels.triton.row import exp
 
 IDENTITY, SILU, RELU, GELU, GELU_TANH, TANH, SIGMOID, MISH, SOFTPLUS, LEAKY_RELU, ELU = (
-    tl.constexpr(place) for place in range(FUNCTIONS.index("elu") + 1)
+    tl.constexpr(place)
+    for place in range(FUNCTIONS.index("elu") + 1)  # the slopes behind are not here
 )
 
 PTX = tl.constexpr(not triton.knobs.runtime.interpret)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from ulam_kernels import table
-from ulam_kernels.networks import HEADER, LAYER_NORM, LINEAR, ROUNDED, UNARY, Binary, LayerNorm, Linear, Network, Unary
+from ulam_kernels.networks import HEADER, LAYER_NORM, LINEAR, UNARY, LayerNormGradient, Linear, Network, Unary
 from ulam_kernels.triton.execute import execute
 from ulam_kernels.triton.launch import EXACT, blocks_shift, on_device
 from ulam_kernels.triton.network import LEAST, evaluate, padded, room, whole_matrices, width, words
@@ -31,7 +31,7 @@ from ulam_kernels.triton.tick import advance_tile
 
 NARROW = 64  # a network of at most this width has its matrices on chip, whole
 PROGRAMS = 528  # of a wider one at a time: four a multiprocessor of the largest GPUs
-BYTES = {"float32": 4, "bf16": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
+BYTES = {"float32": 4, "bf16": 2, "bf16_dot": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
 HELD_BYTES = 56 * 1024  # beside blocks that are under way, within the 163 KiB of the smallest
 # Read one number at a time, or at addresses that are not known when the kernel is compiled.
 ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors"]
@@ -165,11 +165,11 @@ class Packed(NamedTuple):
 
 def shape_of(network: Network) -> Shape:
     """Of the network alone: it settles the order of sums. What fits the registers: see bench/walk_model.py."""
-    widest, precision = padded(max(network.widths)), multiplied(network)
+    widest, precision = padded(max(network.widths)), network.precision
     if widest <= NARROW:
         shape = Shape(32, 16, 1, 4) if precision == "float32" else Shape(64, NARROW, 1, 4)
     else:
-        depth, stages = {"float32": (16, 2), "tf32x3": (32, 3), "bf16": (64, 3)}[precision]
+        depth, stages = {"float32": (16, 2), "tf32x3": (32, 3)}.get(precision, (64, 3))
         shape = Shape(16, max(LEAST, depth * 256 // max(widest, 256)), stages, 8)
     sizes = [
         [padded(size) for size in w.shape] for i in network.instructions if isinstance(i, Linear) for w in i.weights
@@ -212,7 +212,7 @@ def _pack(network: Network, device: torch.device) -> Packed:
         for at in _values_in(line):
             line[at] = number[line[at]]
         code += line
-    dtype = torch.bfloat16 if multiplied(network) == "bf16" else torch.float32
+    dtype = torch.bfloat16 if network.precision in ("bf16", "bf16_dot") else torch.float32
     weights = torch.cat([*matrices, torch.zeros(LEAST)]).to(device, dtype)
     places, taken = [-1] * len(number), 0
     for value in sorted(streamed):
@@ -229,20 +229,6 @@ def _values_in(line: list[int]) -> list[int]:
     return [at + 1 for at in (3, 5) if line[at] == 0]
 
 
-def multiplied(network: Network) -> str:
-    """How matrices are multiplied: both factors are rounded in either form of bf16."""
-    return "bf16" if network.precision in ROUNDED else network.precision
-
-
-def _check_known(network: Network) -> None:
-    """Raises ValueError for instructions that this backend does not have: those of gradients."""
-    for instruction in network.instructions:
-        slope = isinstance(instruction, Unary) and instruction.function.endswith("_slope")
-        if slope or not isinstance(instruction, Linear | Unary | Binary | LayerNorm):
-            got = instruction.function if isinstance(instruction, Unary) else type(instruction).__name__
-            raise ValueError(f"backend: got 'triton' for {got}, expected 'cpu' or 'reference', which have it")
-
-
 def bound_walk(
     states: torch.Tensor,
     coef: torch.Tensor,
@@ -257,8 +243,15 @@ def bound_walk(
     uncond_vectors: torch.Tensor | None,
     guidance: torch.Tensor | None,
 ) -> Callable[[int], None]:
-    """A walk as a function of the count of rows: see :func:`ulam_kernels.walk`."""
-    _check_known(network)
+    """A walk as a function of the count of rows: see :func:`ulam_kernels.walk`.
+
+    Raises:
+        ValueError: an instruction of energies' gradients, which this backend does not have.
+    """
+    for one in network.instructions:
+        name = one.function if isinstance(one, Unary) else type(one).__name__
+        if name.endswith("_slope") or isinstance(one, LayerNormGradient):
+            raise ValueError(f"network: got {name}, expected instructions that the backend 'triton' has: no gradients")
     known, shape, shift = packed(network, states.device), shape_of(network), blocks_shift(network.inputs)
     registers, chains = states.shape[:2]
     guided, reduces = uncond_vectors is not None, bool((flags & REDUCED.value).any())
@@ -276,7 +269,7 @@ def bound_walk(
     other = known.numbers if guided and not network.chain_width else uncond_vectors
     options = {"R": registers, "MISSING": missing, "CODE": known.code, "PLACES": known.places, "ROOM": known.room,
                "CHAINS": shape.chains, "SHIFT": shift, "HELD": shape.held, "DEPTH": shape.depth, "STAGES": shape.stages,
-               "PRECISION": multiplied(network), "num_warps": shape.warps, **EXACT}  # fmt: skip
+               "PRECISION": network.precision.removesuffix("_dot"), "num_warps": shape.warps, **EXACT}  # fmt: skip
 
     def run(steps: int) -> None:
         with on_device(states):
