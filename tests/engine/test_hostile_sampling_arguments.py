@@ -67,7 +67,7 @@ def engine_arguments() -> Given:
 def policy_arguments() -> Given:
     given = guided()
     return {name: given[name] for name in ("sampler", "chains", "seed", "cond", "uncond")} | {
-        "denoiser": DENOISER, "shape": SHAPE, "guidance": 2.0, "backend": None,
+        "denoiser": DENOISER, "shape": SHAPE, "guidance": 2.0, "backend": None, "mask": None, "precision": "float32",
     }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_first_states_may_be_given() -> None:
     policy = ulam.Policy(net, program[3:], (2,), 4)
     assert torch.equal(policy(x_init=half), whole)  # DDIM makes no noise
     for wrong in (half[:2], half.tolist(), half[0]):
-        with pytest.raises(ValueError, match=r"^x_init: got .*, expected a tensor \[4, 2\]"):
+        with pytest.raises(ValueError, match=r"^x_init: got .*, expected a float tensor \[4, 2\]"):
             policy(x_init=wrong)
 
 
@@ -167,3 +167,49 @@ def test_many_threads_sample_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(lambda i: walked(net, DDPM(6), (2,), range(i, i + 5)), range(0, 40, 5)))
     assert torch.equal(torch.cat(parts), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_dot"])
+def test_precisions_are_the_same_in_every_way_to_ask(precision: str) -> None:
+    net, cond = denoiser(), observed(1, 3)[0]
+    given: dict[str, Any] = {"cond": cond, "progress": False}
+    policy = ulam.Policy(net, DDIM(5), (4, 3), 3, 3, cond=cond, precision=precision)
+    sampled = ulam.sample(net, DDIM(5), (4, 3), 3, 3, chain_kernel=precision, **given)
+    engine = ulam.Engine(net, (4, 3), 2, chain_kernel=precision)
+    job = engine.submit(DDIM(5), 3, 3, cond=cond)
+    assert torch.equal(policy(), sampled) and torch.equal(engine.run()[job], sampled)
+    assert engine.report.chain_kernel == precision
+    whole = walked(net, DDIM(5), (4, 3), range(3), cond=cond)
+    error = ((sampled - whole).pow(2).mean() / whole.pow(2).mean()).sqrt()
+    assert 1e-5 < error < 0.02
+    with torch.no_grad():
+        net.net.first.weight *= 1.5
+    policy.calls = 0
+    now = policy()
+    assert not torch.equal(now, sampled)
+    assert torch.equal(now, ulam.sample(net, DDIM(5), (4, 3), 3, 3, chain_kernel=precision, **given))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_known_elements_are_kept_as_a_planner_writes_them(each: bool) -> None:
+    """Beside the loop of planners: after every step the known elements are written back."""
+    net = denoiser("tutorial")
+    mask = torch.tensor([[True, False], [True, False]]) if each else torch.tensor([True, False])
+    known = torch.tensor([[0.5, 9.0], [-0.25, 9.0]])
+    program = net.program(DDIM(6))
+    policy = ulam.Policy(net, DDIM(6), (2,), 2, 3, mask=mask)
+    x = ulam.noise.normal((2,), chains=2, seed=3, tag=1)
+    states = torch.where(mask, known, x)
+    for row in range(len(program)):
+        states = ulam.Policy(net, program[row : row + 1], (2,), 2, 3)(x_init=states)
+        states = torch.where(mask, known, states)
+    planned = policy(known=known)
+    assert torch.equal(planned, states) and torch.equal(planned[:, 0], known[:, 0])
+    policy.calls = 0
+    assert torch.equal(policy(), states)
+    with pytest.raises(ValueError, match=r"^known: got a tensor in a policy without a mask"):
+        ulam.Policy(net, DDIM(6), (2,))(known=known[:1])
+    with pytest.raises(ValueError, match=r"^known: got .*, expected a float tensor \[2, 2\]"):
+        policy(known=known[:1])
+    with pytest.raises(ValueError, match=r"^mask: got .*, expected a bool tensor \[2\] or \[2, 2\]"):
+        ulam.Policy(net, DDIM(6), (2,), 2, mask=torch.ones(2))

@@ -42,6 +42,7 @@ class CompiledChain:
     def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> None:
         self._net, self._about = denoiser.net, (shape, {name: _sample(value) for name, value in cond.items()})
         self._lock = threading.Lock()
+        self._rounded: tuple[Network, Network] | None = None
         self.names = tuple(cond)
         self._trace(denoiser)
 
@@ -88,6 +89,15 @@ class CompiledChain:
                 return False
             self._read()
             return True
+
+    def rounded(self, precision: str) -> Network:
+        """The network with its matrices in this precision, see :class:`ulam_kernels.networks.Network`; made once."""
+        if precision == self.network.precision:
+            return self.network
+        known = self._rounded
+        if known is None or known[0] is not self.network or known[1].precision != precision:
+            self._rounded = known = self.network, replace(self.network, precision=precision)
+        return known[1]
 
     def row_vectors(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """``[rows, row_width]``: what depends on time alone, for each of these times ``[rows]`` by itself."""

@@ -28,10 +28,15 @@ from .row_table import Place
 from .slots import IDLE_ROW
 from .tick_needs import TickNeeds
 
-CHOICES = ("auto", "on", "off")
+CHOICES = ("auto", "on", "off", "bf16", "bf16_dot")
 BACKENDS = ("cpu", "reference")
 FAILED = 4  # the line of the cursor
 MOST_TICKS = 64  # of one walk: a cancelled job leaves after it
+
+
+def precision_of(chain_kernel: str) -> str:
+    """The precision of the kernel's matrices under a choice of :data:`CHOICES`."""
+    return chain_kernel if chain_kernel in ("bf16", "bf16_dot") else "float32"
 
 
 def why_not(
@@ -62,9 +67,9 @@ def why_not(
 class Chains:
     """The network in the kernel, with the vectors of the rows in the table and of the chains in the slots."""
 
-    def __init__(self, compiled: CompiledChain, denoiser: Denoiser, buffers: Buffers) -> None:
-        self._compiled, self._buffers = compiled, buffers
-        self._network = compiled.network
+    def __init__(self, compiled: CompiledChain, denoiser: Denoiser, buffers: Buffers, precision: str) -> None:
+        self._compiled, self._buffers, self._precision = compiled, buffers, precision
+        self._network = compiled.rounded(precision)
         self._written: dict[Program, Place] = {}
         self.seconds = 0.0
         self._denoiser = denoiser
@@ -104,8 +109,8 @@ class Chains:
     def follow(self, groups: list[Group[Job]]) -> None:
         """Bring all vectors up to date: of weights that have changed, of programs and tables that have moved."""
         self._compiled.refresh()
-        if self._compiled.network is not self._network:
-            self._network = self._compiled.network
+        if (now := self._compiled.rounded(self._precision)) is not self._network:
+            self._network = now
             self._allocate()
             self.enter(groups)
         elif len(self._rows) != len(self._buffers.rows):
@@ -190,11 +195,11 @@ def differences(job: Job) -> str:
     return ""
 
 
-def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buffers) -> Chains:
+def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buffers, precision: str) -> Chains:
     """The network in the kernel, for an engine whose first job this is. Raises TypeError where it does not fit."""
     if different := differences(job):
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
     if compiled.network.learned:
         raise TypeError("net: got one with learned variances, expected one of outputs shaped like x")
-    return Chains(compiled, denoiser, buffers)
+    return Chains(compiled, denoiser, buffers, precision)

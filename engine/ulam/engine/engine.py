@@ -21,7 +21,7 @@ from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
-from .chains import CHOICES, chains_of, why_not
+from .chains import CHOICES, chains_of, precision_of, why_not
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
 from .ladder import Ladder
@@ -76,6 +76,7 @@ class Engine:
         chain_kernel: "on" walks whole chains in one kernel, the network included (:mod:`ulam.chain_kernel`): it is read
             at the first job, and raises where it does not fit. "auto" then calls the network as ever, and the report
             says why. A chain's bits are those of the kernel in any company, not those of torch; "off" is torch's.
+            "bf16" and "bf16_dot" are "on" with matrices in that precision, see :class:`ulam_kernels.networks.Network`.
             Weights, attributes and hooks of modules that change are seen before the next ticks; globals and closures of
             functions are not.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
@@ -147,7 +148,7 @@ class Engine:
             where, dtype, name, network, sizes, ladder=ladder is not None, branches=branches > 0, trace=trace,
             unchecked=not check_finite,
         )  # fmt: skip
-        if chain_kernel == "on" and self._against_chains:
+        if chain_kernel not in ("auto", "off") and self._against_chains:
             raise ValueError(f"{self._against_chains}, or chain_kernel='auto'")
         self._closed = False  # new jobs are refused
         self._watchdog: Watchdog | None = None
@@ -247,11 +248,13 @@ class Engine:
         try:
             if self._against_chains:
                 raise TypeError(self._against_chains)
-            self._runner.chains = chains_of(self.denoiser, self.shape, job, self._runner.buffers)
+            self._runner.chains = chains_of(
+                self.denoiser, self.shape, job, self._runner.buffers, precision_of(self._chain_kernel)
+            )
             self._runner.outputs = self._runner.chains.evaluate
-            self.report.chain_kernel = "on"
+            self.report.chain_kernel = "on" if self._chain_kernel == "auto" else self._chain_kernel
         except TypeError as error:
-            if self._chain_kernel == "on":
+            if self._chain_kernel != "auto":
                 raise
             self.report.chain_kernel = str(error).split("\n")[0]
         self._chain_kernel = "off"

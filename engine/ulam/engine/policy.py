@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ulam_kernels.arguments import whole
+from ulam_kernels.arguments import choice, described, whole
 from ulam_kernels.tracing import not_recorded
 
 from ..arguments import check_shape
@@ -22,6 +22,7 @@ from .submission import job_of
 from .walker import Walker, walks
 
 MOST_CALLS = 1 << 40
+PRECISIONS = ("float32", "bf16", "bf16_dot")
 
 
 class Policy:
@@ -39,6 +40,10 @@ class Policy:
         cond: an example of the observations, ``[n, ...]`` by name, or :func:`ulam.shared`.
         guidance, uncond: weights of classifier-free guidance and the arguments of its other branch, as
             :func:`ulam.sample` has them.
+        mask: bool ``[*shape]`` or ``[n, *shape]``: elements that are known, as the first state of a plan is, and are
+            written back after every row [Janner 2022]; each call then takes ``known``.
+        precision: of the network's matrices, "float32", "bf16" or "bf16_dot", see
+            :class:`ulam_kernels.networks.Network`.
         backend: "cpu" or "reference".
 
     Attributes:
@@ -61,6 +66,8 @@ class Policy:
         cond: Cond | None = None,
         guidance: float | Sequence[float] | torch.Tensor | None = None,
         uncond: Cond | None = None,
+        mask: torch.Tensor | None = None,
+        precision: str = "float32",
         backend: str | None = None,
     ) -> None:
         options = check_options(denoiser, torch.float32, NetworkOptions())
@@ -69,6 +76,9 @@ class Policy:
         name, _ = backend_name(denoiser, cpu, backend, torch.float32)
         if against := why_not(cpu, torch.float32, name, options, self.shape):
             raise ValueError(f"{against}, or an ulam.Engine")
+        choice(precision, "precision", PRECISIONS)
+        if mask is not None:
+            check_mask(mask, self._chains, self.shape)
         job = job_of(denoiser, self.shape, sampler, self._chains, seed, cond, guidance, uncond, None, None, None, None,
                      0, None, 0.0)  # fmt: skip
         if not walks(job):
@@ -79,7 +89,8 @@ class Policy:
         self._seed, self._lock, self.calls = job.seed, threading.Lock(), 0
         self._compiled = compiled_once(denoiser, self.shape, job.cond)
         self._walker = Walker(self._compiled, job.program, self.shape, self._chains, guided=job.weights is not None,
-                              times=denoiser.time_dtype, backend=backend)  # fmt: skip
+                              times=denoiser.time_dtype, backend=backend, precision=precision,
+                              mask=None if mask is None else mask.clone())  # fmt: skip
         self._walker.condition(job.cond)
         self._guided = job.guidance is not None
         if job.guidance is not None:
@@ -89,13 +100,19 @@ class Policy:
 
     @not_recorded
     def __call__(
-        self, cond: Cond | None = None, *, uncond: Cond | None = None, x_init: torch.Tensor | None = None
+        self,
+        cond: Cond | None = None,
+        *,
+        uncond: Cond | None = None,
+        x_init: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The actions ``[n, *shape]`` for these observations, in memory that the next call writes over.
 
         Args:
             cond, uncond: as at construction; None keeps those of the last call.
             x_init: ``[n, *shape]``, first states in place of noise, at the level of the program's first row.
+            known: ``[n, *shape]``, of which the elements of ``mask`` are kept; None keeps those of the last call.
 
         Raises:
             TypeError, ValueError: an invalid argument.
@@ -103,15 +120,17 @@ class Policy:
         """
         if uncond is not None and not self._guided:
             raise ValueError("uncond: got one in a policy without guidance, expected None")
-        if x_init is not None and (
-            not isinstance(x_init, torch.Tensor) or tuple(x_init.shape) != (self._chains, *self.shape)
-        ):
-            got = list(x_init.shape) if isinstance(x_init, torch.Tensor) else type(x_init).__name__
-            raise ValueError(f"x_init: got {got}, expected a tensor {[self._chains, *self.shape]}")
+        if known is not None and self._walker.known is None:
+            raise ValueError("known: got a tensor in a policy without a mask, expected None, or Policy(mask=...)")
+        for name, given in (("x_init", x_init), ("known", known)):
+            if given is not None:
+                check_states(name, given, (self._chains, *self.shape))
         with self._lock:
             walker = self._walker
             if self._compiled.refresh():
                 walker.follow()
+            if known is not None and walker.known is not None:
+                walker.known.copy_(known)
             number = whole(self.calls, "calls", 0, MOST_CALLS)
             walker.begin(self._ids + number * self._chains, self._seed, 0, x_init)
             if cond is not None:
@@ -125,3 +144,15 @@ class Policy:
                 where = "".join(f" in chain {place} at row {row}" for place, row in list(failed.items())[:1])
                 raise RuntimeError(f"actions: got NaN or Inf{where}, expected finite numbers")
             return out
+
+
+def check_states(name: str, given: object, expected: tuple[int, ...]) -> None:
+    """Raises ValueError unless it is a float tensor of this shape."""
+    if not isinstance(given, torch.Tensor) or not given.is_floating_point() or tuple(given.shape) != expected:
+        raise ValueError(f"{name}: got {described(given)}, expected a float tensor {list(expected)}")
+
+
+def check_mask(mask: object, chains: int, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless it says of each element, or of each chain's, whether it is known."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape not in (shape, (chains, *shape)):
+        raise ValueError(f"mask: got {described(mask)}, expected a bool tensor {list(shape)} or {[chains, *shape]}")

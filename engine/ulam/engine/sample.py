@@ -17,7 +17,7 @@ from ..denoiser import Denoiser, Sampler
 from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import DEFAULT_SLOTS, backend_name, check_options, check_slots
-from .chains import CHOICES, why_not
+from .chains import CHOICES, precision_of, why_not
 from .engine import Engine
 from .errors import warn
 from .job import Job, Noise
@@ -138,12 +138,12 @@ def _walked(make: partial[Engine], job: Job, progress: bool) -> torch.Tensor | N
     if not walks(job):
         return None
     denoiser, shape, *_ = make.args
-    backend = make.args[4]
+    how = make.args[4], precision_of(make.keywords["chain_kernel"])
     with tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
         try:
-            out, failed = walked(denoiser, check_shape(shape), job, backend, bar.update if progress else None)
+            out, failed = walked(denoiser, check_shape(shape), job, *how, bar.update if progress else None)
         except TypeError:
-            if make.keywords["chain_kernel"] == "on":
+            if make.keywords["chain_kernel"] != "auto":
                 raise
             return None
     _tell(job, failed)

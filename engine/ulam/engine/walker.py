@@ -35,9 +35,10 @@ class Walker:
 
     def __init__(
         self, compiled: CompiledChain, program: Program, shape: tuple[int, ...], chains: int, *,
-        guided: bool, times: torch.dtype, backend: str | None,
+        guided: bool, times: torch.dtype, backend: str | None, precision: str, mask: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._compiled, self._program, self._guided, self._backend = compiled, program, guided, backend
+        self._precision, self._mask = precision, mask
         self._times = torch.tensor(program.time).to(times)
         rows = program.table(dtype=torch.float32)
         idle = Table(torch.zeros_like(rows.coef[:1]), torch.zeros_like(rows.flags[:1]), rows.registers)
@@ -49,6 +50,7 @@ class Walker:
             self._cursor = torch.zeros(len(BEGIN), chains, dtype=torch.int64)
             self._ids = torch.zeros(3, chains, dtype=torch.int64)  # seed, chain, and the draw of the first state
             self._weight = torch.ones(chains)
+            self.known = None if mask is None else torch.zeros(chains, *shape)
         if self._net_in is not None:
             self._scale = torch.full((chains,), float(np.float32(program.c_in[program.evaluating[0]])))
             self._shift = torch.zeros(chains)
@@ -57,7 +59,7 @@ class Walker:
 
     def _bind(self) -> None:
         """Read the network as it is now."""
-        self._network = network = self._compiled.network
+        self._network = network = self._compiled.rounded(self._precision)
         chains = self.states.shape[1]
         with torch.inference_mode(False):
             self._vectors = torch.zeros(2, chains, network.chain_width)
@@ -70,12 +72,12 @@ class Walker:
         self._run = BoundWalk(
             self.states, self._table, self._cursor, network, net_in=self._net_in, seed=self._ids[0],
             chain=self._ids[1], row_vectors=rows, chain_vectors=self._vectors[0], uncond_vectors=uncond[0],
-            guidance=uncond[1], backend=self._backend,
+            guidance=uncond[1], known=self.known, mask=self._mask, backend=self._backend,
         )  # fmt: skip
 
     def follow(self) -> None:
         """Take the network as its last refresh has read it."""
-        if self._network is not self._compiled.network:
+        if self._network is not self._compiled.rounded(self._precision):
             self._bind()
             for branch, told in self._told.items():
                 self.condition(told, branch)
@@ -94,6 +96,8 @@ class Walker:
             )  # fmt: skip
         else:
             x.copy_(x_init)
+        if self.known is not None and self._mask is not None:
+            torch.where(self._mask, self.known, x, out=x)
         self.states[1:] = 0
         if self._net_in is not None:
             ulam_kernels.affine(x, x, self._scale, self._shift, out=self._net_in, backend=self._backend)
@@ -132,7 +136,12 @@ class Walker:
 
 
 def walked(
-    denoiser: Denoiser, shape: tuple[int, ...], job: Job, backend: str | None, progress: Callable[[int], object] | None
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    job: Job,
+    backend: str | None,
+    precision: str,
+    progress: Callable[[int], object] | None,
 ) -> tuple[torch.Tensor, dict[int, int]]:
     """A job's final states ``[chains, *shape]``, and the rows at which chains failed, by their places.
 
@@ -141,14 +150,14 @@ def walked(
     if different := differences(job):
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
-    key = job.program, len(job.chains), job.weights is not None, backend
+    key = job.program, len(job.chains), job.weights is not None, backend, precision
     last = _LAST.pop(compiled, None)  # so that no other thread has it
     if last is not None and last[0] == key:
         walker = last[1]
         walker.follow()
     else:
         walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
-                        times=denoiser.time_dtype, backend=backend)  # fmt: skip
+                        times=denoiser.time_dtype, backend=backend, precision=precision)  # fmt: skip
     x_init = job.x_init.tensor.expand(len(job.chains), *shape) if isinstance(job.x_init, Shared) else job.x_init
     walker.begin(job.chains, job.seed, job.first_row, x_init)
     walker.condition(job.cond)
