@@ -18,6 +18,6 @@ def test_blocks_run_and_say_what_was_timed(capsys: Any) -> None:
     told = capsys.readouterr().out
     for what in ("ulam.Policy: median", "naive loop:  median", "instructions, ("):
         assert what in told, told
-    assert "".join(BLOCKS).count("assert ") == 1
+    assert "".join(BLOCKS).count("assert ") == 2
     assert namespace["actions"].shape == (1, 7, 2) and namespace["actions"].isfinite().all()
     assert "1000))" in PAGE
