@@ -36,7 +36,8 @@ class LMS(GridSampler):
     | vp-time | t of the VP SDE that has sigma / alpha 0.002 at t = 0.001 and 80 at 1 | deis [Zhang & Chen 2023, tAB] |
 
     euler_at_final: a row that ends at the data has order 1 and gives D, as in ComfyUI; the default for all polynomials
-    but "sigma", which extrapolates there too, as k-diffusion and diffusers do. With "vp-time" it is always so.
+    but "sigma", which extrapolates there too, as k-diffusion and diffusers do (ComfyUI's lms does not). With "vp-time"
+    it is always so.
 
     Beside ComfyUI: its ipndm_v has slips in the weights of orders 3 and 4, which at order 4 do not add up to the step;
     ours are Adams-Bashforth's. Its deis adds up 10,000 points for the integral, with errors of 1e-4; ours is exact.

@@ -65,7 +65,7 @@ COMFYUI: dict[str, Recipe] = {
     "exp_heun_2_x0_sde": _recipe(SEEDS, r=1.0, solver_type="phi_2"),
     "dpm_2": _recipe(DPM2),
     "dpm_2_ancestral": _recipe(DPM2, eta=1.0),
-    "lms": _recipe(LMS),
+    "lms": _recipe(LMS, euler_at_final=True),
     "dpm_fast": _recipe(DPMFast),
     "dpmpp_2s_ancestral": _recipe(DPMSolverPP2SAncestral),
     "dpmpp_2s_ancestral_cfg_pp": _recipe(DPMSolverPP2SAncestral, cfg_pp=True),
@@ -101,6 +101,7 @@ DROP_LAST = ("dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2")  # named sigmas
 
 # Functions of k-diffusion's and ComfyUI's sampling.py are sample_NAME, but for these.
 FUNCTIONS: dict[str, Recipe] = {
+    "sample_lms": _recipe(LMS),  # k-diffusion's, which has order 4 in the last row too
     "sample_unipc": COMFYUI["uni_pc"],
     "sample_unipc_bh2": COMFYUI["uni_pc_bh2"],
     "sample_euler_ancestral_RF": _recipe(EulerAncestral, rectified=True),
@@ -124,7 +125,7 @@ A1111: dict[str, Recipe] = {
     "DPM++ 3M SDE": _a1111("dpmpp_3m_sde", "exponential", drop_last=True),
     "Euler a": _a1111("euler_ancestral", "normal"),
     "Euler": _a1111("euler", "normal"),
-    "LMS": _a1111("lms", "normal"),
+    "LMS": _recipe(LMS, sigmas="normal"),
     "Heun": _a1111("heun", "normal"),
     "DPM2": _a1111("dpm_2", "karras", drop_last=True),
     "DPM2 a": _a1111("dpm_2_ancestral", "karras", drop_last=True),
@@ -187,6 +188,7 @@ def named(name: str, steps: int | None = None, *, sigmas: Any = None, **options:
 
     What KSampler and A1111 do beside the sampler is done too: the last but one of named sigmas is left out for dpm_2,
     dpm_2_ancestral, uni_pc, uni_pc_bh2 (not for sample_dpm_2, ...), DPM2, DPM2 a and DPM++ 3M SDE; UniPC ends above 0.
+    The last row of ComfyUI's lms gives D; sample_lms and LMS, k-diffusion's, extrapolate there.
     On flow schedules ComfyUI's ancestral samplers have a lower level of their own, rectified=True, and its solvers in
     log-SNR take log t for it; ours take log-SNR, but where the class says otherwise.
     Noise is ulam's own: that of *_sde has the law of their Brownian trees, on these steps, but not their numbers.
