@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ode_cases import assert_law_of_a_point_is_kept
 from sampler_cases import CONTINUOUS
@@ -281,7 +282,8 @@ def test_the_last_but_one_is_left_out_where_ksampler_does_so() -> None:
         assert not named(name, 9).drop_last and not named(name, sigmas=(3.0, 1.0, 0.0)).drop_last
     ratios = named("uni_pc", 9, sigmas="karras").grid(SD).ratios
     np.testing.assert_allclose(ratios, [*ten[:9], 0.001], rtol=1e-12)
-    np.testing.assert_allclose(named("uni_pc", sigmas=(3.0, 1.0, 0.0)).grid(SD).ratios, [3, 1, 0.001], rtol=1e-12)
+    for given in ((3.0, 1.0, 0.0), [3, 1, 0], np.array([3.0, 1.0, 0.0]), torch.tensor([3.0, 1.0, 0.0])):
+        np.testing.assert_allclose(named("uni_pc", sigmas=given).grid(SD).ratios, [3, 1, 0.001], rtol=1e-12)
     assert len(named("sample_heun", 10, sigmas="karras").grid(SD)) == 10
 
 

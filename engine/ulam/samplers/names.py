@@ -227,6 +227,7 @@ def recipe(
             raise ValueError(f"sigmas: got {described(sigmas)} with {name!r}, which has its own, expected None")
         for key in ("sigmas", "drop_last"):
             options.pop(key, None)
+        sigmas = sigmas.tolist() if hasattr(sigmas, "tolist") else sigmas  # an array of NumPy's, or a tensor
         if options.get("final") == NEARLY_ZERO and isinstance(sigmas, Sequence) and len(sigmas) and sigmas[-1] == 0:
             sigmas = sigmas[:-1]
         return Recipe(sampler, options if sigmas is None else options | {"sigmas": sigmas})
