@@ -34,7 +34,7 @@ def test_case_and_punctuation_do_not_matter(name: str, meant: str) -> None:
     assert named(name, 8) == named(meant, 8)
 
 
-@pytest.mark.parametrize("name", ["EULER", "dpm2", "UNIPC", "uni-pc", "Ddim", "Lcm", "HEUN"])
+@pytest.mark.parametrize("name", ["EULER", "dpm2", "UNIPC", "uni-pc", "Ddim", "Lcm", "HEUN", "uni pc", "DPM 2", "Lms"])
 def test_a_spelling_of_two_names_is_refused_with_both(name: str) -> None:
     with pytest.raises(ValueError, match=f"^name: got '{name}', expected '.*', ComfyUI's, or '.*', A1111's") as told:
         named(name, 8)

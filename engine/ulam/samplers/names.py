@@ -269,7 +269,8 @@ def _found(
             return (*COMFYUI[known], _schedule(ending[1:], False), _Kind(drops=known in DROP_LAST))
     label = _label(text)
     spelled = None if theirs else _COMFYUI_SPELLED.get(_spelled(function, pp=True))
-    both = spelled in COMFYUI and label is not None and text not in {*A1111, *ALIASES} and not {*" +"} & {*text}
+    both = spelled in COMFYUI and label is not None and text not in {*A1111, *ALIASES}
+    both = both and label is not None and not {*" +"} & {*text} & {*label[0]}  # which ComfyUI's names do not have
     if both and "_" not in text:
         expected = f"{spelled!r}, ComfyUI's, or {label and label[0]!r}, A1111's, whose levels differ"
         raise ValueError(f"{argument}: got {name!r}, expected {expected}")
