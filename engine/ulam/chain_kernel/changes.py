@@ -5,26 +5,40 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
+APART = (torch.nn.Module, torch.Tensor, type, ModuleType, type(None), *PLAIN[:-1])  # not looked into here
+DEEPEST = 3
 MODE = "training"  # which sampling sets
 
 
 class Held:
-    """What modules hold: another tensor, layer, hook or attribute in a place is another network."""
+    """What modules hold, and a callable that is none: another tensor, layer, hook or attribute is another network.
 
-    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+    Lists, dicts and objects among the attributes are looked into as well, three deep.
+    """
+
+    def __init__(self, modules: Iterable[torch.nn.Module], net: object = None) -> None:
         own = [vars(module) for module in modules]
-        self._dicts = own + [value for named in own for value in named.values() if isinstance(value, dict)]
+        seen: dict[int, object] = {id(named): named for named in own}  # so that no other takes its id
+        found = _all([value for named in own for value in named.values()] + [net], seen, DEEPEST)
+        self._dicts = own + [inside for inside in found if isinstance(inside, dict)]
+        self._lists = [inside for inside in found if isinstance(inside, list)]
+        self._cells = [inside for inside in found if isinstance(inside, CellType)]
         self._was = self._now()
-        names = chain.from_iterable(self._dicts)
-        self._modes = {at for at, name in enumerate(names) if name == MODE}
+        self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
+        containers: list[Any] = [*self._dicts, *self._lists]
+        self._copies = [(inside, inside.copy()) for inside in containers]
 
     def _now(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self._dicts)))
+        dicts = chain.from_iterable(map(dict.values, self._dicts))
+        return [*dicts, *chain.from_iterable(self._lists), *(cell.cell_contents for cell in self._cells)]
 
     def holds(self) -> bool:
         """Whether nothing has changed but modes."""
@@ -32,10 +46,65 @@ class Held:
         if len(now) != len(was):
             return False
         return all(map(operator.is_, now, was)) or all(
-            a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
+            a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))
             for at, (a, b) in enumerate(zip(now, was, strict=True))
             if at not in self._modes
         )
+
+    def restore(self) -> None:
+        """Put back what was held, where it has changed."""
+        for inside, was in self._copies:
+            if len(inside) == len(was) and all(map(operator.is_, _items(inside), _items(was))):
+                continue
+            if isinstance(inside, dict):
+                inside.clear()
+                inside.update(was)
+            else:
+                inside[:] = was
+
+
+def _items(inside: Any) -> Iterable[object]:
+    return inside.values() if isinstance(inside, dict) else inside
+
+
+def _equal(a: object, b: object) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # a tuple of tensors
+        return False
+
+
+def _containers(value: object, seen: dict[int, object], depth: int) -> list[Any]:
+    """The dicts, lists and closures' cells in a value, and the attributes of an object, each once."""
+    if id(value) in seen or isinstance(value, APART) or depth < 0:
+        return []
+    seen[id(value)] = value
+    if isinstance(value, FunctionType):
+        filled = [cell for cell in value.__closure__ or () if _filled(cell)]
+        inside = [*(cell.cell_contents for cell in filled), *(value.__defaults__ or ())]
+        return [*filled, *_all(inside, seen, depth), *_containers(value.__kwdefaults__, seen, depth)]
+    if isinstance(value, MethodType):
+        return [*_containers(value.__self__, seen, depth), *_containers(value.__func__, seen, depth)]
+    if isinstance(value, partial):
+        return _all([value.func, value.args, value.keywords], seen, depth)
+    if isinstance(value, dict):
+        return [value, *_all(value.values(), seen, depth - 1)]
+    if isinstance(value, list):
+        return [value, *_all(value, seen, depth - 1)]
+    if isinstance(value, tuple):
+        return _all(value, seen, depth - 1)
+    return _containers(getattr(value, "__dict__", None), seen, depth)
+
+
+def _all(values: Iterable[object], seen: dict[int, object], depth: int) -> list[Any]:
+    return [inside for value in list(values) for inside in _containers(value, seen, depth)]
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None or True
+    except ValueError:  # not assigned yet
+        return False
 
 
 class Copies:

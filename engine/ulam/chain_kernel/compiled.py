@@ -29,7 +29,7 @@ class CompiledChain:
     """A denoiser's network as a list of instructions for `ulam_kernels.walk`.
 
     Its weights are those of its compilation: :meth:`refresh` reads them again where they have changed since, and traces
-    the network again where an attribute or a hook of a module has. What a function reads elsewhere is not looked at.
+    the network again where an attribute, a hook, or what a closure holds has. Globals are not looked at.
 
     Attributes:
         network: the instructions, constants and weights, float32.
@@ -50,7 +50,7 @@ class CompiledChain:
         self._traced = trace(denoiser, *self._about)
         self._told = replace(denoiser, guide=None)
         self._modules = modules_in(self._net)
-        self._held = Held(self._modules)
+        self._held = Held(self._modules, self._net)
         self._read()
 
     def _read(self) -> None:
@@ -194,19 +194,21 @@ def compiled_once(denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, to
     key = shape, tuple((name, _kind(value)) for name, value in cond.items())
     known = _REMEMBERED.setdefault(denoiser, {})
     found = known.get(key)
-    if found is None:
+    if found is None or (isinstance(found, tuple) and not found[1].holds()):
         try:
             found = compile(denoiser, shape, cond)
         except TypeError as error:
-            found = str(error)
+            found = str(error), Held(modules_in(denoiser.net), denoiser.net)
         known[key] = found
-    if isinstance(found, str):
-        raise TypeError(found)
+    if isinstance(found, tuple):
+        raise TypeError(found[0])
     found.refresh()
     return found
 
 
-_REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, CompiledChain | str]] = weakref.WeakKeyDictionary()
+_REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, CompiledChain | tuple[str, Held]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _sample(value: torch.Tensor | Shared) -> torch.Tensor | Shared:

@@ -68,7 +68,10 @@ class Emission:
         if self.widths[output] not in (width, 2 * width):
             what = f"an output of {self.widths[output]} elements"
             raise refused(self._node, what, f"{width} as x has, or {2 * width} with learned variances")
-        self.network = self._listing().network(output)
+        try:
+            self.network = self._listing().network(output)
+        except ValueError as error:
+            raise TypeError(f"net: {error}") from error
 
     def _listing(self) -> Listing:
         widths = self.vector_widths

@@ -110,11 +110,28 @@ class Folded:
             return _wide(cond[self._arguments[node]])
         if _is_size(node):
             return size_of(node, batch)
+        if _is_step(node):
+            return _wide(self._as_written(node, {}, t, cond, batch))
         return computed(node, known)
 
+    def _as_written(
+        self, node: Node, found: dict[Node, Any], t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int
+    ) -> Any:
+        """The value of a node in the network's own precision: which whole number, or which side, a rounding decides."""
+        for needed in () if _is_size(node) else node.all_input_nodes:
+            if needed not in found:
+                found[needed] = self._as_written(needed, found, t, cond, batch)
+        if node in self.traced.tensors:
+            return self.traced.tensors[node].detach()
+        if node is self.traced.t:
+            return t
+        if node in self._arguments:
+            return cond[self._arguments[node]]
+        return size_of(node, batch) if _is_size(node) else computed(node, found, widened=False)
 
-def computed(node: Node, known: dict[Node, Any]) -> Any:
-    """The value of an operation on values that are known, in float64 where it was in float32."""
+
+def computed(node: Node, known: dict[Node, Any], widened: bool = True) -> Any:
+    """The value of an operation on values that are known, in float64 where it was in float32 unless not ``widened``."""
     args, kwargs = arguments(node, known.__getitem__)
     if packet(node) is aten._assert_tensor_metadata:
         return None
@@ -124,6 +141,10 @@ def computed(node: Node, known: dict[Node, Any]) -> Any:
         return linear_exact(args[0], args[1].t(), None)
     if packet(node) is aten.addmm:
         return linear_exact(args[1], args[2].t(), args[0])
+    target = node.target
+    assert callable(target)
+    if not widened:
+        return target(*args, **kwargs)
     wide = torch.float64
     args = tuple(wide if arg is torch.float32 else arg for arg in args)
     kwargs = {name: wide if value is torch.float32 else value for name, value in kwargs.items()}
@@ -132,8 +153,6 @@ def computed(node: Node, known: dict[Node, Any]) -> Any:
         kwargs["dtype"] = wide
     elif isinstance(made, torch.Tensor) and made.dtype == torch.float32 and packet(node) not in INDEXED:
         args = tuple(arg.double() if isinstance(arg, torch.Tensor) and arg.dtype in WHOLE else arg for arg in args)
-    target = node.target
-    assert callable(target)
     return target(*args, **kwargs)
 
 
@@ -146,8 +165,25 @@ INDEXED = MOVES | {aten.embedding, aten.index, aten.gather}  # whole numbers may
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+STEPS = {
+    aten.floor, aten.ceil, aten.round, aten.trunc, aten.frac, aten.sign, aten.heaviside, aten.remainder, aten.fmod,
+    aten.floor_divide, aten.fix,
+}  # fmt: skip
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def _is_step(node: Node) -> bool:
+    """Whether an operation jumps: what makes whole numbers or truth values of others, floors and the like."""
+    made = node.meta.get("val")
+    if not isinstance(made, torch.Tensor):
+        return False
+    given = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    if made.is_floating_point():
+        return packet(node) in STEPS or node.kwargs.get("rounding_mode") is not None
+    return any(value.is_floating_point() for value in given)
 
 
 def _is_size(node: Node) -> bool:

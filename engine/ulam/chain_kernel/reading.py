@@ -22,7 +22,7 @@ from .elements import (
     mixes_chains,
 )  # fmt: skip
 from .folding import EXACT, MOVES, Folded, arguments, packet, size_of
-from .tracing import Traced, refused
+from .tracing import DROPOUTS, Traced, refused, takes
 
 aten = torch.ops.aten
 
@@ -134,13 +134,13 @@ class Reading:
         if node.target is operator.getitem or name in MOVES:
             return self._moved(node)
         translate = _TRANSLATED.get(name)
-        if translate is None:
-            raise refused(node, str(name), KNOWN)
+        if translate is None or not takes(translate, self, node, *node.args, **node.kwargs):
+            raise refused(node, str(name if translate is None else node.format_node()), KNOWN)
         return translate(self, node, *node.args, **node.kwargs)
 
     def _moved(self, node: Node) -> Any:
         known = {n: self._argument(n) for n in node.all_input_nodes}
-        if packet(node) in (aten.dropout, aten.feature_dropout, aten.alpha_dropout):
+        if packet(node) in DROPOUTS:
             if node.args[2]:
                 raise refused(node, "dropout in training mode", "none in eval mode")
             return known[node.all_input_nodes[0]]
@@ -180,6 +180,8 @@ class Reading:
     def _numbers_of(self, node: Node) -> Any:
         """The numbers of the elements of a node's value."""
         read = self._read[node]
+        if isinstance(read, Size):
+            raise refused(node, "the number of chains", "each chain by itself")
         if not isinstance(read, Apart):
             return read
         if node not in self._numbers:

@@ -8,9 +8,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
@@ -20,11 +22,14 @@ from ..conditioning import Shared
 from ..denoiser import Denoiser
 from ..evaluation import in_eval_mode, modules_in, parameters_reached
 from ..outputs import only_reading
+from .changes import Held
 
 EXPECTED = "expected one that the chain kernel can hold"
 EXAMPLES = 3  # chains in the batch that it is traced with
+MANY = 1 << 40
 LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
+DROPOUTS = (torch.ops.aten.dropout, torch.ops.aten.feature_dropout, torch.ops.aten.alpha_dropout)
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 
 
@@ -55,18 +60,22 @@ def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.T
     given = {name: _example(value) for name, value in cond.items()}
     auto = torch.export.Dim.AUTO
     dynamic = {name: None if isinstance(value, Shared) else {0: auto} for name, value in cond.items()}
-    called = _Called(net, modules)
+    held = Held(modules, net)
+    written: list[object] = []
+    called = _Called(net, modules, written)
+    shapes = {"x": {0: auto}, "t": {0: auto}, "cond": dynamic}
     try:
         with warnings.catch_warnings(), in_eval_mode(modules), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(
-                called, (x, t, given), strict=False, dynamic_shapes={"x": {0: auto}, "t": {0: auto}, "cond": dynamic}
-            ).run_decompositions({})  # nothing is written in place any more; Linear and the like stay whole
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        at = _line_of(error)
-        raise TypeError(f"net: got {at}a network that torch.export cannot read ({reason}), {EXPECTED}") from error
+            exported = _exported(called, (x, t, given), shapes)
+            if written and _listed(exported) != _listed(_exported(called.twice(), (x, t, given), shapes)):
+                raise TypeError(f"net: got one whose calls differ by what those before have left, {EXPECTED}")
+    finally:
+        held.restore()
     nodes = list(exported.graph.nodes)
+    for node in nodes:
+        if _is_random(node):
+            raise refused(node, "random numbers", "the same output for the same arguments")
     by_name = {node.name: node for node in nodes}
     inputs, tensors = [], {}
     for spec in exported.graph_signature.input_specs:
@@ -91,24 +100,85 @@ def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.T
         raise TypeError(f"net: got the output {described(output)}, expected a tensor that depends on x")
     if not isinstance(inputs[0].meta["val"].shape[0], torch.SymInt):
         raise TypeError(f"net: got one for batches of {EXAMPLES} chains only, {EXPECTED}: with any number of chains")
+    for limits in exported.range_constraints.values():
+        if limits.lower > 2 or limits.upper < MANY:
+            batches = f"batches of {limits.lower} to {limits.upper} chains only"
+            raise TypeError(f"net: got one for {batches}, {EXPECTED}: with any number of chains")
     return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output)
 
 
+def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str, Any]) -> ExportedProgram:
+    """The call as a graph in which nothing is written in place any more; Linear and the like stay whole."""
+    try:
+        exported: ExportedProgram = torch.export.export(called, given, strict=False, dynamic_shapes=shapes)
+        exported = exported.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        at = _line_of(error)
+        raise TypeError(f"net: got {at}a network that torch.export cannot read ({reason}), {EXPECTED}") from error
+    return exported
+
+
+def _listed(exported: ExportedProgram) -> list[tuple[str, ...]]:
+    """The operations that the output depends on, back from it, whatever their names and order."""
+    places: dict[Node, str] = {}
+    waiting = [exported.graph_module.graph.output_node()]
+    while waiting:
+        node = waiting.pop()
+        if node not in places:
+            places[node] = f"%{len(places)}"
+            waiting += node.all_input_nodes
+    return [
+        (node.op, str(node.target), str(torch.fx.map_arg((node.args, node.kwargs), places.__getitem__)))
+        for node in places
+    ]
+
+
+def _is_random(node: Node) -> bool:
+    """Whether an operation draws random numbers."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return getattr(node.target, "overloadpacket", None) not in DROPOUTS or bool(node.args[2])
+
+
+def takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether a function can be called with these arguments."""
+    try:
+        signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
 class _Called(torch.nn.Module):
-    """The call that is traced: a module with all that it refers to, so that its weights stay tensors of their own."""
+    """The call that is traced: a module with all that it refers to, so that its weights stay tensors of their own.
+
+    written: told of a call that writes what the modules hold.
+    """
 
     called: Callable[..., Any]
+    watch: Callable[[], Held]
 
-    def __init__(self, net: Callable[..., Any], modules: list[torch.nn.Module]) -> None:
+    def __init__(self, net: Callable[..., Any], modules: list[torch.nn.Module], written: list[object]) -> None:
         super().__init__()
         object.__setattr__(self, "called", net)  # not among the modules
+        self.watch, self.note, self.calls = lambda: Held(modules, net), written.append, 1
         self.held = torch.nn.ModuleList(modules)
         owned = {id(parameter) for module in modules for parameter in module.parameters()}
         loose = [parameter for parameter in parameters_reached(net) if id(parameter) not in owned]
         self.loose = torch.nn.ParameterList(loose)
 
+    def twice(self) -> _Called:
+        """With a call before: the second finds what the first has left."""
+        self.calls = 2
+        return self
+
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
-        m = self.called(x, t, **cond)
+        held = self.watch()  # weights are others during the export
+        for _ in range(self.calls):
+            m = self.called(x, t, **cond)
+        if not held.holds():
+            self.note(True)
         if not isinstance(m, torch.Tensor):
             twice = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if x.dim() > 1 else tuple(x.shape)
             m = only_reading(m, (tuple(x.shape), twice), "net")
