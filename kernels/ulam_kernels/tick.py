@@ -14,12 +14,11 @@ from functools import cache
 
 import torch
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
 from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.dispatch import load, select
 from ulam_kernels.operator import BACKEND, operator
-from ulam_kernels.tracing import by_operator
+from ulam_kernels.tracing import by_operator, compiling
 from ulam_kernels.validation import FLOATS, check, check_tensor
 
 CURSOR_LINES = 6  # row, draw, row_advance, draw_advance, failed, parts
@@ -67,11 +66,11 @@ def look_up(
     """
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("look_up", times=times, out=out, guidance=guidance, interval=interval, weight=weight)
-    compiling = is_compiling()
-    if not compiling and _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
+    compiles = compiling()
+    if not compiles and _quick()[0](times, row, out, guidance, interval, weight, backend, torch.get_num_threads()):
         written((out,) if weight is None else (out, weight))
         return
-    if compiling or by_operator("look_up", times, row, out, guidance, interval, weight):
+    if compiles or by_operator("look_up", times, row, out, guidance, interval, weight):
         torch.ops.ulam.look_up(times, row, out, guidance, interval, weight, backend)
         return
     check_tensor(times, "times")
@@ -136,11 +135,11 @@ def advance(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout, or a missing one;
             ``cursor`` or ``now`` shares memory with another argument.
     """
-    compiling = is_compiling()
-    if not compiling and _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
+    compiles = compiling()
+    if not compiles and _quick()[1](cursor, now, model, uncond, guidance, backend, torch.get_num_threads()):
         written((cursor, now))
         return
-    if compiling or by_operator("advance", cursor, now, model, uncond, guidance):
+    if compiles or by_operator("advance", cursor, now, model, uncond, guidance):
         torch.ops.ulam.advance(cursor, now, model, uncond, guidance, backend)
         return
     check_tensor(cursor, "cursor")

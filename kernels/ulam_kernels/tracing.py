@@ -86,6 +86,11 @@ def operator_runs() -> Iterator[None]:
         _running.operator = before
 
 
+def compiling() -> bool:
+    """Whether torch compiles this call: it says so in every thread while one does, and of what an operator calls."""
+    return torch.compiler.is_compiling() and not _running.operator
+
+
 def by_operator(name: str, *tensors: torch.Tensor | None, pure: bool = False) -> bool:
     """Whether a public operation must call its operator, because torch records, fakes or wraps what is called; never
     where the operator itself calls. Ask it only where ``eager`` says no.

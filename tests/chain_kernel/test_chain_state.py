@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +154,42 @@ def test_a_refusal_is_forgotten_when_the_network_has_changed() -> None:
             sampled(denoiser, "on")
     net.around = lambda net, x, t, m: m
     torch.testing.assert_close(sampled(denoiser, "on"), sampled(denoiser, "off"))
+
+
+@pytest.mark.parametrize("change", [lambda net: net.half(), lambda net: net.layers[0].weight.data.fill_(torch.nan)])
+def test_what_fits_no_more_is_refused_at_every_call(change: Callable[[nn.Module], object]) -> None:
+    net = Wrapped(lambda net, x, t, m: m)
+    denoiser = denoiser_of(net)
+    sampled(denoiser, "on")
+    change(net)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="float32"):
+            sampled(denoiser, "on")
+
+
+def test_a_method_of_the_class_is_that_of_now_and_hooks_of_all_modules_are_refused() -> None:
+    class Patched(Tutorial):
+        pass
+
+    denoiser = denoiser_of(Patched(2, 8))
+    sampled(denoiser, "on")
+    Patched.forward = lambda self, x, t: 0.5 * Tutorial.forward(self, x, t)  # type: ignore[method-assign]
+    torch.testing.assert_close(sampled(denoiser, "on"), sampled(denoiser, "off"))
+    hook = nn.modules.module.register_module_forward_hook(lambda module, given, out: None)
+    try:
+        with pytest.raises(TypeError, match="hooks of every module"):
+            sampled(denoiser, "on")
+    finally:
+        hook.remove()
+    sampled(denoiser, "on")
+
+
+def test_networks_are_read_in_several_threads_at_once() -> None:
+    denoisers = [denoiser_of(Tutorial(2, 8)) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda denoiser: sampled(denoiser, "on"), denoisers))
+    for one, denoiser in zip(found, denoisers, strict=True):
+        torch.testing.assert_close(one, sampled(denoiser, "off"))
 
 
 def test_a_whole_number_of_the_time_is_the_one_that_float32_gives() -> None:

@@ -18,6 +18,12 @@ DEEPEST = 3
 MODE = "training"  # which sampling sets
 
 
+def hooks_of_all() -> list[dict[Any, Any]]:
+    """The hooks that torch runs for every module."""
+    names = "_global_forward_pre_hooks", "_global_forward_hooks"
+    return [getattr(torch.nn.modules.module, name, {}) for name in names]
+
+
 class Held:
     """What modules hold, and a callable that is none: another tensor, layer, hook or attribute is another network.
 
@@ -25,12 +31,14 @@ class Held:
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module], net: object = None) -> None:
-        own = [vars(module) for module in modules]
+        self._modules = list(modules)
+        own = [vars(module) for module in self._modules]
         seen: dict[int, object] = {id(named): named for named in own}  # so that no other takes its id
         found = _all([value for named in own for value in named.values()] + [net], seen, DEEPEST)
         self._dicts = own + [inside for inside in found if isinstance(inside, dict)]
         self._lists = [inside for inside in found if isinstance(inside, list)]
         self._cells = [inside for inside in found if isinstance(inside, CellType)]
+        self._dicts += hooks_of_all()
         self._was = self._now()
         self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
         containers: list[Any] = [*self._dicts, *self._lists]
@@ -38,7 +46,15 @@ class Held:
 
     def _now(self) -> list[object]:
         dicts = chain.from_iterable(map(dict.values, self._dicts))
-        return [*dicts, *chain.from_iterable(self._lists), *(cell.cell_contents for cell in self._cells)]
+        classes = list(map(type, self._modules))
+        calls = [getattr(one, "forward", None) for one in classes]
+        return [
+            *dicts,
+            *classes,
+            *calls,
+            *chain.from_iterable(self._lists),
+            *(cell.cell_contents for cell in self._cells),
+        ]
 
     def holds(self) -> bool:
         """Whether nothing has changed but modes."""

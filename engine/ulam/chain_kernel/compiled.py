@@ -20,7 +20,7 @@ from .changes import Copies, Held
 from .emission import Emission, Part
 from .folding import EXACT, Folded, linear_exact, packet
 from .reading import Reading
-from .tracing import trace
+from .tracing import check_weights, trace
 
 MOST_TIMES = 1 << 14  # whose vectors are remembered
 
@@ -47,20 +47,23 @@ class CompiledChain:
         self._trace(denoiser)
 
     def _trace(self, denoiser: Denoiser) -> None:
+        modules = modules_in(self._net)
         self._traced = trace(denoiser, *self._about)
         self._told = replace(denoiser, guide=None)
-        self._modules = modules_in(self._net)
-        self._held = Held(self._modules, self._net)
         self._read()
+        self._held = Held(modules, self._net)  # last: what fails is tried again
 
     def _read(self) -> None:
+        tensors = {id(tensor): tensor for tensor in self._traced.tensors.values()}.values()
+        check_weights(tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter))
+        copies = Copies(tensors)
+        folded = Folded(self._traced)
+        emission = self.emission(Reading(self._traced, folded))
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self._copies = Copies({id(tensor): tensor for tensor in self._traced.tensors.values()}.values())
-        self._folded = Folded(self._traced)
-        emission = self.emission(Reading(self._traced, self._folded))
-        self._parts, self.network = emission.parts, emission.network
+        self._folded, self._parts, self.network = folded, emission.parts, emission.network
         self._take(emission)
         self._alone = not self._exact("chain")
+        self._copies = copies  # last: what fails is tried again
 
     def _take(self, emission: Emission) -> None:
         """Keep what else there is of the network."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -22,7 +23,7 @@ from ..conditioning import Shared
 from ..denoiser import Denoiser
 from ..evaluation import in_eval_mode, modules_in, parameters_reached
 from ..outputs import only_reading
-from .changes import Held
+from .changes import Held, hooks_of_all
 
 EXPECTED = "expected one that the chain kernel can hold"
 EXAMPLES = 3  # chains in the batch that it is traced with
@@ -31,6 +32,9 @@ LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
 DROPOUTS = (torch.ops.aten.dropout, torch.ops.aten.feature_dropout, torch.ops.aten.alpha_dropout)
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+
+
+_ALONE = threading.Lock()  # torch.export is for one thread at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +56,16 @@ class Traced:
 
 def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
     """The network as operations. Raises TypeError, with the line of its source where one is to blame."""
+    with _ALONE:
+        return _traced(denoiser, shape, cond)
+
+
+def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
     net = denoiser.network
     modules = modules_in(net)
-    _check_weights(net)
+    check_weights(parameters_reached(net))
+    if any(hooks_of_all()):
+        raise TypeError(f"net: got hooks of every module, {EXPECTED}: with hooks of its own")
     x = torch.ones(EXAMPLES, *shape)
     t = torch.ones(EXAMPLES, dtype=denoiser.time_dtype)
     given = {name: _example(value) for name, value in cond.items()}
@@ -193,9 +204,9 @@ def _example(value: torch.Tensor | Shared) -> torch.Tensor:
     return torch.zeros(EXAMPLES, *value.shape[1:], dtype=value.dtype)
 
 
-def _check_weights(net: object) -> None:
+def check_weights(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Raise TypeError for weights that no chain kernel holds, before the seconds that tracing a large network takes."""
-    for parameter in parameters_reached(net):
+    for parameter in parameters:
         kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}"
         if parameter.dim() > LARGEST_KERNEL or (parameter.is_floating_point() and parameter.dtype != torch.float32):
             raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU")

@@ -19,7 +19,7 @@ from ulam_kernels.autograd import (
 )
 from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, IDS, library, operator
-from ulam_kernels.tracing import by_operator, eager, transformed
+from ulam_kernels.tracing import by_operator, compiling, eager, transformed
 from ulam_kernels.validation import (
     FLOATS,
     MAX_ELEMENTS,
@@ -81,7 +81,7 @@ def blend(
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("blend", state=state, known=known, mask=mask, a=a, b=b, noise=noise)
     given = (state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, row)
-    if torch.compiler.is_compiling() or (not eager(*given) and by_operator("blend", *given)):
+    if compiling() or (not eager(*given) and by_operator("blend", *given)):
         torch.ops.ulam.blend(state, known, mask, a, b, seed, chain, draw, noise, net_in, c_next, backend, row, stage)
         return
     check_state(state)
@@ -153,7 +153,7 @@ def fill_normal(
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         check_no_gradient("fill_normal", out=out)
     given = (out, seed, chain, draw)
-    if torch.compiler.is_compiling() or (not eager(*given) and by_operator("fill_normal", *given)):
+    if compiling() or (not eager(*given) and by_operator("fill_normal", *given)):
         torch.ops.ulam.fill_normal(out, seed, chain, draw, tag, scale, offset, backend)
         return out
     check_tensor(out, "out")
@@ -209,11 +209,11 @@ def affine(
     """
     if out is not None or forward_mode():
         check_no_gradient("affine with out or in forward mode", x=x, m=m, a=a, b=b, out=out)
-    compiling, given = torch.compiler.is_compiling(), (x, m, a, b, out)
+    compiles, given = compiling(), (x, m, a, b, out)
     derived = recorded(x, m, a, b)
-    if derived and not compiling and transformed() is not None:
+    if derived and not compiles and transformed() is not None:
         raise RuntimeError("affine: got a derivative of torch.func, expected one of torch.autograd")
-    if compiling or derived or (not eager(*given) and by_operator("affine", *given, pure=out is None)):
+    if compiles or derived or (not eager(*given) and by_operator("affine", *given, pure=out is None)):
         if out is None:
             return torch.ops.ulam.affine(x, m, a, b, backend)  # type: ignore[no-any-return]
         torch.ops.ulam.affine_out(x, m, a, b, out, backend)

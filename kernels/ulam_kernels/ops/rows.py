@@ -11,7 +11,7 @@ from ulam_kernels.autograd import check_no_gradient, written
 from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, Values, operator
 from ulam_kernels.table import READS_Z, Table
-from ulam_kernels.tracing import by_operator, eager
+from ulam_kernels.tracing import by_operator, compiling, eager
 from ulam_kernels.validation import apart, check, check_row, operands, ready, refuse_table
 
 __all__ = ["reduce", "step"]
@@ -85,9 +85,9 @@ def step(
         refuse_table(table)
     coef, flags = table.coef, table.flags
     given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
-    compiling = torch.compiler.is_compiling()
-    quick = not compiling and ready(*given)
-    if compiling or (not quick and by_operator("step", *given)):  # the graph keeps one operator, which calls this
+    compiles = compiling()
+    quick = not compiles and ready(*given)
+    if compiles or (not quick and by_operator("step", *given)):  # the graph keeps one operator, which calls this
         torch.ops.ulam.step(
             state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, backend, source
         )
@@ -161,7 +161,7 @@ def reduce(
         refuse_table(table)
     coef, flags = table.coef, table.flags
     reads = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise)
-    if torch.compiler.is_compiling() or (not eager(*reads, out) and by_operator("reduce", *reads, out)):
+    if compiling() or (not eager(*reads, out) and by_operator("reduce", *reads, out)):
         torch.ops.ulam.reduce(*reads, out, backend)
         return out
     model, uncond = operands(state, table, model, uncond, guidance, noise, last=False)
