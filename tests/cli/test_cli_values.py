@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["karras", "exponential", "beta", "beta-time"])
 def test_every_name_of_noise_levels_is_an_option(folder: Path, capsys, name: str):
-    assert exit_and_error(capsys, f"{SAMPLE} --sampler euler --sigmas {name}")[0] == 0
+    assert exit_and_error(capsys, f"{SAMPLE} --sampler Euler --sigmas {name}")[0] == 0
     assert f"sigmas='{name}'" in json.loads((folder / "out" / "report.json").read_text())["sampler"]
 
 
