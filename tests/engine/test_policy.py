@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -213,3 +215,21 @@ def test_known_elements_are_kept_as_a_planner_writes_them(each: bool) -> None:
         policy(known=known[:1])
     with pytest.raises(ValueError, match=r"^mask: got .*, expected a bool tensor \[2\] or \[2, 2\]"):
         ulam.Policy(net, DDIM(6), (2,), 2, mask=torch.ones(2))
+
+
+def test_what_requires_grad_is_refused_and_spoils_no_later_call() -> None:
+    policy = ulam.Policy(denoiser("tutorial"), DDIM(4), (2,), 3)
+    before = policy().clone()
+    with pytest.raises(RuntimeError, match="x_init: got a tensor that requires grad"):
+        policy(x_init=torch.zeros(3, 2, requires_grad=True))
+    policy.calls = 0
+    assert torch.equal(policy(), before)
+
+
+def test_a_network_that_was_sampled_is_freed_with_its_denoiser() -> None:
+    sampled = denoiser("tutorial")
+    walked(sampled, DDIM(4), (2,), range(3))
+    net = weakref.ref(sampled.net)
+    del sampled
+    gc.collect()
+    assert net() is None

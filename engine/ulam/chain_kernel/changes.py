@@ -118,9 +118,10 @@ def _all(values: Iterable[object], seen: dict[int, object], depth: int) -> list[
 
 def _filled(cell: CellType) -> bool:
     try:
-        return cell.cell_contents is not None or True
+        _ = cell.cell_contents
     except ValueError:  # not assigned yet
         return False
+    return True
 
 
 class Copies:

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,6 +34,7 @@ class CompiledChain:
     Attributes:
         network: the instructions, constants and weights, float32.
         names: the conditioning that the network takes.
+        kept: what its callers keep for their next call, for as long as it lives.
     """
 
     network: Network
@@ -43,6 +44,7 @@ class CompiledChain:
         self._net, self._about = denoiser.net, (shape, {name: _sample(value) for name, value in cond.items()})
         self._lock = threading.Lock()
         self._rounded: tuple[Network, Network] | None = None
+        self.kept: dict[str, Any] = {}
         self.names = tuple(cond)
         self._trace(denoiser)
 

@@ -14,6 +14,7 @@ from ..arguments import check_shape
 from ..chain_kernel.compiled import compiled_once
 from ..conditioning import Cond
 from ..denoiser import Denoiser, Sampler
+from ..gradients import check_no_gradient
 from ..programs.program import Program
 from .arguments import backend_name, check_options
 from .chains import differences, why_not
@@ -116,8 +117,9 @@ class Policy:
 
         Raises:
             TypeError, ValueError: an invalid argument.
-            RuntimeError: a chain turned NaN or Inf.
+            RuntimeError: a chain turned NaN or Inf; an argument requires grad while gradients are recorded.
         """
+        check_no_gradient("a policy", cond, uncond=uncond, x_init=x_init, known=known)
         if uncond is not None and not self._guided:
             raise ValueError("uncond: got one in a policy without guidance, expected None")
         if known is not None and self._walker.known is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +22,7 @@ from .job import Job
 
 WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
 MOST_OPERATIONS = 1 << 35  # of one native call, which Ctrl-C waits for: a fraction of a second
+LAST = "walker"
 KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
 BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
 
@@ -151,7 +151,7 @@ def walked(
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
     key = job.program, len(job.chains), job.weights is not None, backend, precision
-    last = _LAST.pop(compiled, None)  # so that no other thread has it
+    last = compiled.kept.pop(LAST, None)  # so that no other thread has it
     if last is not None and last[0] == key:
         walker = last[1]
         walker.follow()
@@ -168,11 +168,8 @@ def walked(
     failed = walker.failed()
     if walker.states.numel() <= KEPT:
         out = out.clone()
-        _LAST[compiled] = key, walker
+        compiled.kept[LAST] = key, walker  # which refers to it in turn
     return out if len(walker.states) == 1 else out.clone(), failed
-
-
-_LAST: weakref.WeakKeyDictionary[CompiledChain, tuple[tuple[object, ...], Walker]] = weakref.WeakKeyDictionary()
 
 
 def walks(job: Job) -> bool:
