@@ -175,7 +175,7 @@ GROWN = {
     C + "include/ulam/operations.h": {"  X(affine, Affine)  ": "  X(toy, Toy) \\\n  X(affine, Affine)  "},
     K + "ops/elementwise.py": {
         "import BACKEND, IDS, library": "import BACKEND, IDS, library, like_first",
-        "import by_operator, eager, ": "import by_operator, eager, through_operator, ",
+        "import by_operator, compiling, eager, ": "import by_operator, compiling, eager, through_operator, ",
         "__all__ = [": '__all__ = ["toy", ',
     },
 }
