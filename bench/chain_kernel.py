@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterator
 import torch
 from bench.naive import NaiveDDPM
 from bench.timing import Timing, machine, summary, write
-from bench.walk_cases import PLANE, POLICY
+from bench.walk_cases import PLANE, POLICY, Net
 
 import ulam
 from ulam_kernels import _cpu
@@ -39,30 +38,10 @@ GRID = [
     for steps in (10, 100)
 ] + [(PLANE, 1_000_000, 10)]
 ROUNDS = 20_000  # of multiply-adds: a fraction of a millisecond
-EMBEDDING = 32
 MOST_SLOTS = 4096  # of an engine
 LONG = 0.2  # seconds: what takes longer is not repeated before the naive loop's next turn
 REPEATS = 5
 GOALS = {64: 0.75, 1024: 0.75, 100_000: 0.5}  # shares of the peak
-
-
-class Net(torch.nn.Module):
-    """x beside sines and cosines of the time, through layers with SiLU."""
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        pairs = itertools.pairwise((widths[0] + EMBEDDING, *widths[1:]))
-        self.linears = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in pairs)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        half = EMBEDDING // 2
-        rates = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
-        angles = t[:, None] * rates
-        out = self.linears[0](torch.cat([x, angles.sin(), angles.cos()], -1))
-        for linear in list(self.linears)[1:]:
-            out = linear(torch.nn.functional.silu(out))
-        result: torch.Tensor = out
-        return result
 
 
 def ways(

@@ -35,6 +35,7 @@ import triton
 from bench.sass import WIDE_SLOTS, find_tool
 from bench.timing import RESULTS, machine
 from bench.walk_cases import PLANE, POLICY, Net
+from bench.walk_cases import compiled as network_of
 from triton.backends.compiler import GPUTarget
 
 from ulam_kernels import Table
@@ -163,7 +164,7 @@ def products_of(network: Network, precision: str, shape: walk.Shape) -> range:
 def predicted(widths: tuple[int, ...], precision: str, chains: int, rows: int = 100) -> dict[str, Any]:
     """Counts, clocks and milliseconds."""
     torch.manual_seed(0)
-    network = Net(widths).compiled(precision)
+    network, _ = network_of(Net(widths).eval(), precision)
     kernel = compiled(network)
     shape, row = kernel.shape, row_of(kernel, max(widths))
     products = sum("MMA" in op for op in row)

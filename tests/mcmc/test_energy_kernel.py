@@ -130,6 +130,14 @@ def test_what_does_not_fit_is_named_or_falls_back() -> None:
     assert torch.equal(chains.draws, run(ulam.Energy(odd), ULA(0.05)).draws)
 
 
+def test_a_refusal_ends_with_what_caused_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), Odd())
+    energy = ulam.Energy(net, chain_kernel="auto")
+    assert str(run(energy, ULA(0.05)).report["chain_kernel"]).startswith("net: got ")
+    net[1] = nn.Sequential(nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+    assert run(energy, ULA(0.05)).report["chain_kernel"] == "on"
+
+
 def test_what_it_does_not_go_with() -> None:
     with pytest.raises(ValueError, match=r"^chain_kernel: got 'yes', expected one of auto, on, off"):
         ulam.Energy(gaussian, chain_kernel="yes")

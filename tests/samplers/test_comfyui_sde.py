@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from comfyui_module import Network, sampling_module
+from comfyui_module import Network, brownian, sampling_module
 from sa_solver_loop import sa_solver
 from sde_loops import Array, Levels, dpmpp_sde, er_sde, seeds, three_m_sde, two_m_sde
 from ulam import schedules
@@ -60,21 +60,6 @@ LOOPS: dict[str, tuple[Callable[..., Array], str, dict[str, Any], dict[str, Any]
         for pece in (False, True)
     },
 }  # fmt: skip
-
-
-def brownian(normals: Iterator[Array]) -> Callable[[Any, Any], torch.Tensor]:
-    """Increments of a path over the square root of their time; pieces from one start go on where the last one ended."""
-    start, end, value = 0.0, 0.0, np.zeros(())
-
-    def increment(above: Any, below: Any) -> torch.Tensor:
-        nonlocal start, end, value
-        if float(above) != start:
-            start, end, value = float(above), float(above), np.zeros(())
-        value = value + np.sqrt(end - float(below)) * next(normals)
-        end = float(below)
-        return torch.from_numpy(value / np.sqrt(start - end))
-
-    return increment
 
 
 def estimate(x: Array, sigma: float) -> tuple[Array, Array]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from comfyui_module import Array, Network, sampling_module
+from comfyui_module import Array, Network, brownian, sampling_module
 from oracles import execute
 from ulam import schedules
 from ulam.programs.program import Program
@@ -45,21 +44,6 @@ def signal() -> tuple[Array, Array]:
     return x, np.broadcast_to(np.eye(columns)[2:, None, :], (DRAWS, len(STD), columns))
 
 
-def path(normals: Iterator[Array]) -> Any:
-    """A Brownian path in sigma: pieces from one level on, each over the root of its length."""
-    start, end, value = 0.0, 0.0, np.zeros(())
-
-    def increment(above: Any, below: Any) -> torch.Tensor:
-        nonlocal start, end, value
-        if float(above) != start:
-            start, end, value = float(above), float(above), np.zeros(())
-        value = value + np.sqrt(end - float(below)) * next(normals)
-        end = float(below)
-        return torch.from_numpy(value / np.sqrt(start - end))
-
-    return increment
-
-
 def ours(program: Program, x: Array, noises: Array) -> Array:
     adds = (program.A[:, :, -1] != 0).any(axis=1)
     number = np.cumsum(adds) - 1
@@ -79,7 +63,7 @@ def theirs(module: Any, name: str, grid: Grid, x: Array, noises: Array) -> Array
     if function is None:
         pytest.skip(f"this ComfyUI has no {name}")
     noisy = "noise_sampler" in inspect.signature(function).parameters
-    given = {"noise_sampler": path(iter(noises))} if noisy else {}
+    given = {"noise_sampler": brownian(iter(noises))} if noisy else {}
     state, levels = torch.from_numpy(x.copy()), torch.from_numpy(np.array(grid.ratios))
     return np.asarray(function(Network(estimate, False), state, levels, extra_args={}, disable=True, **given))
 

@@ -67,3 +67,18 @@ class Network:
         if model_options and "post" in model_options:
             model_options["post"]({"denoised": guided, "uncond_denoised": unguided})
         return guided
+
+
+def brownian(normals: Iterator[Array]) -> Callable[[Any, Any], torch.Tensor]:
+    """Increments of a path over the square root of their time; pieces from one start go on where the last one ended."""
+    start, end, value = 0.0, 0.0, np.zeros(())
+
+    def increment(above: Any, below: Any) -> torch.Tensor:
+        nonlocal start, end, value
+        if float(above) != start:
+            start, end, value = float(above), float(above), np.zeros(())
+        value = value + np.sqrt(end - float(below)) * next(normals)
+        end = float(below)
+        return torch.from_numpy(value / np.sqrt(start - end))
+
+    return increment

@@ -86,7 +86,7 @@ def _items(inside: Any) -> Iterable[object]:
 def _equal(a: object, b: object) -> bool:
     try:
         return bool(a == b)
-    except Exception:  # a tuple of tensors
+    except (RuntimeError, ValueError):  # a tuple of tensors, or of arrays
         return False
 
 

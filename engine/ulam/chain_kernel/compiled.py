@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -23,6 +23,9 @@ from .reading import Reading
 from .tracing import check_weights, trace
 
 MOST_TIMES = 1 << 14  # whose vectors are remembered
+
+
+Compiled = TypeVar("Compiled", bound="CompiledChain")
 
 
 class CompiledChain:
@@ -185,7 +188,7 @@ def compile(  # the name of torch's own
     given = examples("cond", cond)
     if uncond is not None:
         other = examples("uncond", uncond)
-        if {k: _kind(v) for k, v in other.items()} != {k: _kind(v) for k, v in given.items()}:
+        if {k: kind_of(v) for k, v in other.items()} != {k: kind_of(v) for k, v in given.items()}:
             raise ValueError(f"uncond: got {sorted(other)}, expected the names, shapes and dtypes of cond")
     if denoiser.second_time is not None:
         raise TypeError(f"net: got one with a second time, {denoiser.second_time!r}, expected one told t alone")
@@ -196,14 +199,22 @@ def compile(  # the name of torch's own
 
 def compiled_once(denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> CompiledChain:
     """:func:`compile`, remembered with the denoiser, a refusal too; the weights are those of now."""
-    key = shape, tuple((name, _kind(value)) for name, value in cond.items())
+    key = shape, tuple((name, kind_of(value)) for name, value in cond.items())
     known = _REMEMBERED.setdefault(denoiser, {})
-    found = known.get(key)
+    return remembered(known, key, denoiser.net, lambda: compile(denoiser, shape, cond))
+
+
+def remembered(known: dict[object, Any], key: object, net: object, make: Callable[[], Compiled]) -> Compiled:
+    """What was made of a network before, brought up to date; a refusal holds as long as the network does.
+
+    Raises the TypeError of ``make``.
+    """
+    found: Compiled | tuple[str, Held] | None = known.get(key)
     if found is None or (isinstance(found, tuple) and not found[1].holds()):
         try:
-            found = compile(denoiser, shape, cond)
+            found = make()
         except TypeError as error:
-            found = str(error), Held(modules_in(denoiser.net), denoiser.net)
+            found = str(error), Held(modules_in(net), net)
         known[key] = found
     if isinstance(found, tuple):
         raise TypeError(found[0])
@@ -211,9 +222,7 @@ def compiled_once(denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, to
     return found
 
 
-_REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, CompiledChain | tuple[str, Held]]] = (
-    weakref.WeakKeyDictionary()
-)
+_REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, Any]] = weakref.WeakKeyDictionary()
 
 
 def _sample(value: torch.Tensor | Shared) -> torch.Tensor | Shared:
@@ -229,7 +238,8 @@ def examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:
     return check_cond(name, cond, sizes[0] if sizes else 1)
 
 
-def _kind(value: torch.Tensor | Shared) -> tuple[object, ...]:
+def kind_of(value: torch.Tensor | Shared) -> tuple[object, ...]:
+    """What of conditioning a compiled network depends on."""
     if isinstance(value, Shared):
         return "shared", value.tensor.dtype, tuple(value.tensor.shape)
     return "chains", value.dtype, tuple(value.shape[1:])

@@ -21,7 +21,6 @@ from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import backend_name, check_options, check_slots, default_slots
 from .best_slots import best_slots
-from .chains import CHOICES, chains_of, precision_of, why_not
 from .delivery import Delivery, Handed
 from .job import Callback, Finish, Job, Noise
 from .ladder import Ladder
@@ -33,6 +32,7 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .submission import job_of
 from .tuned import Tuned
+from .walked_slots import CHOICES, chains_of, precision_of, why_not
 from .watchdog import Watchdog
 
 __all__ = ["Engine", "Report", "Result"]

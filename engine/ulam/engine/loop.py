@@ -11,7 +11,6 @@ import torch
 
 from ..evaluation import in_eval_mode, modules_in
 from ..programs.program import Program
-from .chains import MOST_TICKS
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
 from .groups import Group
@@ -19,6 +18,7 @@ from .job import Job
 from .runner import Runner
 from .scheduler import Scheduler
 from .tick_needs import TickNeeds
+from .walked_slots import MOST_TICKS
 
 Progress: TypeAlias = Callable[[int], object]
 

@@ -17,9 +17,9 @@ from ..denoiser import Denoiser, Sampler
 from ..gradients import check_no_gradient
 from ..programs.program import Program
 from .arguments import backend_name, check_options
-from .chains import differences, why_not
 from .network import NetworkOptions
 from .submission import job_of
+from .walked_slots import differences, why_not
 from .walker import Walker, walks
 
 MOST_CALLS = 1 << 40

@@ -21,7 +21,6 @@ from ..denoiser import Denoiser
 from ..evaluation import autocast_state
 from .branches import Branches, Outputs
 from .buffers import Buffers, TickTensors
-from .chains import Chains
 from .groups import Group
 from .job import Job, Preview
 from .ladder import Ladder, Rungs
@@ -30,6 +29,7 @@ from .report import Report
 from .slots import IDLE_ROW
 from .tick_graphs import TickGraphs, addresses
 from .tick_needs import TickNeeds, due, row_of, rows_without_evaluation
+from .walked_slots import WalkedSlots
 
 
 class TickProgress(NamedTuple):
@@ -94,7 +94,7 @@ class Runner:
         self.check_finite = check_finite
         self.previews: list[Preview] = []  # not yet passed to their callbacks
         self._progress = TickProgress(0)
-        self.chains: Chains | None = None  # the network in a kernel that walks, once the first job has settled it
+        self.chains: WalkedSlots | None = None  # the network in a kernel that walks, once the first job has settled it
         self.outputs: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = self.rungs  # or theirs
         self.torn = False  # states are being written, or an exception left them half written
         self.step_seconds = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -17,7 +17,6 @@ from ..denoiser import Denoiser, Sampler
 from ..guidance import GuidanceSchedule, Rule
 from ..programs.program import Program
 from .arguments import DEFAULT_SLOTS, backend_name, check_options, check_slots
-from .chains import CHOICES, precision_of, why_not
 from .engine import Engine
 from .errors import warn
 from .job import Job, Noise
@@ -25,6 +24,7 @@ from .ladder import Ladder
 from .network import NetworkOptions
 from .submission import job_of
 from .tuned import Tuned
+from .walked_slots import CHOICES, precision_of, why_not
 from .walker import walked, walks
 
 
@@ -97,17 +97,17 @@ def sample(
     switch(progress, "progress")
     slots = _slots_for(chains, options) if slots is None else slots
     branches = len(blend) if isinstance(blend, Sequence) else 0
-    make = partial(Engine, denoiser, shape, slots, device, backend, dtype, options=options, ladder=ladder,
-                   branches=branches, chain_kernel=choice(chain_kernel, "chain_kernel", CHOICES))  # fmt: skip
-    engine = None if chain_kernel != "off" and _walks_alone(make) else make()
+    choice(chain_kernel, "chain_kernel", CHOICES)
+    given = _Given(denoiser, shape, slots, device, backend, dtype, options, ladder, branches, chain_kernel)
+    engine = None if chain_kernel != "off" and given.walk() else given.engine()
     job = job_of(
         denoiser, check_shape(shape), sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,
         guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
     )  # fmt: skip
-    if engine is None and (found := _walked(make, job, progress)) is not None:
+    if engine is None and (found := _walked(given, job, progress)) is not None:
         return found
-    return _collected(engine or make(), job, dtype, progress)
+    return _collected(engine or given.engine(), job, dtype, progress)
 
 
 def _slots_for(chains: int | range | Sequence[int] | torch.Tensor, options: NetworkOptions | Tuned | None) -> int:
@@ -115,35 +115,50 @@ def _slots_for(chains: int | range | Sequence[int] | torch.Tensor, options: Netw
     return options.slots if isinstance(options, Tuned) else min(max(len(chain_ids(chains)), 1), DEFAULT_SLOTS)
 
 
-def _walks_alone(make: partial[Engine]) -> bool:
-    """Whether nothing but the job and the network is against whole chains in one kernel, without an engine.
+class _Given(NamedTuple):
+    """The arguments of an engine."""
 
-    Raises TypeError or ValueError for an invalid argument of this engine, named in the message.
-    """
-    denoiser, shape, slots, device, backend, dtype = make.args
-    ladder, branches = make.keywords["ladder"], make.keywords["branches"]
-    network = check_options(denoiser, dtype, make.keywords["options"], ladder=ladder)
-    check_slots(slots)
-    where = resolve_device(device)
-    name, _ = backend_name(denoiser, where, backend, dtype)
-    uses = {"ladder": ladder is not None, "branches": branches > 0}
-    return not why_not(where, dtype, name, network, check_shape(shape), **uses)
+    denoiser: Denoiser
+    shape: Sequence[int]
+    slots: int
+    device: torch.device | str
+    backend: str | None
+    dtype: torch.dtype
+    options: NetworkOptions | Tuned | None
+    ladder: Ladder | None
+    branches: int
+    chain_kernel: str
+
+    def engine(self) -> Engine:
+        return Engine(*self[:6], options=self.options, ladder=self.ladder, branches=self.branches,
+                      chain_kernel=self.chain_kernel)  # fmt: skip
+
+    def walk(self) -> bool:
+        """Whether nothing but the job and the network is against whole chains in one kernel, without an engine.
+
+        Raises TypeError or ValueError for an invalid argument, named in the message.
+        """
+        network = check_options(self.denoiser, self.dtype, self.options, ladder=self.ladder)
+        check_slots(self.slots)
+        device = resolve_device(self.device)
+        name, _ = backend_name(self.denoiser, device, self.backend, self.dtype)
+        uses = {"ladder": self.ladder is not None, "branches": self.branches > 0}
+        return not why_not(device, self.dtype, name, network, check_shape(self.shape), **uses)
 
 
-def _walked(make: partial[Engine], job: Job, progress: bool) -> torch.Tensor | None:
+def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
     """The results of chains that need no slots, as :func:`_collected` gives them; None where they need them.
 
     Raises TypeError for a network that does not fit, unless it is then to be called as ever.
     """
     if not walks(job):
         return None
-    denoiser, shape, *_ = make.args
-    how = make.args[4], precision_of(make.keywords["chain_kernel"])
+    shape, precision = check_shape(given.shape), precision_of(given.chain_kernel)
     with tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
         try:
-            out, failed = walked(denoiser, check_shape(shape), job, *how, bar.update if progress else None)
+            out, failed = walked(given.denoiser, shape, job, given.backend, precision, bar.update if progress else None)
         except TypeError:
-            if make.keywords["chain_kernel"] != "auto":
+            if given.chain_kernel != "auto":
                 raise
             return None
     _tell(job, failed)

@@ -17,8 +17,8 @@ from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser
 from ..noise import DRAWS_PER_ROW, FIRST_STATE, ROW
 from ..programs.program import Program
-from .chains import differences
 from .job import Job
+from .walked_slots import differences
 
 WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
 MOST_OPERATIONS = 1 << 35  # of one native call, which Ctrl-C waits for: a fraction of a second

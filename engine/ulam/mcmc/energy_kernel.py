@@ -11,6 +11,7 @@ import torch
 import ulam_kernels
 import ulam_kernels.dispatch
 
+from ..chain_kernel.compiled import kind_of, remembered
 from ..chain_kernel.energies import CompiledEnergy, compile_energy, vectors_of
 from ..conditioning import Cond, Shared, check_cond
 from ..samplers.mcmc.chain_state import Evaluate, Evaluated
@@ -28,7 +29,7 @@ class EnergyKernel:
 
     def __init__(self, fn: Callable[..., Any], required: bool) -> None:
         self._fn, self._required = fn, required
-        self._known: dict[object, CompiledEnergy | str] = {}
+        self._known: dict[object, Any] = {}
         self.state = ""
 
     def bind(
@@ -67,23 +68,6 @@ class EnergyKernel:
         if torch.is_autocast_enabled("cpu"):
             raise TypeError("autocast: got one around the run, expected float32 throughout")
         given = {} if cond is None else check_cond("cond", cond, chains)
-        kinds = tuple((k, isinstance(v, Shared), _kind(v)) for k, v in given.items())
-        key = tuple(x.shape[1:]), kinds
+        key = tuple(x.shape[1:]), tuple((name, kind_of(value)) for name, value in given.items())
         with _LOCK:
-            found = self._known.get(key)
-            if found is None:
-                try:
-                    found = compile_energy(self._fn, x.shape[1:], cond)
-                except TypeError as error:
-                    found = str(error)
-                self._known[key] = found
-            if isinstance(found, str):
-                raise TypeError(found)
-            found.refresh()
-            return found
-
-
-def _kind(value: torch.Tensor | Shared) -> tuple[object, ...]:
-    if isinstance(value, Shared):
-        return value.tensor.dtype, tuple(value.tensor.shape)
-    return value.dtype, tuple(value.shape[1:])
+            return remembered(self._known, key, self._fn, lambda: compile_energy(self._fn, x.shape[1:], cond))

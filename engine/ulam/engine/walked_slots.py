@@ -64,7 +64,7 @@ def why_not(
     return ""
 
 
-class Chains:
+class WalkedSlots:
     """The network in the kernel, with the vectors of the rows in the table and of the chains in the slots."""
 
     def __init__(self, compiled: CompiledChain, denoiser: Denoiser, buffers: Buffers, precision: str) -> None:
@@ -195,11 +195,11 @@ def differences(job: Job) -> str:
     return ""
 
 
-def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buffers, precision: str) -> Chains:
+def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buffers, precision: str) -> WalkedSlots:
     """The network in the kernel, for an engine whose first job this is. Raises TypeError where it does not fit."""
     if different := differences(job):
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
     if compiled.network.learned:
         raise TypeError("net: got one with learned variances, expected one of outputs shaped like x")
-    return Chains(compiled, denoiser, buffers, precision)
+    return WalkedSlots(compiled, denoiser, buffers, precision)
