@@ -6,8 +6,10 @@ import csv
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +254,31 @@ def test_an_error_in_reading_leaves_nothing_and_stays_as_it_is(to: str, error: t
         pytest.importorskip(PACKAGES[to])
     with pytest.raises(error, match=r"^unit: got it damaged$"):
         exports.write(broken(), to, tmp_path / "a", N)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_interrupt_of_writing_leaves_nothing(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever writes in threads of its own writes no more once the error has been raised."""
+
+    def slowly(path: Path, data: bytes) -> int:
+        time.sleep(0.2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            return file.write(data)
+
+    def interrupted():
+        yield from list(units(8))[:5]
+        monkeypatch.setattr(Path, "write_bytes", slowly)
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        yield from list(units(8))[5:]
+        time.sleep(0.5)
+
+    if to in PACKAGES:
+        pytest.importorskip(PACKAGES[to])
+    with pytest.raises(KeyboardInterrupt):
+        exports.write(interrupted(), to, tmp_path / "a", N)
+    time.sleep(0.5)
     assert not any(tmp_path.iterdir())
 
 

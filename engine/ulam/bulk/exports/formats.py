@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -212,10 +213,10 @@ def zarr(path: Path, first: Rows) -> Iterator[Add]:
     """
     import zarr
 
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
-    chunks = len(first), *first.shape
-    x = group.create_array("x", shape=(first.count, *first.shape), chunks=chunks, dtype=first.values.dtype)
-    with _columns(path.parent) as columns:
+    with _columns(path.parent) as columns, _files(path) as files:
+        group = zarr.open_group(files, mode="w-", zarr_format=3)
+        chunks = len(first), *first.shape
+        x = group.create_array("x", shape=(first.count, *first.shape), chunks=chunks, dtype=first.values.dtype)
 
         def add(rows: Rows) -> None:
             x[rows.begin : rows.begin + len(rows)] = rows.values
@@ -228,6 +229,39 @@ def zarr(path: Path, first: Rows) -> Iterator[Add]:
                 column = group.create_array(name, shape=(first.count,), chunks=(size,), dtype="int64")
                 for begin, block in columns.blocks(name):
                     column[begin : begin + len(block)] = block
+
+
+@contextmanager
+def _files(path: Path) -> Iterator[Any]:
+    """A folder as a store of zarr, in which nothing is written any more once the context has ended.
+
+    zarr writes in threads of its own: its LocalStore goes on after the first error, or an interrupt, has reached us.
+    """
+    from zarr.storage import LocalStore
+
+    class Files(LocalStore):
+        writing, ended = Lock(), False
+
+        async def set(self, key: str, value: Any) -> None:
+            self.set_sync(key, value)
+
+        async def set_if_not_exists(self, key: str, value: Any) -> None:
+            if not (self.root / key).exists():
+                self.set_sync(key, value)
+
+        def set_sync(self, key: str, value: Any) -> None:
+            with self.writing:
+                if self.ended:
+                    raise OSError(f"{key}: got it after the end, expected it before")
+                (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / key).write_bytes(value.as_buffer_like())
+
+    files = Files(path)
+    try:
+        yield files
+    finally:
+        with files.writing:
+            files.ended = True
 
 
 FORMATS = {"npz": npz, "png": png, "webdataset": webdataset, "parquet": parquet, "zarr": zarr}
