@@ -70,15 +70,18 @@ class Network:
 
 
 def brownian(normals: Iterator[Array]) -> Callable[[Any, Any], torch.Tensor]:
-    """Increments of a path over the square root of their time; pieces from one start go on where the last one ended."""
+    """Increments of a path over the square root of their time; pieces from one start go on where the last one ended.
+
+    Over no time, which an end at the middle of a step leaves, they are 0: they are multiplied by 0.
+    """
     start, end, value = 0.0, 0.0, np.zeros(())
 
     def increment(above: Any, below: Any) -> torch.Tensor:
         nonlocal start, end, value
         if float(above) != start:
             start, end, value = float(above), float(above), np.zeros(())
-        value = value + np.sqrt(end - float(below)) * next(normals)
-        end = float(below)
-        return torch.from_numpy(value / np.sqrt(start - end))
+        value = value + np.sqrt(max(end - float(below), 0.0)) * next(normals)
+        end = min(end, float(below))
+        return torch.from_numpy(value / np.sqrt(start - end) if start > end else value)
 
     return increment
