@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import random
 import subprocess
 import sys
@@ -233,6 +234,22 @@ def test_drop_waiting_leaves_what_is_in_slots():
         scheduler.tick += 10
         assert sum(group.size for group in scheduler.retire()) == 4 and not scheduler.busy
         assert scheduler.admit() == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_looking_ahead_changes_nothing(policy):
+    """Every field, and all that it holds, is as before: a field that a look ahead shares would show."""
+    scheduler = Scheduler(4, policy, capacity=20)
+    for number, (chains, ticks) in enumerate([(3, 5), (6, 2), (5, 7)]):
+        scheduler.submit(number, chains, ticks, deadline=30)
+        if number == 1:
+            scheduler.admit()
+            scheduler.tick += scheduler.ticks_until_event
+            scheduler.retire()
+    before = {name: pickle.dumps(value) for name, value in vars(scheduler).items() if name != "_plan"}
+    scheduler.plan()
+    scheduler.room_in(15)
+    assert {name: pickle.dumps(value) for name, value in vars(scheduler).items() if name != "_plan"} == before
 
 
 def test_a_bounded_queue_says_when_there_is_room():

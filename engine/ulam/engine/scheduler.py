@@ -292,7 +292,7 @@ class Scheduler(Generic[J]):
         """A copy that can be run ahead."""
         ahead = copy.copy(self)
         ahead._groups, ahead._listed, ahead._free = dict(self._groups), None, list(self._free)
-        ahead._queue, ahead._due = list(self._queue), list(self._due)
+        ahead._queue, ahead._due, ahead.newest = list(self._queue), list(self._due), list(self.newest)
         ahead._ends, ahead._ticks = {end: list(groups) for end, groups in self._ends.items()}, list(self._ticks)
         ahead._jobs = dict(self._jobs)
         ahead._records = {job: copy.copy(record) for job, record in self._records.items()}
