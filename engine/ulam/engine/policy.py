@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ulam_kernels.arguments import choice, described, whole
@@ -97,7 +98,7 @@ class Policy:
         if job.guidance is not None:
             self._walker.condition(job.uncond, 1)
             self._walker.guide(job.guidance)
-        self._ids = torch.arange(self._chains)
+        self._ids = np.arange(self._chains)
 
     @not_recorded
     def __call__(
@@ -142,7 +143,7 @@ class Policy:
             out = walker.run()
             self.calls = number + 1
             failed = walker.failed()
-            if failed or not bool(torch.isfinite(out).all()):
+            if failed or not np.isfinite(out.numpy()).all():
                 where = "".join(f" in chain {place} at row {row}" for place, row in list(failed.items())[:1])
                 raise RuntimeError(f"actions: got NaN or Inf{where}, expected finite numbers")
             return out

@@ -88,28 +88,32 @@ class Slots:
         blended: ranges with weights of further branches, ``[branches, slots]``.
         """
         at, sizes = places(ranges)
-        columns = np.zeros((len(INTEGERS), len(at)), dtype=np.int64)
-        columns[[0, 1, 6]] = np.stack([row, draw, seed]).repeat(sizes, axis=1)
-        columns[2], columns[3], columns[7] = 1, DRAWS_PER_ROW, chain
-        self._host[0][:, at] = columns
-        self._host[1][:, at] = self._plain
+        if len(ranges) == 1:
+            where: slice | Ints = ranges[0]
+        else:
+            where, (row, draw, seed) = at, np.stack([row, draw, seed]).repeat(sizes, axis=1)
+        integers, floats = self._host
+        for line, values in enumerate((row, draw, 1, DRAWS_PER_ROW, 0, 0, seed, chain)):
+            integers[line, where] = values
+        floats[:, where] = self._plain
         for slots, weight, numbers in guided:
             self._host[1][0, slots] = weight
             self._host[1][1 : len(FLOATS), slots] = np.array(numbers, dtype=np.float32)[:, None]
         for slots, weights in blended:
             self._host[1][len(FLOATS) : len(FLOATS) + len(weights), slots] = weights
-        self._commit(at)
+        self._commit(where)
         return at
 
     def idle(self, ranges: list[slice]) -> None:
         """Make these slots idle; all else that they hold stays."""
-        at = places(ranges)[0]
+        at = ranges[0] if len(ranges) == 1 else places(ranges)[0]
         self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
-        self._commit(at)
+        if ranges:
+            self._commit(at)
 
-    def _commit(self, at: Ints) -> None:
+    def _commit(self, at: slice | Ints) -> None:
         """Make what was written for these slots visible to the device's next operation."""
-        if self._direct or not len(at):
+        if self._direct:
             return
         self._stagings[0].changed[at] = True
         self._stagings[0].upload(self._live)

@@ -18,6 +18,7 @@ from ..denoiser import Denoiser
 from ..noise import DRAWS_PER_ROW, FIRST_STATE, ROW
 from ..programs.program import Program
 from .job import Job
+from .slots import Ints
 from .walked_slots import differences
 
 WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
@@ -25,6 +26,7 @@ MOST_OPERATIONS = 1 << 35  # of one native call, which Ctrl-C waits for: a fract
 LAST = "walker"
 KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
 BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
+DRAW, FAILED, SEED, CHAIN = 1, 4, len(BEGIN), len(BEGIN) + 1  # lines of a walker's whole numbers
 
 
 class Walker:
@@ -46,14 +48,14 @@ class Walker:
             self._table = Table.cat([idle, rows])
             self.states = torch.zeros(program.registers, chains, *shape)
             self._net_in = torch.empty(chains, *shape) if program.scales_input else None
-            self._begin = torch.tensor(BEGIN)[:, None]
-            self._cursor = torch.zeros(len(BEGIN), chains, dtype=torch.int64)
-            self._ids = torch.zeros(3, chains, dtype=torch.int64)  # seed, chain, and the draw of the first state
+            whole = torch.zeros(len(BEGIN) + 3, chains, dtype=torch.int64)
+            self._cursor, (self._seed, self._chain, self._first) = whole[: len(BEGIN)], whole[len(BEGIN) :]
             self._weight = torch.ones(chains)
             self.known = None if mask is None else torch.zeros(chains, *shape)
         if self._net_in is not None:
             self._scale = torch.full((chains,), float(np.float32(program.c_in[program.evaluating[0]])))
             self._shift = torch.zeros(chains)
+        self._whole, self._begin = whole.numpy(), np.array(BEGIN)[:, None]  # the tensors' own memory
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._bind()
 
@@ -70,8 +72,8 @@ class Walker:
         self._most = max(1, MOST_OPERATIONS // max(operations, 1))
         uncond = (self._vectors[1], self._weight) if self._guided else (None, None)
         self._run = BoundWalk(
-            self.states, self._table, self._cursor, network, net_in=self._net_in, seed=self._ids[0],
-            chain=self._ids[1], row_vectors=rows, chain_vectors=self._vectors[0], uncond_vectors=uncond[0],
+            self.states, self._table, self._cursor, network, net_in=self._net_in, seed=self._seed,
+            chain=self._chain, row_vectors=rows, chain_vectors=self._vectors[0], uncond_vectors=uncond[0],
             guidance=uncond[1], known=self.known, mask=self._mask, backend=self._backend,
         )  # fmt: skip
 
@@ -82,23 +84,23 @@ class Walker:
             for branch, told in self._told.items():
                 self.condition(told, branch)
 
-    def begin(self, ids: torch.Tensor, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
+    def begin(self, ids: Ints, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
         """Put the chains of these ids at their first row, in states of noise or in these."""
-        self._cursor.copy_(self._begin)
-        self._cursor[1] = ROW.draw(first_row)
-        self._ids[0] = seed
-        self._ids[1] = ids
+        whole = self._whole
+        whole[: len(BEGIN)] = self._begin
+        whole[DRAW], whole[SEED], whole[CHAIN] = ROW.draw(first_row), seed, ids
         x = self.states[0]
         if x_init is None:
             ulam_kernels.fill_normal(
-                x, seed=self._ids[0], chain=self._ids[1], draw=self._ids[2], tag=FIRST_STATE.tag,
+                x, seed=self._seed, chain=self._chain, draw=self._first, tag=FIRST_STATE.tag,
                 scale=self._program.init_scale, backend=self._backend,
             )  # fmt: skip
         else:
             x.copy_(x_init)
         if self.known is not None and self._mask is not None:
             torch.where(self._mask, self.known, x, out=x)
-        self.states[1:] = 0
+        if len(self.states) > 1:
+            self.states[1:] = 0
         if self._net_in is not None:
             ulam_kernels.affine(x, x, self._scale, self._shift, out=self._net_in, backend=self._backend)
 
@@ -128,11 +130,8 @@ class Walker:
 
     def failed(self) -> dict[int, int]:
         """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
-        rows = self._cursor[4]
-        if not rows.numpy().any():
-            return {}
-        places = torch.nonzero(rows).flatten().tolist()
-        return {place: int(rows[place]) - 1 for place in places}
+        rows = self._whole[FAILED]
+        return {int(place): int(rows[place]) - 1 for place in np.flatnonzero(rows)}
 
 
 def walked(
@@ -159,7 +158,7 @@ def walked(
         walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
                         times=denoiser.time_dtype, backend=backend, precision=precision)  # fmt: skip
     x_init = job.x_init.tensor.expand(len(job.chains), *shape) if isinstance(job.x_init, Shared) else job.x_init
-    walker.begin(job.chains, job.seed, job.first_row, x_init)
+    walker.begin(job.chain_ids, job.seed, job.first_row, x_init)
     walker.condition(job.cond)
     if job.guidance is not None:
         walker.condition(job.uncond, 1)
