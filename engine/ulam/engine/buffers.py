@@ -83,6 +83,7 @@ class Buffers:
         self.slots = Slots(slots, device, branches)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
+        self._first_draw = torch.zeros(slots, dtype=torch.int64, device=device)
         self._tick: TickTensors | None = None
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
         self.second = None if second_time is None else torch.zeros(slots, dtype=time_dtype, device=device)
@@ -218,27 +219,18 @@ class Buffers:
         self.past.index_fill_(0, at, 0)
 
     def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
-        x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
-        seed, chain = self.slots.ids.index_select(1, at)
-        draw, begin = torch.zeros_like(seed), 0
-        runs = _runs(groups, sizes)
-        for scale, count in runs:  # one launch for neighbours with the same scale
-            part = [x, seed, chain, draw]
-            if len(runs) > 1:
-                part = [values[begin : begin + count] for values in part]
-            ulam_kernels.fill_normal(
-                part[0],
-                seed=part[1],
-                chain=part[2],
-                draw=part[3],
-                tag=FIRST_STATE.tag,
-                scale=scale,
-                backend=self.backend,
-            )
-            begin += count
         if self.own_inputs or any(group.job.program.scales_input for group in groups):
             self._current_inputs()
-        self.state[0].index_copy_(0, at, x)
+        if len(groups) == 1:  # neighbours, whose states are written where they lie
+            slots = groups[0].slots
+            self._first_noise(self.state[0, slots], self.slots.ids[:, slots], groups[0].job.program.init_scale)
+        else:
+            x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
+            ids, begin = self.slots.ids.index_select(1, at), 0
+            for scale, count in _runs(groups, sizes):  # one launch for neighbours with the same scale
+                self._first_noise(x[begin : begin + count], ids[:, begin : begin + count], scale)
+                begin += count
+            self.state[0].index_copy_(0, at, x)
         for group in groups:
             if (x_init := group.job.x_init) is not None:
                 first = x_init.tensor if isinstance(x_init, Shared) else x_init[group.chains]
@@ -246,8 +238,19 @@ class Buffers:
         registers = max(group.job.program.registers for group in groups)
         if registers > 1:
             self.state[1:registers].index_fill_(1, at, 0)
+        for group in groups:
+            if (history := group.job.history) is not None:
+                first = history[group.chains].to(self.dtype).transpose(0, 1)
+                self.state[1 : 1 + len(first), group.slots].copy_(on_device(first, self.device))
         if self.net_in is not None and self._inputs_are_current:
             self._first_inputs([group.job.program for group in groups], sizes, at)
+
+    def _first_noise(self, x: torch.Tensor, ids: torch.Tensor, scale: float) -> None:
+        """Fill first states with noise of these ids, seeds and chains."""
+        draw = self._first_draw[: len(x)]
+        ulam_kernels.fill_normal(
+            x, seed=ids[0], chain=ids[1], draw=draw, tag=FIRST_STATE.tag, scale=scale, backend=self.backend
+        )
 
     def _first_inputs(self, programs: list[Program], sizes: list[int], at: torch.Tensor) -> None:
         assert self.net_in is not None

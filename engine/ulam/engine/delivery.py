@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from .groups import Group
 from .job import Job
 from .report import Report
 from .results import Finished, Result
+from .trajectory import Trajectory, joined, trajectory_of
 
 Entry = TypeVar("Entry", Result, Finished)
 Handed: TypeAlias = "Iterator[Result | None] | Iterator[Finished | None]"
@@ -63,7 +64,7 @@ class Departures:
         if self.rows is not None:
             rows = self.rows[departure.begin : departure.begin + group.size].tolist()
             failed = {place: row - departure.first_row for place, row in enumerate(rows, group.chains.start) if row}
-        return Finished(group.job, group.chains, states, failed)
+        return Finished(group.job, group.chains, states, failed, trajectory_of(group, states, failed))
 
     def split(self) -> dict[Key, Result]:
         """All chains' results, by key."""
@@ -71,7 +72,7 @@ class Departures:
         states = self.states.unbind()
         for departure in self.groups:
             group = departure.group
-            if group.size == 1 and self.rows is None:  # the usual case of small jobs
+            if group.size == 1 and self.rows is None and group.record is None:  # the usual case of small jobs
                 job, place = group.job, group.first
                 entries[departure.number, place] = Result(job, int(job.chain_ids[place]), states[departure.begin])
             else:
@@ -98,7 +99,7 @@ class Delivery:
         self._departures: deque[Departures] = deque()
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
-        self.joined: dict[int, dict[Job, torch.Tensor]] = {}  # by the id of the thread that asked
+        self.joined: dict[int, dict[Job, Any]] = {}  # by the id of the thread that asked
         self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # from these groups, states where one failed
         self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
 
@@ -225,6 +226,7 @@ class Delivery:
                     slice(key[1], key[1] + 1),
                     result.x[None],
                     {} if result.failed is None else {key[1]: result.failed},
+                    result.trajectory,
                 )
                 self._move(self._groups, {key: alone}, partial(self._chains.pop, key, None))
             return map(self._groups.pop, list(self._groups), repeat(None)) if self._groups else None
@@ -242,7 +244,7 @@ class Delivery:
             results = {job: _joined(groups, len(job.chains)) for job, groups in parts.items()}
             thread = threading.get_ident()
             self._joined_of[thread] = [
-                (key, group if group.failed else replace(group, states=group.states[:0]))
+                (key, group if group.failed or group.trajectory else replace(group, states=group.states[:0]))
                 for key, group in self._groups.items()
             ]
             self.joined[thread] = results
@@ -272,7 +274,9 @@ class Delivery:
         thread = threading.get_ident()
         if (results := self.joined.get(thread)) is not None:
             groups = {
-                key: group if group.failed else replace(group, states=results[group.job][group.chains])
+                key: group
+                if group.failed or group.trajectory
+                else replace(group, states=results[group.job][group.chains])
                 for key, group in self._joined_of[thread]
                 if group.job in results  # not cancelled since
             }
@@ -292,8 +296,13 @@ class Delivery:
         self._moving = None
 
 
-def _joined(parts: list[Finished], chains: int) -> torch.Tensor:
+def _joined(parts: list[Finished], chains: int) -> torch.Tensor | Trajectory:
+    recorded = [part.trajectory for part in sorted(parts, key=lambda part: part.chains.start) if part.trajectory]
+    if recorded:
+        return joined(recorded)
     like = parts[0].states
+    if like.shape[0] == chains and not parts[0].failed and parts[0].job.finish is None:
+        return like.clone()  # of inference mode, as those of the loop
     out = torch.full((chains, *like.shape[1:]), float("nan"), dtype=like.dtype, device=like.device)
     for part in parts:
         out[part.chains] = part.states

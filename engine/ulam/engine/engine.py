@@ -28,6 +28,7 @@ from .loop import Loop
 from .network import NetworkOptions
 from .report import Report
 from .results import Finished, Result
+from .rollout import Rollout
 from .runner import Runner
 from .scheduler import Scheduler
 from .submission import job_of
@@ -193,6 +194,8 @@ class Engine:
         callback: Callback | None = None,
         every: int = 1,
         finish: Finish | None = None,
+        rollout: Rollout | None = None,
+        history: torch.Tensor | None = None,
         priority: int = 0,
         weight: float = 1.0,
         deadline: float | None = None,
@@ -202,6 +205,8 @@ class Engine:
 
         callback: called with a :class:`ulam.Preview` after every ``every`` evaluations of each chain.
         finish: maps final states ``[n, *shape]`` to results ``[n, ...]``, as a latent decoder does.
+        rollout: what to record on the way: results then have a :class:`ulam.rollouts.Trajectory`, in place of states
+            those of :meth:`run`. history: first values of the sampler's further registers (``Trajectory.fork``).
         priority, weight, deadline: who enters first, see :class:`.scheduler.Scheduler`; deadline in ticks from now.
         block: wait for room in a bounded queue, while another thread runs the chains.
 
@@ -218,7 +223,7 @@ class Engine:
             self.denoiser, self.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
             first_row, guidance_interval, guidance_rescale, callback, every, finish, priority, deadline,
             guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend,
-            branches=len(self._runner.buffers.branches),
+            branches=len(self._runner.buffers.branches), rollout=rollout, history=history,
         )  # fmt: skip
         self._queue(job, weight, block)
         return job
@@ -324,8 +329,9 @@ class Engine:
             for result in filter(None, results):
                 yield cast(Result, result)
 
-    def run(self) -> dict[Job, torch.Tensor]:
+    def run(self) -> dict[Job, Any]:
         """Run until no chain is left; return each unfinished job's results ``[chains, ...]``, in order of its chains.
+        For a job with a ``rollout`` that is a :class:`ulam.rollouts.Trajectory` of the chains that are left.
 
         After an exception, calling again goes on, and also returns what had finished before. Chains that failed, were
         cancelled or were already delivered by :meth:`stream` are NaN.

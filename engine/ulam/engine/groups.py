@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Any, Generic
 
 from .fair_shares import J
 
@@ -19,6 +19,7 @@ class Group(Generic[J]):
     end: int
     size: int = field(init=False)
     chains: slice = field(init=False)  # their indices in the job
+    record: Any = field(init=False, default=None)  # what is recorded of them
 
     def __post_init__(self) -> None:
         self.size = int(self.slots.stop - self.slots.start)

@@ -15,6 +15,7 @@ from ..conditioning import Shared
 from ..guidance import Rule
 from ..programs.program import Program
 from .inpainting import Known
+from .rollout import Rollout
 
 Noise: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 Callback: TypeAlias = "Callable[[Preview], object]"
@@ -34,6 +35,7 @@ class Job:
         known: image and mask, for inpainting.
         noise: called as ``noise(row, chains)`` in place of noise-v1, or None.
         callback: called with a :class:`Preview` every ``every`` evaluations. finish: maps final states to results.
+        rollout: what is recorded. history: ``[n, registers - 1, *shape]``, first values of further registers, or None.
         rule: of guidance, or None. branches: further conditionings with their weights ``[n]`` float32.
         priority, deadline: see :class:`ulam.engine.scheduler.Scheduler`.
         ticks: evaluations of the network per chain. traits: its ticks' needs beyond one evaluation and one fused step,
@@ -59,6 +61,8 @@ class Job:
     first_row: int = 0
     rule: Rule | None = None
     branches: Branches = ()
+    rollout: Rollout | None = None
+    history: torch.Tensor | None = None
     ticks: int = field(init=False, repr=False)
     traits: tuple[str, ...] = field(init=False, repr=False)
     chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)
@@ -81,6 +85,7 @@ class Job:
             "scheduled": self.program.schedules_guidance,
             "ruled": self.rule is not None,
             "blended": bool(self.branches),
+            "recorded": self.rollout is not None,
         }
         object.__setattr__(self, "traits", tuple(name for name, applies in has.items() if applies))
         object.__setattr__(self, "ticks", ticks)

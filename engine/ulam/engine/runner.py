@@ -25,6 +25,7 @@ from .groups import Group
 from .job import Job, Preview
 from .ladder import Ladder, Rungs
 from .network import Network, NetworkOptions
+from .recording import Recorder, Rows
 from .report import Report
 from .slots import IDLE_ROW
 from .tick_graphs import TickGraphs, addresses
@@ -89,6 +90,7 @@ class Runner:
         )
         self.rungs = Rungs(ladder, self.network, self.buffers, report)
         self.branches = Branches(self.buffers, self.rungs)
+        self.recorder = Recorder(self.buffers)
         self._stream: torch.cuda.Stream | None = None
         self._weight = torch.ones(slots, dtype=torch.float32, device=device)  # of guidance, 1 off its interval
         self.check_finite = check_finite
@@ -186,8 +188,11 @@ class Runner:
         guided = self._guided_at(tick, needs)
         explicit = [(g, row_of(g, tick)) for g in needs.groups if g.job.noise] if needs.noisy else []
         previews = [(g, row_of(g, tick)) for g in needs.groups if due(g, tick)] if needs.previews else []
-        if self.graphs is None or explicit or needs.previews:
-            self._run_tick(guided, needs, explicit, previews)
+        recorded = [(g, row_of(g, tick)) for g in needs.groups if g.job.rollout] if needs.recorded else []
+        if recorded:
+            self.recorder.begin(recorded)
+        if self.graphs is None or explicit or needs.previews or needs.recorded:
+            self._run_tick(guided, needs, explicit, previews, recorded)
             return
         key = (guided, self.network.batch, self.rungs.size, autocast_state(self.device), *needs.kind)
         graph = self.graphs.of_tick(key, lambda: self._run_tick(guided, needs))
@@ -215,6 +220,7 @@ class Runner:
         needs: TickNeeds,
         explicit: list[tuple[Group[Job], int]] | None = None,
         previews: list[tuple[Group[Job], int]] | None = None,
+        recorded: Rows | None = None,
     ) -> None:
         """All that a tick with an evaluation does on the device."""
         buffers, slots = self.buffers, self.buffers.slots
@@ -260,6 +266,8 @@ class Runner:
         if needs.unguided:
             self.branches.load(tensors.states, m, uncond)
         self._step(tensors, slots.now_row, slots.now_draw, *outputs, noise, needs)
+        if recorded:
+            self.recorder.keep(recorded, outputs)
         for group, row, x0 in estimates:
             job, x = group.job, buffers.state[0, group.slots].clone()
             self.previews.append(Preview(job, job.ids[group.chains], row, x, x0))
@@ -309,9 +317,12 @@ class Runner:
             advance[:, group.slots] = slots.cursor[2:4, group.slots]
         explicit = [(group, row) for group, row in moving if group.job.noise]
         noise = self._explicit_noise(explicit) if explicit else None
+        recorded = [(group, row) for group, row in moving if group.job.rollout]
+        self.recorder.begin(recorded)
         self.torn = True
         tensors = self.buffers.of_tick(needs.registers, needs.scaled)
         self._step(tensors, row, slots.draw, None, None, None, noise, needs)
+        self.recorder.keep(recorded)
         slots.cursor[:2] += advance
 
     def _step(
@@ -342,7 +353,8 @@ class Runner:
             scales = buffers.scales if needs.reduces else None
             if scales is not None:
                 ulam_kernels.reduce(states, table, row, **inputs, out=scales)
-            ulam_kernels.step(states, table, row, **inputs, net_in=net_in, scales=scales)
+            squares = self.recorder.of_step() if needs.recorded else {}
+            ulam_kernels.step(states, table, row, **inputs, net_in=net_in, scales=scales, **squares)
             if needs.blends and buffers.known is not None:
                 buffers.known.blend(
                     states,

@@ -95,7 +95,7 @@ def sample(
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
     switch(progress, "progress")
-    slots = _slots_for(chains, options) if slots is None else slots
+    slots = default_slots_for(chains, options) if slots is None else slots
     branches = len(blend) if isinstance(blend, Sequence) else 0
     choice(chain_kernel, "chain_kernel", CHOICES)
     given = _Given(denoiser, shape, slots, device, backend, dtype, options, ladder, branches, chain_kernel)
@@ -110,7 +110,9 @@ def sample(
     return _collected(engine or given.engine(), job, dtype, progress)
 
 
-def _slots_for(chains: int | range | Sequence[int] | torch.Tensor, options: NetworkOptions | Tuned | None) -> int:
+def default_slots_for(
+    chains: int | range | Sequence[int] | torch.Tensor, options: NetworkOptions | Tuned | None
+) -> int:
     """As tuned, or one for each chain up to the default."""
     return options.slots if isinstance(options, Tuned) else min(max(len(chain_ids(chains)), 1), DEFAULT_SLOTS)
 

@@ -24,6 +24,7 @@ from ..schedules import Schedule
 from .errors import warn
 from .inpainting import check_known
 from .job import Callback, Finish, Job, Noise
+from .rollout import Rollout, check_recording
 
 LAST_ROW = 1 << 59  # keeps every row of a program below noise-v1's 2^60
 OF_PAIR = ("", "'s weight")  # as errors name the parts of a further conditioning
@@ -57,6 +58,8 @@ def job_of(
     guidance_schedule: GuidanceSchedule | None = None,
     blend: Blend | None = None,
     branches: int = 0,
+    rollout: Rollout | None = None,
+    history: torch.Tensor | None = None,
 ) -> Job:
     """The job that :meth:`ulam.Engine.submit` queues, for an engine of this denoiser, sample shape and ``branches``.
 
@@ -100,10 +103,12 @@ def job_of(
         cond, guidance, uncond, len(ids), has_guide=denoiser.guide is not None,
         always=program.reads_unguided or program.schedules_guidance,
     )  # fmt: skip
+    check_recording(rollout, history, program, (len(ids), program.registers - 1, *shape), noise)
     further = check_blend(blend, conditional, len(ids), branches)
     return Job(
         program, ids, seed, conditional, unconditional, weights, x_init, noise, known_image, interval, rescale,
         callback, every, finish, priority, deadline, first_row, guidance_rule if weights is not None else None, further,
+        rollout, history,
     )  # fmt: skip
 
 

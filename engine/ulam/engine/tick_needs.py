@@ -9,7 +9,7 @@ from .job import Job
 
 NOT_PLAIN = (
     "without_evaluation", "noisy", "intervals", "rescaled", "reduces", "blends", "previews",
-    "unguided", "scheduled", "ruled", "blended",
+    "unguided", "scheduled", "ruled", "blended", "recorded",
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ class TickNeeds:
     scheduled = False  # guidance weights that depend on the row
     ruled = False  # guidance by a rule
     blended = False  # outputs of further conditionings
+    recorded = False  # states, outputs, log-probabilities
     plain = True  # none but guidance by constant weights, and scaled inputs
 
     def __init__(self, groups: list[Group[Job]] | None = None) -> None:
@@ -44,7 +45,7 @@ class TickNeeds:
         """What determines a tick's operations, besides the network's calls."""
         return (
             self.registers, self.intervals, self.rescaled, self.reduces, self.blends, self.scaled,
-            self.unguided, self.scheduled, self.ruled, self.blended,
+            self.unguided, self.scheduled, self.ruled, self.blended, self.recorded,
         )  # fmt: skip
 
     def enter(self, groups: list[Group[Job]]) -> None:
@@ -61,7 +62,7 @@ class TickNeeds:
                 self._counts[trait] += sign
                 setattr(self, trait, self._counts[trait] > 0)
             self._registers[group.job.program.registers] += sign
-        self.plain = not any(self._counts[trait] for trait in NOT_PLAIN)
+        self.plain = not any(map(self._counts.__getitem__, NOT_PLAIN)) if self._counts else True
         self.registers = max((count for count, groups in self._registers.items() if groups), default=1)
 
 

@@ -227,6 +227,10 @@ class Program:
                     "state goes on, expected a beginning at 0 or a sampler without history"
                 )
             written |= self.writes[row]
+        return self.cut(begin, end)
+
+    def cut(self, begin: int, end: int) -> Program:
+        """Rows ``begin`` to ``end - 1``, for a run that goes on with all registers."""
         per_row = (*COLUMNS, *SELDOM, *FLAGS, "A", "writes")
         return replace(self, **{name: getattr(self, name)[begin:end] for name in per_row})
 

@@ -1,0 +1,179 @@
+"""Log-probabilities computed again: equal to what was sampled, right under another network, with right gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ulam
+from rollout_cases import SAMPLERS, SHAPE, SIZE, VP, Net, denoiser, densities
+from ulam import rollouts
+from ulam.rollouts import Trajectory
+from ulam.samplers import DDIM, DDPM, DynamicThreshold
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
+
+LABELS, NULLS = torch.arange(12.0), torch.zeros(12)
+GUIDED = {"cond": {"y": LABELS}, "uncond": {"y": NULLS}, "guidance": torch.linspace(0, 3, 12)}
+
+
+def rolled(sampler: Any, *, of: ulam.Denoiser | None = None, **options: Any) -> Trajectory:
+    return rollouts.sample(of or denoiser(), sampler, SHAPE, 12, 3, slots=5, **options)
+
+
+def evaluable(trajectory: Trajectory) -> list[int]:
+    noisy = trajectory.stochastic.tolist()
+    return [row for row, z in zip(trajectory.rows, noisy, strict=True) if z and trajectory.program.evaluates[row]]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, GUIDED, {**GUIDED, "guidance_interval": (200, 700)}], ids=["", "guided", "part"]
+)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_same_network_gives_what_was_sampled(name: str, options: dict[str, Any]) -> None:
+    trajectory = rolled(SAMPLERS[name], **options)
+    rows = evaluable(trajectory)
+    found = rollouts.log_prob(denoiser(), trajectory, rows)
+    assert found.shape == (12, len(rows)) and found.requires_grad
+    at = [row - trajectory.rows.start for row in rows]
+    np.testing.assert_allclose(found.detach().numpy(), trajectory.log_prob[:, at].numpy(), rtol=0, atol=1e-6 * SIZE)
+    kl = rollouts.kl(denoiser(), denoiser(), trajectory, rows)
+    assert kl.shape == found.shape and float(kl.detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize("options", [{}, GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_another_network_has_the_densities_of_the_formula(name: str, options: dict[str, Any]) -> None:
+    trajectory, other = rolled(SAMPLERS[name], outputs=True, **options), denoiser(1)
+    rows = evaluable(trajectory)
+    found = rollouts.log_prob(other, trajectory, rows).detach().numpy()
+    outputs = torch.zeros_like(trajectory.outputs)
+    for k, row in enumerate(trajectory.rows):
+        if trajectory.program.evaluates[row]:
+            x = trajectory.states[:, k] * float(trajectory.program.c_in[row])
+            t = torch.full((12,), float(trajectory.program.time[row]))
+            with torch.no_grad():
+                m = other.net(x, t, *([LABELS] if options else []))
+                if options:
+                    u = other.net(x, t, NULLS)
+                    m = u + options["guidance"][:, None, None] * (m - u)
+            outputs[:, k] = m
+    at = [row - trajectory.rows.start for row in rows]
+    expected = densities(trajectory, outputs)[:, at]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * SIZE)
+    assert abs(found - trajectory.log_prob.numpy()[:, at]).max() > 0.1
+    kl = rollouts.kl(denoiser(), other, trajectory, rows).detach().numpy()
+    ours = densities(trajectory, trajectory.outputs)[:, at]  # E log(p / q) at x' = mean + a z is that of the means
+    a, z0 = trajectory.program.A[rows, 0, -1].astype(np.float32), np.isfinite(ours)
+    assert z0.all() and (kl >= 0).all() and a.all()
+    if trajectory.history is None and name != "DDPM clipped":
+        c = trajectory.program.A[rows, 0][:, -2] + trajectory.program.A[rows, 0][:, -3] * trajectory.program.km[rows]
+        gap = (outputs - trajectory.outputs)[:, at].double().flatten(2).numpy() * c[:, None]
+        np.testing.assert_allclose(kl, (gap**2).sum(2) / (2 * a.astype(np.float64) ** 2), rtol=1e-4, atol=1e-9)
+
+
+def test_pairs_are_rows_of_chains_in_any_order() -> None:
+    trajectory = rolled(DDIM(steps=8, eta=0.8), **GUIDED)
+    rows = evaluable(trajectory)
+    whole = rollouts.log_prob(denoiser(1), trajectory).detach()
+    rng = np.random.default_rng(0)
+    places, at = rng.integers(0, 12, 50), rng.integers(0, len(rows), 50)
+    pairs = torch.stack([torch.from_numpy(places), torch.tensor(rows)[at]], 1).unbind(1)  # columns, not contiguous
+    found = rollouts.log_prob(denoiser(1), trajectory, pairs=pairs)
+    assert found.shape == (50,)
+    np.testing.assert_allclose(found.detach().numpy(), whole[places, at].numpy(), rtol=0, atol=1e-6 * SIZE)
+    part = rollouts.log_prob(denoiser(1), trajectory[[3, 7]])
+    np.testing.assert_allclose(part.detach().numpy(), whole[[3, 7]].numpy(), rtol=0, atol=1e-6 * SIZE)
+
+
+@pytest.mark.parametrize("options", [{}, GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradients_are_those_of_finite_differences(name: str, options: dict[str, Any]) -> None:
+    """In float64, of log_prob and of kl, along a random direction of all weights, away from the sampling network."""
+    wide = {key: {"y": value["y"].double()} if isinstance(value, dict) else value for key, value in options.items()}
+    trajectory = rolled(SAMPLERS[name], of=denoiser(dtype=torch.float64), dtype=torch.float64, **wide)
+    rows, other = evaluable(trajectory), denoiser(1, torch.float64)
+    weights = list(other.net.parameters())
+    torch.manual_seed(5)
+    along = [torch.randn_like(weight) for weight in weights]
+    for value in (
+        lambda: rollouts.log_prob(other, trajectory, rows).sum(),
+        lambda: rollouts.kl(other, denoiser(dtype=torch.float64), trajectory, rows).sum(),
+    ):
+        gradients = torch.autograd.grad(value(), weights)
+        slope = sum(float((g * v).sum()) for g, v in zip(gradients, along, strict=True))
+
+        def moved(by: float, value: Any = value) -> float:
+            with torch.no_grad():
+                for weight, v in zip(weights, along, strict=True):
+                    weight += by * v
+                found = float(value().detach())
+                for weight, v in zip(weights, along, strict=True):
+                    weight -= by * v
+            return found
+
+        h = 1e-5
+        assert slope == pytest.approx((moved(h) - moved(-h)) / (2 * h), rel=2e-5, abs=1e-6)
+
+
+def test_autocast_and_training_mode_are_taken() -> None:
+    trajectory = rolled(DDPM(steps=9))
+    one = denoiser()
+    one.net.train()
+    found = rollouts.log_prob(one, trajectory)
+    assert one.net.training
+    with torch.autocast("cpu", torch.bfloat16):
+        near = rollouts.log_prob(one, trajectory)
+    assert 0 < float((near - found).detach().abs().max()) < 0.5
+    near.sum().backward()
+    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in one.net.parameters())
+
+
+def test_a_guide_is_the_unguided_branch() -> None:
+    guided = ulam.Denoiser(Net(0), VP, guide=Net(2))
+    trajectory = rolled(DDPM(steps=9), of=guided, guidance=2.0)
+    found = rollouts.log_prob(guided, trajectory)
+    np.testing.assert_allclose(
+        found.detach().numpy(), trajectory.log_prob[:, trajectory.stochastic].numpy(), rtol=0, atol=1e-6 * SIZE
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": [8]}, "rows: got 8, which adds no noise to x and has no density, expected rows that do"),
+        ({"rows": [11]}, "rows: got 11, expected 0 to 8"),
+        ({"rows": []}, "rows: got none, expected rows of .* that add noise"),
+        ({"rows": [0.5]}, r"rows\[0\]: got 0.5, expected an integer"),
+        ({"pairs": (torch.tensor([0]), torch.tensor([0.0]))}, r"pairs: got .*, expected two int64 tensors \[b\]"),
+        ({"pairs": (torch.tensor([12]), torch.tensor([0]))}, "pairs: got a place outside 0 to 11"),
+        ({"pairs": (torch.tensor([1]), torch.tensor([0])), "rows": [0]}, "rows: got some beside pairs"),
+    ],
+)
+def test_hostile_arguments_are_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    trajectory = rolled(DDPM(steps=9))
+    for call in (
+        lambda: rollouts.log_prob(denoiser(), trajectory, **arguments),
+        lambda: rollouts.kl(denoiser(), denoiser(), trajectory, **arguments),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_computed_again_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^trajectory: got .*, expected a ulam.rollouts.Trajectory"):
+        rollouts.log_prob(denoiser(), torch.zeros(3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^trajectory: got one without states"):
+        rollouts.log_prob(denoiser(), rolled(DDPM(steps=9), states=False))
+    with pytest.raises(ValueError, match=r"^trajectory: got .*, which clips by a quantile"):
+        rollouts.log_prob(denoiser(), rolled(DDPM(steps=9, clip=DynamicThreshold(0.99))))
+    with pytest.raises(ValueError, match=r"^sampler: got a program for"):
+        rollouts.log_prob(ulam.Denoiser(Net(), ulam.schedules.vp_cosine(1000)), rolled(DDPM(steps=9)))
+    engine = ulam.Engine(denoiser(), SHAPE, 5)
+    job = engine.submit(DDPM(steps=9), 12, 3, **GUIDED, guidance_rescale=0.7, rollout=rollouts.Rollout())
+    with pytest.raises(ValueError, match=r"^trajectory: got one with guidance_rescale, expected weights of guidance"):
+        rollouts.log_prob(denoiser(), engine.run()[job])
