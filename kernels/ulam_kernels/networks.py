@@ -16,7 +16,7 @@ once per chain (kind "chain").
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -140,6 +140,25 @@ class Network:
     def learned(self) -> bool:
         """Whether the output holds m, then v."""
         return self.output_width != self.inputs
+
+    @cached_property
+    def told_by_chain(self) -> Network:
+        """The same network, of which a chain's vector holds its own numbers and then those of its row.
+
+        So one call of `evaluate_network` serves chains at rows of their own; no sum changes its order.
+        """
+
+        def moved(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(map(moved, part))
+            row = isinstance(part, Operand) and part.kind == "row"
+            return Operand("chain", self.chain_width + part.index) if row else part
+
+        def instruction(one: Any) -> Any:
+            return replace(one, **{part.name: moved(getattr(one, part.name)) for part in fields(one)})
+
+        widths = {"row_width": 0, "chain_width": self.chain_width + self.row_width}
+        return replace(self, instructions=tuple(map(instruction, self.instructions)), **widths)
 
     @cached_property
     def code(self) -> tuple[int, ...]:

@@ -153,13 +153,6 @@ def test_engines_of_other_arguments_do_not_walk(more: dict[str, Any]) -> None:
         ulam.Engine(denoiser(), (2,), 3, chain_kernel="fast")
 
 
-def test_learned_variances_are_called_as_ever() -> None:
-    engine = ulam.Engine(denoiser("learned variances"), (4,), 3, chain_kernel="auto")
-    engine.submit(DDPM(4), 3, 0)
-    engine.run()
-    assert "learned variances" in engine.report.chain_kernel
-
-
 def test_a_chain_that_fails_fails_alone() -> None:
     net = denoiser("chunk policy")
     clean = job(DDPM(6), range(5))

@@ -67,6 +67,22 @@ def test_a_chain_is_the_same_in_any_company() -> None:
                 assert torch.equal(ours[0], energy[these]) and torch.equal(ours[1], out[these])
 
 
+def test_rows_of_their_own_come_with_the_chains() -> None:
+    """`told_by_chain`: every kind of instruction, the bits of the network that is told one row for all."""
+    for seed in range(6):
+        network = random_network(np.random.default_rng(seed), 6, learned=bool(seed % 2))
+        arguments = given(network, 9, seed)
+        rows = torch.randn(9, network.row_width)
+        own = torch.cat([arguments["chain_vectors"], rows], 1)
+        for backend in ("cpu", "reference"):
+            told = network.told_by_chain
+            together = ulam_kernels.evaluate_network(told, arguments["x"], chain_vectors=own, backend=backend)[1]
+            for chain, row in enumerate(rows):
+                some = arguments | {"row_vector": row}
+                alone = ulam_kernels.evaluate_network(network, **some, backend=backend)[1]
+                assert torch.equal(together[chain], alone[chain])
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("n", [1, 5, 16, 37])
 def test_the_gradient_of_layer_norm_is_autograds(n: int, weighted: bool) -> None:

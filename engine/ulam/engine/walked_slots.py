@@ -11,13 +11,12 @@ import time
 
 import torch
 
-from ulam_kernels import Table, walk
+from ulam_kernels import evaluate_network
 from ulam_kernels.walks import BoundWalk
 
 from ..chain_kernel.compiled import CompiledChain, compiled_once
 from ..conditioning import Shared
 from ..denoiser import Denoiser
-from ..programs.builder import ProgramBuilder
 from ..programs.program import Program
 from .buffers import Buffers, TickTensors
 from .conditioning import Input, kind_of
@@ -30,7 +29,6 @@ from .tick_needs import TickNeeds
 
 CHOICES = ("auto", "on", "off", "bf16", "bf16_dot")
 BACKENDS = ("cpu", "reference")
-FAILED = 4  # the line of the cursor
 MOST_TICKS = 64  # of one walk: a cancelled job leaves after it
 
 
@@ -67,12 +65,11 @@ def why_not(
 class WalkedSlots:
     """The network in the kernel, with the vectors of the rows in the table and of the chains in the slots."""
 
-    def __init__(self, compiled: CompiledChain, denoiser: Denoiser, buffers: Buffers, precision: str) -> None:
+    def __init__(self, compiled: CompiledChain, buffers: Buffers, precision: str) -> None:
         self._compiled, self._buffers, self._precision = compiled, buffers, precision
         self._network = compiled.rounded(precision)
         self._written: dict[Program, Place] = {}
         self.seconds = 0.0
-        self._denoiser = denoiser
         self._allocate()
 
     def _allocate(self) -> None:
@@ -85,7 +82,6 @@ class WalkedSlots:
             self._rows[IDLE_ROW] = 0
             self._chain = torch.zeros(slots, network.chain_width)
             self._uncond = torch.zeros(slots, network.chain_width)
-        self._outputs: Table | None = None
 
     def check(self, job: Job) -> None:
         """Raise ValueError for a job whose two branches take different arguments: the kernel holds one network."""
@@ -147,7 +143,7 @@ class WalkedSlots:
     def evaluate(
         self, x: torch.Tensor, uncond: dict[str, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The network's outputs alone, with the bits that a walk gives them."""
+        """The network's outputs alone, with the bits that a walk gives them; learned variances behind them."""
         begin = time.perf_counter()
         m = self._evaluated(x, self._chain)
         other = None if uncond is None else self._evaluated(x, self._uncond)
@@ -155,34 +151,10 @@ class WalkedSlots:
         return m, other
 
     def _evaluated(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """One row that replaces the state by the output; where that is not finite, the walk stops, and it is NaN."""
-        with torch.inference_mode(False):
-            states = torch.empty(1, *x.shape).copy_(x)
-            cursor = torch.zeros_like(self._buffers.slots.cursor)
-            if self._outputs is None:
-                self._outputs = self._output_rows()
-        cursor[0] = self._buffers.slots.row
-        walk(
-            states, self._outputs, cursor, self._network, steps=1, row_vectors=self._rows, chain_vectors=vectors,
-            backend=self._buffers.backend,
-        )  # fmt: skip
-        states[0, cursor[FAILED] != IDLE_ROW] = torch.nan
-        return states[0]
-
-    def _output_rows(self) -> Table:
-        """For every row of the table one that replaces the state by the network's output."""
-        builder = ProgramBuilder(self._denoiser.schedule, self._denoiser.predicts)
-        builder.rows([denoiser_time(self._denoiser)], x={"m": 1.0})
-        row, count = (
-            builder.program(sampler="the network's output", order=1).table(dtype=torch.float32),
-            len(self._rows),
-        )
-        return Table(row.coef[:1].repeat(count, 1), row.flags[:1].repeat(count), 1)
-
-
-def denoiser_time(denoiser: Denoiser) -> float:
-    """A time that lies within the schedule, whichever."""
-    return 1.0 if denoiser.schedule.steps else 0.5
+        told = torch.cat([vectors, self._rows.index_select(0, self._buffers.slots.row)], 1)
+        network, backend = self._network.told_by_chain, self._buffers.backend
+        m = evaluate_network(network, x, chain_vectors=told, backend=backend)[1]
+        return m.view(len(x), 2 * x.shape[1], *x.shape[2:]) if network.learned else m
 
 
 def differences(job: Job) -> str:
@@ -200,6 +172,4 @@ def chains_of(denoiser: Denoiser, shape: tuple[int, ...], job: Job, buffers: Buf
     if different := differences(job):
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
-    if compiled.network.learned:
-        raise TypeError("net: got one with learned variances, expected one of outputs shaped like x")
-    return WalkedSlots(compiled, denoiser, buffers, precision)
+    return WalkedSlots(compiled, buffers, precision)
