@@ -93,6 +93,21 @@ def select(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleT
     return _automatic(device_type) if backend is None else _named(backend, device_type, source)
 
 
+def select_for_networks(backend: str | None, device_type: str, dtype: torch.dtype) -> ModuleType:
+    """As :func:`select`, for operations that hold a network: on a GPU Triton has them, and runs where nobody chose.
+
+    Raises:
+        ValueError: also for a backend that does not have them.
+    """
+    free = backend is None and not os.environ.get("ULAM_BACKEND")
+    on_gpu = device_type == "cuda" and dtype != torch.float64
+    module = select("triton" if free and on_gpu else backend, device_type, dtype)
+    if not hasattr(module, "bound_walk") or (device_type == "cuda" and name_of(module) == "reference"):
+        expected = "'triton'" if device_type == "cuda" else "'cpu' or 'reference'"
+        raise ValueError(f"backend: got {name_of(module)!r}, expected {expected}, which has this operation")
+    return module
+
+
 def name_of(module: ModuleType) -> str:
     """The backend's name: ``cpu``, ``triton``, ``cuda`` or ``reference``."""
     return module.__name__.rpartition(".")[2]

@@ -6,7 +6,7 @@ import torch
 
 from ulam_kernels.arguments import described
 from ulam_kernels.autograd import check_no_gradient
-from ulam_kernels.dispatch import name_of, select
+from ulam_kernels.dispatch import select_for_networks
 from ulam_kernels.networks import Network
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check, check_tensor
@@ -26,7 +26,8 @@ def evaluate_network(
         x: ``[B, *shape]`` states of n elements, float32 (float64: reference backend), contiguous.
         row_vector: ``[network.row_width]``, what the network reads of a row, for all chains; None where the width is 0.
         chain_vectors: ``[B, network.chain_width]``, what it reads of each chain; None where the width is 0.
-        backend: "cpu" or "reference"; others do not have this operation.
+        backend: "cpu", "triton" (without energies and their gradients) or "reference"; others do not have this
+            operation.
 
     Returns:
         The energies, and the output like x (``[B, 2 n]`` of a network with learned variances).
@@ -43,8 +44,8 @@ def evaluate_network(
     if x.dtype not in (torch.float32, torch.float64) or x.dim() < 2:
         raise TypeError(f"x: got {described(x)}, expected a float32 tensor [B, *shape]")
     check(x, "x", x.dtype, x.device, x.shape)
-    if x.device.type != "cpu":
-        raise ValueError(f"x: got a tensor on {x.device}, expected one on cpu: no other backend has this operation")
+    if x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"x: got a tensor on {x.device}, expected one on cpu or cuda")
     if x.shape[1:].numel() != network.inputs:
         raise ValueError(f"x: got shape {list(x.shape)}, expected {network.inputs} elements a chain")
     for name, vectors, shape in (
@@ -55,12 +56,9 @@ def evaluate_network(
             check(vectors, name, x.dtype, x.device, shape)
         elif shape[-1]:
             raise ValueError(f"{name}: got None, expected a tensor {list(shape)}, which the network reads")
-    module = select(backend, x.device.type, x.dtype)
-    if not hasattr(module, "call_network"):
-        expected = "expected 'cpu' or 'reference', which have this operation"
-        raise ValueError(f"backend: got {name_of(module)!r}, {expected}")
-    out = torch.empty((len(x), 2 * network.inputs) if network.learned else x.shape, dtype=x.dtype)
-    energy = None if network.energy is None else torch.empty(len(x), dtype=x.dtype)
+    module = select_for_networks(backend, x.device.type, x.dtype)
+    out = x.new_empty((len(x), 2 * network.inputs) if network.learned else x.shape)
+    energy = None if network.energy is None else x.new_empty(len(x))
     if len(x):
         module.call_network(network, x, row_vector, chain_vectors, out, energy)
     return energy, out

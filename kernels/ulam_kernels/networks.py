@@ -157,8 +157,8 @@ class Network:
         def instruction(one: Any) -> Any:
             return replace(one, **{part.name: moved(getattr(one, part.name)) for part in fields(one)})
 
-        widths = {"row_width": 0, "chain_width": self.chain_width + self.row_width}
-        return replace(self, instructions=tuple(map(instruction, self.instructions)), **widths)
+        instructions, both = tuple(map(instruction, self.instructions)), self.chain_width + self.row_width
+        return replace(self, instructions=instructions, row_width=0, chain_width=both)
 
     @cached_property
     def code(self) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from ulam_kernels.arguments import described, whole
 from ulam_kernels.autograd import check_no_gradient, written
-from ulam_kernels.dispatch import name_of, select
+from ulam_kernels.dispatch import name_of, select_for_networks
 from ulam_kernels.networks import Network
 from ulam_kernels.table import Table
 from ulam_kernels.tick import CURSOR_LINES
@@ -70,14 +70,14 @@ def walk(
     check_not_recorded("walk", states, cursor, seed, chain, *given.values())
     _check(states, table, cursor, network, seed, chain, **given)
     steps = whole(steps, "steps", 0, MAX_STEPS)
-    module = _backend(backend, states)
+    module = select_for_networks(backend, states.device.type, states.dtype)
     _check_written(states, cursor, net_in)
     reads = (seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, table.coef, table.flags, known, mask)
     reads = apart(apart(reads, 0, states, net_in), 0, cursor)
     seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance, coef, flags, known, mask = reads
     if states.numel() and steps:
         run = module.bound_walk(states, coef, flags, cursor, network, net_in, seed, chain, row_vectors, chain_vectors,
-                                uncond_vectors, guidance, **_fixed(module, known, mask))  # fmt: skip
+                                uncond_vectors, guidance, **_options(module, known, mask))  # fmt: skip
         run(steps)
     written((states, cursor) if net_in is None else (states, cursor, net_in))
 
@@ -86,13 +86,15 @@ class BoundWalk:
     """:func:`walk` on tensors that stay where they are: what does not change is checked once, here.
 
     Arguments, errors and results are those of :func:`walk`; what is written shares no memory with what is read.
+    reduces: whether a row on the way has a reduction. By default the table says so here, for which the host waits for
+    a GPU; a reduction that was denied makes its chain NaN there.
     """
 
     def __init__(
         self, states: torch.Tensor, table: Table, cursor: torch.Tensor, network: Network, *,
         net_in: Tensor = None, seed: Tensor = None, chain: Tensor = None, row_vectors: Tensor = None,
         chain_vectors: Tensor = None, uncond_vectors: Tensor = None, guidance: Tensor = None,
-        known: Tensor = None, mask: Tensor = None, backend: str | None = None,
+        known: Tensor = None, mask: Tensor = None, backend: str | None = None, reduces: bool | None = None,
     ) -> None:  # fmt: skip
         given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
                  "uncond_vectors": uncond_vectors, "guidance": guidance, "known": known, "mask": mask}  # fmt: skip
@@ -100,7 +102,7 @@ class BoundWalk:
         check_no_gradient("walk", **self._given)
         check_not_recorded("walk", states, cursor, seed, chain, *given.values())
         _check(states, table, cursor, network, seed, chain, **given)
-        module = _backend(backend, states)
+        module = select_for_networks(backend, states.device.type, states.dtype)
         _check_written(states, cursor, net_in)
         reads = (
             seed,
@@ -122,7 +124,7 @@ class BoundWalk:
         self._written = (states, cursor) if net_in is None else (states, cursor, net_in)
         vectors = row_vectors, chain_vectors, uncond_vectors, guidance
         self._run = module.bound_walk(states, table.coef, table.flags, cursor, network, net_in, seed, chain, *vectors,
-                                      **_fixed(module, known, mask))  # fmt: skip
+                                      **_options(module, known, mask, reduces))  # fmt: skip
 
     def __call__(self, steps: int) -> None:
         """Execute ``steps`` rows of every chain.
@@ -138,25 +140,20 @@ class BoundWalk:
         written(self._written)
 
 
-def _backend(name: str | None, states: torch.Tensor) -> ModuleType:
-    module = select(name, states.device.type, states.dtype)
-    on_gpu = states.device.type == "cuda"
-    if on_gpu and name is None and not os.environ.get("ULAM_BACKEND"):
-        module = select("triton", states.device.type, states.dtype)
-    if not hasattr(module, "bound_walk") or (on_gpu and name_of(module) == "reference"):
-        expected = "'triton'" if on_gpu else "'cpu' or 'reference'"
-        raise ValueError(f"backend: got {name_of(module)!r}, expected {expected}, which has this operation")
-    return module
+def prepare(network: Network, device: torch.device, backend: str | None = None) -> None:
+    """Put the network's numbers on a GPU, for which the host waits: the first walk there need not. Else nothing."""
+    if device.type == "cuda":
+        select_for_networks(backend, device.type, torch.float32).packed(network, device)
 
 
-def _fixed(module: ModuleType, known: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What a backend takes beside the rest where elements are known."""
-    if known is None:
-        return {}
-    if name_of(module) not in ("cpu", "reference"):
+def _options(module: ModuleType, known: Tensor, mask: Tensor, reduces: bool | None = None) -> dict[str, Any]:
+    """What a backend takes beside the rest: what it is told of the rows, and elements that are known."""
+    if name_of(module) in ("cpu", "reference"):
+        return {} if known is None else {"fixed": known, "mask": mask}
+    if known is not None:
         expected = "expected 'cpu' or 'reference', which write known elements back"
         raise ValueError(f"backend: got {name_of(module)!r}, {expected}")
-    return {"fixed": known, "mask": mask}
+    return {"reduces": reduces}
 
 
 def _check_written(states: torch.Tensor, cursor: torch.Tensor, net_in: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Learned variances in engines that walk whole chains: the bits of `ulam.sample` and of `ulam.Policy`, in any company."""
+"""Learned variances in engines that walk whole chains: the bits of `ulam.sample` and `ulam.Policy`, in any company."""
 
 from __future__ import annotations
 

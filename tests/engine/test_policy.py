@@ -103,6 +103,15 @@ def test_changed_weights_are_seen_and_the_observations_kept(how: str) -> None:
     assert torch.equal(walked(net, DDIM(4), (4, 3), range(2), cond=seen), fresh)
 
 
+def test_weights_that_a_sample_has_seen_first_are_the_policys_too() -> None:
+    net, seen = denoiser(), observed(1, 2)[0]
+    policy = ulam.Policy(net, DDIM(4), (4, 3), 2, 3, cond=seen)
+    with torch.no_grad():
+        net.net.first.weight += 0.1
+    expected = walked(net, DDIM(4), (4, 3), range(2), cond=seen)
+    assert torch.equal(policy(), expected)
+
+
 def test_modes_do_not_matter() -> None:
     net = denoiser("implicit policy")
     cond = CASES["implicit policy"].conditioning(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import ulam_kernels
 from bit_comparison import differences, same_bits
 from cpu_settings import instruction_set, threads
 from reduce_cases import MIXED, mixed_table
-from ulam_kernels import Table, _cpu, walks
+from ulam_kernels import Table, _cpu, dispatch
 from ulam_kernels.networks import LayerNorm, LayerNormGradient, Linear, Network, Operand, Unary
 from ulam_kernels.table import LEARNED, READS_Z
 from ulam_kernels.walks import BoundWalk
@@ -323,13 +323,13 @@ def test_gpus_walk_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {name: ModuleType(f"ulam_kernels.{name}") for name in ("cuda", "triton", "reference")}
     for name in ("triton", "reference"):
         modules[name].__dict__["bound_walk"] = None
-    monkeypatch.setattr(walks, "select", lambda name, device, dtype: modules[name or "cuda"])
+    monkeypatch.setattr(dispatch, "select", lambda name, device, dtype: modules[name or "cuda"])
     monkeypatch.delenv("ULAM_BACKEND", raising=False)
-    states: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    assert walks._backend(None, states) is walks._backend("triton", states) is modules["triton"]
+    for name in (None, "triton"):
+        assert dispatch.select_for_networks(name, "cuda", torch.float32) is modules["triton"]
     for name in ("cuda", "reference"):
         with pytest.raises(ValueError, match=f"^backend: got '{name}', expected 'triton'"):
-            walks._backend(name, states)
+            dispatch.select_for_networks(name, "cuda", torch.float32)
 
 
 @pytest.mark.parametrize("by", ["torch.jit.trace", "make_fx", "fake"])

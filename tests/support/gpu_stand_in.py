@@ -4,11 +4,13 @@
 tensors may live on ``cuda:0`` and ``cuda:1``, and the engine runs on them as on real ones: streams are asynchronous,
 captures record and replay, what a capture forbids raises, what would wait for the device is recorded in
 ``gpu.waits``. ``torch.cuda.graph``, ``torch.cuda.stream`` and ``torch.cuda.device`` are torch's own code. The fused
-operations are those of the CPU backend, one launch each. Gradients are not computed there.
+operations are those of the CPU backend, one launch each; whole chains go through the Triton backend's own code, up to
+the launch (gpu_stand_in_triton). Gradients are not computed there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import types
 import warnings
@@ -28,17 +30,35 @@ from gpu_stand_in_streams import Event, Stream
 from gpu_stand_in_tensors import CudaTensor, aten, bare, copy, is_pinned, pinned_like, unwrapped, wrapped
 from ulam_kernels import dispatch
 
+try:
+    import gpu_stand_in_triton
+except ImportError:  # Triton is not installed
+    gpu_stand_in_triton = None
+
+OF_NETWORKS = ("bound_walk", "call_network", "packed")
 CUDA = 1  # c10::DeviceType
 FACTORIES = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "tril_indices")
 
 
 @pytest.fixture(params=["late", "rush"])
-def gpu(request, monkeypatch):
+def gpu(request):
     """Two devices. late: streams run when something waits for them; rush: the others run first."""
     if torch.version.cuda is not None:
         pytest.skip("this torch has devices of its own")
+    with standing_in(request.param == "rush") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def standing_in(rush):
+    """As the fixture has them, for a torch without devices."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield from _devices(rush, monkeypatch)
+
+
+def _devices(rush, monkeypatch):
     found = {name: dispatch.load(name) for name in dispatch.NAMES}  # before torch is patched
-    made = Gpu(devices=2, rush=request.param == "rush")
+    made = Gpu(devices=2, rush=rush)
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the kernels of a device are overridden, though it has none
@@ -48,14 +68,16 @@ def gpu(request, monkeypatch):
     monkeypatch.setattr(Gpu, "current", made)
     _patch_torch(monkeypatch, made)
     _patch_backends(monkeypatch, found)
-    yield made
-    made.sync_debug = 0
-    for capture in made.captures:
-        capture.invalidated = True
-    registry[CUDA] = 0
-    library._destroy()
-    dispatch._automatic.cache_clear()
-    dispatch._named.cache_clear()
+    try:
+        yield made
+    finally:
+        made.sync_debug = 0
+        for capture in made.captures:
+            capture.invalidated = True
+        registry[CUDA] = 0
+        library._destroy()
+        dispatch._automatic.cache_clear()
+        dispatch._named.cache_clear()
 
 
 def _device_guards():
@@ -240,6 +262,8 @@ class Backend(types.ModuleType):
         return operations
 
     def __getattr__(self, name):
+        if name in OF_NETWORKS:  # Triton's alone
+            raise AttributeError(name)
         function = getattr(self.group, name, None) or getattr(ulam_kernels.reference, name)
 
         def launch(*arguments, **named):
@@ -254,6 +278,8 @@ class Backend(types.ModuleType):
 
 def _patch_backends(monkeypatch, found):
     usable = {**found, "cuda": Backend("ulam_kernels.cuda")}
+    if gpu_stand_in_triton is not None:
+        usable["triton"] = gpu_stand_in_triton.patched(monkeypatch, Backend("ulam_kernels.triton"))
     monkeypatch.setattr(dispatch, "load", lambda name: usable[name])
     dispatch._automatic.cache_clear()
     dispatch._named.cache_clear()

@@ -134,3 +134,4 @@ def check_walks() -> None:
     triton_walk_cases.check_stops()
     triton_walk_cases.check_reductions()
     triton_walk_cases.check_bound()
+    triton_walk_cases.check_calls()

@@ -10,9 +10,11 @@ from unittest import mock
 import numpy as np
 import torch
 
+import ulam
 from bit_comparison import same_bits
 from reduce_cases import MIXED, mixed_table
-from ulam_kernels import Table, triton, walks
+from ulam.programs.builder import ProgramBuilder
+from ulam_kernels import Table, evaluate_network, network_calls, triton, walks
 from ulam_kernels.networks import FUNCTIONS, SLOPES, LayerNorm, Network, Unary
 from ulam_kernels.table import READS_Z
 from ulam_kernels.triton import network
@@ -23,7 +25,7 @@ Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def by_triton(walk: Walk, **other: Any) -> Result:
-    with mock.patch.object(walks, "select", lambda *_: triton):
+    with mock.patch.object(walks, "select_for_networks", lambda *_: triton):
         return walk.run("triton", **other)
 
 
@@ -174,7 +176,7 @@ def check_bound() -> None:
             raise AssertionError("nothing was refused")
     walk = replace(plain_case(np.random.default_rng(8), (14, 40, 14), "float32"), steps=1)
     states, cursor = walk.states.clone(), walk.cursor.clone()
-    with mock.patch.object(walks, "select", lambda *_: triton):
+    with mock.patch.object(walks, "select_for_networks", lambda *_: triton):
         bound = walks.BoundWalk(states, walk.table, cursor, walk.network, backend="triton", **walk.given)
     kept = walk.network.__dict__["packed_for_triton"][states.device]
     bound(1)
@@ -186,6 +188,46 @@ def check_bound() -> None:
     assert torch.equal(states, again[0]) and torch.equal(cursor, again[1])
     by_triton(walk)
     assert walk.network.__dict__["packed_for_triton"][states.device] is kept
+
+
+def output_rows() -> Table:
+    """Rows that replace the state by the network's output."""
+    builder = ProgramBuilder(ulam.schedules.vp_linear(), "eps")
+    builder.rows([1.0], x={"m": 1.0})
+    row = builder.program(sampler="the network's output", order=1).table(dtype=torch.float32)
+    return Table(row.coef[:1].repeat(ROWS, 1), row.flags[:1].repeat(ROWS), 1)
+
+
+def check_calls() -> None:
+    """The network alone, each chain told its row, has the bits of a walk; one row for all; what is refused."""
+    for precision in PRECISIONS:
+        for n, chains in ((6, 7), (14, 70)):
+            walk = case(np.random.default_rng(n), n, 1, precision, chains, learned=False, steps=1)
+            walk = replace(walk, table=output_rows())
+            states, _, _ = by_triton(walk)
+            row, chain = (walk.given[name] for name in ("row_vectors", "chain_vectors"))
+            with mock.patch.object(network_calls, "select_for_networks", lambda *_: triton):
+                told = torch.cat([chain, row[walk.cursor[0]]], 1)
+                energy, ours = evaluate_network(walk.network.told_by_chain, walk.states[0], chain_vectors=told)
+                _, third = evaluate_network(walk.network, walk.states[0], row_vector=row[3], chain_vectors=chain)
+            moves = walk.cursor[0] != 0
+            assert energy is None and moves.any() and same_bits(ours[moves], states[0, moves])
+            at_third = replace(walk, cursor=walk.cursor.clone())
+            at_third.cursor[0] = 3
+            assert same_bits(third, by_triton(at_third)[0][0])
+    walk = case(np.random.default_rng(1), 6, 1, "float32", 9)
+    assert walk.network.learned
+    own = {"row_vector": walk.given["row_vectors"][1], "chain_vectors": walk.given["chain_vectors"]}
+    both = evaluate_network(walk.network, walk.states[0], **own)[1]
+    with mock.patch.object(network_calls, "select_for_networks", lambda *_: triton):
+        torch.testing.assert_close(evaluate_network(walk.network, walk.states[0], **own)[1], both)
+        try:
+            evaluate_network(replace(mlp(np.random.default_rng(1), (1, 4, 1)), energy=3), torch.ones(2, 1),
+                             row_vector=torch.ones(4))  # fmt: skip
+        except ValueError as error:
+            assert str(error).startswith("network: got one with an energy, expected one without")
+        else:
+            raise AssertionError("nothing was refused")
 
 
 def check_tensor_cores() -> None:

@@ -43,6 +43,7 @@ class Held:
         self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
         containers: list[Any] = [*self._dicts, *self._lists]
         self._copies = [(inside, inside.copy()) for inside in containers]
+        self._contents = [(cell, cell.cell_contents) for cell in self._cells]
 
     def _now(self) -> list[object]:
         dicts = chain.from_iterable(map(dict.values, self._dicts))
@@ -67,6 +68,30 @@ class Held:
             if at not in self._modes
         )
 
+    def on_host(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Put copies on the host in the places of tensors on GPUs, until :meth:`restore`.
+
+        Returns (copy, tensor) by the id of each copy.
+        """
+        copies: dict[int, torch.Tensor] = {}  # by the id of the tensor, which may have several places
+
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in copies:
+                made = tensor.detach().cpu()
+                parameter = isinstance(tensor, torch.nn.Parameter)
+                copies[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad) if parameter else made
+            return copies[id(tensor)]
+
+        tensors: dict[int, torch.Tensor] = {}
+        for inside, was in self._copies:
+            for key, value in list(was.items() if isinstance(was, dict) else enumerate(was)):
+                if isinstance(value, torch.Tensor) and value.is_cuda:
+                    inside[key], tensors[id(value)] = copy(value), value
+        for cell, value in self._contents:
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                cell.cell_contents, tensors[id(value)] = copy(value), value
+        return {id(copies[at]): (copies[at], tensor) for at, tensor in tensors.items()}
+
     def restore(self) -> None:
         """Put back what was held, where it has changed."""
         for inside, was in self._copies:
@@ -77,6 +102,9 @@ class Held:
                 inside.update(was)
             else:
                 inside[:] = was
+        for cell, value in self._contents:
+            if cell.cell_contents is not value:
+                cell.cell_contents = value
 
 
 def _items(inside: Any) -> Iterable[object]:
@@ -125,12 +153,20 @@ def _filled(cell: CellType) -> bool:
 
 
 class Copies:
-    """The bytes of tensors as they were, to be compared with those of now, whoever has written them."""
+    """The bytes of tensors as they were, to be compared with those of now, whoever has written them.
+
+    On a GPU the comparison is the device's, and whoever asks for it waits. What torch counts, writes by its own
+    operations that do not go around autograd, is known without that.
+    """
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self._tensors = list(tensors)
-        self._dense = [tensor for tensor in self._tensors if tensor.is_contiguous()]
-        self._gaps = [(t, t.detach().clone()) for t in self._tensors if not t.is_contiguous()]
+        self._there = [tensor for tensor in self._tensors if tensor.is_cuda]
+        self._counts = self._counted()
+        self._bytes_there = self._joined()
+        here = [tensor for tensor in self._tensors if not tensor.is_cuda]
+        self._dense = [tensor for tensor in here if tensor.is_contiguous()]
+        self._gaps = [(t, t.detach().clone()) for t in here if not t.is_contiguous()]
         self._copies = [tensor.detach().clone() for tensor in self._dense]
         self._layouts = self._now()
         self._at = [tensor.data_ptr() for tensor in self._dense]
@@ -140,11 +176,26 @@ class Copies:
     def _now(self) -> list[object]:
         return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors]
 
-    def hold(self) -> bool:
-        """Whether nothing has changed."""
+    def _counted(self) -> list[object]:
+        return [None if tensor.is_inference() else tensor._version for tensor in self._there]
+
+    def hold(self, wait: bool = True) -> bool:
+        """Whether nothing has changed; of what is on a GPU, nothing that torch counts, unless this may ``wait``."""
         if self._now() != self._layouts or any(map(MEMCMP, self._at, self._own, self._bytes)):
             return False
-        return all(tensor.numpy(force=True).tobytes() == was.numpy().tobytes() for tensor, was in self._gaps)
+        if not all(tensor.numpy(force=True).tobytes() == was.numpy().tobytes() for tensor, was in self._gaps):
+            return False
+        if self._counted() != self._counts:
+            return False
+        return not wait or all(map(torch.equal, self._joined(), self._bytes_there))
+
+    def _joined(self) -> list[torch.Tensor]:
+        """The bytes on each GPU, in one tensor."""
+        found: dict[torch.device, list[torch.Tensor]] = {}
+        for tensor in self._there:
+            flat = tensor.detach().contiguous().view(-1)
+            found.setdefault(tensor.device, []).append(flat.view(torch.uint8))
+        return [torch.cat(parts) for parts in found.values()]
 
 
 MEMCMP = ctypes.CDLL(None).memcmp  # one pass, and no memory of its own

@@ -87,13 +87,17 @@ class CompiledChain:
             waiting += node.all_input_nodes
         return True
 
-    def refresh(self) -> bool:
-        """Read the weights again if any has changed, however it was written; True if so."""
+    def refresh(self, wait: bool = True) -> bool:
+        """Read the weights again if any has changed, however it was written; True if so.
+
+        wait: for a GPU that compares those it has. Without it, writes that torch does not count go unseen there: in
+        place through ``.data``, by replays of CUDA graphs, by kernels of one's own.
+        """
         with self._lock:
             if not self._held.holds():
                 self._trace(self._told)
                 return True
-            if self._copies.hold():
+            if self._copies.hold(wait):
                 return False
             self._read()
             return True
@@ -175,7 +179,7 @@ def compile(  # the name of torch's own
     what depends on time alone is computed once a row, what depends on the conditioning alone once a chain.
 
     Args:
-        denoiser: float32 weights on the CPU. shape: of one sample, at most 256 elements.
+        denoiser: float32 weights on the CPU or a CUDA device. shape: of one sample, at most 256 elements.
         cond, uncond: conditioning as `ulam.sample` takes it, of which only names, shapes and dtypes count: the two must
             have the same.
 

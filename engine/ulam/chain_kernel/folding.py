@@ -70,10 +70,12 @@ def _tree(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class Folded:
-    """Evaluates nodes of a graph that do not depend on x."""
+    """Evaluates nodes of a graph that do not depend on x, on the host: of weights on a GPU it has copies as of now."""
 
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
+        copies = {id(tensor): tensor.detach().cpu() for tensor in traced.tensors.values()}
+        self._tensors = {node: copies[id(tensor)] for node, tensor in traced.tensors.items()}
         self._arguments = {node: name for name, node in traced.cond.items()}
         self._order = {node: number for number, node in enumerate(traced.nodes)}
 
@@ -101,8 +103,8 @@ class Folded:
     def _value(
         self, node: Node, known: dict[Node, Any], t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int
     ) -> Any:
-        if node in self.traced.tensors:
-            return _wide(self.traced.tensors[node].detach())
+        if node in self._tensors:
+            return _wide(self._tensors[node])
         if node is self.traced.t:
             assert t is not None
             return _wide(t)
@@ -121,8 +123,8 @@ class Folded:
         for needed in () if _is_size(node) else node.all_input_nodes:
             if needed not in found:
                 found[needed] = self._as_written(needed, found, t, cond, batch)
-        if node in self.traced.tensors:
-            return self.traced.tensors[node].detach()
+        if node in self._tensors:
+            return self._tensors[node]
         if node is self.traced.t:
             return t
         if node in self._arguments:

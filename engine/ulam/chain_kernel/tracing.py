@@ -1,4 +1,7 @@
-"""A denoiser's network as a graph of operations, by `torch.export`: in eval mode, without gradients, any batch."""
+"""A denoiser's network as a graph of operations, by `torch.export`: in eval mode, without gradients, any batch.
+
+A network on a GPU is traced on the host, with copies in the places of what it holds: the same operations as there.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,12 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     dynamic = {name: None if isinstance(value, Shared) else {0: auto} for name, value in cond.items()}
     held = Held(modules, net)
     written: list[object] = []
-    called = _Called(net, modules, written)
     shapes = {"x": {0: auto}, "t": {0: auto}, "cond": dynamic}
     try:
         with warnings.catch_warnings(), in_eval_mode(modules), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
+            replaced = held.on_host()
+            called = _Called(net, modules, written)
             exported = _exported(called, (x, t, given), shapes)
             if written and _listed(exported) != _listed(_exported(called.twice(), (x, t, given), shapes)):
                 raise TypeError(f"net: got one whose calls differ by what those before have left, {EXPECTED}")
@@ -94,10 +98,10 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(node)
             continue
-        held = exported.state_dict if spec.target in exported.state_dict else exported.constants
-        tensor = held[str(spec.target)]
+        named = exported.state_dict if spec.target in exported.state_dict else exported.constants
+        tensor = named[str(spec.target)]
         assert isinstance(tensor, torch.Tensor)
-        tensors[node] = tensor
+        tensors[node] = replaced[id(tensor)][1] if id(tensor) in replaced else tensor
     if exported.graph_signature.buffers_to_mutate:
         name = next(iter(exported.graph_signature.buffers_to_mutate.values()))
         raise TypeError(f"net: got one that writes its buffer {name!r} when it is called, {EXPECTED}")
@@ -208,10 +212,9 @@ def check_weights(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Raise TypeError for weights that no chain kernel holds, before the seconds that tracing a large network takes."""
     for parameter in parameters:
         kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}"
-        if parameter.dim() > LARGEST_KERNEL or (parameter.is_floating_point() and parameter.dtype != torch.float32):
-            raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU")
-        if parameter.device.type != "cpu":
-            raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU")
+        wide = parameter.is_floating_point() and parameter.dtype != torch.float32
+        if parameter.dim() > LARGEST_KERNEL or wide or parameter.device.type not in ("cpu", "cuda"):
+            raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU or a CUDA device")
 
 
 def _line_of(error: BaseException) -> str:

@@ -77,9 +77,12 @@ class Engine:
         chain_kernel: "on" walks whole chains in one kernel, the network included (:mod:`ulam.chain_kernel`): it is read
             at the first job, and raises where it does not fit. "auto" then calls the network as ever, and the report
             says why. A chain's bits are those of the kernel in any company, not those of torch; "off" is torch's.
-            "bf16" and "bf16_dot" are "on" with matrices in that precision, see :class:`ulam_kernels.networks.Network`.
+            "bf16", "bf16_dot" and "tf32x3" are "on" in that precision, see :class:`ulam_kernels.networks.Network`; "on"
+            and "auto" are float32 on every device. On a GPU Triton has the kernel.
             Weights, attributes and hooks of modules that change are seen before the next ticks; globals and closures of
-            functions are not.
+            functions are not. Of weights on a GPU, writes that torch does not count (through ``.data``, by graphs or
+            kernels of one's own) are seen when the engine next begins with empty slots; and conditioning that lives
+            there is read when it is submitted.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
 
     Raises:
@@ -146,7 +149,7 @@ class Engine:
         self._loop = Loop(self._scheduler, self._runner, self._delivery, self._room)
         self._chain_kernel = chain_kernel  # "off" once it is settled
         self._against_chains = why_not(
-            where, dtype, name, network, sizes, ladder=ladder is not None, branches=branches > 0, trace=trace,
+            where, dtype, backend, network, sizes, ladder=ladder is not None, branches=branches > 0, trace=trace,
             unchecked=not check_finite,
         )  # fmt: skip
         if chain_kernel not in ("auto", "off") and self._against_chains:

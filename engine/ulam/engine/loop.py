@@ -40,6 +40,7 @@ class Loop:
         self.stopped = False
         self._needs = TickNeeds()
         self._disturbed = False  # there was an exception since the last event
+        self._rested = True  # the slots were empty, and nothing waited for them, since the last event
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps still in the runner's
         self._modules = [module for net in runner.denoiser.nets for module in modules_in(net)]
 
@@ -71,6 +72,7 @@ class Loop:
                 self._call_back()
             busy = bool(scheduler.active or scheduler.waiting)
             departures = self._delivery.next(wait=not busy)
+            self._rested = self._rested or not busy
             if departures is not None or not busy:
                 return departures
             self.run_to_next_event(progress)
@@ -106,10 +108,11 @@ class Loop:
                 with self._room:
                     ticks = self._fill()
                 runner.fit(self._needs, scheduler.tick)
+                if runner.chains is not None and ticks:
+                    runner.chains.follow(self._needs.groups, self._rested)
+                    self._rested = False
                 if runner.graphs is not None:
                     runner.check_graphs(runner.graphs)
-                if runner.chains is not None and ticks:
-                    runner.chains.follow(self._needs.groups)
                 while ticks:
                     ticks -= self._tick(progress, ticks)
                     if runner.previews or self.changed:

@@ -11,7 +11,7 @@ import torch
 from ulam_kernels.arguments import choice, described, whole
 from ulam_kernels.tracing import not_recorded
 
-from ..arguments import check_shape
+from ..arguments import check_shape, resolve_device
 from ..chain_kernel.compiled import compiled_once
 from ..conditioning import Cond
 from ..denoiser import Denoiser, Sampler
@@ -20,11 +20,10 @@ from ..programs.program import Program
 from .arguments import backend_name, check_options
 from .network import NetworkOptions
 from .submission import job_of
-from .walked_slots import differences, why_not
+from .walked_slots import PRECISIONS, differences, why_not
 from .walker import Walker, walks
 
 MOST_CALLS = 1 << 40
-PRECISIONS = ("float32", "bf16", "bf16_dot")
 
 
 class Policy:
@@ -35,7 +34,7 @@ class Policy:
     faster.
 
     Args:
-        denoiser: on the CPU, float32, a network that :func:`ulam.chain_kernel.compile` reads.
+        denoiser: float32, a network that :func:`ulam.chain_kernel.compile` reads, on the policy's device.
         sampler: one of :mod:`ulam.samplers` whose rows all evaluate the network, or a compiled program; the rest of
             one, ``program[k:]``, for warm starts.
         shape: of one chain's actions. chains: n, the environments. seed: of the noise.
@@ -43,10 +42,11 @@ class Policy:
         guidance, uncond: weights of classifier-free guidance and the arguments of its other branch, as
             :func:`ulam.sample` has them.
         mask: bool ``[*shape]`` or ``[n, *shape]``: elements that are known, as the first state of a plan is, and are
-            written back after every row [Janner 2022]; each call then takes ``known``.
-        precision: of the network's matrices, "float32", "bf16" or "bf16_dot", see
+            written back after every row [Janner 2022]; each call then takes ``known``. On the CPU alone.
+        precision: of the network's matrices, "float32", "bf16", "bf16_dot" or "tf32x3", see
             :class:`ulam_kernels.networks.Network`.
-        backend: "cpu" or "reference".
+        device: where the chains are walked and the actions are, "cpu" or "cuda"; observations may be anywhere.
+        backend: "cpu", "triton" or "reference".
 
     Attributes:
         calls: how many there were, k of the next one; may be set, to repeat a call or to begin anew.
@@ -70,17 +70,20 @@ class Policy:
         uncond: Cond | None = None,
         mask: torch.Tensor | None = None,
         precision: str = "float32",
+        device: torch.device | str = "cpu",
         backend: str | None = None,
     ) -> None:
         options = check_options(denoiser, torch.float32, NetworkOptions())
         self.shape, self._chains = check_shape(shape), whole(chains, "chains", 1, MOST_CALLS)
-        cpu = torch.device("cpu")
-        name, _ = backend_name(denoiser, cpu, backend, torch.float32)
-        if against := why_not(cpu, torch.float32, name, options, self.shape):
+        where = resolve_device(device)
+        backend_name(denoiser, where, backend, torch.float32)
+        if against := why_not(where, torch.float32, backend, options, self.shape):
             raise ValueError(f"{against}, or an ulam.Engine")
         choice(precision, "precision", PRECISIONS)
         if mask is not None:
             check_mask(mask, self._chains, self.shape)
+            if where.type != "cpu":
+                raise ValueError(f"mask: got one on {where}, expected None: a policy on the CPU holds known elements")
         job = job_of(denoiser, self.shape, sampler, self._chains, seed, cond, guidance, uncond, None, None, None, None,
                      0, None, 0.0)  # fmt: skip
         if not walks(job):
@@ -91,7 +94,7 @@ class Policy:
         self._seed, self._lock, self.calls = job.seed, threading.Lock(), 0
         self._compiled = compiled_once(denoiser, self.shape, job.cond)
         self._walker = Walker(self._compiled, job.program, self.shape, self._chains, guided=job.weights is not None,
-                              times=denoiser.time_dtype, backend=backend, precision=precision,
+                              times=denoiser.time_dtype, device=where, backend=backend, precision=precision,
                               mask=None if mask is None else mask.clone())  # fmt: skip
         self._walker.condition(job.cond)
         self._guided = job.guidance is not None
@@ -130,8 +133,8 @@ class Policy:
                 check_states(name, given, (self._chains, *self.shape))
         with self._lock:
             walker = self._walker
-            if self._compiled.refresh():
-                walker.follow()
+            self._compiled.refresh()
+            walker.follow()  # also where a sample has read the new weights before
             if known is not None and walker.known is not None:
                 walker.known.copy_(known)
             number = whole(self.calls, "calls", 0, MOST_CALLS)
@@ -143,7 +146,7 @@ class Policy:
             out = walker.run()
             self.calls = number + 1
             failed = walker.failed()
-            if failed or not np.isfinite(out.numpy()).all():
+            if failed or not np.isfinite(out.cpu().numpy()).all():
                 where = "".join(f" in chain {place} at row {row}" for place, row in list(failed.items())[:1])
                 raise RuntimeError(f"actions: got NaN or Inf{where}, expected finite numbers")
             return out

@@ -127,7 +127,8 @@ class Runner:
     def check_graphs(self, graphs: TickGraphs) -> None:
         """Drop all graphs if the tables or the network's weights have moved since their capture."""
         weights = [address for net in self.denoiser.nets for address in addresses(net)]
-        graphs.reads([self.buffers.rows.columns.times.data_ptr(), *weights])
+        moved = 0 if self.chains is None else self.chains.places
+        graphs.reads([self.buffers.rows.columns.times.data_ptr(), moved, *weights])
 
     def fit(self, needs: TickNeeds, tick: int) -> None:
         """Choose the batch that the network sees from this tick on."""

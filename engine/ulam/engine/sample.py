@@ -143,9 +143,9 @@ class _Given(NamedTuple):
         network = check_options(self.denoiser, self.dtype, self.options, ladder=self.ladder)
         check_slots(self.slots)
         device = resolve_device(self.device)
-        name, _ = backend_name(self.denoiser, device, self.backend, self.dtype)
+        backend_name(self.denoiser, device, self.backend, self.dtype)
         uses = {"ladder": self.ladder is not None, "branches": self.branches > 0}
-        return not why_not(device, self.dtype, name, network, check_shape(self.shape), **uses)
+        return not why_not(device, self.dtype, self.backend, network, check_shape(self.shape), **uses)
 
 
 def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
@@ -158,7 +158,8 @@ def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
     shape, precision = check_shape(given.shape), precision_of(given.chain_kernel)
     with tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
         try:
-            out, failed = walked(given.denoiser, shape, job, given.backend, precision, bar.update if progress else None)
+            out, failed = walked(given.denoiser, shape, job, resolve_device(given.device), given.backend, precision,
+                                 bar.update if progress else None)  # fmt: skip
         except TypeError:
             if given.chain_kernel != "auto":
                 raise

@@ -22,7 +22,7 @@ from .slots import Ints
 from .walked_slots import differences
 
 WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
-MOST_OPERATIONS = 1 << 35  # of one native call, which Ctrl-C waits for: a fraction of a second
+MOST_OPERATIONS = {"cpu": 1 << 35, "cuda": 1 << 42}  # of one call, which Ctrl-C waits for: a fraction of a second
 LAST = "walker"
 KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
 BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
@@ -37,25 +37,28 @@ class Walker:
 
     def __init__(
         self, compiled: CompiledChain, program: Program, shape: tuple[int, ...], chains: int, *,
-        guided: bool, times: torch.dtype, backend: str | None, precision: str, mask: torch.Tensor | None = None,
+        guided: bool, times: torch.dtype, device: torch.device, backend: str | None, precision: str,
+        mask: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._compiled, self._program, self._guided, self._backend = compiled, program, guided, backend
-        self._precision, self._mask = precision, mask
+        self._precision, self._mask, self._device = precision, mask, device
         self._times = torch.tensor(program.time).to(times)
         rows = program.table(dtype=torch.float32)
         idle = Table(torch.zeros_like(rows.coef[:1]), torch.zeros_like(rows.flags[:1]), rows.registers)
         with torch.inference_mode(False):
-            self._table = Table.cat([idle, rows])
-            self.states = torch.zeros(program.registers, chains, *shape)
-            self._net_in = torch.empty(chains, *shape) if program.scales_input else None
-            whole = torch.zeros(len(BEGIN) + 3, chains, dtype=torch.int64)
+            table = Table.cat([idle, rows])
+            self._table = Table(table.coef.to(device), table.flags.to(device), table.registers)
+            self.states = torch.zeros(program.registers, chains, *shape, device=device)
+            self._net_in = torch.empty(chains, *shape, device=device) if program.scales_input else None
+            self._whole = whole = torch.zeros(len(BEGIN) + 3, chains, dtype=torch.int64, device=device)
             self._cursor, (self._seed, self._chain, self._first) = whole[: len(BEGIN)], whole[len(BEGIN) :]
-            self._weight = torch.ones(chains)
-            self.known = None if mask is None else torch.zeros(chains, *shape)
+            self._weight = torch.ones(chains, device=device)
+            self.known = None if mask is None else torch.zeros(chains, *shape, device=device)
         if self._net_in is not None:
-            self._scale = torch.full((chains,), float(np.float32(program.c_in[program.evaluating[0]])))
-            self._shift = torch.zeros(chains)
-        self._whole, self._begin = whole.numpy(), np.array(BEGIN)[:, None]  # the tensors' own memory
+            first = float(np.float32(program.c_in[program.evaluating[0]]))
+            self._scale = torch.full((chains,), first, device=device)
+            self._shift = torch.zeros(chains, device=device)
+        self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._bind()
 
@@ -64,17 +67,17 @@ class Walker:
         self._network = network = self._compiled.rounded(self._precision)
         chains = self.states.shape[1]
         with torch.inference_mode(False):
-            self._vectors = torch.zeros(2, chains, network.chain_width)
-            rows = torch.zeros(len(self._table), network.row_width)
+            self._vectors = torch.zeros(2, chains, network.chain_width, device=self._device)
+            rows = torch.zeros(len(self._table), network.row_width, device=self._device)
             rows[1:] = self._compiled.row_vectors(self._times)
         linears = [instruction for instruction in network.instructions if isinstance(instruction, Linear)]
         operations = 2 * chains * sum(weight.numel() for linear in linears for weight in linear.weights)
-        self._most = max(1, MOST_OPERATIONS // max(operations, 1))
+        self._most = max(1, MOST_OPERATIONS[self._device.type] // max(operations, 1))
         uncond = (self._vectors[1], self._weight) if self._guided else (None, None)
         self._run = BoundWalk(
             self.states, self._table, self._cursor, network, net_in=self._net_in, seed=self._seed,
             chain=self._chain, row_vectors=rows, chain_vectors=self._vectors[0], uncond_vectors=uncond[0],
-            guidance=uncond[1], known=self.known, mask=self._mask, backend=self._backend,
+            guidance=uncond[1], known=self.known, mask=self._mask, backend=self._backend, reduces=False,
         )  # fmt: skip
 
     def follow(self) -> None:
@@ -86,9 +89,11 @@ class Walker:
 
     def begin(self, ids: Ints, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
         """Put the chains of these ids at their first row, in states of noise or in these."""
-        whole = self._whole
-        whole[: len(BEGIN)] = self._begin
-        whole[DRAW], whole[SEED], whole[CHAIN] = ROW.draw(first_row), seed, ids
+        host = self._host
+        host[: len(BEGIN)] = self._begin
+        host[DRAW], host[SEED], host[CHAIN] = ROW.draw(first_row), seed, ids
+        if self._device.type != "cpu":
+            self._whole.copy_(torch.from_numpy(host))
         x = self.states[0]
         if x_init is None:
             ulam_kernels.fill_normal(
@@ -130,7 +135,7 @@ class Walker:
 
     def failed(self) -> dict[int, int]:
         """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
-        rows = self._whole[FAILED]
+        rows = self._cursor[FAILED].cpu().numpy()
         return {int(place): int(rows[place]) - 1 for place in np.flatnonzero(rows)}
 
 
@@ -138,6 +143,7 @@ def walked(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     job: Job,
+    device: torch.device,
     backend: str | None,
     precision: str,
     progress: Callable[[int], object] | None,
@@ -149,14 +155,14 @@ def walked(
     if different := differences(job):
         raise TypeError(different)
     compiled = compiled_once(denoiser, shape, job.cond)
-    key = job.program, len(job.chains), job.weights is not None, backend, precision
+    key = job.program, len(job.chains), job.weights is not None, device, backend, precision
     last = compiled.kept.pop(LAST, None)  # so that no other thread has it
     if last is not None and last[0] == key:
         walker = last[1]
         walker.follow()
     else:
         walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
-                        times=denoiser.time_dtype, backend=backend, precision=precision)  # fmt: skip
+                        times=denoiser.time_dtype, device=device, backend=backend, precision=precision)  # fmt: skip
     x_init = job.x_init.tensor.expand(len(job.chains), *shape) if isinstance(job.x_init, Shared) else job.x_init
     walker.begin(job.chain_ids, job.seed, job.first_row, x_init)
     walker.condition(job.cond)

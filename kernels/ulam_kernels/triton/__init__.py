@@ -15,10 +15,10 @@ from ulam_kernels.triton.moments import moments
 from ulam_kernels.triton.reduce import reduce
 from ulam_kernels.triton.step import step
 from ulam_kernels.triton.tick import advance, look_up
-from ulam_kernels.triton.walk import bound_walk
+from ulam_kernels.triton.walk import bound_walk, call_network, packed
 
-__all__ = ["advance", "affine", "blend", "bound_walk", "fill_normal", "likelihood", "look_up", "mcmc", "moments",
-           "reduce", "require_device", "step"]  # fmt: skip
+__all__ = ["advance", "affine", "blend", "bound_walk", "call_network", "fill_normal", "likelihood", "look_up",
+           "mcmc", "moments", "packed", "reduce", "require_device", "step"]  # fmt: skip
 
 
 def require_device() -> None:

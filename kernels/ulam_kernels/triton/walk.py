@@ -35,6 +35,7 @@ BYTES = {"float32": 4, "bf16": 2, "bf16_dot": 2, "tf32x3": 8}  # of a number of 
 HELD_BYTES = 56 * 1024  # beside blocks that are under way, within the 163 KiB of the smallest
 # Read one number at a time, or at addresses that are not known when the kernel is compiled.
 ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors"]
+CALLED = ["x", "row_vector", "chain_vectors", "out"]
 
 
 @triton.jit
@@ -135,6 +136,25 @@ def walk_tiles(
             )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["chains"], do_not_specialize_on_alignment=CALLED)
+def call_tiles(
+    x, row_vector, chain_vectors, out, weights, numbers, scratch, chains, CODE: tl.constexpr, PLACES: tl.constexpr,
+    ROOM: tl.constexpr, CHAINS: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The network alone, at states ``x`` and one row: programs, tiles and scratch are those of `walk_tiles`."""
+    N: tl.constexpr = CODE[0]
+    own = scratch + (tl.program_id(0).to(tl.int64) * CHAINS + tl.arange(0, CHAINS)[:, None]) * ROOM
+    held = whole_matrices(weights, CODE, HELD, PRECISION)
+    for first in range(tl.program_id(0) * CHAINS, chains, tl.num_programs(0) * CHAINS):
+        b = (first + tl.arange(0, CHAINS)).to(tl.int64)[:, None]
+        live = b < chains
+        k = tl.arange(0, room(N))[None, :]
+        states = tl.load(x + b * N + k, mask=live & (k < N), other=0.0)
+        evaluate_branches(states, tl.zeros([CHAINS, 1], tl.int32), row_vector, chain_vectors, None, None, out, None,
+                          held, weights, numbers, own, b, live, CODE, PLACES, DEPTH, STAGES, PRECISION)  # fmt: skip
+
+
 class Shape(NamedTuple):
     """A program's tile of chains, the depth of blocks of matrices, how many are under way at once, its warps.
 
@@ -179,9 +199,18 @@ def shape_of(network: Network) -> Shape:
 
 
 def packed(network: Network, device: torch.device) -> Packed:
-    """Kept with the network."""
+    """Kept with the network; the host waits until it is there, so that any stream may read it.
+
+    Raises:
+        ValueError: an instruction of energies' gradients, which this backend does not have.
+    """
     kept: dict[torch.device, Packed] = network.__dict__.setdefault("packed_for_triton", {})
     if device not in kept:
+        for one in network.instructions:
+            name = one.function if isinstance(one, Unary) else type(one).__name__
+            if name.endswith("_slope") or isinstance(one, LayerNormGradient):
+                expected = "expected instructions that the backend 'triton' has: no gradients"
+                raise ValueError(f"network: got {name}, {expected}")
         kept[device] = _pack(network, device)
     return kept[device]
 
@@ -229,6 +258,45 @@ def _values_in(line: list[int]) -> list[int]:
     return [at + 1 for at in (3, 5) if line[at] == 0]
 
 
+def _programs(known: Packed, shape: Shape, chains: int) -> tuple[int, torch.Tensor]:
+    """How many programs share these chains, and their scratch."""
+    programs = -(-chains // shape.chains)
+    if known.room:
+        programs = min(programs, PROGRAMS)
+    return programs, known.weights.new_empty(max(programs * shape.chains * known.room, 1))
+
+
+def _constants(network: Network, known: Packed, shape: Shape) -> dict[str, object]:
+    """What kernels that hold the network are compiled with."""
+    return {"CODE": known.code, "PLACES": known.places, "ROOM": known.room, "CHAINS": shape.chains, "HELD": shape.held,
+            "DEPTH": shape.depth, "STAGES": shape.stages, "PRECISION": network.precision.removesuffix("_dot"),
+            "num_warps": shape.warps, **EXACT}  # fmt: skip
+
+
+def call_network(
+    network: Network,
+    x: torch.Tensor,
+    row_vector: torch.Tensor | None,
+    chain_vectors: torch.Tensor | None,
+    out: torch.Tensor,
+    energy: torch.Tensor | None,
+) -> None:
+    """The output at ``x``, in tiles of chains as a walk has them: see :func:`ulam_kernels.evaluate_network`.
+
+    Raises:
+        ValueError: a network with an energy, or with gradients, which this backend does not have.
+    """
+    if energy is not None:
+        raise ValueError("network: got one with an energy, expected one without: the backend 'triton' has none")
+    known, shape = packed(network, x.device), shape_of(network)
+    programs, scratch = _programs(known, shape, len(x))
+    row, chain = (t if t is not None and t.numel() else known.numbers for t in (row_vector, chain_vectors))
+    with on_device(x):
+        call_tiles[(programs,)](
+            x, row, chain, out, known.weights, known.numbers, scratch, len(x), **_constants(network, known, shape)
+        )
+
+
 def bound_walk(
     states: torch.Tensor,
     coef: torch.Tensor,
@@ -242,34 +310,28 @@ def bound_walk(
     chain_vectors: torch.Tensor | None,
     uncond_vectors: torch.Tensor | None,
     guidance: torch.Tensor | None,
+    reduces: bool | None = None,
 ) -> Callable[[int], None]:
     """A walk as a function of the count of rows: see :func:`ulam_kernels.walk`.
+
+    reduces: whether any row does; None: look, for which the host waits.
 
     Raises:
         ValueError: an instruction of energies' gradients, which this backend does not have.
     """
-    for one in network.instructions:
-        name = one.function if isinstance(one, Unary) else type(one).__name__
-        if name.endswith("_slope") or isinstance(one, LayerNormGradient):
-            raise ValueError(f"network: got {name}, expected instructions that the backend 'triton' has: no gradients")
     known, shape, shift = packed(network, states.device), shape_of(network), blocks_shift(network.inputs)
     registers, chains = states.shape[:2]
-    guided, reduces = uncond_vectors is not None, bool((flags & REDUCED.value).any())
-    programs = -(-chains // shape.chains)
-    if known.room:
-        programs = min(programs, PROGRAMS)
+    guided, reduces = uncond_vectors is not None, bool((flags & REDUCED.value).any()) if reduces is None else reduces
+    programs, scratch = _programs(known, shape, chains)
     missing = (0 if seed is not None else table.READS_Z) | (0 if network.learned else table.LEARNED)
     missing |= 0 if reduces else REDUCED.value
-    scratch = known.weights.new_empty(max(programs * shape.chains * known.room, 1))
     now = torch.empty(2, chains, dtype=torch.int64, device=states.device)
     model = states.new_empty(chains, network.output_width or 0)
     uncond = torch.empty_like(model) if guided else None
     scales = states.new_empty(chains, 4) if reduces else None
     vectors = [t if t is not None and t.numel() else known.numbers for t in (row_vectors, chain_vectors)]
     other = known.numbers if guided and not network.chain_width else uncond_vectors
-    options = {"R": registers, "MISSING": missing, "CODE": known.code, "PLACES": known.places, "ROOM": known.room,
-               "CHAINS": shape.chains, "SHIFT": shift, "HELD": shape.held, "DEPTH": shape.depth, "STAGES": shape.stages,
-               "PRECISION": network.precision.removesuffix("_dot"), "num_warps": shape.warps, **EXACT}  # fmt: skip
+    options = {"R": registers, "MISSING": missing, "SHIFT": shift, **_constants(network, known, shape)}
 
     def run(steps: int) -> None:
         with on_device(states):
