@@ -44,7 +44,8 @@ SHARDS = {"tests/gpu/test_triton_gpu.py": 5}  # which spends its time in Triton'
 KERNEL_TESTS = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_triton_gpu.py", "tests/gpu/test_mcmc_gpu.py",
                 "tests/gpu/test_likelihood_gpu.py", "tests/gpu/test_walk_gpu.py", "tests/kernels/test_step.py",
                 "tests/engine/test_engine.py", "tests/engine/test_engine_robust.py")  # fmt: skip
-ENGINE_TESTS = ("tests/gpu/test_engine_gpu.py", "tests/gpu/test_bulk_gpu.py", "tests/gpu_without_gpu/test_no_sync.py")
+ENGINE_TESTS = ("tests/gpu/test_engine_gpu.py", "tests/gpu/test_chains_gpu.py", "tests/gpu/test_bulk_gpu.py",
+                "tests/gpu_without_gpu/test_no_sync.py")  # fmt: skip
 SECONDS = 465.0  # for all parts together
 BITS = (sys.executable, "-m", "bench.gpu_bits")
 Result = dict[str, Any]

@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         half = EMBEDDING // 2
-        rates = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+        rates = torch.exp(torch.arange(half, device=t.device) * -(math.log(10_000) / (half - 1)))
         angles = t[:, None] * rates
         out = self.linears[0](torch.cat([x, angles.sin(), angles.cos()], -1))
         for linear in list(self.linears)[1:]:

@@ -261,7 +261,7 @@ def test_chains_that_fail_are_told_and_fail_alone(gpu: Any) -> None:
         out = walked(there, DDPM(6), SHAPE, 5, device="cuda", **given).cpu()
     assert out[2].isnan().all() and torch.equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
     policy = ulam.Policy(there, DDPM(6), SHAPE, 5, SEED, device="cuda", **given)
-    with pytest.raises(RuntimeError, match="^actions: got NaN or Inf in chain 2 at row 0"):
+    with pytest.raises(RuntimeError, match=r"^actions: got NaN or Inf in chain 2 at row 0"):
         policy()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 import triton_interpreter
 from bit_comparison import same_bits
+from ulam_kernels import evaluate_network
 from ulam_kernels.networks import Network
 from walk_cases import Builder, Walk, mlp, random_walk
 from walk_errors import PRECISIONS
@@ -29,6 +31,12 @@ def test_interpreted_walks_agree_with_the_cpu() -> None:
     """float32: its bits, but for LayerNorm; else within the errors of `walk_errors`. One chain's bits in any batch."""
     pytest.importorskip("triton", reason="triton is not installed")
     triton_interpreter.run("check_walks")
+
+
+def test_engines_samples_and_policies_have_the_bits_of_interpreted_walks() -> None:
+    """On tensors of a stand-in device (see gpu_stand_in), in float32, tf32x3 and bf16; the CPU's in float32."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    triton_interpreter.run("check_engines")
 
 
 def launched(walk: Walk, target: Any, **options: Any) -> tuple[Any, Walk]:
@@ -48,6 +56,21 @@ def launched(walk: Walk, target: Any, **options: Any) -> tuple[Any, Walk]:
             memory = (after.states, walk.table.coef, walk.table.flags, after.cursor)
             backend.bound_walk(*memory, walk.network, walk.net_in, *given)(walk.steps)
     return gpu.compiled[0], after
+
+
+def called(network: Network, chains: int, target: int, **options: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """(the kernel that `call_network` launches, its states, its outputs), each chain told its row."""
+    import triton_simulator
+    from ulam_kernels.triton import walk as backend
+
+    torch.manual_seed(0)
+    x, told = torch.randn(chains, network.inputs), torch.randn(chains, network.chain_width)
+    out = torch.empty(chains, network.output_width or 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(triton_simulator.MODULES, backend.call_tiles, backend)
+        with triton_simulator.simulated(triton_simulator.cuda(target), **options) as gpu:
+            backend.call_network(network, x, None, told, out, None)
+    return gpu.compiled[0], told, out
 
 
 def compiled(target: Any, widths: tuple[int, ...], precision: str, chains: int = 4, **other: Any) -> Any:
@@ -84,6 +107,38 @@ def test_ptx_gives_the_bits_of_the_cpu_in_float32(guided: bool, learned: bool) -
         return ptx.replace("0fBF317200", "0fBF317201").replace("0f3F317200", "0f3F317201")
 
     assert not same_bits(launched(walk, 90, execute=True, alter=altered)[1].states, expected[0])
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_ptx_of_a_network_alone_gives_the_bits_of_the_cpu_in_float32(learned: bool) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    network = residual(np.random.default_rng([5, learned]), 3, learned).told_by_chain
+    _, told, out = called(network, 6, 90, execute=True)
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    assert same_bits(out, evaluate_network(network, x, chain_vectors=told)[1].view_as(out))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_alone_multiplies_as_a_walk_does(name: str, precision: str, tmp_path: Path) -> None:
+    """The same instructions of tensor cores, of the same shapes, as often; no local memory; nothing is compiled again
+    when the count of chains changes."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from machine_code import disassemble, opcodes
+
+    rng = np.random.default_rng(0)
+    network = replace(mlp(rng, NETWORKS[name]), precision=precision).told_by_chain
+    kernels = [called(network, chains, 90)[0] for chains in (1, 2, 16, 70)]
+    assert all(kernel is kernels[0] for kernel in kernels) and kernels[0].metadata.shared <= SHARED[90]
+    walking = launched(random_walk(rng, 4, network.inputs, 1, network=network, learned=False), 90)[0]
+    products = [
+        Counter(re.findall(r"(?:wgmma\.mma_async|mma)\.sync[.\w]*", kernel.asm["ptx"]))
+        for kernel in (kernels[0], walking)
+    ]
+    assert products[0] == products[1] and bool(products[0]) == (precision != "float32")
+    spilled = [name for name in opcodes(disassemble(kernels[0], tmp_path)) if name.startswith(("LDL", "STL"))]
+    assert len(spilled) <= SPILLED.get((90, precision, name), 0)
 
 
 @pytest.mark.parametrize("architecture", SHARED)

@@ -9,6 +9,7 @@ import guidance_cases
 import layout_cases
 import moments_cases
 import program_cases
+import triton_engine_cases
 import triton_reduce_cases
 import triton_tick_cases
 import triton_walk_cases
@@ -135,3 +136,7 @@ def check_walks() -> None:
     triton_walk_cases.check_reductions()
     triton_walk_cases.check_bound()
     triton_walk_cases.check_calls()
+
+
+def check_engines() -> None:
+    triton_engine_cases.check_engines()
