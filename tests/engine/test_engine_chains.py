@@ -81,6 +81,24 @@ def test_what_a_job_asks_for_on_the_way_changes_no_bit() -> None:
     assert not torch.equal(always, plain)
 
 
+def test_chains_keep_what_they_are_told_when_the_table_grows() -> None:
+    """Programs of more rows than there is room for enter while a chain runs."""
+    net = denoiser("chunk policy")
+    mine = job(DDPM(1000), range(2))
+    engine = ulam.Engine(net, (4, 3), 8, chain_kernel="on")
+    running = engine.submit(**mine)
+    engine.submit(**job(DDIM(4), range(9, 10)))
+    found = {}
+    for result in engine.stream():
+        if result.chain == 9:
+            for steps in range(980, 985):
+                engine.submit(**job(DDPM(steps), range(20, 21)))
+        if result.job is running:
+            found[result.chain] = result.x
+    assert torch.equal(torch.stack([found[0], found[1]]), ran(net, [mine], 8)[0])
+    assert len(engine._runner.buffers.rows) > 4096
+
+
 def test_a_chain_in_two_pieces_has_the_bits_of_one_run() -> None:
     net = denoiser("chunk policy")
     program = net.program(DDPM(6))

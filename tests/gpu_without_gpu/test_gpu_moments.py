@@ -113,10 +113,9 @@ def test_triton_ptx_gives_the_bits_of_the_reference(triton_backend: Any) -> None
 
 
 def test_the_rules_of_guidance_have_the_bits_of_the_reference_in_triton_ptx(triton_backend: Any) -> None:
-    from triton_simulator import MODULES, cuda, simulated
+    from triton_simulator import cuda, simulated
 
     affine = importlib.import_module("ulam_kernels.triton.affine")
-    MODULES |= {kernel: affine for kernel in vars(affine).values() if hasattr(kernel, "arg_names")}
     both = SimpleNamespace(moments=triton_backend.moments, affine=affine.affine)
     for shape in ((2,), (3, 4, 5)):
         with guidance_cases.backend_of(reference):

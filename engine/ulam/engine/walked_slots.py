@@ -87,7 +87,7 @@ class WalkedSlots:
         self._take(compiled.rounded(precision))
 
     def _take(self, network: Network) -> None:
-        """Hold this network from now on."""
+        """Hold this network from now on, as yet without vectors."""
         self._network, self._rows = network, torch.empty(0)
         for one in (network, network.told_by_chain):
             prepare(one, self._buffers.device, self._buffers.backend)
@@ -113,9 +113,16 @@ class WalkedSlots:
             self._read[job] = on_host(job.cond), on_host(job.uncond)
 
     def enter(self, groups: list[Group[Job]]) -> None:
-        """Compute what the network reads of these groups' chains."""
-        if len(self._rows) != len(self._buffers.rows):
-            self._allocate()
+        """Compute what the network reads of these groups' chains; where all is to be made anew, :meth:`follow` will."""
+        if self._current():
+            self._tell(groups)
+
+    def _current(self) -> bool:
+        """Whether there are vectors, of this network and for every row."""
+        known = self._compiled.rounded(self._precision)
+        return known is self._network and len(self._rows) == len(self._buffers.rows)
+
+    def _tell(self, groups: list[Group[Job]]) -> None:
         if self._network.chain_width:
             self._enter(self._chain, [(group, self._told(group.job)[0]) for group in groups])
             guided = [group for group in groups if group.job.guidance is not None]
@@ -141,10 +148,10 @@ class WalkedSlots:
         which the host waits; else only what torch counts of them is looked at.
         """
         self._compiled.refresh(wait=rested)
-        if (now := self._compiled.rounded(self._precision)) is not self._network:
-            self._take(now)
-        if len(self._rows) != len(self._buffers.rows):
-            self.enter(groups)
+        if not self._current():
+            self._take(self._compiled.rounded(self._precision))
+            self._allocate()
+            self._tell(groups)
         for program in {id(group.job.program): group.job.program for group in groups}.values():
             place = self._buffers.rows[program]
             if self._written.get(program) is not place:
