@@ -43,21 +43,22 @@ inline Step row_arguments(int64_t chains, int64_t elements, int registers, uintp
 
 template <class Own, class Run>
 auto function_of(const Step*, Run run) {
-  return
-      [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
-            uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
-            int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw, uintptr_t noise,
-            uintptr_t net_in, int net_type, uintptr_t scales, uintptr_t source, int64_t pixels, int last, Own own) {
-        Step s = row_arguments(chains, elements, registers, state, state_type, coef, flags, rows, row, model, uncond,
-                               model_type, model_stride, guidance, seed, chain, draw, noise);
-        s.net_in = pointer<void>(net_in);
-        s.net_type = static_cast<DType>(net_type);
-        s.scales = pointer<const float>(scales);
-        if (source) s.source = pointer<const void>(source);
-        s.pixels = pixels;
-        s.last = last;
-        return run(s, own);
-      };
+  return [run](int64_t chains, int64_t elements, int registers, uintptr_t state, int state_type, uintptr_t coef,
+               uintptr_t flags, int64_t rows, uintptr_t row, uintptr_t model, uintptr_t uncond, int model_type,
+               int64_t model_stride, uintptr_t guidance, uintptr_t seed, uintptr_t chain, uintptr_t draw,
+               uintptr_t noise, uintptr_t net_in, int net_type, uintptr_t scales, uintptr_t source, int64_t pixels,
+               int last, uintptr_t squares, Own own) {
+    Step s = row_arguments(chains, elements, registers, state, state_type, coef, flags, rows, row, model, uncond,
+                           model_type, model_stride, guidance, seed, chain, draw, noise);
+    s.net_in = pointer<void>(net_in);
+    s.net_type = static_cast<DType>(net_type);
+    s.scales = pointer<const float>(scales);
+    if (source) s.source = pointer<const void>(source);
+    s.pixels = pixels;
+    s.last = last;
+    s.squares = pointer<int64_t>(squares);
+    return run(s, own);
+  };
 }
 
 template <class Own, class Run>

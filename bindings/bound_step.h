@@ -40,7 +40,8 @@ class BoundStep {
   // Asked once of each tensor: reading the negative bit takes as long as all the rest.
   bool takes(PyObject* tensor) const { return address(tensor) != nullptr && !negative(tensor); }
 
-  void run(int64_t row, PyObject* out, PyObject* source, PyObject* model, PyObject* noise, int threads) const {
+  void run(int64_t row, PyObject* out, PyObject* source, PyObject* model, PyObject* noise, PyObject* squares,
+           int threads) const {
     if (row < 0 || row >= rows_)
       throw pybind11::index_error("row: got " + std::to_string(row) + ", expected 0 to " + std::to_string(rows_ - 1));
     Step s = step_;
@@ -50,6 +51,7 @@ class BoundStep {
     s.source = required(source, "source");
     s.model = required(model, "model");
     if (noise != Py_None) s.noise = required(noise, "noise");
+    if (squares != Py_None) s.squares = sums(squares);
     check_(s);
     const Unlocked unlocked;
     run_(s, threads);
@@ -69,6 +71,14 @@ class BoundStep {
         std::string(name) + ": got another tensor, expected a contiguous float32 one of the bound shape on the CPU");
   }
 
+  int64_t* sums(PyObject* tensor) const {
+    const auto view = view_of(tensor);
+    if (view && view->on_cpu() && view->is(kInteger, 64) && view->contiguous() && view->dimensions == 1 &&
+        view->shape[0] == step_.chains)
+      return view->address<int64_t>();
+    throw pybind11::value_error("squares: got another tensor, expected a contiguous int64 one [B] on the CPU");
+  }
+
   std::vector<int64_t> shape_, row_;
   int64_t rows_;
   Check check_;
@@ -85,11 +95,12 @@ inline const BoundStep& bound(PyObject* capsule) {
 inline PyObject* takes(PyObject* self, PyObject* tensor) { return PyBool_FromLong(bound(self).takes(tensor)); }
 
 inline PyObject* run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
-  if (count != 6) return PyErr_Format(PyExc_TypeError, "run: got %zd arguments, expected 6", count);
+  if (count != 7) return PyErr_Format(PyExc_TypeError, "run: got %zd arguments, expected 7", count);
   const int64_t row = PyLong_AsLongLong(given[0]);
-  const int threads = static_cast<int>(PyLong_AsLong(given[5]));
+  const int threads = static_cast<int>(PyLong_AsLong(given[6]));
   if (PyErr_Occurred()) return nullptr;
-  const bool done = without_exceptions([&] { bound(self).run(row, given[1], given[2], given[3], given[4], threads); });
+  const bool done =
+      without_exceptions([&] { bound(self).run(row, given[1], given[2], given[3], given[4], given[5], threads); });
   if (!done) return nullptr;
   Py_RETURN_NONE;
 }
@@ -114,7 +125,7 @@ inline PyObject* address(PyObject*, PyObject* tensor) {
 
 }  // namespace raw
 
-// bound_step(shape, coef, flags, rows) makes (takes(tensor), run(row, out, source, model, noise, threads)).
+// bound_step(shape, coef, flags, rows) makes (takes(tensor), run(row, out, source, model, noise, squares, threads)).
 template <BoundStep::Check check, BoundStep::Run run>
 void register_bound_step(pybind11::module_& m) {
   static PyMethodDef functions[] = {

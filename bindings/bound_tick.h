@@ -27,7 +27,8 @@ class BoundTick {
     static constexpr int kBytes[] = {4, 2, 2};
     state_ = extent(step.state, values * step.registers * kBytes[step.state_type]);
     written_ = {extent(cursor, 6 * 8 * chains), extent(advance_.now, 2 * 8 * chains),
-                extent(step.net_in, step.net_in ? values * kBytes[step.net_type] : 0)};
+                extent(step.net_in, step.net_in ? values * kBytes[step.net_type] : 0),
+                extent(step.squares, step.squares ? 8 * chains : 0)};
   }
   BoundTick(const BoundTick&) = delete;
 
@@ -98,7 +99,7 @@ class BoundTick {
   std::vector<int64_t> shape_;
   bool checks_;
   Extent state_;
-  std::array<Extent, 3> written_;
+  std::array<Extent, 4> written_;
 };
 
 inline const BoundTick& bound_tick(PyObject* capsule) {

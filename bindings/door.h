@@ -50,32 +50,40 @@ inline PyObject* separate(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// ready(state, net_in, row, seed, chain, draw, model, uncond, noise, source, ...): as eager, and whether row, seed,
-// chain and draw are plain int64 [B], and no tensor after net_in shares memory with state or net_in; model to source
-// may be state[0] itself. All but state and row may be None. False too where a tensor has no view: the caller then
-// checks each.
+// Whether it is int64 [chains], contiguous and without the negative bit.
+inline bool is_per_chain(const View& v, PyObject* tensor, int64_t chains) {
+  return v.is(kInteger, 64) && v.dimensions == 1 && v.shape[0] == chains && v.contiguous() && !negative(tensor);
+}
+
+// ready(state, net_in, squares, row, seed, chain, draw, model, uncond, noise, source, ...): as eager, and whether
+// squares, row, seed, chain and draw are plain int64 [B], no tensor after squares shares memory with state, net_in or
+// squares, and squares none with the two before; model to source may be state[0] itself. All but state and row may be
+// None. False too where a tensor has no view: the caller then checks each.
 inline PyObject* ready(PyObject*, PyObject* const* given, Py_ssize_t count) {
-  constexpr Py_ssize_t kIds = 2, kElementwise = 6, kOthers = 10;
-  if (count < kOthers) return PyErr_Format(PyExc_TypeError, "ready: got %zd arguments, expected 10 or more", count);
+  constexpr Py_ssize_t kIds = 3, kElementwise = 7, kOthers = 11;
+  if (count < kOthers) return PyErr_Format(PyExc_TypeError, "ready: got %zd arguments, expected 11 or more", count);
   const auto state = view_of(given[0]);
   if (recorded() || !state || state->dimensions < 2) Py_RETURN_FALSE;
   const Range written(*state);
-  Range also;
+  Range also, sums;
   if (given[1] != Py_None) {
     const auto view = view_of(given[1]);
     if (!view) Py_RETURN_FALSE;
     also = Range(*view);
   }
+  if (given[2] != Py_None) {
+    const auto view = view_of(given[2]);
+    if (!view || view->device_type != state->device_type || view->device != state->device) Py_RETURN_FALSE;
+    sums = Range(*view);
+    if (!is_per_chain(*view, given[2], state->shape[1]) || sums.meets(written) || sums.meets(also)) Py_RETURN_FALSE;
+  }
   for (Py_ssize_t k = kIds; k < count; ++k) {
     if (given[k] == Py_None && k > kIds) continue;
     const auto v = view_of(given[k]);
     if (!v || v->device_type != state->device_type || v->device != state->device) Py_RETURN_FALSE;
-    if (k < kElementwise) {
-      const bool plain = v->is(kInteger, 64) && v->dimensions == 1 && v->shape[0] == state->shape[1] && v->contiguous();
-      if (!plain || negative(given[k])) Py_RETURN_FALSE;
-    }
+    if (k < kElementwise && !is_per_chain(*v, given[k], state->shape[1])) Py_RETURN_FALSE;
     const Range range(*v);
-    if (range.meets(also)) Py_RETURN_FALSE;
+    if (range.meets(also) || range.meets(sums)) Py_RETURN_FALSE;
     if (range.meets(written) && !(k >= kElementwise && k < kOthers && is_same(*v, *state, 1))) Py_RETURN_FALSE;
   }
   Py_RETURN_TRUE;

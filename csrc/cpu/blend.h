@@ -30,6 +30,7 @@ struct BlendChain {
   template <class V>
   ULAM_HD void operator()(int64_t i, int64_t count) const {
     typename V::f z[V::vectors];
+    for (auto& zero : z) zero = V::set(0.0f);
     if (makes_noise) normals<V>(stream, static_cast<uint32_t>(i >> 2), z);
     ULAM_UNROLL
     for (int k = 0; k < V::vectors; ++k) {

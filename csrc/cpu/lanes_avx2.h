@@ -68,6 +68,7 @@ struct Avx2 {
     return fma(high, set(65536.0f), low);
   }
   static inline f from_signed(u x) { return _mm256_cvtepi32_ps(x); }
+  static inline u rounded(f x) { return _mm256_cvtps_epi32(x); }
   static inline u bits(f x) { return _mm256_castps_si256(x); }
   static inline f as_float(u x) { return _mm256_castsi256_ps(x); }
   static inline u and_(u a, uint32_t b) { return _mm256_and_si256(a, set_u(b)); }
@@ -121,6 +122,13 @@ struct Avx2 {
     const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
     _mm256_store_pd(lanes, _mm256_add_pd(_mm256_load_pd(lanes), low));
     _mm256_store_pd(lanes + 4, _mm256_add_pd(_mm256_load_pd(lanes + 4), high));
+  }
+
+  // Sums of whole numbers: 64 bits for two lanes of 32.
+  using whole = __m256i;
+  static inline whole add_lanes(whole sum, u x) {
+    return _mm256_add_epi64(_mm256_add_epi64(sum, _mm256_srli_epi64(x, 32)),
+                            _mm256_and_si256(x, broadcast(0xffffffff)));
   }
 
   // Four chains' Philox in step.

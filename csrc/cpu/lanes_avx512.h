@@ -64,6 +64,7 @@ struct Avx512 {
   static inline f sqrt(f a) { return _mm512_sqrt_ps(a); }
   static inline f from_unsigned(u x) { return _mm512_cvtepu32_ps(x); }
   static inline f from_signed(u x) { return _mm512_cvtepi32_ps(x); }
+  static inline u rounded(f x) { return _mm512_cvtps_epi32(x); }
   static inline u bits(f x) { return _mm512_castps_si512(x); }
   static inline f as_float(u x) { return _mm512_castsi512_ps(x); }
   static inline u and_(u a, uint32_t b) { return _mm512_and_si512(a, set_u(b)); }
@@ -121,6 +122,13 @@ struct Avx512 {
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     _mm512_store_pd(lanes, _mm512_add_pd(_mm512_load_pd(lanes), low));
     _mm512_store_pd(lanes + 8, _mm512_add_pd(_mm512_load_pd(lanes + 8), high));
+  }
+
+  // Sums of whole numbers: 64 bits for two lanes of 32.
+  using whole = __m512i;
+  static inline whole add_lanes(whole sum, u x) {
+    return _mm512_add_epi64(_mm512_add_epi64(sum, _mm512_srli_epi64(x, 32)),
+                            _mm512_and_si512(x, broadcast(0xffffffff)));
   }
 
   // Four chains' Philox in step.

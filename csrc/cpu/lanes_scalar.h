@@ -45,6 +45,8 @@ struct Portable : Scalar {
   static inline f less(f a, f b, f then, f otherwise) { return a < b ? then : otherwise; }
   static inline bool any(f a) { return a != 0.0f; }
   static inline f load(const float* p) { return *p; }
+  using whole = uint64_t;
+  static inline whole add_lanes(whole sum, u x) { return sum + x; }
   static inline void accumulate(double* lanes, f x) { lanes[0] += x; }
 };
 

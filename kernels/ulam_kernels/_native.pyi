@@ -25,6 +25,7 @@ def step(
     source: int,
     pixels: int,
     last: int,
+    squares: int,
     own: int,
     /,
 ) -> None: ...

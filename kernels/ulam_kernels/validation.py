@@ -16,7 +16,9 @@ try:
     from ulam_kernels._cpu import separate
 except ImportError:  # a broken build is reported by its backend
 
-    def ready(state: torch.Tensor, net_in: torch.Tensor | None, /, *reads: torch.Tensor | None) -> bool:
+    def ready(
+        state: torch.Tensor, net_in: torch.Tensor | None, squares: torch.Tensor | None, /, *reads: torch.Tensor | None
+    ) -> bool:
         """Whether no argument needs a closer look: see bindings/door.h."""
         return False
 
@@ -224,6 +226,14 @@ def check(
             raise ValueError(f"{name}: {NEGATIVE}")
 
 
+def check_squares(squares: torch.Tensor, state: torch.Tensor, net_in: torch.Tensor | None) -> None:
+    """Raise unless sums of squares can be added to this: a number a chain, and no memory that is written otherwise."""
+    check(squares, "squares", torch.int64, state.device, state.shape[1:2])
+    for name, other in (("state", state), ("net_in", net_in)):
+        if other is not None and _overlap(squares, other):
+            raise ValueError(f"squares: got memory shared with {name}, expected memory of its own")
+
+
 def check_net_in(net_in: torch.Tensor, state: torch.Tensor) -> None:
     """Raise unless a network's input can be written to this: contiguous, or with its channels innermost."""
     wide = state.dtype == torch.float64 == getattr(net_in, "dtype", None)
@@ -267,21 +277,22 @@ def apart(
     reads: tuple[torch.Tensor | None, ...],
     elementwise: int,
     written: torch.Tensor,
-    also: torch.Tensor | None = None,
+    *others: torch.Tensor | None,
 ) -> tuple[Any, ...]:
-    """What an operation reads, copied where it shares memory with what the operation writes: ``written`` and ``also``.
+    """What an operation reads, copied where it shares memory with what the operation writes: ``written`` and others.
 
     Of the first ``elementwise`` an element is read before the same element of ``written``, or of the register r_0 in a
     state, is written: these may be that tensor itself.
     """
-    if separate(written, elementwise, *reads) and (also is None or separate(also, 0, *reads)):
+    also = [other for other in others if other is not None]
+    if separate(written, elementwise, *reads) and all(separate(other, 0, *reads) for other in also):
         return reads
     private: list[torch.Tensor | None] | None = None
     for k, tensor in enumerate(reads):
         if tensor is None:
             continue
         shares = _overlap(tensor, written) and not (k < elementwise and _is_first(tensor, written))
-        if shares or (also is not None and _overlap(tensor, also)):
+        if shares or any(_overlap(tensor, other) for other in also):
             private = private or list(reads)
             private[k] = tensor.clone()
     return reads if private is None else tuple(private)

@@ -31,7 +31,7 @@ BACKENDS = ["reference", "cpu"]
 def run_step(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
     ulam_kernels.step(given["state"], given["table"], given["row"], backend=backend,
                       **{name: x for name, x in given.items() if name not in ("state", "table", "row")})  # fmt: skip
-    return given["state"], given["net_in"]
+    return given["state"], given["net_in"], given["squares"]
 
 
 def run_reduce(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
@@ -56,7 +56,7 @@ def run_affine(given: Given, backend: str) -> tuple[torch.Tensor, ...]:
 Operation = tuple[Callable[[], Given], Callable[[Given, str], tuple[torch.Tensor, ...]], tuple[str, ...]]
 # The arguments, how it is called, and the names of what it writes.
 OPERATIONS: dict[str, Operation] = {
-    "step": (step_arguments, run_step, ("state", "net_in")),
+    "step": (step_arguments, run_step, ("state", "net_in", "squares")),
     "reduce": (reduce_arguments, run_reduce, ("out",)),
     "blend": (blend_arguments, run_blend, ("state", "net_in")),
     "fill_normal": (fill_arguments, run_fill, ("out",)),
@@ -77,7 +77,7 @@ def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_other_than_tensors_are_named(operation: str, argument: str) -> None:
     make, run, _ = OPERATIONS[operation]
     optional = (operation, argument) == ("affine", "out") or argument in (
-        "uncond", "guidance", "noise", "source", "scales", "net_in", "c_next", "model",
+        "uncond", "guidance", "noise", "source", "scales", "net_in", "squares", "c_next", "model",
         *(() if operation == "fill_normal" else ("seed", "chain", "draw")),
     )  # fmt: skip
     others = [[1.0], 3, "x", np.zeros((CHAINS, N), np.float32)] + ([] if optional else [None])
@@ -191,6 +191,16 @@ def test_a_network_input_inside_the_state_is_refused(operation: str) -> None:
         with pytest.raises(ValueError, match=r"^net_in: got memory shared with state, expected memory of its own"):
             run(given, "cpu")
         assert torch.equal(given["state"], before)
+
+
+def test_squares_inside_what_is_written_are_refused() -> None:
+    for written in ("state", "net_in"):
+        for offset in (-24, 0, 64):
+            given, _ = in_arena(step_arguments(), written, "squares", offset)
+            before = given["state"].clone()
+            with pytest.raises(ValueError, match=rf"^squares: got memory shared with {written}, expected"):
+                run_step(given, "cpu")
+            assert torch.equal(given["state"], before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -55,6 +55,7 @@ def tick_of(seed: int, shape: tuple[int, ...], dtype: torch.dtype, chains: int =
         "seed": integers(chains),
         "chain": integers(chains).abs(),
         "net_in": torch.full((chains, *shape), float("nan"), dtype=FLOATS[seed % 3]) if apart else None,
+        "squares": integers(chains) if chosen.get("records", seed % 4 < 2) else None,
         "check_finite": checks,
     }
 
@@ -71,11 +72,11 @@ def one_by_one(tick: dict[str, Any], model: torch.Tensor, uncond: torch.Tensor |
     ulam_kernels.advance(t["cursor"], t["now"], **outputs if t["check_finite"] else {})
     row, draw = t["now"]
     ids = {"seed": t["seed"], "chain": t["chain"], "draw": draw}
-    ulam_kernels.step(t["state"], t["table"], row, **outputs, **ids, net_in=t["net_in"])
+    ulam_kernels.step(t["state"], t["table"], row, **outputs, **ids, net_in=t["net_in"], squares=t["squares"])
 
 
 def assert_same(tick: dict[str, Any], other: dict[str, Any]) -> None:
-    for name in ("out", "cursor", "now", "state", "net_in"):
+    for name in ("out", "cursor", "now", "state", "net_in", "squares"):
         if tick[name] is not None:
             ours, theirs = (given[name].view(torch.uint8) for given in (tick, other))
             assert torch.equal(ours, theirs), name
@@ -96,9 +97,10 @@ def test_a_bound_tick_is_its_operations(name: str, count: int) -> None:
                 model, other = (random_output(rng, (5, *shape), kind, bad=0.2) for _ in range(2))
                 uncond = other if rng.random() < 0.5 else None
                 one_by_one(expected, model, uncond)
-                versions = [tick[key]._version for key in ("out", "state")]
+                keys = [key for key in ("out", "state", "squares") if tick[key] is not None]
+                versions = [tick[key]._version for key in keys]
                 assert bound.look_up() and bound.step(model, uncond)
-                assert [tick[key]._version for key in ("out", "state")] > versions
+                assert all(tick[key]._version > before for key, before in zip(keys, versions, strict=True))
                 assert_same(tick, expected)
                 for each in (tick, expected):
                     each["cursor"][0] %= ROWS
@@ -115,12 +117,13 @@ def test_the_output_may_be_the_state_itself() -> None:
 
 
 def test_what_is_not_plain_is_left_untouched() -> None:
-    tick = tick_of(3, (4, 6), torch.float32, registers=2, apart=True)  # whose net_in is float32
+    tick = tick_of(3, (4, 6), torch.float32, registers=2, apart=True, records=True)  # whose net_in is float32
     bound, before, x = BoundTick(**tick), copied(tick), torch.zeros(5, 4, 6)
     outputs: list[Any] = [
         x[:4], x.mT.contiguous().mT, x[:, :1].expand(5, 4, 6), x.flatten(1), torch.zeros(5, 8, 6), x.double(), x.int(),
         x.to("meta"), x.to_sparse(), torch.nn.Parameter(x), x.numpy(), torch._neg_view(x), torch.zeros(0, 4, 6),
         tick["state"][1], tick["state"].view(-1)[1 : 1 + x.numel()].view_as(x), tick["net_in"], "x",
+        tick["squares"].view(torch.float32)[:5, None, None].expand(5, 4, 6),
     ]  # fmt: skip
     with torch.inference_mode():
         for output in outputs:

@@ -34,7 +34,18 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ["-O3", "-std=c++17", "--fmad=false", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
 # The library binds to its own stand-in, even where torch has loaded the real runtime.
 SHARED = ["-shared", "-cudart=none", "-Xlinker=-Bsymbolic"]
-OPERATIONS = ("step", "step_pixels", "reduce", "reduce_short", "blend", "fill", "affine", "tick")
+OPERATIONS = (
+    "step",
+    "step_recorded",
+    "step_pixels",
+    "step_pixels_recorded",
+    "reduce",
+    "reduce_short",
+    "blend",
+    "fill",
+    "affine",
+    "tick",
+)
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in OPERATIONS]
 
 
@@ -252,8 +263,9 @@ class Device:
         packed, at = self.pack_step(state, table, row, skew, alias, given)
         self.call("step", packed)
         self.take(at["state"], state)
-        if given.get("net_in") is not None:
-            self.take(at["net_in"], given["net_in"])
+        for name in ("net_in", "squares"):
+            if (written := given.get(name)) is not None:
+                self.take(at[name], written)
 
     def pack_step(self, state: torch.Tensor, table: Table, row: torch.Tensor, skew: int, alias: bool,
                   given: dict[str, torch.Tensor | None]) -> tuple[bytes, dict[str, int]]:  # fmt: skip
@@ -267,14 +279,14 @@ class Device:
             put[name] = self.put(tensor, skew if tensor is net_in or tensor is model else 0)
         name_at = lambda name: put.get(name, 0)  # noqa: E731
         packed = struct.pack(
-            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQQqi4x",
+            "<qqi4xQi4xQQqQQQi4xqQQQQQQi4xQQqi4xQ",
             chains, state[0, 0].numel(), registers, put["state"], NUMBERS[state.dtype], self.put(table.coef),
             self.put(table.flags), len(table), self.put(row), put["state"] if alias else name_at("model"),
             name_at("uncond"), 0 if model is None else NUMBERS[model.dtype],
             0 if model is None else model.numel() // chains,
             *map(name_at, ("guidance", "seed", "chain", "draw", "noise", "net_in")),
             0 if net_in is None else NUMBERS[net_in.dtype], name_at("scales"), name_at("source") or put["state"],
-            state[0, 0, 0].numel() if any(last) else 0, last[0] | last[1] << 1,
+            state[0, 0, 0].numel() if any(last) else 0, last[0] | last[1] << 1, name_at("squares"),
         )  # fmt: skip
         return packed, put
 

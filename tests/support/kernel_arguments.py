@@ -32,11 +32,12 @@ def step_arguments() -> Given:
         "guidance": torch.tensor([0.0, 1.0, 2.5, -1.0]), "seed": ids, "chain": ids + 3, "draw": 16 * ids,
         "noise": torch.randn(CHAINS, N, generator=generator), "source": torch.randn(CHAINS, N, generator=generator),
         "scales": torch.tensor([[-0.5, 0.5, 2.0, 1.0]]).repeat(CHAINS, 1), "net_in": torch.zeros(CHAINS, N),
+        "squares": torch.arange(CHAINS),
     }  # fmt: skip
 
 
 def reduce_arguments() -> Given:
-    return {k: x for k, x in step_arguments().items() if k not in ("scales", "source", "net_in")} | {
+    return {k: x for k, x in step_arguments().items() if k not in ("scales", "source", "net_in", "squares")} | {
         "out": torch.zeros(CHAINS, 4)
     }
 

@@ -61,11 +61,11 @@ DENSITY = densities.gaussian(torch.ones(N), torch.full((N,), 2.0))
 def step(
     state: Any, coef: Any, flags: Any, row: Any, model: Any, seed: Any, chain: Any, draw: Any, like: Any
 ) -> Tensors:
-    state, net_in = state.clone(), torch.empty_like(like)
+    state, net_in, squares = state.clone(), torch.empty_like(like), torch.zeros(B, dtype=torch.int64)
     scales = torch.ones(B, 4)
     ulam_kernels.step(state, Table(coef, flags, 1), row, model=model, seed=seed, chain=chain, draw=draw, net_in=net_in,
-                      scales=scales)  # fmt: skip
-    return state, net_in
+                      scales=scales, squares=squares)  # fmt: skip
+    return state, net_in, squares
 
 
 def reduce(state: Any, coef: Any, flags: Any, row: Any, model: Any) -> Tensors:

@@ -99,23 +99,25 @@ ULAM_HD typename V::f uniform(typename V::u x) {
   return V::fma(V::from_unsigned(x), V::set(0x1.fffffep-33f), V::set(0x1p-33f));
 }
 
-// sqrt(-2 ln uniform(x)).
-template <class V>
+// 2^doublings sqrt(-2 ln uniform(x)), in as many operations: a power of two in the coefficients changes exponents
+// alone.
+template <class V, int doublings = 0>
 ULAM_HD typename V::f radius(typename V::u x) {
   using f = typename V::f;
+  constexpr float k = static_cast<float>(1 << 2 * doublings);
   const typename V::u i = V::bits(uniform<V>(x));
   const typename V::u e = V::and_(V::sub_u(i, V::set_u(0x3f2aaaabu)), 0xff800000u);
   const f m = V::sub(V::as_float(V::sub_u(i, e)), V::set(1.0f));
-  f q = V::set(-0x1.1f28p-2f);
-  q = V::fma(q, m, V::set(0x1.3b0c5cp-2f));
-  q = V::fma(q, m, V::set(-0x1.1ea89ap-2f));
-  q = V::fma(q, m, V::set(0x1.5038p-2f));
-  q = V::fma(q, m, V::set(-0x1.99d3bp-2f));
-  q = V::fma(q, m, V::set(0x1.00144ep-1f));
-  q = V::fma(q, m, V::set(-0x1.5554fcp-1f));
-  q = V::fma(q, m, V::set(0x1.ffffd6p-1f));
-  q = V::fma(q, m, V::set(-0x1p+1f));
-  return V::sqrt(V::fma(V::from_signed(e), V::set(-0x1.62e43p-23f), V::mul(q, m)));
+  f q = V::set(k * -0x1.1f28p-2f);
+  q = V::fma(q, m, V::set(k * 0x1.3b0c5cp-2f));
+  q = V::fma(q, m, V::set(k * -0x1.1ea89ap-2f));
+  q = V::fma(q, m, V::set(k * 0x1.5038p-2f));
+  q = V::fma(q, m, V::set(k * -0x1.99d3bp-2f));
+  q = V::fma(q, m, V::set(k * 0x1.00144ep-1f));
+  q = V::fma(q, m, V::set(k * -0x1.5554fcp-1f));
+  q = V::fma(q, m, V::set(k * 0x1.ffffd6p-1f));
+  q = V::fma(q, m, V::set(k * -0x1p+1f));
+  return V::sqrt(V::fma(V::from_signed(e), V::set(k * -0x1.62e43p-23f), V::mul(q, m)));
 }
 
 // A point of the unit circle, its angle uniform.
@@ -139,21 +141,21 @@ ULAM_HD void circle(typename V::u x, typename V::f& cosine, typename V::f& sine)
   cosine = V::as_float(V::xor_(V::bits(c), V::and_(x, 0x80000000u)));
 }
 
-// Two normals of two words.
-template <class V>
+// Two normals of two words, 2^doublings times as large.
+template <class V, int doublings = 0>
 ULAM_HD void box_muller_pair(const typename V::u w[2], typename V::f z[2]) {
   typename V::f c, s;
-  const typename V::f r = radius<V>(w[0]);
+  const typename V::f r = radius<V, doublings>(w[0]);
   circle<V>(w[1], c, s);
   z[0] = V::mul(r, c);
   z[1] = V::mul(r, s);
 }
 
-// Four normals of the four words of a block.
-template <class V>
+// Four normals of the four words of a block, likewise.
+template <class V, int doublings = 0>
 ULAM_HD void box_muller(const typename V::u w[4], typename V::f z[4]) {
-  box_muller_pair<V>(w, z);
-  box_muller_pair<V>(w + 2, z + 2);
+  box_muller_pair<V, doublings>(w, z);
+  box_muller_pair<V, doublings>(w + 2, z + 2);
 }
 
 }  // namespace ulam

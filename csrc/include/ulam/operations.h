@@ -40,6 +40,7 @@ struct Step {
   const void* source;   // [B, n] of the state's type: r_0 is read from here; `state` where it is in place
   int64_t pixels;       // n / C where `last` is not 0
   int last;             // of Last
+  int64_t* squares;     // [B]: the squares of each chain's noise are added, see ulam/squares.h
 };
 
 // What the scales of such rows are computed from: a step without its outputs.

@@ -46,6 +46,7 @@ struct Scalar {
   }
   static ULAM_HD f from_unsigned(u x) { return __uint2float_rn(x); }
   static ULAM_HD f from_signed(u x) { return __int2float_rn(static_cast<int32_t>(x)); }
+  static ULAM_HD u rounded(f x) { return static_cast<uint32_t>(__float2int_rn(x)); }
   static ULAM_HD u bits(f x) { return __float_as_uint(x); }
   static ULAM_HD f as_float(u x) { return __uint_as_float(x); }
 #else
@@ -55,6 +56,7 @@ struct Scalar {
   static ULAM_HD f sqrt(f a) { return __builtin_sqrtf(a); }
   static ULAM_HD f from_unsigned(u x) { return static_cast<float>(x); }
   static ULAM_HD f from_signed(u x) { return static_cast<float>(static_cast<int32_t>(x)); }
+  static ULAM_HD u rounded(f x) { return static_cast<uint32_t>(static_cast<int32_t>(__builtin_lrintf(x))); }
   static ULAM_HD u bits(f x) {
     u y;
     std::memcpy(&y, &x, 4);

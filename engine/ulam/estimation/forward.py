@@ -269,7 +269,8 @@ def _by_step(
 ) -> bool:
     seeds, ids, draws = training_keys(len(x_0), seed, step, x_0.device)
     x_0, coef, flags = x_0.contiguous(), table.coef, table.flags
-    if x_0.is_neg() or not ready(state, None, t, seeds, ids, draws, None, None, None, x_0, None, None, coef, flags):
+    reads = t, seeds, ids, draws, None, None, None, x_0, None, None, coef, flags
+    if x_0.is_neg() or not ready(state, None, None, *reads):
         return False
     run = select(backend, x_0.device.type, torch.float32).step
     run(state, coef, flags, t, None, None, None, seeds, ids, draws, None, None, None, x_0)

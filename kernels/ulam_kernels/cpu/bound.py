@@ -46,15 +46,18 @@ class BoundStep:
         source: torch.Tensor,
         model: torch.Tensor,
         noise: torch.Tensor | None,
+        squares: torch.Tensor | None = None,
     ) -> None:
         """Step from ``source`` to ``out``, plain tensors. Of these, only ``noise`` may be ``out``.
+
+        squares: ``[B]`` int64 in plain memory, to which the squares of the noise are added.
 
         Raises:
             IndexError: a row outside the table.
             ValueError: other tensors, or a row that reads noise where none is given, has a reduction or a learned
                 variance.
         """
-        self._run(row, out, source, model, noise, torch.get_num_threads())
+        self._run(row, out, source, model, noise, squares, torch.get_num_threads())
 
 
 class BoundTick:
@@ -66,7 +69,8 @@ class BoundTick:
 
     Args:
         times, out: as `look_up` has them. cursor, now: as `advance` has them, ``now`` for the rows and draws of `step`.
-        state, table, guidance, seed, chain, net_in: as `step` has them, with at least one element and no float64.
+        state, table, guidance, seed, chain, net_in, squares: as `step` has them, with at least one element and no
+            float64.
         check_finite: chains whose outputs are not finite stop, as `advance` has it.
     """
 
@@ -84,15 +88,17 @@ class BoundTick:
         chain: torch.Tensor,
         net_in: torch.Tensor | None,
         check_finite: bool,
+        squares: torch.Tensor | None = None,
     ) -> None:
         self._keep = times, table, guidance, seed, chain  # alive, like what is written: their addresses are held
         self._out = (out,)
-        self._written = (cursor, now, state) if net_in is None else (cursor, now, state, net_in)
+        self._written = tuple(x for x in (cursor, now, state, net_in, squares) if x is not None)
         row, draw = now
-        step = rows.step(state, table.coef, table.flags, row, None, None, guidance, seed, chain, draw, None, net_in)
+        more = {"net_in": net_in, "squares": squares}
+        step = rows.step(state, table.coef, table.flags, row, None, None, guidance, seed, chain, draw, None, **more)
         whole, shape = times.dtype == torch.int64, list(state.shape[1:])
-        more = times.data_ptr(), whole, out.data_ptr(), cursor.data_ptr(), check_finite, shape
-        self._look_up, self._step = _cpu.bound_tick(*step, more)
+        own = times.data_ptr(), whole, out.data_ptr(), cursor.data_ptr(), check_finite, shape
+        self._look_up, self._step = _cpu.bound_tick(*step, own)
 
     def look_up(self) -> bool:
         """Look up the times that the network is told. Raises IndexError for a row outside the table."""

@@ -26,6 +26,7 @@ def step(
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
     source: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
 ) -> tuple[int, ...]:
     pixels = last = 0
     if model is not None and not model.is_contiguous():
@@ -42,6 +43,7 @@ def step(
         0 if source is None else source.data_ptr(),
         pixels,
         last,
+        0 if squares is None else squares.data_ptr(),
     )
 
 

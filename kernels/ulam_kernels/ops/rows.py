@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -12,7 +13,7 @@ from ulam_kernels.dispatch import select
 from ulam_kernels.operator import BACKEND, Values, operator
 from ulam_kernels.table import READS_Z, Table
 from ulam_kernels.tracing import by_operator, compiling, eager
-from ulam_kernels.validation import apart, check, check_row, operands, ready, refuse_table
+from ulam_kernels.validation import apart, check, check_row, check_squares, operands, ready, refuse_table
 
 __all__ = ["reduce", "step"]
 
@@ -26,7 +27,8 @@ def _with_table(values: Values) -> None:
     values["table"] = Table(values.pop("coef"), values.pop("flags"), values["state"].shape[0])
 
 
-STEP = f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, Tensor? scales=None, {BACKEND}, Tensor? source=None) -> ()"
+OTHERS = f"Tensor? scales=None, {BACKEND}, Tensor? source=None, Tensor(c!)? squares=None"
+STEP = f"step(Tensor(a!) state, {ROWS}, Tensor(b!)? net_in, {OTHERS}) -> ()"
 
 
 @operator(STEP, pack=_with_table)
@@ -35,7 +37,7 @@ def step(
     model: torch.Tensor | None = None, uncond: torch.Tensor | None = None, guidance: torch.Tensor | None = None,
     seed: torch.Tensor | None = None, chain: torch.Tensor | None = None, draw: torch.Tensor | None = None,
     noise: torch.Tensor | None = None, net_in: torch.Tensor | None = None, scales: torch.Tensor | None = None,
-    source: torch.Tensor | None = None, backend: str | None = None,
+    source: torch.Tensor | None = None, squares: torch.Tensor | None = None, backend: str | None = None,
 ) -> None:  # fmt: skip
     """Execute one row of ``table`` on every chain, in place on ``state``.
 
@@ -61,8 +63,7 @@ def step(
         model: ``[B, *shape]`` network output, or ``[B, 2 C, ...]`` for ``shape = [C, ...]``: m, then v. Any float
             type and any strides; may be ``state[0]`` itself. Contiguous outputs, and those of four or five dimensions
             in ``torch.channels_last`` (``channels_last_3d``), are read as they lie; others are made contiguous first.
-        uncond: the unconditional output, like ``model``; needs ``guidance``.
-        guidance: ``[B]`` float32 weights.
+        uncond: the unconditional output, like ``model``; needs ``guidance``. guidance: ``[B]`` float32 weights.
         seed, chain, draw: ``[B]`` int64, read as unsigned; draw = 16 * noise row + stage.
         noise: ``[B, *shape]`` float32 (float64 with a float64 state), used in place of the generated z.
         net_in: ``[B, *shape]`` float32, bfloat16 or float16, contiguous or channels-last, whatever ``model`` is; takes
@@ -70,7 +71,8 @@ def step(
         scales: ``[B, 4]`` float32 (float64 with a float64 state) from :func:`reduce`, for rows with a reduction.
         source: ``[B, *shape]`` like ``state[0]``, contiguous: r_0 is read from here and ``state[0]`` only written;
             ``noise`` may then be ``state[0]`` itself. :func:`reduce` has no source: copy r_0 to ``state[0]`` first.
-        backend: see :func:`ulam_kernels.backends`.
+        squares: ``[B]`` int64, contiguous; shares no memory with ``state`` and ``net_in``. The squares of the noise are
+            added: see :mod:`ulam_kernels.squares`. backend: see :func:`ulam_kernels.backends`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what was
@@ -84,30 +86,40 @@ def step(
     if not isinstance(table, Table):
         refuse_table(table)
     coef, flags = table.coef, table.flags
-    given = (state, net_in, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags)
+    given = state, net_in, squares, row, seed, chain, draw, model, uncond, noise, source, guidance, scales, coef, flags
     compiles = compiling()
     quick = not compiles and ready(*given)
     if compiles or (not quick and by_operator("step", *given)):  # the graph keeps one operator, which calls this
-        torch.ops.ulam.step(
-            state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, backend, source
-        )
+        ids = row, model, uncond, guidance, seed, chain, draw, noise
+        torch.ops.ulam.step(state, coef, flags, *ids, net_in, scales, backend, source, squares)
         return
     model, uncond = operands(
         state, table, model, uncond, guidance, noise, last=True, net_in=net_in, scales=scales, source=source
     )
     if not quick:
         check_row(row, seed, chain, draw, state)
-        model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = apart(
-            (model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags), 4, state, net_in
+        model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags = _put_aside(
+            state, net_in, squares, model, uncond, noise, source, row, seed, chain, draw, guidance, scales, coef, flags
         )
     if state.numel() == 0:
         return
     if not table.uses & READS_Z:
         seed = chain = draw = None
     select(backend, state.device.type, state.dtype).step(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares
     )
     written((state,) if net_in is None else (state, net_in))
+    if squares is not None:
+        written((squares,))
+
+
+def _put_aside(
+    state: torch.Tensor, net_in: torch.Tensor | None, squares: torch.Tensor | None, *reads: torch.Tensor | None
+) -> tuple[Any, ...]:
+    """What a step reads, apart from what it writes."""
+    if squares is not None:
+        check_squares(squares, state, net_in)
+    return apart(reads, 4, state, net_in, squares)
 
 
 @operator(f"reduce(Tensor state, {ROWS}, Tensor(a!) out, {BACKEND}) -> ()", pack=_with_table)

@@ -12,6 +12,7 @@ import torch
 
 from ulam_kernels.reference.arithmetic import RealArray, exp, fma, mul
 from ulam_kernels.reference.operands import Chains, Operands, clip, combine, estimate, rows_of, to_host, working_dtype
+from ulam_kernels.reference.squares import with_noise
 from ulam_kernels.table import (
     C_NEXT,
     HI,
@@ -44,6 +45,7 @@ def step(
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
     source: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
 ) -> None:
     """Execute row ``row[b]`` of the table on chain ``b``, in place on ``state``.
 
@@ -66,6 +68,7 @@ def step(
         guidance: ``[B]``. seed, chain, draw: ``[B]`` int64 read as uint64.
         noise: ``[B, *shape]`` that takes the place of z. net_in: ``[B, *shape]``, any float dtype.
         scales: ``[B, 4]`` of (lo, hi, D_scale, z_scale). source: ``[B, *shape]``, r0's old value where given.
+        squares: ``[B]`` int64, to which those of the noise are added.
 
     Raises:
         ValueError: a row of the batch reads an argument that is None. IndexError: a row outside the table.
@@ -87,15 +90,12 @@ def step(
     for number in np.unique(index):
         if flag[number] != IDLE:
             chains = np.flatnonzero(index == number)
-            values = _run_row(
-                coefficients[number],
-                int(flag[number]),
-                current[:, chains],
-                operands,
-                chains,
-                None if bounds is None else bounds[chains],
-            )
+            scale = None if bounds is None else bounds[chains]
+            row_flags = int(flag[number])
+            values = _run_row(coefficients[number], row_flags, current[:, chains], operands, chains, scale)
             updates.append((number, chains, values))
+    if squares is not None:
+        squares.copy_(with_noise(squares, operands, flag[index]))
 
     for number, chains, values in updates:
         where, r0 = torch.from_numpy(chains), current[0, chains]

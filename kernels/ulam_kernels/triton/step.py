@@ -88,8 +88,11 @@ def step(
     net_in: torch.Tensor | None,
     scales: torch.Tensor | None = None,
     source: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
 ) -> None:
     """Execute one row of the table on every chain: see :func:`ulam_kernels.step`."""
+    if squares is not None:
+        raise NotImplementedError("squares: got a tensor, expected None with backend='triton'")
     registers, chains = state.shape[:2]
     n = elements_per_chain(state[0])
     if n == 0:
