@@ -155,9 +155,8 @@ class Engine:
         if chain_kernel not in ("auto", "off") and self._against_chains:
             raise ValueError(f"{self._against_chains}, or chain_kernel='auto'")
         self._closed = False  # new jobs are refused
-        self._watchdog: Watchdog | None = None
-        if watchdog is not None:
-            self._watchdog = Watchdog(self._runner.network, float(watchdog), self.report.add_fallback)
+        told = self._runner.network, self.report.add_fallback
+        self._watchdog = None if watchdog is None else Watchdog(told[0], float(watchdog), told[1])
 
     @classmethod
     def best_slots(
@@ -333,8 +332,8 @@ class Engine:
                 yield cast(Result, result)
 
     def run(self) -> dict[Job, Any]:
-        """Run until no chain is left; return each unfinished job's results ``[chains, ...]``, in order of its chains.
-        For a job with a ``rollout`` that is a :class:`ulam.rollouts.Trajectory` of the chains that are left.
+        """Run until no chain is left; return each unfinished job's results ``[chains, ...]``, in order of its chains;
+        of a job with a ``rollout`` the :class:`ulam.rollouts.Trajectory` of those that are left.
 
         After an exception, calling again goes on, and also returns what had finished before. Chains that failed, were
         cancelled or were already delivered by :meth:`stream` are NaN.

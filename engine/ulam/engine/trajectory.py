@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import described
+from ulam_kernels.squares import squared_norms
 
 from ..arguments import whole_number
 from ..conditioning import Shared
@@ -18,9 +19,6 @@ from ..programs.program import Program
 from .groups import Group
 from .job import Job
 from .recording import Record
-
-SQUARES = 1 << 20  # of |z|^2, as the fused step counts it
-LARGEST = 1 << 62  # a count of squares from which on noise was not finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +81,8 @@ class Trajectory:
         """
         if self.squares is None:
             raise ValueError("log_prob: got a trajectory without it, expected one of Rollout(log_prob=True)")
-        elements = self._elements()
-        found = self.squares.double() / (-2.0 * SQUARES)
-        found = torch.where(self.squares < LARGEST, found, torch.nan)
-        found = found + elements * self.log_scales().to(found.device)
+        found = -squared_norms(self.squares) / 2
+        found = found + self._elements() * self.log_scales().to(found.device)
         for place, row in self.failed.items():
             found[place, max(row - self.rows.start, 0) :] = torch.nan
         return found
