@@ -83,12 +83,13 @@ class WalkedSlots:
         self._written: dict[Program, Place] = {}
         self._read: WeakKeyDictionary[Job, tuple[Told, Told]] = WeakKeyDictionary()
         self.seconds = 0.0
+        self._complete = False  # nothing is missing: an interrupt may have left vectors half made
         self.places = 0  # how often tensors have taken new places: what reads them at the old ones is out of date
         self._take(compiled.rounded(precision))
 
     def _take(self, network: Network) -> None:
-        """Hold this network from now on, as yet without vectors."""
-        self._network, self._rows = network, torch.empty(0)
+        """Hold this network from now on."""
+        self._network = network
         for one in (network, network.told_by_chain):
             prepare(one, self._buffers.device, self._buffers.backend)
 
@@ -120,7 +121,7 @@ class WalkedSlots:
     def _current(self) -> bool:
         """Whether there are vectors, of this network and for every row."""
         known = self._compiled.rounded(self._precision)
-        return known is self._network and len(self._rows) == len(self._buffers.rows)
+        return self._complete and known is self._network and len(self._rows) == len(self._buffers.rows)
 
     def _tell(self, groups: list[Group[Job]]) -> None:
         if self._network.chain_width:
@@ -149,9 +150,11 @@ class WalkedSlots:
         """
         self._compiled.refresh(wait=rested)
         if not self._current():
+            self._complete = False
             self._take(self._compiled.rounded(self._precision))
             self._allocate()
             self._tell(groups)
+            self._complete = True
         for program in {id(group.job.program): group.job.program for group in groups}.values():
             place = self._buffers.rows[program]
             if self._written.get(program) is not place:
