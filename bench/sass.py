@@ -72,7 +72,9 @@ def counts_an_element(library: Path, architecture: str, cuobjdump: str) -> dict[
 
     found = {}
     for (state, model), (types, *accesses) in PLAIN_ROWS.items():
-        found[f"step {state} {model}"] = Count.of(cheapest_pass(code(f"step_vectorsINS0_{types}Li1E"), 8, *accesses), 8)
+        found[f"step {state} {model}"] = Count.of(
+            cheapest_pass(code(f"step_vectorsINS0_{types}Li1ELb0E"), 8, *accesses), 8
+        )
     for dtype, (types, stores) in FILLS.items():
         found[f"fill {dtype}"] = Count.of(cheapest_pass(code(f"fill_vectorsINS0_{types}"), 8, stores, 0, 0, 1), 8)
     return found

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "launch.h"
+#include "squares.h"
 #include "ulam/row.h"
 
 namespace ulam::cuda {
@@ -92,8 +93,8 @@ struct Ids {
 };
 
 // Executes a row on elements of chain b. What the chain's elements share is derived once.
-template <class Types, int R>
-struct ChainStep {
+template <class Types, int R, class Squares>
+struct ChainStep : Squares {
   using Layout = typename Types::Layout;
   static constexpr int N = Layout::lanes;
   using V = Lanes<N>;
@@ -114,8 +115,10 @@ struct ChainStep {
   bool mixes;
   Stream stream;
 
-  ULAM_DEVICE ChainStep(const Step& s, const Row<R>& row, int64_t b, const Types& types, float weight)
-      : s(s),
+  template <class... Sum>
+  ULAM_DEVICE ChainStep(const Step& s, const Row<R>& row, int64_t b, const Types& types, float weight, Sum&... sum)
+      : Squares{sum...},
+        s(s),
         row(row),
         types(types),
         state(types.state(s)),
@@ -188,6 +191,12 @@ struct ChainStep {
       z = noise.widen(noise.load(given, i, left));
     else
       z = types.normals(stream, i);
+    if constexpr (Squares::records) {
+      if (!bare && s.noise)
+        this->squares.template add_given<Layout>(z, left, s.squares + b);
+      else
+        this->squares.template add<Layout>(z, left);
+    }
     if (row.flags & (kLearned | kNormalise)) {  // one test: an ordinary row pays for one
       if (row.flags & kLearned) {
         const char* v = static_cast<const char*>(s.model) + model.bytes(b * s.model_stride + types.variance(s));
@@ -205,14 +214,22 @@ struct ChainStep {
   }
 };
 
-template <class Types, int R>
-ULAM_DEVICE void step_chain(const Step& s, int64_t b, uint32_t missing, uint32_t span, const Types& types) {
+template <class... Sum>
+using SquaresOf = std::conditional_t<sizeof...(Sum) != 0, Recorded, Unrecorded>;
+
+// Of blocks that have chains along y.
+ULAM_DEVICE int64_t chain_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
+
+// sum: a SquareSum, where the squares of the noise are wanted.
+template <class Types, int R, class... Sum>
+ULAM_DEVICE void step_chain(const Step& s, int64_t b, uint32_t missing, uint32_t span, const Types& types,
+                            Sum&... sum) {
   using Layout = typename Types::Layout;
   float c[row_width(R)];
   const uint32_t flags = load_row<R>(s, b, missing, c);
   if (!(flags & kWrites)) return;
   const Row<R> row(c, flags);
-  ChainStep<Types, R> chain(s, row, b, types, guidance_weight(s, b));
+  ChainStep<Types, R, SquaresOf<Sum...>> chain(s, row, b, types, guidance_weight(s, b), sum...);
   if (chain.makes_noise()) chain.make_noise_of(Ids(s, b));
   const uint32_t first = blockIdx.y * span, end = first + min(span, types.extent(s) - first);
   if constexpr (R == 1 && Layout::lanes == 8) {
@@ -234,7 +251,11 @@ ULAM_DEVICE void step_chain(const Step& s, int64_t b, uint32_t missing, uint32_t
   for (uint32_t i = first + Layout::first(); i < end; i += Layout::step()) chain(i, end - i);
 }
 
-// Launches a step of which `last` names tensors, as launch_step in step.cu does the others: see step_pixels.cu.
+// Launches a step of which `last` names tensors, as launch_step of step.h does the others: see step_pixels.h.
 cudaError_t launch_channels_last(const Step& s, uint32_t missing, void* stream);
+
+// Those of steps that record.
+cudaError_t launch_recorded(const Step& s, uint32_t missing, void* stream);
+cudaError_t launch_recorded_channels_last(const Step& s, uint32_t missing, void* stream);
 
 }  // namespace ulam::cuda

@@ -18,6 +18,8 @@ struct Channels {
 
   static ULAM_DEVICE uint32_t first() { return threadIdx.x * 4; }
   static ULAM_DEVICE uint32_t step() { return blockDim.x * 4; }
+  // Of every lane: all are in the chain.
+  static ULAM_DEVICE constexpr uint32_t element(int) { return 0; }
 
   // A tensor of planes, `pixels` elements each.
   template <class T>

@@ -15,6 +15,7 @@ import triton_tick_cases
 import triton_walk_cases
 from bit_comparison import same_bits
 from mcmc_cases import Cases, agree, evaluated, replace_backends
+from squares_cases import start
 from tick_cases import OUTPUTS, looked_up, random_look_up, random_tick
 from triton_cases import FLOATS, VARIANTS, copy_of, fill_case, normal
 from triton_reduce_cases import BLENDS, FP32, REDUCTIONS, blending, by_row, reduction
@@ -46,6 +47,20 @@ def check_steps() -> None:
             cpu.affine(x, m, a, b, outs[0])
             triton.affine(x, m, a, b, outs[1])
             assert same_bits(*outs), dtype
+
+
+def check_squares() -> None:
+    """The squares of a step's noise."""
+    rng = np.random.default_rng(8)
+    for variant in VARIANTS:
+        for chains, n in ((2, 1100), (5, 7), (40, 1), (9, 33), (2, 512)):
+            case, squares = variant.case(rng, chains, n), start(chains)
+            if case["noise"] is not None:
+                case["noise"][1, 0, n // 2] = float("nan")
+            expected = copy_of(case) | {"squares": squares.clone()}
+            cpu.step(**expected)
+            triton.step(**case, squares=squares)
+            assert torch.equal(squares, expected["squares"]) and same_bits(case["state"], expected["state"]), variant
 
 
 def check_reductions() -> None:

@@ -93,6 +93,9 @@ class Arithmetic(Threads):
     def _neg(self, i: Instruction) -> None:
         self.write(i.operands[0], -self._inputs(i)[0], i.types[0])
 
+    def _abs(self, i: Instruction) -> None:
+        self.write(i.operands[0], np.abs(self._inputs(i)[0]), i.types[0])
+
     def _sqrt(self, i: Instruction) -> None:
         if "rn" not in i.modifiers:
             raise NotImplementedError(i.text)
@@ -190,6 +193,8 @@ class Arithmetic(Threads):
             return self.write(i.operands[0], (values[0].astype(np.uint32) << np.uint32(16)).view(np.float32))
         if source in ("s32", "u32") and to == "f32":
             return self.write(i.operands[0], values[0].astype(np.float64).astype(np.float32))
+        if "rni" in i.modifiers and (to, source) == ("s32", "f32"):
+            return self.write(i.operands[0], np.rint(values[0]).astype(np.int32), i.types[0])
         if "f" in to + source and (to, source) not in CONVERSIONS and "rzi" not in i.modifiers:
             raise NotImplementedError(i.text)
         return self.write(i.operands[0], values[0].astype(i.types[0]), i.types[0])

@@ -14,8 +14,9 @@ import numpy as np
 from ptx_arithmetic import Arithmetic
 from ptx_memory import Array
 from ptx_parser import TYPES, Instruction
+from ptx_threads import UNWRITTEN
 
-ATOMIC = {"add": np.add, "min": np.minimum, "max": np.maximum}
+ATOMIC = {"add": np.add, "min": np.minimum, "max": np.maximum, "or": np.bitwise_or}
 REDUCTIONS = {"add": np.add.reduce, "min": np.min, "max": np.max}
 
 
@@ -93,7 +94,29 @@ class Machine(Arithmetic):
             raise NotImplementedError(f"{i.text} by a part of a warp")
         return np.broadcast_to(self.read(operand, kind), len(threads)).reshape(-1, 32)
 
+    def _shfl_down(self, i: Instruction) -> None:
+        """Also in the last warp of a block, which may have fewer threads: what the others have is no number."""
+        threads, kind = np.arange(self.threads)[self.lanes], i.types[0]
+        lane = threads % self.block_size % 32
+        values, apart, members = (
+            np.broadcast_to(self.read(operand, each), len(threads))
+            for operand, each in zip((*i.operands[1:3], i.operands[4]), (kind, TYPES["u32"], TYPES["u32"]), strict=True)
+        )
+        together = np.zeros(self.threads, np.uint32)  # by each warp's first thread
+        np.bitwise_or.at(together, threads - lane, np.uint32(1) << lane.astype(np.uint32))
+        if (together[threads - lane] != members).any():
+            raise ValueError(f"other threads than its members are at {i.text}")
+        unwritten = np.uint64(UNWRITTEN).astype(values.dtype)
+        found = np.full(self.threads + 32, unwritten)
+        found[threads] = values
+        other = lane + apart.astype(np.int64)
+        there = threads % self.block_size - lane + other < self.block_size
+        behind = np.where(there, found[threads - lane + np.minimum(other, 31)], unwritten)
+        self.write(i.operands[0].split("|")[0], np.where(other > 31, values, behind), kind)
+
     def _shfl(self, i: Instruction) -> None:
+        if "down" in i.modifiers:
+            return self._shfl_down(i)
         values = self._of_warps(i, i.operands[1], i.types[0])
         which, lane = self._of_warps(i, i.operands[2], TYPES["u32"]).astype(np.int64), np.arange(32)
         if "bfly" in i.modifiers:
@@ -102,7 +125,7 @@ class Machine(Arithmetic):
             which = np.where(lane < which, lane, lane - which)
         elif "idx" not in i.modifiers:
             raise NotImplementedError(i.text)
-        self.write(i.operands[0].split("|")[0], np.take_along_axis(values, which, 1).reshape(-1), i.types[0])
+        return self.write(i.operands[0].split("|")[0], np.take_along_axis(values, which, 1).reshape(-1), i.types[0])
 
     def _redux(self, i: Instruction) -> None:
         values = self._of_warps(i, i.operands[1], i.types[0])
@@ -122,7 +145,9 @@ class Machine(Arithmetic):
 
     def _in_turn(self, i: Instruction, operation: Any) -> None:
         """On global memory: one thread after another."""
-        target, address, given = i.operands
+        target, address, given = (
+            i.operands if len(i.operands) == 3 else ("_", *i.operands)
+        )  # of red, which gives nothing
         place = self.memory.index(self._address(address), i.types[0].itemsize, 1)
         value = np.broadcast_to(self.read(given, i.types[0]), place.shape)
         whole, before = self.memory.bytes.view(i.types[0]), np.zeros(len(place), i.types[0])

@@ -36,6 +36,7 @@ from ulam_kernels.triton.row import (
     scaled_noise,
     splat,
 )
+from ulam_kernels.triton.squares import recorded_noise
 
 
 @triton.jit
@@ -177,10 +178,10 @@ def noise_of_row(
 
 @triton.jit
 def execute(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     rows, stride, size, b, exists, base, i, place, behind, net_place, block, mask,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, PAIRS: tl.constexpr, LONG: tl.constexpr,
-    SINGLY: tl.constexpr,
+    SINGLY: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Execute one row of each chain on one tile.
 
@@ -193,7 +194,8 @@ def execute(
             behind: how far v is behind m.
         block: the first of the tile's blocks of noise (``[N]``), or all of them ``[P, 1]``.
         HALVES: 2 where the model's output holds v behind m. MISSING: the flags of what was not given. PAIRS: see
-            :func:`ulam_kernels.triton.noise.tile_of_normals`. SINGLY: see :func:`ask`.
+            :func:`ulam_kernels.triton.noise.tile_of_normals`. SINGLY: see :func:`ask`. SHIFT: of a step that records,
+            log2 of the lines that a short chain has.
     """
     if LONG:
         flag, c, usable, kx, A = load_row(coef, flags, row, b, exists, rows, R, MISSING)
@@ -228,7 +230,14 @@ def execute(
     if HALVES == 2:
         v = tl.load(model + (2 * base + behind) + place, mask=mask & learned)
 
-    z = noise_of_row(noise, seed, chain, draw, ids, b, base + i, block, mask, reads_z, PAIRS, LONG)
+    if squares is None:
+        z = noise_of_row(noise, seed, chain, draw, ids, b, base + i, block, mask, reads_z, PAIRS, LONG)
+    else:
+        if LONG and seed is not None:
+            ids = tl.load(seed + b, mask=reads_z), tl.load(chain + b, mask=reads_z), tl.load(draw + b, mask=reads_z)
+        z = recorded_noise(
+            squares, noise, ids, b, base + i, block, size, mask & reads_z, active & reads_z, PAIRS, LONG, SHIFT
+        )
     if HALVES == 2:
         if any_of(learned):
             z = tl.where(learned, scaled_noise(z, c, learned, v.to(tl.float32)), z)

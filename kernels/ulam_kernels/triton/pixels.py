@@ -46,10 +46,10 @@ def places(s, pixels, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def execute_at_pixels(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     chains, n, rows, pixels, b, exists, s,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr,
-    MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, LONG: tl.constexpr,
+    MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, LONG: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Execute the row of the chain ``b`` (LONG), or of chains ``[P, 1]``, on the tile's blocks ``s``, ``[P, 1]``."""
     block, i, pixel, channel = places(s, pixels, CHANNELS, WHOLE)
@@ -58,16 +58,16 @@ def execute_at_pixels(
     behind = CHANNELS if MODEL_LAST else size
     net_place = pixel * CHANNELS + channel if NET_LAST else i
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, place, behind, net_place, block,
         exists & (4 * s + tl.arange(0, 4)[None, :] < n),
-        R, HALVES, MISSING, False, LONG, False,
+        R, HALVES, MISSING, False, LONG, False, SHIFT,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "pixels"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_pixels_long(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     chains, n, rows, pixels,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
     WHOLE: tl.constexpr, MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, TILE: tl.constexpr,
@@ -79,17 +79,17 @@ def step_pixels_long(
     exists = b < chains
     s = tl.program_id(0) * (TILE // 4) + tl.arange(0, TILE // 4)[:, None]
     execute_at_pixels(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, True,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
+        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, True, 0,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "shift", "pixels"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_pixels_short(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     chains, n, rows, shift, pixels,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
-    WHOLE: tl.constexpr, MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, BLOCKS: tl.constexpr,
+    WHOLE: tl.constexpr, MODEL_LAST: tl.constexpr, NET_LAST: tl.constexpr, BLOCKS: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Grid as :func:`ulam_kernels.triton.step.step_short`."""
     if ALIGNED:
@@ -99,8 +99,8 @@ def step_pixels_short(
     s = p & ((1 << shift) - 1)
     exists = b < chains
     execute_at_pixels(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
-        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, False,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
+        chains, n, rows, pixels, b, exists, s, R, HALVES, MISSING, CHANNELS, WHOLE, MODEL_LAST, NET_LAST, False, SHIFT,
     )  # fmt: skip
 
 
@@ -126,5 +126,14 @@ def launch_pixels(
     else:
         shift = blocks_shift(n)
         step_pixels_short[short_grid(chains, shift)](
-            *tensors, chains, n, flags.shape[0], shift, pixels, BLOCKS=BLOCKS, **options, **short_options()
+            *tensors,
+            chains,
+            n,
+            flags.shape[0],
+            shift,
+            pixels,
+            BLOCKS=BLOCKS,
+            SHIFT=shift if tensors[-1] is not None else 0,
+            **options,
+            **short_options(),
         )

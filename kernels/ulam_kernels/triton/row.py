@@ -34,7 +34,7 @@ EXP_HIGH = tl.constexpr(float.fromhex("-0x1.62e4p-1"))
 EXP_LOW = tl.constexpr(float.fromhex("-0x1.7f7d1cp-20"))
 
 # Read one number at a time: slices of them, at whatever address, must not compile the kernel again.
-PER_CHAIN = ["row", "guidance", "seed", "chain", "draw", "scales"]
+PER_CHAIN = ["row", "guidance", "seed", "chain", "draw", "scales", "squares"]
 
 
 @triton.jit

@@ -31,7 +31,7 @@ from ulam_kernels.validation import channels_last
 
 @triton.jit(do_not_specialize=["chains", "n", "rows"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_long(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     chains, n, rows,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -44,20 +44,24 @@ def step_long(
     i = tile * TILE + tl.arange(0, TILE)
     size = n.to(tl.int64)
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, i, size, i,
         tile * (TILE // 4), exists & (i < n),
-        R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True, False,
+        R, HALVES, MISSING, state.dtype.element_ty.primitive_bitwidth == 16, True, False, 0,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["chains", "n", "rows", "shift"], do_not_specialize_on_alignment=PER_CHAIN)
 def step_short(
-    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+    state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     chains, n, rows, shift,
     R: tl.constexpr, HALVES: tl.constexpr, MISSING: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """Grid (groups of chains): each chain has 2^shift of the tile's blocks of four, the last of them maybe unused."""
+    """Grid (groups of chains): each chain has 2^shift of the tile's blocks of four, the last of them maybe unused.
+
+    SHIFT: as shift, of a step that records; else 0, so that it is compiled once.
+    """
     if ALIGNED:
         n = n // 8 * 8
     p = tl.arange(0, BLOCKS)[:, None]
@@ -67,9 +71,9 @@ def step_short(
     size = n.to(tl.int64)
     exists = b < chains
     execute(
-        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+        state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
         rows, chains * size, size, b, exists, b.to(tl.int64) * size, i, i, size, i, block, exists & (i < n),
-        R, HALVES, MISSING, False, False, not ALIGNED,
+        R, HALVES, MISSING, False, False, not ALIGNED, SHIFT,
     )  # fmt: skip
 
 
@@ -91,8 +95,6 @@ def step(
     squares: torch.Tensor | None = None,
 ) -> None:
     """Execute one row of the table on every chain: see :func:`ulam_kernels.step`."""
-    if squares is not None:
-        raise NotImplementedError("squares: got a tensor, expected None with backend='triton'")
     registers, chains = state.shape[:2]
     n = elements_per_chain(state[0])
     if n == 0:
@@ -106,7 +108,8 @@ def step(
     missing |= 0 if noise is not None or seed is not None else table.READS_Z
     missing |= 0 if halves == 2 else table.LEARNED
     missing |= 0 if scales is not None else table.THRESHOLD | table.NORMALISE
-    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source)
+    tensors = (state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source,
+               squares)  # fmt: skip
     model_last, net_last = (x is not None and not x.is_contiguous() and channels_last(x) for x in (model, net_in))
     with on_device(state):
         if model_last or net_last:
@@ -120,5 +123,6 @@ def step(
             shift = blocks_shift(n)
             step_short[short_grid(chains, shift)](
                 *tensors, chains, n, flags.shape[0], shift,
-                R=registers, HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, BLOCKS=BLOCKS, **short_options(),
+                R=registers, HALVES=halves, MISSING=missing, ALIGNED=n % 8 == 0, BLOCKS=BLOCKS,
+                SHIFT=shift if squares is not None else 0, **short_options(),
             )  # fmt: skip
