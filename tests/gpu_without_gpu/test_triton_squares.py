@@ -115,7 +115,7 @@ def test_compiles_without_spills(variant: Variant, architecture: int, tmp_path: 
         assert not [name for name in plain if name.startswith((*ADDITIONS, "F2I"))]
 
 
-@pytest.mark.parametrize("dtype, budget", [(torch.float32, 11), (torch.bfloat16, 11), (torch.float16, 11)], ids=str)
+@pytest.mark.parametrize("dtype, budget", [(torch.float32, 14), (torch.bfloat16, 15), (torch.float16, 15)], ids=str)
 def test_instructions_of_a_plain_row_are_within_the_budget(dtype: torch.dtype, budget: int, tmp_path: Any) -> None:
     """More of them an element than without the squares."""
     counts = []

@@ -104,8 +104,11 @@ def circle(x):
 
 
 @triton.jit
-def four_normals(k0, k1, chain, draw, counter):
-    """Four normals for each ``counter = tag << 28 | block``: a tuple of tensors in its shape."""
+def normals(k0, k1, chain, draw, counter):
+    """Four normals for each ``counter = tag << 28 | block``, whose shape gets ``[2, 2]`` appended.
+
+    In memory order: a reshape alone makes a tile of them whose threads hold neighbouring elements.
+    """
     ids = chain.to(tl.uint64)
     w0, w1, w2, w3 = philox4x32_10(
         counter.to(tl.uint32), draw.to(tl.uint32), ids.to(tl.uint32), (ids >> 32).to(tl.uint32), k0, k1
@@ -116,23 +119,8 @@ def four_normals(k0, k1, chain, draw, counter):
     z1 = r * s
     r = radius(w2)
     c, s = circle(w3)
-    return z0, z1, r * c, r * s
-
-
-@triton.jit
-def joined(z):
-    """Four normals each in one tensor, whose shape gets ``[2, 2]`` appended.
-
-    In memory order: a reshape alone makes a tile of them whose threads hold neighbouring elements.
-    """
     # join puts its pair in the last axis: [..., j, k] is normal 2 j + k.
-    return tl.join(tl.join(z[0], z[2]), tl.join(z[1], z[3]))
-
-
-@triton.jit
-def normals(k0, k1, chain, draw, counter):
-    """:func:`four_normals`, :func:`joined`."""
-    return joined(four_normals(k0, k1, chain, draw, counter))
+    return tl.join(tl.join(z0, r * c), tl.join(z1, r * s))
 
 
 @triton.jit

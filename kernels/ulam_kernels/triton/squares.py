@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ulam_kernels.squares import LIMIT as _LIMIT
 from ulam_kernels.squares import SQUARES_PER_UNIT
-from ulam_kernels.triton.noise import four_normals, joined, key_of
+from ulam_kernels.triton.noise import key_of, normals
 from ulam_kernels.triton.row import any_of
 
 SCALE = tl.constexpr(float(SQUARES_PER_UNIT))
@@ -34,11 +34,14 @@ def with_squares(k0, k1, chain, draw, block, size):
 
     size: of the chain, whose last block may have fewer than four elements.
     """
-    z = four_normals(k0, k1, chain, draw, block)
-    sums = block.to(tl.uint32) * 0
-    for k in tl.static_range(4):
-        sums += tl.where(4 * block + k < size, square_terms(z[k]), 0)
-    return joined(z), sums
+    z = normals(k0, k1, chain, draw, block)
+    even, odd = tl.split(z)  # of the pairs in its last axis; then of those in the one before
+    z0, z2 = tl.split(even)
+    z1, z3 = tl.split(odd)
+    i = 4 * block
+    sums = tl.where(i < size, square_terms(z0), 0) + tl.where(i + 1 < size, square_terms(z1), 0)
+    sums += tl.where(i + 2 < size, square_terms(z2), 0) + tl.where(i + 3 < size, square_terms(z3), 0)
+    return z, sums
 
 
 @triton.jit
@@ -106,6 +109,8 @@ def recorded_noise(
                 failed = tl.max(failed, 1, keep_dims=True)
         else:
             z, sums = noise_with_squares(ids, block, size, z, PAIRS)
+            if len(block.shape) != 0:  # lines beyond a tile of pixels may have a block that another has
+                sums = tl.where(tl.max(mask.to(tl.int32), 1, keep_dims=True) != 0, sums, 0)
         if LONG:
             add_to_chain(squares + b, sums, failed)
         else:
