@@ -151,7 +151,44 @@ def test_hostile_weights_are_refused() -> None:
             resample(weights, seed=0)
 
 
-def test_a_deterministic_sampler_keeps_its_particles() -> None:
-    """Copies of one particle stay copies: there is no noise that could part them."""
-    found = steered(DDIM(steps=20), particles=20, groups=1)
-    assert len(torch.unique(found.x[0], dim=0)) < 20
+def test_a_sampler_without_noise_is_refused_where_copies_would_stay_copies() -> None:
+    with pytest.raises(
+        ValueError, match=r"^sampler: got DDIM\(steps=20\), which adds no noise .*, or Steering\(ess=0\)$"
+    ):
+        steered(DDIM(steps=20), particles=20, groups=1)
+    assert steered(DDIM(steps=20), particles=20, groups=1, ess=0.0).x.isfinite().all()
+
+
+def test_particles_of_a_group_are_told_the_same() -> None:
+    denoiser = ulam.Denoiser(lambda x, t, y: x + y[:, None], VP)
+    for name, wrong in (("cond", "cond"), ("uncond", "uncond")):
+        told = {"cond": {"y": torch.zeros(6)}, "uncond": {"y": torch.zeros(6)}, "guidance": 2.0}
+        told[wrong] = {"y": torch.arange(6.0)}
+        with pytest.raises(ValueError, match=rf"^{name}\['y'\]: got several values within a group"):
+            rollouts.steer(denoiser, DDPM(5), (2,), 3, Steering(reward, every=2), groups=2, **told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ess", [1.0, 0.3, 0.0])
+def test_chains_that_fail_and_forbidden_samples_have_no_weight(ess: float) -> None:
+    def failing(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = mixture(x, t)
+        out[(x[:, 0] > 1.0) & (t < 700)] = torch.nan
+        return out
+
+    found = steered(net=failing, particles=50, groups=3, ess=ess)
+    weights = found.log_weights.exp()
+    assert weights.isfinite().all() and found.log_normaliser.isfinite().all()
+    assert (found.x[weights > 0].isfinite()).all()
+
+    def barred(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, 1] > -0.3, reward(x), -torch.inf)
+
+    held = steered(particles=50, groups=3, ess=ess, reward=barred)
+    weights = held.log_weights.exp()
+    assert (weights[held.x[:, :, 1] <= -0.3] == 0).all() and held.log_normaliser.isfinite().all()
+
+
+def test_a_reward_may_be_a_network() -> None:
+    network = torch.nn.Linear(2, 1)
+    found = steered(DDPM(steps=10), particles=8, groups=2, reward=lambda x: network(x.requires_grad_())[:, 0], every=3)
+    assert found.rewards.isfinite().all() and not found.x.is_inference()

@@ -146,8 +146,46 @@ def test_failed_chains_have_no_densities_from_there_on() -> None:
     assert 0 < len(found.failed) < 12
     for place in range(12):
         from_here = found.failed.get(place, len(found.rows))
+        assert found.x[place].isnan().all() == (place in found.failed)
         assert torch.isfinite(found.log_prob[place, : min(from_here, len(found.rows) - 1)]).all()
         assert torch.isnan(found.log_prob[place, from_here:]).all()
+
+
+def test_failed_chains_have_none_computed_again_and_copies_of_them_neither() -> None:
+    net = Net()
+
+    def failing(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = net(x, t)
+        out[(x.flatten(1)[:, 0] < -0.5) & (t < 500) & (t > 300)] = torch.nan
+        return out
+
+    one = ulam.Denoiser(failing, denoiser().schedule)
+    found = rollouts.sample(one, DDPM(steps=9), SHAPE, 12, 3, slots=5)
+    place, row = next(iter(found.failed.items()))
+    again = rollouts.log_prob(one, found).detach()
+    assert again[place, row:].isnan().all() and again[place, :row].isfinite().all()
+    assert found[[place, place]].log_prob[:, row:].isnan().all() and len(found[[place, place]].failed) == 2
+
+
+def test_sizes_are_those_of_the_states_whatever_finish_makes_of_them() -> None:
+    engine = ulam.Engine(denoiser(), SHAPE, 5)
+    job = engine.submit(
+        DDPM(steps=9), 12, 3, finish=lambda x: x.double().flatten(1)[:, :3], rollout=Rollout(states=False)
+    )
+    found = engine.run()[job]
+    assert found.x.shape == (12, 3) and torch.equal(found.total, rolled(DDPM(steps=9)).total)
+
+
+def test_results_can_train_a_critic() -> None:
+    for slots in (5, 12):
+        x = rolled(DDPM(steps=9), slots=slots).x
+        torch.nn.Linear(SIZE, 1)(x.flatten(1)).sum().backward()
+
+
+def test_outputs_are_nan_where_a_row_has_none() -> None:
+    found = rolled(SAMPLERS["Euler with churn"], outputs=True)
+    evaluates = torch.from_numpy(found.program.evaluates.copy())
+    assert found.outputs[:, ~evaluates].isnan().all() and found.outputs[:, evaluates].isfinite().all()
 
 
 def test_a_cancelled_job_leaves_others_whole_and_threads_may_take_results() -> None:
@@ -164,9 +202,24 @@ def test_a_cancelled_job_leaves_others_whole_and_threads_may_take_results() -> N
 
 def test_chains_of_a_trajectory_are_taken_like_rows_of_a_tensor() -> None:
     whole = rolled(DDPM(steps=9), guided=True, outputs=True)
-    for at in (slice(3, 7), [5, 2], torch.tensor([9, 0, 4]), torch.arange(12) % 2 == 0, 3):
+    for at in (
+        slice(3, 7),
+        [5, 2],
+        torch.tensor([9, 0, 4]),
+        torch.arange(12) % 2 == 0,
+        3,
+        torch.tensor(4),
+        np.int64(2),
+        range(2, 5),
+    ):
         part = whole[at]
-        index = [at] if isinstance(at, int) else at
+        index = (
+            list(at)
+            if isinstance(at, range)
+            else [int(at)]
+            if not getattr(at, "shape", 1) or isinstance(at, int)
+            else at
+        )
         for name in ("chains", "x", "states", "outputs", "squares", "guidance"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[index])
         assert torch.equal(part.cond["y"], LABELS[index])

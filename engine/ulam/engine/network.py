@@ -103,7 +103,7 @@ class Network:
         self.halves = True  # the batch when out of memory; else that is an error
         self.seconds = 0.0
         self.began: float | None = None  # when the call under way began, for a watchdog
-        self.dtype = _computing_dtype(denoiser.net)
+        self.dtype = computing_dtype(denoiser.net)
         self._guide: Network | None = None  # takes the place of the unguided branch
         if denoiser.guide is not None:
             guide = replace(denoiser, net=denoiser.guide, guide=None)
@@ -276,7 +276,7 @@ def _compiled(net: Callable[..., Any], how: bool | str) -> Callable[..., Any]:
     return torch.compile(call, dynamic=False, **COMPILE[how])
 
 
-def _computing_dtype(net: Any) -> torch.dtype | None:
+def computing_dtype(net: Any) -> torch.dtype | None:
     """The dtype of the network's floating-point parameters, None if it has none."""
     for parameter in net.parameters() if isinstance(net, torch.nn.Module) else ():
         if parameter.is_floating_point():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..arguments import per_chain
-from ..programs.program import Program
+from ..conditioning import Shared
 from .branches import Outputs
 from .buffers import Buffers
 from .groups import Group
@@ -25,7 +25,8 @@ Rows = list[tuple[Group[Job], int]]  # groups with the row of their program that
 @dataclass(eq=False)
 class Record:
     """What was recorded of a group's chains: ``states`` [rows + 1, n, *shape], ``history`` [rows + 1, R - 1, n, *shape]
-    of samplers with further registers, ``squares`` [rows, n] int64, ``outputs`` [rows, n, *shape].
+    of samplers with further registers, ``squares`` [rows, n] int64, ``outputs`` [rows, n, *shape]; shape and dtype of
+    the states, and copies of the conditioning, which callers may use again.
     """
 
     rows: range
@@ -33,6 +34,10 @@ class Record:
     history: torch.Tensor | None
     squares: torch.Tensor | None
     outputs: torch.Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    cond: dict[str, torch.Tensor | Shared]
+    uncond: dict[str, torch.Tensor | Shared]
 
 
 class Recorder:
@@ -50,10 +55,10 @@ class Recorder:
         """Allocate what these groups need, and keep the states before the first row that is recorded."""
         buffers = self._buffers
         for group, row in rows:
-            rollout, program = group.job.rollout, group.job.program
+            rollout = group.job.rollout
             assert rollout is not None
             if group.record is None:
-                group.record = self._empty(rollout, program, group.size)
+                group.record = self._empty(rollout, group)
             record: Record = group.record
             if row == record.rows.start:
                 self._keep_states(record, group, 0)
@@ -81,13 +86,14 @@ class Recorder:
         if record.history is not None:
             record.history[at].copy_(state[1 : 1 + record.history.shape[1], group.slots], non_blocking=True)
 
-    def _empty(self, rollout: Rollout, program: Program, chains: int) -> Record:
-        buffers, rows = self._buffers, rollout.window(program)
+    def _empty(self, rollout: Rollout, group: Group[Job]) -> Record:
+        buffers, program, chains = self._buffers, group.job.program, group.size
+        rows = rollout.window(program)
         device = torch.device("cpu") if rollout.host else buffers.device
         pinned = rollout.host and buffers.device.type == "cuda"
 
-        def empty(*sizes: int, dtype: torch.dtype = buffers.dtype) -> torch.Tensor:
-            return torch.zeros(sizes, dtype=dtype, device=device, pin_memory=pinned)
+        def empty(*sizes: int, dtype: torch.dtype = buffers.dtype, of: float = 0) -> torch.Tensor:
+            return torch.full(sizes, of, dtype=dtype, device=device, pin_memory=pinned)
 
         more, count = program.registers - 1, len(rows)
         with torch.inference_mode(False):  # records outlive the call, and may take part in a graph
@@ -96,7 +102,11 @@ class Recorder:
                 empty(count + 1, chains, *buffers.shape) if rollout.states else None,
                 empty(count + 1, more, chains, *buffers.shape) if rollout.states and more else None,
                 empty(count, chains, dtype=torch.int64) if rollout.log_prob else None,
-                empty(count, chains, *buffers.shape) if rollout.outputs else None,
+                empty(count, chains, *buffers.shape, of=torch.nan) if rollout.outputs else None,
+                buffers.shape,
+                buffers.dtype,
+                _copied(group.job.cond, group.chains),
+                _copied(group.job.uncond, group.chains),
             )
 
     def _guided(self, group: Group[Job], outputs: Outputs) -> torch.Tensor:
@@ -109,3 +119,10 @@ class Recorder:
         other = u[at][:, : shape[0]] if shape else u[at]
         w = per_chain(w[at], m)
         return torch.where(w == 1, m, other + w * (m - other))
+
+
+def _copied(cond: dict[str, torch.Tensor | Shared], chains: slice) -> dict[str, torch.Tensor | Shared]:
+    return {
+        name: Shared(value.tensor.clone()) if isinstance(value, Shared) else value[chains].clone()
+        for name, value in cond.items()
+    }

@@ -9,6 +9,7 @@ import torch
 from ulam_kernels.arguments import described, switch
 
 from ..arguments import whole_number
+from ..gradients import check_no_gradient
 from ..programs.program import Program
 
 
@@ -71,6 +72,7 @@ def check_recording(
         rollout.window(program)
         if noise is not None:
             raise ValueError("noise: got a callable beside rollout, whose rows are computed again, expected None")
+    check_no_gradient("sampling", history=history)
     if history is None:
         return
     if not isinstance(history, torch.Tensor) or not history.is_floating_point():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,19 @@ import torch
 from ulam_kernels.arguments import described
 from ulam_kernels.squares import squared_norms
 
-from ..arguments import whole_number
+from ..arguments import seed_int64, whole_number
 from ..conditioning import Shared
 from ..programs.program import Program
 from .groups import Group
 from .job import Job
 from .recording import Record
+
+BEYOND = {  # traits of jobs that a trajectory does not hold
+    "rescaled": "guidance_rescale",
+    "ruled": "a rule of guidance",
+    "blended": "further conditionings",
+    "blends": "a known image",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +36,13 @@ class Trajectory:
     Attributes:
         program: what they ran. rows: which of its rows were recorded, K of them, one after another.
         chains: ``[n]`` int64 ids. seed: of the noise. first_row: of noise-v1, what row 0 of the program had.
-        x: ``[n, ...]``, the results (after the job's ``finish``).
+        x: ``[n, ...]``, the results (after the job's ``finish``), NaN where chains failed.
         states: ``[n, K + 1, *shape]``: before the first of these rows, and after each of them; None if not recorded.
         history: ``[n, K + 1, R - 1, *shape]``, the other registers of samplers that have them, else None.
         outputs: ``[n, K, *shape]``, the network's after guidance, NaN where a row has none; None if not recorded.
         failed: the row at which chains turned NaN or Inf, by their places; what comes after it is not of the sampler.
-        cond, uncond, guidance, interval: as the job had them, ``[n, ...]``.
+        cond, uncond, guidance, interval: as the job had them, ``[n, ...]``. traits: what else its ticks needed.
+        shape, dtype: of one chain's states.
     """
 
     program: Program
@@ -52,10 +61,11 @@ class Trajectory:
     guidance: torch.Tensor | None
     interval: tuple[float, float] | None
     traits: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
     def __repr__(self) -> str:
-        sizes = "" if self.states is None else f" of {list(self.states.shape[2:])}"
-        return f"Trajectory({len(self)} chains{sizes}, rows {self.rows.start} to {self.rows.stop - 1})"
+        return f"Trajectory({len(self)} chains of {list(self.shape)}, rows {self.rows.start} to {self.rows.stop - 1})"
 
     def __len__(self) -> int:
         return len(self.chains)
@@ -82,7 +92,7 @@ class Trajectory:
         if self.squares is None:
             raise ValueError("log_prob: got a trajectory without it, expected one of Rollout(log_prob=True)")
         found = -squared_norms(self.squares) / 2
-        found = found + self._elements() * self.log_scales().to(found.device)
+        found = found + math.prod(self.shape) * self.log_scales().to(found.device)
         for place, row in self.failed.items():
             found[place, max(row - self.rows.start, 0) :] = torch.nan
         return found
@@ -95,23 +105,18 @@ class Trajectory:
 
     def log_scales(self) -> torch.Tensor:
         """``[K]`` float64: -log a_z - log(2 pi) / 2, what each element adds to log_prob; NaN in rows without noise."""
-        wide = self.x.dtype == torch.float64
+        wide = self.dtype == torch.float64
         scale = self.program.A[self.rows.start : self.rows.stop, 0, -1]
         scale = scale if wide else scale.astype(np.float32).astype(np.float64)  # as the step has it
         with np.errstate(divide="ignore"):
             found = -np.log(np.abs(scale)) - math.log(2 * math.pi) / 2
         return torch.from_numpy(np.where(self.stochastic.numpy(), found, np.nan))
 
-    def _elements(self) -> int:
-        like = self.states[:, 0] if self.states is not None else self.x
-        return math.prod(like.shape[1:])
-
     def __getitem__(self, chains: int | slice | Sequence[int] | torch.Tensor) -> Trajectory:
         """Some of the chains, in this order. Raises TypeError or IndexError as tensors do."""
-        if isinstance(chains, int):
-            chains = [chains]
-        at = torch.arange(len(self))[chains]
-        rows = {int(place): new for new, place in enumerate(at.tolist())}
+        if not isinstance(chains, slice | list | tuple | range) and not getattr(chains, "shape", None):
+            chains = [operator.index(chains)]  # type: ignore[arg-type]  # a number of any kind
+        at = torch.arange(len(self))[list(chains) if isinstance(chains, range) else chains]
 
         def of(value: Any) -> Any:
             return value[at.to(value.device)] if isinstance(value, torch.Tensor) else value
@@ -122,7 +127,7 @@ class Trajectory:
             guidance=of(self.guidance),
             cond={name: of(value) for name, value in self.cond.items()},
             uncond={name: of(value) for name, value in self.uncond.items()},
-            failed={rows[place]: row for place, row in self.failed.items() if place in rows},
+            failed={new: self.failed[place] for new, place in enumerate(at.tolist()) if place in self.failed},
         )
 
     def fork(self, row: int, n: int, seed: int, program: Program | None = None) -> dict[str, Any]:
@@ -130,7 +135,8 @@ class Trajectory:
         :func:`ulam.rollouts.sample`, to which conditioning and guidance belong.
 
         Branch j of place i has the id ``i n + j`` under the new seed, and thus noise of its own; its bits are those of
-        a run that begins there by itself. The trunk's rows are not evaluated again.
+        a run that begins there by itself. The trunk's rows are not evaluated again. A second fork takes another seed,
+        or shares the noise of the rows that both have. ``finish`` is not among the arguments.
 
         Args:
             row: of the program, one that was recorded, or the one after the last. n: at least 1. seed: of the branches.
@@ -138,11 +144,16 @@ class Trajectory:
                 trunk's own, and the trunk is a branch itself.
 
         Raises:
-            TypeError, ValueError: an invalid argument; a trajectory without states.
+            TypeError, ValueError: an invalid argument; the trunk's own seed, under which the first branch would be the
+                trunk; a trajectory without states, or guided by more than weights.
         """
         row, n = whole_number("row", row), whole_number("n", n)
         if self.states is None:
             raise ValueError("fork: got a trajectory without states, expected one of Rollout(states=True)")
+        if found := [what for trait, what in BEYOND.items() if trait in self.traits]:
+            raise ValueError(f"fork: got a trajectory with {found[0]}, which it does not hold, expected one without")
+        if seed_int64(seed) == self.seed:
+            raise ValueError(f"seed: got {seed}, the trunk's own, expected another, for noise of the branches' own")
         whole = self.program if program is None else program
         if len(whole) < len(self.program) or whole.cut(0, len(self.program)) != self.program:
             raise ValueError(f"program: got {whole!r:.80}, expected one that begins as the trunk's")
@@ -177,18 +188,18 @@ def trajectory_of(group: Group[Job], x: torch.Tensor, failed: dict[int, int]) ->
     if record is None:
         return None
     job, at = group.job, group.chains
-
-    def own(values: dict[str, torch.Tensor | Shared]) -> dict[str, torch.Tensor | Shared]:
-        return {name: value if isinstance(value, Shared) else value[at] for name, value in values.items()}
-
+    failed = {place - at.start: row for place, row in failed.items()}
+    x = x.clone() if failed or x.is_inference() else x
+    if failed:
+        x[list(failed)] = torch.nan
     return Trajectory(
         job.program, record.rows, job.chains[at], job.seed, job.first_row, x,
         None if record.states is None else record.states.transpose(0, 1),
         None if record.history is None else record.history.permute(2, 0, 1, *range(3, record.history.dim())),
         None if record.squares is None else record.squares.T,
         None if record.outputs is None else record.outputs.transpose(0, 1),
-        {place - at.start: row for place, row in failed.items()},
-        own(job.cond), own(job.uncond), None if job.guidance is None else job.guidance[at], job.interval, job.traits,
+        failed, record.cond, record.uncond, None if job.guidance is None else job.guidance[at], job.interval,
+        job.traits, record.shape, record.dtype,
     )  # fmt: skip
 
 

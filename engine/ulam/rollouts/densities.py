@@ -23,19 +23,14 @@ from ulam_kernels.arguments import described
 from ..arguments import per_chain, whole_numbers
 from ..conditioning import Shared
 from ..denoiser import Denoiser, check_denoiser
-from ..engine.trajectory import Trajectory
+from ..engine.network import computing_dtype
+from ..engine.trajectory import BEYOND, Trajectory
 from ..evaluation import check_output, in_eval_mode, modules_in
 from ..noise import ROW
 from ..outputs import ReadOutput
 from ..programs.program import Program
 
 Pairs = tuple[torch.Tensor, torch.Tensor]
-BEYOND = {
-    "rescaled": "guidance_rescale",
-    "ruled": "a rule of guidance",
-    "blended": "further conditionings",
-    "unguided": "rows that read the unguided output by itself",
-}
 
 
 def log_prob(
@@ -47,17 +42,20 @@ def log_prob(
 ) -> torch.Tensor:
     """log N(x'; mean, a_z^2) of recorded rows, float64, differentiable through the network.
 
-    With the network that sampled, it is what ``trajectory.log_prob`` holds, to 1e-6 an element. The states are
-    constants. The network is called in eval mode, under the caller's autocast, once for all pairs (twice if guided).
+    With the network that sampled, called as the engine called it, it is what ``trajectory.log_prob`` holds, to 1e-6 an
+    element. The states are constants. The network is called in eval mode, under the caller's autocast, once for all
+    pairs (twice if guided). NaN from the row on at which a chain failed.
 
     Args:
-        rows: of the program, ``trajectory.rows`` that add noise by default; the result is ``[n, len(rows)]``.
+        rows: of the program, a slice, a sequence, or bool ``[K]``; by default all of ``trajectory.rows`` that evaluate
+            the network and add noise. The result is ``[n, len(rows)]``.
         pairs: (places, rows) int64 ``[b]`` each, any chains of the trajectory at any rows in any order, a mini-batch;
             the result is then ``[b]``.
 
     Raises:
-        TypeError, ValueError: an invalid argument; a row that was not recorded, or adds no noise and so has no density;
-            states that were not recorded; guidance by a rule, rescaled or blended.
+        TypeError, ValueError: an invalid argument; a row that was not recorded, adds no noise and so has no density, or
+            reads earlier outputs, which another network would have changed; states that were not recorded; guidance by
+            a rule, rescaled or blended; known images, learned variances, noise scaled by norms.
     """
     step = _Step(denoiser, trajectory, rows, pairs)
     z, executed = step.noise(), step.executed()
@@ -67,7 +65,7 @@ def log_prob(
     exact = z.double() - (moved + (mean - mean.detach())) / a_z
     elements = exact[0].numel()
     found = -0.5 * exact.flatten(1).square().sum(1) + elements * trajectory.log_scales().to(z.device)[step.at]
-    return step.shaped(found)
+    return step.shaped(torch.where(step.failed, torch.nan, found))
 
 
 def kl(
@@ -103,18 +101,22 @@ class _Step:
         if found := [BEYOND[trait] for trait in trajectory.traits if trait in BEYOND]:
             raise ValueError(f"trajectory: got one with {found[0]}, expected weights of guidance alone")
         program = denoiser.program(trajectory.program)
-        if program.threshold[list(trajectory.rows)].any():
-            raise ValueError(f"trajectory: got {program.sampler}, which clips by a quantile, expected a fixed clip")
         self._denoiser, self._trajectory, self._program = denoiser, trajectory, program
         places, numbers, self._shape = _indices(trajectory, rows, pairs)
-        device = trajectory.states.device
+        parameters = [p for module in modules_in(denoiser.net) for p in module.parameters()]
+        device = parameters[0].device if parameters else trajectory.states.device
         self._places, self._rows = places.to(device), numbers.to(device)
         self.at = (numbers - trajectory.rows.start).to(device)
-        self.x = trajectory.states[self._places, self.at]
-        self.after = trajectory.states[self._places, self.at + 1]
-        parts = [] if trajectory.history is None else trajectory.history[self._places, self.at].unbind(1)
+        at, states = numbers - trajectory.rows.start, trajectory.states
+        here = places.to(states.device), at.to(states.device)
+        self.x, self.after = (states[here[0], here[1] + k].to(device) for k in (0, 1))
+        parts = [] if trajectory.history is None else trajectory.history[here].to(device).unbind(1)
         self._registers = torch.stack([self.x, *parts])
         self._numbers = numbers.numpy()
+        first = torch.full((len(trajectory),), len(trajectory.program))
+        for place, row in trajectory.failed.items():
+            first[place] = row
+        self.failed = (numbers >= first[places]).to(device)
         self.outputs = self._evaluated()
 
     def column(self, of: Callable[[Program], Any], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -135,7 +137,9 @@ class _Step:
             weight = trajectory.guidance.to(self.x.device)[self._places]
             weight = weight * self.column(lambda p: p.guidance, torch.float32)
             if trajectory.interval is not None:
-                time, (lo, hi) = self.column(lambda p: p.time, torch.float32), trajectory.interval
+                exact, _ = self._time_dtype()
+                time = self.column(lambda p: p.time, torch.float64 if exact else torch.float32)
+                lo, hi = trajectory.interval
                 weight = torch.where((lo <= time) & (time <= hi), weight, 1.0)
         m = self._called(denoiser.network, trajectory.cond)
         if not guided:
@@ -145,13 +149,18 @@ class _Step:
             net = denoiser.guide if denoiser.output is None else ReadOutput(denoiser.guide, denoiser.output)
         return m, self._called(net, trajectory.uncond), weight
 
+    def _time_dtype(self) -> tuple[bool, torch.dtype]:
+        """Whether all is float64, and the dtype of the time that the network is told, as the engine has them."""
+        denoiser = self._denoiser
+        exact = computing_dtype(denoiser.net) in (None, torch.float64) and self.x.dtype == torch.float64
+        exact = exact and denoiser.time != "index"
+        return exact, torch.float64 if exact else denoiser.time_dtype
+
     def _called(self, net: Callable[..., Any], cond: dict[str, torch.Tensor | Shared]) -> torch.Tensor:
         """The network's prediction at the pairs' states and times."""
         denoiser = self._denoiser
-        dtype = next((p.dtype for module in modules_in(denoiser.net) for p in module.parameters()
-                      if p.is_floating_point()), self.x.dtype)  # fmt: skip
-        exact = dtype == self.x.dtype == torch.float64 and denoiser.time != "index"
-        times = torch.float64 if exact else denoiser.time_dtype
+        dtype = computing_dtype(denoiser.net) or self.x.dtype
+        exact, times = self._time_dtype()
         x = self.x
         c_in = self.column(lambda p: p.c_in, torch.float64 if exact else torch.float32)
         if (self._program.c_in[self._numbers] != 1).any():
@@ -216,9 +225,12 @@ def _indices(
     trajectory: Trajectory, rows: slice | Sequence[int] | None, pairs: Pairs | None
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """Places and rows of all pairs, int64 ``[b]`` on the host, and the shape of what is computed of them."""
+    program = trajectory.program
     if pairs is not None:
         if rows is not None:
             raise ValueError("rows: got some beside pairs, expected one of the two")
+        if isinstance(pairs, torch.Tensor) or len(pairs) != 2:
+            raise TypeError(f"pairs: got {described(pairs)}, expected two int64 tensors [b], places and rows")
         places, numbers = (torch.as_tensor(part).detach().cpu().contiguous() for part in pairs)
         if places.dim() != 1 or places.shape != numbers.shape or {places.dtype, numbers.dtype} != {torch.int64}:
             raise ValueError(
@@ -227,11 +239,18 @@ def _indices(
         shape: tuple[int, ...] = tuple(places.shape)
     else:
         if rows is None:
-            wanted = [row for row, noisy in zip(trajectory.rows, trajectory.stochastic.tolist(), strict=True) if noisy]
+            noisy = zip(trajectory.rows, trajectory.stochastic.tolist(), strict=True)
+            wanted = [row for row, adds in noisy if adds and program.evaluates[row]]
         elif isinstance(rows, slice):
-            wanted = list(range(len(trajectory.program))[rows])
-        else:
+            wanted = list(range(len(program))[rows])
+        elif isinstance(rows, torch.Tensor) and rows.dtype == torch.bool:
+            if rows.shape != (len(trajectory.rows),):
+                raise ValueError(f"rows: got shape {list(rows.shape)}, expected [{len(trajectory.rows)}], one a row")
+            wanted = [trajectory.rows[place] for place in torch.nonzero(rows).flatten().tolist()]
+        elif isinstance(rows, torch.Tensor | np.ndarray | Sequence) and not isinstance(rows, str):
             wanted = whole_numbers(**{f"rows[{place}]": row for place, row in enumerate(rows)})
+        else:
+            raise TypeError(f"rows: got {described(rows)}, expected a slice, a sequence of rows, or None")
         numbers = torch.tensor(wanted, dtype=torch.int64).repeat(len(trajectory))
         places = torch.arange(len(trajectory)).repeat_interleave(len(wanted))
         shape = (len(trajectory), len(wanted))
@@ -242,8 +261,26 @@ def _indices(
             raise ValueError(f"rows: got {row}, expected {trajectory.rows.start} to {trajectory.rows.stop - 1}")
         if not trajectory.stochastic[row - trajectory.rows.start]:
             raise ValueError(f"rows: got {row}, which adds no noise to x and has no density, expected rows that do")
-        if not trajectory.program.evaluates[row]:
-            raise ValueError(f"rows: got {row}, which does not evaluate the network, expected rows that do")
+        if why := _unknown(program, row):
+            raise ValueError(f"rows: got {row}, {why}")
     if not bool(((places >= 0) & (places < len(trajectory))).all()):
         raise ValueError(f"pairs: got a place outside 0 to {len(trajectory) - 1}, expected chains of the trajectory")
     return places, numbers, shape
+
+
+def _unknown(program: Program, row: int) -> str:
+    """Why the density of a row cannot be computed again; empty if it can."""
+    if not program.evaluates[row]:
+        return "which does not evaluate the network, expected rows that do"
+    if program.A[row, 0, 1 : program.registers].any():
+        return (
+            "which reads earlier outputs, that another network would have changed, expected rows of a sampler without "
+            "history: DDPM, DDIM, EulerAncestral, FlowSDE, DPMSolverPP(order=1, sde=True)"
+        )
+    for what, marked in (
+        ("a learned variance", program.learned), ("noise scaled by norms", program.normalise),
+        ("a clip by a quantile", program.threshold),
+    ):  # fmt: skip
+        if marked[row]:
+            return f"which has {what}, expected rows without"
+    return ""

@@ -20,7 +20,7 @@ from ulam_kernels.arguments import described, real
 from ulam_kernels.validation import check_real
 
 from ..arguments import whole_number
-from ..conditioning import Cond
+from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, Sampler
 from ..engine.engine import Engine
 from ..engine.rollout import Rollout
@@ -37,7 +37,8 @@ class Steering:
     """How particles are steered.
 
     reward: maps estimates of x_0 ``[n, *shape]``, and at the end the samples, to numbers ``[n]``, each by itself; the
-    rows are groups times particles, in this order. every: evaluations of the network between two weightings.
+    rows are groups times particles, in this order. Minus infinity is a weight of 0. It is called without gradients.
+    every: evaluations of the network between two weightings.
     temperature: T > 0 of exp(r / T). ess: particles are drawn again where the effective sample size falls below this
     share of their number; 1 (the default) draws at every weighting, 0 never: importance sampling.
 
@@ -111,6 +112,8 @@ def resample(
     check_real(log_weights, "log_weights")
     if log_weights.dim() != 2 or not log_weights.numel():
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}, expected [groups, n]")
+    if groups is not None and len(groups) != len(log_weights):
+        raise ValueError(f"groups: got {len(groups)} ids, expected {len(log_weights)}")
     weights = torch.softmax(log_weights.detach().cpu().double(), 1)
     if not bool(torch.isfinite(weights).all()):
         raise ValueError("log_weights: got NaN, or a group of minus infinity alone, expected numbers")
@@ -143,14 +146,16 @@ def steer(
 
     Particle j of group i is the chain ``i particles + j`` of the seed: with ``ess=0`` it has the bits of
     :func:`ulam.sample`. Where particles are drawn again, copies go on with the noise of their own places, so rows to
-    come must add noise. A group whose reward is NaN stops with a warning, and is NaN; the others go on.
+    come must add noise. A particle that turns NaN on its way has a weight of 0. A group whose reward is NaN, or whose
+    weights are all 0, stops with a warning, and is NaN; the others go on.
 
     Args:
         particles: of each group, at least 1. cond, uncond: ``[groups * particles, ...]``, or :func:`ulam.shared`; the
             particles of a group must have the same. Others: as :func:`ulam.sample` has them.
 
     Raises:
-        TypeError, ValueError: an invalid argument, named in the message; a reward of another shape.
+        TypeError, ValueError: an invalid argument, named in the message; a reward of another shape; a sampler without
+            noise where particles are to be drawn again.
     """
     if not isinstance(steering, Steering):
         raise TypeError(f"steering: got {described(steering)}, expected an ulam.rollouts.Steering")
@@ -161,6 +166,11 @@ def steer(
     program = denoiser.program(sampler)
     particles_of = _Particles(steering, groups, particles, seed)
     stops = _stops(program, steering.every)
+    if steering.ess and len(stops) > 1 and not program.A[stops[0] :, 0, -1].any():
+        got = f"{program.sampler}, which adds no noise that would part copies"
+        raise ValueError(f"sampler: got {got}, expected one that does, or Steering(ess=0)")
+    _check_same("cond", cond, groups, particles)
+    _check_same("uncond", uncond, groups, particles)
     x_init = history = None
     for begin, end in zip([0, *stops[:-1]], stops, strict=True):
         job = engine.submit(
@@ -176,6 +186,15 @@ def steer(
         x_init = trajectory.states[at, -1]
         history = None if trajectory.history is None else trajectory.history[at, -1]
     return particles_of.result(trajectory.x)
+
+
+def _check_same(name: str, cond: Cond | None, groups: int, particles: int) -> None:
+    """Raises ValueError where the particles of a group are told different things."""
+    for key, value in check_cond(name, cond or {}, groups * particles).items():
+        if not isinstance(value, Shared):
+            each = value.reshape(groups, particles, *value.shape[1:])
+            if not torch.equal(each, each[:, :1].expand_as(each)):
+                raise ValueError(f"{name}[{key!r}]: got several values within a group, expected one for its particles")
 
 
 def _stops(program: Program, every: int) -> list[int]:
@@ -204,29 +223,32 @@ class _Particles:
         self._ess: list[torch.Tensor] = []
         self._ancestors = torch.arange(particles).repeat(groups, 1)
         self._stopped = torch.zeros(groups, dtype=torch.bool)
+        self._lost = torch.zeros(groups, particles, dtype=torch.bool)  # of weight 0, until others take their places
 
     def weigh(self, x: torch.Tensor, failed: dict[int, int]) -> None:
         """Add what the rewards have gained."""
         shape = self._rewards.shape
-        found: Any = self._steering.reward(x)
+        with torch.no_grad():
+            found: Any = self._steering.reward(x.clone())
         if not isinstance(found, torch.Tensor) or tuple(found.shape) != (shape.numel(),):
             raise ValueError(f"reward: got {described(found)}, expected a tensor [{shape.numel()}], one a particle")
         rewards = found.detach().cpu().double().reshape(shape)
-        lost = torch.zeros(shape.numel(), dtype=torch.bool)
-        lost[list(failed)] = True
-        lost = lost.reshape(shape)
-        gains = (rewards - self._rewards) / self._steering.temperature
-        self._log_weights = torch.where(lost, -torch.inf, self._log_weights + gains)
-        wrong = ~torch.isfinite(rewards) & ~lost
-        for group in torch.nonzero((wrong.any(1) | lost.all(1)) & ~self._stopped).flatten().tolist():
-            place = int(torch.nonzero(wrong[group] | lost[group])[0])
+        for place in failed:
+            self._lost[divmod(place, shape[1])] = True
+        self._lost |= rewards == -torch.inf
+        wrong = ~torch.isfinite(rewards) & ~self._lost
+        for group in torch.nonzero((wrong.any(1) | self._lost.all(1)) & ~self._stopped).flatten().tolist():
+            place = int(torch.nonzero(wrong[group] | self._lost[group])[0])
+            got = f"{float(rewards[group, place]):g}" if wrong[group].any() else "weights of 0 alone, the first"
             warnings.warn(
-                f"reward: got {float(rewards[group, place]):g} for particle {place} of group {group}, expected finite "
-                "numbers: the group stops, and is NaN",
+                f"reward: got {got} for particle {place} of group {group}, expected finite numbers: the group stops, "
+                "and is NaN",
                 RuntimeWarning,
                 stacklevel=3,
             )
             self._stopped[group] = True
+        rewards = torch.where(self._lost | wrong, 0.0, rewards)
+        self._log_weights += torch.where(self._lost, -torch.inf, (rewards - self._rewards) / self._steering.temperature)
         self._rewards = rewards
         self._log_weights[self._stopped] = 0.0
         weights = torch.softmax(self._log_weights, 1)
@@ -235,12 +257,15 @@ class _Particles:
     def draw(self, row: int) -> torch.Tensor:
         """Which particle goes on in each place ``[groups * particles]``."""
         groups, n = self._rewards.shape
-        own = torch.arange(n).repeat(groups, 1)
+        at = torch.arange(n).repeat(groups, 1)
         low = (self._ess[-1] <= self._steering.ess * n) & (self._steering.ess > 0) & ~self._stopped
-        at = torch.where(low[:, None], resample(self._log_weights, seed=self._seed, row=row), own)
+        if low.any():
+            ids = torch.nonzero(low).flatten()
+            at[ids] = resample(self._log_weights[ids], seed=self._seed, row=row, groups=ids.tolist())
         self._normaliser += torch.where(low, self._mean_weight(), 0.0)
         self._log_weights = torch.where(low[:, None], 0.0, self._log_weights)
-        self._rewards, self._ancestors = self._rewards.gather(1, at), self._ancestors.gather(1, at)
+        self._rewards, self._lost = self._rewards.gather(1, at), self._lost.gather(1, at)
+        self._ancestors = self._ancestors.gather(1, at)
         return (at + n * torch.arange(groups)[:, None]).flatten()
 
     def _mean_weight(self) -> torch.Tensor:
