@@ -177,6 +177,23 @@ def noise_of_row(
 
 
 @triton.jit
+def recorded(
+    squares, noise, names, ids, b, at, block, size, mask, active, reads_z,
+    PAIRS: tl.constexpr, LONG: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """:func:`noise_of_row`, whose squares are added to those of its chains; names: seed, chain and draw."""
+    if LONG and names[0] is not None:
+        ids = (
+            tl.load(names[0] + b, mask=reads_z),
+            tl.load(names[1] + b, mask=reads_z),
+            tl.load(names[2] + b, mask=reads_z),
+        )
+    return recorded_noise(
+        squares, noise, ids, b, at, block, size, mask & reads_z, active & reads_z, PAIRS, LONG, SHIFT
+    )  # fmt: skip
+
+
+@triton.jit
 def execute(
     state, coef, flags, row, model, uncond, guidance, seed, chain, draw, noise, net_in, scales, source, squares,
     rows, stride, size, b, exists, base, i, place, behind, net_place, block, mask,
@@ -185,24 +202,21 @@ def execute(
 ):  # fmt: skip
     """Execute one row of each chain on one tile.
 
-    Args, beside those of :func:`ulam_kernels.step`:
-        rows: of the table. stride: B n, from one register to the next. size: n.
-        b: the tile's chain (LONG) or its chains ``[P, 1]``; exists: which of them there are.
-        base: where each of them begins in ``[B, n]``; i: the tile's elements from there, so that ``base + i`` has the
-            tile's shape, ``[N]`` (LONG) or ``[P, 4]``; mask: which elements there are.
-        place, net_place: where they lie in a chain of the model's output and of net_in: i where these are contiguous.
-            behind: how far v is behind m.
-        block: the first of the tile's blocks of noise (``[N]``), or all of them ``[P, 1]``.
-        HALVES: 2 where the model's output holds v behind m. MISSING: the flags of what was not given. PAIRS: see
-            :func:`ulam_kernels.triton.noise.tile_of_normals`. SINGLY: see :func:`ask`. SHIFT: of a step that records,
-            log2 of the lines that a short chain has.
+    Beside the arguments of :func:`ulam_kernels.step`: rows, of the table; stride, B n, from one register to the
+    next; size, n. b: the tile's chain (LONG) or its chains ``[P, 1]``; exists: which of them there are. base: where
+    each of them begins in ``[B, n]``; i: the tile's elements from there, so that ``base + i`` has the tile's shape,
+    ``[N]`` (LONG) or ``[P, 4]``; mask: which elements there are. place, net_place: where they lie in a chain of the
+    model's output and of net_in: i where these are contiguous; behind: how far v is behind m. block: the first of
+    the tile's blocks of noise (``[N]``), or all of them ``[P, 1]``. HALVES: 2 where the model's output holds v
+    behind m. MISSING: the flags of what was not given. PAIRS: see
+    :func:`ulam_kernels.triton.noise.tile_of_normals`. SINGLY: see :func:`ask`. SHIFT: of a step that records, log2
+    of the lines that a short chain has.
     """
+    ids = ()
     if LONG:
         flag, c, usable, kx, A = load_row(coef, flags, row, b, exists, rows, R, MISSING)
         columns = ()
-        ids = ()
     else:
-        ids = ()
         at = tl.load(row + b, mask=exists, other=-1)
         if seed is not None:
             ids = tl.load(seed + b, mask=exists), tl.load(chain + b, mask=exists), tl.load(draw + b, mask=exists)
@@ -218,7 +232,6 @@ def execute(
     reads_m = (flag & READS_M) != 0
     reads_z = (flag & READS_Z) != 0
     learned = reads_z & ((flag & LEARNED) != 0)
-
     if LONG:
         held = load_registers(state, source, stride, base, i, mask, flag, kx, A, R, net_in is not None)
         if uncond is not None:
@@ -229,15 +242,11 @@ def execute(
             cond = tl.load(model + HALVES * base + place, mask=mask & reads_m)
     if HALVES == 2:
         v = tl.load(model + (2 * base + behind) + place, mask=mask & learned)
-
     if squares is None:
         z = noise_of_row(noise, seed, chain, draw, ids, b, base + i, block, mask, reads_z, PAIRS, LONG)
     else:
-        if LONG and seed is not None:
-            ids = tl.load(seed + b, mask=reads_z), tl.load(chain + b, mask=reads_z), tl.load(draw + b, mask=reads_z)
-        z = recorded_noise(
-            squares, noise, ids, b, base + i, block, size, mask & reads_z, active & reads_z, PAIRS, LONG, SHIFT
-        )
+        names = (seed, chain, draw)
+        z = recorded(squares, noise, names, ids, b, base + i, block, size, mask, active, reads_z, PAIRS, LONG, SHIFT)
     if HALVES == 2:
         if any_of(learned):
             z = tl.where(learned, scaled_noise(z, c, learned, v.to(tl.float32)), z)
