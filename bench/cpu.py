@@ -35,10 +35,16 @@ def step_candidates(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     def fused() -> None:
         ulam_kernels.step(state, rows, row, model=eps, seed=seed, chain=ids, draw=row)
 
+    squares = torch.zeros_like(ids)
+
+    def recording() -> None:
+        ulam_kernels.step(state, rows, row, model=eps, seed=seed, chain=ids, draw=row, squares=squares)
+
     compiled = torch.compile(naive.step)
     in_place = x.clone()
     return {
         "ulam fused step": fused,
+        "ulam fused step, squares of noise": recording,
         "eager, the paper's code": lambda: naive.step(x, eps, t),
         "eager, fewest operations": lambda: naive.algorithm_2(x, eps, t),
         "eager, preallocated outputs": lambda: preallocated.step(in_place, eps, t),

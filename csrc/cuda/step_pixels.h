@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, R < kMaxRegisters ? 0 : 1)
 // With most elements and registers a thread the compiler must be told that it may use all the machine's registers: it
 // keeps words in local memory otherwise.
 template <class S, class M, int C, int R, bool records>
-__global__ void __launch_bounds__(kThreads, C* R > 6 ? 1 : 0)
+__global__ void __launch_bounds__(kThreads, records || C * R > 6 ? 1 : 0)
     step_channels(const Step s, uint32_t missing, uint32_t span) {
   using Types = ChannelTypes<S, M, C>;
   const int64_t b = chain_of_thread();

@@ -145,11 +145,11 @@ def test_a_step_that_does_not_record_has_nothing_of_it(
 def test_cost_of_a_plain_row(
     sass: dict[str, dict[str, list[Sass]]], architecture: str, types: str, accesses: tuple[int, int, int]
 ) -> None:
-    """Instructions an element in the loop of a plain row: at most five more than of a step that does not record."""
+    """Instructions an element in the loop of a plain row: five and a half more than of a step that does not record."""
     counts = []
     for records in (0, 1):
         name = f"step_vectorsINS0_{types}Li1ELb{records}E"
         code = next(code for found, code in sass[architecture].items() if name in found)
         counts.append(len(cheapest_pass(code, 8, *accesses)) / 8)
     print(f"{architecture} {types}: {counts[0]:.1f} and {counts[1]:.1f} instructions an element")
-    assert counts[0] + 4 <= counts[1] <= counts[0] + 5
+    assert counts[0] + 4 <= counts[1] <= counts[0] + 5.5

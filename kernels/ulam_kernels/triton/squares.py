@@ -45,20 +45,25 @@ def with_squares(k0, k1, chain, draw, block, size):
 
 
 @triton.jit
-def noise_with_squares(ids, block, size, like, PAIRS: tl.constexpr):
-    """Generated noise in the shape of ``like``, and sums of terms that hold 32 bits. block, PAIRS: as `execute` has."""
+def noise_with_squares(ids, block, size, mask, PAIRS: tl.constexpr):
+    """Generated noise in the shape of ``mask``, and sums of terms that hold 32 bits. block, PAIRS: as `execute` has.
+
+    In one dimension the terms are made beside the noise: a reshaped tile's would be dealt out anew to be added.
+    """
     k0, k1 = key_of(ids[0], ids[2])
     if len(block.shape) != 0:
-        z, sums = with_squares(k0, k1, ids[1], ids[2], block, size)
+        z = tl.reshape(normals(k0, k1, ids[1], ids[2], block), mask.shape)
+        sums = tl.sum(tl.where(mask, square_terms(z), 0), 1, keep_dims=True)
     elif PAIRS:
-        even = block + 2 * tl.arange(0, like.shape[0] // 8)
+        even = block + 2 * tl.arange(0, mask.shape[0] // 8)
         first, sums = with_squares(k0, k1, ids[1], ids[2], even, size)
         second, others = with_squares(k0, k1, ids[1], ids[2], even + 1, size)
-        z = tl.permute(tl.join(first, second), 0, 3, 1, 2)
+        z = tl.reshape(tl.permute(tl.join(first, second), 0, 3, 1, 2), mask.shape)
         sums += others
     else:
-        z, sums = with_squares(k0, k1, ids[1], ids[2], block + tl.arange(0, like.shape[0] // 4), size)
-    return tl.reshape(z, like.shape), sums
+        z, sums = with_squares(k0, k1, ids[1], ids[2], block + tl.arange(0, mask.shape[0] // 4), size)
+        z = tl.reshape(z, mask.shape)
+    return z, sums
 
 
 @triton.jit
@@ -108,11 +113,9 @@ def recorded_noise(
                 sums = tl.sum(sums, 1, keep_dims=True)
                 failed = tl.max(failed, 1, keep_dims=True)
         else:
-            z, sums = noise_with_squares(ids, block, size, z, PAIRS)
-            if len(block.shape) != 0:  # lines beyond a tile of pixels may have a block that another has
-                sums = tl.where(tl.max(mask.to(tl.int32), 1, keep_dims=True) != 0, sums, 0)
+            z, sums = noise_with_squares(ids, block, size, mask, PAIRS)
         if LONG:
             add_to_chain(squares + b, sums, failed)
         else:
-            add_to_chains(squares, tl.where(reads, sums, 0), failed, b, reads, SHIFT)
+            add_to_chains(squares, sums, failed, b, reads, SHIFT)
     return z
