@@ -276,8 +276,12 @@ def test_an_interrupt_of_writing_leaves_nothing(to: str, tmp_path: Path, monkeyp
 
     if to in PACKAGES:
         pytest.importorskip(PACKAGES[to])
-    with pytest.raises(KeyboardInterrupt):
-        exports.write(interrupted(), to, tmp_path / "a", N)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of pytest-xdist ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            exports.write(interrupted(), to, tmp_path / "a", N)
+    finally:
+        signal.signal(signal.SIGINT, before)
     time.sleep(0.5)
     assert not any(tmp_path.iterdir())
 
