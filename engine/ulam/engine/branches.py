@@ -15,7 +15,7 @@ from ulam_kernels.table import KM, KX
 
 from ..arguments import per_chain
 from .buffers import Buffers, TickTensors
-from .guided_outputs import Chains, blended, rescaled, ruled
+from .guided_outputs import Chains, blended, prediction, rescaled, ruled
 from .ladder import Rungs
 from .tick_needs import TickNeeds
 
@@ -43,11 +43,11 @@ class Branches:
         """m_c with the outputs of further conditionings blended in; x: the network's input."""
         buffers = self._buffers
         others = [
-            (self._prediction(self._rungs.further(number, x, branch.inputs)), buffers.slots.blend[number])
+            (prediction(self._rungs.further(number, x, branch.inputs), buffers.shape), buffers.slots.blend[number])
             for number, branch in enumerate(buffers.branches)
             if branch.entered
         ]
-        return self._with(m, blended(self._prediction(m), others, buffers.backend))
+        return self._with(m, blended(prediction(m, buffers.shape), others, buffers.backend))
 
     def guided(self, tensors: TickTensors, outputs: Outputs, needs: TickNeeds) -> Outputs:
         """The outputs after the rules: those of chains that have one are guided, and their weight is 1."""
@@ -60,7 +60,7 @@ class Branches:
             weight, slots.rule, slots.eta, slots.norm, slots.momentum, slots.rescale, row[:, KX], row[:, KM]
         )
         wide = torch.promote_types(m.dtype, torch.float32)
-        own, other = (self._prediction(output).to(wide).contiguous() for output in (m, uncond))
+        own, other = (prediction(output, buffers.shape).to(wide).contiguous() for output in (m, uncond))
         done = slots.rescale > 0
         if needs.rescaled:
             own = rescaled(own, other, chains, buffers.backend)
@@ -78,9 +78,9 @@ class Branches:
     def load(self, states: torch.Tensor, m: torch.Tensor, uncond: torch.Tensor | None) -> None:
         """Put the unguided output, m where there is none, into the registers that the rows to come read it from."""
         slots, register = self._buffers.slots, self._register(self._buffers.slots.now_row)
-        m = self._prediction(m)
+        m = prediction(m, self._buffers.shape)
         if uncond is not None:
-            m = torch.where(per_chain(slots.branches > 0, m), self._prediction(uncond), m)
+            m = torch.where(per_chain(slots.branches > 0, m), prediction(uncond, self._buffers.shape), m)
         for number in range(1, len(states)):
             states[number].copy_(torch.where(per_chain(register == number, m), m.to(states.dtype), states[number]))
 
@@ -94,10 +94,6 @@ class Branches:
 
     def _register(self, row: torch.Tensor) -> torch.Tensor:
         return self._buffers.rows.columns.unguided.index_select(0, row)
-
-    def _prediction(self, m: torch.Tensor) -> torch.Tensor:
-        """The network's output without the learned variances that may follow it."""
-        return m[:, : self._buffers.shape[0]] if self._buffers.shape else m
 
     def _with(self, m: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """An output with another prediction, and the learned variances that it has."""

@@ -155,8 +155,9 @@ class Engine:
         if chain_kernel not in ("auto", "off") and self._against_chains:
             raise ValueError(f"{self._against_chains}, or chain_kernel='auto'")
         self._closed = False  # new jobs are refused
-        told = self._runner.network, self.report.add_fallback
-        self._watchdog = None if watchdog is None else Watchdog(told[0], float(watchdog), told[1])
+        self._watchdog: Watchdog | None = None
+        if watchdog is not None:
+            self._watchdog = Watchdog(self._runner.network, float(watchdog), self.report.add_fallback)
 
     @classmethod
     def best_slots(
@@ -219,8 +220,7 @@ class Engine:
         """
         switch(block, "block")
         weight = real(weight, "weight", "a finite number above 0")
-        if deadline is not None:
-            deadline = real(deadline, "deadline", "a number of ticks from now, or None")
+        deadline = None if deadline is None else real(deadline, "deadline", "a number of ticks from now, or None")
         job = job_of(
             self.denoiser, self.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
             first_row, guidance_interval, guidance_rescale, callback, every, finish, priority, deadline,

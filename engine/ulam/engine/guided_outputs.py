@@ -13,6 +13,7 @@ import torch
 
 import ulam_kernels
 
+from ..arguments import per_chain
 from ..guidance import APG, CFGZero, Rule
 
 NONE, PROJECTED, ZERO = 0.0, 1.0, 2.0  # kinds of rules, as the slots hold them
@@ -24,6 +25,19 @@ def numbers_of(rule: Rule | None) -> tuple[float, float, float, float]:
     if isinstance(rule, APG):
         return PROJECTED, rule.eta, torch.inf if rule.norm is None else rule.norm, rule.momentum
     return (ZERO if isinstance(rule, CFGZero) else NONE), 1.0, torch.inf, 0.0
+
+
+def prediction(m: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A network's output for samples of this shape, without the learned variances that may follow it."""
+    return m[:, : shape[0]] if shape else m
+
+
+def weighted(m: torch.Tensor, u: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """u + w (m - u) with weights ``[B]``, as the fused step guides: m itself where w = 1, or where there is no u."""
+    if u is None:
+        return m
+    w = per_chain(weight, m)
+    return torch.where(w == 1, m, u + w * (m - u))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..arguments import per_chain
 from ..conditioning import Shared
 from .branches import Outputs
 from .buffers import Buffers
 from .groups import Group
+from .guided_outputs import prediction, weighted
 from .job import Job
 from .rollout import Rollout
 
@@ -111,14 +111,9 @@ class Recorder:
 
     def _guided(self, group: Group[Job], outputs: Outputs) -> torch.Tensor:
         """The output of these chains that their row uses."""
-        at, shape = group.slots, self._buffers.shape
-        m, u, w = outputs.m[at], outputs.uncond, outputs.weight
-        m = m[:, : shape[0]] if shape else m
-        if u is None:
-            return m
-        other = u[at][:, : shape[0]] if shape else u[at]
-        w = per_chain(w[at], m)
-        return torch.where(w == 1, m, other + w * (m - other))
+        at, shape, u = group.slots, self._buffers.shape, outputs.uncond
+        other = None if u is None else prediction(u[at], shape)
+        return weighted(prediction(outputs.m[at], shape), other, outputs.weight[at])
 
 
 def _copied(cond: dict[str, torch.Tensor | Shared], chains: slice) -> dict[str, torch.Tensor | Shared]:

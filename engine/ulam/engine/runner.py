@@ -16,12 +16,12 @@ from torch.profiler import record_function
 
 import ulam_kernels
 
-from ..arguments import per_chain
 from ..denoiser import Denoiser
 from ..evaluation import autocast_state
 from .branches import Branches, Outputs
 from .buffers import Buffers, TickTensors
 from .groups import Group
+from .guided_outputs import prediction, weighted
 from .job import Job, Preview
 from .ladder import Ladder, Rungs
 from .network import Network, NetworkOptions
@@ -292,10 +292,6 @@ class Runner:
         )
         return self._weight
 
-    def _without_variances(self, m: torch.Tensor) -> torch.Tensor:
-        """The network's output without the learned variances that may follow it."""
-        return m[:, : self.buffers.shape[0]] if self.buffers.shape else m
-
     def _x0(
         self, group: Group[Job], row: int, m: torch.Tensor, uncond: torch.Tensor | None, weight: torch.Tensor
     ) -> torch.Tensor | None:
@@ -303,10 +299,9 @@ class Runner:
         program, at = group.job.program, group.slots
         if program.normalise[row]:
             return None
-        x, m = self.buffers.state[0, at], self._without_variances(m)[at]
-        if uncond is not None:
-            w, other = per_chain(weight[at], x), self._without_variances(uncond)[at]
-            m = torch.where(w == 1, m, other + w * (m - other))
+        x, shape = self.buffers.state[0, at], self.buffers.shape
+        other = None if uncond is None else prediction(uncond, shape)[at]
+        m = weighted(prediction(m, shape)[at], other, weight[at])
         return float(program.kx[row]) * x + float(program.km[row]) * m.to(x.dtype)
 
     def _step_without_evaluation(self, moving: list[tuple[Group[Job], int]], needs: TickNeeds) -> None:

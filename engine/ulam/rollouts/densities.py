@@ -23,6 +23,7 @@ from ulam_kernels.arguments import described
 from ..arguments import per_chain, whole_numbers
 from ..conditioning import Shared
 from ..denoiser import Denoiser, check_denoiser
+from ..engine.guided_outputs import prediction, weighted
 from ..engine.network import computing_dtype
 from ..engine.trajectory import BEYOND, Trajectory
 from ..evaluation import check_output, in_eval_mode, modules_in
@@ -175,7 +176,7 @@ class _Step:
         with in_eval_mode([module for one in denoiser.nets for module in modules_in(one)]):
             m = net(x.to(dtype), self.column(lambda p: p.time, torch.float64).to(times), **inputs)
         m = check_output(m, tuple(self.x.shape))
-        return m[:, : self.x.shape[1]] if self.x.dim() > 1 else m
+        return prediction(m, tuple(self.x.shape[1:]))
 
     def noise(self) -> torch.Tensor:
         """The noise of the pairs' rows, as the fused step made it."""
@@ -205,10 +206,7 @@ class _Step:
 
     def mean(self, m: torch.Tensor, u: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         """The mean of x after the row, float64 and differentiable in the outputs."""
-        m = m.double()
-        if u is not None:
-            w = per_chain(weight.double(), m)
-            m = torch.where(w == 1, m, u.double() + w * (m - u.double()))
+        m = weighted(m.double(), None if u is None else u.double(), weight.double())
 
         def of(column: Callable[[Program], Any]) -> torch.Tensor:
             return per_chain(self.column(column), m)
