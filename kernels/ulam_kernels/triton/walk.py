@@ -110,8 +110,8 @@ def walk_row(
     size = n.to(tl.int64)
     execute(
         state, coef, flags, now, model, uncond, guidance, seed, chain, now + chains, None, net_in, scales, None,
-        rows, chains * size, size, c, moves, c.to(tl.int64) * size, i, i, size, i, block, moves & (i < N),
-        R, HALVES, MISSING, False, False, N % 8 != 0,
+        None, rows, chains * size, size, c, moves, c.to(tl.int64) * size, i, i, size, i, block, moves & (i < N),
+        R, HALVES, MISSING, False, False, N % 8 != 0, 0,
     )  # fmt: skip
     tl.debug_barrier()
 
