@@ -14,6 +14,6 @@ def test_blocks_run() -> None:
     namespace: dict[str, Any] = {}
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"docs/rollouts.md, block {number + 1}", "exec"), namespace)
-    assert "".join(BLOCKS).count("assert ") == 3
+    assert "".join(BLOCKS).count("assert ") == 4
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in namespace["net"].parameters())
     assert float((namespace["ratio"].detach() - 1).abs().max()) < 1e-5

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ulam
-from rollout_cases import SAMPLERS, SHAPE, SIZE, Net, denoiser, densities
+from rollout_cases import SAMPLERS, SHAPE, SIZE, Net, denoiser, densities, rounding
 from ulam import rollouts
 from ulam.rollouts import Rollout, Trajectory
 from ulam.samplers import DDIM, DDPM
@@ -33,10 +33,12 @@ def test_log_probabilities_are_the_densities_of_the_states(name: str, guided: bo
     sampler = SAMPLERS[name]
     trajectory = rolled(sampler, guided=guided, outputs=True)
     assert trajectory.outputs is not None and trajectory.states is not None
-    expected = densities(trajectory, trajectory.outputs)
+    unguided = trajectory.history[:, 1:, 0] if name.endswith("CFG++") else None  # the register that takes it
+    expected = densities(trajectory, trajectory.outputs, unguided)
     found = trajectory.log_prob.numpy()
     assert (np.isnan(found) == np.isnan(expected)).all() and np.isfinite(found).any()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * SIZE)
+    allowed = (rounding(trajectory) if name == "ER-SDE" else 0) + 1e-5 * SIZE  # its last steps are small
+    assert not (abs(found - expected) > allowed).any()
     extra = {"cond": {"y": LABELS}, "uncond": {"y": NULLS}, "guidance": 2.5} if guided else {}
     plain = ulam.sample(denoiser(), sampler, SHAPE, 12, 3, slots=5, progress=False, **extra)
     assert torch.equal(plain, trajectory.x) and torch.equal(plain, trajectory.states[:, -1])
@@ -270,3 +272,13 @@ def test_what_has_no_density_is_refused() -> None:
         )
     with pytest.raises(TypeError, match=r"^rollout: got True, expected an ulam.rollouts.Rollout or None$"):
         engine.submit(DDPM(steps=9), 4, 1, rollout=True)
+
+
+def test_a_trajectory_moves_whole() -> None:
+    """To the device that holds no numbers, as there is one everywhere: all tensors go, shared conditioning too."""
+    trajectory = rolled(SAMPLERS["SEEDS"], guided=True, outputs=True)
+    trajectory.cond["y"] = ulam.shared(torch.ones(()))
+    moved = trajectory.to("meta")
+    tensors = [moved.x, moved.states, moved.history, moved.squares, moved.outputs, moved.guidance, moved.uncond["y"]]
+    assert {tensor.device.type for tensor in [*tensors, moved.cond["y"].tensor]} == {"meta"}
+    assert torch.equal(trajectory.to("cpu").states, trajectory.states)

@@ -26,7 +26,7 @@ Rows = list[tuple[Group[Job], int]]  # groups with the row of their program that
 class Record:
     """What was recorded of a group's chains: ``states`` [rows + 1, n, *shape], ``history`` [rows + 1, R - 1, n, *shape]
     of samplers with further registers, ``squares`` [rows, n] int64, ``outputs`` [rows, n, *shape]; shape and dtype of
-    the states, and copies of the conditioning, which callers may use again.
+    the states, the slots there were, and copies of the conditioning, which callers may use again.
     """
 
     rows: range
@@ -36,6 +36,7 @@ class Record:
     outputs: torch.Tensor | None
     shape: tuple[int, ...]
     dtype: torch.dtype
+    slots: int
     cond: dict[str, torch.Tensor | Shared]
     uncond: dict[str, torch.Tensor | Shared]
 
@@ -105,6 +106,7 @@ class Recorder:
                 empty(count, chains, *buffers.shape, of=torch.nan) if rollout.outputs else None,
                 buffers.shape,
                 buffers.dtype,
+                buffers.size,
                 _copied(group.job.cond, group.chains),
                 _copied(group.job.uncond, group.chains),
             )

@@ -42,7 +42,7 @@ class Trajectory:
         outputs: ``[n, K, *shape]``, the network's after guidance, NaN where a row has none; None if not recorded.
         failed: the row at which chains turned NaN or Inf, by their places; what comes after it is not of the sampler.
         cond, uncond, guidance, interval: as the job had them, ``[n, ...]``. traits: what else its ticks needed.
-        shape, dtype: of one chain's states.
+        shape, dtype: of one chain's states. slots: of the engine, how many states its network was given at once.
     """
 
     program: Program
@@ -63,6 +63,7 @@ class Trajectory:
     traits: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    slots: int
 
     def __repr__(self) -> str:
         return f"Trajectory({len(self)} chains of {list(self.shape)}, rows {self.rows.start} to {self.rows.stop - 1})"
@@ -128,6 +129,26 @@ class Trajectory:
             cond={name: of(value) for name, value in self.cond.items()},
             uncond={name: of(value) for name, value in self.uncond.items()},
             failed={new: self.failed[place] for new, place in enumerate(at.tolist()) if place in self.failed},
+        )
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """All tensors on this device; those that are there already are shared."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        def all_of(cond: dict[str, torch.Tensor | Shared]) -> dict[str, torch.Tensor | Shared]:
+            return {
+                name: Shared(value.tensor.to(device)) if isinstance(value, Shared) else value.to(device)
+                for name, value in cond.items()
+            }
+
+        names = ("x", "states", "history", "squares", "outputs", "guidance")
+        return replace(
+            self,
+            **{name: moved(getattr(self, name)) for name in names},
+            cond=all_of(self.cond),
+            uncond=all_of(self.uncond),
         )
 
     def fork(self, row: int, n: int, seed: int, program: Program | None = None) -> dict[str, Any]:
@@ -199,7 +220,7 @@ def trajectory_of(group: Group[Job], x: torch.Tensor, failed: dict[int, int]) ->
         None if record.squares is None else record.squares.T,
         None if record.outputs is None else record.outputs.transpose(0, 1),
         failed, record.cond, record.uncond, None if job.guidance is None else job.guidance[at], job.interval,
-        job.traits, record.shape, record.dtype,
+        job.traits, record.shape, record.dtype, record.slots,
     )  # fmt: skip
 
 
