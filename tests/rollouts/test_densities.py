@@ -39,12 +39,12 @@ def outputs_of(
     for k, row in enumerate(trajectory.rows):
         if trajectory.program.evaluates[row]:
             x = trajectory.states[:, k] * float(trajectory.program.c_in[row])
-            t = torch.full((12,), float(trajectory.program.time[row]))
+            t = torch.full((12,), float(trajectory.program.time[row]), dtype=dtype)
             with torch.no_grad():
-                m = u = other.net(x, t, *([LABELS] if guided else []))
+                m = u = other.net(x, t, *([LABELS.to(dtype)] if guided else []))
                 if guided:
-                    u = other.net(x, t, NULLS)
-                    m = u + GUIDED["guidance"][:, None, None] * (m - u)
+                    u = other.net(x, t, NULLS.to(dtype))
+                    m = u + GUIDED["guidance"].to(dtype)[:, None, None] * (m - u)
             outputs[:, k], unguided[:, k] = m, u
     return outputs, unguided
 
@@ -64,6 +64,43 @@ def test_another_network_has_the_densities_of_the_formula(name: str, options: di
     kl = rollouts.kl(denoiser(), other, trajectory, rows).detach().numpy()
     apart = ((means - old)[:, at] ** 2).sum(2) / (2 * a**2)  # E log(p / q) at x' = mean + a z is that of the means
     np.testing.assert_allclose(kl, apart, rtol=1e-4, atol=1e-6)
+
+
+def every_stochastic_sampler() -> list[Any]:
+    """All that ``ulam.samplers`` has, in all their variants, of which a row adds noise of a known scale."""
+    found, wide = [], denoiser(dtype=torch.float64)
+    for name in ulam.samplers.__all__:
+        cls = getattr(ulam.samplers, name)
+        if not hasattr(cls, "program") or name.startswith("Parallel"):
+            continue
+        for variant in ({}, *getattr(cls, "variants", ())):
+            try:
+                sampler = cls(steps=6, **variant)
+                program = wide.program(sampler)
+            except (TypeError, ValueError, NotImplementedError):  # not of this schedule, or not of diffusion
+                continue
+            noisy = (program.A[:, 0, -1] != 0) & program.writes[:, 0]
+            if noisy.any() and not (noisy & program.normalise).any():
+                found.append(sampler)
+    return found
+
+
+@pytest.mark.parametrize("sampler", every_stochastic_sampler(), ids=repr)
+def test_every_sampler_has_the_densities_of_the_formula_in_float64(sampler: Any) -> None:
+    """Guided, under a network that did not sample: to the last digits, whatever its registers keep."""
+    wide = {key: {"y": value["y"].double()} if isinstance(value, dict) else value for key, value in GUIDED.items()}
+    trajectory = rolled(sampler, of=denoiser(dtype=torch.float64), dtype=torch.float64, **wide)
+    other = denoiser(1, torch.float64)
+    found = rollouts.log_prob(other, trajectory).detach().numpy()
+    outputs = outputs_of(other, trajectory, True, torch.float64)
+    expected = walked(trajectory, *outputs, exact=True)[0][:, trajectory.stochastic.numpy()]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * SIZE)
+    assert abs(found - trajectory.log_prob.numpy()[:, trajectory.stochastic.numpy()]).max() > 1e-3
+
+
+def test_the_samplers_of_that_test_are_many() -> None:
+    found = {type(sampler).__name__ for sampler in every_stochastic_sampler()}
+    assert found > {"DDPM", "DPMSolverPP", "SEEDS", "SASolver", "ERSDE", "Restart", "RESMultistep", "DPM2", "Heun"}
 
 
 @pytest.mark.parametrize("options", [{}, GUIDED], ids=["plain", "guided"])
