@@ -17,6 +17,7 @@ import torch
 
 from ulam_kernels.arguments import choice, whole
 from ulam_kernels.likelihood import discretised_log_likelihood, gaussian_kl
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 
 from . import tweedie
@@ -55,6 +56,8 @@ class Bound(BatchEstimate):
     terms: torch.Tensor
     t: torch.Tensor
     weight: torch.Tensor
+
+    __repr__ = short_repr
 
     def by_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(t, mean, stderr), each ``[K]``: the steps that were evaluated, and the means of their terms."""

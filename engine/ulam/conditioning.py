@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ulam_kernels.arguments import described
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.validation import real_numbers
 
 Cond: TypeAlias = "Mapping[str, torch.Tensor | npt.NDArray[Any] | Sequence[Any] | Shared]"
@@ -23,6 +24,8 @@ class Shared:
     """A tensor without a chain dimension, the same for all chains; as conditioning the network receives it as it is."""
 
     tensor: torch.Tensor
+
+    __repr__ = short_repr
 
 
 def shared(tensor: torch.Tensor | npt.NDArray[Any]) -> Shared:

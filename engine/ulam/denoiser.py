@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import choice, described, one_of
+from ulam_kernels.reprs import short_repr
 
 from .outputs import Output, ReadOutput, check_output_option
 from .programs.predictions import check_predicts, told_steps
@@ -78,6 +79,8 @@ class Denoiser:
     guide: Callable[..., Any] | None = field(default=None, kw_only=True)
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # written by estimation.derivatives
     _modes: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # written there too
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if not callable(self.net) or isinstance(self.net, type):

@@ -20,6 +20,7 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 
 from ulam_kernels.arguments import choice, described, switch
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.tracing import outside_graphs
 
 from .denoiser import Denoiser
@@ -50,6 +51,8 @@ class Sure(BatchEstimate):
     divergence: torch.Tensor
     derivatives: str
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Selection(Generic[Parameter]):
@@ -68,6 +71,8 @@ class Selection(Generic[Parameter]):
     gap: float
     gap_stderr: float
     estimates: dict[Parameter, Sure]
+
+    __repr__ = short_repr
 
 
 @outside_graphs

@@ -13,6 +13,7 @@ import torch
 
 from ulam_kernels import dispatch
 from ulam_kernels.arguments import choice, described, switch, whole
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.validation import check_data
 
 from ..arguments import MAX_CHAINS, check_device, check_shape, resolve_device
@@ -67,6 +68,8 @@ class Job:
     labels: torch.Tensor | Sequence[int] | npt.NDArray[Any] | None = None
     labelled: bool = True
     blend: Blend | None = None
+
+    __repr__ = short_repr
 
     @property
     def branches(self) -> int:

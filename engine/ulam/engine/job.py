@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ulam_kernels.reprs import short_repr
+
 from ..conditioning import Shared
 from ..guidance import Rule
 from ..programs.program import Program
@@ -68,6 +70,8 @@ class Job:
     chain_ids: npt.NDArray[np.int64] = field(init=False, repr=False)
     weights: npt.NDArray[np.float32] | None = field(init=False, repr=False)
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         """Compute once what every tick reads."""
         ticks = len(self.program.evaluating)
@@ -111,3 +115,5 @@ class Preview:
     row: int
     x: torch.Tensor
     x0: torch.Tensor | None
+
+    __repr__ = short_repr

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ulam_kernels.reprs import short_repr
+
 from .job import Job
 from .trajectory import Trajectory
 
@@ -23,6 +25,8 @@ class Result:
     x: torch.Tensor
     failed: int | None = None
     trajectory: Trajectory | None = None
+
+    __repr__ = short_repr
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from ulam_kernels.arguments import described, real
 from ulam_kernels.autograd import forward_mode, recorded
 from ulam_kernels.dispatch import select
 from ulam_kernels.examples import quick_examples
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.table import C_NEXT, HI, LO, MATRIX, READS_Z, width
 from ulam_kernels.tracing import eager, plain_tensors, readable, transforming
 from ulam_kernels.validation import check_real, ready
@@ -40,6 +41,8 @@ class Noised:
     target: torch.Tensor
     times: torch.Tensor
     _levels: Levels | Callable[[], Levels]
+
+    __repr__ = short_repr
 
     @property
     def t(self) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import choice, described, positive, whole
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.tracing import check_not_recorded, outside_graphs
 from ulam_kernels.validation import check_batch
 
@@ -46,6 +47,8 @@ class Likelihood(BatchEstimate):
     log_prob: torch.Tensor
     nfe: int
     derivatives: str
+
+    __repr__ = short_repr
 
 
 @outside_graphs

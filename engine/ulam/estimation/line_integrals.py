@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ulam_kernels.arguments import described, real
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.validation import check_batch, check_data
 
 from ..arguments import per_chain
@@ -40,6 +41,8 @@ class LogRatio:
     loop: torch.Tensor | None
     loop_error: torch.Tensor | None
     evaluations: int
+
+    __repr__ = short_repr
 
 
 class _Integral(NamedTuple):

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch
 
 from ulam_kernels.arguments import described, positive
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.tracing import readable, transformed
 from ulam_kernels.validation import check_real
 
@@ -41,6 +42,8 @@ class Linear:
     inverse: Function
     power: torch.Tensor | None = None
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Risk:
@@ -48,6 +51,8 @@ class Risk:
 
     risk: torch.Tensor
     divergences: torch.Tensor
+
+    __repr__ = short_repr
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

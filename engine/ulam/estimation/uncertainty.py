@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from ulam_kernels.reprs import short_repr
+
 Value = TypeVar("Value", float, torch.Tensor)
 
 
@@ -18,6 +20,8 @@ class WithError(Generic[Value]):
     value: Value
     stderr: Value
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class BatchEstimate(WithError[float]):
@@ -25,6 +29,8 @@ class BatchEstimate(WithError[float]):
 
     per_chain: torch.Tensor
     per_chain_stderr: torch.Tensor
+
+    __repr__ = short_repr
 
 
 def batch_mean(per_chain: torch.Tensor) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ulam_kernels.arguments import described
+from ulam_kernels.reprs import short_repr
 from ulam_kernels.validation import check_data, check_real
 
 from ..engine import errors
@@ -48,6 +49,8 @@ class Position:
     sampler: dict[str, Any]
     diverged: torch.Tensor | None = None
     tuning: Tuning | None = None
+
+    __repr__ = short_repr
 
 
 @dataclass(eq=False)
@@ -111,6 +114,8 @@ class Chains:
     observables: dict[str, torch.Tensor] | None = None
     velocities: torch.Tensor | None = None
     kinetic: torch.Tensor | None = None
+
+    __repr__ = short_repr
 
     @property
     def tuning(self) -> Tuning | None:

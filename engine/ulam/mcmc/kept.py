@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 import ulam_kernels.mcmc as ops
+from ulam_kernels.reprs import short_repr
 
 from ..memory import room_for
 from ..samplers.mcmc.chain_state import ChainState
@@ -40,6 +41,8 @@ class KeptDraws:
     velocities: torch.Tensor | None = None
     kinetic: torch.Tensor | None = None
     coordinates: Coordinates | None = None
+
+    __repr__ = short_repr
 
     @classmethod
     def empty(cls, plan: RunPlan, x: torch.Tensor, ids: torch.Tensor, store: bool) -> KeptDraws:

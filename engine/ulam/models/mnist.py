@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ulam_kernels.reprs import short_repr
+
 from .digits import CLASSES
 
 HELD_OUT = 50  # images of every class kept from training
@@ -23,6 +25,8 @@ class Digits:
     images: Tensor
     labels: Tensor
     rows_sha256: str
+
+    __repr__ = short_repr
 
 
 def load_mnist5k(seed: int = 0) -> tuple[Digits, Digits]:

@@ -57,6 +57,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ulam_kernels.reprs import short_repr
+
 from ..programs.builder import compiled
 from ..programs.predictions import told_steps
 from ..programs.program import Program
@@ -79,6 +81,8 @@ class Grid:
     times: Array
     alphas: Array
     sigmas: Array
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         for name in ("sigmas", "alphas", "times"):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ulam_kernels.reprs import short_repr
+
 from ..estimation.uncertainty import WithError, mean_and_error
 from .decoder import Decoder
 from .gaussians import Moments, kl_elements, nats, standardised
@@ -28,6 +30,8 @@ class Elbo(WithError[torch.Tensor]):
     kl: torch.Tensor
     dimensions: int = field(repr=False)
 
+    __repr__ = short_repr
+
     @property
     def bits_per_dim(self) -> float:
         return float(-self.value.detach().mean()) / (self.dimensions * math.log(2))
@@ -42,6 +46,8 @@ class ImportanceWeighted(WithError[torch.Tensor]):
 
     log_ratios: torch.Tensor
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -54,6 +60,8 @@ class Posterior:
     seed: int
     step: int
     chains: torch.Tensor | None
+
+    __repr__ = short_repr
 
     def __iter__(self) -> Iterator[Draw]:
         for sample in range(self.samples):

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ulam_kernels.reprs import short_repr
+
 from .causes import NO_WALLS, Cause, modes, more_steps, runaway
 from .statistics import (
     LEAST_CHAINS,
@@ -66,6 +68,8 @@ class Verdict:
     more: float
     table: Any
     notes: tuple[str, ...]
+
+    __repr__ = short_repr
 
     @property
     def passed(self) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 import ulam_kernels
+from ulam_kernels.reprs import short_repr
 
 from ...noise import DRAWS_PER_ROW, HMC_PATH, ROW, Purpose
 from .masses import CenterOfMass
@@ -62,6 +63,8 @@ class ChainState:
     proposal: Proposal | None = None
     ends: dict[int, torch.Tensor | None] = field(default_factory=dict)
     center: CenterOfMass | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         self.spare = torch.empty_like(self.x)
