@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from bench.gpu_stage import Function, Stage
-from bench.naive import NaiveDDPM, eager_row
+from bench.naive import NaiveDDPM
 
 import ulam
 import ulam_kernels
+from ulam.throughput.plain_rows import eager_row
 from ulam_kernels import table as layout
 
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import torch
 
 
@@ -82,44 +78,3 @@ class PreallocatedDDPM(NaiveDDPM):
         torch.mul(eps, self.at(self.eps_to_mean, t), out=self.scaled)
         x.sub_(self.scaled).div_(self.at(self.root_alphas, t))
         return x.addcmul_(self.noise, self.at(self.std, t))
-
-
-def eager_row(program: Any, row: int) -> Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]:
-    """A row of any sampler's program as plain tensor operations, with its numbers written out.
-
-    Returns ``step(registers, m) -> registers``: what a scheduler's code for this step comes to, less its bookkeeping.
-    """
-    matrix, writes, registers = program.A[row].tolist(), program.writes[row].tolist(), program.registers
-    present = [[(k, f) for k, f in enumerate(line) if f] for line in matrix]  # the terms of each register
-    read = {k for line, written in zip(present, writes, strict=True) if written for k, _ in line}
-    threshold, normalise, learned = (bool(getattr(program, n)[row]) for n in ("threshold", "normalise", "learned"))
-    kx, km, lo, hi, lv_m, lv_b = (float(getattr(program, n)[row]) for n in ("kx", "km", "lo", "hi", "lv_m", "lv_b"))
-    clips, needs_d, needs_z = bool(np.isfinite(hi)), normalise or registers in read, registers + 2 in read
-
-    def combined(terms: list[Any], line: list[tuple[int, float]]) -> torch.Tensor:
-        (first, factor), *others = line
-        total = factor * terms[first]
-        for k, f in others:
-            total = total + f * terms[k]
-        return total
-
-    @torch.no_grad()
-    def step(state: list[torch.Tensor], m: torch.Tensor) -> list[torch.Tensor]:
-        v = m[:, m.shape[1] // 2 :] if learned else None
-        m = m if v is None else m[:, : m.shape[1] // 2]
-        x0 = kx * state[0] + km * m if needs_d else None
-        z = torch.randn_like(state[0]) if needs_z else None
-        if v is not None:
-            z = torch.exp(lv_m * v + lv_b) * z
-        if threshold:
-            s = torch.quantile(x0.abs().flatten(1).float(), lo, dim=1).clamp(1.0, hi).view(-1, 1, 1, 1).to(x0.dtype)
-            x0 = x0.clamp(-s, s) / s
-        elif normalise:
-            norm = z.flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1)
-            x0, z = x0 * (norm**2).view(-1, 1, 1, 1), z * norm.view(-1, 1, 1, 1)
-        elif needs_d and clips:
-            x0 = x0.clamp(lo, hi)
-        terms = [*state, x0, m, z]
-        return [combined(terms, present[i]) if writes[i] else state[i] for i in range(registers)]
-
-    return step

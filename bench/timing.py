@@ -1,13 +1,10 @@
-"""Interleaved timing of functions in one process: drifts of the machine hit all of them alike."""
+"""What benches share beside the interleaved timing of :mod:`ulam.throughput.timing`: tables, the machine, files."""
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,39 +12,11 @@ from typing import Any
 import torch
 
 from ulam.cli import info
+from ulam.throughput.timing import Timing, interleaved, summary
+
+__all__ = ["RESULTS", "Timing", "interleaved", "machine", "summary", "table", "write"]
 
 RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a call: median, quartiles and best of ``runs`` runs."""
-
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    best: float
-    runs: int
-
-
-def interleaved(functions: dict[str, Callable[[], object]], seconds: float = 4.0, least: int = 5) -> dict[str, Timing]:
-    """Time every function in turn, A B C A B C ...; before each timed call one that does not count, so that every
-    function finds its own data, and not the others', in the caches."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, function in functions.items():
-            function()
-            begin = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begin)
-    return {name: summary(values) for name, values in times.items()}
-
-
-def summary(values: list[float]) -> Timing:
-    """Of at least two runs' seconds."""
-    lower, median, upper = statistics.quantiles(values, n=4)
-    return Timing(median, lower, upper, min(values), len(values))
 
 
 def table(title: str, timings: dict[str, Timing], ours: str, unit: float = 1e-6, name: str = "us") -> str:
