@@ -127,6 +127,19 @@ def writable_folder(folder: Path, names: tuple[str, ...] = ()) -> Iterator[None]
                 path.rmdir()
 
 
+def check_writable_file(path: Path, name: str = "out") -> None:
+    """Before anything is computed for it. Raises OSError, naming the option, for a file that cannot be written."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{name}: got {path}, which is no file, expected a file's name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(f"{name}: got {path}, expected a file in a folder that can be written to: {why}") from None
+    remove_orphans(path.parent, path.name)
+
+
 def written(folder: Path, write: Callable[[Path], list[str]]) -> tuple[list[str], OSError | None]:
     """The paths that ``write(folder)`` wrote; if that fails, those in a new temporary folder, and the error.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
 
+TITLE, MARGIN = 13, 4  # pixels: of a title's letters, and around it
 GAP = 2  # pixels around each picture of a grid
 
 
@@ -37,3 +39,18 @@ def grid(pixels: Pixels, columns: int) -> Image.Image:
         left = GAP + index % columns * (width + GAP)
         canvas[top : top + height, left : left + width] = picture
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def titled(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures below one another, each under its title, as wide as the widest of all."""
+    font = ImageFont.load_default(TITLE)
+    strip = TITLE + 2 * MARGIN
+    width = max(max(picture.width, math.ceil(font.getlength(title)) + 2 * MARGIN) for title, picture in parts)
+    colour = any(picture.mode != "L" for _, picture in parts)
+    canvas = Image.new("RGB" if colour else "L", (width, sum(strip + picture.height for _, picture in parts)))
+    draw, top = ImageDraw.Draw(canvas), 0
+    for title, picture in parts:
+        draw.text((MARGIN, top + MARGIN - 1), title, fill="white", font=font)
+        canvas.paste(picture, (0, top + strip))
+        top += strip + picture.height
+    return canvas

@@ -19,6 +19,7 @@ from ..tuning.candidates import EXACT, FP32
 from ..tuning.tune import tune
 
 ACCURACIES = "exact, fp32, or the most that samples may differ, as a fraction of their range, such as 1e-2"
+COMPARED, COMPARED_STEPS = "ddim,dpmpp_2m,unipc", "5,10,20"
 # Options that a job of a TOML file may have too; they are the defaults of all jobs.
 JOB_OPTIONS = (
     "sampler", "steps", "eta", "clip", "threshold", "spacing", "sigmas", "variance", "chains", "labels", "guidance",
@@ -26,18 +27,30 @@ JOB_OPTIONS = (
 )  # fmt: skip
 
 
-def add_job_arguments(p: argparse.ArgumentParser) -> None:
-    """The options that say what to sample."""
-    job = p.add_argument_group("what to sample (with --jobs: the defaults of all jobs)")
-    job.add_argument("--jobs", type=Path, metavar="FILE", help="TOML with one [[job]] table a job: keys as the options")
-    known = f"one of {', '.join(sorted(samplers_by_name()))} (default ddim)"
-    job.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help=f"{known}; or any other name of ComfyUI, k-diffusion or A1111, such as dpmpp_2m_sde or 'DPM++ 2M Karras': "
-        "DDIM, UniPC and the like are the classes here, with their own defaults, and 'A1111 DDIM' is A1111's",
+def add_job_arguments(p: argparse.ArgumentParser, many: bool = False) -> None:
+    """The options that say what to sample. many: several samplers and numbers of steps, in place of one or a file."""
+    title = "what to sample" if many else "what to sample (with --jobs: the defaults of all jobs)"
+    job = p.add_argument_group(title)
+    names = ", ".join(sorted(samplers_by_name()))
+    elsewhere = (
+        "any other name of ComfyUI, k-diffusion or A1111, such as dpmpp_2m_sde or 'DPM++ 2M Karras': "
+        "DDIM, UniPC and the like are the classes here, with their own defaults, and 'A1111 DDIM' is A1111's"
     )
-    job.add_argument("--steps", type=int, help="noise levels a chain (default 50; ddpm: all)")
+    if many:
+        job.add_argument(
+            "--samplers", type=_names, default=_names(COMPARED), metavar="NAME,...",
+            help=f"of {names} (default {COMPARED}); or {elsewhere}",
+        )  # fmt: skip
+        job.add_argument(
+            "--steps", type=_counts, default=_counts(COMPARED_STEPS), metavar="N,...",
+            help=f"noise levels a chain (default {COMPARED_STEPS})",
+        )  # fmt: skip
+    else:
+        job.add_argument(
+            "--jobs", type=Path, metavar="FILE", help="TOML with one [[job]] table a job: keys as the options"
+        )
+        job.add_argument("--sampler", metavar="NAME", help=f"one of {names} (default ddim); or {elsewhere}")
+        job.add_argument("--steps", type=int, help="noise levels a chain (default 50; ddpm: all)")
     job.add_argument("--eta", type=float, help="ddim and others: 0 deterministic to 1 ancestral")
     job.add_argument("--clip", type=float, nargs=2, metavar=("LO", "HI"), help="clip the x0 estimate, such as -1 1")
     job.add_argument(
@@ -91,6 +104,19 @@ def add_model_arguments(p: argparse.ArgumentParser, required: bool = True) -> No
         "--output", type=_key, metavar="KEY", help="of a network that returns several tensors: a key, or a position"
     )
     p.add_argument("--null-class", type=int, help="the label that means no class (your network, for guidance)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected names such as {COMPARED}")
+    return found
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers such as {COMPARED_STEPS}")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _key(text: str) -> str | int:

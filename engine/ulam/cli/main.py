@@ -1,4 +1,4 @@
-"""The command line: `ulam sample`, `tune`, `bench`, `run` and its own, `check`, `convert`, `mcmc` and `info`."""
+"""The command line: `ulam sample` and the other commands, listed below, their streams and exit codes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": ("sample", "add_arguments", "draw samples from a trained model"),
     "tune": ("tune", "add_arguments", "find the fastest way to run a network"),
     "bench": ("bench", "add_arguments", "measure a network's throughput, in ulam and without it"),
+    "compare": ("compare", "add_arguments", "samplers and numbers of steps beside one another, in a picture"),
     "run": ("bulk", "add_run_arguments", "draw many samples into a folder, by many workers"),
     "status": ("status", "add_arguments", "how far a run is"),
     "verify": ("bulk", "add_verify_arguments", "whether the units of a run are as they were written"),

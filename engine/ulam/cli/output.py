@@ -6,13 +6,14 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
+from PIL import Image
 
 from ..bulk.exports import stream
 from ..bulk.exports.formats import TABLE
@@ -20,40 +21,48 @@ from ..bulk.exports.rows import rows_of
 from ..bulk.store.unit import Unit
 from ..engine.job import Job, Preview
 from ..files import json_text, whole
-from ..pictures import grid, is_image, to_pixels
+from ..pictures import grid, is_image, titled, to_pixels
+from . import frames, scatter
 
-GRID_LIMIT = 400
+GRID_LIMIT, LEAST_OF_JOB = 400, 4
 PREVIEWED = 64
 SAVES = {"npz": "samples.npz", "png": "samples", "safetensors": "samples.safetensors"}
-FILES = ("grid.png", "report.json")  # beside them
+FILES = ("grid.png", "scatter.png", "report.json")  # beside them, as far as they apply
 PICTURE = re.compile(r"\d+-job-\d+-chain-\d+-seed--?\d+\.png")
 
 
 class Previews:
-    """A callback that writes x_0 estimates as pictures: previews/job-J-row-R.png, the first chains of each job.
+    """A callback that writes states or x_0 estimates as pictures: previews/job-J-row-R.png, the first chains of a job.
 
-    ``jobs``: all jobs, in the order that numbers them; to be set before the first call.
+    every: evaluations from one to the next, None for about ten of a job. ``jobs``: all jobs, in the order that numbers
+    them; to be set before the first call.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "previews"
+    def __init__(self, folder: Path, every: int | None, shows: str) -> None:
+        self._folder, self._every, self._shows = folder / "previews", every, shows
         self.jobs: list[Job] = []
         self._shown: dict[tuple[int, int], torch.Tensor] = {}
 
+    def every(self, ticks: int) -> int:
+        """Evaluations from one picture to the next."""
+        return self._every or max(1, math.ceil(ticks / frames.PREVIEWS))
+
     def __call__(self, preview: Preview) -> None:
-        """Draw a group's estimates into the picture of its job and row."""
-        if preview.x0 is None:
+        """Draw what a group brings into the picture of its job and row."""
+        x = frames.shown_of(preview, self._shows)
+        at = preview.job.program.evaluating.index(preview.row) + 1
+        if x is None or at % self.every(preview.job.ticks):
             return
         ids = preview.job.ids
         key = self.jobs.index(preview.job), preview.row
         shown = self._shown.get(key)
         if shown is None:
-            shown = self._shown[key] = torch.full((min(len(ids), PREVIEWED), *preview.x0.shape[1:]), -1.0)
+            shown = self._shown[key] = torch.full((min(len(ids), PREVIEWED), *x.shape[1:]), -1.0)
         first = ids.index(preview.chains[0])
         if first >= len(shown):
             return
         count = min(len(shown) - first, len(preview.chains))
-        shown[first : first + count] = preview.x0[:count]
+        shown[first : first + count] = x[:count]
         self._folder.mkdir(exist_ok=True)
         path = self._folder / "job-{:03d}-row-{:04d}.png".format(*key)
         with whole(path) as (partial,):
@@ -77,24 +86,29 @@ def write_run(
     units: Iterable[tuple[int, Unit]],
     save: str,
     columns: int | None,
+    parts: Sequence[tuple[str, int]],
     report: Mapping[str, Any],
 ) -> list[str]:
     """Write the samples x, given as units, too, with their jobs' numbers: their names. Raises OSError.
 
-    The samples are in samples.npz (:func:`ulam.bulk.export_formats.npz`), samples/ (``png``, there) or
-    samples.safetensors; beside them grid.png (pictures only) and report.json.
+    parts: of each job its title and how many of the rows of x are its own, in order. The samples are in samples.npz
+    (:func:`ulam.bulk.export_formats.npz`), samples/ (``png``, there) or samples.safetensors; beside them grid.png
+    (pictures only, those of several jobs under their titles), scatter.png (samples of two elements, with matplotlib)
+    and report.json.
     """
-    picture = is_image(tuple(x.shape[1:]))
-    names = [SAVES[save], *(name for name in FILES if picture or name != "grid.png")]
+    shape = tuple(x.shape[1:])
+    applies = {"grid.png": is_image(shape), "scatter.png": scatter.is_plane(shape) and scatter.there_is_matplotlib()}
+    names = [SAVES[save], *(name for name in FILES if applies.get(name, True))]
     with whole(*(folder / name for name in names)) as partial:
         paths = dict(zip(names, partial, strict=True))
         if save == "safetensors":
             paths[SAVES[save]].write_bytes(_safetensors(units, len(x)))
         else:
             stream(units, save, paths[SAVES[save]], len(x))
-        if picture:
-            shown = to_pixels(x[:GRID_LIMIT])
-            grid(shown, columns or math.ceil(math.sqrt(len(shown)))).save(paths["grid.png"], format="PNG")
+        if "grid.png" in paths:
+            _grid(x, columns, parts).save(paths["grid.png"], format="PNG")
+        if "scatter.png" in paths:
+            paths["scatter.png"].write_bytes(scatter.png([*_by_job(x, parts, len(x))]))
         paths["report.json"].write_text(json_text({**report, "files": names}))
     for path in (folder / name for name in {*FILES, *SAVES.values()} - {*names}):  # not of these samples
         if path.is_file():
@@ -102,6 +116,27 @@ def write_run(
         elif _is_ours(path):
             shutil.rmtree(path)
     return names
+
+
+def _by_job(x: torch.Tensor, parts: Sequence[tuple[str, int]], most: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The title of each job that has rows, with the first of them."""
+    begin = 0
+    for title, count in parts:
+        if count:
+            yield title, x[begin : begin + min(count, most)]
+        begin += count
+
+
+def _grid(x: torch.Tensor, columns: int | None, parts: Sequence[tuple[str, int]]) -> Image.Image:
+    """All samples in a grid, or those of each job in one under its title."""
+
+    def one(shown: torch.Tensor) -> Image.Image:
+        return grid(to_pixels(shown), columns or math.ceil(math.sqrt(len(shown))))
+
+    if len(parts) == 1:
+        return one(x[:GRID_LIMIT])
+    most = max(LEAST_OF_JOB, GRID_LIMIT // len(parts))
+    return titled([(title, one(shown)) for title, shown in _by_job(x, parts, most)][:GRID_LIMIT])
 
 
 def _safetensors(units: Iterable[tuple[int, Unit]], count: int) -> bytes:

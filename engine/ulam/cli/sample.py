@@ -13,11 +13,11 @@ from ..engine.arguments import DEFAULT_SLOTS
 from ..engine.engine import Engine
 from ..engine.ladder import Ladder
 from ..engine.scheduler import POLICIES
-from ..files import writable_folder
+from ..files import check_writable_file, writable_folder
 from ..jobs.tables import JobSpec
 from ..models.built_in import Model
 from ..pictures import is_image
-from . import output
+from . import frames, output
 from .arguments import (
     add_job_arguments,
     add_model_arguments,
@@ -52,7 +52,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         help="Ctrl-C stops at once (default), or lets the chains in the batch end (twice: at once)",
     )  # fmt: skip
     how.add_argument(
-        "--preview-every", type=int, metavar="K", help="write x0 estimates to previews/ every K evaluations"
+        "--preview-every", type=int, metavar="K", help="write pictures of the chains to previews/ every K evaluations"
+    )
+    how.add_argument(
+        "--preview", choices=frames.SHOWS,
+        help="what previews and animations show: the states, or x0 estimates (default); by itself: about ten previews",
+    )  # fmt: skip
+    how.add_argument(
+        "--animate", type=Path, metavar="FILE", help="a GIF of the first chains on their way: pictures, or 2-D points"
     )
     how.add_argument(
         "--save", choices=tuple(output.SAVES), default="npz",
@@ -69,10 +76,11 @@ def run(options: argparse.Namespace) -> int:
     model = model_of(options)
     if options.preview_every is not None and options.preview_every < 1:
         raise ValueError(f"preview-every: got {options.preview_every}, expected at least 1")
-    if options.preview_every is not None and not is_image(model.shape):
-        raise ValueError(
-            f"preview-every: got it for samples of shape {list(model.shape)}, expected pictures [1 or 3, H, W]"
-        )
+    if (options.preview_every or (options.preview and not options.animate)) and not is_image(model.shape):
+        name = "preview-every" if options.preview_every else "preview"
+        raise ValueError(f"{name}: got it for samples of shape {list(model.shape)}, expected pictures [1 or 3, H, W]")
+    if options.animate is not None:
+        frames.check_animate(options.animate, model.shape)
     output.check_save(options.save, options.out, model.shape)
     specs = jobs_of(options, model, device)
     if isinstance(model.denoiser.net, torch.nn.Module):
@@ -82,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"ulam: {rows} chains of {model.name}, {described}, backend {sampling.engine.report.backend}")
     files = *output.FILES, *(name for save, name in output.SAVES.items() if save == options.save != "png")
     with writable_folder(options.out, files):
+        if options.animate is not None:
+            check_writable_file(options.animate, "animate")
         sampling.go()
         if sampling.done:
             sampling.write()

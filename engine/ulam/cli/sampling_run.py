@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -19,11 +20,11 @@ import torch
 from ..bulk import progress
 from ..bulk.store.unit import Unit
 from ..engine.engine import Engine
-from ..engine.job import Job
+from ..engine.job import Job, Preview
 from ..files import written
 from ..jobs.tables import JobSpec
 from ..models.built_in import Model
-from . import info, output
+from . import frames, info, output
 from .streams import Terminated
 
 NAMED = 8  # failed chains that are named on stderr
@@ -42,20 +43,45 @@ class SamplingRun:
     interrupted: bool = False
     terminated: bool = False  # by SIGTERM
     seconds: float = 0.0
+    frames: frames.Frames | None = field(default=None, init=False)
+    titles: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if self.options.preview_every is not None:
-            previews = output.Previews(self.options.out)
-            preview: dict[str, Any] = {"callback": previews, "every": self.options.preview_every}
-        else:
-            preview = {}
-        self.jobs = [self.engine.submit(s.sampler, s.chains, **s.submit, **preview) for s in self.specs]
-        if preview:
-            previews.jobs = self.jobs
+        given = self.options
+        shows, watching = given.preview or "x0", list[Any]()
+        if given.preview_every is not None or (given.preview is not None and given.animate is None):
+            watching.append(output.Previews(given.out, given.preview_every, shows))
+        self.frames = None if given.animate is None else frames.Frames(given.animate, shows, self.model.shape)
+        watching += [] if self.frames is None else [self.frames]
+        self.jobs = [
+            self.engine.submit(s.sampler, s.chains, **s.submit, **self._watched(s, watching)) for s in self.specs
+        ]
+        for one in watching:
+            one.jobs = self.jobs
+        self.titles = [self._title(number, spec) for number, spec in enumerate(self.specs, 1)]
+        if self.frames is not None:
+            self.frames.titles = self.titles
         counts = [len(spec.chains) for spec in self.specs]
         self.begins = {job: sum(counts[:number]) for number, job in enumerate(self.jobs)}
         self.total = sum(count * job.ticks for count, job in zip(counts, self.jobs, strict=True))
         self.x = torch.zeros(sum(counts), *self.model.shape, dtype=torch.float32)
+
+    def _watched(self, spec: JobSpec, watching: list[Any]) -> dict[str, Any]:
+        """Arguments of a job that previews, or frames of an animation, are made of."""
+        if not watching:
+            return {}
+        ticks = len(self.model.denoiser.program(spec.sampler).evaluating)
+
+        def callback(preview: Preview) -> None:
+            for one in watching:
+                one(preview)
+
+        return {"callback": callback, "every": math.gcd(*(one.every(ticks) for one in watching))}
+
+    def _title(self, number: int, spec: JobSpec) -> str:
+        guided = f", guidance {spec.submit['guidance']:g}" if "guidance" in spec.submit else ""
+        job = f"job {number}: " if len(self.specs) > 1 else ""
+        return f"{job}{spec.sampler}{guided}, seed {spec.submit['seed']}"
 
     def go(self) -> None:
         """Sample until all chains are done, or Ctrl-C."""
@@ -120,20 +146,29 @@ class SamplingRun:
         self._tell(report)
         given, save = self.options.labels, self.options.save
         columns = len(given) if given and len(given) <= 20 else None
+        parts = [(title, len(self._rows(job, done))) for title, job in zip(self.titles, self.jobs, strict=True)]
         paths, lost = written(
-            self.options.out, lambda folder: output.write_run(folder, x, self._units(done), save, columns, report)
+            self.options.out,
+            lambda folder: output.write_run(folder, x, self._units(done), save, columns, parts, report),
         )
+        if self.frames is not None and not self.interrupted:
+            self.frames.write([self.x[self._rows(job, done)] for job in self.jobs])
+            paths.append(str(self.options.animate))
         rate = f"{report['seconds']:.2f} s, {report['samples_per_second']:.1f} samples/s"
         print(f"ulam: {rate}; wrote {', '.join(paths)}")
         if lost is not None:
             raise lost
 
+    def _rows(self, job: Job, done: list[int]) -> list[int]:
+        """Those of x, in order, that are of one job."""
+        begin = self.begins[job]
+        return done[bisect_left(done, begin) : bisect_left(done, begin + len(job.ids))]
+
     def _units(self, done: list[int]) -> Iterator[tuple[int, Unit]]:
         """The chains that ended, a unit for each job."""
         failed = {place: row for place, *_, row in self.failed}
         for number, (job, spec) in enumerate(zip(self.jobs, self.specs, strict=True)):
-            begin = self.begins[job]
-            rows = done[bisect_left(done, begin) : bisect_left(done, begin + len(job.ids))]
+            begin, rows = self.begins[job], self._rows(job, done)
             places = [row - begin for row in rows]
             labels = None if spec.labels is None else torch.tensor([spec.labels[place] for place in places])
             rows_failed = {place: failed[row] for place, row in enumerate(rows) if row in failed}
