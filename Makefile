@@ -21,7 +21,7 @@ SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick bo
 	kernels_door kernels_at_once kernel_autograd walk activations likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc fused_trees noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test    run the tests, and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
 	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
+	@echo "make docs    the documentation into docs/_build, start at index.html (a minute, offline)"
 	@echo "make interrupts  interrupt the engine at every bytecode of a run (ten minutes)"
 	@echo "make bulk-torture  20,000 digits by workers that are killed every 20 s: one content (an hour)"
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
@@ -85,6 +86,9 @@ lint: $(VENV)/package.stamp $(VENV)/tools.stamp
 	PYTHONPATH=engine:kernels $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
+docs: $(VENV)/package.stamp $(VENV)/tools.stamp
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build
+
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m bench.cpu
 
@@ -96,7 +100,7 @@ gpu-check:
 	PYTHONPATH=kernels:engine:. $(PYTHON) -m bench.gpu_check --out '$(OUT)' --parts '$(PARTS)'
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -f kernels/ulam_kernels/*.so
 	find engine kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
-PAGE = (Path(__file__).parents[2] / "docs" / "chain_kernel.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+from pages import DOCS, execute, python_blocks
+
+PAGE = (DOCS / "chain_kernel.md").read_text()
+BLOCKS = python_blocks(PAGE)
 
 
 def test_blocks_run_and_say_what_was_timed(capsys: Any) -> None:
-    namespace: dict[str, Any] = {}
-    for number, block in enumerate(BLOCKS):
-        shorter = block.replace("1000))", "20))").replace("naive, 100)", "naive, 3)")
-        exec(compile(shorter, f"docs/chain_kernel.md, block {number + 1}", "exec"), namespace)
+    shorter = [block.replace("1000))", "20))").replace("naive, 100)", "naive, 3)") for block in BLOCKS]
+    namespace = execute("chain_kernel.md", shorter)
     told = capsys.readouterr().out
     for what in ("ulam.Policy: median", "naive loop:  median", "instructions, ("):
         assert what in told, told

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +15,17 @@ from ulam.cli.main import main
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+from pages import DOCS, execute  # noqa: E402
 from pipeline_cases import autoencoder, dit, unet_2d  # noqa: E402
 from ulam.integrations.diffusers.networks import MODELS  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "diffusers.md").read_text()
+PAGE = (DOCS / "diffusers.md").read_text()
 COMMANDS = re.findall(r"^(ulam sample .*)$", PAGE, flags=re.MULTILINE)
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 
 def test_the_python_of_the_page_runs() -> None:
-    namespace: dict[str, Any] = {}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/diffusers.md, block {number}", "exec"), namespace)
+    namespace = execute("diffusers.md")
     x, latents = namespace["x"], namespace["latents"]
     assert x.shape == (4, 3, 8, 8) and latents.shape == (2, 4, 8, 8)
     assert bool(torch.isfinite(x).all()) and bool(torch.isfinite(latents).all())

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guidance.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+from pages import DOCS, execute, python_blocks
+
+BLOCKS = python_blocks((DOCS / "guidance.md").read_text())
 
 
 @pytest.mark.filterwarnings("ignore:.*got a first noise level")
 def test_blocks_run_and_every_rule_does_something_else() -> None:
-    namespace: dict[str, Any] = {}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"docs/guidance.md, block {number + 1}", "exec"), namespace)
+    namespace = execute("guidance.md")
     assert "".join(BLOCKS).count("assert ") == 1
     found = [namespace[name] for name in ("plain", "projected", "fitted", "fading", "mixed", "auto")]
     assert all(x.isfinite().all() for x in found)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-PAGE = (Path(__file__).parents[2] / "docs" / "molecules.md").read_text()
-GLUE, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+from pages import DOCS, execute, python_blocks
+
+GLUE, *BLOCKS = python_blocks((DOCS / "molecules.md").read_text())
 
 
 def test_blocks_run_and_claims_hold() -> None:
-    namespace: dict[str, Any] = {}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"docs/molecules.md, block {number + 1}", "exec"), namespace)
+    namespace = execute("molecules.md", BLOCKS)
     assert "".join(BLOCKS).count("assert ") == 4 and namespace["baoab"].draws is None
 
 

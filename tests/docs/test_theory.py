@@ -7,19 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from pages import DOCS, execute
 from ulam.cli import main as cli
 from ulam.cli import samplers_page
 
-DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "theory.md").read_text()
 SECTIONS = 10
 
 
 def test_every_block_runs_and_every_claim_holds() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    namespace: dict[str, object] = {}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/theory.md, block {number}", "exec"), namespace)
+    execute("theory.md")
     assert len(re.findall(r"^assert ", PAGE, flags=re.MULTILINE)) >= 2 * SECTIONS
 
 

@@ -1,0 +1,131 @@
+"""From the docstrings of ulam to reStructuredText, and from the names in them to their pages.
+
+Docstrings are plain text with `code` in single or double backticks, formulas as indented lines, and sections of
+arguments and errors. What reStructuredText would read as markup is escaped, formulas are kept as they are set.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Every package whose names are public: `__all__`, or what a module defines itself.
+PUBLIC = (
+    "ulam", "ulam.bounds", "ulam.bulk", "ulam.chain_kernel", "ulam.ebm", "ulam.guidance", "ulam.mcmc", "ulam.models",
+    "ulam.noise", "ulam.objectives", "ulam.objectives.timesteps", "ulam.objectives.weightings", "ulam.ops",
+    "ulam.rollouts", "ulam.samplers", "ulam.schedules", "ulam.sure", "ulam.tweedie", "ulam.vae",
+    "ulam.integrations.diffusers", "ulam_kernels", "ulam_kernels.likelihood", "ulam_kernels.mcmc",
+    "ulam_kernels.networks", "ulam_kernels.walks",
+)  # fmt: skip
+POINTERS = {"ulam.Energy", "ulam_kernels.backends", "ulam_kernels.walk"}  # second names, which point to the first
+SPAN = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`|`[^`]+`)")
+FIELD = re.compile(r"^(\s*:[a-z]+(?: [^:`]*)?:)(\s.*|)$")
+ATTRIBUTE = re.compile(r"^:ivar ([^:]*):(.*)$")
+NAME = re.compile(r"(?:[A-Z]\w*|\w+\.[\w.]+)(?:\(\))?")  # what may be public, and not an argument
+
+
+def public_names() -> dict[str, list[str]]:
+    """The public names of each package, without the modules among them, which have pages of their own."""
+    found = {}
+    for package in PUBLIC:
+        module = importlib.import_module(package)
+        names = getattr(module, "__all__", None) or _stated(module)
+        found[package] = sorted(name for name in names if not isinstance(getattr(module, name), ModuleType))
+    return found
+
+
+def _stated(module: ModuleType) -> list[str]:
+    """What a module without `__all__` defines, and what it imports as itself: `from .a import b as b`."""
+    assert module.__file__ is not None
+    names = []
+    for node in ast.parse(Path(module.__file__).read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names += [alias.name for alias in node.names if alias.asname == alias.name]
+    return [name for name in names if not name.startswith("_") and callable(getattr(module, name))]
+
+
+@cache
+def places() -> dict[str, str]:
+    """Where an object is documented, by where it is defined: ulam.Job for ulam.engine.job.Job."""
+    found: dict[str, str] = {}
+    for package, names in public_names().items():
+        for name in names:
+            it = getattr(importlib.import_module(package), name)
+            found.setdefault(f"{getattr(it, '__module__', '')}.{getattr(it, '__qualname__', '')}", f"{package}.{name}")
+    return found
+
+
+def inline(text: str) -> str:
+    """A line with its markup escaped, but for `code`, ``code`` and references."""
+    parts = SPAN.split(text)
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = re.sub(r"([\\*|_])", r"\\\1", part)
+        else:
+            if part.startswith("`") and not part.startswith("``") and not NAME.fullmatch(part[1:-1]):
+                part = f"`{part}`"
+            parts[i] = f"\\ {part}\\ "
+    return "".join(parts)
+
+
+def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """autodoc's event, after napoleon's: the docstring's lines in place."""
+    out: list[str] = []
+    section = ""  # in which the lines are: "literal", "fields" or "attributes"
+    for line in lines:
+        indent, above = len(line) - len(line.lstrip()), out[-1] if out else ""
+        if not line.strip():
+            out.append("")
+        elif section == "literal" and indent >= 4:
+            out.append(line)
+        elif attribute := ATTRIBUTE.match(line):
+            out += ([] if section == "attributes" else [""]) + [f"* ``{attribute[1]}``: {inline(attribute[2].strip())}"]
+            section = "attributes"
+        elif field := FIELD.match(line):
+            out.append(field[1] + inline(field[2]))
+            section = "fields"
+        elif indent and section in ("fields", "attributes"):
+            out.append(" " * (2 if section == "attributes" else indent) + inline(line.lstrip()))
+        elif indent >= 4:
+            stated = next((text for text in reversed(out) if text.strip()), "").endswith("::")
+            out += ([""] if above else []) + ([] if stated else ["::", ""]) + [line]
+            section = "literal"
+        else:
+            out += ([""] if above.startswith(" ") else []) + [inline(line)]
+            section = ""
+    lines[:] = out
+
+
+def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Sphinx's event for a name that is on no page as it stands: perhaps its object is, by its public name."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target:
+        return None
+    head, _, last = target.rpartition(".")
+    for name in (places().get(target), places().get(head) and f"{places()[head]}.{last}"):
+        if name and name in (objects := env.domains["py"].objects):
+            from sphinx.util.nodes import make_refnode
+
+            place = objects[name]
+            return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, contnode, name)
+    return None
+
+
+def without_source(app: Any, doctree: Any) -> None:
+    """Sphinx's event, before viewcode's, which links a file of source back to one package alone."""
+    for signature in doctree.findall(lambda node: node.tagname == "desc_signature"):
+        if f"{signature.get('module')}.{signature.get('fullname')}" in POINTERS:
+            del signature["module"]
+
+
+def setup(app: Any) -> None:
+    app.connect("doctree-read", without_source, priority=400)
+    app.connect("autodoc-process-docstring", process, priority=900)
+    app.connect("missing-reference", resolve)

@@ -1,0 +1,97 @@
+"""The site of `make docs`: no warning, no network, every public name on a page, links that lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+import ulam
+
+pytest.importorskip("sphinx", reason="sphinx is not installed: pip install 'ulam[docs]', on Python 3.11 or newer")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+from sphinx.util.inventory import InventoryFile
+
+DOCS = Path(__file__).parents[2] / "docs"
+OFFLINE = """
+import socket
+
+def refused(*_, **__):
+    raise OSError("no network while the site is built")
+
+socket.getaddrinfo = refused
+"""
+
+
+@pytest.fixture(scope="module")
+def docstrings() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built as `make docs` does, where a look-up of any host fails."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "offline").mkdir()
+    (folder / "offline" / "sitecustomize.py").write_text(OFFLINE)
+    paths = [str(folder / "offline"), *sys.path]
+    command = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--keep-going", "--quiet"]
+    done = subprocess.run(
+        [*command, "--doctree-dir", str(folder / "trees"), str(DOCS), str(folder / "html")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "html"
+
+
+def test_every_public_name_is_on_a_page(site: Path, docstrings: types.ModuleType) -> None:
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", lambda _, name: name)
+    listed = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+    public = {f"{package}.{name}" for package, names in docstrings.public_names().items() for name in names}
+    assert len(public) > 200 and sorted(public - listed) == [], "add them to a page of docs/api"
+    modules = [name for name in ulam.__all__ if isinstance(getattr(ulam, name), types.ModuleType)]
+    assert {f"ulam.{name}" for name in modules} <= {*docstrings.PUBLIC} <= listed
+
+
+def test_links_lead_to_pages_and_places_that_are_there(site: Path) -> None:
+    pages = {path: path.read_text() for path in site.rglob("*.html")}
+    places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    lost = []
+    for path, text in pages.items():
+        for link in re.findall(r'<a [^>]*?href="([^"]+)"', text):
+            target, _, place = unquote(link).partition("#")
+            there = (path.parent / target).resolve() if target else path
+            if re.match(r"https?:|mailto:", link):
+                continue
+            if not there.exists() or (place and there in places and place not in places[there]):
+                lost.append(f"{path.relative_to(site)}: {link}")
+    assert len(pages) > 30 and lost == []
+
+
+def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert re.findall(r'<(?:script|img|link|iframe|source)[^>]+(?:src|href)="(?:https?:)?//[^"]*', text) == [], path
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?(?:https?:)?//|@import", sheet.read_text()), sheet
+
+
+def test_docstrings_keep_their_formulas_and_their_text(docstrings: types.ModuleType) -> None:
+    lines = ["A |z| of x_, [B, *shape]; see `Job` and ``a * b``.", "", "    x_s = a * x_t", "", "After."]
+    docstrings.process(None, "function", "", None, None, lines)
+    said = "\n".join(lines)
+    assert r"A \|z\| of x\_, [B, \*shape]" in said and "`Job`" in said and "``a * b``" in said
+    assert "::\n\n    x_s = a * x_t\n" in said and lines[-1] == "After."
