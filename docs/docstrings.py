@@ -18,7 +18,7 @@ from typing import Any
 PUBLIC = (
     "ulam", "ulam.bounds", "ulam.bulk", "ulam.chain_kernel", "ulam.ebm", "ulam.guidance", "ulam.mcmc", "ulam.models",
     "ulam.noise", "ulam.objectives", "ulam.objectives.timesteps", "ulam.objectives.weightings", "ulam.ops",
-    "ulam.rollouts", "ulam.samplers", "ulam.schedules", "ulam.sure", "ulam.tweedie", "ulam.vae",
+    "ulam.rollouts", "ulam.samplers", "ulam.schedules", "ulam.sure", "ulam.throughput", "ulam.tweedie", "ulam.vae",
     "ulam.integrations.diffusers", "ulam_kernels", "ulam_kernels.likelihood", "ulam_kernels.mcmc",
     "ulam_kernels.networks", "ulam_kernels.walks",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ulam_kernels.arguments import described, real
+from ulam_kernels.reprs import short_repr
 
 from ..arguments import check_shape, resolve_device
 from ..conditioning import Cond, Shared, as_tensor
@@ -39,6 +40,8 @@ class Work:
     device: torch.device | str = "cpu"
     backend: str | None = None
     program: Program = field(init=False)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_denoiser(self.denoiser, self.cond)
