@@ -1,4 +1,4 @@
-"""README.md's commands that bring a network run as they stand, where what they name is there."""
+"""The commands of docs/network.md that bring a network run as they stand, where what they name is there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from ulam.cli.main import main
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+from pages import DOCS  # noqa: E402
 from pipeline_cases import unet_2d  # noqa: E402
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.split("## Your own network\n")[1].split("\n## ")[0]
-COMMANDS = re.findall(r"^(ulam (?:sample|convert) .*)$", SECTION, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^(ulam (?:sample|convert) .*)$", (DOCS / "network.md").read_text(), flags=re.MULTILINE)
 NETS = """
 import torch
 

@@ -20,8 +20,8 @@ PACKAGES = {"ulam": ROOT / "engine" / "ulam", "ulam_kernels": ROOT / "kernels" /
 FILES_AT_THE_TOP, LINES, FUNCTION_LINES = 18, 400, 80
 TOP = {
     "engine", "kernels", "csrc", "bindings", "tests", "bench", "docs", "setup.py", "README.md", ".ci", ".clang-format",
-    ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "constraints.txt",
-    "pyproject.toml",
+    ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile",
+    "constraints.txt", "pyproject.toml",
 }  # fmt: skip
 LARGEST = 3 << 20  # bytes of a file: the digits' weights take most of it
 
