@@ -10,6 +10,7 @@ import ast
 import importlib
 import re
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,10 +76,31 @@ def inline(text: str) -> str:
     return "".join(parts)
 
 
+def table(rows: list[str]) -> list[str]:
+    """A table as the docstrings draw it, with bars, as reStructuredText's."""
+    out = ["", ".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        if not set(row) <= set("|-"):
+            cells = re.split(r"(?<=\s)\|(?=\s)", row.strip()[1:-1])  # a bar of |x| has no space on one side
+            out += [f"   {'* -' if i == 0 else '  -'} {inline(cell.strip())}" for i, cell in enumerate(cells)]
+    return [*out, ""]
+
+
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """autodoc's event, after napoleon's: the docstring's lines in place."""
     out: list[str] = []
     section = ""  # in which the lines are: "literal", "fields" or "attributes"
+    for is_table, group in groupby(lines, lambda line: line.startswith("| ") or line.startswith("|--")):
+        rows = list(group)
+        if is_table:
+            out += table(rows)
+            continue
+        section = _text(rows, out, section)
+    lines[:] = out
+
+
+def _text(lines: list[str], out: list[str], section: str) -> str:
+    """What is no table, appended to ``out``; the section where it ends."""
     for line in lines:
         indent, above = len(line) - len(line.lstrip()), out[-1] if out else ""
         if not line.strip():
@@ -100,7 +122,7 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         else:
             out += ([""] if above.startswith(" ") else []) + [inline(line)]
             section = ""
-    lines[:] = out
+    return section
 
 
 def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:

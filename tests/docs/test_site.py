@@ -14,13 +14,13 @@ from urllib.parse import unquote
 import pytest
 
 import ulam
+from pages import DOCS, python_blocks
 
 pytest.importorskip("sphinx", reason="sphinx is not installed: pip install 'ulam[docs]', on Python 3.11 or newer")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from sphinx.util.inventory import InventoryFile
 
-DOCS = Path(__file__).parents[2] / "docs"
 OFFLINE = """
 import socket
 
@@ -95,3 +95,12 @@ def test_docstrings_keep_their_formulas_and_their_text(docstrings: types.ModuleT
     said = "\n".join(lines)
     assert r"A \|z\| of x\_, [B, \*shape]" in said and "`Job`" in said and "``a * b``" in said
     assert "::\n\n    x_s = a * x_t\n" in said and lines[-1] == "After."
+
+
+def test_every_public_name_has_an_example_that_runs(docstrings: types.ModuleType) -> None:
+    """In a block of Python of some page, all of which test_pages and its like execute."""
+    pages = [path.read_text() for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+    code = "\n".join(block for text in pages for block in python_blocks(text))
+    words = set(re.findall(r"\w+", code))
+    named = {f"{package}.{name}" for package, names in docstrings.public_names().items() for name in names}
+    assert sorted(name for name in named if name.rpartition(".")[2] not in words) == []
