@@ -86,8 +86,20 @@ def table(rows: list[str]) -> list[str]:
     return [*out, ""]
 
 
+OF_ONE_VALUE = ("attribute", "data", "property")  # of which napoleon would take words before a colon as a type
+WRITTEN: dict[str, list[str]] = {}  # their docstrings, by name, until they are processed
+
+
+def keep(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """autodoc's event, before napoleon's."""
+    if what in OF_ONE_VALUE:
+        WRITTEN[name] = list(lines)
+
+
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """autodoc's event, after napoleon's: the docstring's lines in place."""
+    if what in OF_ONE_VALUE:
+        lines[:] = WRITTEN.pop(name, lines)
     out: list[str] = []
     section = ""  # in which the lines are: "literal", "fields" or "attributes"
     for is_table, group in groupby(lines, lambda line: line.startswith("| ") or line.startswith("|--")):
@@ -149,5 +161,6 @@ def without_source(app: Any, doctree: Any) -> None:
 
 def setup(app: Any) -> None:
     app.connect("doctree-read", without_source, priority=400)
+    app.connect("autodoc-process-docstring", keep, priority=400)
     app.connect("autodoc-process-docstring", process, priority=900)
     app.connect("missing-reference", resolve)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -21,6 +23,17 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from sphinx.util.inventory import InventoryFile
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_OPTIONS = "--headless --no-sandbox --disable-gpu --allow-file-access-from-files --virtual-time-budget=20000"
+MEASURE = """
+window.onload = () => {
+  const found = [...document.querySelectorAll('iframe')].map(frame => {
+    const page = frame.contentDocument.documentElement;
+    return frame.title + ' ' + page.scrollWidth + ' ' + page.clientWidth;
+  });
+  document.body.innerHTML = '<pre>' + found.join('\\n') + '</pre>';
+};
+"""
 OFFLINE = """
 import socket
 
@@ -104,3 +117,24 @@ def test_every_public_name_has_an_example_that_runs(docstrings: types.ModuleType
     words = set(re.findall(r"\w+", code))
     named = {f"{package}.{name}" for package, names in docstrings.public_names().items() for name in names}
     assert sorted(name for name in named if name.rpartition(".")[2] not in words) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [360, 1400])
+def test_no_page_is_wider_than_the_screen(site: Path, tmp_path: Path, width: int) -> None:
+    """In headless Chromium, on a telephone and on a desk."""
+    pages = [str(path.relative_to(site)) for path in sorted(site.rglob("*.html")) if "_modules" not in path.parts]
+    frames = "".join(
+        f'<iframe title="{page}" src="{(site / page).as_uri()}" style="width:{width}px;height:900px"></iframe>'
+        for page in pages
+    )
+    (tmp_path / "frames.html").write_text(f"<body>{frames}<script>{MEASURE}</script>")
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *CHROMIUM_OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=200, check=True
+    )
+    (found,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, flags=re.DOTALL)
+    measured = [line.rsplit(" ", 2) for line in html.unescape(found).splitlines()]
+    assert [page for page, _, _ in measured] == pages
+    assert [line for line in measured if int(line[1]) > int(line[2]) or int(line[2]) < width - 30] == []
