@@ -1,4 +1,4 @@
-"""Reprs of what holds tensors: at most ten lines, shapes for numbers, names for networks, nothing at its default."""
+"""Reprs of what holds tensors: at most ten lines, shapes for numbers, sizes for networks, nothing at its default."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def short_repr(self: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in a few words: ``float32 [16, 2]`` of a tensor, the class of a network, the first of many items."""
+    """A value in a few words: ``float32 [16, 2]`` of a tensor, the class and size of a network, the first of many items."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return _numbers(value)
     if isinstance(value, torch.nn.Module):
-        return type(value).__name__
+        lazy = torch.nn.parameter.UninitializedParameter
+        count = sum(weight.numel() for weight in value.parameters() if not isinstance(weight, lazy))
+        return f"<{type(value).__name__} of {count:,} parameters>"
     if isinstance(value, dict):
         return "{" + _first([f"{key}: {brief(item)}" for key, item in value.items()]) + "}"
     if isinstance(value, list | tuple):

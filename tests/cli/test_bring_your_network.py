@@ -116,9 +116,34 @@ def test_every_command_that_takes_a_model_takes_its_time_and_output(folder: Path
         options.run(options)
 
 
-def test_a_file_in_place_of_a_module_is_corrected(folder: Path, capsys) -> None:
-    code, line = exit_and_error(capsys, SAMPLE.replace("bring:", "bring.py:make"))
-    assert code == 2 and "model: got 'bring.py:make', expected bring:make of a module" in line
+def test_a_file_in_place_of_a_module_is_the_module_that_it_is(folder: Path, capsys) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "nets.py").write_text("import neighbour\nmake = neighbour.make\n")
+    (folder / "elsewhere" / "neighbour.py").write_text("def make():\n    return lambda x, t: 0.5 * x\n")
+    (folder / "json.py").write_text("make = None\n")
+    for given in ("elsewhere/nets.py:make", str(folder / "elsewhere" / "nets.py:make")):
+        assert exit_and_error(capsys, SAMPLE.replace("bring:", f"{given} ")) == (0, "")
+    for given, said in {
+        "bring.py:nothing": "model: got 'bring.py:nothing', expected a function of the module bring",
+        "nowhere.py:make": "model: got 'nowhere.py:make', where nowhere.py is no file, expected file.py:factory",
+        "json.py:make": "model: got 'json.py:make', but json is the module of",
+        "../nets:make": "model: got '../nets:make', expected module:factory of a module that can be imported",
+        "bring": "expected digits, a folder of diffusers or bring.py:FUNCTION",
+        "bring.py": "expected digits, a folder of diffusers or bring.py:FUNCTION",
+        "other": "expected digits, a folder of diffusers or module:factory or file.py:factory",
+    }.items():
+        code, line = exit_and_error(capsys, SAMPLE.replace("bring:", f"{given} "))
+        assert code == 2 and line.count("\n") == 1 and said in line, line
+
+
+def test_options_may_be_spelled_with_underscores(folder: Path, capsys) -> None:
+    given = SAMPLE.replace("bring:", "bring:packed") + " --time index --output eps"
+    assert exit_and_error(capsys, f"{given} --on_interrupt drain")[0] == 0
+    code, line = exit_and_error(capsys, f"{given} --no_such_option 3")
+    assert code == 2 and "--no-such-option" in line
+    assert cli._with_hyphens("--null_class=a_b") == "--null-class=a_b"
+    for word in ("a_b", "-a_b", "--", "--=a_b", "schedule_x=3", "-1"):
+        assert cli._with_hyphens(word) == word
 
 
 def test_a_recipe_of_many_samples_has_the_same_keys(folder: Path) -> None:

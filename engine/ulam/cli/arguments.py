@@ -93,7 +93,7 @@ def add_model_arguments(p: argparse.ArgumentParser, required: bool = True) -> No
     p.add_argument(
         "--model",
         required=required,
-        help="digits, the folder of a pipeline or model of diffusers, or your own module:factory",
+        help="digits, the folder of a pipeline or model of diffusers, or your own: module:factory or file.py:factory",
     )
     p.add_argument("--weights", type=Path, metavar="FILE", help="safetensors weights for your network")
     p.add_argument("--shape", type=_integers, metavar="C,H,W", help="shape of one sample of your network")

@@ -26,6 +26,7 @@ from .examples import Examples, read_examples
 from .mcmc_plots import require_matplotlib
 
 COLUMNS = ("sigma", "true error", "SURE", "gap", "calibration", "slope", "asymmetry", "linear")
+RIGHT = "right: SURE the true error (gap 0), calibration and slope 1, asymmetry 0, within what is allowed and chance"
 WIDTHS = (7, 17, 17, 9, 14, 15, 15, 9)
 
 
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         for level in measured:
             print(row(level), flush=True)
             found.append(level)
+        print(f"ulam: {RIGHT}")
         bits = bits_per_dim(
             model.denoiser, x, cond, kind, noisy=options.noisy is not None, batch=options.batch, seed=options.seed
         )

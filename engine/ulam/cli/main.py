@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NoReturn, TextIO
 from ..memory import keep_freed_memory
 from .streams import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, Terminated, lenient_streams, termination
 
+OPTION = re.compile(r"--[A-Za-z][\w-]*")
 # For each command the function that adds its options, by module, and what `ulam --help` says of it.
 COMMANDS = {
     "info": ("info", "add_arguments", "versions, devices and backends"),
@@ -51,7 +53,7 @@ def _warn(
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [_with_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options = argparse.Namespace(traceback="--traceback" in given)
     try:
         with termination():
@@ -68,6 +70,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         text = str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)"
         print(f"ulam: error: {' '.join(text.split())}", file=sys.stderr)
         return BAD_INPUT if known else FAILED
+
+
+def _with_hyphens(word: str) -> str:
+    """An option spelled with _ as it is with -: ``--null_class=10`` is ``--null-class=10``."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if OPTION.fullmatch(name) else word
 
 
 class _Parser(argparse.ArgumentParser):

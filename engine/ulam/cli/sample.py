@@ -63,7 +63,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--save", choices=tuple(output.SAVES), default="npz",
-        help="the samples as samples.npz (default), pictures in samples/, or samples.safetensors",
+        help="the samples as samples.npz (default; OpenAI's evaluator reads it), pictures in samples/ (pytorch-fid, "
+        "clean-fid and torch-fidelity read them), or samples.safetensors",
     )  # fmt: skip
     how.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the samples, grid.png, report.json"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ulam_kernels.reprs import short_repr
+
 from .network import NetworkOptions
 
 PAGING = 0.1  # of eager's time, from which on the table tells it
@@ -56,6 +58,8 @@ class Tuned:
     sampler: str
     candidates: tuple[Candidate, ...]
     paging: float = 0.0
+
+    __repr__ = short_repr
 
     @property
     def chosen(self) -> Candidate:

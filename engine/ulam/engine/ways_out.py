@@ -7,7 +7,12 @@ from collections.abc import Mapping
 
 import torch
 
-WHOLE = ("'indices'", "index tensor", "used as indices")  # in torch's errors for floats where it looks up whole numbers
+WHOLE = (
+    "'indices'",
+    "index tensor",
+    "used as indices",
+    "for index",
+)  # in torch's errors for floats where it looks up whole numbers
 MIXED = ("dtype", "ouble", "scalar type", "should be the same")  # for two types where it takes one
 # In Python's errors for a call: an argument that it does not take, or those that it lacks.
 ASKED = re.compile(r"(?:(got an unexpected keyword argument)|missing \d+ required .*arguments?:) (.*)")

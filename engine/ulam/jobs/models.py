@@ -1,4 +1,4 @@
-"""From the options of the command line to a model: built in, saved by diffusers, or made by your ``module:factory``."""
+"""From the options of the command line to a model: built in, saved by diffusers, or made by a function of yours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def load_model(
     time: str | None = None,
     output: str | int | None = None,
 ) -> Model:
-    """A built-in model, one that diffusers saved in a folder, or the one that ``module:factory`` makes.
+    """A built-in model, one that diffusers saved in a folder, or the one that ``module:factory`` or ``file.py:factory``
+    makes.
 
     The folder is a pipeline's, or a model's. It brings its shape where the configuration has one, and its schedule and
     prediction, but for a model without a scheduler: see :func:`ulam.jobs.folders.saved_model`.
@@ -60,7 +62,10 @@ def load_model(
         return _in_folder(name, shape, schedule, predicts, null_class)
     if ":" not in name:
         there = "a folder of diffusers" if "/" not in name else "a folder that is there"
-        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or module:factory")
+        own = "module:factory or file.py:factory"
+        if (file := Path(f"{name.removesuffix('.py')}.py")).is_file():
+            own = f"{file}:FUNCTION, the function in that file which makes the network"
+        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or {own}")
     made = call_factory("model", name)
     denoiser = made if isinstance(made, Denoiser) else None
     net = made if denoiser is None else denoiser.net
@@ -103,7 +108,7 @@ def _check_absent(options: dict[str, Any], owner: str) -> None:
 
 
 def call_factory(option: str, name: str) -> Any:
-    """What the function of ``module:factory`` returns; the module may lie in the current folder.
+    """What the function of ``module:factory`` or ``file.py:factory`` returns; a module may lie in the current folder.
 
     A network or a Denoiser in place of the function is returned as it is.
 
@@ -111,16 +116,18 @@ def call_factory(option: str, name: str) -> Any:
         ImportError, ValueError: no such module or function, or one that takes arguments; the message begins with
             ``option``.
     """
-    module_name, _, factory_name = name.partition(":")
+    module_name, _, factory_name = name.rpartition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:
-        right = f"{module_name.removesuffix('.py')}:{factory_name}" if module_name.endswith(".py") else "module:factory"
-        raise ImportError(
-            f"{option}: got {name!r}, expected {right} of a module that can be imported: {error}"
-        ) from error
+    if module_name.endswith(".py"):
+        module = _module_of_file(option, name, Path(module_name))
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except (ImportError, ValueError, SyntaxError, TypeError) as error:
+            raise ImportError(
+                f"{option}: got {name!r}, expected module:factory of a module that can be imported: {error}"
+            ) from error
     factory = getattr(module, factory_name, None)
     if not callable(factory) and not isinstance(factory, Denoiser):
         raise ValueError(f"{option}: got {name!r}, expected a function of the module {module_name}")
@@ -137,6 +144,23 @@ def call_factory(option: str, name: str) -> Any:
             takes = f"which takes {', '.join(needs[:NAMED])}, expected a function without arguments"
             raise TypeError(f"{option}: got {name!r}, {takes}: def make(): return {factory_name}(...)")
     return factory()
+
+
+def _module_of_file(option: str, name: str, file: Path) -> ModuleType:
+    """The module that a file is, under its own name, its folder being where it finds its neighbours."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{option}: got {name!r}, where {file} is no file, expected file.py:factory")
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(file.stem)
+    except (ImportError, ValueError, SyntaxError, TypeError) as error:
+        raise ImportError(f"{option}: got {name!r}, expected a file that can be imported: {error}") from error
+    found = getattr(module, "__file__", None)
+    if found is None or Path(found).resolve() != file.resolve():
+        raise ImportError(f"{option}: got {name!r}, but {file.stem} is the module of {found}, expected another name")
+    return module
 
 
 def parse_schedule(text: str) -> Schedule:

@@ -34,6 +34,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 FORMAT = "ulam-program-2"
 COLUMNS = ("kx", "km", "lo", "hi", "lv_m", "lv_b", "c_in", "time", "known_a", "known_b")
 FLAGS = ("learned", "threshold", "normalise", "evaluates")
+LONG, FIRST, LAST = 40, 12, 6  # rows of a program beyond which only its first and last ones are printed
 SELDOM = {"second": np.nan, "unguided": 0.0, "guidance": 1.0}  # columns that few programs have, and their defaults
 
 
@@ -280,11 +281,16 @@ class Program:
         )
 
     def __str__(self) -> str:
-        """The program as a table: row, time, updates."""
+        """The program as a table: row, time, updates; of a long one the first and the last rows."""
         lines = [f"  {'row':>4} {'time':>10}  update"]
-        for row in range(len(self)):
+        shown = range(len(self)) if len(self) <= LONG else [*range(FIRST), *range(len(self) - LAST, len(self))]
+        for row in shown:
             time = f"{self.time[row]:10.6g}" if self.evaluates[row] else f"{'-':>10}"
             lines.append(f"  {row:>4} {time}  {'; '.join(self._updates(row))}")
+        if len(shown) < len(self):
+            lines.insert(
+                1 + FIRST, f"   ... {len(self) - FIRST - LAST} more: print(program.cut(begin, end)) shows some"
+            )
         return "\n".join([repr(self)[1:-1], f"  start: x = {self.init_scale:g} z", *lines])
 
     def _updates(self, row: int) -> list[str]:
@@ -338,12 +344,8 @@ class Program:
         for name, kind in (("registers", int), ("order", int), ("predicts", str), ("sampler", str), ("schedule", str)):
             if type(data[name]) is not kind:
                 raise ValueError(f"text: got {name} = {data[name]!r:.60}, expected {kind.__name__}")
-        for name in (
-            *COLUMNS,
-            *(SELDOM.keys() & data.keys()),
-            "A",
-            "init_scale",
-        ):  # "inf" and "nan" are strings, JSON has no such numbers
+        # "inf" and "nan" are strings, JSON has no such numbers
+        for name in (*COLUMNS, *(SELDOM.keys() & data.keys()), "A", "init_scale"):
             data[name] = numbers(name, data[name])
         for name in ("writes", *FLAGS):
             data[name] = flags(name, data[name])

@@ -13,9 +13,12 @@ from tqdm.auto import tqdm
 
 from ulam_kernels.arguments import positive
 
+from ..conditioning import arguments_of
 from ..engine.arguments import backend_name
 from ..engine.tuned import Tuned
+from ..engine.ways_out import way_out_of
 from ..evaluation import in_eval_mode, modules_in
+from ..files import one_line
 from ..tuning.tune import tune
 from . import parts
 from .measured import Measured, Part, Way, how_to, judged
@@ -112,9 +115,10 @@ class _Bench:
         except Unlike as error:
             raise ValueError(f"sampler: got {work.program.sampler}: {error}, expected one with a plain loop") from None
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"model: got a network that fails ({error}), expected one that runs on {list(work.batch)}"
-            ) from None
+            told = torch.zeros(1, dtype=work.denoiser.time_dtype)
+            inputs = arguments_of(work.cond, torch.device(work.device))
+            right = way_out_of(error, torch.zeros(1), told, inputs) or f"one that runs on {list(work.batch)}"
+            raise ValueError(f"model: got a network that fails ({one_line(error)}), expected {right}") from None
 
     def _tune(self) -> None:
         work = self._work

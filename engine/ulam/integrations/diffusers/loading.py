@@ -153,7 +153,8 @@ def _places(folder: Path) -> tuple[Path, Path]:
         beside = (folder / "scheduler_config.json").is_file()
         return folder, folder if beside else folder.resolve().parent / "scheduler"
     raise FileNotFoundError(
-        f"source: got {folder} with no model_index.json and no config.json, expected a saved pipeline or model"
+        f"source: got {folder} with no model_index.json and no config.json, expected a saved pipeline or model, or a "
+        "network of your own (--model file.py:factory --weights FILE; in Python ulam.Denoiser(net, ...))"
     )
 
 
