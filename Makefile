@@ -21,7 +21,7 @@ SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick bo
 	kernels_door kernels_at_once kernel_autograd walk activations likelihood_kernels mcmc_kernels mcmc_densities mcmc_hmc fused_trees noise_cpu torch_normal))
 SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
-.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint docs bench gpu-check clean
+.PHONY: help demo test test-triton test-triton-step test-triton-rest train-examples interrupts bulk-torture fuzz sanitize lint docs bench report gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make fuzz    damage every kind of file that is read, 100,000 times (half an hour)"
 	@echo "make sanitize  the native kernels under AddressSanitizer, UBSan and ThreadSanitizer (ten minutes)"
 	@echo "make bench   measure the CPU step and the noise"
+	@echo "make report  measure the cases of ulam bench and put all benches into bench/results/report.html (ten minutes)"
 	@echo "make gpu-check  build, test and measure on this machine's GPU: python3 on the path, offline, 8 minutes;"
 	@echo "             PARTS=engine,bench does those parts alone, OUT=FOLDER says where the results go"
 	@echo "make clean   remove everything that make built"
@@ -91,6 +92,9 @@ docs: $(VENV)/package.stamp $(VENV)/tools.stamp
 
 bench: $(VENV)/package.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m bench.cpu
+
+report: $(VENV)/package.stamp $(VENV)/tools.stamp
+	$(BIN)/python -m bench.report
 
 # Into no virtual environment: this python3 has torch, triton, pybind11, setuptools and pytest, and nvcc is on the path or
 # in /usr/local/cuda/bin. Each part leaves a JSON of its own in OUT, and all of them a table.

@@ -24,7 +24,7 @@ def short_repr(self: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in a few words: ``float32 [16, 2]`` of a tensor, the class and size of a network, the first of many items."""
+    """A value in a few words: ``float32 [16, 2]`` of a tensor, class and size of a network, the first of many items."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return _numbers(value)
     if isinstance(value, torch.nn.Module):

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from .timing import Timing
 
-WIDTH = 5.4  # inches: small, so that letters stay readable on a telephone
+WIDTH = 4.6  # inches: small, so that letters stay readable on a telephone
 APART = 30  # the ratio of largest to smallest, from which on a scale is logarithmic
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 OURS, THEIRS, LIMIT = "#1f77b4", "#9aa4ae", "#d62728"

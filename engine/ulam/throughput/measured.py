@@ -109,8 +109,9 @@ def _line(way: Way) -> str:
     quartiles = f"{seconds(way.timing.lower_quartile)} - {seconds(way.timing.upper_quartile)}"
     speed = "-" if way.speed is None else f"{way.speed.median:.2f}x"
     memory = "-" if way.peak_bytes is None else f"{way.peak_bytes / MIB:.3g} MiB"
+    rate = amount(way.samples_per_second or 0)
     return (
-        f"  {way.name:<22}{seconds(way.timing.median):>14}{quartiles:>20}{way.samples_per_second or 0:>11.4g}{speed:>8}"
+        f"  {way.name:<22}{seconds(way.timing.median):>14}{quartiles:>20}{rate:>11}{speed:>8}"
         f"{f'{way.warm_up or 0:.1f} s':>10}{memory:>13}"
     )
 
@@ -121,6 +122,11 @@ def seconds(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value * 1e6:.3g} us"
+
+
+def amount(value: float) -> str:
+    """A number in few digits, without powers of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 # ------------------------------------------------------------------------------------------------ the verdict

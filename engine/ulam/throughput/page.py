@@ -17,7 +17,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4; }
-th:first-child, td:first-child, td.words { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
 td.words { white-space: normal; min-width: 14rem; }
 tr.best { background: #eef4fa; font-weight: 600; }
 figure { margin: 1rem 0; }
@@ -56,7 +56,8 @@ def paragraph(text: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], best: str = "", words: int | None = None) -> str:
     """A table that scrolls by itself where it is wider than the screen. best: the first cell of the row to mark.
     words: the column of sentences."""
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    aligned = ['<th class="words">' if place == words else "<th>" for place in range(len(head))]
+    lines = ["<tr>" + "".join(f"{th}{escape(cell)}</th>" for th, cell in zip(aligned, head, strict=True)) + "</tr>"]
     for row in rows:
         cells = [f"<td{' class=words' if place == words else ''}>{escape(cell)}</td>" for place, cell in enumerate(row)]
         marked = ' class="best"' if best and row[0] == best else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import figures, parts
-from .measured import GIB, MIB, Measured, Way, seconds
+from .measured import GIB, MIB, Measured, Way, amount, seconds
 from .page import heading, listing, page, paragraph, picture, table
 from .ways import LOOP
 
@@ -63,7 +63,7 @@ def _row(way: Way) -> list[str]:
         way.name,
         seconds(timing.median),
         f"{seconds(timing.lower_quartile)} to {seconds(timing.upper_quartile)}",
-        f"{way.samples_per_second or 0:.4g}",
+        amount(way.samples_per_second or 0),
         "-" if speed is None else f"{speed.median:.2f}x",
         "-" if speed is None else f"{speed.lower_quartile:.2f} to {speed.upper_quartile:.2f}",
         f"{way.warm_up or 0:.1f} s",
