@@ -2,7 +2,8 @@
 
     python -m bench.report [--cases digits mlp free] [--budget 120] [--only-assemble] [--out bench/results/report.html]
 
-Measures the built-in cases of `ulam bench` on the CPU, and on a GPU where there is one, into
+Measures the built-in cases of `ulam bench`, beside other libraries too (`bench.peers`), on the CPU and on a GPU where
+there is one, into
 bench/results/throughput-CASE-DEVICE-DATE.json; then writes the newest of these and of every other bench in that folder
 into one page, each with its date and machine: steps and noise beside PyTorch and diffusers, chains beside blackjax,
 numpyro and torchebm, whatever has been measured (`python -m bench.cpu`, `bench.diffusers_steps`, `bench.mcmc`,
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.peers import PEERS
 from bench.timing import RESULTS
 
 import ulam
@@ -44,7 +46,7 @@ def measured(names: list[str], budget: float) -> None:
             label = None if model.null_class is None else {"y": torch.tensor([model.null_class], device=device)}
             slots = CPU_SLOTS if device == "cpu" else DEFAULT_SLOTS
             work = Work(model.denoiser, model.shape, ulam.samplers.DDIM(50), slots, label, device=device)
-            found = measure(work, budget=budget)
+            found = measure(work, budget=budget, others=PEERS)
             print(f"{name}, {device}\n{found}", flush=True)
             path = RESULTS / f"throughput-{name}-{device}-{date.today().isoformat()}.json"
             with whole(path) as (partial,):

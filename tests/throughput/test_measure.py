@@ -16,6 +16,7 @@ from ulam.throughput import Work, measure
 from ulam.throughput.measured import how_to, judged
 from ulam.throughput.parts import bytes_of_step
 from ulam.throughput.peaks import peak_bytes
+from ulam.throughput.plain_loop import Unlike
 from ulam.throughput.report import html
 from ulam.throughput.timing import Ratio, ratio, rounds, summary
 from ulam.throughput.ways import COMPILED, DIFFUSERS, KERNEL, LOOP, TUNED, ULAM, ready
@@ -68,6 +69,41 @@ def test_every_way_evaluates_the_network_as_often(name, sampler):
     rows.clear()
     way.run()
     assert rows == [8] * 4
+
+
+def test_other_libraries_are_measured_beside_the_rest():
+    work = Work(ulam.Denoiser(net(), SCHEDULE), (4,), samplers.DDIM(5), 8)
+    others = {"mine": lambda work, evaluations: lambda: torch.zeros(work.batch), "missing": _missing}
+    found = measure(work, budget=1.0, compiles=False, others=others, progress=False)
+    assert [way.name for way in found.ways][3:5] == ["mine", "missing"]
+    assert found["mine"].timing is not None and found["mine"].difference is None and found["missing"].told == "not here"
+    assert found.best == "mine" and found.verdict.startswith("use mine's loop")
+
+
+def _missing(work: Work, evaluations: int):
+    raise ImportError("not here")
+
+
+@pytest.mark.parametrize("steps, evaluations", [(5, 5), (9, 4)])
+def test_azula_evaluates_as_often_and_solves_the_same_equation(steps, evaluations):
+    pytest.importorskip("azula.sample")
+    from bench.peers import azula
+
+    times = []
+
+    def gaussian(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        times.append(float(t[0]))
+        v = torch.tensor(SCHEDULE.variances).float()[t.long()].view(-1, 1)
+        return v.sqrt() * x / (0.25 * (1 - v) + v)
+
+    work = Work(ulam.Denoiser(gaussian, SCHEDULE), (4,), samplers.DDIM(steps), 8)
+    run = azula(work, evaluations)
+    run()
+    assert len(times) == evaluations and times[0] == 999 and times == sorted(times, reverse=True)
+    many = Work(work.denoiser, (500,), samplers.DDIM(200), 8)
+    assert float(azula(many, 200)().std()) == pytest.approx(0.5, rel=0.05)  # the data are N(0, 1/4)
+    with pytest.raises(Unlike, match="no sampler"):
+        azula(Work(work.denoiser, (4,), samplers.UniPC(5), 8), 5)
 
 
 def test_diffusers_is_left_out_where_it_has_no_such_sampler():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import permutations
 
@@ -25,7 +25,7 @@ from .measured import Measured, Part, Way, how_to, judged
 from .peaks import peak_bytes
 from .plain_loop import PlainLoop, Unlike
 from .timing import Timing, ratio, rounds, summary
-from .ways import COMPILED, DIFFUSERS, KERNEL, LOOP, OURS, THEIRS, TUNED, ULAM, Ready, ready, seconds_of
+from .ways import COMPILED, DIFFUSERS, KERNEL, LOOP, OURS, THEIRS, TUNED, ULAM, Other, Ready, ready, seconds_of
 from .work import Work
 
 BUDGET = 120.0  # seconds
@@ -43,6 +43,7 @@ def measure(
     budget: float = BUDGET,
     accuracy: str | float = "fp32",
     compiles: bool = True,
+    others: Mapping[str, Other] | None = None,
     progress: bool = True,
 ) -> Measured:
     """Time the work in plain PyTorch, through ``torch.compile``, in diffusers' loop and in ulam, plain and tuned.
@@ -54,6 +55,7 @@ def measure(
     Args:
         work: what is done. budget: seconds for all of it; what would take more than is left is left out, and said.
         accuracy: of what :func:`ulam.tune` may choose. compiles: try ``torch.compile`` of the plain loop, and tune.
+        others: further ways by name, each called with the work and a number of evaluations: a function that runs these.
         progress: show a bar if stderr is a terminal.
 
     Raises TypeError or ValueError for an invalid argument, or a network that does not run.
@@ -64,12 +66,15 @@ def measure(
     modules = [module for net in work.denoiser.nets for module in modules_in(net)]
     shown = tqdm(desc="ulam bench", total=5, unit="part", disable=None if progress else True)
     with in_eval_mode(modules), shown as bar:
-        return _Bench(work, limit, accuracy, bar).run(compiles)
+        return _Bench(work, limit, accuracy, others or {}, bar).run(compiles)
 
 
 class _Bench:
-    def __init__(self, work: Work, budget: float, accuracy: str | float, bar: tqdm[None]) -> None:
+    def __init__(
+        self, work: Work, budget: float, accuracy: str | float, others: Mapping[str, Other], bar: tqdm[None]
+    ) -> None:
         self._work, self._budget, self._accuracy, self._bar = work, budget, accuracy, bar
+        self._others = others
         self._begin = time.perf_counter()
         self._ready: dict[str, Ready] = {}
         self._out: dict[str, str] = {}  # why ways were left out
@@ -87,7 +92,7 @@ class _Bench:
         else:
             self._out |= dict.fromkeys((TUNED, COMPILED), "not asked for")
         self._part("warm-ups")
-        for name in (LOOP, ULAM, KERNEL, DIFFUSERS, TUNED):
+        for name in (LOOP, ULAM, KERNEL, DIFFUSERS, *self._others, TUNED):
             self._prepare(name, evaluations)
         if compiles:
             self._compile(evaluations)
@@ -139,7 +144,7 @@ class _Bench:
         if name in self._out:
             return
         try:
-            self._ready[name] = ready(name, self._work, evaluations, self._tuned)
+            self._ready[name] = ready(name, self._work, evaluations, self._tuned, self._others)
         except Unlike as error:
             self._out[name] = str(error)
 
@@ -168,7 +173,7 @@ class _Bench:
         bandwidth = parts.MOVED * 4 * elements / timed_parts[parts.MEMORY].median
         samples = self._samples()
         ways = []
-        for name in (*THEIRS, *OURS):
+        for name in (*THEIRS, *self._others, *OURS):
             if name not in each:
                 ways.append(Way(name, told=self._out.get(name, "not tried")))
                 continue

@@ -141,7 +141,8 @@ def judged(
     for each of ulam's ways. share: of the plain loop's time that the network takes.
     """
     ours = _simplest([name for name in OURS if name in medians], ratios, medians)
-    theirs = _simplest([name for name in THEIRS if name in medians], ratios, medians)
+    others = sorted({*medians} - {*THEIRS, *OURS})
+    theirs = _simplest([name for name in (*THEIRS, *others) if name in medians], ratios, medians)
     if ours is None or theirs is None:
         return "", "nothing was compared: see what was left out"
     over_loop, over_best = ratios[(LOOP, ours)] if LOOP in medians else ratios[(theirs, ours)], ratios[(theirs, ours)]
@@ -171,7 +172,9 @@ def _simplest(names: list[str], ratios: Mapping[tuple[str, str], Ratio], medians
 
 
 def _spoken(name: str) -> str:
-    return {COMPILED: "torch.compile of it", LOOP: "the plain loop"}.get(name, f"{name}' loop")
+    return {COMPILED: "torch.compile of it", LOOP: "the plain loop"}.get(
+        name, f"{name}{chr(39) if name.endswith('s') else chr(39) + 's'} loop"
+    )
 
 
 def how_to(options: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ LOOP, COMPILED, DIFFUSERS = "plain PyTorch", "plain, torch.compile", "diffusers"
 ULAM, TUNED, KERNEL = "ulam", "ulam, tuned", "ulam, chain kernel"
 THEIRS, OURS = (LOOP, COMPILED, DIFFUSERS), (ULAM, TUNED, KERNEL)
 SEED = 0
+Other = Callable[[Work, int], Callable[[], object]]  # of a work and its first evaluations, one run of these
 
 # diffusers' schedulers that evaluate the network as often as the sampler of this name.
 SCHEDULERS = {
@@ -47,11 +48,18 @@ class Ready:
     warm_up: float
 
 
-def ready(name: str, work: Work, evaluations: int, tuned: Tuned | None = None) -> Ready:
-    """A way, warmed up. Raises Unlike where it cannot do the work."""
+def ready(
+    name: str, work: Work, evaluations: int, tuned: Tuned | None = None, others: Mapping[str, Other] | None = None
+) -> Ready:
+    """A way, warmed up; ``others``: of other libraries. Raises Unlike where it cannot do the work."""
     make = {LOOP: plain, COMPILED: compiled, DIFFUSERS: diffusers, ULAM: engine, KERNEL: kernel}
     try:
-        run, samples = make[name](work, evaluations) if name != TUNED else engine(work, evaluations, options=tuned)
+        if others and name in others:
+            run, samples = others[name](work, evaluations), None
+        elif name == TUNED:
+            run, samples = engine(work, evaluations, options=tuned)
+        else:
+            run, samples = make[name](work, evaluations)
         first, second = seconds_of(run), seconds_of(run)
     except Unlike:
         raise
