@@ -2,7 +2,8 @@
 
 `python -m bench.chain_kernel` runs an MLP with SiLU and an embedding of the time, 14-256-256-256-14 under 50 DDPM steps
 with clipping and noise at 1 to 1,024 chains, and 2-64-64-2 at 10^5 chains and 100 steps: the naive loop in eager
-PyTorch, an engine tick by tick, an engine that walks whole chains, `ulam.sample`, `ulam.Policy`, and the walk alone.
+PyTorch, an engine tick by tick, an engine that walks whole chains, `ulam.sample`, `ulam.Policy`, and the walk alone, in
+bf16 too.
 All are interleaved in one process with the fused multiply-adds that measure the peak; on a busy machine the best of
 many short runs says more than the median, and both are printed. `--compiled` adds the naive loop with its network under
 torch.compile, `--grid` other widths, chains and steps, `--write` keeps the figures.
@@ -82,12 +83,19 @@ def ways(
     yield "sample", lambda: ulam.sample(denoiser, program, (n,), chains, 0, chain_kernel="on", progress=False)
     policy = ulam.Policy(denoiser, program, (n,), chains)
     yield "policy", policy
+    yield "walk", walk_of(policy)
+    for precision in ("bf16", "bf16_dot"):
+        yield f"walk, {precision}", walk_of(ulam.Policy(denoiser, program, (n,), chains, precision=precision))
+
+
+def walk_of(policy: ulam.Policy) -> Callable[[], object]:
+    """The walk of a policy alone."""
 
     def walk() -> None:
         policy._walker.begin(policy._ids, 0)
         policy._walker.run()
 
-    yield "walk", walk
+    return walk
 
 
 def operations(widths: tuple[int, ...], chains: int, steps: int) -> int:
