@@ -87,3 +87,11 @@ def test_a_network_that_looks_up_its_time_is_told_of_time_index(module: str) -> 
         ulam.sample(ulam.Denoiser(net, ulam.schedules.vp_linear(1000)), sampler, (4,), 2, progress=False)
     told = ulam.Denoiser(net, ulam.schedules.vp_linear(1000), time="index")
     assert ulam.sample(told, sampler, (4,), 2, progress=False).isfinite().all()
+
+
+def test_a_network_without_time_is_told_how_it_is_called() -> None:
+    denoiser = ulam.Denoiser(torch.nn.Linear(2, 2), ulam.schedules.vp_linear(1000))
+    with pytest.raises(
+        ulam.NetworkError, match=r"expected a network that takes \(x, t, \*\*cond\), such as lambda x, t"
+    ):
+        ulam.sample(denoiser, ulam.samplers.DDPM(3, spacing="trailing"), (2,), 2, progress=False)

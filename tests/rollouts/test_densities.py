@@ -119,6 +119,25 @@ def test_the_network_that_sampled_has_the_recorded_densities(name: str, options:
     assert float(kl.detach().abs().max()) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 31, 33])
+def test_a_few_pairs_have_the_recorded_densities_too(count: int) -> None:
+    """Within 1e-6 an element: the network is not called with so few that libraries would add up in other orders."""
+    torch.manual_seed(7)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 256), torch.nn.SiLU(), torch.nn.Linear(256, 3))
+    one = ulam.Denoiser(lambda x, t: net(torch.cat([x, t[:, None] / 1000], 1)), VP)
+    found = rollouts.sample(one, DDIM(steps=20, eta=1.0, spacing="trailing"), (3,), 64, 0)
+    for first in range(0, 62, 9):
+        places = torch.arange(first, first + count) % 64
+        rows = torch.full((count,), 18)
+        again = rollouts.log_prob(one, found, pairs=(places, rows)).detach()
+        assert float((again - found.log_prob[places, 18]).abs().max()) < 1e-6 * 3
+
+
+def test_a_reference_is_a_denoiser() -> None:
+    with pytest.raises(TypeError, match=r"^reference: got None, expected an ulam.Denoiser$"):
+        rollouts.kl(denoiser(), None, rolled(DDPM(steps=9)))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_registers_made_again_are_those_that_were_recorded(name: str) -> None:
     """The fused step's own, bit for bit, where the outputs are the recorded ones: here of a constant network."""
@@ -213,6 +232,9 @@ def test_a_guide_is_the_unguided_branch() -> None:
         ({"rows": 3}, "rows: got 3, expected a slice, a sequence of rows, or None"),
         ({"rows": torch.tensor([True, False])}, r"rows: got shape \[2\], expected \[9\], one a row"),
         ({"pairs": torch.zeros(3, 2, dtype=torch.int64)}, "pairs: got .*, expected two int64 tensors"),
+        ({"pairs": 3}, "pairs: got 3, expected two int64 tensors"),
+        ({"pairs": (None, None)}, "pairs: got .*, expected two int64 tensors"),
+        ({"pairs": "ab"}, "pairs: got 'ab', expected two int64 tensors"),
         ({"rows": [0.5]}, r"rows\[0\]: got 0.5, expected an integer"),
         ({"pairs": (torch.tensor([0]), torch.tensor([0.0]))}, r"pairs: got .*, expected two int64 tensors \[b\]"),
         ({"pairs": (torch.tensor([12]), torch.tensor([0]))}, "pairs: got a place outside 0 to 11"),

@@ -95,6 +95,7 @@ def test_a_fork_of_a_fork_goes_on_with_its_rows() -> None:
         ((-1, 2, 1), "row: got -1, expected 0 to 8"),
         ((2, 0, 1), "n: got 0, expected at least 1"),
         ((2.5, 1, 1), "row: got 2.5, expected an integer"),
+        ((2, 1, 1, DDPM(steps=9)), r"program: got .*, expected a Program, as denoiser.program"),
         ((2, 1, 3), "seed: got 3, the trunk's own, expected another"),
     ],
 )

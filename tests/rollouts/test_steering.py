@@ -130,7 +130,8 @@ def test_resampling_is_systematic() -> None:
         ({"temperature": math.nan}, "temperature: got nan"),
         ({"ess": 1.5}, r"ess: got 1.5, expected a number in \[0, 1\]"),
         ({"reward": 3}, "reward: got 3, expected a callable"),
-        ({"reward": lambda x: x}, r"reward: got .*, expected a tensor \[40\], one a particle"),
+        ({"reward": lambda x: x}, r"reward: got .*, expected a tensor \[40\] of real numbers, one a particle"),
+        ({"reward": lambda x: x.flatten(1).sum(1) * 1j}, r"reward: got .*complex.*, expected a tensor \[40\] of real"),
         ({"particles": 0}, "particles, groups: got 0 and 2"),
         ({"groups": 1.5}, "groups: got 1.5, expected an integer"),
     ],
@@ -144,11 +145,19 @@ def test_hostile_arguments_are_refused_in_one_line(change: dict[str, Any], messa
 def test_hostile_weights_are_refused() -> None:
     for weights, message in (
         (torch.tensor([[math.nan, 0.0]]), "log_weights: got NaN"),
-        (torch.full((1, 3), -math.inf), "log_weights: got NaN, or a group of minus infinity alone"),
+        (torch.full((1, 3), -math.inf), "log_weights: got NaN, infinity, or a group of minus infinity alone"),
+        ([[1.0, 2.0]], "log_weights: got list, expected a tensor"),
+        (torch.tensor([[1.0, math.inf]]), "log_weights: got NaN, infinity, or a group"),
         (torch.zeros(3), r"log_weights: got shape \[3\], expected \[groups, n\]"),
     ):
-        with pytest.raises(ValueError, match=f"^{message}"):
-            resample(weights, seed=0)
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            resample(weights, seed=0)  # type: ignore[arg-type]
+    for ids, message in (
+        (3, "groups: got 3, expected a sequence"),
+        ([0.5], r"groups\[0\]: got 0.5, expected an integer"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message}"):
+            resample(torch.zeros(1, 3), seed=0, groups=ids)  # type: ignore[arg-type]
 
 
 def test_a_sampler_without_noise_is_refused_where_copies_would_stay_copies() -> None:
@@ -179,6 +188,7 @@ def test_chains_that_fail_and_forbidden_samples_have_no_weight(ess: float) -> No
     weights = found.log_weights.exp()
     assert weights.isfinite().all() and found.log_normaliser.isfinite().all()
     assert (found.x[weights > 0].isfinite()).all()
+    assert found.mean(lambda x: x).isfinite().all()
 
     def barred(x: torch.Tensor) -> torch.Tensor:
         return torch.where(x[:, 1] > -0.3, reward(x), -torch.inf)

@@ -167,6 +167,11 @@ def test_failed_chains_have_none_computed_again_and_copies_of_them_neither() -> 
     again = rollouts.log_prob(one, found).detach()
     assert again[place, row:].isnan().all() and again[place, :row].isfinite().all()
     assert found[[place, place]].log_prob[:, row:].isnan().all() and len(found[[place, place]].failed) == 2
+    kl = rollouts.kl(denoiser(1), denoiser(), found)
+    assert kl[place, row:].isnan().all() and kl[place, :row].isfinite().all()
+    with pytest.raises(ValueError, match=rf"^row: got {row + 1}, which place \d+ did not reach: it failed at row \d"):
+        found.fork(row + 1, 2, seed=4)
+    assert found[[place]].fork(row, 2, seed=4)["x_init"].isfinite().all()
 
 
 def test_sizes_are_those_of_the_states_whatever_finish_makes_of_them() -> None:

@@ -70,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
         partial.write_bytes(file.getvalue())
     print(found)
     print(
-        f"ulam: error: root mean square against {found.reference} of the same first noise; of a sampler with noise the "
-        "energy coefficient, 0 to 1, between its samples and its own long run's, beside what chance gives"
+        f"ulam: the column of errors: root mean square against {found.reference} of the same first noise; of a sampler "
+        "with noise the energy coefficient, 0 to 1, of its samples and its own long run's, beside what chance gives"
     )
     print(f"ulam: wrote {path}")
     return 0

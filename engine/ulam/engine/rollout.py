@@ -38,7 +38,7 @@ class Rollout:
         if self.rows is None:
             return
         if not isinstance(self.rows, slice) or self.rows.step not in (None, 1):
-            raise TypeError(f"rows: got {described(self.rows)}, expected a slice of consecutive rows, or None")
+            raise TypeError(f"rows: got {self.rows!r:.80}, expected a slice of consecutive rows, or None")
         for end in (self.rows.start, self.rows.stop):
             if end is not None:
                 whole_number("rows", end)

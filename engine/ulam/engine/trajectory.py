@@ -40,7 +40,7 @@ class Trajectory:
         states: ``[n, K + 1, *shape]``: before the first of these rows, and after each of them; None if not recorded.
         history: ``[n, K + 1, R - 1, *shape]``, the other registers of samplers that have them, else None.
         outputs: ``[n, K, *shape]``, the network's after guidance, NaN where a row has none; None if not recorded.
-        failed: the row at which chains turned NaN or Inf, by their places; what comes after it is not of the sampler.
+        failed: the row at which chains turned NaN or Inf, by their places; the states after it are the last good one.
         cond, uncond, guidance, interval: as the job had them, ``[n, ...]``. traits: what else its ticks needed.
         shape, dtype: of one chain's states. slots: of the engine, how many states its network was given at once.
     """
@@ -175,7 +175,8 @@ class Trajectory:
             raise ValueError(f"fork: got a trajectory with {found[0]}, which it does not hold, expected one without")
         if seed_int64(seed) == self.seed:
             raise ValueError(f"seed: got {seed}, the trunk's own, expected another, for noise of the branches' own")
-        whole = self.program if program is None else program
+        if not isinstance(whole := self.program if program is None else program, Program):
+            raise TypeError(f"program: got {described(whole)}, expected a Program, as denoiser.program(sampler) is")
         if len(whole) < len(self.program) or whole.cut(0, len(self.program)) != self.program:
             raise ValueError(f"program: got {whole!r:.80}, expected one that begins as the trunk's")
         if not self.rows.start <= row < min(self.rows.stop + 1, len(whole)):
@@ -183,6 +184,9 @@ class Trajectory:
             raise ValueError(f"row: got {described(row)}, expected {self.rows.start} to {last}, which was recorded")
         if n < 1:
             raise ValueError(f"n: got {n}, expected at least 1")
+        if late := [place for place, last in sorted(self.failed.items()) if last < row]:
+            got = f"{row}, which place {late[0]} did not reach: it failed at row {self.failed[late[0]]}"
+            raise ValueError(f"row: got {got}, expected rows before that, or trajectory[places] of others")
         at = row - self.rows.start
 
         def repeated(value: Any) -> Any:

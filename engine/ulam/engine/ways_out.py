@@ -15,6 +15,7 @@ WHOLE = (
 )  # in torch's errors for floats where it looks up whole numbers
 MIXED = ("dtype", "ouble", "scalar type", "should be the same")  # for two types where it takes one
 # In Python's errors for a call: an argument that it does not take, or those that it lacks.
+TAKEN = re.compile(r"takes (from )?\d+ (to \d+ )?positional arguments? but \d+ were given")
 ASKED = re.compile(r"(?:(got an unexpected keyword argument)|missing \d+ required .*arguments?:) (.*)")
 
 
@@ -25,6 +26,8 @@ def way_out_of(error: BaseException, x: torch.Tensor, t: torch.Tensor, inputs: M
         clock = ["time='index' (--time index), whole training steps"] if t.is_floating_point() else []
         labels = [name for name in floats if inputs[name].dim() == 1]
         return " or ".join([*clock, *(f"whole numbers as cond[{name!r}]" for name in labels)])
+    if isinstance(error, TypeError) and TAKEN.search(text) is not None:
+        return "a network that takes (x, t, **cond), such as lambda x, t: net(x)"
     if isinstance(error, TypeError) and (found := ASKED.search(text)) is not None:
         names = re.findall(r"'(\w+)'", found[2])
         return "cond=" + ", ".join(f"{name!r}: ..." for name in names).join("{}") + (" left out" if found[1] else "")

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ulam_kernels.arguments import described
+
 from ..denoiser import Denoiser
 from ..engine.trajectory import Trajectory
 from .pairs import Pairs
@@ -43,10 +45,10 @@ def log_prob(
             noise. The result is ``[n, len(rows)]``.
         pairs: (places, rows) int64 ``[b]`` each, any chains of the trajectory at any rows in any order, a mini-batch;
             the result is then ``[b]``.
-        batch: how many states the network is given in a call, the last of which is filled up; by default all at once
-            where they are fewer than the engine's slots (``trajectory.slots``), else as many as these. Libraries
+        batch: how many states the network is given in a call, the last of which is filled up; by default as many as
+            the engine's slots (``trajectory.slots``), or the next multiple of 32 where the pairs are fewer. Libraries
             choose their algorithms by the size of the batch; where that is all they look at, the network that sampled
-            has the same bits, and ratios begin at 1 exactly.
+            has the same bits in ``batch=trajectory.slots``, and ratios begin at 1 exactly.
 
     Raises:
         TypeError, ValueError: an invalid argument; a row that was not recorded, adds no noise and so has no density, or
@@ -74,7 +76,10 @@ def kl(
     float64, differentiable through both networks (call the reference's parameters with ``requires_grad_(False)``).
     Arguments, shapes and errors: see :func:`log_prob`.
     """
+    if not isinstance(reference, Denoiser):
+        raise TypeError(f"reference: got {described(reference)}, expected an ulam.Denoiser")
     new, old = (Replay(one, trajectory, rows, pairs, batch) for one in (denoiser, reference))
     apart = new.means(new.registers)[0] - old.means(old.registers)[0]
     a_z = new.column(lambda p: p.A[:, 0, -1])
-    return new.shaped(apart.flatten(1).square().sum(1) / (2 * a_z.square()))
+    found = apart.flatten(1).square().sum(1) / (2 * a_z.square())
+    return new.shaped(torch.where(new.failed, torch.nan, found))

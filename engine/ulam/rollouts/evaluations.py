@@ -18,6 +18,7 @@ from ..evaluation import check_output, in_eval_mode, modules_in
 from ..outputs import ReadOutput
 from .visits import Setting, Visit
 
+STEP = 32  # matrix products of a few rows are computed in other orders than those of many
 Numbers = npt.NDArray[np.int64]
 Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 
@@ -25,7 +26,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 def evaluate(denoiser: Denoiser, setting: Setting, visits: Sequence[Visit], batch: int | None) -> None:
     """Give visits their outputs, from an evaluation of each distinct (chain, row) among them.
 
-    batch: how many at once, by default the engine's slots where there are as many.
+    batch: how many at once, by default the engine's slots, or for fewer pairs the next multiple of 32.
     """
     program = setting.program
     keys = np.concatenate([visit.places.cpu().numpy() * len(program) + visit.rows for visit in visits])
@@ -53,7 +54,7 @@ def _taken(found: Outputs | None, index: torch.Tensor, x: torch.Tensor) -> Outpu
 def _in_batches(denoiser: Denoiser, setting: Setting, places: Numbers, rows: Numbers, batch: int | None) -> Outputs:
     """The outputs of these pairs, by calls of a batch each, the last filled up with the first pairs."""
     if batch is None:
-        batch = min(setting.trajectory.slots, len(rows))
+        batch = min(setting.trajectory.slots, -(-len(rows) // STEP) * STEP)
     filled = np.resize(np.arange(len(rows)), -(-len(rows) // batch) * batch).reshape(-1, batch)
     parts = [_outputs(denoiser, Visit(setting, torch.from_numpy(places[at]), rows[at])) for at in filled]
     m, u, weight = (None if part[0] is None else torch.cat(part)[: len(rows)] for part in zip(*parts, strict=True))

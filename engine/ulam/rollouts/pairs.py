@@ -46,9 +46,10 @@ def indices(
 
 
 def _pairs(pairs: Pairs) -> Pairs:
-    if isinstance(pairs, torch.Tensor) or len(pairs) != 2:
+    parts = pairs if isinstance(pairs, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, torch.Tensor | np.ndarray | list | range) for part in parts):
         raise TypeError(f"pairs: got {described(pairs)}, expected two int64 tensors [b], places and rows")
-    places, numbers = (torch.as_tensor(part).detach().cpu().contiguous() for part in pairs)
+    places, numbers = (torch.as_tensor(part).detach().cpu().contiguous() for part in parts)
     if places.dim() != 1 or places.shape != numbers.shape or {places.dtype, numbers.dtype} != {torch.int64}:
         raise ValueError(f"pairs: got {described(pairs[0])} and {described(pairs[1])}, expected two int64 tensors [b]")
     return places, numbers

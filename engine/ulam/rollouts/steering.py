@@ -19,7 +19,7 @@ import torch
 from ulam_kernels.arguments import described, real
 from ulam_kernels.validation import check_real
 
-from ..arguments import whole_number
+from ..arguments import whole_number, whole_numbers
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, Sampler
 from ..engine.engine import Engine
@@ -90,8 +90,9 @@ class Steered:
         """``[groups, ...]`` float64: the weighted mean of ``function(x)`` over each group's particles."""
         found = function(self.x.flatten(0, 1)).double()
         values = found.reshape(*self.log_weights.shape, *found.shape[1:])
-        weights = torch.softmax(self.log_weights, 1)
-        return torch.einsum("gp,gp...->g...", weights.to(values.device), values)
+        weights = torch.softmax(self.log_weights, 1).to(values.device)
+        lost = weights.reshape(*weights.shape, *[1] * (found.dim() - 1)) == 0  # may be NaN
+        return torch.einsum("gp,gp...->g...", weights, torch.where(lost, 0.0, values))
 
 
 def resample(
@@ -109,14 +110,20 @@ def resample(
     Raises:
         TypeError, ValueError: an invalid argument.
     """
+    if not isinstance(log_weights, torch.Tensor):
+        raise TypeError(f"log_weights: got {described(log_weights)}, expected a tensor [groups, n]")
     check_real(log_weights, "log_weights")
+    if groups is not None:
+        if not isinstance(groups, Sequence) or isinstance(groups, str):
+            raise TypeError(f"groups: got {described(groups)}, expected a sequence of ids, or None")
+        groups = whole_numbers(**{f"groups[{place}]": group for place, group in enumerate(groups)})
     if log_weights.dim() != 2 or not log_weights.numel():
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}, expected [groups, n]")
     if groups is not None and len(groups) != len(log_weights):
         raise ValueError(f"groups: got {len(groups)} ids, expected {len(log_weights)}")
     weights = torch.softmax(log_weights.detach().cpu().double(), 1)
     if not bool(torch.isfinite(weights).all()):
-        raise ValueError("log_weights: got NaN, or a group of minus infinity alone, expected numbers")
+        raise ValueError("log_weights: got NaN, infinity, or a group of minus infinity alone, expected numbers")
     count, n = weights.shape
     ids = range(count) if groups is None else list(groups)
     u = (1 + uniform(normal_for(RESAMPLING, (3,), row=row, seed=seed, chains=ids))) / 2
@@ -230,8 +237,9 @@ class _Particles:
         shape = self._rewards.shape
         with torch.no_grad():
             found: Any = self._steering.reward(x.clone())
-        if not isinstance(found, torch.Tensor) or tuple(found.shape) != (shape.numel(),):
-            raise ValueError(f"reward: got {described(found)}, expected a tensor [{shape.numel()}], one a particle")
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != (shape.numel(),) or found.is_complex():
+            got = described(found)
+            raise ValueError(f"reward: got {got}, expected a tensor [{shape.numel()}] of real numbers, one a particle")
         rewards = found.detach().cpu().double().reshape(shape)
         for place in failed:
             self._lost[divmod(place, shape[1])] = True

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ulam_kernels.arguments import described
-
 from ..denoiser import Denoiser, Sampler
 from ..programs.program import COLUMNS, FLAGS, SELDOM, Program
 
@@ -26,7 +24,7 @@ def mixed(denoiser: Denoiser, stochastic: Sampler | Program, other: Sampler | Pr
     """
     sde, ode = denoiser.program(stochastic), denoiser.program(other)
     if not isinstance(rows, slice) or rows.step not in (None, 1):
-        raise TypeError(f"rows: got {described(rows)}, expected a slice of consecutive rows")
+        raise TypeError(f"rows: got {rows!r:.80}, expected a slice of consecutive rows")
     begin, end, _ = rows.indices(len(sde))
     if begin >= end:
         raise ValueError(f"rows: got {begin} to {end}, expected at least one of {len(sde)} rows")
