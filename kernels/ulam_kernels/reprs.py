@@ -55,7 +55,7 @@ def _told(self: Any) -> list[tuple[str, Any]]:
             continue
         if isinstance(value, dict | list | tuple) and not value:
             continue
-        simple = isinstance(value, bool | int | float | str) and type(field.default) is type(value)
+        simple = isinstance(value, bool | int | float) and type(field.default) is type(value)
         if not (simple and value == field.default):
             found.append((field.name, value))
     return found
