@@ -35,7 +35,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **tensors: object) -> None:
     """Raises RuntimeError for an input that requires grad while gradients are recorded: ``what`` gives none."""
-    if not torch.is_grad_enabled():
+    if (cond is None and not tensors) or not torch.is_grad_enabled():
         return
     given: dict[str, object] = {}
     for name, value in {**tensors, "cond": cond}.items():

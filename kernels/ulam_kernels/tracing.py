@@ -29,6 +29,9 @@ traced: Callable[[], Any] = torch._C._get_tracing_state
 modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
+# torch.compile's function for the frames of this thread, None outside of what it runs.
+watches: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: "unknown")
+
 _functorch: Any = torch._C._functorch
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -65,8 +68,8 @@ def not_recorded(function: F) -> F:
 
 
 def compiles() -> bool:
-    """Whether torch.compile may trace what runs now: it has been imported."""
-    return "torch._dynamo" in sys.modules
+    """Whether torch.compile traces what runs now, or watches for functions to trace."""
+    return "torch._dynamo" in sys.modules and (torch.compiler.is_dynamo_compiling() or watches() is not None)
 
 
 class _Running(threading.local):

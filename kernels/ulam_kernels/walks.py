@@ -148,12 +148,8 @@ def prepare(network: Network, device: torch.device, backend: str | None = None) 
 
 def _options(module: ModuleType, known: Tensor, mask: Tensor, reduces: bool | None = None) -> dict[str, Any]:
     """What a backend takes beside the rest: what it is told of the rows, and elements that are known."""
-    if name_of(module) in ("cpu", "reference"):
-        return {} if known is None else {"fixed": known, "mask": mask}
-    if known is not None:
-        expected = "expected 'cpu' or 'reference', which write known elements back"
-        raise ValueError(f"backend: got {name_of(module)!r}, {expected}")
-    return {"reduces": reduces}
+    given: dict[str, Any] = {} if known is None else {"fixed": known, "mask": mask}
+    return given if name_of(module) in ("cpu", "reference") else given | {"reduces": reduces}
 
 
 def _check_written(states: torch.Tensor, cursor: torch.Tensor, net_in: Tensor) -> None:

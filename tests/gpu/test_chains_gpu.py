@@ -47,6 +47,17 @@ def test_every_way_to_ask_has_the_bits_of_the_cpu(device: str, name: str) -> Non
             assert engine.report.chain_kernel == "on" and not engine.report.fallbacks
 
 
+def test_a_policy_holds_what_is_known(device: str) -> None:
+    net, given = on_cpu(), told("chunk policy", 40, guided=False)
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[0] = True
+    known = torch.linspace(-1, 1, 40 * mask.numel()).view(40, *SHAPE)
+    policy = ulam.Policy(moved(net, device), DDPM(6), SHAPE, 40, SEED, device=device, mask=mask, **given)
+    out = policy(known=known).cpu()
+    held(out, ulam.Policy(net, DDPM(6), SHAPE, 40, SEED, mask=mask, **given)(known=known), 0.0)
+    assert torch.equal(out[:, mask], known[:, mask])
+
+
 @pytest.mark.parametrize("kernel", ["on", "tf32x3", "bf16"])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_a_chain_has_the_same_bits_in_any_company(device: str, kernel: str, graphs: bool) -> None:

@@ -277,12 +277,25 @@ def test_a_policy_takes_observations_from_anywhere(gpu: Any) -> None:
     assert policy.calls == 3
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_policy_holds_what_is_known(gpu: Any, own: bool) -> None:
+    """The elements of a mask, which may live anywhere, with the bits of the CPU."""
+    net, given = on_cpu(), told("chunk policy", 2, guided=False)
+    mask = torch.zeros(2, *SHAPE, dtype=torch.bool) if own else torch.zeros(SHAPE, dtype=torch.bool)
+    mask[..., 0] = True
+    known = torch.arange(2.0 * SHAPE[0] * SHAPE[1]).view(2, *SHAPE)
+    plain = ulam.Policy(net, DDPM(6), SHAPE, 2, SEED, mask=mask, **given)
+    policy = ulam.Policy(moved(net), DDPM(6), SHAPE, 2, SEED, device="cuda", mask=mask.to("cuda:0"), **given)
+    expected = plain(known=known)
+    assert torch.equal(policy(known=known.to("cuda:0")).cpu(), expected)
+    where = mask.expand(2, *SHAPE)
+    assert torch.equal(expected[where], known[where])
+
+
 @pytest.mark.parametrize("gpu", ["late"], indirect=True)
 def test_what_does_not_fit_is_named_with_the_way_out(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = on_cpu("tutorial")
     there = moved(net)
-    with pytest.raises(ValueError, match=r"^mask: got one on cuda:0, expected None: a policy on the CPU"):
-        ulam.Policy(there, DDIM(4), (2,), mask=torch.tensor([True, False]), device="cuda")
     with pytest.raises(ValueError, match=r"^device: .*got 'cuda', expected 'triton'.*, or chain_kernel='auto'"):
         engine_of(there, (2,), backend="cuda")
     with pytest.raises(ValueError, match=r"^device: got cuda:0, but the network's .* is on cpu"):

@@ -46,7 +46,8 @@ def launched(walk: Walk, target: Any, **options: Any) -> tuple[Any, Walk]:
     import triton_simulator
     from ulam_kernels.triton import walk as backend
 
-    after = replace(walk, states=walk.states.clone(), cursor=walk.cursor.clone())
+    net_in = None if walk.net_in is None else walk.net_in.clone()
+    after = replace(walk, states=walk.states.clone(), cursor=walk.cursor.clone(), net_in=net_in)
     names = ("seed", "chain", "row_vectors", "chain_vectors", "uncond_vectors", "guidance")
     given = [walk.given.get(name) for name in names]
     gpu_target = GPUTarget(*(target if isinstance(target, tuple) else ("cuda", target, 32)))
@@ -54,7 +55,8 @@ def launched(walk: Walk, target: Any, **options: Any) -> tuple[Any, Walk]:
         patch.setitem(triton_simulator.MODULES, backend.walk_tiles, backend)
         with triton_simulator.simulated(gpu_target, **options) as gpu:
             memory = (after.states, walk.table.coef, walk.table.flags, after.cursor)
-            backend.bound_walk(*memory, walk.network, walk.net_in, *given)(walk.steps)
+            known = {"fixed": walk.given.get("known"), "mask": walk.given.get("mask")}
+            backend.bound_walk(*memory, walk.network, after.net_in, *given, **known)(walk.steps)
     return gpu.compiled[0], after
 
 
@@ -107,6 +109,30 @@ def test_ptx_gives_the_bits_of_the_cpu_in_float32(guided: bool, learned: bool) -
         return ptx.replace("0fBF317200", "0fBF317201").replace("0f3F317200", "0f3F317201")
 
     assert not same_bits(launched(walk, 90, execute=True, alter=altered)[1].states, expected[0])
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_ptx_writes_known_elements_back_with_the_bits_of_the_cpu(scaled: bool, own: bool) -> None:
+    """After rows that write, not after others; a mask of all chains, or one of each."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    rng = np.random.default_rng([scaled, own])
+    chains, n = 6, 5
+    walk = random_walk(rng, chains, n, 2, network=residual(rng, n, False), learned=False, scaled=scaled, steps=2)
+    assert (walk.net_in is None) != scaled
+    mask = torch.from_numpy(rng.random((chains, n) if own else n) < 0.5)
+    known = torch.from_numpy(rng.normal(size=(chains, n))).float()
+    given = {"known": known, "mask": mask}
+    walk = replace(walk, given=walk.given | given)
+    _, after = launched(walk, 90, execute=True)
+    states, cursor, net_in = walk.run("cpu")
+    assert same_bits(after.states, states) and torch.equal(after.cursor, cursor)
+    assert net_in is None or (after.net_in is not None and same_bits(after.net_in, net_in))
+    where = mask.expand(chains, n)
+    writes = (cursor[0] != 0)[:, None] & where
+    assert writes.any() and torch.equal(states[0][writes], known[writes])
+    assert not torch.equal(launched(replace(walk, given=walk.given | {"known": known + 1}), 90, execute=True)[1].states,
+                           after.states)  # fmt: skip
 
 
 @pytest.mark.parametrize("learned", [False, True])

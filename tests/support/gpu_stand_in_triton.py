@@ -57,7 +57,12 @@ def walk_by_cpu(network, given):
     names = ("state", "coef", "flags", "cursor", "net_in", "seed", "chain", "row_vectors", "chain_vectors",
              "uncond_vectors", "guidance")  # fmt: skip
     state, coef, flags, cursor, *reads = (given[name] for name in names)
-    ulam_kernels.cpu.bound_walk(state, coef, flags, cursor, network, *reads)(given["steps"])
+    mask = given["mask"]
+    if mask is not None:
+        one = given["mask_stride"] == 0
+        mask = mask.view(torch.bool).view(state.shape[2:] if one else state.shape[1:])
+    known = {"fixed": given["known"], "mask": mask}
+    ulam_kernels.cpu.bound_walk(state, coef, flags, cursor, network, *reads, **known)(given["steps"])
 
 
 def call_by_cpu(network, given):

@@ -39,6 +39,8 @@ class Held:
         self._lists = [inside for inside in found if isinstance(inside, list)]
         self._cells = [inside for inside in found if isinstance(inside, CellType)]
         self._dicts += hooks_of_all()
+        self._empty = [inside for inside in self._dicts if not inside]  # most: hooks that nobody has registered
+        self._filled = [inside for inside in self._dicts if inside]
         self._was = self._now()
         self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
         containers: list[Any] = [*self._dicts, *self._lists]
@@ -46,7 +48,7 @@ class Held:
         self._contents = [(cell, cell.cell_contents) for cell in self._cells]
 
     def _now(self) -> list[object]:
-        dicts = chain.from_iterable(map(dict.values, self._dicts))
+        dicts = chain.from_iterable(map(dict.values, self._filled))
         classes = list(map(type, self._modules))
         calls = [getattr(one, "forward", None) for one in classes]
         return [
@@ -60,7 +62,7 @@ class Held:
     def holds(self) -> bool:
         """Whether nothing has changed but modes."""
         now, was = self._now(), self._was
-        if len(now) != len(was):
+        if any(self._empty) or len(now) != len(was):
             return False
         return all(map(operator.is_, now, was)) or all(
             a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))

@@ -28,7 +28,7 @@ from .guided_outputs import numbers_of
 from .inpainting import KnownImages
 from .job import Job
 from .row_table import Columns, Place, RowTable
-from .slots import Slots, places
+from .slots import Ints, Slots, places
 from .transfers import on_device
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Buffers:
         self.slots = Slots(slots, device, branches)
         self.rows = RowTable(device, wide, time_dtype)
         self.state = torch.zeros(MAX_REGISTERS if reserve else 1, slots, *shape, dtype=dtype, device=device)
+        self._fill_normal = select(backend, device.type, dtype).fill_normal
         self._first_draw = torch.zeros(slots, dtype=torch.int64, device=device)
         self._tick: TickTensors | None = None
         self.t = torch.zeros(slots, dtype=time_dtype, device=device)
@@ -116,7 +117,7 @@ class Buffers:
                 self.state = torch.cat([self.state, more])
             if program.needs_reductions and self.scales is None:
                 self.scales = torch.ones(self.size, 4, dtype=self.rows.columns.c_next.dtype, device=self.device)
-            if self.known is None and bool(program.blends.any()):
+            if self.known is None and program.takes_image:
                 self.known = KnownImages(self.size, self.shape, self.device, self.rows.columns.c_next.dtype)
             return self.rows.add(program, running)
 
@@ -204,11 +205,9 @@ class Buffers:
                 branch.enter(group.slots, group.chains, values)
             if job.known is not None and self.known is not None:
                 self.known.enter(group.slots, group.chains, job.known)
-        sizes = [group.size for group in groups]
-        places_of_all = on_device(torch.from_numpy(at), self.device)
         if any(job.rule is not None for job in jobs):
-            self._forget_differences(places_of_all)
-        self._first_states(groups, sizes, places_of_all)
+            self._forget_differences(on_device(torch.from_numpy(at), self.device))
+        self._first_states(groups, at)
 
     def _forget_differences(self, at: torch.Tensor) -> None:
         """What rules of guidance remember of these slots is 0; that of other chains there is not read."""
@@ -218,39 +217,41 @@ class Buffers:
                 self.past = torch.zeros(self.size, *self.shape, dtype=wide, device=self.device)
         self.past.index_fill_(0, at, 0)
 
-    def _first_states(self, groups: list[Group[Job]], sizes: list[int], at: torch.Tensor) -> None:
+    def _first_states(self, groups: list[Group[Job]], at: Ints) -> None:
         if self.own_inputs or any(group.job.program.scales_input for group in groups):
             self._current_inputs()
+        registers, sizes = max(group.job.program.registers for group in groups), [group.size for group in groups]
         if len(groups) == 1:  # neighbours, whose states are written where they lie
             slots = groups[0].slots
-            self._first_noise(self.state[0, slots], self.slots.ids[:, slots], groups[0].job.program.init_scale)
+            seed, chain = self.slots.seed[slots], self.slots.chain[slots]
+            self._first_noise(self.state[0, slots], seed, chain, groups[0].job.program.init_scale)
         else:
+            places_of_all = on_device(torch.from_numpy(at), self.device)
             x = torch.empty(len(at), *self.shape, dtype=self.dtype, device=self.device)
-            ids, begin = self.slots.ids.index_select(1, at), 0
+            (seed, chain), begin = self.slots.ids.index_select(1, places_of_all), 0
             for scale, count in _runs(groups, sizes):  # one launch for neighbours with the same scale
-                self._first_noise(x[begin : begin + count], ids[:, begin : begin + count], scale)
+                run = slice(begin, begin + count)
+                self._first_noise(x[run], seed[run], chain[run], scale)
                 begin += count
-            self.state[0].index_copy_(0, at, x)
+            self.state[0].index_copy_(0, places_of_all, x)
         for group in groups:
             if (x_init := group.job.x_init) is not None:
                 first = x_init.tensor if isinstance(x_init, Shared) else x_init[group.chains]
                 self.state[0, group.slots].copy_(on_device(first.to(self.dtype), self.device))
-        registers = max(group.job.program.registers for group in groups)
         if registers > 1:
-            self.state[1:registers].index_fill_(1, at, 0)
+            self.state[1:registers].index_fill_(1, on_device(torch.from_numpy(at), self.device), 0)
         for group in groups:
             if (history := group.job.history) is not None:
                 first = history[group.chains].to(self.dtype).transpose(0, 1)
                 self.state[1 : 1 + len(first), group.slots].copy_(on_device(first, self.device))
         if self.net_in is not None and self._inputs_are_current:
-            self._first_inputs([group.job.program for group in groups], sizes, at)
+            places_of_all = on_device(torch.from_numpy(at), self.device)
+            self._first_inputs([group.job.program for group in groups], sizes, places_of_all)
 
-    def _first_noise(self, x: torch.Tensor, ids: torch.Tensor, scale: float) -> None:
-        """Fill first states with noise of these ids, seeds and chains."""
-        draw = self._first_draw[: len(x)]
-        ulam_kernels.fill_normal(
-            x, seed=ids[0], chain=ids[1], draw=draw, tag=FIRST_STATE.tag, scale=scale, backend=self.backend
-        )
+    def _first_noise(self, x: torch.Tensor, seed: torch.Tensor, chain: torch.Tensor, scale: float) -> None:
+        """Fill first states with noise of these seeds and chains: all are the engine's own, and need no checks."""
+        draw = self._first_draw[: x.shape[0]]
+        self._fill_normal(x, seed, chain, draw, FIRST_STATE.tag, scale, 0)
 
     def _first_inputs(self, programs: list[Program], sizes: list[int], at: torch.Tensor) -> None:
         assert self.net_in is not None
@@ -276,7 +277,8 @@ class Buffers:
         """Copies of these groups' states, one after another, and of the rows at which chains failed (0: none)."""
         if len(groups) == 1:
             at = groups[0].slots
-            return self.state[0, at].clone(), self.slots.failed[at].clone() if with_failures else None
+            watched = with_failures and self.slots.any_failed(at)
+            return self.state[0, at].clone(), self.slots.failed[at].clone() if watched else None
         slots = on_device(torch.from_numpy(places([group.slots for group in groups])[0]), self.device)
         failed = self.slots.failed.index_select(0, slots) if with_failures else None
         return self.state[0].index_select(0, slots), failed

@@ -12,7 +12,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from typing import Any, TypeAlias, TypeVar
@@ -28,6 +28,7 @@ from .trajectory import Trajectory, joined, trajectory_of
 
 Entry = TypeVar("Entry", Result, Finished)
 Handed: TypeAlias = "Iterator[Result | None] | Iterator[Finished | None]"
+_LEFT = torch.empty(0)  # in place of states that have been joined: of memory, only the joined ones are kept
 Key: TypeAlias = tuple[int, int]  # a group's number, and the index in its job of a chain, or of the group's first
 
 
@@ -241,10 +242,10 @@ class Delivery:
             parts: dict[Job, list[Finished]] = {}
             for group in self._groups.values():
                 parts.setdefault(group.job, []).append(group)
-            results = {job: _joined(groups, len(job.chains)) for job, groups in parts.items()}
+            results = {job: _joined(groups, job.chains.shape[0]) for job, groups in parts.items()}
             thread = threading.get_ident()
             self._joined_of[thread] = [
-                (key, group if group.failed or group.trajectory else replace(group, states=group.states[:0]))
+                (key, group if group.failed or group.trajectory else Finished(group.job, group.chains, _LEFT, {}))
                 for key, group in self._groups.items()
             ]
             self.joined[thread] = results
@@ -276,7 +277,7 @@ class Delivery:
             groups = {
                 key: group
                 if group.failed or group.trajectory
-                else replace(group, states=results[group.job][group.chains])
+                else Finished(group.job, group.chains, results[group.job][group.chains], {})
                 for key, group in self._joined_of[thread]
                 if group.job in results  # not cancelled since
             }
@@ -297,9 +298,9 @@ class Delivery:
 
 
 def _joined(parts: list[Finished], chains: int) -> torch.Tensor | Trajectory:
-    recorded = [part.trajectory for part in sorted(parts, key=lambda part: part.chains.start) if part.trajectory]
-    if recorded:
-        return joined(recorded)
+    if any(part.trajectory for part in parts):
+        ordered = sorted(parts, key=lambda part: part.chains.start)
+        return joined([part.trajectory for part in ordered if part.trajectory])
     like = parts[0].states
     if like.shape[0] == chains and not parts[0].failed and parts[0].job.finish is None:
         return like.clone()  # of inference mode, as those of the loop

@@ -42,7 +42,7 @@ class Policy:
         guidance, uncond: weights of classifier-free guidance and the arguments of its other branch, as
             :func:`ulam.sample` has them.
         mask: bool ``[*shape]`` or ``[n, *shape]``: elements that are known, as the first state of a plan is, and are
-            written back after every row [Janner 2022]; each call then takes ``known``. On the CPU alone.
+            written back after every row [Janner 2022]; each call then takes ``known``.
         precision: of the network's matrices, "float32", "bf16", "bf16_dot" or "tf32x3", see
             :class:`ulam_kernels.networks.Network`.
         device: where the chains are walked and the actions are, "cpu" or "cuda"; observations may be anywhere.
@@ -82,8 +82,6 @@ class Policy:
         choice(precision, "precision", PRECISIONS)
         if mask is not None:
             check_mask(mask, self._chains, self.shape)
-            if where.type != "cpu":
-                raise ValueError(f"mask: got one on {where}, expected None: a policy on the CPU holds known elements")
         job = job_of(denoiser, self.shape, sampler, self._chains, seed, cond, guidance, uncond, None, None, None, None,
                      0, None, 0.0)  # fmt: skip
         if not walks(job):
@@ -95,7 +93,7 @@ class Policy:
         self._compiled = compiled_once(denoiser, self.shape, job.cond)
         self._walker = Walker(self._compiled, job.program, self.shape, self._chains, guided=job.weights is not None,
                               times=denoiser.time_dtype, device=where, backend=backend, precision=precision,
-                              mask=None if mask is None else mask.clone())  # fmt: skip
+                              mask=None if mask is None else mask.to(where, copy=True))  # fmt: skip
         self._walker.condition(job.cond)
         self._guided = job.guidance is not None
         if job.guidance is not None:

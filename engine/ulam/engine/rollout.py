@@ -72,9 +72,9 @@ def check_recording(
         rollout.window(program)
         if noise is not None:
             raise ValueError("noise: got a callable beside rollout, whose rows are computed again, expected None")
-    check_no_gradient("sampling", history=history)
     if history is None:
         return
+    check_no_gradient("sampling", history=history)
     if not isinstance(history, torch.Tensor) or not history.is_floating_point():
         raise TypeError(f"history: got {described(history)}, expected a float tensor {list(expected)} or None")
     if tuple(history.shape) != expected:

@@ -18,6 +18,7 @@ from ..noise import DRAWS_PER_ROW
 
 IDLE_ROW = 0
 CURSOR = ("row", "draw", "row_advance", "draw_advance", "failed", "parts")  # in the order of ulam_kernels.advance
+FAILED = CURSOR.index("failed")
 INTEGERS = (*CURSOR, "seed", "chain")
 FLOATS = ("weight", "guided_from", "guided_to", "rescale", "branches", "rule", "eta", "norm", "momentum")
 Ints: TypeAlias = "npt.NDArray[np.int64]"
@@ -110,6 +111,10 @@ class Slots:
         self._host[0][:4, at] = 0  # row = IDLE_ROW, draw, and what a tick adds to them
         if ranges:
             self._commit(at)
+
+    def any_failed(self, at: slice) -> bool:
+        """Whether a chain in these slots has failed; on a GPU True, as the host does not know."""
+        return not self._direct or bool(self._host[0][FAILED, at].any())
 
     def _commit(self, at: slice | Ints) -> None:
         """Make what was written for these slots visible to the device's next operation."""

@@ -67,17 +67,13 @@ def job_of(
         TypeError, ValueError: an invalid argument, named in the message.
         RuntimeError: an argument requires grad while gradients are recorded.
     """
-    blended = [pair for pair in blend if isinstance(pair, list | tuple)] if isinstance(blend, list | tuple) else []
-    parts = {
-        f"blend[{at}]{of}": part for at, pair in enumerate(blended) for of, part in zip(OF_PAIR, pair, strict=False)
-    }
-    check_no_gradient(
-        "sampling", cond, **parts, uncond=uncond, x_init=x_init, guidance=guidance, known=known, mask=mask
-    )
+    tensors = {"uncond": uncond, "x_init": x_init, "guidance": guidance, "known": known, "mask": mask}
+    check_no_gradient("sampling", cond, **{name: value for name, value in tensors.items() if value is not None},
+                      **_parts(blend))  # fmt: skip
     ids = chain_ids(chains)
-    if not len(ids):
+    if not (count := ids.shape[0]):
         raise ValueError("chains: got none, expected at least 1")
-    if not isinstance(chains, (int, range)) and len(torch.unique(ids)) != len(ids):
+    if not isinstance(chains, (int, range)) and len(torch.unique(ids)) != count:
         raise ValueError("chains: got an id twice in one job, expected distinct ids (use two jobs)")
     program = denoiser.program(sampler)
     if not program.evaluating:
@@ -85,7 +81,7 @@ def job_of(
     first_row, every, priority = whole_numbers(first_row=first_row, every=every, priority=priority)
     if not 0 <= first_row < LAST_ROW:
         raise ValueError(f"first_row: got {first_row}, expected 0 to 2^59 - 1")
-    _check_first_states(x_init, (len(ids), *shape))
+    _check_first_states(x_init, (count, *shape))
     _check_norms(program, shape)
     if x_init is None and not isinstance(sampler, Program):
         _check_start(sampler, denoiser.schedule)
@@ -96,20 +92,28 @@ def job_of(
     _check_beginning(guidance_rule, first_row)
     program = _with_guidance(program, guidance, guidance_rule, guidance_schedule)
     _check_callback(callback, every, finish)
-    known_image = check_known(known, mask, program, len(ids), shape)
+    known_image = check_known(known, mask, program, count, shape)
     if known_image is not None and noise is not None:
         raise ValueError("noise: got a callable beside known, whose noise is noise-v1 always, expected None")
     conditional, weights, unconditional = check_conditioning(
-        cond, guidance, uncond, len(ids), has_guide=denoiser.guide is not None,
+        cond, guidance, uncond, count, has_guide=denoiser.guide is not None,
         always=program.reads_unguided or program.schedules_guidance,
     )  # fmt: skip
-    check_recording(rollout, history, program, (len(ids), program.registers - 1, *shape), noise)
-    further = check_blend(blend, conditional, len(ids), branches)
+    check_recording(rollout, history, program, (count, program.registers - 1, *shape), noise)
+    further = check_blend(blend, conditional, count, branches)
     return Job(
         program, ids, seed, conditional, unconditional, weights, x_init, noise, known_image, interval, rescale,
         callback, every, finish, priority, deadline, first_row, guidance_rule if weights is not None else None, further,
         rollout, history,
     )  # fmt: skip
+
+
+def _parts(blend: object) -> dict[str, object]:
+    """What further conditionings and their weights are called in errors, of those that are pairs."""
+    if not isinstance(blend, list | tuple):
+        return {}
+    pairs = enumerate(pair for pair in blend if isinstance(pair, list | tuple))
+    return {f"blend[{at}]{of}": part for at, pair in pairs for of, part in zip(OF_PAIR, pair, strict=False)}
 
 
 def _check_first_states(x_init: object, expected: tuple[int, ...]) -> None:

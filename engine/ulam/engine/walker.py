@@ -9,6 +9,7 @@ import torch
 
 import ulam_kernels
 from ulam_kernels import Table
+from ulam_kernels.dispatch import select
 from ulam_kernels.networks import Linear
 from ulam_kernels.walks import BoundWalk
 
@@ -43,6 +44,7 @@ class Walker:
         self._compiled, self._program, self._guided, self._backend = compiled, program, guided, backend
         self._precision, self._mask, self._device = precision, mask, device
         self._times = torch.tensor(program.time).to(times)
+        self._fill_normal = select(backend, device.type, torch.float32).fill_normal
         rows = program.table(dtype=torch.float32)
         idle = Table(torch.zeros_like(rows.coef[:1]), torch.zeros_like(rows.flags[:1]), rows.registers)
         with torch.inference_mode(False):
@@ -96,10 +98,7 @@ class Walker:
             self._whole.copy_(torch.from_numpy(host))
         x = self.states[0]
         if x_init is None:
-            ulam_kernels.fill_normal(
-                x, seed=self._seed, chain=self._chain, draw=self._first, tag=FIRST_STATE.tag,
-                scale=self._program.init_scale, backend=self._backend,
-            )  # fmt: skip
+            self._fill_normal(x, self._seed, self._chain, self._first, FIRST_STATE.tag, self._program.init_scale, 0)
         else:
             x.copy_(x_init)
         if self.known is not None and self._mask is not None:
@@ -135,8 +134,8 @@ class Walker:
 
     def failed(self) -> dict[int, int]:
         """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
-        rows = self._cursor[FAILED].cpu().numpy()
-        return {int(place): int(rows[place]) - 1 for place in np.flatnonzero(rows)}
+        rows = (self._whole if self._device.type == "cpu" else self._whole.cpu()).numpy()[FAILED]
+        return {int(place): int(rows[place]) - 1 for place in np.flatnonzero(rows)} if rows.any() else {}
 
 
 def walked(

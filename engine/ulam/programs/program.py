@@ -192,6 +192,11 @@ class Program:
         """[n] bool: the rows that blend with a known image through a mask."""
         return np.asarray((self.known_a != 0) | (self.known_b != 0))
 
+    @cached_property
+    def takes_image(self) -> bool:
+        """Whether any row blends with a known image."""
+        return bool(self.blends.any())
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What a run needs besides the network: of "noise", "registers", "reductions", "known image"."""
@@ -199,7 +204,7 @@ class Program:
             "noise": self.needs_noise,
             "registers": self.registers > 1,
             "reductions": self.needs_reductions,
-            "known image": bool(self.blends.any()),
+            "known image": self.takes_image,
         }
         return tuple(name for name, wanted in wants.items() if wanted)
 
@@ -271,8 +276,12 @@ class Program:
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Program) else NotImplemented
 
-    def __hash__(self) -> int:
+    @cached_property
+    def _hash(self) -> int:
         return hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __repr__(self) -> str:
         return (

@@ -26,7 +26,7 @@ from ulam_kernels.triton.execute import execute
 from ulam_kernels.triton.launch import EXACT, blocks_shift, on_device
 from ulam_kernels.triton.network import LEAST, evaluate, padded, room, whole_matrices, width, words
 from ulam_kernels.triton.reduce import reduce_tile
-from ulam_kernels.triton.row import MATRIX, PER_CHAIN, REDUCED, any_of
+from ulam_kernels.triton.row import C_NEXT, MATRIX, PER_CHAIN, REDUCED, WRITES, any_of
 from ulam_kernels.triton.tick import advance_tile
 
 NARROW = 64  # a network of at most this width has its matrices on chip, whole
@@ -34,7 +34,7 @@ PROGRAMS = 528  # of a wider one at a time: four a multiprocessor of the largest
 BYTES = {"float32": 4, "bf16": 2, "bf16_dot": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
 HELD_BYTES = 56 * 1024  # beside blocks that are under way, within the 163 KiB of the smallest
 # Read one number at a time, or at addresses that are not known when the kernel is compiled.
-ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors"]
+ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors", "known", "mask"]
 CALLED = ["x", "row_vector", "chain_vectors", "out"]
 
 
@@ -68,9 +68,26 @@ def evaluate_branches(
 
 
 @triton.jit
+def write_back(state, net_in, known, mask, mask_stride, coef, flags, now, c, moves, i, N, COLUMNS: tl.constexpr):
+    """Chains ``c`` whose row has written have their known elements again, in x and, scaled, in what the network reads.
+
+    mask_stride: how far the masks of two chains are apart, 0 where they share one.
+    """
+    row = tl.load(now + c, mask=moves, other=0)
+    stays = ((tl.load(flags + row, mask=moves, other=0) & WRITES) != 0) & (i < N)
+    stays = stays & (tl.load(mask + c.to(tl.int64) * mask_stride + i, mask=stays, other=0) != 0)
+    at = c.to(tl.int64) * N + i
+    y = tl.load(known + at, mask=stays, other=0.0)
+    tl.store(state + at, y, mask=stays)
+    if net_in is not None:
+        scale = tl.load(coef + row * COLUMNS + C_NEXT, mask=moves, other=0.0)
+        tl.store(net_in + at, scale * y, mask=stays)
+
+
+@triton.jit
 def walk_row(
     state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
-    held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
+    known, mask, mask_stride, held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
     R: tl.constexpr, MISSING: tl.constexpr, CODE: tl.constexpr, PLACES: tl.constexpr, CHAINS: tl.constexpr,
     SHIFT: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -114,12 +131,15 @@ def walk_row(
         R, HALVES, MISSING, False, False, N % 8 != 0, 0,
     )  # fmt: skip
     tl.debug_barrier()
+    if known is not None:
+        write_back(state, net_in, known, mask, mask_stride, coef, flags, now, c, moves, i, N, MATRIX + R * (R + 3))
+        tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["chains", "rows", "steps"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["mask_stride", "chains", "rows", "steps"], do_not_specialize_on_alignment=ANYWHERE)
 def walk_tiles(
     state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
-    weights, numbers, scratch, now, model, uncond, scales, chains, rows, steps,
+    known, mask, mask_stride, weights, numbers, scratch, now, model, uncond, scales, chains, rows, steps,
     R: tl.constexpr, MISSING: tl.constexpr, CODE: tl.constexpr, PLACES: tl.constexpr, ROOM: tl.constexpr,
     CHAINS: tl.constexpr, SHIFT: tl.constexpr, HELD: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -131,7 +151,7 @@ def walk_tiles(
         for _ in tl.range(0, steps, disable_licm=True):
             walk_row(
                 state, coef, flags, cursor, net_in, seed, chain, row_vectors, chain_vectors, uncond_vectors, guidance,
-                held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
+                known, mask, mask_stride, held, weights, numbers, own, now, model, uncond, scales, first, chains, rows,
                 R, MISSING, CODE, PLACES, CHAINS, SHIFT, DEPTH, STAGES, PRECISION,
             )  # fmt: skip
 
@@ -310,11 +330,13 @@ def bound_walk(
     chain_vectors: torch.Tensor | None,
     uncond_vectors: torch.Tensor | None,
     guidance: torch.Tensor | None,
+    fixed: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     reduces: bool | None = None,
 ) -> Callable[[int], None]:
     """A walk as a function of the count of rows: see :func:`ulam_kernels.walk`.
 
-    reduces: whether any row does; None: look, for which the host waits.
+    fixed: the known elements. reduces: whether any row does; None: look, for which the host waits.
 
     Raises:
         ValueError: an instruction of energies' gradients, which this backend does not have.
@@ -330,6 +352,8 @@ def bound_walk(
     uncond = torch.empty_like(model) if guided else None
     scales = states.new_empty(chains, 4) if reduces else None
     vectors = [t if t is not None and t.numel() else known.numbers for t in (row_vectors, chain_vectors)]
+    bits = None if mask is None else mask.view(torch.uint8)
+    stride = 0 if mask is None or mask.dim() < states.dim() - 1 else network.inputs  # one mask, or one a chain
     other = known.numbers if guided and not network.chain_width else uncond_vectors
     options = {"R": registers, "MISSING": missing, "SHIFT": shift, **_constants(network, known, shape)}
 
@@ -337,7 +361,8 @@ def bound_walk(
         with on_device(states):
             walk_tiles[(programs,)](
                 states, coef, flags, cursor, net_in, seed, chain, *vectors, other, guidance if guided else None,
-                known.weights, known.numbers, scratch, now, model, uncond, scales, chains, len(flags), steps, **options,
+                fixed, bits, stride, known.weights, known.numbers, scratch, now, model, uncond, scales, chains,
+                len(flags), steps, **options,
             )  # fmt: skip
 
     return run
