@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pages import DOCS, execute, python_blocks
+from ulam.cli.main import COMMANDS
 
 ELSEWHERE = {  # and what executes their blocks
     "chain_kernel.md": "test_chain_kernel_page", "guidance.md": "test_guidance_page",
@@ -46,3 +47,9 @@ def test_every_block_of_code_says_its_language() -> None:
         languages = re.findall(r"^```(\S*)\n.*?^```$", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
         directives = {"{eval-rst}", "{include}", "{literalinclude}", "{toctree}"}
         assert {*languages} <= {"", "python", "sh", "toml"} | directives, page
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    table = re.findall(r"^\| (`ulam .*?) \|", (DOCS / "install.md").read_text(), flags=re.MULTILINE)
+    named = {name for line in table for name in re.findall(r"[a-z]+", line.replace("ulam", ""))}
+    assert named == set(COMMANDS)
