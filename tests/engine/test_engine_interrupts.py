@@ -176,6 +176,32 @@ def test_a_job_cancelled_after_an_interrupted_run_does_not_come_back():
         assert engine.run().keys() == {*jobs} - {jobs[1]}
 
 
+def like_the_one_before(at=0, then=by_run):
+    """The results of a small job that an engine of whole chains has to itself, interrupted there; the bytecodes."""
+    weights = torch.tensor([[0.5, -0.2], [0.1, 0.3]])
+    net = ulam.Denoiser(lambda x, t: torch.tanh(x @ weights), SCHEDULE)
+    engine = ulam.Engine(net, SHAPE, 3, chain_kernel="on")
+    for seed in range(2):
+        engine.submit(DPMSolverPP(4), 2, seed)
+        engine.run()
+    engine.submit(DPMSolverPP(4), 2, 5)
+    delivered = []
+    counted = traced(lambda: by_run(engine, delivered), at)
+    if at:
+        then(engine, delivered)
+    assert not engine.waiting and not engine.run() and engine.report.chains == 6
+    return {place: x for _, place, x in delivered}, len(delivered), counted
+
+
+@pytest.mark.parametrize("then", [by_run, by_stream])
+def test_an_interrupt_of_a_job_by_itself_costs_nothing(then):
+    like_the_one_before()
+    expected, _, total = like_the_one_before()
+    for at in range(1, total + 1, max(1, total // int(os.environ.get("ULAM_INTERRUPTS", 60)))):
+        found, count, _ = like_the_one_before(at, then)
+        assert count == 2 and all(torch.equal(x, expected[place]) for place, x in found.items()), at
+
+
 def change_traced(change, at=0):
     """The jobs' results with ``change(engine, jobs)`` interrupted after the first; how many in all; the bytecodes."""
     engine, jobs = engine_with_jobs()

@@ -116,6 +116,10 @@ class Delivery:
             failed = None
         self._departures.append(Departures(self._listed(groups, failed), states, failed))
 
+    def put_alone(self, group: Group[Job], states: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Take a group's final states that were in no slots, and the rows at which chains failed, from 1 on."""
+        self._departures.append(Departures([Departure(next(self._numbers), group, 0, 1)], states, rows))
+
     def _listed(self, groups: list[Group[Job]], failed: torch.Tensor | None) -> list[Departure]:
         begins = itertools.accumulate([group.size for group in groups[:-1]], initial=0)
         if failed is None:

@@ -281,9 +281,7 @@ class Engine:
         """Drop a job's undelivered chains; return how many. Others keep their bits. Raises TypeError if not a Job."""
         _check_job(job)
         with self._lock:
-            dropped, running = self._scheduler.cancel(job)
-            self._loop.cancel(job, running)
-            dropped += self._delivery.cancel(job)
+            dropped = self._loop.cancel(job) + self._delivery.cancel(job)
             self.report.add_cancelled(dropped)
             self._room.notify_all()
         return int(dropped)

@@ -33,6 +33,19 @@ class JobRecord(Generic[J]):
         self.waiting = self.chains  # without a slot so far
 
 
+def check_numbers(chains: int, ticks: int, priority: int, weight: float, deadline: float | None) -> None:
+    """Raises ValueError for an invalid argument of a submission, named in the message."""
+    for name, value in (("chains", chains), ("ticks", ticks)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ValueError(f"priority: got {priority!r}, expected a whole number (higher is sooner)")
+    if not 0 < weight < math.inf:
+        raise ValueError(f"weight: got {weight!r}, expected a finite number above 0")
+    if deadline is not None and not math.isfinite(deadline):
+        raise ValueError(f"deadline: got {deadline!r}, expected a number of ticks from now, or None")
+
+
 def shares(records: list[JobRecord[J]], vacant: int) -> list[tuple[JobRecord[J], int]]:
     """How many of the vacant slots each job gets: each goes to the least (slots held + 1) / weight, ties by submission.
 

@@ -11,6 +11,7 @@ import torch
 
 from ..evaluation import in_eval_mode, modules_in
 from ..programs.program import Program
+from .alone import Alone
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
 from .groups import Group
@@ -41,6 +42,8 @@ class Loop:
         self._needs = TickNeeds()
         self._disturbed = False  # there was an exception since the last event
         self._rested = True  # the slots were empty, and nothing waited for them, since the last event
+        self._alone: Alone | None = None  # for small jobs by themselves
+        self._by_itself: Group[Job] | None = None  # walked without slots; perhaps still in the scheduler's queue
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps still in the runner's
         self._modules = [module for net in runner.denoiser.nets for module in modules_in(net)]
 
@@ -88,11 +91,14 @@ class Loop:
                 preview.job.callback(preview)
             previews = self._runner.previews  # a callback may cancel
 
-    def cancel(self, job: Job, groups: list[Group[Job]]) -> None:
-        """Have a cancelled job's groups, which left the scheduler's slots, leave the runner's too; under ``room``."""
-        self._cancelled += groups
+    def cancel(self, job: Job) -> int:
+        """Drop a job from the queue and the slots; return how many chains that were; under ``room``."""
+        self._settle_alone()
+        dropped, running = self._scheduler.cancel(job)
+        self._cancelled += running
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
+        return dropped
 
     # --------------------------------------------------------------------------------------------------- ticks
 
@@ -105,6 +111,9 @@ class Loop:
             with in_eval_mode(self._modules), torch.inference_mode():
                 if runner.device.type == "cuda":
                     runner.join_stream()
+                if self._walked_alone(progress):
+                    self._disturbed = False
+                    return
                 with self._room:
                     ticks = self._fill()
                 runner.fit(self._needs, scheduler.tick)
@@ -129,6 +138,38 @@ class Loop:
             report.network_seconds += runner.network_seconds - network
             report.step_seconds += runner.step_seconds - step
 
+    def _walked_alone(self, progress: Progress | None) -> bool:
+        """Walk the job that waits by itself, without slots, if it may be. Until it is done it waits in the queue."""
+        scheduler, runner, report = self._scheduler, self._runner, self._runner.report
+        if runner.chains is None or not runner.between_ticks:
+            return False
+        if self._alone is None:
+            self._alone = Alone(runner.chains, runner.buffers)
+        with self._room:
+            job = scheduler.only
+        if job is None or not self._alone.takes(job):
+            return False
+        begin = time.perf_counter()
+        states, rows = self._alone.walk(job)
+        runner.chains.seconds += time.perf_counter() - begin
+        count, ticks = job.chains.shape[0], job.ticks
+        with self._room:
+            if scheduler.waits(job):  # was not cancelled meanwhile
+                group = Group(job, 0, slice(0, count), scheduler.tick, scheduler.tick + ticks)
+                self._by_itself = group
+                self._delivery.put_alone(group, states, rows)
+                scheduler.cancel(job)
+                self._by_itself = None
+                runner.skip(ticks)
+                scheduler.tick = runner.next_tick
+                report.ticks += ticks
+                report.evaluations += count * ticks
+                report.rows += count * ticks
+                self._room.notify_all()
+                if progress is not None:
+                    progress(count * ticks)
+        return True
+
     def _settle(self) -> None:
         """Complete whatever an exception has interrupted; under ``room``.
 
@@ -146,10 +187,17 @@ class Loop:
             runner.begin_anew()
         if any(self._delivery.holds(group) for group in scheduler.ending()):
             scheduler.retire()
+        self._settle_alone()
         runner.buffers.idle_but(scheduler.groups)
         self._cancelled = []
         self._needs = TickNeeds(scheduler.groups)
         self._disturbed = False
+
+    def _settle_alone(self) -> None:
+        """Complete the departure of a job walked by itself."""
+        if self._by_itself is not None and self._delivery.holds(self._by_itself):
+            self._scheduler.cancel(self._by_itself.job)
+        self._by_itself = None
 
     def _fill(self) -> int:
         """Remove cancelled groups and fill the free slots; return the ticks until the next group is done."""

@@ -174,6 +174,10 @@ class Runner:
             self.chains.walk(ticks, needs)
             self._record(TickProgress(tick + ticks))
 
+    def skip(self, ticks: int) -> None:
+        """Count ticks whose chains were walked by themselves."""
+        self._record(TickProgress(self._progress.tick + ticks))
+
     def _record(self, progress: TickProgress) -> TickProgress:
         """Record in one assignment what is done."""
         self._progress = progress

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from .errors import QueueFull
-from .fair_shares import J, JobRecord, shares
+from .fair_shares import J, JobRecord, check_numbers, shares
 from .groups import Group, merged
 
 POLICIES = ("fifo", "shortest", "fair", "deadline")
@@ -85,8 +85,6 @@ class Scheduler(Generic[J]):
         self.newest: list[Group[J]] = []
         self.changing = False
 
-    # ------------------------------------------------------------------------------------------------ the queue
-
     @property
     def busy(self) -> bool:
         return bool(self._groups or self.waiting)
@@ -103,20 +101,24 @@ class Scheduler(Generic[J]):
             self._listed = list(self._groups)
         return self._listed
 
+    @property
+    def only(self) -> J | None:
+        """The job that waits, with all of its chains, where there is no other and the slots are empty and enough."""
+        if self.active or self.waiting > self.slots or len(self._records) != 1 or self.changing:
+            return None
+        (record,) = self._records.values()
+        return None if record.entered else record.job
+
+    def waits(self, job: J) -> bool:
+        """Whether a job waits with all of its chains."""
+        return (record := self._records.get(job)) is not None and not record.entered
+
     def check(
         self, chains: int, ticks: int, priority: int = 0, weight: float = 1.0, deadline: float | None = None
     ) -> None:
         """Raise what :meth:`submit` would: ValueError for an invalid argument, QueueFull if there is no room."""
         self.settle()
-        for name, value in (("chains", chains), ("ticks", ticks)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise ValueError(f"priority: got {priority!r}, expected a whole number (higher is sooner)")
-        if not 0 < weight < math.inf:
-            raise ValueError(f"weight: got {weight!r}, expected a finite number above 0")
-        if deadline is not None and not math.isfinite(deadline):
-            raise ValueError(f"deadline: got {deadline!r}, expected a number of ticks from now, or None")
+        check_numbers(chains, ticks, priority, weight, deadline)
         if self.capacity is not None and chains > self.capacity:
             raise QueueFull(f"chains: got {chains}, expected at most {self.capacity}, the queue's capacity")
         if self.capacity is not None and not self._has_room(chains):
@@ -178,8 +180,6 @@ class Scheduler(Generic[J]):
             if not record.held:
                 self._forget(record)
         self._plan = None
-
-    # ------------------------------------------------------------------------------------------------ the slots
 
     @_changes
     def admit(self) -> list[Group[J]]:

@@ -79,7 +79,7 @@ class WalkedSlots:
     """The network in the kernel, with the vectors of the rows in the table and of the chains in the slots."""
 
     def __init__(self, compiled: CompiledChain, buffers: Buffers, precision: str) -> None:
-        self._compiled, self._buffers, self._precision = compiled, buffers, precision
+        self.compiled, self._buffers, self.precision = compiled, buffers, precision
         self._written: dict[Program, Place] = {}
         self._read: WeakKeyDictionary[Job, tuple[Told, Told]] = WeakKeyDictionary()
         self.seconds = 0.0
@@ -120,7 +120,7 @@ class WalkedSlots:
 
     def _current(self) -> bool:
         """Whether there are vectors, of this network and for every row."""
-        known = self._compiled.rounded(self._precision)
+        known = self.compiled.rounded(self.precision)
         return self._complete and known is self._network and len(self._rows) == len(self._buffers.rows)
 
     def _tell(self, groups: list[Group[Job]]) -> None:
@@ -140,7 +140,7 @@ class WalkedSlots:
 
     def _vectors(self, cond: Told, group: Group[Job]) -> torch.Tensor:
         own = {name: value if isinstance(value, Shared) else value[group.chains] for name, value in cond.items()}
-        return self._compiled.chain_vectors(own, group.size)
+        return self.compiled.chain_vectors(own, group.size)
 
     def follow(self, groups: list[Group[Job]], rested: bool) -> None:
         """Bring all vectors up to date: of weights that have changed, of programs and tables that have moved.
@@ -148,10 +148,10 @@ class WalkedSlots:
         rested: the slots were empty and nothing waited for them. A GPU's weights are then compared byte by byte, for
         which the host waits; else only what torch counts of them is looked at.
         """
-        self._compiled.refresh(wait=rested)
+        self.compiled.refresh(wait=rested)
         if not self._current():
             self._complete = False
-            self._take(self._compiled.rounded(self._precision))
+            self._take(self.compiled.rounded(self.precision))
             self._allocate()
             self._tell(groups)
             self._complete = True
@@ -165,7 +165,7 @@ class WalkedSlots:
             at = torch.tensor(program.evaluating)
             times = torch.tensor(program.time)[at].to(self._buffers.t.dtype)  # as the table has them
             vectors = torch.zeros(len(program.time), self._network.row_width)
-            vectors[at] = self._compiled.row_vectors(times)
+            vectors[at] = self.compiled.row_vectors(times)
             write_rows(place.begin, (self._rows, vectors))
         rows = self._buffers.rows
         self._written = {p: there for p, there in self._written.items() if p in rows.programs and rows[p] is there}

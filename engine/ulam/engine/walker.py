@@ -118,6 +118,17 @@ class Walker:
         """The chains' weights of guidance."""
         self._weight.copy_(weights)
 
+    def walk(self, job: Job, progress: Callable[[int], object] | None = None) -> torch.Tensor:
+        """The final states of a job's chains, as :meth:`run` gives them."""
+        x_init = job.x_init.tensor.expand_as(self.states[0]) if isinstance(job.x_init, Shared) else job.x_init
+        self.begin(job.chain_ids, job.seed, job.first_row, x_init)
+        if job.cond:
+            self.condition(job.cond)
+        if job.guidance is not None:
+            self.condition(job.uncond, 1)
+            self.guide(job.guidance)
+        return self.run(progress)
+
     def run(self, progress: Callable[[int], object] | None = None) -> torch.Tensor:
         """Walk all rows; return the final states, in memory that the next run writes over.
 
@@ -132,10 +143,15 @@ class Walker:
                 progress(steps * chains)
         return self.states[0]
 
+    def failed_rows(self) -> torch.Tensor | None:
+        """Of each chain 1 + the row of the program at which it turned NaN or Inf, 0 if it did not; None if none did."""
+        rows = self._host[FAILED] if self._device.type == "cpu" else self._cursor[FAILED].cpu().numpy()
+        return torch.from_numpy(rows.copy()) if rows.any() else None
+
     def failed(self) -> dict[int, int]:
         """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
-        rows = (self._whole if self._device.type == "cpu" else self._whole.cpu()).numpy()[FAILED]
-        return {int(place): int(rows[place]) - 1 for place in np.flatnonzero(rows)} if rows.any() else {}
+        rows = self.failed_rows()
+        return {} if rows is None else {place: row - 1 for place, row in enumerate(rows.tolist()) if row}
 
 
 def walked(
@@ -162,13 +178,7 @@ def walked(
     else:
         walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
                         times=denoiser.time_dtype, device=device, backend=backend, precision=precision)  # fmt: skip
-    x_init = job.x_init.tensor.expand(len(job.chains), *shape) if isinstance(job.x_init, Shared) else job.x_init
-    walker.begin(job.chain_ids, job.seed, job.first_row, x_init)
-    walker.condition(job.cond)
-    if job.guidance is not None:
-        walker.condition(job.uncond, 1)
-        walker.guide(job.guidance)
-    out = walker.run(progress)
+    out = walker.walk(job, progress)
     failed = walker.failed()
     if walker.states.numel() <= KEPT:
         out = out.clone()

@@ -276,12 +276,8 @@ class Program:
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Program) else NotImplemented
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self._key)
-
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._key)
 
     def __repr__(self) -> str:
         return (
