@@ -95,6 +95,6 @@ def _specs(options: argparse.Namespace, model: Model, device: torch.device) -> d
             if one.chains is None:
                 one.chains = CHAINS[is_image(model.shape)]
             specs[name, steps] = jobs_of(one, model, device)[0]
-            if model.denoiser.program(specs[name, steps].sampler).takes_image:
+            if model.denoiser.program(specs[name, steps].sampler).blends.any():
                 raise ValueError(f"samplers: got {name}, expected those without a known image")
     return specs

@@ -117,7 +117,7 @@ class Buffers:
                 self.state = torch.cat([self.state, more])
             if program.needs_reductions and self.scales is None:
                 self.scales = torch.ones(self.size, 4, dtype=self.rows.columns.c_next.dtype, device=self.device)
-            if self.known is None and program.takes_image:
+            if self.known is None and bool(program.blends.any()):
                 self.known = KnownImages(self.size, self.shape, self.device, self.rows.columns.c_next.dtype)
             return self.rows.add(program, running)
 

@@ -35,7 +35,7 @@ def check_known(known: object, mask: object, program: Program, chains: int, shap
         TypeError, ValueError: missing for a program that blends, or given for one that does not; wrong shapes; a mask
             outside [0, 1]; values that are not finite.
     """
-    if not program.takes_image:
+    if not program.blends.any():
         name, given = ("mask", mask) if known is None else ("known", known)
         if given is not None:
             raise ValueError(f"{name}: got {described(given)}, expected None for {program.sampler} (RePaint takes it)")

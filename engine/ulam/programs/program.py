@@ -192,11 +192,6 @@ class Program:
         """[n] bool: the rows that blend with a known image through a mask."""
         return np.asarray((self.known_a != 0) | (self.known_b != 0))
 
-    @cached_property
-    def takes_image(self) -> bool:
-        """Whether any row blends with a known image."""
-        return bool(self.blends.any())
-
     @property
     def needs(self) -> tuple[str, ...]:
         """What a run needs besides the network: of "noise", "registers", "reductions", "known image"."""
@@ -204,7 +199,7 @@ class Program:
             "noise": self.needs_noise,
             "registers": self.registers > 1,
             "reductions": self.needs_reductions,
-            "known image": self.takes_image,
+            "known image": bool(self.blends.any()),
         }
         return tuple(name for name, wanted in wants.items() if wanted)
 

@@ -55,7 +55,7 @@ class Work:
             put(self, "guidance", real(self.guidance, "guidance"))
             if self.uncond is None and self.denoiser.guide is None:
                 raise ValueError(f"uncond: got none with guidance {self.guidance}, expected the unguided conditioning")
-        if self.program.takes_image:
+        if self.program.blends.any():
             raise ValueError(f"sampler: got {self.program.sampler}, expected one without a known image")
         put(self, "cond", self._for_slots(self.cond))
         put(self, "uncond", self._for_slots(self.uncond))
