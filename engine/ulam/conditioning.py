@@ -115,7 +115,10 @@ def check_cond(name: str, cond: Cond | None, chains: int) -> dict[str, torch.Ten
     given: object
     for key, given in cond.items():
         if not isinstance(key, str) or key in ("x", "t"):
-            raise ValueError(f"{name}: got key {key!r}, expected the name of an argument of the network (not x or t)")
+            raise ValueError(
+                f"{name}: got key {key!r}, expected the name of an argument of the network, not x or t (where it has "
+                "these, wrap it: lambda x, t, seen: net(seen, t, x))"
+            )
         if isinstance(given, Shared):
             checked[key] = given
             continue

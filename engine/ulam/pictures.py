@@ -41,6 +41,12 @@ def grid(pixels: Pixels, columns: int) -> Image.Image:
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
+def same_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures with black beyond the smaller ones, as the frames of an animation must be of one size."""
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    return [picture if picture.size == size else picture.crop((0, 0, *size)) for picture in pictures]
+
+
 def titled(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures below one another, each under its title, as wide as the widest of all."""
     font = ImageFont.load_default(TITLE)

@@ -17,7 +17,8 @@ LONGEST = 60  # characters of a value in a message
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("epsilon", "noise", "epsprediction", "noiseprediction"), ("eps",)),
     **dict.fromkeys(("sample", "xstart", "xzero", "xprediction", "startx", "data"), ("x0",)),
-    **dict.fromkeys(("vprediction", "vpred", "velocity"), ("v", "flow")),
+    **dict.fromkeys(("vprediction", "vpred"), ("v",)),
+    "velocity": ("v", "flow"),
     **dict.fromkeys(("flowprediction", "rectifiedflow", "flowmatching", "vectorfield", "rf"), ("flow",)),
     **dict.fromkeys(("edm", "f"), ("raw", "heun")),
     **dict.fromkeys(("previoussample", "mu"), ("mean",)),
@@ -138,8 +139,16 @@ def choice(value: object, name: str, choices: Iterable[str]) -> str:
 def one_of(value: object, choices: Iterable[str]) -> str:
     """ "one of a, b, c" for an error about ``value``, with the one that a name most likely means."""
     names = list(choices)
-    meant = likely(value, names)
+    meant = _either(value, names) or likely(value, names)
     return f"one of {', '.join(names)}" + (f" (did you mean {meant}?)" if meant is not None else "")
+
+
+def _either(value: object, choices: list[str]) -> str | None:
+    """The choices that a name from elsewhere may mean, where there are several."""
+    if not isinstance(value, str) or len(value) > LONGEST or _spelling(value) in choices:
+        return None
+    found = [choice for choice in choices if _spelling(choice) in ELSEWHERE.get(_spelling(value), ())]
+    return " or ".join(found) if len(found) > 1 else None
 
 
 def likely(value: object, choices: Iterable[str]) -> str | None:

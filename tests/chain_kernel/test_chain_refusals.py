@@ -119,6 +119,13 @@ def test_other_networks_are_refused_in_one_line(net: Callable[[], nn.Module], sh
         compiled(net(), shape)
 
 
+def test_weights_that_do_not_fit_are_named_with_their_layer() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Conv1d(2, 2, 3)))
+    for given in (net, lambda x, t: net(x)):
+        with pytest.raises(TypeError, match=r"^net: got weights \[2, 2, 3\] .*, 1\.0\.weight of a Conv1d, expected "):
+            compiled(given)
+
+
 def test_weights_that_are_not_numbers_are_refused() -> None:
     net = Tutorial()
     with torch.no_grad():

@@ -16,7 +16,7 @@ import ulam
 from cli_cases import exit_and_error, here
 from ulam.cli.frames import FRAMES, Frames
 from ulam.cli.scatter import span_of
-from ulam.pictures import grid, titled, to_pixels
+from ulam.pictures import grid, same_size, titled, to_pixels
 
 STRIP = 21  # pixels of a title
 TWO_JOBS = """
@@ -53,6 +53,14 @@ def test_frames_hold_the_states_of_the_chains_on_their_way(tmp_path: Path):
         assert made.info["duration"] > 1000
     expected_last = np.asarray(titled([("title: result", grid(to_pixels(results), 3))])).astype(int)
     assert last.shape == expected_last.shape and np.abs(last - expected_last)[STRIP:].mean() < 8  # 256 colours
+
+
+def test_frames_are_of_one_size() -> None:
+    small, large = Image.new("L", (3, 5), 200), Image.new("L", (4, 2), 100)
+    first, second = same_size([small, large])
+    assert first.size == second.size == (4, 5)
+    assert np.asarray(first)[:, :3].min() == 200 and not np.asarray(first)[:, 3].any()
+    assert np.asarray(second)[:2].min() == 100 and not np.asarray(second)[2:].any()
 
 
 def test_a_long_run_has_few_frames_and_jobs_end_together(folder: Path, monkeypatch):

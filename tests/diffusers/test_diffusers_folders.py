@@ -61,6 +61,16 @@ def written(folder):
     return arrays(folder / "samples.npz")["arr_0"], json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.parametrize("clips", [True, False])
+def test_clipping_that_is_left_out_is_said(tmp_path, capsys, clips):
+    arguments = save(tmp_path, unet_2d(), diffusers.DDPMScheduler(clip_sample=clips, clip_sample_range=2.0))
+    said = f"warning: clip: got none, the scheduler of {tmp_path} has -2 to 2: --clip -2 2 does so here"
+    for more, expected in (([], clips), (["--clip", "-2", "2"], False), (["--sampler", "dpmsolverpp"], clips)):
+        capsys.readouterr()
+        assert main([*arguments, *more]) == 0
+        assert (said in capsys.readouterr().err) == expected, more
+
+
 def test_a_pipelines_folder_on_the_command_line(tmp_path, capsys):
     saved, out = tmp_path / "pipeline", tmp_path / "out"
     diffusers.DDIMPipeline(unet_2d(), diffusers.DDIMScheduler(beta_schedule="scaled_linear")).save_pretrained(saved)

@@ -218,12 +218,22 @@ def test_known_elements_are_kept_as_a_planner_writes_them(each: bool) -> None:
     assert torch.equal(planned, states) and torch.equal(planned[:, 0], known[:, 0])
     policy.calls = 0
     assert torch.equal(policy(), states)
+    fresh = ulam.Policy(net, DDIM(6), (2,), 2, 3, mask=mask)
+    with pytest.raises(ValueError, match=r"^known: got None in the first call .*, expected a float tensor \[2, 2\]"):
+        fresh()
+    assert torch.equal(fresh(known=known), states)
     with pytest.raises(ValueError, match=r"^known: got a tensor in a policy without a mask"):
         ulam.Policy(net, DDIM(6), (2,))(known=known[:1])
     with pytest.raises(ValueError, match=r"^known: got .*, expected a float tensor \[2, 2\]"):
         policy(known=known[:1])
     with pytest.raises(ValueError, match=r"^mask: got .*, expected a bool tensor \[2\] or \[2, 2\]"):
         ulam.Policy(net, DDIM(6), (2,), 2, mask=torch.ones(2))
+
+
+def test_observations_that_are_no_dict_are_refused_with_their_names() -> None:
+    policy = ulam.Policy(denoiser("chunk policy"), DDIM(4), (4, 3), cond={"state": torch.zeros(1, 2, 5)})
+    with pytest.raises(TypeError, match=r"^cond: got .*, expected tensors by name, such as \{'state': \.\.\.\}"):
+        policy(torch.zeros(1, 2, 5))  # type: ignore[arg-type]
 
 
 def test_what_requires_grad_is_refused_and_spoils_no_later_call() -> None:

@@ -130,6 +130,13 @@ MIXED = {
 }  # fmt: skip
 
 
+def test_a_vector_may_be_told_by_its_length():
+    assert mcmc.Real(2) == mcmc.Real((2,)) and mcmc.Positive(3).shape == (3,)
+    for shape in (True, 2.0, "2"):
+        with pytest.raises(TypeError, match=r"^shape: got "):
+            mcmc.Real(shape)
+
+
 @pytest.mark.parametrize(
     ("sampler", "warmup", "steps"), [(NUTS(0.35), 12, 16), (HMC(0.3, leapfrog=6), 30, 40)], ids=["NUTS", "HMC"]
 )

@@ -11,11 +11,20 @@ import torch
 import ulam
 from ulam import mcmc
 from ulam.mcmc import HMC, MALA, ULA
+from ulam.mcmc.verdicts import statistics
 from ulam.mcmc.verdicts.causes import modes
 
 arviz = pytest.importorskip("arviz", reason="verdicts are by ArviZ's statistics")
 
+TOLD = {1.009: None, 1.01004: "R-hat 1.01004 (x)", 1.0112: "R-hat 1.011 (x)"}
 NORMAL = mcmc.Gaussian(torch.zeros(2))
+
+
+@pytest.mark.parametrize("value", TOLD)
+def test_a_number_that_fails_is_not_printed_as_its_limit(value):
+    good = statistics.Worst(1e4, "x")
+    said = statistics.failures(statistics.Worst(value, "x"), good, good)
+    assert said == ([] if TOLD[value] is None else [f"{TOLD[value]}, expected at most 1.01"])
 
 
 def run(target, sampler, **options):

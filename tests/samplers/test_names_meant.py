@@ -68,6 +68,10 @@ def test_the_name_that_is_meant_is_found(name: Any, choices: Any, meant: str | N
     assert one_of(name, choices).endswith(f" (did you mean {meant}?)") == (meant is not None)
 
 
+def test_a_name_of_two_things_names_both() -> None:
+    assert one_of("velocity", PREDICTIONS).endswith(" (did you mean v or flow?)")
+
+
 def test_a_right_name_and_its_spellings_always_mean_itself() -> None:
     for choices in (PREDICTIONS, [*samplers_by_name()], CONSTRUCTORS, SPACINGS, SIGMAS):
         assert all(likely(name.upper().replace("_", "-"), choices) == name for name in choices)

@@ -60,7 +60,7 @@ class CompiledChain:
 
     def _read(self) -> None:
         tensors = {id(tensor): tensor for tensor in self._traced.tensors.values()}.values()
-        check_weights(tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter))
+        check_weights((tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter)), self._net)
         copies = Copies(tensors)
         folded = Folded(self._traced)
         emission = self.emission(Reading(self._traced, folded))

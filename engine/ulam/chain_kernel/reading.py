@@ -154,7 +154,8 @@ class Reading:
         moved = target(*args, **kwargs)
         for numbers in moved if isinstance(moved, (tuple, list)) else [moved]:
             if mixes_chains(numbers):
-                raise refused(node, "an operation that mixes chains", "each chain by itself")
+                what = "an operation that mixes chains, or whose first dimension is not theirs"
+                raise refused(node, what, "each chain by itself, first")
         return moved
 
     def _argument(self, node: Node) -> Any:

@@ -66,7 +66,7 @@ def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.T
 def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
     net = denoiser.network
     modules = modules_in(net)
-    check_weights(parameters_reached(net))
+    check_weights(parameters_reached(net), net)
     if any(hooks_of_all()):
         raise TypeError(f"net: got hooks of every module, {EXPECTED}: with hooks of its own")
     x = torch.ones(EXAMPLES, *shape)
@@ -208,13 +208,26 @@ def _example(value: torch.Tensor | Shared) -> torch.Tensor:
     return torch.zeros(EXAMPLES, *value.shape[1:], dtype=value.dtype)
 
 
-def check_weights(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Raise TypeError for weights that no chain kernel holds, before the seconds that tracing a large network takes."""
+def check_weights(parameters: Iterable[torch.nn.Parameter], net: object = None) -> None:
+    """Raise TypeError for weights that no chain kernel holds, before the seconds that tracing a large network takes.
+
+    net: has their names, and the classes of their layers.
+    """
     for parameter in parameters:
-        kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}"
+        kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}{_owner(parameter, net)}"
         wide = parameter.is_floating_point() and parameter.dtype != torch.float32
         if parameter.dim() > LARGEST_KERNEL or wide or parameter.device.type not in ("cpu", "cuda"):
             raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU or a CUDA device")
+
+
+def _owner(parameter: torch.nn.Parameter, net: object) -> str:
+    """Whose a parameter of these networks is: ``, layers.0.weight of a Conv1d``."""
+    for module in modules_in(net):
+        for name, own in module.named_parameters():
+            if own is parameter:
+                layer = module.get_submodule(name.rpartition(".")[0])
+                return f", {name} of a {type(layer).__name__}"
+    return ""
 
 
 def _line_of(error: BaseException) -> str:

@@ -66,7 +66,8 @@ def add_job_arguments(p: argparse.ArgumentParser, many: bool = False) -> None:
     job.add_argument(
         "--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help="of the sampler, any number"
     )
-    job.add_argument("--chains", type=int, metavar="N", help=f"how many samples (default {DEFAULT_CHAINS})")
+    count = "16 pictures, 500 of other samples" if many else str(DEFAULT_CHAINS)
+    job.add_argument("--chains", type=int, metavar="N", help=f"how many samples (default {count})")
     job.add_argument(
         "--labels",
         type=_labels,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..engine.job import Job, Preview
 from ..files import whole
-from ..pictures import grid, is_image, titled, to_pixels
+from ..pictures import grid, is_image, same_size, titled, to_pixels
 from . import scatter
 
 SHOWS = ("x", "x0")
@@ -94,7 +94,7 @@ class Frames:
                 panels.append((f"{self.titles[number]}: {what}", x))
             pictures.append(self._drawn(panels, span))
         with whole(self.path) as (partial,):
-            first, *others = pictures
+            first, *others = same_size(pictures)
             durations = [MILLISECONDS] * (count - 1) + [LAST]
             first.save(partial, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 

@@ -13,6 +13,7 @@ from ..engine.arguments import DEFAULT_SLOTS
 from ..engine.engine import Engine
 from ..engine.ladder import Ladder
 from ..engine.scheduler import POLICIES
+from ..engine.walked_slots import CHOICES
 from ..files import check_writable_file, writable_folder
 from ..jobs.tables import JobSpec
 from ..models.built_in import Model
@@ -46,6 +47,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--ladder", nargs="?", const=0.0, type=float, metavar="TOLERANCE",
         help="smaller batches for the last chains, where bits (or outputs, within a relative tolerance) stay the same",
+    )  # fmt: skip
+    how.add_argument(
+        "--chain-kernel", choices=CHOICES, default="off",
+        help="walk whole chains in one kernel, a small network included: see docs/chain_kernel.md (default off)",
     )  # fmt: skip
     how.add_argument(
         "--on-interrupt", choices=("drop", "drain"), default="drop",
@@ -89,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = SamplingRun(_engine(options, model, specs, device), model, specs, options)
     rows, described = len(sampling.x), specs[0].sampler if len(specs) == 1 else f"{len(specs)} jobs"
     print(f"ulam: {rows} chains of {model.name}, {described}, backend {sampling.engine.report.backend}")
+    _tell_of_clips(model, specs)
     files = *output.FILES, *(name for save, name in output.SAVES.items() if save == options.save != "png")
     with writable_folder(options.out, files):
         if options.animate is not None:
@@ -100,6 +106,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"ulam: interrupted, {len(sampling.done)} of {rows} samples written", file=sys.stderr)
         return TERMINATED if sampling.terminated else INTERRUPTED
     return FAILED if sampling.failed else 0
+
+
+def _tell_of_clips(model: Model, specs: list[JobSpec]) -> None:
+    """Say on stderr that a model's scheduler clips the data, where a job's sampler could and does not."""
+    if model.clip is not None and any(getattr(spec.sampler, "clip", False) is None for spec in specs):
+        lo, hi = f"{-model.clip:g}", f"{model.clip:g}"
+        print(f"ulam: warning: clip: got none, the scheduler of {model.name} has {lo} to {hi}: --clip {lo} {hi} "
+              "does so here", file=sys.stderr)  # fmt: skip
 
 
 def _engine(options: argparse.Namespace, model: Model, specs: list[JobSpec], device: torch.device) -> Engine:
@@ -119,6 +133,7 @@ def _engine(options: argparse.Namespace, model: Model, specs: list[JobSpec], dev
     return Engine(
         model.denoiser, model.shape, slots, device, options.backend, policy=options.policy, options=network,
         results="host", ladder=None if options.ladder is None else Ladder(tolerance=options.ladder),
+        chain_kernel=options.chain_kernel,
     )  # fmt: skip
 
 

@@ -54,6 +54,8 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor [chains, *shape] or a shared one")
     check_data(tensor, name)
+    if tensor.dtype == torch.uint8 and name == "known":
+        raise TypeError("known: got torch.uint8, expected floats in the data's units (of pixels / 127.5 - 1, mostly)")
     expected = shape if isinstance(value, Shared) else (chains, *shape)
     try:
         tensor = tensor.detach().expand(expected)
@@ -62,7 +64,9 @@ def _floats(name: str, value: object, chains: int, shape: tuple[int, ...]) -> to
         raise ValueError(f"{name}: got shape {got}, expected {list(expected)}, or what broadcasts to it") from None
     tensor = tensor.to("cpu", torch.float32)
     if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name}: got values that are not finite, expected finite ones")
+        raise ValueError(
+            f"{name}: got values that are not finite, expected finite ones (where the mask is 0 any: nan_to_num())"
+        )
     return Shared(tensor) if isinstance(value, Shared) else tensor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -100,6 +100,8 @@ class Policy:
             self._walker.condition(job.uncond, 1)
             self._walker.guide(job.guidance)
         self._ids = np.arange(self._chains)
+        self._unknown = mask is not None  # what the mask keeps has not been said yet
+        self._example = "{" + ", ".join(f"{name!r}: ..." for name in job.cond) + "}"
 
     @not_recorded
     def __call__(
@@ -129,12 +131,19 @@ class Policy:
         for name, given in (("x_init", x_init), ("known", known)):
             if given is not None:
                 check_states(name, given, (self._chains, *self.shape))
+        for name, told in (("cond", cond), ("uncond", uncond)):
+            if told is not None and not isinstance(told, Mapping):
+                raise TypeError(f"{name}: got {described(told)}, expected tensors by name, such as {self._example}")
         with self._lock:
             walker = self._walker
+            if self._unknown and known is None:
+                wanted = f"a float tensor {[self._chains, *self.shape]}"
+                raise ValueError(f"known: got None in the first call of a policy with a mask, expected {wanted}")
             self._compiled.refresh()
             walker.follow()  # also where a sample has read the new weights before
             if known is not None and walker.known is not None:
                 walker.known.copy_(known)
+                self._unknown = False
             number = whole(self.calls, "calls", 0, MOST_CALLS)
             walker.begin(self._ids + number * self._chains, self._seed, 0, x_init)
             if cond is not None:

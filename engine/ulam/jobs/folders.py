@@ -8,7 +8,7 @@ from typing import Any
 from ulam_kernels.arguments import described
 
 from ..denoiser import Denoiser
-from ..integrations.diffusers.loading import has_scheduler
+from ..integrations.diffusers.loading import clip_of, has_scheduler
 from ..integrations.diffusers.networks import LABEL
 from ..integrations.diffusers.trained_schedule import declared
 from ..models.built_in import Model
@@ -62,7 +62,8 @@ def saved_model(
         null_class = classes  # DiT's row behind the classes
     elif null_class is not None and rows is not None and not 0 <= null_class < rows:
         raise ValueError(f"null-class: got {described(null_class)}, expected 0 to {rows - 1}, the labels of {folder}")
-    return Model(folder, denoiser, taken, classes, null_class, label=LABEL, labelled=LABEL in net.needs)
+    clip = clip_of(Path(folder)) if schedule is None else None
+    return Model(folder, denoiser, taken, classes, null_class, label=LABEL, labelled=LABEL in net.needs, clip=clip)
 
 
 def _classes(config: Any) -> tuple[int | None, int | None]:

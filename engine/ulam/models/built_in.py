@@ -14,7 +14,7 @@ class Model:
     """A denoiser ready to sample, and the ``[C, H, W]`` of its samples.
 
     ``label`` is the name in cond of its class label; ``classes`` and ``null_class`` are None where it takes none.
-    ``labelled``: whether it cannot do without a label.
+    ``labelled``: whether it cannot do without a label. ``clip``: to which size its own scheduler clips the data.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Model:
     null_class: int | None = None
     label: str = "y"
     labelled: bool = False
+    clip: float | None = None
 
 
 def digits() -> Model:

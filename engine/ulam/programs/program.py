@@ -225,7 +225,8 @@ class Program:
             if (missing := np.flatnonzero(reads & ~written)).size:
                 raise ValueError(
                     f"rows: got a beginning at row {begin}, but row {row} reads r{missing[0]} from before it: only the "
-                    "state goes on, expected a beginning at 0 or a sampler without history"
+                    "state goes on, expected a beginning at 0, a sampler without history, or one on the rest of its "
+                    "timesteps="
                 )
             written |= self.writes[row]
         return self.cut(begin, end)

@@ -100,7 +100,14 @@ class Measured:
             f"  {f'its limit: {self.step_bytes / MIB:.3g} MiB at {self.bandwidth / GIB:.3g} GiB/s':<32}"
             f"{seconds(self.limit):>10}"
         )
-        return "\n".join([*lines, self.verdict])
+        return "\n".join([*lines, *([self.unrest] if self.unrest else []), self.verdict])
+
+    @property
+    def unrest(self) -> str:
+        """A warning where the times of a way spread more than a quiet machine's do; else empty."""
+        timings = [way.timing for way in self.ways if way.timing is not None]
+        spread = max((t.upper_quartile / t.lower_quartile for t in timings), default=1.0)
+        return f"the quartiles of one way are {spread:.1f}-fold apart: run again when it is quiet" if spread > 2 else ""
 
 
 def _line(way: Way) -> str:
@@ -182,5 +189,5 @@ def how_to(options: str) -> dict[str, str]:
     return {
         ULAM: "ulam.Engine as it is",
         TUNED: f"ulam.Engine(options=ulam.tune(...)), which runs the network {options}",
-        KERNEL: 'ulam.Engine(chain_kernel="on")',
+        KERNEL: 'ulam.Engine(chain_kernel="on"), or --chain-kernel on',
     }

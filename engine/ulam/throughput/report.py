@@ -27,7 +27,7 @@ def html(measured: Measured, title: str, machine: Mapping[str, str], pictures: b
     out = [[way.name, way.told] for way in found.ways if way.timing is None]
     sections += [
         table(WAYS, [_row(way) for way in found.ways if way.timing is not None], best=found.best),
-        paragraph(_legend(found)),
+        paragraph(" ".join(filter(None, (_legend(found), found.unrest and f"{found.unrest}.".capitalize())))),
     ]
     if out:
         sections += [heading("Left out"), table(("way", "why"), out, words=1)]

@@ -137,6 +137,12 @@ def has_scheduler(folder: Path) -> bool:
     return _places(folder)[1].is_dir()
 
 
+def clip_of(folder: Path) -> float | None:
+    """To which size the scheduler of a folder clips the data, None where it does not. Raises as for the network."""
+    config = _load_scheduler(_places(folder)[1]).config
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+
+
 def _places(folder: Path) -> tuple[Path, Path]:
     """The folders of a model and of its scheduler in the folder of a pipeline, or for that of a model."""
     if not folder.is_dir():

@@ -38,7 +38,8 @@ class Parameter:
     :func:`CorrelationCholesky` make the common ones.
 
     Args:
-        shape: ``()`` for one number; the last axes are those of one point of the set, such as n for a simplex.
+        shape: ``()`` for one number, n or ``(n,)`` for a vector; the last axes are those of one point of the set, such
+            as n for a simplex.
         constraint: of ``torch.distributions.constraints``, one for which ``biject_to`` has a bijection.
 
     Raises:
@@ -49,7 +50,9 @@ class Parameter:
     constraint: Any = constraints.real
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", check_shape(self.shape))
+        given: Any = self.shape
+        alone = isinstance(given, int) and not isinstance(given, bool)
+        object.__setattr__(self, "shape", check_shape((given,) if alone else given))
         if not isinstance(self.constraint, constraints.Constraint):
             right = "one of torch.distributions.constraints, such as constraints.positive"
             raise TypeError(f"constraint: got {described(self.constraint)}, expected {right}")

@@ -111,7 +111,8 @@ def own_ess(values: torch.Tensor) -> npt.NDArray[np.float64]:
 
 def failures(rhat: Worst, ess_bulk: Worst, ess_tail: Worst) -> list[str]:
     """The checks of R-hat and effective sample sizes that fail; a number that is not known fails."""
-    found = [] if rhat.value <= MOST_RHAT else [f"R-hat {rhat}, expected at most {MOST_RHAT}"]
+    told = f"{rhat}" if float(f"{rhat.value:.4g}") > MOST_RHAT else f"{rhat.value:.9g} ({rhat.where})"  # not as it
+    found = [] if rhat.value <= MOST_RHAT else [f"R-hat {told}, expected at most {MOST_RHAT}"]
     for name, ess in (("bulk", ess_bulk), ("tail", ess_tail)):
         if not ess.value >= LEAST_ESS:
             found.append(f"{name} ESS {ess}, expected at least {LEAST_ESS}")
