@@ -2,8 +2,8 @@
 
     python -m bench.report [--cases digits mlp free] [--budget 120] [--only-assemble] [--out bench/results/report.html]
 
-Measures the built-in cases of `ulam bench`, beside other libraries too (`bench.peers`), on the CPU and on a GPU where
-there is one, into
+Measures the built-in cases of `ulam bench`, beside azula, k-diffusion and deepinv too where these are installed
+(`bench.peers` says by what), on the CPU and on a GPU where there is one, into
 bench/results/throughput-CASE-DEVICE-DATE.json; then writes the newest of these and of every other bench in that folder
 into one page, each with its date and machine: steps and noise beside PyTorch and diffusers, chains beside blackjax,
 numpyro and torchebm, whatever has been measured (`python -m bench.cpu`, `bench.diffusers_steps`, `bench.mcmc`,
@@ -31,6 +31,7 @@ from ulam.throughput import Work, measure
 from ulam.throughput.cases import CASES
 from ulam.throughput.measured import amount, seconds
 from ulam.throughput.page import heading, page, paragraph, table
+from ulam.throughput.report import PARTS
 
 DATED = re.compile(r"(.+?)-(\d{4}-\d\d-\d\d)(?:-\w+)?")
 TIMING = {"median", "lower_quartile", "upper_quartile", "best", "runs"}
@@ -46,11 +47,12 @@ def measured(names: list[str], budget: float) -> None:
             label = None if model.null_class is None else {"y": torch.tensor([model.null_class], device=device)}
             slots = CPU_SLOTS if device == "cpu" else DEFAULT_SLOTS
             work = Work(model.denoiser, model.shape, ulam.samplers.DDIM(50), slots, label, device=device)
-            found = measure(work, budget=budget, others=PEERS)
+            found = measure(work, budget=budget, others={peer.name: peer.run for peer in PEERS})
             print(f"{name}, {device}\n{found}", flush=True)
             path = RESULTS / f"throughput-{name}-{device}-{date.today().isoformat()}.json"
             with whole(path) as (partial,):
-                partial.write_text(json_text({"model": name, "machine": machine(), **found.as_dict()}))
+                does = {peer.name: peer.does for peer in PEERS}
+                partial.write_text(json_text({"model": name, "machine": machine(), "does": does, **found.as_dict()}))
 
 
 def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -80,22 +82,28 @@ def sections(folder: Path) -> list[str]:
 
 
 def case(name: str, day: str, data: dict[str, Any]) -> list[str]:
-    """A case of `ulam bench`: its verdict, its ways, its parts."""
+    """A case of `ulam bench`: its verdict, ways, what other libraries did in theirs, what was left out, its parts."""
     rows = [
         [way["name"], seconds(way["timing"]["median"]), _quartiles(way["timing"]), amount(way["samples_per_second"]),
          "-" if way["speed"] is None else f"{way['speed']['median']:.2f}x"]
         for way in data["ways"]
         if way["timing"] is not None
     ]  # fmt: skip
+    out = [[way["name"], way["told"]] for way in data["ways"] if way["timing"] is None]
+    does = [f"{way}: {does}" for way, does in data.get("does", {}).items() if way not in dict(out)]
     where = data["machine"]
     gpu = "" if where["gpu"].startswith("none") else f", {where['gpu']}"
-    run = f"{data['sampler']}, {data['slots']} slots of {data['shape']}; {day}; {where['processor']}{gpu}"
+    more = "".join(f"; {where[name]}" for name in ("threads", "versions") if name in where)
+    run = f"{data['sampler']}, {data['slots']} slots of {data['shape']}; {day}; {where['processor']}{gpu}{more}"
     parts = [[part["name"], seconds(part["timing"]["median"]), _quartiles(part["timing"])] for part in data["parts"]]
     return [
         heading(f"ulam bench: {name.removeprefix('throughput-')}"),
         paragraph(f"{data['verdict'][0].upper()}{data['verdict'][1:]}."),
         table(("way", "an evaluation", "quartiles", "samples/s", "speed"), rows, best=data["best"]),
+        *map(paragraph, does),
+        *([table(("left out", "why"), out, words=1)] if out else []),
         table(("part", "median", "quartiles"), [*parts, ["limit of a step", seconds(data["limit"]), ""]]),
+        paragraph(PARTS),
         paragraph(run),
     ]
 
@@ -164,6 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "report.html")
     options = parser.parse_args()
     if not options.only_assemble:
+        ulam.keep_freed_memory()  # for all ways alike, as `ulam bench` does
         measured(options.cases, options.budget)
     foot = "Every figure is the median of runs in turn in one process, where nothing else is said."
     text = page("ulam: what was measured, where and when", sections(RESULTS), foot=foot)

@@ -13,10 +13,10 @@ import ulam
 from ulam import samplers
 from ulam.files import json_text
 from ulam.throughput import Work, measure
+from ulam.throughput.cases import free
 from ulam.throughput.measured import how_to, judged
-from ulam.throughput.parts import bytes_of_step
+from ulam.throughput.parts import bytes_of_step, timed_parts
 from ulam.throughput.peaks import peak_bytes
-from ulam.throughput.plain_loop import Unlike
 from ulam.throughput.report import html
 from ulam.throughput.timing import Ratio, ratio, rounds, summary
 from ulam.throughput.ways import COMPILED, DIFFUSERS, KERNEL, LOOP, TUNED, ULAM, ready
@@ -84,26 +84,19 @@ def _missing(work: Work, evaluations: int):
     raise ImportError("not here")
 
 
-@pytest.mark.parametrize("steps, evaluations", [(5, 5), (9, 4)])
-def test_azula_evaluates_as_often_and_solves_the_same_equation(steps, evaluations):
-    pytest.importorskip("azula.sample")
-    from bench.peers import azula
-
-    times = []
-
-    def gaussian(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        times.append(float(t[0]))
-        v = torch.tensor(SCHEDULE.variances).float()[t.long()].view(-1, 1)
-        return v.sqrt() * x / (0.25 * (1 - v) + v)
-
-    work = Work(ulam.Denoiser(gaussian, SCHEDULE), (4,), samplers.DDIM(steps), 8)
-    run = azula(work, evaluations)
-    run()
-    assert len(times) == evaluations and times[0] == 999 and times == sorted(times, reverse=True)
-    many = Work(work.denoiser, (500,), samplers.DDIM(200), 8)
-    assert float(azula(many, 200)().std()) == pytest.approx(0.5, rel=0.05)  # the data are N(0, 1/4)
-    with pytest.raises(Unlike, match="no sampler"):
-        azula(Work(work.denoiser, (4,), samplers.UniPC(5), 8), 5)
+def test_the_step_of_the_free_case_reads_the_bytes_that_are_counted(monkeypatch):
+    """An output that is x itself would be a third less; states that are read elsewhere, as much more."""
+    model = free()
+    x, t = torch.randn(8, 3), torch.zeros(8)
+    m = model.denoiser.net(x, t)
+    assert m.shape == x.shape and m.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    assert model.denoiser.net(x[:4], t[:4]).data_ptr() == m.data_ptr()
+    steps = []
+    monkeypatch.setattr("ulam_kernels.step", lambda state, *_, **given: steps.append((state.clone(), given)))
+    work = Work(model.denoiser, (3,), samplers.DDIM(5), 8)
+    timed_parts(work, 0.01)
+    assert bytes_of_step(work) == 3 * 4 * work.elements  # x and m read, x written
+    assert all("source" not in given for _, given in steps) and torch.equal(steps[0][0], steps[2][0])
 
 
 def test_diffusers_is_left_out_where_it_has_no_such_sampler():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 from bench import report
@@ -13,6 +15,7 @@ from bench.timing import RESULTS
 import ulam
 from ulam.files import json_text
 from ulam.throughput import Work, measure
+from ulam.throughput.plain_loop import Unlike
 
 TIMING = {"median": 2e-3, "lower_quartile": 1e-3, "upper_quartile": 3e-3, "best": 1e-3, "runs": 5}
 
@@ -47,14 +50,22 @@ def test_the_newest_of_each_bench_is_shown_with_its_ratios(tmp_path: Path) -> No
     assert "3,000,000" in text and "P, 2 threads" in text and "<td>3</td>" in text
 
 
+def missing(work: Work, evaluations: int) -> Callable[[], object]:
+    raise Unlike("it is not installed: pip install azula")
+
+
 def test_a_case_is_shown_with_its_verdict(tmp_path: Path) -> None:
     denoiser = ulam.Denoiser(lambda x, t: x, ulam.schedules.vp_linear(1000))
-    found = measure(Work(denoiser, (4,), ulam.samplers.DDIM(4), 8), budget=1.0, compiles=False, progress=False)
-    machine = {"gpu": "none: here", "processor": "P"}
-    (tmp_path / "throughput-own-cpu-2026-01-01.json").write_text(json_text({"machine": machine, **found.as_dict()}))
-    text = "\n".join(report.sections(tmp_path))
+    work = Work(denoiser, (4,), ulam.samplers.DDIM(4), 8)
+    others = {"k-diffusion 0.1.1": lambda work, evaluations: lambda: None, "azula": missing}
+    found = measure(work, budget=1.0, compiles=False, progress=False, others=others)
+    data = {"machine": {"gpu": "none: here", "processor": "P"}, "does": {"k-diffusion 0.1.1": "Euler", "azula": "none"}}
+    (tmp_path / "throughput-own-cpu-2026-01-01.json").write_text(json_text({**data, **found.as_dict()}))
+    text = unescape("\n".join(report.sections(tmp_path)))
     assert "<h2>ulam bench: own-cpu</h2>" in text and found.verdict[1:].split(",")[0].split('"')[0] in text
-    assert text.count("<table>") == 2 and "limit of a step" in text
+    assert text.count("<table>") == 3 and "limit of a step" in text
+    assert "<p>k-diffusion 0.1.1: Euler</p>" in text and "azula: none" not in text
+    assert "<td>azula</td><td class=words>it is not installed: pip install" in text
 
 
 def test_what_was_measured_so_far_makes_a_page(tmp_path: Path, monkeypatch, capsys) -> None:

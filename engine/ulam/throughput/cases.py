@@ -29,11 +29,20 @@ class PolicyMLP(torch.nn.Module):
 
 
 class Free(torch.nn.Module):
-    """A network that costs nothing: what is left is the sampler."""
+    """A network that costs nothing: what is left is the sampler.
+
+    Its output lies beside x, as every network's does: a step that finds x in its place reads a third less.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = torch.zeros(0)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x itself."""
-        return x
+        """0 ``[B, *shape]``, written once."""
+        if len(self.eps) < len(x):
+            self.eps = torch.zeros_like(x)
+        return self.eps[: len(x)]
 
 
 def mlp() -> Model:

@@ -12,6 +12,11 @@ from .ways import LOOP
 WAYS = (
     "way", "an evaluation", "quartiles", "samples/s", "speed", "its quartiles", "warm-up", "memory", "difference",
 )  # fmt: skip
+PARTS = (
+    "Each part is timed right after a call of itself: what it reads is in the caches as far as they hold it, and the "
+    "fused step writes over the states that it reads, as in a run. A run's evaluation has besides the network, the "
+    "first noise and the engine's own work; a network that fills the caches with its own makes the step slower."
+)
 
 
 def html(measured: Measured, title: str, machine: Mapping[str, str], pictures: bool = True) -> str:
@@ -47,7 +52,7 @@ def html(measured: Measured, title: str, machine: Mapping[str, str], pictures: b
     rows.append(
         [f"limit: {found.step_bytes / MIB:.3g} MiB at {found.bandwidth / GIB:.3g} GiB/s", seconds(found.limit), ""]
     )
-    sections.append(table(("part", "median", "quartiles"), rows))
+    sections += [table(("part", "median", "quartiles"), rows), paragraph(PARTS)]
     if found.network_share is not None:
         sections.append(paragraph(f"The network takes {found.network_share:.1%} of the plain loop's time."))
     if found.tuning:
