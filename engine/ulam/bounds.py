@@ -31,6 +31,7 @@ from .estimation.reverse_chain import Index, ReverseChain
 from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
 from .estimation.x0_variances import check_clip, check_finite, check_pair, noised_estimate, x0_variances
 from .gradients import check_no_gradient
+from .lazily import suggests
 from .noise import BOUND, SAMPLED_STEPS, normal_for
 from .samplers.ddpm import MEASURE, VARIANCES, at_times, check_x0_variances
 from .schedules import Array
@@ -320,3 +321,6 @@ def _bound(prior: torch.Tensor, terms: torch.Tensor, steps: torch.Tensor, weight
         t=steps.to(terms.device),
         weight=weight.repeat(samples) / samples,
     )
+
+
+suggests(__name__)

@@ -32,6 +32,7 @@ from .arguments import check_shape, per_chain, resolve_device, seed_int64, whole
 from .estimation.line_integrals import LogRatio as LogRatio
 from .estimation.line_integrals import density_from_score as density_from_score
 from .evaluation import check_like
+from .lazily import suggests
 from .mcmc.targets import Energy
 from .mcmc.verdicts import diagnosis
 from .noise import DRAWS_PER_ROW, FIRST_EXAMPLE, FIRST_STATE, RESTART, example_ids
@@ -270,3 +271,6 @@ def _check_saved(name: str, saved: object, own: torch.Tensor) -> None:
 
 def _not_bound(x: torch.Tensor, wanted: bool) -> Any:
     raise RuntimeError("energy: got none for these chains, expected sample() to bind one")
+
+
+suggests(__name__)

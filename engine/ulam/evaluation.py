@@ -1,9 +1,11 @@
-"""One call of a network: in eval mode, under the caller's autocast; the shape of its output, learned variances."""
+"""One call of a network: in eval mode, under the caller's autocast; the shape of its output, learned variances;
+what helps against what it raised."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from types import FunctionType, MethodType
@@ -14,6 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 from ulam_kernels.validation import check_real
 
 from .outputs import only_reading
+
+WHOLE = (
+    "'indices'",
+    "index tensor",
+    "used as indices",
+    "for index",
+)  # in torch's errors for floats where it looks up whole numbers
+MIXED = ("dtype", "ouble", "scalar type", "should be the same")  # for two types where it takes one
+REMARK = re.compile(r" \(while checking arguments for [^()]*\)")  # torch's, on its own inside
+# In Python's errors for a call: an argument that it does not take, or those that it lacks.
+TAKEN = re.compile(r"takes (from )?\d+ (to \d+ )?positional arguments? but \d+ were given")
+ASKED = re.compile(r"(?:(got an unexpected keyword argument)|missing \d+ required .*arguments?:) (.*)")
 
 
 def modules_in(value: object) -> list[torch.nn.Module]:
@@ -141,3 +155,31 @@ def _output_error(m: object, name: str, expected: str, kind: str = "") -> Except
     if not isinstance(m, torch.Tensor):
         return TypeError(f"{name}: got {type(m).__name__}, expected {kind or 'a tensor'} {expected}")
     return ValueError(f"{name}: got {kind + ' of ' if kind else ''}shape {list(m.shape)}, expected {expected}")
+
+
+def way_out_of(error: BaseException, x: torch.Tensor, t: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str:
+    """What helps against an error that torch raised in a network, where its words and the arguments' types tell."""
+    text, floats = str(error), {name: value.dtype for name, value in inputs.items() if value.is_floating_point()}
+    if any(words in text for words in WHOLE):
+        clock = ["time='index' (--time index), whole training steps"] if t.is_floating_point() else []
+        labels = [name for name in floats if inputs[name].dim() == 1]
+        return " or ".join([*clock, *(f"whole numbers as cond[{name!r}]" for name in labels)])
+    if isinstance(error, TypeError) and TAKEN.search(text) is not None:
+        return "a network that takes (x, t, **cond), such as lambda x, t: net(x)"
+    if isinstance(error, TypeError) and (found := ASKED.search(text)) is not None:
+        names = re.findall(r"'(\w+)'", found[2])
+        return "cond=" + ", ".join(f"{name!r}: ..." for name in names).join("{}") + (" left out" if found[1] else "")
+    wide = [name for name, dtype in floats.items() if dtype == torch.float64 != x.dtype]
+    if wide and any(words in text for words in MIXED):
+        return f"cond[{wide[0]!r}] as {x.dtype}, not {torch.float64}"
+    return ""
+
+
+def without_remarks(text: str) -> str:
+    """An error of torch on one line, without what it remarks on its own inside."""
+    return REMARK.sub("", " ".join(text.split()))
+
+
+def shortened(text: str, most: int) -> str:
+    """Its first words, with ... where more follow."""
+    return text if len(text) <= most else text[: most - 3].rsplit(" ", 1)[0] + "..."

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from ulam_kernels.arguments import choice, described, real, whole
 
+from .lazily import suggests
+
 __all__ = ["APG", "CFGZero", "Rule"]
 
 
@@ -92,3 +94,6 @@ def check_rule(rule: object) -> None:
     """Raises TypeError unless it is a rule, or None."""
     if rule is not None and not isinstance(rule, APG | CFGZero):
         raise TypeError(f"guidance_rule: got {described(rule)}, expected one of ulam.guidance, such as APG(), or None")
+
+
+suggests(__name__)

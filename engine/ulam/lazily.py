@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 
 
@@ -20,6 +21,32 @@ def attribute(package: str, name: str, modules: Mapping[str, str]) -> object:
         except ModuleNotFoundError as error:
             if error.name != f"{package}.{name}":  # a package that a module needs is missing
                 raise
-            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+            raise _missing(package, name) from None
     setattr(sys.modules[package], name, value)
     return value
+
+
+def suggests(package: str) -> None:
+    """Let a module that has all its names say which of them was meant by one that it has not.
+
+    Set from without: type checkers would take a function `__getattr__` in its source for any name at all.
+    """
+    vars(sys.modules[package])["__getattr__"] = partial(_refused, package)
+
+
+def _refused(package: str, name: str) -> object:
+    raise _missing(package, name)
+
+
+def _missing(package: str, name: str) -> AttributeError:
+    """The error of Python's own words, with the public name that was most likely meant."""
+    module = sys.modules[package]
+    words, meant = f"module {package!r} has no attribute {name!r}", None
+    if not name.startswith("_"):
+        from ulam_kernels.arguments import likely  # for errors alone
+
+        public = getattr(module, "__all__", None) or dir(module)
+        meant = likely(name, [known for known in public if not known.startswith("_")])
+    if meant is None:
+        return AttributeError(words)
+    return AttributeError(f"{words}: did you mean {meant}?", obj=module)  # no name=: Python would suggest it once more

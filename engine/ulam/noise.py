@@ -33,6 +33,7 @@ from .arguments import (
     whole_number,
     whole_numbers,
 )
+from .lazily import suggests
 
 DRAWS_PER_ROW = 16  # stages of noise per row
 
@@ -256,3 +257,6 @@ def sample_row(step: int, sample: int) -> int:
     if not 0 <= sample < MOST_SAMPLES:
         raise ValueError(f"samples: got {sample + 1}, expected at most 2^20")
     return step * MOST_SAMPLES + sample
+
+
+suggests(__name__)

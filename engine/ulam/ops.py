@@ -22,6 +22,7 @@ from ulam_kernels.autograd import forward_mode, recorded
 from ulam_kernels.validation import check_tensor
 
 from .arguments import Time, chain_times, per_chain
+from .lazily import suggests
 from .programs.predictions import check_predicts, combine
 from .schedules import Array, Schedule, VariancePreserving, before, check_schedule, posterior
 
@@ -134,3 +135,6 @@ def _affine(x: torch.Tensor, m: torch.Tensor, on_x: Array, on_m: Array, *, near:
         a, b = per_chain(a, x), per_chain(b, x)
         return (a * x + b * m).to(promoted)
     return ulam_kernels.affine(x.to(wide), m.to(wide), a, b).to(promoted) if near else ulam_kernels.affine(x, m, a, b)
+
+
+suggests(__name__)

@@ -34,6 +34,7 @@ from .estimation.risk import DIVERGENCES, Operator, Risk, check_counts, hudson, 
 from .estimation.uncertainty import BatchEstimate, batch_mean, mean_and_error
 from .evaluation import in_eval_mode, modules_in
 from .gradients import check_no_gradient
+from .lazily import suggests
 
 Plain: TypeAlias = Callable[..., torch.Tensor]
 Parameter = TypeVar("Parameter")
@@ -241,3 +242,6 @@ def _of_risk(found: Risk, sigma: torch.Tensor, n: int, derivatives: str) -> Sure
         divergence=found.divergences.mean(0),
         derivatives=derivatives,
     )
+
+
+suggests(__name__)

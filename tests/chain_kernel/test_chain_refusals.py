@@ -50,6 +50,15 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x  # refused
 
 
+class LookedUp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = nn.Embedding(1000, 2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x + self.clock(t)  # refused
+
+
 class Gradient(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         x = x.detach().requires_grad_()
@@ -87,15 +96,17 @@ class Fixed(nn.Module):
         (Turned, "flip"),
         (TimesOfOthers, "select"),
         (Attention, ""),
-        (Branching, ""),
+        (Branching, "depends on a tensor's values), expected torch.where, or tensors"),
+        (LookedUp, "but got torch.float32 instead), expected time='index' (--time index), whole training steps"),
         (WideNorm, "600"),
         (Deep, "at most 64"),
         (Fixed, "differs between chains"),
     ],
 )
-def test_a_refusal_names_what_it_is_and_where(net: type[nn.Module], says: str) -> None:
+def test_a_refusal_names_what_it_is_and_where(net: type[nn.Module], says: str, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(TypeError) as error:
         compiled(net())
+    assert capfd.readouterr() == ("", "")
     line = str(error.value).split("\n")[0]
     lines, begin = inspect.getsourcelines(net.forward)
     at = begin + next(number for number, text in enumerate(lines) if "return" in text)

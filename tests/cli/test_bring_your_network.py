@@ -128,9 +128,13 @@ def test_a_file_in_place_of_a_module_is_the_module_that_it_is(folder: Path, caps
         "nowhere.py:make": "model: got 'nowhere.py:make', where nowhere.py is no file, expected file.py:factory",
         "json.py:make": "model: got 'json.py:make', but json is the module of",
         "../nets:make": "model: got '../nets:make', expected module:factory of a module that can be imported",
-        "bring": "expected digits, a folder of diffusers or bring.py:FUNCTION",
-        "bring.py": "expected digits, a folder of diffusers or bring.py:FUNCTION",
-        "other": "expected digits, a folder of diffusers or module:factory or file.py:factory",
+        "bring": "which is not there, expected digits, a folder that diffusers saved (model_index.json or config.json "
+        "is in it), or bring.py:FUNCTION, the function in that file",
+        "bring.py": "which is no folder, expected digits, a folder that diffusers saved (model_index.json or",
+        "other": "which is not there, expected digits, a folder that diffusers saved (model_index.json or config.json "
+        "is in it), or module:factory or file.py:factory, a function that makes the network",
+        "Digit": "expected digits (did you mean digits?), a folder",
+        "no/folder": "got 'no/folder', which is not there, expected digits, a folder that diffusers saved",
     }.items():
         code, line = exit_and_error(capsys, SAMPLE.replace("bring:", f"{given} "))
         assert code == 2 and line.count("\n") == 1 and said in line, line

@@ -285,5 +285,5 @@ def test_what_needs_text_is_refused_with_the_two_lines_that_sample_it(make, sche
 def test_errors_of_folders_are_about_the_option(tmp_path, capsys):
     assert re.match("model: got .* with no model_index.json and no config.json", refused(capsys, command(tmp_path)))
     said = refused(capsys, command(tmp_path / "none"))
-    assert "expected digits, a folder that is there or module:factory" in said
+    assert "none', which is not there, expected digits, a folder that diffusers saved" in said
     assert "expected digits, a folder" in refused(capsys, ["sample", "--model", "google/ddpm", "--out", str(tmp_path)])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import ulam
 from ulam import bulk
+from ulam.integrations import diffusers
 
 
 @pytest.mark.parametrize("package", [ulam, bulk], ids=["ulam", "ulam.bulk"])
@@ -43,3 +46,24 @@ def test_the_first_read_finds_functions_and_modules_alike():
 def test_a_name_that_is_not_there_is_an_attribute_error(package):
     for name in ("nothing", "Plans", "__wrapped__"):
         assert not hasattr(package, name)
+
+
+PUBLIC = [ulam, diffusers, *(value for name in ulam.__all__ if isinstance(value := getattr(ulam, name), ModuleType))]
+
+
+@pytest.mark.parametrize("package", PUBLIC, ids=lambda package: package.__name__)
+def test_a_misspelt_name_of_a_public_module_is_told_which_was_meant(package):
+    known = sorted(name for name in getattr(package, "__all__", None) or dir(package) if not name.startswith("_"))
+    meant = max(known, key=len)
+    for wrong in (meant + "x", f"{meant[:2]}_{meant[2:]}"):
+        with pytest.raises(AttributeError) as caught:
+            getattr(package, wrong)
+        lines = traceback.format_exception_only(caught.value)
+        said = f"module {package.__name__!r} has no attribute {wrong!r}: did you mean {meant}?"
+        assert lines == [f"AttributeError: {said}\n"]
+
+
+def test_samplers_are_found_by_what_they_are_called_elsewhere():
+    for wrong, meant in {"DPMSolver_PP": "DPMSolverPP", "DDMP": "DDPM", "EulerA": "EulerAncestral"}.items():
+        with pytest.raises(AttributeError, match=f"did you mean {meant}\\?$"):
+            getattr(ulam.samplers, wrong)

@@ -83,10 +83,17 @@ def test_a_network_that_looks_up_its_time_is_told_of_time_index(module: str) -> 
         return x * found[:, None]
 
     sampler = ulam.samplers.DDIM(3, spacing="trailing")
-    with pytest.raises(ulam.NetworkError, match=r"expected time='index' \(--time index\), whole training steps"):
+    right = r"expected time='index' \(--time index\), whole training steps"
+    with pytest.raises(ulam.NetworkError, match=right) as said:
         ulam.sample(ulam.Denoiser(net, ulam.schedules.vp_linear(1000)), sampler, (4,), 2, progress=False)
+    assert "while checking" not in str(said.value)  # cut in the middle of what torch remarks on its own inside
     told = ulam.Denoiser(net, ulam.schedules.vp_linear(1000), time="index")
     assert ulam.sample(told, sampler, (4,), 2, progress=False).isfinite().all()
+
+
+def test_an_error_is_cut_between_words() -> None:
+    said = str(ulam.NetworkError(IndexError("for index " + "word " * 60), {}, way_out="a network"))
+    assert said.startswith("net: got an error (IndexError: for index word") and " word...), expected a n" in said
 
 
 def test_a_network_without_time_is_told_how_it_is_called() -> None:

@@ -5,12 +5,15 @@ A network on a GPU is traced on the host, with copies in the places of what it h
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -24,7 +27,7 @@ from ulam_kernels.arguments import described
 
 from ..conditioning import Shared
 from ..denoiser import Denoiser
-from ..evaluation import in_eval_mode, modules_in, parameters_reached
+from ..evaluation import in_eval_mode, modules_in, parameters_reached, way_out_of, without_remarks
 from ..outputs import only_reading
 from .changes import Held, hooks_of_all
 
@@ -35,7 +38,7 @@ LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
 DROPOUTS = (torch.ops.aten.dropout, torch.ops.aten.feature_dropout, torch.ops.aten.alpha_dropout)
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-
+LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export._trace")
 
 _ALONE = threading.Lock()  # torch.export is for one thread at a time
 
@@ -78,7 +81,7 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     written: list[object] = []
     shapes = {"x": {0: auto}, "t": {0: auto}, "cond": dynamic}
     try:
-        with warnings.catch_warnings(), in_eval_mode(modules), torch.inference_mode(False), torch.no_grad():
+        with warnings.catch_warnings(), _quietly(), in_eval_mode(modules), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
             replaced = held.on_host()
             called = _Called(net, modules, written)
@@ -128,10 +131,32 @@ def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str,
         exported: ExportedProgram = torch.export.export(called, given, strict=False, dynamic_shapes=shapes)
         exported = exported.run_decompositions({})
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        at = _line_of(error)
-        raise TypeError(f"net: got {at}a network that torch.export cannot read ({reason}), {EXPECTED}") from error
+        x, t, cond = given
+        reason = without_remarks(str(error).strip().split("\n")[0]) or type(error).__name__
+        way_out = way_out_of(error, x, t, cond)
+        if not way_out and "data-dependent" in reason:
+            reason = "a branch or a number in Python that depends on a tensor's values"
+            way_out = "torch.where, or tensors"
+        expected = f"expected {way_out}" if way_out else EXPECTED
+        raise TypeError(
+            f"net: got {_line_of(error)}a network that torch.export cannot read ({reason}), {expected}"
+        ) from error
     return exported
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within, torch neither logs nor prints what it cannot export: the error says it in one line."""
+    loggers = [logging.getLogger(name) for name in LOGS]
+    before = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def _listed(exported: ExportedProgram) -> list[tuple[str, ...]]:

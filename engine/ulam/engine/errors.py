@@ -6,6 +6,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from ..evaluation import shortened, without_remarks
+
 if TYPE_CHECKING:
     from .job import Job
 
@@ -31,10 +33,11 @@ class NetworkError(RuntimeError):
         ids = sorted(chain for of_job in chains.values() for chain in of_job)
         shown = ", ".join(map(str, ids[:8])) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         detail = f"{type(cause).__name__}: {cause}"
+        said = without_remarks(detail)
         if wants_gradients:
-            detail = f"got one that takes gradients inside ({' '.join(detail.split()):.80}), expected {GRADIENTS}"
+            detail = f"got one that takes gradients inside ({shortened(said, 80)}), expected {GRADIENTS}"
         elif way_out:
-            detail = f"got an error ({' '.join(detail.split()):.160}), expected {way_out}"
+            detail = f"got an error ({shortened(said, 160)}), expected {way_out}"
         super().__init__(f"net: {detail} (chains {shown})")
         self.chains, self.wants_gradients, self.way_out = chains, wants_gradients, way_out
 

@@ -14,12 +14,11 @@ import torch
 from ulam_kernels.arguments import described
 
 from ..denoiser import Denoiser
-from ..evaluation import autocast_state, check_output
+from ..evaluation import autocast_state, check_output, way_out_of
 from ..gradients import plain, wants_gradients
 from ..outputs import OutputError, ReadOutput
 from .errors import NetworkError
 from .report import Report
-from .ways_out import way_out_of
 
 # What torch.compile is told. Its own CUDA graphs stay off: the engine captures whole ticks.
 COMPILE: dict[bool | str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ulam_kernels.arguments import described, one_of
+from ulam_kernels.arguments import described, likely, one_of
 
 from .. import schedules
 from ..denoiser import Denoiser
@@ -61,11 +61,7 @@ def load_model(
         _check_absent({"weights": weights, "time": time, "output": output}, f"the pipeline in {name}")
         return _in_folder(name, shape, schedule, predicts, null_class)
     if ":" not in name:
-        there = "a folder of diffusers" if "/" not in name else "a folder that is there"
-        own = "module:factory or file.py:factory"
-        if (file := Path(f"{name.removesuffix('.py')}.py")).is_file():
-            own = f"{file}:FUNCTION, the function in that file which makes the network"
-        raise ValueError(f"model: got {name!r}, expected {', '.join(BUILT_IN)}, {there} or {own}")
+        raise _no_model(name)
     made = call_factory("model", name)
     denoiser = made if isinstance(made, Denoiser) else None
     net = made if denoiser is None else denoiser.net
@@ -79,6 +75,18 @@ def load_model(
     if shape is None:
         raise ValueError("shape: got none, expected that of a sample of your model, such as --shape 3,32,32")
     return Model(name, denoiser, shape, null_class=null_class)
+
+
+def _no_model(name: str) -> ValueError:
+    """The error for a name that is neither a model's nor a folder: what there is, and what each has to be."""
+    meant = likely(name, BUILT_IN)
+    known = ", ".join(BUILT_IN) + ("" if meant is None else f" (did you mean {meant}?)")
+    own = "module:factory or file.py:factory, a function that makes the network"
+    if (file := Path(f"{name.removesuffix('.py')}.py")).is_file():
+        own = f"{file}:FUNCTION, the function in that file which makes the network"
+    here = "is no folder" if Path(name).exists() else "is not there"
+    folder = "a folder that diffusers saved (model_index.json or config.json is in it)"
+    return ValueError(f"model: got {name!r}, which {here}, expected {known}, {folder}, or {own}")
 
 
 def _in_folder(

@@ -3,6 +3,7 @@
 `run` runs them, a batch at a time; the transitions are those of `ulam.samplers.markov`.
 """
 
+from ..lazily import suggests
 from ..samplers.mcmc.baoab import BAOAB
 from ..samplers.mcmc.ghmc import GHMC
 from ..samplers.mcmc.hmc import HMC
@@ -67,3 +68,5 @@ __all__ = [
     "Warmup",
     "run",
 ]
+
+suggests(__name__)

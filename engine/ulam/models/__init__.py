@@ -3,6 +3,9 @@
 `built_in` names the models of the command line.
 """
 
+from ..lazily import suggests
 from .digits import DigitsUNet, load_digits
 
 __all__ = ["DigitsUNet", "load_digits"]
+
+suggests(__name__)

@@ -4,6 +4,7 @@ Losses of denoisers are means over elements, the others sums over dimensions; no
 """
 
 from ..estimation.forward import Noised, add_noise
+from ..lazily import suggests
 from . import timesteps, weightings
 from .denoising import denoising, edm
 from .elbo import elbo
@@ -33,3 +34,5 @@ __all__ = [
     "vlb_term",
     "weightings",
 ]
+
+suggests(__name__)

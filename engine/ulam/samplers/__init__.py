@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 
+from ..lazily import suggests
 from ..programs.clip import DynamicThreshold
 from .consistency import Consistency
 from .ddim import DDIM
@@ -106,3 +107,4 @@ def _export_others() -> None:
 
 
 _export_others()
+suggests(__name__)

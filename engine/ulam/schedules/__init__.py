@@ -3,6 +3,7 @@
 `kinds` says what they are, `constructors` makes them, `transitions` leads from one noise level to another.
 """
 
+from ..lazily import suggests
 from .arguments import Array, Numbers
 from .constructors import (
     edm,
@@ -59,3 +60,5 @@ __all__ = [
     "vp_sigmoid",
     "zero_terminal_snr",
 ]
+
+suggests(__name__)

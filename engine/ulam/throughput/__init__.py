@@ -2,8 +2,11 @@
 
 `measure` runs it, `measured` holds what was found and its verdict, `page` writes it as one HTML file."""
 
+from ..lazily import suggests
 from .measure import measure
 from .measured import Measured, Part, Way
 from .work import Work
 
 __all__ = ["Measured", "Part", "Way", "Work", "measure"]
+
+suggests(__name__)

@@ -16,8 +16,7 @@ from ulam_kernels.arguments import positive
 from ..conditioning import arguments_of
 from ..engine.arguments import backend_name
 from ..engine.tuned import Tuned
-from ..engine.ways_out import way_out_of
-from ..evaluation import in_eval_mode, modules_in
+from ..evaluation import in_eval_mode, modules_in, way_out_of
 from ..files import one_line
 from ..tuning.tune import tune
 from . import parts

@@ -91,7 +91,7 @@ class Measured:
         lines = [
             f"{self.sampler}{guided}: {self.evaluations} evaluations{run}, {self.slots} slots of {list(self.shape)}, "
             f"{self.device}, {self.rounds} rounds",
-            f"  {'':<22}{'an evaluation':>14}{'quartiles':>20}{'samples/s':>11}{'speed':>8}{'warm-up':>10}"
+            f"  {'':<24}{'an evaluation':>14}{'quartiles':>20}{'samples/s':>11}{'speed':>8}{'warm-up':>10}"
             f"{'memory':>13}",
         ]
         lines += [_line(way) for way in self.ways]
@@ -112,13 +112,13 @@ class Measured:
 
 def _line(way: Way) -> str:
     if way.timing is None:
-        return f"  {way.name:<22}left out: {way.told if len(way.told) <= 88 else way.told[:85] + '...'}"
+        return f"  {way.name:<24}left out: {way.told if len(way.told) <= 88 else way.told[:85] + '...'}"
     quartiles = f"{seconds(way.timing.lower_quartile)} - {seconds(way.timing.upper_quartile)}"
     speed = "-" if way.speed is None else f"{way.speed.median:.2f}x"
     memory = "-" if way.peak_bytes is None else f"{way.peak_bytes / MIB:.3g} MiB"
     rate = amount(way.samples_per_second or 0)
     return (
-        f"  {way.name:<22}{seconds(way.timing.median):>14}{quartiles:>20}{rate:>11}{speed:>8}"
+        f"  {way.name:<24}{seconds(way.timing.median):>14}{quartiles:>20}{rate:>11}{speed:>8}"
         f"{f'{way.warm_up or 0:.1f} s':>10}{memory:>13}"
     )
 

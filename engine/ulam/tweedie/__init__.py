@@ -3,6 +3,7 @@
 Posterior means, covariances and cumulants under Gaussian noise, in exponential families, and of counts.
 """
 
+from ..lazily import suggests
 from .counts import robbins
 from .cumulants import cumulant, third_cumulant
 from .estimates import (
@@ -29,3 +30,5 @@ __all__ = [
     "robbins",
     "third_cumulant",
 ]
+
+suggests(__name__)

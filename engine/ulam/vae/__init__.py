@@ -2,6 +2,7 @@
 
 log p(x) >= E_q[log p(x | z_1)] - KL(q(z_L .. z_1 | x) || p(z_L .. z_1)), z_L at the top; all Gaussians are diagonal."""
 
+from ..lazily import suggests
 from .bound import Elbo, ImportanceWeighted
 from .gaussians import MOMENTS, gaussian_kl, gaussian_log_density
 from .levels import INFERENCES, Level, Network
@@ -20,3 +21,5 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_density",
 ]
+
+suggests(__name__)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...lazily import attribute
+
 if TYPE_CHECKING:
     from .fusing import fuse, fused
 
@@ -15,8 +17,4 @@ __all__ = ["fuse", "fused"]
 
 def __getattr__(name: str) -> Any:
     """`fuse` and `fused` import diffusers, which is slow, so they are loaded when they are first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import fusing
-
-    return getattr(fusing, name)
+    return attribute(__name__, name, dict.fromkeys(__all__, ".fusing"))
