@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import importlib
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ from urllib.parse import unquote
 import pytest
 
 import ulam
-from pages import DOCS, python_blocks
+from pages import DOCS, uses
 
 pytest.importorskip("sphinx", reason="sphinx is not installed: pip install 'ulam[docs]', on Python 3.11 or newer")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -111,12 +113,34 @@ def test_docstrings_keep_their_formulas_and_their_text(docstrings: types.ModuleT
 
 
 def test_every_public_name_has_an_example_that_runs(docstrings: types.ModuleType) -> None:
-    """In a block of Python of some page, all of which test_pages and its like execute."""
+    """Called, passed on or returned in a block of Python of some page, all of which test_pages and its like execute."""
     pages = [path.read_text() for path in DOCS.rglob("*.md") if "_build" not in path.parts]
-    code = "\n".join(block for text in pages for block in python_blocks(text))
-    words = set(re.findall(r"\w+", code))
-    named = {f"{package}.{name}" for package, names in docstrings.public_names().items() for name in names}
-    assert sorted(name for name in named if name.rpartition(".")[2] not in words) == []
+    used = {place: it for text in pages for place, it in uses(text).items()}
+    public = {
+        f"{package}.{name}": getattr(importlib.import_module(package), name)
+        for package, names in docstrings.public_names().items()
+        for name in names
+    }
+    functions = {name: it for name, it in public.items() if inspect.isclass(it) or callable(it)}
+    assert len(functions) > 200 and sorted(name for name, it in functions.items() if id(it) not in used) == []
+
+
+def test_a_name_that_is_only_imported_or_said_has_no_example() -> None:
+    block = """```python
+import ulam
+from ulam import bulk, samplers
+from ulam.rollouts import mixed
+
+"ulam.sample"  # ulam.tune
+def ours(x: ulam.Result) -> ulam.Job: ...
+net: ulam.Denoiser
+report: ulam.Report = ulam.Engine(samplers.DDIM, key=bulk.run).report
+```
+"""
+    modules = (ulam, ulam.bulk, ulam.samplers)
+    public = {id(getattr(module, name)): name for module in modules for name in module.__all__}
+    found = {public[place] for place in uses(block) if place in public}
+    assert found == {"Report", "Engine", "DDIM", "run", "bulk", "samplers"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
