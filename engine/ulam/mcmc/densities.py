@@ -96,7 +96,10 @@ class BuiltIn(ABC):
 
 
 class DoubleWell(BuiltIn):
-    """E = sum_i height (x_i^2 - separation)^2: d independent coordinates, each with wells at +-sqrt(separation)."""
+    """E = sum_i height (x_i^2 - separation)^2: d independent coordinates, each with wells at +-sqrt(separation).
+
+    Raises TypeError, ValueError unless dimension is a whole number from 1 on and the others are numbers above 0.
+    """
 
     def __init__(self, dimension: int = 1, height: float = 1.0, separation: float = 1.0) -> None:
         self.dimension = _dimension(dimension, 1)
@@ -130,6 +133,7 @@ class Rosenbrock(BuiltIn):
     """E = sum over pairs (x, y) of a (y - x^2)^2 + b (1 - x)^2: x ~ N(1, 1 / (2 b)), y | x ~ N(x^2, 1 / (2 a)).
 
     Pairs are (x_0, x_1), (x_2, x_3), ... [Goodman & Weare 2010, section 3; Pagani 2022, section 2].
+    Raises TypeError, ValueError unless dimension is even and at least 2, and a and b are numbers above 0.
     """
 
     def __init__(self, dimension: int = 2, a: float = 5.0, b: float = 0.05) -> None:
@@ -156,7 +160,10 @@ class Rosenbrock(BuiltIn):
 
 
 class Funnel(BuiltIn):
-    """x_0 ~ N(0, std^2), x_i | x_0 ~ N(0, exp(x_0)) for i >= 1 [Neal 2003, section 8]."""
+    """x_0 ~ N(0, std^2), x_i | x_0 ~ N(0, exp(x_0)) for i >= 1 [Neal 2003, section 8].
+
+    Raises TypeError, ValueError unless dimension is a whole number from 2 on and std a number above 0.
+    """
 
     def __init__(self, dimension: int = 10, std: float = 3.0) -> None:
         self.dimension, self.std = _dimension(dimension, 2), _number("std", std)
@@ -181,7 +188,10 @@ class Funnel(BuiltIn):
 
 
 class Ring(BuiltIn):
-    """E = (|x| - radius)^2 / (2 std^2): a shell around the origin."""
+    """E = (|x| - radius)^2 / (2 std^2): a shell around the origin.
+
+    Raises TypeError, ValueError for a dimension, radius or std out of range.
+    """
 
     def __init__(self, dimension: int = 2, radius: float = 3.0, std: float = 0.3) -> None:
         self.dimension = _dimension(dimension, 2)

@@ -40,7 +40,8 @@ def denoising_score_matching(
 
     [Vincent 2011, eq. 11; weighted as in Song & Ermon 2019, eq. 5.] Its minimiser is the score of the noised density;
     it differs from explicit score matching there by a constant. x: ``[B, *shape]``; sigma: ``[B]``; z is noise-v1 of
-    (seed, step, chain).
+    (seed, step, chain). Raises TypeError, ValueError for arguments that do not fit, sigma not above 0, or a score of
+    another shape.
     """
     check_batch(x, "x")
     check_callable(score, "score")
@@ -76,6 +77,8 @@ def sliced_score_matching(
 
     reduced: 1/2 |s|^2 in place of 1/2 (v' s)^2, which has less variance [eq. 8]; its mean over v is the implicit
     objective. Directions are Rademacher signs of noise-v1 of (seed, step, chain), new for every sample and step.
+    Raises TypeError, ValueError for an invalid argument, TypeError for a score without a derivative in x, RuntimeError
+    where x requires grad.
     """
     switch(reduced, "reduced")
     check_batch(x, "x")

@@ -42,7 +42,7 @@ UNIFORM_SHARE = 1e-3  # of the times, whatever their losses: none is forgotten
 
 @dataclass(frozen=True)
 class Timesteps(ABC):
-    """A law of the times of a batch on ``schedule``."""
+    """A law of the times of a batch on ``schedule``. Raises TypeError or ValueError for another than it is for."""
 
     schedule: Schedule
 
@@ -110,7 +110,10 @@ class Antithetic(Timesteps):
 
 @dataclass(frozen=True)
 class LogNormal(Timesteps):
-    """log sigma ~ N(mean, std^2), on ve and edm [Karras 2022, table 1]; weights are 1."""
+    """log sigma ~ N(mean, std^2), on ve and edm [Karras 2022, table 1]; weights are 1.
+
+    Raises TypeError or ValueError for another schedule, a mean that is no number, a std that is not above 0.
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -129,7 +132,8 @@ class LogNormal(Timesteps):
 class LogitNormal(Timesteps):
     """log(t / (1 - t)) ~ N(mean, std^2), then t -> shift t / (1 + (shift - 1) t), on flow [Esser 2024, eq. 19 and 23].
 
-    The shift adds log(shift) to the mean. Weights are 1.
+    The shift adds log(shift) to the mean. Weights are 1. Raises TypeError or ValueError for another schedule, a mean
+    that is no number, a std or a shift that is not above 0.
     """
 
     mean: float = 0.0
@@ -160,6 +164,7 @@ class LossAware(Timesteps):
 
     The history lies on the host, so an update waits for the losses. Where ``torch.distributed`` is initialised it
     gathers those of all ranks, which then agree; every rank must call it, with as many examples as it has.
+    Raises TypeError or ValueError for another schedule.
     """
 
     history: torch.Tensor = field(init=False, repr=False)

@@ -45,6 +45,7 @@ def zero_terminal_snr(schedule: VariancePreserving) -> VariancePreserving:
     """`schedule` with sqrt(abar) shifted and scaled so that the last is 0 and the first stays [Lin 2024, alg. 1].
 
     At the last training step the state is pure noise: predictions v, x0 and flow work there, eps and score do not.
+    Raises TypeError for another schedule than a VP one, ValueError for one of a single training step.
     """
     if not isinstance(schedule, VariancePreserving):
         raise TypeError(f"schedule: got {described(schedule)}, expected a VP schedule such as vp_linear(1000)")
@@ -92,20 +93,31 @@ def ve(sigma_min: float, sigma_max: float) -> VarianceExploding:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, rho: float = 7.0) -> EDM:
-    """The schedule of Karras et al. 2022 (table 1), on which `predicts="raw"` means their preconditioning."""
+    """The schedule of Karras et al. 2022 (table 1), on which `predicts="raw"` means their preconditioning.
+
+    Its grid has sigma^(1/rho) uniform from sigma_max to sigma_min [eq. 5]. Raises TypeError, ValueError for others than
+    0 < sigma_min < sigma_max, and numbers that are not above 0.
+    """
     low, high = sigma_ends(sigma_min, sigma_max)
     data, power = positive("sigma_data", sigma_data), positive("rho", rho)
     return EDM(_call("edm", sigma_min=low, sigma_max=high, sigma_data=data, rho=power), low, high, data, power)
 
 
 def flow(shift: float = 1.0) -> FlowMatching:
-    """Straight paths from data (t = 0) to noise (t = 1); `shift` > 1 puts more of the grid near the noise."""
+    """Straight paths from data (t = 0) to noise (t = 1) [Lipman 2023; Liu 2023]: alpha = 1 - t, sigma = t.
+
+    `shift` > 1 puts more of the grid near the noise [Esser 2024, eq. 23]. Raises TypeError, ValueError unless it is a
+    number above 0.
+    """
     shift = positive("shift", shift)
     return FlowMatching(_call("flow", shift=shift), shift)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> SubVP:
-    """The sub-VP SDE, told t in [0, 1]; sampling ends at t_min [Song 2021b, app. B and C]."""
+    """The sub-VP SDE, told t in [0, 1]; sampling ends at t_min [Song 2021b, app. B and C].
+
+    Raises TypeError, ValueError for others than 0 < beta_min < beta_max and 0 < t_min < 1.
+    """
     low, high = positive("beta_min", beta_min), positive("beta_max", beta_max)
     if low >= high:
         raise ValueError(f"beta_min, beta_max: got {low!r} and {high!r}, expected beta_min < beta_max")

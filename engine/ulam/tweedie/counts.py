@@ -29,6 +29,7 @@ Marginal = Callable[[torch.Tensor], torch.Tensor] | torch.Tensor
 @outside_graphs
 def robbins(marginal: Marginal, x: torch.Tensor, *, trials: int | None = None, smoothing: float = 0.0) -> torch.Tensor:
     """E[lambda | x] of Poisson counts, or E[p / (1 - p) | x] of ``trials`` Bernoulli draws, like x in float64.
+    [Robbins 1956.]
 
     From counts N of how often every value was seen, as ``torch.bincount(sample)`` has them, m(x + 1) / m(x) is
     (N[x + 1] + c) / (N[x] + c) with c = ``smoothing``: Robbins' own estimate at 0, add-one at 1. It is noisy where few

@@ -32,6 +32,7 @@ def cumulant(
 
     The order of the directions does not matter to an ideal denoiser. Another's Jacobian may not be symmetric: its
     output is taken along v_1. Of a piecewise linear network (ReLU) the result is 0 above order 2.
+    [Robbins 1956; Efron 2011.] Errors as of :func:`covariance`, and for another order, or directions that do not fit.
     """
     if isinstance(v, (tuple, list)):
         check_no_gradient("tweedie.cumulant", **{f"v[{k}]": each for k, each in enumerate(v)})
@@ -51,7 +52,8 @@ def third_cumulant(
     """kappa_3[x | y] applied twice to v: sigma^4 (d^2 D/dy^2)[v, v], like y.
 
     Its inner product with v is the third cumulant of v' x, which :func:`cumulant` gives. It takes two derivatives,
-    always in reverse mode. For a piecewise linear network (ReLU) the result is 0.
+    always in reverse mode. For a piecewise linear network (ReLU) the result is 0 [Robbins 1956; Efron 2011]. Errors as
+    of :func:`covariance`, and for a v that is not like y.
     """
     check_no_gradient("tweedie.third_cumulant", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)

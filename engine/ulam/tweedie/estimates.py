@@ -44,7 +44,10 @@ class Estimate(WithError[torch.Tensor]):
 
 
 def mean(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None = None) -> torch.Tensor:
-    """E[x | y] = D(y), like y. Where y requires grad, so does the result, in y and the network's parameters."""
+    """E[x | y] = D(y), like y [Robbins 1956; Efron 2011]. Raises TypeError or ValueError for an invalid argument.
+
+    Where y requires grad, so does the result, in y and the network's parameters.
+    """
     differentiable = torch.is_grad_enabled() and isinstance(y, torch.Tensor) and y.requires_grad
     check_no_gradient("tweedie.mean", None if differentiable else cond, sigma=sigma)
     estimator = Estimator(denoiser, y, sigma, cond)
@@ -55,7 +58,10 @@ def mean(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs | None 
 def covariance_product(
     denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, v: torch.Tensor, cond: Inputs | None = None
 ) -> torch.Tensor:
-    """Cov[x | y] v = sigma^2 (dD/dy) v, like y: a Jacobian-vector product, in reverse mode by a double product."""
+    """Cov[x | y] v = sigma^2 (dD/dy) v, like y: a Jacobian-vector product, in reverse mode by a double product.
+
+    [Efron 2011.] Arguments and errors as of :func:`covariance`, of any number of elements; v is like y.
+    """
     check_no_gradient("tweedie.covariance_product", cond, y=y, sigma=sigma, v=v)
     estimator = Estimator(denoiser, y, sigma, cond)
     check_direction(v, y)
@@ -91,8 +97,12 @@ def covariance(denoiser: Denoiser, y: torch.Tensor, sigma: Sigma, cond: Inputs |
     """Cov[x | y], ``[B, n, n]`` for the n elements of a chain in the order of ``y.flatten(1)``; n products.
 
     The symmetric part of sigma^2 dD/dy: the whole of it for an ideal denoiser, whose Jacobian is symmetric, and what
-    :func:`eigenpairs` and :func:`covariance_trace` see of any other (:func:`covariance_product` has all of it). At most
-    4096 elements.
+    :func:`eigenpairs` and :func:`covariance_trace` see of any other (:func:`covariance_product` has all of it)
+    [Efron 2011].
+
+    Raises:
+        TypeError, ValueError: an invalid argument, more than 4096 elements, a network without a derivative in x.
+        RuntimeError: y requires grad while gradients are recorded.
     """
     check_observation(y)
     check_few(y, "y", "covariance_product, covariance_diagonal, covariance_trace or eigenpairs for more")
@@ -116,7 +126,8 @@ def covariance_trace(
 
     hutchinson: the mean of v' Cov v, over at least 2 samples [Hutchinson 1990]. hutch++: a third of the samples, at
     least 6 in all, finds the leading directions, a third measures the trace on them exactly, the rest estimates the
-    remainder [Meyer 2021, alg. 1]; much better where few directions carry most of the trace.
+    remainder [Meyer 2021, alg. 1]; much better where few directions carry most of the trace. Errors as of
+    :func:`covariance`, and for too few samples.
     """
     if choice(method, "method", ("hutchinson", "hutch++")) == "hutch++":
         check_observation(y)
@@ -154,7 +165,8 @@ def eigenpairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The leading posterior variances ``[B, count]``, decreasing, and their unit directions ``[B, count, *shape]``.
 
-    Lanczos with full reorthogonalisation; ``iterations`` products, by default 2 count + 10 (at most the dimension).
+    Lanczos with full reorthogonalisation, where [Manor & Michaeli 2024] iterate subspaces; ``iterations`` products, by
+    default 2 count + 10 (at most the dimension). Errors as of :func:`covariance`, and for a count out of range.
     Of a network whose Jacobian is not symmetric these are the eigenpairs of the projected symmetric part.
     """
     check_observation(y)

@@ -45,6 +45,7 @@ def natural(
     v: Directions | None = None,
 ) -> torch.Tensor:
     """The k-th cumulant of every element of eta given y, like y: the mean for ``order`` 1, the variance for 2.
+    [Robbins 1956; Efron 2011, eq. 2.4 to 2.6.]
 
     With directions v, one or k of them, the cumulant kappa_k[v_1' eta, ..., v_k' eta] of :func:`cumulant`, ``[B]``.
 

@@ -181,7 +181,7 @@ class HierarchicalVAE:
 class GaussianVAE(HierarchicalVAE):
     """One latent z ~ N(0, I) of ``latent_shape``: decoder z -> x, encoder x -> mean and log std of q(z | x).
 
-    scale, bins: see :class:`HierarchicalVAE`.
+    [Kingma & Welling 2014.] scale, bins, and errors: see :class:`HierarchicalVAE`.
     """
 
     def __init__(

@@ -113,19 +113,23 @@ def Interval(lo: float, hi: float, shape: Sequence[int] = ()) -> Parameter:
 
 
 def Simplex(n: int) -> Parameter:
-    """n numbers above 0 whose sum is 1, n at least 2; densities are those of the first n - 1."""
+    """n numbers above 0 whose sum is 1, n at least 2; densities are those of the first n - 1.
+
+    Raises TypeError, ValueError for another n.
+    """
     return Parameter((whole(n, "n", 2, MAX_ELEMENTS),), constraints.simplex)
 
 
 def Ordered(n: int) -> Parameter:
-    """n numbers in ascending order, n at least 2."""
+    """n numbers in ascending order, n at least 2. Raises TypeError, ValueError for another n."""
     return Parameter((whole(n, "n", 2, MAX_ELEMENTS),), OrderedVector())
 
 
 def CorrelationCholesky(n: int) -> Parameter:
     """L ``[n, n]``, lower triangular, with L L^T a correlation matrix: as ``torch.distributions.LKJCholesky`` has it.
 
-    n is at least 2. In float32 log |det| loses digits where correlations are near 1: ``dtype=torch.float64``.
+    n is at least 2. In float32 log |det| loses digits where correlations are near 1: ``dtype=torch.float64``. Raises
+    TypeError, ValueError for another n.
     """
     return Parameter((whole(n, "n", 2, 1 << 15), n), constraints.corr_cholesky)
 
