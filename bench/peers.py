@@ -32,7 +32,7 @@ INSTALL = {
 
 
 def azula(work: Work, evaluations: int) -> Run:
-    """azula's DDIMSampler: sigma_s / sigma_t (x - alpha_t D) + alpha_s D, from times on the training steps."""
+    """DDIMSampler: sigma_s / sigma_t (x - alpha_t D) + alpha_s D, from times on the training steps."""
     schedule, _ = _ddim(work)
     denoise, sample = _imported("azula", "azula.denoise", "azula.sample")
     denoiser, device = work.denoiser, torch.device(work.device)
@@ -69,7 +69,7 @@ def azula(work: Work, evaluations: int) -> Run:
 
 
 def k_diffusion(work: Work, evaluations: int) -> Run:
-    """k-diffusion's sample_euler on x / alpha, which is DDIM there: x + (sigma_s - sigma_t) (x - D) / sigma_t."""
+    """sample_euler on x / alpha, where it is DDIM: x + (sigma_s - sigma_t) (x - D) / sigma_t."""
     schedule, levels = _ddim(work)
     sampling, external = _imported("k-diffusion", "k_diffusion.sampling", "k_diffusion.external", alone=True)
     denoiser, device = work.denoiser, torch.device(work.device)
@@ -93,7 +93,7 @@ def k_diffusion(work: Work, evaluations: int) -> Run:
 
 
 def deepinv(work: Work, evaluations: int) -> Run:
-    """deepinv's DDIMSolver on EDMDiffusionSDE, variance preserving: its step is DDIM's, from the score."""
+    """DDIMSolver on EDMDiffusionSDE, variance preserving: its step is DDIM's, from the score."""
     schedule, levels = _ddim(work)
     (sampling,) = _imported("deepinv", "deepinv.sampling")
     denoiser, device = work.denoiser, torch.device(work.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from ulam_kernels.arguments import whole
-from ulam_kernels.networks import MAX_WIDTH, Network
+from ulam_kernels.networks import MAX_INPUTS, MAX_WIDTH, Network
 
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, check_denoiser
@@ -198,6 +199,8 @@ def compile(  # the name of torch's own
         raise TypeError(f"net: got one with a second time, {denoiser.second_time!r}, expected one told t alone")
     if denoiser.guide is not None:
         raise TypeError("net: got one with another network as its guide, expected the conditioning of one network")
+    if math.prod(dims) > MAX_INPUTS:  # before the seconds that tracing takes
+        raise TypeError(f"net: got x of {math.prod(dims)} elements, expected at most {MAX_INPUTS}")
     return CompiledChain(denoiser, dims, given)
 
 
