@@ -137,6 +137,12 @@ def test_weights_that_do_not_fit_are_named_with_their_layer() -> None:
             compiled(given)
 
 
+def test_what_is_too_wide_is_refused_before_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ulam.chain_kernel.compiled.trace", lambda *_: pytest.fail("traced"))
+    with pytest.raises(TypeError, match=r"^net: got x of 12288 elements, expected at most 256$"):
+        compiled(lambda x, t: x, (3, 64, 64))
+
+
 def test_weights_that_are_not_numbers_are_refused() -> None:
     net = Tutorial()
     with torch.no_grad():
