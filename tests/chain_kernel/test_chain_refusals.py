@@ -137,6 +137,13 @@ def test_weights_that_do_not_fit_are_named_with_their_layer() -> None:
             compiled(given)
 
 
+def test_what_fails_once_it_is_computed_is_refused_with_the_way_out() -> None:
+    table = torch.zeros(1000, 2)
+    chain = compiled(lambda x, t: x + table.index_select(0, t))
+    with pytest.raises(TypeError, match=r"^net: got index_select.*, expected time='index' \(--time index\), whole"):
+        chain.row_vectors(torch.tensor([3.0]))
+
+
 def test_what_is_too_wide_is_refused_before_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ulam.chain_kernel.compiled.trace", lambda *_: pytest.fail("traced"))
     with pytest.raises(TypeError, match=r"^net: got x of 12288 elements, expected at most 256$"):

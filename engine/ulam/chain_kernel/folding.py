@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .tracing import Traced
+from ..evaluation import way_out_of, without_remarks
+from .tracing import Traced, refused
 
 aten = torch.ops.aten
 
@@ -97,7 +98,13 @@ class Folded:
                 if not _is_size(node):
                     waiting += node.all_input_nodes
         for node in sorted(reached, key=self._order.__getitem__):
-            known[node] = self._value(node, known, t, cond, batch)
+            try:
+                known[node] = self._value(node, known, t, cond, batch)
+            except (RuntimeError, IndexError) as error:  # torch.export does not look at the types of all arguments
+                none = torch.zeros(batch)
+                if not (way_out := way_out_of(error, none, none if t is None else t, cond)):
+                    raise
+                raise refused(node, without_remarks(str(error)), way_out) from error
         return [known[node] for node in wanted]
 
     def _value(
