@@ -15,7 +15,7 @@ from ulam.files import json_text
 from ulam.throughput import Work, measure
 from ulam.throughput.cases import free
 from ulam.throughput.measured import how_to, judged
-from ulam.throughput.parts import bytes_of_step, timed_parts
+from ulam.throughput.parts import STEP, bytes_of_step, timed_parts
 from ulam.throughput.peaks import peak_bytes
 from ulam.throughput.report import html
 from ulam.throughput.timing import Ratio, ratio, rounds, summary
@@ -48,6 +48,8 @@ def test_every_way_is_measured_and_draws_the_same_samples():
         assert way.samples_per_second == pytest.approx(8 / (5 * way.timing.median))
         assert way.timing.runs == found.rounds >= 5
     assert found[ULAM].difference < 1e-5 and found[KERNEL].difference < 1e-5 and found[LOOP].speed is None
+    steps = {part.name: part.timing.median for part in found.parts}
+    assert found.limit <= steps[STEP] * (1 + 1e-9)
     assert found[TUNED].told == found[COMPILED].told == "not asked for"
     assert str(found).splitlines()[-1] == found.verdict and len(str(found).splitlines()) <= 14
     assert len(repr(found).splitlines()) == 1

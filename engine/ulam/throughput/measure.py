@@ -170,6 +170,8 @@ class _Bench:
         best, verdict = judged(ratios, medians, how_to(options), share)
         step_bytes, elements = parts.bytes_of_step(work), work.elements
         bandwidth = parts.MOVED * 4 * elements / timed_parts[parts.MEMORY].median
+        if parts.STEP in timed_parts:  # in the caches it may move its bytes faster than torch's addition does
+            bandwidth = max(bandwidth, step_bytes / timed_parts[parts.STEP].median)
         samples = self._samples()
         ways = []
         for name in (*THEIRS, *self._others, *OURS):

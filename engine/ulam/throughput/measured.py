@@ -47,7 +47,8 @@ class Measured:
 
     sampler, schedule, evaluations: of a chain. slots, shape, guidance, device, backend, parameters: of the work.
     timed: evaluations of a timed run. rounds: in which all ways ran in turn. step_bytes: the least that a step moves;
-    bandwidth: bytes a second of a read-add-write pass; limit: seconds of a step that only moves its bytes.
+    bandwidth: bytes a second of torch's read-add-write pass, or of the fused step where that is faster; limit: seconds
+    of a step that only moves its bytes.
     best: the way to use, or "" for nothing. verdict: that in a sentence. tuning: the table of :func:`ulam.tune`.
     """
 
