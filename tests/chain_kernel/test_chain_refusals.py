@@ -139,9 +139,8 @@ def test_weights_that_do_not_fit_are_named_with_their_layer() -> None:
 
 def test_what_fails_once_it_is_computed_is_refused_with_the_way_out() -> None:
     table = torch.zeros(1000, 2)
-    chain = compiled(lambda x, t: x + table.index_select(0, t))
-    with pytest.raises(TypeError, match=r"^net: got index_select.*, expected time='index' \(--time index\), whole"):
-        chain.row_vectors(torch.tensor([3.0]))
+    with pytest.raises(TypeError, match=r"^net: got .*index_select.*, expected time='index' \(--time index\), whole"):
+        compiled(lambda x, t: x + table.index_select(0, t))
 
 
 def test_what_is_too_wide_is_refused_before_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 APART = (torch.nn.Module, torch.Tensor, type, ModuleType, type(None), *PLAIN[:-1])  # not looked into here
 DEEPEST = 3
+MOST_NUMBERS = 1 << 16  # of a tensor that is no weight
 MODE = "training"  # which sampling sets
 
 
@@ -27,10 +31,13 @@ def hooks_of_all() -> list[dict[Any, Any]]:
 class Held:
     """What modules hold, and a callable that is none: another tensor, layer, hook or attribute is another network.
 
-    Lists, dicts and objects among the attributes are looked into as well, three deep.
+    Lists, dicts, sets and objects among the attributes are looked into as well, three deep, and the numbers of tensors
+    and arrays there compared, unless they are ``read``, as weights are.
     """
 
-    def __init__(self, modules: Iterable[torch.nn.Module], net: object = None) -> None:
+    def __init__(
+        self, modules: Iterable[torch.nn.Module], net: object = None, read: Iterable[torch.Tensor] | None = None
+    ) -> None:
         self._modules = list(modules)
         own = [vars(module) for module in self._modules]
         seen: dict[int, object] = {id(named): named for named in own}  # so that no other takes its id
@@ -38,6 +45,7 @@ class Held:
         self._dicts = own + [inside for inside in found if isinstance(inside, dict)]
         self._lists = [inside for inside in found if isinstance(inside, list)]
         self._cells = [inside for inside in found if isinstance(inside, CellType)]
+        self._others = [inside for inside in found if isinstance(inside, (set, deque, Slots))]
         self._dicts += hooks_of_all()
         self._empty = [inside for inside in self._dicts if not inside]  # most: hooks that nobody has registered
         self._filled = [inside for inside in self._dicts if inside]
@@ -46,6 +54,11 @@ class Held:
         containers: list[Any] = [*self._dicts, *self._lists]
         self._copies = [(inside, inside.copy()) for inside in containers]
         self._contents = [(cell, cell.cell_contents) for cell in self._cells]
+        known = None if read is None else {id(tensor) for tensor in read}
+        self._numbers = [] if known is None else [
+            (value, _bytes(value)) for value in {id(one): one for one in self._was}.values()
+            if isinstance(value, (torch.Tensor, np.ndarray)) and id(value) not in known and _readable(value)
+        ]  # fmt: skip
 
     def _now(self) -> list[object]:
         dicts = chain.from_iterable(map(dict.values, self._filled))
@@ -56,6 +69,7 @@ class Held:
             *classes,
             *calls,
             *chain.from_iterable(self._lists),
+            *chain.from_iterable(self._others),
             *(cell.cell_contents for cell in self._cells),
         ]
 
@@ -64,11 +78,12 @@ class Held:
         now, was = self._now(), self._was
         if any(self._empty) or len(now) != len(was):
             return False
-        return all(map(operator.is_, now, was)) or all(
+        same = all(map(operator.is_, now, was)) or all(
             a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))
             for at, (a, b) in enumerate(zip(now, was, strict=True))
             if at not in self._modes
         )
+        return same and all(_bytes(value) == numbers for value, numbers in self._numbers)
 
     def on_host(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Put copies on the host in the places of tensors on GPUs, until :meth:`restore`.
@@ -109,6 +124,32 @@ class Held:
                 cell.cell_contents = value
 
 
+class Slots:
+    """The attributes of an object that has no dict of them."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        named = [getattr(kind, "__slots__", ()) for kind in type(owner).__mro__]
+        self._names = [name for names in named for name in ([names] if isinstance(names, str) else names)]
+
+    def __iter__(self) -> Iterator[object]:
+        return (getattr(self._owner, name, None) for name in self._names)
+
+
+def _readable(value: torch.Tensor | npt.NDArray[Any]) -> bool:
+    """Whether its numbers are on the host, and few."""
+    if isinstance(value, np.ndarray):
+        return value.size <= MOST_NUMBERS and value.dtype != object
+    return value.device.type == "cpu" and value.layout is torch.strided and value.numel() <= MOST_NUMBERS
+
+
+def _bytes(value: torch.Tensor | npt.NDArray[Any]) -> tuple[object, bytes]:
+    """Shape and numbers."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else np.zeros(0)
+    return value.shape, value.tobytes()
+
+
 def _items(inside: Any) -> Iterable[object]:
     return inside.values() if isinstance(inside, dict) else inside
 
@@ -139,7 +180,13 @@ def _containers(value: object, seen: dict[int, object], depth: int) -> list[Any]
         return [value, *_all(value, seen, depth - 1)]
     if isinstance(value, tuple):
         return _all(value, seen, depth - 1)
-    return _containers(getattr(value, "__dict__", None), seen, depth)
+    if isinstance(value, (set, deque)):
+        return [value, *_all(value, seen, depth - 1)]
+    named = _containers(getattr(value, "__dict__", None), seen, depth)
+    if isinstance(value, np.ndarray) or not any("__slots__" in vars(kind) for kind in type(value).__mro__[:-1]):
+        return named
+    slots = Slots(value)
+    return [*named, slots, *_all(slots, seen, depth - 1)]
 
 
 def _all(values: Iterable[object], seen: dict[int, object], depth: int) -> list[Any]:

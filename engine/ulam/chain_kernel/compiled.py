@@ -18,13 +18,13 @@ from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, check_denoiser
 from ..evaluation import modules_in
 from .changes import Copies, Held
-from .emission import Emission, Part
-from .folding import EXACT, Folded, linear_exact, packet
+from .emission import Emission
+from .folding import Folded
+from .network_read import NetworkRead, agree
 from .reading import Reading
-from .tracing import check_weights, trace
+from .tracing import OfValues, Traced, check_weights, trace
 
-MOST_TIMES = 1 << 14  # whose vectors are remembered
-
+EXAMPLES = 4  # chains' conditioning that is kept to try the network with
 
 Compiled = TypeVar("Compiled", bound="CompiledChain")
 
@@ -41,7 +41,6 @@ class CompiledChain:
         kept: what its callers keep for their next call, for as long as it lives.
     """
 
-    network: Network
     emission: ClassVar[type[Emission]] = Emission
 
     def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> None:
@@ -54,39 +53,20 @@ class CompiledChain:
 
     def _trace(self, denoiser: Denoiser) -> None:
         modules = modules_in(self._net)
-        self._traced = trace(denoiser, *self._about)
-        self._told = replace(denoiser, guide=None)
-        self._read()
-        self._held = Held(modules, self._net)  # last: what fails is tried again
+        traced = trace(denoiser, *self._about)
+        made = self._made(traced, replace(denoiser, guide=None), Held(modules, self._net, traced.tensors.values()))
+        agree(made, traced.seen)
+        self._now = made  # all at once, and last: what fails, or is interrupted, is tried again
 
-    def _read(self) -> None:
-        tensors = {id(tensor): tensor for tensor in self._traced.tensors.values()}.values()
+    def _made(self, traced: Traced, told: Denoiser, held: Held) -> NetworkRead:
+        tensors = {id(tensor): tensor for tensor in traced.tensors.values()}.values()
         check_weights((tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter)), self._net)
-        copies = Copies(tensors)
-        folded = Folded(self._traced)
-        emission = self.emission(Reading(self._traced, folded))
-        self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self._folded, self._parts, self.network = folded, emission.parts, emission.network
-        self._take(emission)
-        self._alone = not self._exact("chain")
-        self._copies = copies  # last: what fails is tried again
+        copies, folded = Copies(tensors), Folded(traced)
+        return NetworkRead(traced, told, held, copies, folded, self.emission(Reading(traced, folded)))
 
-    def _take(self, emission: Emission) -> None:
-        """Keep what else there is of the network."""
-
-    def _exact(self, kind: str) -> bool:
-        """Whether all operations that a part is made of are rounded alike wherever an element lies."""
-        waiting = [source.node for part in self._parts[kind] for source, *_ in part.elements]
-        seen = set()
-        while waiting:
-            node = waiting.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op == "call_function" and packet(node) not in EXACT and "getitem" not in str(node.target):
-                return False
-            waiting += node.all_input_nodes
-        return True
+    @property
+    def network(self) -> Network:
+        return self._now.network
 
     def refresh(self, wait: bool = True) -> bool:
         """Read the weights again if any has changed, however it was written; True if so.
@@ -95,12 +75,13 @@ class CompiledChain:
         place through ``.data``, by replays of CUDA graphs, by kernels of one's own.
         """
         with self._lock:
-            if not self._held.holds():
-                self._trace(self._told)
+            now = self._now
+            if not now.held.holds():
+                self._trace(now.told)
                 return True
-            if self._copies.hold(wait):
+            if now.copies.hold(wait):
                 return False
-            self._read()
+            self._now = self._made(now.traced, now.told, now.held)
             return True
 
     def rounded(self, precision: str) -> Network:
@@ -117,16 +98,7 @@ class CompiledChain:
         times = torch.as_tensor(times)
         if times.dim() != 1:
             raise ValueError(f"times: got shape {list(times.shape)}, expected [rows]")
-        out = torch.zeros(len(times), self.network.row_width, dtype=dtype)
-        if self.network.row_width:
-            if len(self._found) > MOST_TIMES:
-                self._found = {}
-            keys = [(time, dtype) for time in times.tolist()]
-            for row, key in enumerate(keys):
-                if key not in self._found:
-                    self._found[key] = self._vectors("row", times[row : row + 1], {}, 1)[0].to(dtype)
-            torch.stack([self._found[key] for key in keys], out=out)
-        return out
+        return self._now.of_rows(times, dtype)
 
     def chain_vectors(
         self, cond: Cond | None = None, chains: int | None = None, dtype: torch.dtype = torch.float32
@@ -145,30 +117,11 @@ class CompiledChain:
         sizes = [len(value) for value in given.values() if not isinstance(value, Shared)]
         count = sizes[0] if chains is None and sizes else whole(1 if chains is None else chains, "chains", 0, 1 << 40)
         checked = check_cond("cond", given, count)
-        if not self.network.chain_width:
-            return torch.zeros(count, 0, dtype=dtype)
-        if not self._alone:
-            return self._vectors("chain", None, _tensors(checked), count).to(dtype)
-        out = torch.empty(count, self.network.chain_width, dtype=dtype)
-        for chain in range(count):
-            out[chain] = self._vectors("chain", None, _tensors(checked, slice(chain, chain + 1)), 1)[0].to(dtype)
-        return out
-
-    @torch.no_grad()
-    def _vectors(self, kind: str, t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int) -> torch.Tensor:
-        """The vectors of this kind, float64 ``[batch, width]``."""
-        with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-            return torch.cat([self._part(part, t, cond, batch) for part in self._parts[kind]], -1)
-
-    def _part(self, part: Part, t: torch.Tensor | None, cond: dict[str, torch.Tensor], batch: int) -> torch.Tensor:
-        values = self._folded.values([source.node for source, *_ in part.elements], t, cond, batch)
-        vector = torch.zeros(batch, part.columns, dtype=torch.float64)
-        for (source, columns, places), value in zip(part.elements, values, strict=True):
-            size = source.node.meta["val"].shape
-            batched = len(size) > 0 and isinstance(size[0], torch.SymInt)
-            flat = value.double().reshape((batch if batched else 1), -1)
-            vector[:, columns] = (1 / flat if source.inverse else flat)[:, places].expand(batch, -1)
-        return vector if part.weight is None else linear_exact(vector, part.weight, part.bias)
+        for name, value in checked.items():
+            own, known = (_dimensions(one) for one in (value, self._about[1][name]))
+            if own != known:
+                raise ValueError(f"cond[{name!r}]: got {own}, expected {known} as the network was compiled with")
+        return self._now.of_chains(checked, count, dtype)
 
 
 def compile(  # the name of torch's own
@@ -220,6 +173,8 @@ def remembered(known: dict[object, Any], key: object, net: object, make: Callabl
     if found is None or (isinstance(found, tuple) and not found[1].holds()):
         try:
             found = make()
+        except OfValues:
+            raise
         except TypeError as error:
             found = str(error), Held(modules_in(net), net)
         known[key] = found
@@ -233,8 +188,8 @@ _REMEMBERED: weakref.WeakKeyDictionary[Denoiser, dict[object, Any]] = weakref.We
 
 
 def _sample(value: torch.Tensor | Shared) -> torch.Tensor | Shared:
-    """What of conditioning is kept: a shared tensor, or one chain's."""
-    return value if isinstance(value, Shared) else value[:1].clone()
+    """What of conditioning is kept: a shared tensor, or a few chains'."""
+    return value if isinstance(value, Shared) else value[:EXAMPLES].clone()
 
 
 def examples(name: str, cond: Cond | None) -> dict[str, torch.Tensor | Shared]:
@@ -252,7 +207,9 @@ def kind_of(value: torch.Tensor | Shared) -> tuple[object, ...]:
     return "chains", value.dtype, tuple(value.shape[1:])
 
 
-def _tensors(cond: dict[str, torch.Tensor | Shared], at: slice = slice(None)) -> dict[str, torch.Tensor]:
-    return {
-        name: (value.tensor if isinstance(value, Shared) else value[at]).detach().cpu() for name, value in cond.items()
-    }
+def _dimensions(value: torch.Tensor | Shared) -> str:
+    """What of conditioning must be as it was, in words."""
+    tensor = value.tensor if isinstance(value, Shared) else value
+    kind = "floats" if tensor.is_floating_point() else "whole numbers" if tensor.dtype != torch.bool else "bools"
+    sizes = ", ".join(map(str, tensor.shape if isinstance(value, Shared) else ("chains", *tensor.shape[1:])))
+    return f"{'shared ' if isinstance(value, Shared) else ''}{kind} [{sizes}]"

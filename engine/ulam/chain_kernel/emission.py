@@ -24,7 +24,7 @@ from ulam_kernels.networks import (
 from .elements import Activation, Elements, Input, Known, Normed, Pair, Product, Source
 from .gradients import Listing, put_gradient
 from .reading import Reading
-from .tracing import refused
+from .tracing import OfValues, refused
 
 MOST_INPUTS = 2  # of a Linear
 KINDS = ("row", "chain")
@@ -44,6 +44,7 @@ class Emission:
     """The instructions of a network, and what its row and chain vectors are made of."""
 
     network: Network
+    score: Network | None = None
 
     def __init__(self, reading: Reading) -> None:
         self._elements: Elements = reading.elements
@@ -60,11 +61,15 @@ class Emission:
         if width > MAX_INPUTS:
             raise refused(reading.traced.x, f"x of {width} elements", f"at most {MAX_INPUTS}")
         self._output_shape = tuple(reading.output.shape)  # of two chains
+        self._shape = tuple(int(size) for size in reading.traced.x.meta["val"].shape[1:])
         self._finish(self.value(reading.output[0].reshape(-1)))
 
     def _finish(self, output: int) -> None:
         """Make the network, this value its output."""
-        width = self.widths[0]
+        width, own = self.widths[0], self._shape
+        if self._output_shape[1:] not in (own, (2 * own[0], *own[1:])):
+            what = f"an output [{', '.join(['chains', *map(str, self._output_shape[1:])])}]"
+            raise refused(self._node, what, f"{['chains', *own]} as x is, or twice as many first with variances")
         if self.widths[output] not in (width, 2 * width):
             what = f"an output of {self.widths[output]} elements"
             raise refused(self._node, what, f"{width} as x has, or {2 * width} with learned variances")
@@ -248,7 +253,7 @@ class Emission:
         try:
             self.instructions.append(made(len(self.widths)))
         except ValueError as error:
-            raise refused(node, str(error), "finite float32 weights") from error
+            raise OfValues(str(refused(node, str(error), "finite float32 weights"))) from error
         self.widths.append(width)
         return len(self.widths) - 1
 

@@ -27,11 +27,11 @@ class CompiledEnergy(CompiledChain):
     """
 
     emission: ClassVar[type[Emission]] = EnergyEmission
-    score: Network
 
-    def _take(self, emission: Emission) -> None:
-        assert isinstance(emission, EnergyEmission)
-        self.score = emission.score
+    @property
+    def score(self) -> Network:
+        assert self._now.score is not None
+        return self._now.score
 
 
 def compile_energy(fn: Callable[..., Any], shape: Sequence[int], cond: Cond | None = None) -> CompiledEnergy:

@@ -100,11 +100,13 @@ class Reading:
         return Size()
 
     def _apart(self, node: Node, kind: str) -> Apart:
-        """What does not depend on x; its leading dimension must be the batch if its values differ between chains."""
+        """What does not depend on x; one of its dimensions must be the batch if its values differ between chains."""
         if kind != "constant":
             values = node.meta["val"]
-            for value in values if isinstance(values, (tuple, list)) else [values]:
-                batched = value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
+            normed = packet(node) is aten._native_batch_norm_legit_no_training  # whose other values are empty
+            for value in values[:1] if normed else values if isinstance(values, (tuple, list)) else [values]:
+                sizes = value.shape[:1] if kind == "row" else value.shape  # encoders may have chains second on the way
+                batched = any(isinstance(size, torch.SymInt) for size in sizes)
                 if not batched and (kind == "row" or not self._is_shared(node)):
                     raise refused(node, "an operation over chains", "each chain by itself")
         return Apart(kind)
@@ -149,9 +151,11 @@ class Reading:
                 raise refused(node, f"a conversion to {node.meta['val'].dtype}", "float32 throughout")
             return known[node.all_input_nodes[0]]
         args, kwargs = arguments(node, known.__getitem__)
-        target = node.target
-        assert callable(target)
-        moved = target(*args, **kwargs)
+        assert callable(node.target)
+        try:
+            moved = node.target(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError):  # sizes of the batch that was traced, as by len(x)
+            raise refused(node, "an operation for one number of chains", "x.shape[0], not len(x)") from None
         for numbers in moved if isinstance(moved, (tuple, list)) else [moved]:
             if mixes_chains(numbers):
                 what = "an operation that mixes chains, or whose first dimension is not theirs"
@@ -192,7 +196,10 @@ class Reading:
     def _known(self, node: Node, kind: str, inverse: bool = False) -> torch.Tensor:
         value = node.meta["val"]
         batched = value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
-        shape = [int(size) for size in (value.shape[1:] if batched else value.shape)]
+        rest = value.shape[1:] if batched else value.shape
+        if any(isinstance(size, torch.SymInt) for size in rest):
+            raise refused(node, "an operation over chains", "each chain by itself, first")
+        shape = [int(size) for size in rest]
         same = kind == "constant" or not batched
         width = int(torch.Size(shape).numel())
         literal = None

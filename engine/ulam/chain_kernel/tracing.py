@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from inspect import signature
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from ulam_kernels.arguments import described
@@ -33,6 +34,7 @@ from .changes import Held, hooks_of_all
 
 EXPECTED = "expected one that the chain kernel can hold"
 EXAMPLES = 3  # chains in the batch that it is traced with
+TRIED = (2, 5)  # and of those that it is tried with
 MANY = 1 << 40
 LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
@@ -44,11 +46,21 @@ _ALONE = threading.Lock()  # torch.export is for one thread at a time
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """A call of the network as it is: what it was given and what it gave."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    cond: dict[str, torch.Tensor | Shared]
+    output: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Traced:
     """The operations of a network in order.
 
     tensors: parameters, buffers and other constants, the network's own, by the node that stands for each.
-    x, t, cond: the nodes of the arguments. shared: the arguments without a chain dimension.
+    x, t, cond: the nodes of the arguments. shared: the arguments without a chain dimension. seen: calls.
     """
 
     nodes: list[Node]
@@ -58,6 +70,7 @@ class Traced:
     cond: dict[str, Node]
     shared: frozenset[str]
     output: Node
+    seen: tuple[Seen, ...]
 
 
 def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
@@ -88,6 +101,12 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
             exported = _exported(called, (x, t, given), shapes)
             if written and _listed(exported) != _listed(_exported(called.twice(), (x, t, given), shapes)):
                 raise TypeError(f"net: got one whose calls differ by what those before have left, {EXPECTED}")
+            signature_of = exported.graph_signature
+            if written_to := dict(signature_of.user_inputs_to_mutate):
+                node, name = next(iter(written_to.items()))
+                at = next(one for one in exported.graph.nodes if one.name == node)
+                raise refused(at, f"a write into its argument {name}", "arguments that stay as they are")
+            seen = tuple(_seen(called, denoiser, shape, cond, chains) for chains in TRIED)
     finally:
         held.restore()
     nodes = list(exported.graph.nodes)
@@ -113,7 +132,8 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     shared = frozenset(name for name, value in cond.items() if isinstance(value, Shared))
     (outputs,) = nodes[-1].args
     assert isinstance(outputs, (tuple, list))
-    output = outputs[0]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    output = outputs[kinds.index(OutputKind.USER_OUTPUT)]
     if not isinstance(output, Node):
         raise TypeError(f"net: got the output {described(output)}, expected a tensor that depends on x")
     if not isinstance(inputs[0].meta["val"].shape[0], torch.SymInt):
@@ -122,7 +142,40 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
         if limits.lower > 2 or limits.upper < MANY:
             batches = f"batches of {limits.lower} to {limits.upper} chains only"
             raise TypeError(f"net: got one for {batches}, {EXPECTED}: with any number of chains")
-    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output)
+    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output, seen)
+
+
+def _seen(
+    called: _Called, denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared], chains: int
+) -> Seen:
+    """A call with so many chains, no two of which are alike."""
+    generator = torch.Generator().manual_seed(chains)
+    x = torch.randn(chains, *shape, generator=generator)
+    steps, each = denoiser.schedule.steps, torch.arange(1, chains + 1)
+    t = (each % steps if steps else each / (chains + 1)).to(denoiser.time_dtype)
+    given = {name: _varied(value, chains, generator) for name, value in cond.items()}
+    told = {name: value.tensor if isinstance(value, Shared) else value for name, value in given.items()}
+    copies = {name: value.clone() for name, value in told.items()}
+    try:
+        output = called(x.clone(), t.clone(), copies)
+    except Exception as error:
+        reason = without_remarks(str(error).strip().split("\n")[0]) or type(error).__name__
+        expected = f"expected {way_out}" if (way_out := way_out_of(error, x, t, told)) else EXPECTED
+        raise TypeError(
+            f"net: got {_line_of(error)}a network that fails with {chains} chains ({reason}), {expected}"
+        ) from error
+    return Seen(x, t, given, output.detach())
+
+
+def _varied(value: torch.Tensor | Shared, chains: int, generator: torch.Generator) -> torch.Tensor | Shared:
+    """Conditioning of so many chains, made of those that there are; floats differ by less than 1."""
+    if isinstance(value, Shared):
+        return Shared(value.tensor.detach().cpu())
+    rows = value.detach().cpu()[torch.arange(chains) % len(value)] if len(value) else value.new_zeros(
+        chains, *value.shape[1:], device="cpu")  # fmt: skip
+    if not rows.is_floating_point():
+        return rows
+    return rows + torch.rand(rows.shape, generator=generator, dtype=torch.float32).to(rows.dtype) / 2
 
 
 def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str, Any]) -> ExportedProgram:
@@ -178,7 +231,12 @@ def _is_random(node: Node) -> bool:
     """Whether an operation draws random numbers."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    return getattr(node.target, "overloadpacket", None) not in DROPOUTS or bool(node.args[2])
+    if getattr(node.target, "overloadpacket", None) in DROPOUTS:
+        return bool(node.args[2])
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    told = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
+    told |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    return not (told.get("train", True) is False or any(told.get(name, 1) == 0 for name in ("dropout", "dropout_p")))
 
 
 def takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
@@ -201,7 +259,7 @@ class _Called(torch.nn.Module):
 
     def __init__(self, net: Callable[..., Any], modules: list[torch.nn.Module], written: list[object]) -> None:
         super().__init__()
-        object.__setattr__(self, "called", net)  # not among the modules
+        object.__setattr__(self, "called", _as_forward(net))  # not among the modules
         self.watch, self.note, self.calls = lambda: Held(modules, net), written.append, 1
         self.held = torch.nn.ModuleList(modules)
         owned = {id(parameter) for module in modules for parameter in module.parameters()}
@@ -225,6 +283,16 @@ class _Called(torch.nn.Module):
         if not isinstance(m, torch.Tensor):
             raise TypeError(f"an output {described(m)}")
         return m
+
+
+def _as_forward(net: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function under the name forward: torch keeps the lines of such functions alone."""
+    if not isinstance(net, FunctionType):
+        return net
+    code = net.__code__.replace(co_name="forward")
+    named = FunctionType(code, net.__globals__, "forward", net.__defaults__, net.__closure__)
+    named.__kwdefaults__ = net.__kwdefaults__
+    return named
 
 
 def _example(value: torch.Tensor | Shared) -> torch.Tensor:
@@ -265,6 +333,10 @@ def place(node: Node) -> str:
     """A node's name and the line of the source that it comes from."""
     found = [m for m in FILE.findall(node.meta.get("stack_trace") or "") if not m[0].startswith(LIBRARIES)]
     return f"{node.name} at {found[-1][0]}:{found[-1][1]}" if found else node.name
+
+
+class OfValues(TypeError):
+    """A refusal over the values of weights, which may be others at the next call."""
 
 
 def refused(node: Node, what: str, expected: str) -> TypeError:

@@ -131,9 +131,9 @@ class Policy:
         for name, given in (("x_init", x_init), ("known", known)):
             if given is not None:
                 check_states(name, given, (self._chains, *self.shape))
-        for name, told in (("cond", cond), ("uncond", uncond)):
-            if told is not None and not isinstance(told, Mapping):
-                raise TypeError(f"{name}: got {described(told)}, expected tensors by name, such as {self._example}")
+        for name, seen in (("cond", cond), ("uncond", uncond)):
+            if seen is not None and not isinstance(seen, Mapping):
+                raise TypeError(f"{name}: got {described(seen)}, expected tensors by name, such as {self._example}")
         with self._lock:
             walker = self._walker
             if self._unknown and known is None:
@@ -141,15 +141,15 @@ class Policy:
                 raise ValueError(f"known: got None in the first call of a policy with a mask, expected {wanted}")
             self._compiled.refresh()
             walker.follow()  # also where a sample has read the new weights before
+            number = whole(self.calls, "calls", 0, MOST_CALLS)
+            told = [(branch, seen) for branch, seen in ((0, cond), (1, uncond)) if seen is not None]
+            heard = [(branch, walker.heard(dict(seen), branch)) for branch, seen in told]
+            for branch, vectors in heard:  # nothing was written before all was checked
+                walker.tell(branch, vectors)
             if known is not None and walker.known is not None:
                 walker.known.copy_(known)
                 self._unknown = False
-            number = whole(self.calls, "calls", 0, MOST_CALLS)
             walker.begin(self._ids + number * self._chains, self._seed, 0, x_init)
-            if cond is not None:
-                walker.condition(dict(cond))
-            if uncond is not None:
-                walker.condition(dict(uncond), 1)
             out = walker.run()
             self.calls = number + 1
             failed = walker.failed()

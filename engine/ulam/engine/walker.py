@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 import ulam_kernels
 from ulam_kernels import Table
 from ulam_kernels.dispatch import select
-from ulam_kernels.networks import Linear
+from ulam_kernels.networks import Linear, Network
 from ulam_kernels.walks import BoundWalk
 
 from ..chain_kernel.compiled import CompiledChain, compiled_once
@@ -24,6 +25,7 @@ from .walked_slots import differences
 
 WALKED = {"guided", "scaled"}  # what a job may need beyond its rows
 MOST_OPERATIONS = {"cpu": 1 << 35, "cuda": 1 << 42}  # of one call, which Ctrl-C waits for: a fraction of a second
+Heard: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor | Shared]]"
 LAST = "walker"
 KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
 BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
@@ -62,11 +64,11 @@ class Walker:
             self._shift = torch.zeros(chains, device=device)
         self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
-        self._bind()
+        self._network: Network | None = None  # of which all below is
+        self.follow()
 
-    def _bind(self) -> None:
-        """Read the network as it is now."""
-        self._network = network = self._compiled.rounded(self._precision)
+    def _bind(self, network: Network) -> None:
+        """Hold this network."""
         chains = self.states.shape[1]
         with torch.inference_mode(False):
             self._vectors = torch.zeros(2, chains, network.chain_width, device=self._device)
@@ -84,10 +86,13 @@ class Walker:
 
     def follow(self) -> None:
         """Take the network as its last refresh has read it."""
-        if self._network is not self._compiled.rounded(self._precision):
-            self._bind()
+        network = self._compiled.rounded(self._precision)
+        if self._network is not network:
+            self._network = None  # until all is done: an interrupt may come in between
+            self._bind(network)
             for branch, told in self._told.items():
-                self.condition(told, branch)
+                self._vectors[branch] = self._compiled.chain_vectors(told, len(self._weight))
+            self._network = network
 
     def begin(self, ids: Ints, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
         """Put the chains of these ids at their first row, in states of noise or in these."""
@@ -110,9 +115,18 @@ class Walker:
 
     def condition(self, cond: Cond, branch: int = 0) -> None:
         """What the network is told of each chain: in the conditional branch, 0, or the unconditional, 1."""
+        self.tell(branch, self.heard(cond, branch))
+
+    def heard(self, cond: Cond, branch: int) -> Heard:
+        """What :meth:`condition` makes of conditioning, before anything is written."""
         told = check_cond("uncond" if branch else "cond", cond, len(self._weight))
-        self._vectors[branch] = self._compiled.chain_vectors(told, len(self._weight))
-        self._told[branch] = {n: v if isinstance(v, Shared) else v.clone() for n, v in told.items()}
+        vectors = self._compiled.chain_vectors(told, len(self._weight))
+        return vectors, {n: v if isinstance(v, Shared) else v.clone() for n, v in told.items()}
+
+    def tell(self, branch: int, heard: Heard) -> None:
+        """Write what was heard."""
+        vectors, self._told[branch] = heard
+        self._vectors[branch] = vectors
 
     def guide(self, weights: torch.Tensor) -> None:
         """The chains' weights of guidance."""
