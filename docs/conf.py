@@ -23,6 +23,7 @@ suppress_warnings = ["myst.header"]
 highlight_language = "text"
 
 default_role = "py:obj"  # `name` of a docstring links to the name where it is public, and is code where it is not
+autodoc_default_options = {"special-members": "__call__"}  # where it has a docstring
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

@@ -27,6 +27,8 @@ POINTERS = {"ulam.Energy", "ulam_kernels.backends", "ulam_kernels.walk"}  # seco
 SPAN = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`|`[^`]+`)")
 FIELD = re.compile(r"^(\s*:[a-z]+(?: [^:`]*)?:)(\s.*|)$")
 ATTRIBUTE = re.compile(r"^:ivar ([^:]*):(.*)$")
+PARAMETER = re.compile(r"^:param ([^:]*):(.*)$")
+BULLET = re.compile(r"^(\s*(?::\w+:)?\s*\* )(\*\*[^*]+\*\*)( -- .*)$")  # of several errors or warnings, by napoleon
 NAME = re.compile(r"(?:[A-Z]\w*|\w+\.[\w.]+)(?:\(\))?")  # what may be public, and not an argument
 
 
@@ -76,6 +78,11 @@ def inline(text: str) -> str:
     return "".join(parts)
 
 
+def bare(text: str) -> str:
+    """A line of a formula, which is set as it stands, without the markup of its names."""
+    return re.sub(r":[a-z]+:`([^`]+)`|``(.+?)``|`([^`]+)`", lambda found: next(filter(None, found.groups())), text)
+
+
 def table(rows: list[str]) -> list[str]:
     """A table as the docstrings draw it, with bars, as reStructuredText's."""
     out = ["", ".. list-table::", "   :header-rows: 1", ""]
@@ -84,6 +91,39 @@ def table(rows: list[str]) -> list[str]:
             cells = re.split(r"(?<=\s)\|(?=\s)", row.strip()[1:-1])  # a bar of |x| has no space on one side
             out += [f"   {'* -' if i == 0 else '  -'} {inline(cell.strip())}" for i, cell in enumerate(cells)]
     return [*out, ""]
+
+
+def joined(lines: list[str]) -> list[str]:
+    """The lines, with `code` that goes on in the next line in one."""
+    out: list[str] = []
+    for line in lines:
+        if out and line.strip() and (out[-1].count("``") % 2 or out[-1].count("`") % 2):
+            out[-1] += f" {line.lstrip()}"
+        else:
+            out.append(line)
+    return out
+
+
+def together(lines: list[str]) -> list[str]:
+    """The lines, with one field for parameters that share a text: napoleon repeats it for each of their names."""
+    blocks: list[list[str]] = []
+    for line in lines:
+        if blocks and line.startswith("    ") and PARAMETER.match(blocks[-1][0]):
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    out: list[list[str]] = []
+    for block in blocks:
+        new, above = PARAMETER.match(block[0]), PARAMETER.match(out[-1][0]) if out else None
+        if new and above and _words(new[2], block) == _words(above[2], out[-1]):
+            out[-1][0] = f":param {above[1]},{new[1]}:{above[2]}"  # `spaced` sets a space after the comma
+        else:
+            out.append(block)
+    return [line for block in out for line in block]
+
+
+def _words(first: str, block: list[str]) -> list[str]:
+    return " ".join([first, *block[1:]]).split()
 
 
 OF_ONE_VALUE = ("attribute", "data", "property")  # of which napoleon would take words before a colon as a type
@@ -102,12 +142,12 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         lines[:] = WRITTEN.pop(name, lines)
     out: list[str] = []
     section = ""  # in which the lines are: "literal", "fields" or "attributes"
-    for is_table, group in groupby(lines, lambda line: line.startswith("| ") or line.startswith("|--")):
+    for is_table, group in groupby(together(lines), lambda line: line.startswith("| ") or line.startswith("|--")):
         rows = list(group)
         if is_table:
             out += table(rows)
             continue
-        section = _text(rows, out, section)
+        section = _text(joined(rows), out, section)
     lines[:] = out
 
 
@@ -118,18 +158,23 @@ def _text(lines: list[str], out: list[str], section: str) -> str:
         if not line.strip():
             out.append("")
         elif section == "literal" and indent >= 4:
-            out.append(line)
+            out.append(bare(line))
         elif attribute := ATTRIBUTE.match(line):
             out += ([] if section == "attributes" else [""]) + [f"* ``{attribute[1]}``: {inline(attribute[2].strip())}"]
             section = "attributes"
+        elif bullet := BULLET.match(line):
+            out.append(bullet[1] + bullet[2] + inline(bullet[3]))
+            section = "fields"
         elif field := FIELD.match(line):
             out.append(field[1] + inline(field[2]))
             section = "fields"
         elif indent and section in ("fields", "attributes"):
             out.append(" " * (2 if section == "attributes" else indent) + inline(line.lstrip()))
+        elif indent >= 4 and above.strip() and section == "" and not above.rstrip().endswith(":"):
+            out.append(inline(line.lstrip()))  # of an argument in a text: what it says goes on
         elif indent >= 4:
             stated = next((text for text in reversed(out) if text.strip()), "").endswith("::")
-            out += ([""] if above else []) + ([] if stated else ["::", ""]) + [line]
+            out += ([""] if above else []) + ([] if stated else ["::", ""]) + [bare(line)]
             section = "literal"
         else:
             out += ([""] if above.startswith(" ") else []) + [inline(line)]
@@ -159,7 +204,15 @@ def without_source(app: Any, doctree: Any) -> None:
             del signature["module"]
 
 
+def spaced(app: Any, doctree: Any) -> None:
+    """Sphinx's event: the names of parameters that share a field, `together`, with spaces between."""
+    for names in doctree.findall(lambda node: node.tagname == "literal_strong"):
+        for text in list(names.findall(lambda node: node.tagname == "#text" and "," in node)):
+            text.parent.replace(text, type(text)(", ".join(text.split(","))))
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-read", spaced)
     app.connect("doctree-read", without_source, priority=400)
     app.connect("autodoc-process-docstring", keep, priority=400)
     app.connect("autodoc-process-docstring", process, priority=900)

@@ -96,6 +96,26 @@ def test_links_lead_to_pages_and_places_that_are_there(site: Path) -> None:
     assert len(pages) > 30 and lost == []
 
 
+def test_no_markup_is_shown_as_text(site: Path) -> None:
+    """No role or double backquote in texts and formulas, and outside of blocks of code no backquote and no escape either."""
+    shown = []
+    for path in site.rglob("*.html"):
+        if "_modules" in path.parts:
+            continue
+        text = re.sub(r"<(script|style)\b.*?</\1>", "", path.read_text(), flags=re.DOTALL)
+        text = re.sub(r'<div class="highlight-python.*?</pre>', "", text, flags=re.DOTALL)  # has docstrings of its own
+        for kept, markup in (text, r":[a-z]+:`|``"), (re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL), r"`|\\[*_|]"):
+            words = html.unescape(re.sub(r"<[^>]+>", "", kept))
+            shown += [f"{path.relative_to(site)}: {found}" for found in re.findall(rf".*(?:{markup}).*", words)]
+    assert shown == []
+
+
+def test_parameters_that_share_a_text_share_a_field(site: Path) -> None:
+    words = html.unescape(re.sub(r"<[^>]+>", "", (site / "api" / "mcmc.html").read_text()))
+    assert words.count("steps, warmup, thin – whole numbers;") == words.count("the states after thin,") == 1
+    assert "Policy.__call__()" in re.sub(r"<[^>]+>", "", (site / "api" / "engine.html").read_text())
+
+
 def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         text = path.read_text()
