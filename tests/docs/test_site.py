@@ -97,14 +97,15 @@ def test_links_lead_to_pages_and_places_that_are_there(site: Path) -> None:
 
 
 def test_no_markup_is_shown_as_text(site: Path) -> None:
-    """No role or double backquote in texts and formulas, and outside of blocks of code no backquote and no escape either."""
+    """No role or double backquote in texts and formulas; in texts no other backquote and no escape either."""
     shown = []
     for path in site.rglob("*.html"):
         if "_modules" in path.parts:
             continue
         text = re.sub(r"<(script|style)\b.*?</\1>", "", path.read_text(), flags=re.DOTALL)
         text = re.sub(r'<div class="highlight-python.*?</pre>', "", text, flags=re.DOTALL)  # has docstrings of its own
-        for kept, markup in (text, r":[a-z]+:`|``"), (re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL), r"`|\\[*_|]"):
+        prose = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
+        for kept, markup in (text, r":[a-z]+:`|``"), (prose, r"`|\\[*_|]"):
             words = html.unescape(re.sub(r"<[^>]+>", "", kept))
             shown += [f"{path.relative_to(site)}: {found}" for found in re.findall(rf".*(?:{markup}).*", words)]
     assert shown == []
@@ -112,7 +113,7 @@ def test_no_markup_is_shown_as_text(site: Path) -> None:
 
 def test_parameters_that_share_a_text_share_a_field(site: Path) -> None:
     words = html.unescape(re.sub(r"<[^>]+>", "", (site / "api" / "mcmc.html").read_text()))
-    assert words.count("steps, warmup, thin – whole numbers;") == words.count("the states after thin,") == 1
+    assert words.count("steps, warmup, thin \N{EN DASH} whole numbers;") == words.count("the states after thin,") == 1
     assert "Policy.__call__()" in re.sub(r"<[^>]+>", "", (site / "api" / "engine.html").read_text())
 
 
