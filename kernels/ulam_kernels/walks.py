@@ -56,7 +56,7 @@ def walk(
         known: ``[B, *shape]`` like states[0]: elements that are written back after each row, those of ``mask``, as
             planners hold the states that they know [Janner 2022]. The caller writes them before the first row.
         mask: bool ``[*shape]``, or ``[B, *shape]`` for each chain its own.
-        backend: "cpu", "triton" (without known elements) or "reference"; others do not have this operation.
+        backend: "cpu", "triton" or "reference"; others do not have this operation.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or layout; a row that reads what is

@@ -79,8 +79,8 @@ class Engine:
             says why. A chain's bits are those of the kernel in any company, not those of torch; "off" is torch's.
             "bf16", "bf16_dot" and "tf32x3" are "on" in that precision, see :class:`ulam_kernels.networks.Network`; "on"
             and "auto" are float32 on every device. On a GPU Triton has the kernel.
-            Weights, attributes and hooks of modules that change are seen before the next ticks; globals and closures of
-            functions are not. Of weights on a GPU, writes that torch does not count (through ``.data``, by graphs or
+            Weights, attributes and hooks of modules that change are seen before the next ticks; globals and attributes
+            of classes are not. Of weights on a GPU, writes that torch does not count (through ``.data``, by graphs or
             kernels of one's own) are seen when the engine next begins with empty slots; and conditioning that lives
             there is read when it is submitted.
         trace: mark network and step as ranges for ``torch.profiler`` (and NVTX under its emit_nvtx).
