@@ -99,11 +99,7 @@ class ColumnsNetwork {
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
       ULAM_UNROLL
-      for (int i = 0; i < N; ++i) {
-        const int j = (v + i) * V::width;
-        sum[c][i] = operand(item.a, j, c, item.width);
-        if (item.b.from != From::kNone) sum[c][i] = V::add(sum[c][i], operand(item.b, j, c, item.width));
-      }
+      for (int i = 0; i < N; ++i) sum[c][i] = V::set(0.0f);
     }
     const auto add_all = [&](auto weights) {
       add<decltype(weights), N>(item.panels[0], item.depth[0], value(item.value), v, sum);
@@ -118,7 +114,12 @@ class ColumnsNetwork {
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
       ULAM_UNROLL
-      for (int i = 0; i < N; ++i) V::store(at(item.out, c), kFloat32, (v + i) * V::width, sum[c][i]);
+      for (int i = 0; i < N; ++i) {
+        const int j = (v + i) * V::width;
+        if (item.a.from != From::kNone) sum[c][i] = V::add(sum[c][i], operand(item.a, j, c, item.width));
+        if (item.b.from != From::kNone) sum[c][i] = V::add(sum[c][i], operand(item.b, j, c, item.width));
+        V::store(at(item.out, c), kFloat32, j, sum[c][i]);
+      }
     }
     for (int c = 0; c < C; ++c)
       activate<V>(at(item.out, c) + v * V::width, N * V::width, item.function, item.parameter);
@@ -202,11 +203,6 @@ class ColumnsNetwork {
 
   template <int N>
   void add_dots(const Item& item, int v, f sum[C][N]) const {
-    ULAM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      ULAM_UNROLL
-      for (int i = 0; i < N; ++i) sum[c][i] = dots_start<V>(sum[c][i]);
-    }
     int64_t first = 0;
     for (int i = 0; i < 2 && item.depth[i] > 0; ++i) {
       const int pairs = (item.depth[i] + 1) / 2;

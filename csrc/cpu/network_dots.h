@@ -41,13 +41,7 @@ inline typename V::u word_of_pair(typename V::f even, typename V::f odd) {
     return V::add_u(V::template shr<16>(upper_bf16<V>(even)), V::and_(upper_bf16<V>(odd), 0xffff0000u));
 }
 
-// What a sum of products starts from: the instruction takes denormals for zeros itself.
-template <class V>
-inline typename V::f dots_start(typename V::f sum) {
-  return HasDots<V>::value ? sum : without_denormals<V>(sum);
-}
-
-// sum comes from dots_start, or from here.
+// sum is 0 at first, then comes from here.
 template <class V>
 ULAM_HD typename V::f dot(typename V::f sum, typename V::u x, typename V::u w) {
   if constexpr (HasDots<V>::value) {

@@ -133,11 +133,7 @@ class LanesNetwork {
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
       ULAM_UNROLL
-      for (int m = 0; m < M; ++m) {
-        sum[m][c] = V::set(0.0f);
-        if (c < count && item.a.from != From::kNone) sum[m][c] = operand(item.a, j + c, m);
-        if (c < count && item.b.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.b, j + c, m));
-      }
+      for (int m = 0; m < M; ++m) sum[m][c] = V::set(0.0f);
     }
     if (plan_.precision == Precision::kBf16Dot)
       add_dots<C>(item, j, sum);
@@ -149,8 +145,11 @@ class LanesNetwork {
     ULAM_UNROLL
     for (int c = 0; c < C; ++c) {
       ULAM_UNROLL
-      for (int m = 0; m < M; ++m)
-        if (c < count) V::store(out, kFloat32, c * lanes + m * V::width, sum[m][c]);
+      for (int m = 0; m < M && c < count; ++m) {
+        if (item.a.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.a, j + c, m));
+        if (item.b.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.b, j + c, m));
+        V::store(out, kFloat32, c * lanes + m * V::width, sum[m][c]);
+      }
     }
     activate<V>(out, int64_t{count} * lanes, item.function, item.parameter);
   }
@@ -185,11 +184,6 @@ class LanesNetwork {
 
   template <int C>
   void add_dots(const Item& item, int j, f sum[M][C]) const {
-    ULAM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      ULAM_UNROLL
-      for (int m = 0; m < M; ++m) sum[m][c] = dots_start<V>(sum[m][c]);
-    }
     const float* words = value(plan_.slots + 1);
     for (int i = 0; i < 2 && item.depth[i] > 0; ++i) {
       const int pairs = (item.depth[i] + 1) / 2;

@@ -62,12 +62,12 @@ class Operand:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """out_j = start_j + sum over the inputs and k of x_k w_jk.
+    """out_j = sum over the inputs and k of x_k w_jk, from 0, and then + start_j.
 
     Args:
         inputs: one or two numbers of values.
         weights: a float32 tensor ``[width of out, width of the input]`` for each; copied.
-        start: up to two operands of kind "row", "chain" or "constant", added in order; none: 0.
+        start: up to two operands of kind "row", "chain" or "constant", added to the sum in order; none: nothing is.
     """
 
     out: int

@@ -3,8 +3,10 @@
 Values are float32 vectors, one per chain; value 0 is the input. Every instruction writes one value, once, from values
 written before. Each operation is rounded once, in a fixed order, so that a chain has the same bits in every batch:
 
-    Linear      out_j = start_j, then fma(x_k, w_jk, out_j) over its inputs in order, k ascending: one accumulator
-                (precision "bf16_dot": of x rounded to bf16, in pairs, the odd k first; denormals are zeros)
+    Linear      out_j = 0, then fma(x_k, w_jk, out_j) over its inputs in order, k ascending: one accumulator
+                (precision "bf16_dot": of x rounded to bf16, in pairs, the odd k first; denormals are zeros);
+                at last out_j + start_j for each operand of the start, if any: small products are not rounded at
+                the size of a large start
     Unary       out_j = f(x_j), of `csrc/include/ulam/activations.h`
     Binary      out_j = a_j + b_j, a_j - b_j or a_j b_j
     LayerNorm   out_j = (x_j - mean) / sqrt(var + eps), then weight and bias: fma(out_j, weight_j, bias_j)

@@ -145,6 +145,25 @@ def test_ptx_of_a_network_alone_gives_the_bits_of_the_cpu_in_float32(learned: bo
     assert same_bits(out, evaluate_network(network, x, chain_vectors=told)[1].view_as(out))
 
 
+def test_products_begin_with_nothing_and_constants_are_added_to_them() -> None:
+    """Triton would have a whole matrix's product begin with a constant that is added to it after."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    rng = np.random.default_rng(6)
+    b = Builder(rng, 3)
+    last = b.linear(16, [0], ("constant", "chain"))
+    b.linear(3, [b.unary(last, "relu")], ("constant",))
+    network = b.network()
+    _, told, out = called(network, 6, 90, execute=True)
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    assert same_bits(out, evaluate_network(network, x, chain_vectors=told)[1].view_as(out))
+    for precision in ("tf32x3", "bf16"):
+        kernel = called(replace(network, precision=precision), 6, 90)[0]
+        begun = re.findall(r"tt\.dot %[\w#]+, %[\w#]+, %(\w+)", kernel.asm["ttir"])
+        firsts = begun[::3] if precision == "tf32x3" else begun
+        assert len(firsts) == 2 and all(name.startswith("cst") for name in firsts), begun
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_alone_multiplies_as_a_walk_does(name: str, precision: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import ulam_kernels
 from bit_comparison import differences, same_bits
 from cpu_settings import instruction_set
 from ulam_kernels import _cpu
-from ulam_kernels.networks import Linear, Network
+from ulam_kernels.networks import Linear, Network, Operand
 from walk_cases import mlp, random_walk
 
 SETS = _cpu.instruction_sets()
@@ -62,6 +62,33 @@ def test_products_of_pairs_have_the_same_bits_everywhere(widths: tuple[int, ...]
         for instructions in SETS:
             with instruction_set(instructions) as backend:
                 assert_same(walk.run(backend), expected)
+
+
+@pytest.mark.parametrize("name", ["reference", *SETS])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_dot"])
+def test_the_start_is_added_to_the_sum_of_the_products(precision: str, name: str) -> None:
+    """In every tiling: small products, which a sum that began with the start would lose, its operands, zeros' signs."""
+    n, unit = 8, 2.0**-24
+    weight = torch.full((n, n), 0.75 * unit)  # under half a unit in the last place of 1
+    tiny = torch.full((n, n), -(2.0**-100))
+    big = torch.tensor([1.0, -1.0]).repeat_interleave(n)
+    constants = torch.cat([big, torch.zeros(n), -torch.zeros(n)])
+    instructions = (
+        Linear(1, (0,), (weight,), (Operand("constant", 0),)),
+        Linear(2, (0, 0), (weight, weight), (Operand("constant", 0), Operand("constant", n))),
+        Linear(3, (1,), (tiny,)),
+        Linear(4, (3,), (-tiny,)),
+        Linear(5, (3,), (-tiny,), (Operand("constant", 2 * n),)),
+        Linear(6, (3,), (-tiny,), (Operand("constant", 3 * n),)),
+    )
+    first, both = 1 + 6 * unit, 12 * unit  # 12 units and 1 is a number of float32, and then less 1
+    expected = {1: first, 2: both, 4: -0.0, 5: 0.0, 6: -0.0}
+    for output, value in expected.items():
+        network = Network(n, (n,) * 7, instructions, constants, output=output, precision=precision)
+        for chains in (1, 2, 3, 5, 9, 17):
+            with instruction_set(name) as backend:
+                _, out = ulam_kernels.evaluate_network(network, torch.ones(chains, n), backend=backend)
+            assert same_bits(out, torch.full((chains, n), value)), output
 
 
 def bfloat16(x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,11 @@ Roundings are taken for independent and of mean 0, as in [Higham and Mary 2019]:
 is off by sqrt(K) u of its parts' root of squares where the worst case would be gamma_K, and a result within LAMBDA
 times the root of all squares. Values and these roots e go through the network together, in float64:
 
-    Linear      e^2 = W^2 e^2 + (K u^2 + r^2) (W^2 (x^2 + e^2) + start^2) over the K numbers of its inputs. r is what
-                rounding factors adds: 0 in float32, 2^-8 in bf16 (x alone: the weights are rounded already), 2^-20 in
-                tf32x3. u is 2^-24, but 2^-22 on tensor cores, which cut sums off [Fasi 2021]
-    Unary       e^2 = f'(x)^2 e^2 + (4 u)^2 (f(x)^2 + 1), u = 2^-24 here and below
+    Linear      e^2 = W^2 e^2 + (K s^2 + r^2) W^2 (x^2 + e^2) over the K numbers of its inputs, then (u sum)^2 for each
+                operand of its start. r is what rounding factors adds: 0 in float32, 2^-8 in bf16 (x alone: the
+                weights are rounded already), 2^-20 in tf32x3. s is 2^-24, but 2^-22 on tensor cores, which cut sums
+                off [Fasi 2021]; u = 2^-24 here and below
+    Unary       e^2 = f'(x)^2 e^2 + (4 u)^2 (f(x)^2 + 1)
     Binary      e^2 = e_a^2 + e_b^2, or (a e_b)^2 + (b e_a)^2; and (u result)^2
     LayerNorm   the derivative of (x - mean) / sqrt(var + eps) times e, with W (u x)^2 more
 """
@@ -53,14 +54,17 @@ class Bounded:
         return value, self.squares[operand.index] if operand.kind == "value" else np.zeros_like(value)
 
     def linear(self, one: Linear, width: int) -> tuple[RealArray, RealArray]:
-        start = [self.vectors.of(operand, width, self.values) for operand in one.start]
-        total = sum(start, np.zeros((len(self.values[0]), width)))
-        parts, carried, count = sum((s**2 for s in start), np.zeros_like(total)), np.zeros_like(total), len(start)
+        total = np.zeros((len(self.values[0]), width))
+        parts, carried, count = np.zeros_like(total), np.zeros_like(total), 0
         for value, weight in zip(one.inputs, one.weights, strict=True):
             w, x, e = weight.double().numpy(), self.values[value], self.squares[value]
             total, carried = total + x @ w.T, carried + e @ (w**2).T
             parts, count = parts + (x**2 + e) @ (w**2).T, count + x.shape[1]
-        return total, carried + (count * SUMS[self.precision] ** 2 + FACTORS[self.precision] ** 2) * parts
+        square = carried + (count * SUMS[self.precision] ** 2 + FACTORS[self.precision] ** 2) * parts
+        for operand in one.start:
+            total = total + self.vectors.of(operand, width, self.values)
+            square = square + (UNIT * total) ** 2
+        return total, square
 
     def unary(self, one: Unary, width: int) -> tuple[RealArray, RealArray]:
         f = lambda x: activated(one.function, one.parameter, x)  # noqa: E731

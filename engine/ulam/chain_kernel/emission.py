@@ -147,7 +147,7 @@ class Emission:
     # ------------------------------------------------------------------------------------------------------- Linear
 
     def _linear(self, node: Node, numbers: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> int:
-        """weight times these elements, plus bias: what does not depend on x goes where the sum starts."""
+        """weight times these elements, plus bias: what does not depend on x is added to its sum at last."""
         groups = self._elements.groups(numbers)
         known = [group for group in groups if isinstance(group[0], Known)]
         start = self._starts(known, weight, bias)

@@ -32,7 +32,7 @@ from ulam_kernels.networks import (
 )
 
 Gradient = Operand | torch.Tensor  # of a value, or a constant, float64
-ADDED, PRODUCTS = 2, 2  # operands where a Linear starts, and its inputs
+ADDED, PRODUCTS = 2, 2  # operands that a Linear adds to its sum, and its inputs
 
 
 @dataclass

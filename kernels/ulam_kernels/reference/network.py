@@ -66,11 +66,10 @@ Product = Callable[[RealArray, RealArray, RealArray], RealArray]
 def _linear(linear: Linear, width: int, values: dict[int, RealArray], vectors: Vectors, product: Product) -> RealArray:
     x = values[linear.inputs[0]]
     total: RealArray = np.zeros((len(x), width), dtype=x.dtype)
-    for place, operand in enumerate(linear.start):
-        start = vectors.of(operand, width, values)
-        total = _add(total, start) if place else np.broadcast_to(start, total.shape)
     for value, weight in zip(linear.inputs, linear.weights, strict=True):
         total = product(values[value], weight.numpy().astype(total.dtype), total)
+    for operand in linear.start:
+        total = _add(total, vectors.of(operand, width, values))
     return total
 
 
@@ -84,7 +83,6 @@ def _dots(x: RealArray, w: RealArray, total: RealArray) -> RealArray:
     """Products of pairs of bf16 numbers: k = 1, 0, 3, 2, ..., with a zero where their number is odd."""
     odd = x.shape[1] % 2
     x, w = (np.pad(to_bf16(side), ((0, 0), (0, odd))) for side in (x, w))
-    total = without_denormals(total)
     for k in range(x.shape[1]):
         total = without_denormals(fma(x[:, k ^ 1, None], w[None, :, k ^ 1], total))
     return total

@@ -3,13 +3,13 @@
 Values are ``[chains, width]`` in registers, filled up with finite numbers to widths of powers of two. A matrix that is
 at most DEPTH deep is multiplied whole. A deeper one is streamed: its value lies in scratch, and blocks of DEPTH numbers
 of it and of the matrix come through shared memory while earlier ones are multiplied. A sum takes k in ascending
-order, block by block, and begins with the start; on tensor cores it ends with it.
+order, block by block, and ends with the start.
 
 In float32 every operation is rounded as on the CPU (on NVIDIA), but LayerNorm sums in another order: without it the
 bits are the same. In tf32x3 and bf16 tensor cores multiply, and the device approximates exp and divisions. With e the
 error of what is read, a Linear of K numbers is off by
 
-    |W| e + gamma_{K + 2} (|W| |x| + |start|) + r |W| |x|,    gamma_k = k u / (1 - k u)
+    |W| e + gamma_{K + 2} |W| |x| + gamma_2 |start| + r |W| |x|,    gamma_k = k u / (1 - k u)
 
 at most, u = 2^-24 in float32 and 2^-22 on tensor cores, which cut sums off, r = 0, 2^-20 in tf32x3, 2^-8 in bf16, which
 rounds x too; a Unary by L e + 8 u (|f| + 1), L its largest slope. Signs differ, so what is met is far smaller: as
@@ -64,20 +64,26 @@ def vector(at, INDEX: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def plus(total, x):
+    """total + x. Of an addition Triton would make what the product before it begins with."""
+    return tl.fma(total, 1.0, x)
+
+
+@triton.jit
 def add(total, values, at, KIND: tl.constexpr, INDEX: tl.constexpr, WIDTH: tl.constexpr):
     """``total`` and an operand. Of rows one after another, the same for all chains as a rule: a gather is dear."""
     if KIND == ROW:
         row = tl.min(at[5])
         while row != ROWS:
             x = vector(at[2] + row.to(tl.int64) * at[6], INDEX, WIDTH)
-            total = tl.where(at[5] == row, total + x, total)
+            total = tl.where(at[5] == row, plus(total, x), total)
             row = tl.min(tl.where(at[5] > row, at[5], ROWS))
     elif KIND == CHAIN:
-        total += vector(at[3], INDEX, WIDTH)
+        total = plus(total, vector(at[3], INDEX, WIDTH))
     elif KIND == VALUE:
-        total += values[INDEX]
+        total = plus(total, values[INDEX])
     elif KIND == CONSTANT:
-        total += vector(at[1], INDEX, WIDTH)
+        total = plus(total, vector(at[1], INDEX, WIDTH))
     return total
 
 
@@ -182,14 +188,10 @@ def linear(
     DEPTH: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     WORDS: tl.constexpr = instruction(CODE, K)
-    LAST: tl.constexpr = PRECISION != "float32"  # the start: where tensor cores have the sum, they begin with none
     total = tl.zeros([values[0].shape[0], room(WIDTH)], tl.float32)
-    if not LAST:
-        total = add(add(total, values, at, WORDS[6], WORDS[7], WIDTH), values, at, WORDS[8], WORDS[9], WIDTH)
     for place in tl.static_range(2):
         total = with_matrix(total, values, held, at, CODE, PLACES, K, place, DEPTH, STAGES, PRECISION)
-    if LAST:
-        total = add(add(total, values, at, WORDS[6], WORDS[7], WIDTH), values, at, WORDS[8], WORDS[9], WIDTH)
+    total = add(add(total, values, at, WORDS[6], WORDS[7], WIDTH), values, at, WORDS[8], WORDS[9], WIDTH)
     if room(WIDTH) > WIDTH:  # infinity times the matrix's zeros there would be NaN, and spread
         total = tl.where(tl.arange(0, room(WIDTH))[None, :] < WIDTH, total, 0.0)
     return total
