@@ -14,7 +14,7 @@ namespace ulam::cpu {
 namespace {
 
 constexpr int kNarrow = 8, kPanel = 128;  // columns of packed weights that lie together for every k
-constexpr int kMostInstructions = 64;
+constexpr int kMostInstructions = 128;
 
 enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm, kLayerNormGradient };
 // The order is that of kernels/ulam_kernels/networks.py: bf16 panels; bf16 products of pairs.

@@ -39,7 +39,7 @@ DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0, "leaky_relu_slope": 0.01, "elu_slope
 # The derivative of each that is not constant: that of softplus is sigmoid.
 SLOPES = {name: f"{name}_slope" for name in FUNCTIONS if f"{name}_slope" in FUNCTIONS} | {"softplus": "sigmoid"}
 OPERATIONS = ("add", "sub", "mul")
-MAX_WIDTH, MAX_INSTRUCTIONS, MAX_VECTOR = 512, 64, 1 << 16
+MAX_WIDTH, MAX_INSTRUCTIONS, MAX_VECTOR = 512, 128, 1 << 16
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Network:
     Args:
         inputs: n, the width of value 0: 1 to 256.
         widths: that of each value, 1 to 512.
-        instructions: 1 to 64, in order.
+        instructions: 1 to 128, in order.
         constants: ``[K]`` float32, for operands of kind "constant"; copied.
         row_width, chain_width: those of the vectors of a row and of a chain.
         output: the number of the value that is the network's output.

@@ -77,7 +77,7 @@ class WideNorm(nn.Module):
 class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(33)])
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(65)])
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.layers(x)  # refused
@@ -99,7 +99,7 @@ class Fixed(nn.Module):
         (Branching, "depends on a tensor's values), expected torch.where, or tensors"),
         (LookedUp, "but got torch.float32 instead), expected time='index' (--time index), whole training steps"),
         (WideNorm, "600"),
-        (Deep, "at most 64"),
+        (Deep, "at most 128"),
         (Fixed, "differs between chains"),
     ],
 )

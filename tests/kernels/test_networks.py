@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a width": (lambda: network(widths=(N, 513)), "widths: got 513, expected 1 to 512"),
     "widths": (lambda: network(widths=(N, N, N)), "widths: got 3, expected one for the input and each"),
     "the first width": (lambda: network(widths=(2, N)), r"widths: got \[2\] for value 0, expected \[3\]"),
-    "no instructions": (lambda: network(instructions=(), widths=(N,)), "instructions: got 0, expected 1 to 64"),
+    "no instructions": (lambda: network(instructions=(), widths=(N,)), "instructions: got 0, expected 1 to 128"),
     "too many": (lambda: network(instructions=[linear()] * 65), "instructions: got 65"),
     "an instruction": (lambda: network(instructions=(3,)), r"instructions\[0\]: got 3, expected Linear"),
     "a value written twice": (lambda: network(instructions=(linear(0),)), r"instructions\[0\]: got out = 0"),

@@ -168,7 +168,7 @@ def verdict(**seconds: float) -> tuple[str, str]:
     [
         ({LOOP: 2.0, ULAM: 1.0}, ULAM, "use ulam.Engine as it is: 2.00 "),
         ({LOOP: 2.0, COMPILED: 1.5, ULAM: 2.0, TUNED: 1.0}, TUNED, "use ulam.Engine(options=ulam.tune(...)), which"),
-        ({LOOP: 2.0, ULAM: 1.9, TUNED: 1.89, KERNEL: 0.2}, KERNEL, 'use ulam.Engine(chain_kernel="on"): 10.00 '),
+        ({LOOP: 2.0, ULAM: 1.9, TUNED: 1.89, KERNEL: 0.2}, KERNEL, "or --chain-kernel on: 10.00 "),
         ({LOOP: 2.0, COMPILED: 1.0, ULAM: 2.0, TUNED: 1.0}, TUNED, "between the two there is nothing"),
         ({LOOP: 2.0, COMPILED: 1.0, ULAM: 2.0}, COMPILED, "use torch.compile of it: 2.00 "),
         ({LOOP: 2.0, ULAM: 1.97}, "", "nothing to gain in speed: "),
