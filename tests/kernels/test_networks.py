@@ -41,7 +41,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a function": (lambda: Unary(1, "swish", 0), "function: got 'swish', expected one of"),
     "a parameter too many": (lambda: Unary(1, "silu", 0, 1.0), "parameter: got 1.0, expected None: silu has none"),
     "a parameter": (lambda: Unary(1, "elu", 0, math.nan), "parameter: got nan"),
-    "a value": (lambda: Unary(1, "silu", 65), "value: got 65"),
+    "a value": (lambda: Unary(1, "silu", 129), "value: got 129"),
     "an operation": (lambda: Binary(1, "div", Operand("value", 0), Operand("row", 0)), "function: got 'div'"),
     "an operand": (lambda: Binary(1, "add", Operand("value", 0), 1), "b: got 1, expected an Operand"),  # type: ignore
     "a weight of a row": (lambda: LayerNorm(1, 0, Operand("row", 0)), "weight: got an operand of kind 'row'"),
@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "widths": (lambda: network(widths=(N, N, N)), "widths: got 3, expected one for the input and each"),
     "the first width": (lambda: network(widths=(2, N)), r"widths: got \[2\] for value 0, expected \[3\]"),
     "no instructions": (lambda: network(instructions=(), widths=(N,)), "instructions: got 0, expected 1 to 128"),
-    "too many": (lambda: network(instructions=[linear()] * 65), "instructions: got 65"),
+    "too many": (lambda: network(instructions=[linear()] * 129), "instructions: got 129"),
     "an instruction": (lambda: network(instructions=(3,)), r"instructions\[0\]: got 3, expected Linear"),
     "a value written twice": (lambda: network(instructions=(linear(0),)), r"instructions\[0\]: got out = 0"),
     "a value not there": (lambda: network(instructions=(linear(1, 1),)), r"instructions\[0\]: got value 1, expected"),
