@@ -191,10 +191,10 @@ def linear(
     total = tl.zeros([values[0].shape[0], room(WIDTH)], tl.float32)
     for place in tl.static_range(2):
         total = with_matrix(total, values, held, at, CODE, PLACES, K, place, DEPTH, STAGES, PRECISION)
-    total = add(add(total, values, at, WORDS[6], WORDS[7], WIDTH), values, at, WORDS[8], WORDS[9], WIDTH)
     if room(WIDTH) > WIDTH:  # infinity times the matrix's zeros there would be NaN, and spread
         total = tl.where(tl.arange(0, room(WIDTH))[None, :] < WIDTH, total, 0.0)
-    return total
+    total = add(total, values, at, WORDS[6], WORDS[7], WIDTH)
+    return add(total, values, at, WORDS[8], WORDS[9], WIDTH)
 
 
 @triton.jit
