@@ -12,23 +12,22 @@ namespace ulam::cpu {
 namespace {
 
 // Whether products of pairs of bf16 numbers are two fused multiply-adds, the upper one first, each rounded, with zeros
-// for denormals: in one chain (a lane a column) and in 32 (a lane a chain).
+// for denormals: in one chain (a lane a column) and in 32 (a lane a chain). A first pair makes the sum that they meet.
 bool multiplies_pairs(const NetworkKernels& k) {
   struct Case {
-    float start, even, odd, expected;  // times 1, but for the last case's
+    float first, even, odd, expected;  // times 1, but for the last case's
   };
   static const Case cases[] = {
-      {0x1p24f, 1.0f, 1.0f, 0x1p24f}, {0x1p24f, -1.0f, 3.0f, 0x1.000004p24f}, {0x1p-126f, 0.0f, -0x1p-64f, 0.0f}};
-  static const int64_t code[] = {2, 0, 0, 1, 1, 1, 2, -1, 2, 1, 0, 1, 0, -1, 1, 0, 3, 0, -1, 0, 0, 0};
+      {0x1p24f, 1.0f, 1.0f, 0x1p24f}, {0x1p24f, -1.0f, 3.0f, 0x1.000004p24f}, {0x1p-63f, 0.0f, -0x1p-64f, 0.0f}};
+  static const int64_t code[] = {4, 0, 0, 1, 1, 1, 2, -1, 4, 1, 0, 1, 0, -1, 1, 0, -1, 0, -1, 0, 0, 0};
   for (const Case& c : cases)
     for (const int64_t chains : {1, 32}) {
       const uint32_t one = 0x3f80, small = 0x2000;  // 1 and 2^-63
       const uint32_t word = c.expected == 0.0f ? small << 16 | small : one << 16 | one;
-      alignas(64) float packed[16 + 128] = {}, x[64], out[32];
-      std::memcpy(packed, &word, 4);
-      std::memcpy(packed + 16, &word, 4);
-      for (int b = 0; b < 32; ++b) x[2 * b] = c.even, x[2 * b + 1] = c.odd;
-      k.call_network({chains, 1, code, &c.start, packed, x, nullptr, nullptr, out, nullptr}, 0, chains);
+      alignas(64) float packed[2 * 8 + 2 * 128] = {}, x[128], out[32];
+      for (int at : {0, 8, 16, 16 + 128}) std::memcpy(packed + at, &word, 4);  // two pairs, narrow and in a panel
+      for (int b = 0; b < 32; ++b) x[4 * b] = 0.0f, x[4 * b + 1] = c.first, x[4 * b + 2] = c.even, x[4 * b + 3] = c.odd;
+      k.call_network({chains, 1, code, packed, packed, x, nullptr, nullptr, out, nullptr}, 0, chains);
       for (int b = 0; b < chains; ++b)
         if (!(out[b] == c.expected)) return false;
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ def assert_same(ours: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     for a, b in zip(ours, expected, strict=True):
         assert (a is None) == (b is None)
         assert a is None or differences(a, b) == 0
+
+
+def test_a_processor_that_multiplies_pairs_is_used() -> None:
+    """Its check at import may not fail for a reason that is ours: all else would be right, and slow."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file() or "avx512_bf16" not in flags.read_text().split():
+        pytest.skip("this processor has no AVX512_BF16")
+    assert _cpu.instruction_sets()[0] == "avx512_bf16"
 
 
 @pytest.mark.parametrize("widths", [(14, 256, 140, 14), (3, 512, 33, 3), (17, 49, 17), (1, 1, 1)])
