@@ -6,8 +6,6 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from ..evaluation import shortened, without_remarks
-
 if TYPE_CHECKING:
     from .job import Job
 
@@ -30,6 +28,8 @@ class NetworkError(RuntimeError):
         wants_gradients: bool = False,
         way_out: str = "",
     ) -> None:
+        from ..evaluation import shortened, without_remarks  # not above: a scheduler needs no torch
+
         ids = sorted(chain for of_job in chains.values() for chain in of_job)
         shown = ", ".join(map(str, ids[:8])) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         detail = f"{type(cause).__name__}: {cause}"
