@@ -205,7 +205,7 @@ def test_parameters_that_do_not_fit_are_refused(parameters, message):
         (lambda: Interval(1, 1), "lo: got 1 with hi = 1, expected finite numbers, lo < hi"),
         (lambda: Interval(0, float("inf")), "lo: got 0 with hi = inf, expected finite numbers"),
         (lambda: Interval("a", 1), "lo: got 'a', expected a number"),
-        (lambda: Real(3), "shape: got 3, expected the sizes"),
+        (lambda: Real(3.0), "shape: got 3.0, expected the sizes"),
         (lambda: Positive((0,)), r"shape: got \(0,\), expected sizes of at least 1"),
         (lambda: Parameter((), constraints.simplex), r"shape: got \(\), expected one that points of Simplex"),
         (
