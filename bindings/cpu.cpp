@@ -132,6 +132,17 @@ py::tuple noise_checksums(uint64_t first, uint64_t count, int threads) {
   return py::make_tuple(sums[0], sums[1], sums[2]);
 }
 
+py::bytes digest(const std::vector<uint64_t>& addresses, const std::vector<uint64_t>& bytes) {
+  if (addresses.size() != bytes.size()) throw py::value_error("bytes: got another number than of addresses");
+  unsigned char out[kDigestBytes] = {};
+  {
+    const Kernels& kernels = *g_kernels;
+    py::gil_scoped_release unlocked;
+    kernels.digest(addresses.data(), bytes.data(), static_cast<int64_t>(bytes.size()), out);
+  }
+  return py::bytes(reinterpret_cast<const char*>(out), sizeof out);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -160,6 +171,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");
+  m.def("digest", &digest, "What stands for the bytes of arrays, by their addresses: another where they have changed.");
   m.def(
       "multiply_adds",
       [](int64_t rounds, int threads) {

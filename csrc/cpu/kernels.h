@@ -11,13 +11,15 @@
 
 namespace ulam::cpu {
 
+constexpr int kDigestBytes = 1024;
+
 // One instruction set. The function of a shared operation executes its units [begin, end): a unit is at most `chunk`
 // elements of one chain or, where `chunk` is 0, a group of `width` chains, or one chain (see Sharing). A reduction
 // takes scratch of two words an element; find_bad works on pieces, the rest on chains: see tick.h. walk takes the
 // numbers of the chains that it works on. hash_noise adds the noise standard's checksums of the words [first, first +
-// count). multiply_adds makes that many rounds of independent fused
-// multiply-adds and returns their floating-point operations, for measurements. mt19937 and torch_transform are null
-// where there are no fused multiply-adds: see torch_normal.h.
+// count). digest fills kDigestBytes that stand for the bytes of `count` arrays, see digest.h. multiply_adds makes that
+// many rounds of independent fused multiply-adds and returns their floating-point operations, for measurements. mt19937
+// and torch_transform are null where there are no fused multiply-adds: see torch_normal.h.
 struct Kernels {
   const char* name;
   int width;
@@ -33,6 +35,7 @@ struct Kernels {
   void (*look_up)(const LookUp&, int64_t begin, int64_t end);
   int64_t (*first_outside)(const int64_t* row, int64_t rows, int64_t begin, int64_t end);
   void (*hash_noise)(uint64_t first, uint64_t count, uint64_t sums[3]);
+  void (*digest)(const uint64_t* addresses, const uint64_t* bytes, int64_t count, unsigned char* out);
   int64_t (*multiply_adds)(int64_t rounds, float* out);
   void (*mt19937)(uint32_t* x, int64_t count);
   void (*torch_transform)(uint32_t* words, int64_t groups);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "blend.h"
+#include "digest.h"
 #include "groups.h"
 #include "likelihood.h"
 #include "mcmc_steps.h"
@@ -125,6 +126,7 @@ constexpr Kernels kernels_of(const char* name) {
   k.call_network = call_network<V>;
   k.look_up = look_up_chains;
   k.first_outside = first_outside;
+  k.digest = digest_arrays<V>;
   k.multiply_adds = multiply_add_rounds<V>;
   k.hash_noise = hash_noise_words<V>;
   if constexpr (V::width > 1) {

@@ -93,6 +93,19 @@ inline void stop_bad(Tile& tile, const float* m, const float* u, int64_t stride,
   }
 }
 
+// The noise of chains of few elements: a group of normals by itself costs less than its blocks one after another.
+template <class V>
+const float* noise_of_few(const Step& s, int64_t begin, int64_t end, float* made) {
+  const float* const noise = counted_from(made, begin * s.elements);
+  for (int64_t b = begin; b < end; ++b, made += s.elements) {
+    if (!(static_cast<uint32_t>(s.flags[s.row[b]]) & kReadsNoise)) continue;
+    typename V::f z[V::vectors];
+    normals<V>(stream_of(s, b), 0, z);
+    for (int k = 0; k < V::vectors; ++k) V::store(made, kFloat32, k * V::width, z[k]);
+  }
+  return noise;
+}
+
 // The fused step of the chains that are not idle, on the outputs of the network, `stride` apart.
 template <class V>
 void step_tile(const Tile& tile, const float* m, const float* u, int64_t stride, bool reduces) {
@@ -108,6 +121,8 @@ void step_tile(const Tile& tile, const float* m, const float* u, int64_t stride,
     s.model = counted_from(m, first * stride);
     s.uncond = u ? counted_from(u, first * stride) : nullptr;
     s.model_stride = stride;
+    alignas(64) float made[kMostLanes * kGroup<V>];
+    if (!s.noise && !reduces && V::width > 1 && s.elements <= kGroup<V>) s.noise = noise_of_few<V>(s, b, end, made);
     alignas(64) float scales[4 * kMostLanes];
     if (reduces) {
       uint32_t scratch[2 * 256];

@@ -124,6 +124,9 @@ def instruction_set() -> str:
 def use_instruction_set(name: str, /) -> None:
     """Choose one of instruction_sets(), for tests and benchmarks."""
 
+def digest(addresses: list[int], sizes: list[int], /) -> bytes:
+    """What stands for the bytes of arrays, by their addresses: another where they have changed."""
+
 def multiply_adds(rounds: int, threads: int, /) -> int:
     """Rounds of fused multiply-adds on every thread; how many floating-point operations they are."""
 

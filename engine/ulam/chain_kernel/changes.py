@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ulam_kernels.digests import digest
 
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 APART = (torch.nn.Module, torch.Tensor, type, ModuleType, type(None), *PLAIN[:-1])  # not looked into here
@@ -201,11 +202,12 @@ def _filled(cell: CellType) -> bool:
     return True
 
 
-class Copies:
+class Bytes:
     """The bytes of tensors as they were, to be compared with those of now, whoever has written them.
 
-    On a GPU the comparison is the device's, and whoever asks for it waits. What torch counts, writes by its own
-    operations that do not go around autograd, is known without that.
+    On the host by their digest, which leaves the caches to the network. On a GPU the comparison is the device's, and
+    whoever asks for it waits. What torch counts, writes by its own operations that do not go around autograd, is known
+    without that.
     """
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -214,13 +216,11 @@ class Copies:
         self._counts = self._counted()
         self._bytes_there = self._joined()
         here = [tensor for tensor in self._tensors if not tensor.is_cuda]
-        self._dense = [tensor for tensor in here if tensor.is_contiguous()]
+        dense = [tensor for tensor in here if tensor.is_contiguous()]
         self._gaps = [(t, t.detach().clone()) for t in here if not t.is_contiguous()]
-        self._copies = [tensor.detach().clone() for tensor in self._dense]
         self._layouts = self._now()
-        self._at = [tensor.data_ptr() for tensor in self._dense]
-        self._own = [tensor.data_ptr() for tensor in self._copies]
-        self._bytes = [tensor.numel() * tensor.element_size() for tensor in self._dense]
+        self._dense = [t.data_ptr() for t in dense], [t.numel() * t.element_size() for t in dense]
+        self._digest = digest(*self._dense)
 
     def _now(self) -> list[object]:
         return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors]
@@ -230,7 +230,7 @@ class Copies:
 
     def hold(self, wait: bool = True) -> bool:
         """Whether nothing has changed; of what is on a GPU, nothing that torch counts, unless this may ``wait``."""
-        if self._now() != self._layouts or any(map(MEMCMP, self._at, self._own, self._bytes)):
+        if self._now() != self._layouts or digest(*self._dense) != self._digest:
             return False
         if not all(tensor.numpy(force=True).tobytes() == was.numpy().tobytes() for tensor, was in self._gaps):
             return False
@@ -245,7 +245,3 @@ class Copies:
             flat = tensor.detach().contiguous().view(-1)
             found.setdefault(tensor.device, []).append(flat.view(torch.uint8))
         return [torch.cat(parts) for parts in found.values()]
-
-
-MEMCMP = ctypes.CDLL(None).memcmp  # one pass, and no memory of its own
-MEMCMP.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

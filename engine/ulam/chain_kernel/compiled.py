@@ -17,7 +17,7 @@ from ulam_kernels.networks import MAX_INPUTS, MAX_WIDTH, Network
 from ..conditioning import Cond, Shared, check_cond
 from ..denoiser import Denoiser, check_denoiser
 from ..evaluation import modules_in
-from .changes import Copies, Held
+from .changes import Bytes, Held
 from .emission import Emission
 from .folding import Folded
 from .network_read import NetworkRead, agree
@@ -61,8 +61,8 @@ class CompiledChain:
     def _made(self, traced: Traced, told: Denoiser, held: Held) -> NetworkRead:
         tensors = {id(tensor): tensor for tensor in traced.tensors.values()}.values()
         check_weights((tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter)), self._net)
-        copies, folded = Copies(tensors), Folded(traced)
-        return NetworkRead(traced, told, held, copies, folded, self.emission(Reading(traced, folded)))
+        weights, folded = Bytes(tensors), Folded(traced)
+        return NetworkRead(traced, told, held, weights, folded, self.emission(Reading(traced, folded)))
 
     @property
     def network(self) -> Network:
@@ -79,7 +79,7 @@ class CompiledChain:
             if not now.held.holds():
                 self._trace(now.told)
                 return True
-            if now.copies.hold(wait):
+            if now.weights.hold(wait):
                 return False
             self._now = self._made(now.traced, now.told, now.held)
             return True

@@ -10,7 +10,7 @@ from ulam_kernels import evaluate_network
 
 from ..conditioning import Shared
 from ..denoiser import Denoiser
-from .changes import Copies, Held
+from .changes import Bytes, Held
 from .emission import Emission, Part
 from .folding import EXACT, Folded, linear_exact, packet
 from .tracing import Seen, Traced
@@ -24,9 +24,9 @@ class NetworkRead:
     """A reading, which never changes: another follows where the network has."""
 
     def __init__(
-        self, traced: Traced, told: Denoiser, held: Held, copies: Copies, folded: Folded, emission: Emission
+        self, traced: Traced, told: Denoiser, held: Held, weights: Bytes, folded: Folded, emission: Emission
     ) -> None:
-        self.traced, self.told, self.held, self.copies, self._folded = traced, told, held, copies, folded
+        self.traced, self.told, self.held, self.weights, self._folded = traced, told, held, weights, folded
         self.network, self.score, self._parts = emission.network, emission.score, emission.parts
         self._found: dict[tuple[float, torch.dtype], torch.Tensor] = {}
         self._alone = not self._exact("chain")

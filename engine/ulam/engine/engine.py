@@ -26,12 +26,12 @@ from .job import Callback, Finish, Job, Noise
 from .ladder import Ladder
 from .loop import Loop
 from .network import NetworkOptions
+from .repeated import Repeated
 from .report import Report
 from .results import Finished, Result
 from .rollout import Rollout
 from .runner import Runner
 from .scheduler import Scheduler
-from .submission import job_of
 from .tuned import Tuned
 from .walked_slots import CHOICES, chains_of, precision_of, why_not
 from .watchdog import Watchdog
@@ -125,6 +125,7 @@ class Engine:
         if count is None:
             count = self.best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=network)
         self.denoiser, self.shape, self.slots = denoiser, sizes, count
+        self._jobs = Repeated(denoiser, sizes)
         self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
         self.report = Report(name, str(where), count, fallbacks=slow, network=str(network))
         with torch.inference_mode(False):
@@ -221,8 +222,8 @@ class Engine:
         switch(block, "block")
         weight = real(weight, "weight", "a finite number above 0")
         deadline = None if deadline is None else real(deadline, "deadline", "a number of ticks from now, or None")
-        job = job_of(
-            self.denoiser, self.shape, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
+        job = self._jobs.job_of(
+            sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
             first_row, guidance_interval, guidance_rescale, callback, every, finish, priority, deadline,
             guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend,
             branches=len(self._runner.buffers.branches), rollout=rollout, history=history,

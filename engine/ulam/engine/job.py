@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -95,6 +96,13 @@ class Job:
         object.__setattr__(self, "ticks", ticks)
         object.__setattr__(self, "chain_ids", self.chains.numpy())
         object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
+
+    def again(self) -> Job:
+        """Another job of the same chains."""
+        made, chains = copy(self), self.chains.clone()
+        vars(made).update(chains=chains, chain_ids=chains.numpy())
+        vars(made).pop("ids", None)
+        return made
 
     @cached_property
     def ids(self) -> list[int]:

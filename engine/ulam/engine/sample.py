@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -95,13 +96,12 @@ def sample(
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
     switch(progress, "progress")
-    slots = default_slots_for(chains, options) if slots is None else slots
-    branches = len(blend) if isinstance(blend, Sequence) else 0
     choice(chain_kernel, "chain_kernel", CHOICES)
-    given = _Given(denoiser, shape, slots, device, backend, dtype, options, ladder, branches, chain_kernel)
+    sizes, branches = check_shape(shape), len(blend) if isinstance(blend, Sequence) else 0
+    given = _Given(denoiser, sizes, slots, device, backend, dtype, chains, options, ladder, branches, chain_kernel)
     engine = None if chain_kernel != "off" and given.walk() else given.engine()
     job = job_of(
-        denoiser, check_shape(shape), sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
+        denoiser, sizes, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,
         guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
     )  # fmt: skip
@@ -121,19 +121,23 @@ class _Given(NamedTuple):
     """The arguments of an engine."""
 
     denoiser: Denoiser
-    shape: Sequence[int]
-    slots: int
+    shape: tuple[int, ...]
+    slots: int | None
     device: torch.device | str
     backend: str | None
     dtype: torch.dtype
+    chains: int | range | Sequence[int] | torch.Tensor
     options: NetworkOptions | Tuned | None
     ladder: Ladder | None
     branches: int
     chain_kernel: str
 
     def engine(self) -> Engine:
-        return Engine(*self[:6], options=self.options, ladder=self.ladder, branches=self.branches,
-                      chain_kernel=self.chain_kernel)  # fmt: skip
+        slots = default_slots_for(self.chains, self.options) if self.slots is None else self.slots
+        return Engine(
+            self.denoiser, self.shape, slots, self.device, self.backend, self.dtype, options=self.options,
+            ladder=self.ladder, branches=self.branches, chain_kernel=self.chain_kernel,
+        )  # fmt: skip
 
     def walk(self) -> bool:
         """Whether nothing but the job and the network is against whole chains in one kernel, without an engine.
@@ -141,11 +145,12 @@ class _Given(NamedTuple):
         Raises TypeError or ValueError for an invalid argument, named in the message.
         """
         network = check_options(self.denoiser, self.dtype, self.options, ladder=self.ladder)
-        check_slots(self.slots)
+        if self.slots is not None:
+            check_slots(self.slots)
         device = resolve_device(self.device)
         backend_name(self.denoiser, device, self.backend, self.dtype)
         uses = {"ladder": self.ladder is not None, "branches": self.branches > 0}
-        return not why_not(device, self.dtype, self.backend, network, check_shape(self.shape), **uses)
+        return not why_not(device, self.dtype, self.backend, network, self.shape, **uses)
 
 
 def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
@@ -155,11 +160,12 @@ def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
     """
     if not walks(job):
         return None
-    shape, precision = check_shape(given.shape), precision_of(given.chain_kernel)
-    with tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+    device, precision = resolve_device(given.device), precision_of(given.chain_kernel)
+    with _bar(job) if progress else nullcontext() as bar:
         try:
-            out, failed = walked(given.denoiser, shape, job, resolve_device(given.device), given.backend, precision,
-                                 bar.update if progress else None)  # fmt: skip
+            out, failed = walked(
+                given.denoiser, given.shape, job, device, given.backend, precision, None if bar is None else bar.update
+            )
         except TypeError:
             if given.chain_kernel != "auto":
                 raise
@@ -176,7 +182,7 @@ def _collected(engine: Engine, job: Job, dtype: torch.dtype, progress: bool) -> 
     count = len(job.chains)
     out = torch.empty(count, *engine.shape, dtype=dtype, device=engine.report.device)
     failed: dict[int, int] = {}
-    with tqdm(total=count * job.ticks, unit="eval", desc="ulam", disable=None if progress else True) as bar:
+    with _bar(job, progress) as bar:
         for group in engine._finished(bar.update):
             out[group.chains] = group.states
             failed |= group.failed
@@ -184,6 +190,11 @@ def _collected(engine: Engine, job: Job, dtype: torch.dtype, progress: bool) -> 
                 out[place] = float("nan")
     _tell(job, failed)
     return out
+
+
+def _bar(job: Job, shown: bool = True) -> tqdm[Any]:
+    """Of a job's evaluations, on a terminal."""
+    return tqdm(total=len(job.chains) * job.ticks, unit="eval", desc="ulam", disable=None if shown else True)
 
 
 def _tell(job: Job, failed: dict[int, int]) -> None:

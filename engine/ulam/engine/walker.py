@@ -160,7 +160,7 @@ class Walker:
     def failed_rows(self) -> torch.Tensor | None:
         """Of each chain 1 + the row of the program at which it turned NaN or Inf, 0 if it did not; None if none did."""
         rows = self._host[FAILED] if self._device.type == "cpu" else self._cursor[FAILED].cpu().numpy()
-        return torch.from_numpy(rows.copy()) if rows.any() else None
+        return torch.from_numpy(rows.copy()) if np.count_nonzero(rows) else None
 
     def failed(self) -> dict[int, int]:
         """The row of the program at which each chain turned NaN or Inf, by its place, of those that did."""
