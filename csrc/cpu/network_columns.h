@@ -138,7 +138,7 @@ class ColumnsNetwork {
         first[p] = packed + j / kPanel * depth * Weights::stride + Weights::place(j);
       }
     }
-    ULAM_HD f load(int k, int i) const {
+    ULAM_HD f load(int64_t k, int i) const {
       return V::load(first[i / kEach] + k * Weights::stride + Weights::offset(i % kEach));
     }
   };
@@ -148,7 +148,7 @@ class ColumnsNetwork {
     static int64_t place(int64_t j) { return j % kPanel; }
     static constexpr int offset(int i) { return i * V::width; }
     template <int N>
-    static ULAM_HD void load(const Places<Float32, N>& w, int k, int, f b[N]) {
+    static ULAM_HD void load(const Places<Float32, N>& w, int64_t k, int, f b[N]) {
       ULAM_UNROLL
       for (int i = 0; i < N; ++i) b[i] = w.load(k, i);
     }
@@ -161,7 +161,7 @@ class ColumnsNetwork {
     static f lower(typename V::u word) { return V::as_float(V::template shl<16>(word)); }
     static f upper(typename V::u word) { return V::as_float(V::and_(word, 0xffff0000u)); }
     template <int N>
-    static ULAM_HD void load(const Places<Bf16, N>& w, int k, int v, f b[N]) {
+    static ULAM_HD void load(const Places<Bf16, N>& w, int64_t k, int v, f b[N]) {
       ULAM_UNROLL
       for (int i = 0; i < N; ++i) {
         if (N % (2 * half) == 0 && i / half % 2) continue;
@@ -177,7 +177,7 @@ class ColumnsNetwork {
   template <class Weights, int N>
   static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int v, f sum[C][N]) {
     const Places<Weights, N> w(packed, depth, v);
-    for (int k = 0; k < depth; ++k) {
+    for (int64_t k = 0; k < depth; ++k) {  // of 64 bits, so that it is part of every address as it is
       f b[N];
       Weights::template load<N>(w, k, v, b);
       ULAM_UNROLL
@@ -214,7 +214,7 @@ class ColumnsNetwork {
   template <int N>
   static ULAM_HD void dots(const float* packed, int pairs, const uint32_t* __restrict x, int v, f sum[C][N]) {
     const Places<Float32, N> w(packed, pairs, v);
-    for (int k = 0; k < pairs; ++k) {
+    for (int64_t k = 0; k < pairs; ++k) {
       typename V::u b[N];
       ULAM_UNROLL
       for (int i = 0; i < N; ++i) b[i] = V::bits(w.load(k, i));

@@ -183,7 +183,8 @@ class Delivery:
         with self._lock:
             unchanged = all(departure.group.job.finish is None for departure in departures.groups)
             if split and unchanged and (entries := departures.split()):
-                self._move(self._chains, entries, partial(self._drop_all, departures))
+                counts = self._with(len(entries), sum(result.failed is not None for result in entries.values()))
+                self._move(self._chains, entries, partial(self._drop_all, departures, *counts))
         while True:
             with self._lock:
                 departure = departures.groups[0] if departures.groups else None
@@ -195,24 +196,23 @@ class Delivery:
             with self._lock:
                 if departures.groups and departures.groups[0] is departure:  # not cancelled meanwhile
                     group = departures.finished(departure, states)
-                    self._take(
-                        departure.number, group, split, partial(self._drop, departures, departure, len(group.failed))
-                    )
+                    counts = self._with(departure.group.size, len(group.failed))
+                    self._take(departure.number, group, split, partial(self._drop, departures, departure, *counts))
 
-    def _drop_all(self, departures: Departures) -> None:
-        """Drop departures that have been handed on."""
-        groups, departures.groups = departures.groups, []
-        failed = 0
-        if departures.rows is not None:
-            rows = (departures.rows[departure.begin : departure.begin + departure.group.size] for departure in groups)
-            failed = sum(int((row != 0).sum()) for row in rows)
-        self._report.add_delivered(sum(departure.group.size for departure in groups), failed)
+    def _with(self, chains: int, failed: int) -> tuple[int, int]:
+        """How many chains will have been delivered, and failed, with these."""
+        return self._report.chains + chains, self._report.failed + failed
 
-    def _drop(self, departures: Departures, departure: Departure, failed: int) -> None:
-        """Drop a group that has been handed on."""
+    def _drop_all(self, departures: Departures, chains: int, failed: int) -> None:
+        """Drop departures that have been handed on; repeated, it changes nothing."""
+        self._report.set_delivered(chains, failed)
+        departures.groups = []
+
+    def _drop(self, departures: Departures, departure: Departure, chains: int, failed: int) -> None:
+        """Drop a group that has been handed on; repeated, it changes nothing."""
+        self._report.set_delivered(chains, failed)
         if departures.groups and departures.groups[0] is departure:
             del departures.groups[0]
-            self._report.add_delivered(departure.group.size, failed)
 
     def hand_out(self, split: bool) -> Handed | None:
         """All chains or groups (None for one removed meanwhile), or None where there are none.

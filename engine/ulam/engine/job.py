@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -99,8 +98,8 @@ class Job:
 
     def again(self) -> Job:
         """Another job of the same chains."""
-        made, chains = copy(self), self.chains.clone()
-        vars(made).update(chains=chains, chain_ids=chains.numpy())
+        made, chains = object.__new__(Job), self.chains.clone()
+        vars(made).update(vars(self), chains=chains, chain_ids=chains.numpy())
         vars(made).pop("ids", None)
         return made
 

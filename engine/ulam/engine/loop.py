@@ -108,12 +108,12 @@ class Loop:
         begin, network, step = time.perf_counter(), runner.network_seconds, runner.step_seconds
         self._disturbed = True
         try:
+            if self._walked_alone(progress):
+                self._disturbed = False
+                return
             with in_eval_mode(self._modules), torch.inference_mode():
                 if runner.device.type == "cuda":
                     runner.join_stream()
-                if self._walked_alone(progress):
-                    self._disturbed = False
-                    return
                 with self._room:
                     ticks = self._fill()
                 runner.fit(self._needs, scheduler.tick)

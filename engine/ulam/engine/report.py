@@ -97,10 +97,9 @@ class Report:
         self.captures += 1
         self.capture_seconds += seconds
 
-    def add_delivered(self, chains: int, failed: int) -> None:
-        """Count chains that were delivered, and those among them that failed."""
-        self.chains += chains
-        self.failed += failed
+    def set_delivered(self, chains: int, failed: int) -> None:
+        """Count so many chains as delivered by now, and so many among them as failed; the same again if repeated."""
+        self.chains, self.failed = chains, failed
 
     def add_cancelled(self, chains: int) -> None:
         """Count chains that were dropped before they were delivered."""

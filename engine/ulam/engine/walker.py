@@ -105,10 +105,10 @@ class Walker:
         if x_init is None:
             self._fill_normal(x, self._seed, self._chain, self._first, FIRST_STATE.tag, self._program.init_scale, 0)
         else:
-            x.copy_(x_init)
+            x.copy_(x_init.detach())
         if self.known is not None and self._mask is not None:
             torch.where(self._mask, self.known, x, out=x)
-        if len(self.states) > 1:
+        if self._program.registers > 1:
             self.states[1:] = 0
         if self._net_in is not None:
             ulam_kernels.affine(x, x, self._scale, self._shift, out=self._net_in, backend=self._backend)
