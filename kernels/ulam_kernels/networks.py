@@ -63,8 +63,9 @@ class Network:
         output_width: n, or 2 n with learned variances; by default the width of the output, which it must be.
         precision: "float32"; "bf16", to which matrices are rounded here, all else as before: few chains, which wait
             for weights, are then faster; or "bf16_dot", to which what they are multiplied with is rounded as well, so
-            that processors with AVX512_BF16 multiply pairs: more at many chains, slow without. All three have the same
-            bits on every CPU. "tf32x3" is float32, by tensor cores where Triton runs; Triton rounds x in "bf16" too.
+            that processors with AVX512_BF16 multiply pairs: faster at many chains on AMD's, slower on Intel's and
+            without. All three have the same bits on every CPU. "tf32x3" is float32, by tensor cores where Triton runs;
+            Triton rounds x in "bf16" too.
             Errors, rms over that of the output, median and worst of 40 random networks of depth 1 to 4: float32 3e-7
             and 1e-6, "bf16" 1.8e-3 and 3.7e-3, "bf16_dot" 2.6e-3 and 5.2e-3.
         energy: the number of a value of width 1 that `evaluate_network` gives beside the output, or None.
