@@ -30,7 +30,11 @@ def in_float64(config: dict[str, Any]) -> Any:
 
 
 def check(config: dict[str, Any], steps: int, first: int = 0) -> None:
-    """Call by call in float64, to 1e-9 of the largest value, and in float32 to 1e-4 of it."""
+    """Call by call in float64, to 1e-9 of the largest value, and in float32 to 1e-4 of it.
+
+    Loops that orders of 4 let grow a thousandfold turn roundings, which differ between processors, into more: to 1e-3
+    of what float32 does to diffusers' own.
+    """
     runs = []
     for scheduler in (fuse(in_float64(config)), in_float64(config)):
         scheduler.set_timesteps(steps)
@@ -45,7 +49,9 @@ def check(config: dict[str, Any], steps: int, first: int = 0) -> None:
         if first:
             scheduler.set_begin_index(first)
         loops.append(loop(scheduler, first=first))
-    assert_same_loops(*loops)
+    rounded = torch.stack([call[0] for call in loops[1]]).double()
+    grown = float((rounded - runs[1]).abs().max() / runs[1].abs().max())
+    assert_same_loops(*loops, close=max(1e-4, 1e-3 * grown))
 
 
 @pytest.mark.parametrize("algorithm", [DATA, NOISE])

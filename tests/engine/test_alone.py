@@ -169,3 +169,18 @@ def test_long_ones_share_the_slots(monkeypatch: pytest.MonkeyPatch, walks: Any) 
         engine.submit(DDPM(6), 3, seed, told(0))
         engine.run()
     assert not walks
+
+
+def test_states_that_require_grad_leave_no_graph(walks: Any) -> None:
+    """Submitted where none is recorded, run where one would be."""
+    net, x_init = denoiser(), torch.randn(3, *SHAPE, requires_grad=True)
+    given: dict[str, Any] = {"chains": 3, "seed": 1, "cond": told(0), "x_init": x_init}
+    engine = ulam.Engine(net, SHAPE, 4, chain_kernel="on")
+    for _ in range(3):
+        with torch.no_grad():
+            job = engine.submit(DDIM(4), **given)
+        result = engine.run()[job]
+        assert not result.requires_grad
+    assert len(walks) == 2
+    with torch.no_grad():
+        assert torch.equal(result, in_slots(net, DDIM(4), **given))
