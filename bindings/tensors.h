@@ -68,11 +68,11 @@ struct ExchangeTable {
   void* stream;
 };
 
-// torch's own table, the type of tensor that it takes, that type's method `is_neg`, and the functions that report an
+// torch's own table, the types torch.Tensor and torch.nn.Parameter, the method `is_neg`, the functions that report an
 // active torch.jit.trace, mode (such as make_fx's) or transform of torch.func; null without torch, or with one that has
 // no table.
 struct Torch {
-  PyTypeObject* type = nullptr;
+  PyTypeObject *type = nullptr, *parameter = nullptr;
   const ExchangeTable* table = nullptr;
   PyObject* is_neg = nullptr;
   PyObject *tracing = nullptr, *modes = nullptr, *transforms = nullptr;
@@ -90,9 +90,11 @@ inline void find_torch() {
     while (table && table->major != 1) table = table->older;
     pybind11::object is_neg = tensor.attr("is_neg"), tracing = within.attr("_get_tracing_state");
     pybind11::object modes = within.attr("_len_torch_dispatch_stack");
+    pybind11::object parameter = torch.attr("nn").attr("Parameter");
     pybind11::object transforms = within.attr("_functorch").attr("peek_interpreter_stack");
     if (table && table->view)
       g_torch = {reinterpret_cast<PyTypeObject*>(tensor.ptr()),
+                 reinterpret_cast<PyTypeObject*>(parameter.release().ptr()),
                  table,
                  is_neg.release().ptr(),
                  tracing.release().ptr(),
@@ -122,17 +124,25 @@ inline bool recorded() {
   return false;
 }
 
-// The memory of a torch.Tensor; nothing for other objects, for tensors of subclasses, and for those without such a
-// view. It does not show the negative bit: see `negative`.
-inline std::optional<View> view_of(PyObject* object) {
+// The memory of a tensor of exactly this type; nothing for other objects, and for those without such a view. It does
+// not show the negative bit: see `negative`.
+inline std::optional<View> view_as(PyTypeObject* type, PyObject* object) {
   View view;
-  if (!g_torch.table || Py_TYPE(object) != g_torch.type) return std::nullopt;
+  if (!g_torch.table || Py_TYPE(object) != type) return std::nullopt;
   if (g_torch.table->view(object, &view) != 0) {
     PyErr_Clear();
     return std::nullopt;
   }
   if (!view.data && view.elements() != 0) return std::nullopt;  // as those of torch.func.functionalize
   return view;
+}
+
+// The memory of a torch.Tensor: of no subclass.
+inline std::optional<View> view_of(PyObject* object) { return view_as(g_torch.type, object); }
+
+// The memory of a torch.Tensor or a torch.nn.Parameter.
+inline std::optional<View> view_of_parameter(PyObject* object) {
+  return view_as(Py_TYPE(object) == g_torch.parameter ? g_torch.parameter : g_torch.type, object);
 }
 
 // Like pybind11's gil_scoped_release, without its look-ups.

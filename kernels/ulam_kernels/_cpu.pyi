@@ -1,6 +1,7 @@
 """The native CPU extension: its operations, and what is its own."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -126,6 +127,12 @@ def use_instruction_set(name: str, /) -> None:
 
 def digest(addresses: list[int], sizes: list[int], /) -> bytes:
     """What stands for the bytes of arrays, by their addresses: another where they have changed."""
+
+def layouts(tensors: list[torch.Tensor], /) -> bytes | None:
+    """Where tensors lie, with dtypes, shapes and strides, as bytes; None where one has no view."""
+
+def same_values(dicts: list[dict[Any, Any]], values: list[object], /) -> bool:
+    """Whether the values of dicts, one after another, are exactly these objects."""
 
 def multiply_adds(rounds: int, threads: int, /) -> int:
     """Rounds of fused multiply-adds on every thread; how many floating-point operations they are."""

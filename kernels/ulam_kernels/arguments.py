@@ -76,9 +76,9 @@ def whole(value: object, name: str, least: int, most: int) -> int:
     Raises:
         TypeError, ValueError: not a whole number, or outside [least, most].
     """
-    right = f"expected a whole number from {least} to {most}"
     if type(value) is int and least <= value <= most:  # the common case, at a tenth of the time
         return value
+    right = f"expected a whole number from {least} to {most}"
     if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: got {described(value)}, {right}")
     try:

@@ -27,10 +27,13 @@ def recorded(*tensors: torch.Tensor) -> bool:
 
 def check_no_gradient(operation: str, **tensors: torch.Tensor | None) -> None:
     """Raises RuntimeError where an input of an operation without a derivative asks for one."""
-    if not torch.is_grad_enabled() and forward_ad._current_level < 0:  # none may be asked for
+    backward, forward = torch.is_grad_enabled(), forward_mode()
+    if not backward and not forward:  # none may be asked for
         return
     for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor) and (recorded(tensor) or _has_tangent(tensor)):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if (backward and tensor.requires_grad) or (forward and _has_tangent(tensor)):
             raise RuntimeError(
                 f"{name}: got a tensor that asks for a derivative, but {operation} has none, expected {name}.detach(), "
                 "or a call under torch.no_grad()"

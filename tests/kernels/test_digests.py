@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from ulam_kernels import _cpu, digests
 
@@ -16,7 +18,8 @@ Digest = Callable[[list[int], list[int]], bytes]
 SIZES = [0, 1, 3, 4, 63, 64, 511, 512, 513, 1024, 4096 + 20]  # in bytes
 
 
-def without_native(monkeypatch: pytest.MonkeyPatch) -> Digest:
+def without_native(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the module has where the native code is missing."""
     imported = builtins.__import__
 
     def refusing(name: str, *arguments: Any) -> Any:
@@ -26,7 +29,7 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> Digest:
 
     with monkeypatch.context() as patched:
         patched.setattr(builtins, "__import__", refusing)
-        found: Digest = importlib.reload(digests).digest
+        found = dict(vars(importlib.reload(digests)))
     importlib.reload(digests)
     return found
 
@@ -34,7 +37,7 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> Digest:
 @pytest.fixture(params=[*_cpu.instruction_sets(), "python"])
 def digest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Digest]:
     if request.param == "python":
-        yield without_native(monkeypatch)
+        yield without_native(monkeypatch)["digest"]
         return
     before = _cpu.instruction_set()
     _cpu.use_instruction_set(request.param)
@@ -119,3 +122,67 @@ def test_nothing_beyond_an_array_is_read(digest: Digest, size: int) -> None:
 def test_another_number_of_sizes_is_refused(digest: Digest) -> None:
     with pytest.raises(ValueError):
         digest([numbers(1).ctypes.data], [])
+
+
+@pytest.fixture(params=["native", "python"])
+def has(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return vars(digests) if request.param == "native" else without_native(monkeypatch)
+
+
+CHANGED: dict[str, Callable[[torch.Tensor], object]] = {
+    "elsewhere": lambda t: setattr(t, "data", t.data.clone()),
+    "a part": lambda t: setattr(t, "data", t.data[:3]),
+    "turned": lambda t: setattr(t, "data", t.data.t()),
+    "another shape": lambda t: setattr(t, "data", t.data.view(2, 8)),
+    "a later element": lambda t: setattr(t, "data", t.data.view(-1)[4:].view(3, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_tensor_that_lies_otherwise_shows(has: dict[str, Any], change: str, kind: type) -> None:
+    layouts, tensor = has["layouts"], torch.arange(16.0).view(4, 4)
+    tensor = nn.Parameter(tensor) if kind is nn.Parameter else tensor
+    tensors = [torch.zeros(2), tensor, torch.zeros(0, 3)]
+    before = layouts(tensors)
+    assert layouts(tensors) == before
+    tensor.data[0, 0] = 7  # a number, no place
+    assert layouts(tensors) == before
+    CHANGED[change](tensor)
+    assert layouts(tensors) != before
+
+
+def test_dtypes_and_tensors_of_other_classes_show(has: dict[str, Any]) -> None:
+    class Own(torch.Tensor):
+        pass
+
+    layouts, base = has["layouts"], torch.zeros(8)
+    kinds = [base, base.view(torch.int32), base[:4], base.as_subclass(Own), torch.zeros(8, device="meta")]
+    kinds += [base.view(2, 4), base.as_strided((8,), (0,))]
+    found = [layouts([kind]) for kind in kinds]
+    same = [(0, 3)]  # a class is no place
+    for a in range(len(kinds)):
+        for b in range(a):
+            assert (found[a] == found[b]) <= ((b, a) in same)
+    assert layouts([kinds[3]]) == found[3]
+
+
+def test_values_of_dicts_are_compared_by_identity(has: dict[str, Any]) -> None:
+    same, a, b = has["same_values"], [1.0], [1.0]
+    dicts: list[dict[Any, Any]] = [{"x": a, "y": 1}, {}, {"z": None}]
+    values = [a, 1, None]
+    assert same(dicts, values)
+    for changed in ([{"x": b, "y": 1}, {}, {"z": None}], [{"x": a, "y": 1}, {0: 0}, {"z": None}], dicts[:2]):
+        assert not same(changed, values)
+    assert not same(dicts, values[:2]) and same([], []) and not same(dicts, [])
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected a dict"):
+        _cpu.same_values([[1]], [1])  # type: ignore[list-item]
+    for arguments in (([],), ((), ()), ([], {})):
+        with pytest.raises(TypeError, match="two lists"):
+            _cpu.same_values(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="list of tensors"):
+        _cpu.layouts(())  # type: ignore[arg-type]
+    assert _cpu.layouts([None]) is None  # type: ignore[list-item]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ulam_kernels.digests import digest
+from ulam_kernels.digests import digest, layouts, same_values
 
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 APART = (torch.nn.Module, torch.Tensor, type, ModuleType, type(None), *PLAIN[:-1])  # not looked into here
@@ -48,9 +48,8 @@ class Held:
         self._cells = [inside for inside in found if isinstance(inside, CellType)]
         self._others = [inside for inside in found if isinstance(inside, (set, deque, Slots))]
         self._dicts += hooks_of_all()
-        self._empty = [inside for inside in self._dicts if not inside]  # most: hooks that nobody has registered
-        self._filled = [inside for inside in self._dicts if inside]
-        self._was = self._now()
+        self._values = self._in_dicts()
+        self._was = [*self._values, *self._beside_dicts()]
         self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
         containers: list[Any] = [*self._dicts, *self._lists]
         self._copies = [(inside, inside.copy()) for inside in containers]
@@ -61,12 +60,13 @@ class Held:
             if isinstance(value, (torch.Tensor, np.ndarray)) and id(value) not in known and _readable(value)
         ]  # fmt: skip
 
-    def _now(self) -> list[object]:
-        dicts = chain.from_iterable(map(dict.values, self._filled))
+    def _in_dicts(self) -> list[object]:
+        return list(chain.from_iterable(map(dict.values, self._dicts)))
+
+    def _beside_dicts(self) -> list[object]:
         classes = list(map(type, self._modules))
         calls = [getattr(one, "forward", None) for one in classes]
         return [
-            *dicts,
             *classes,
             *calls,
             *chain.from_iterable(self._lists),
@@ -76,14 +76,16 @@ class Held:
 
     def holds(self) -> bool:
         """Whether nothing has changed but modes."""
-        now, was = self._now(), self._was
-        if any(self._empty) or len(now) != len(was):
-            return False
-        same = all(map(operator.is_, now, was)) or all(
-            a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))
-            for at, (a, b) in enumerate(zip(now, was, strict=True))
-            if at not in self._modes
-        )
+        was, beside = self._was, self._beside_dicts()
+        known = was[len(self._values) :]
+        same = same_values(self._dicts, self._values) and len(beside) == len(known)
+        if not (same and all(map(operator.is_, beside, known))):
+            now = [*self._in_dicts(), *beside]
+            same = len(now) == len(was) and all(
+                a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))
+                for at, (a, b) in enumerate(zip(now, was, strict=True))
+                if at not in self._modes
+            )
         return same and all(_bytes(value) == numbers for value, numbers in self._numbers)
 
     def on_host(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
@@ -218,22 +220,21 @@ class Bytes:
         here = [tensor for tensor in self._tensors if not tensor.is_cuda]
         dense = [tensor for tensor in here if tensor.is_contiguous()]
         self._gaps = [(t, t.detach().clone()) for t in here if not t.is_contiguous()]
-        self._layouts = self._now()
+        self._layouts = layouts(self._tensors)
         self._dense = [t.data_ptr() for t in dense], [t.numel() * t.element_size() for t in dense]
         self._digest = digest(*self._dense)
-
-    def _now(self) -> list[object]:
-        return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors]
 
     def _counted(self) -> list[object]:
         return [None if tensor.is_inference() else tensor._version for tensor in self._there]
 
     def hold(self, wait: bool = True) -> bool:
         """Whether nothing has changed; of what is on a GPU, nothing that torch counts, unless this may ``wait``."""
-        if self._now() != self._layouts or digest(*self._dense) != self._digest:
+        if layouts(self._tensors) != self._layouts or digest(*self._dense) != self._digest:
             return False
-        if not all(tensor.numpy(force=True).tobytes() == was.numpy().tobytes() for tensor, was in self._gaps):
+        if self._gaps and any(t.numpy(force=True).tobytes() != was.numpy().tobytes() for t, was in self._gaps):
             return False
+        if not self._there:
+            return True
         if self._counted() != self._counts:
             return False
         return not wait or all(map(torch.equal, self._joined(), self._bytes_there))

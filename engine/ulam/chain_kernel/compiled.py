@@ -36,7 +36,7 @@ class CompiledChain:
     the network again where an attribute, a hook, or what a closure holds has. Globals are not looked at.
 
     Attributes:
-        network: the instructions, constants and weights, float32.
+        network: the instructions, constants and weights, float32. shape: of one sample.
         names: the conditioning that the network takes.
         kept: what its callers keep for their next call, for as long as it lives.
     """
@@ -44,8 +44,9 @@ class CompiledChain:
     emission: ClassVar[type[Emission]] = Emission
 
     def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], cond: dict[str, torch.Tensor | Shared]) -> None:
+        self.shape = shape
         self._net, self._about = denoiser.net, (shape, {name: _sample(value) for name, value in cond.items()})
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._rounded: tuple[Network, Network] | None = None
         self.kept: dict[str, Any] = {}
         self.names = tuple(cond)

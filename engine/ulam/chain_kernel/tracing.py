@@ -42,7 +42,7 @@ DROPOUTS = (torch.ops.aten.dropout, torch.ops.aten.feature_dropout, torch.ops.at
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export._trace")
 
-_ALONE = threading.Lock()  # torch.export is for one thread at a time
+_ALONE = threading.RLock()  # torch.export is for one thread at a time
 
 
 @dataclass(frozen=True, eq=False)

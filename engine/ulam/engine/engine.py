@@ -232,7 +232,7 @@ class Engine:
         return job
 
     def _queue(self, job: Job, weight: float = 1.0, block: bool = False) -> None:
-        chains, buffers = len(job.chains), self._runner.buffers
+        chains, buffers = job.chains.shape[0], self._runner.buffers
         with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's inference mode
             self._check_open()
             if self._chain_kernel != "off":

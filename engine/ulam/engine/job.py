@@ -96,10 +96,16 @@ class Job:
         object.__setattr__(self, "chain_ids", self.chains.numpy())
         object.__setattr__(self, "weights", None if self.guidance is None else self.guidance.numpy())
 
-    def again(self) -> Job:
-        """Another job of the same chains."""
-        made, chains = object.__new__(Job), self.chains.clone()
-        vars(made).update(vars(self), chains=chains, chain_ids=chains.numpy())
+    def seeded(self, seed: int | None) -> Job:
+        """Another job of the same chains, whose ids are in the same memory, with this seed below 2^63 (0)."""
+        made = object.__new__(Job)
+        vars(made).update(vars(self), seed=seed or 0)
+        return made
+
+    def again(self, seed: int | None) -> Job:
+        """:meth:`seeded`, with ids in memory of its own."""
+        made, chains = self.seeded(seed), self.chains.clone()
+        vars(made).update(chains=chains, chain_ids=chains.numpy())
         vars(made).pop("ids", None)
         return made
 

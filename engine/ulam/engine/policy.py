@@ -89,7 +89,7 @@ class Policy:
             raise ValueError(f"sampler: got {sampler!r} ({more}), expected rows of an evaluation and a step each")
         if different := differences(job):
             raise TypeError(different)
-        self._seed, self._lock, self.calls = job.seed, threading.Lock(), 0
+        self._seed, self._lock, self.calls = job.seed, threading.RLock(), 0
         self._compiled = compiled_once(denoiser, self.shape, job.cond)
         self._walker = Walker(self._compiled, job.program, self.shape, self._chains, guided=job.weights is not None,
                               times=denoiser.time_dtype, device=where, backend=backend, precision=precision,

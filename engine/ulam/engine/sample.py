@@ -13,6 +13,7 @@ from ulam_kernels.arguments import choice, switch
 from ulam_kernels.tracing import not_recorded
 
 from ..arguments import chain_ids, check_shape, resolve_device
+from ..chain_kernel.compiled import CompiledChain
 from ..conditioning import Blend, Cond, Shared
 from ..denoiser import Denoiser, Sampler
 from ..guidance import GuidanceSchedule, Rule
@@ -23,10 +24,11 @@ from .errors import warn
 from .job import Job, Noise
 from .ladder import Ladder
 from .network import NetworkOptions
+from .repeated import call_again, keep_call
 from .submission import job_of
 from .tuned import Tuned
 from .walked_slots import CHOICES, precision_of, why_not
-from .walker import walked, walks
+from .walker import read, walked, walks
 
 
 @not_recorded
@@ -65,16 +67,14 @@ def sample(
     of chains at equal ``slots``, and for any ``slots`` where the network treats the rows of a batch independently.
 
     Args:
-        denoiser: the trained network, its schedule and what it predicts.
-        sampler: one of :mod:`ulam.samplers`, or a compiled program. shape: of one sample.
+        denoiser: network, schedule, prediction. sampler: of :mod:`ulam.samplers`, or a compiled program. shape: of one.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63). seed: an integer (0).
         cond: the network's conditioning by name, tensors, arrays or lists ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
         slots: chains per batch (default: min(chains, 256), or as tuned). device, backend, dtype: :class:`ulam.Engine`.
-        x_init: ``[chains, *shape]``, or ``[*shape]`` shared: the states at the first row's noise level, in place of
-            noise. Warns where a run without it starts far below the schedule's noisiest level, and where states of
-            an earlier run would get the same noise again: give ``first_row`` or another ``seed``.
+        x_init: ``[chains, *shape]``, or shared ``[*shape]``: states at the first row's noise level. Warns where a run
+            without it starts far below the noisiest, and where states would get noise again (``first_row``, ``seed``).
         first_row: the noise row of the program's first row. A chain run in two pieces, ``program[:k]`` and then
             ``program[k:]`` with the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
         noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, asked for rows that add noise.
@@ -95,17 +95,20 @@ def sample(
         TypeError, ValueError: an invalid argument, named in the message, before anything runs.
         RuntimeError: an argument requires grad while gradients are recorded: none flows through samples.
     """
+    asked = tuple(locals().values())
     switch(progress, "progress")
     choice(chain_kernel, "chain_kernel", CHOICES)
-    sizes, branches = check_shape(shape), len(blend) if isinstance(blend, Sequence) else 0
-    given = _Given(denoiser, sizes, slots, device, backend, dtype, chains, options, ladder, branches, chain_kernel)
+    if chain_kernel != "off" and (call := call_again(*asked)) is not None:
+        return _walked(call.compiled, denoiser, call.job, resolve_device(device), backend, chain_kernel, progress)
+    blends, sizes = len(blend) if isinstance(blend, Sequence) else 0, check_shape(shape)
+    given = _Given(denoiser, sizes, slots, device, backend, dtype, chains, options, ladder, blends, chain_kernel, asked)
     engine = None if chain_kernel != "off" and given.walk() else given.engine()
     job = job_of(
         denoiser, sizes, sampler, chains, seed, cond, guidance, uncond, x_init, noise, known, mask,
         first_row, guidance_interval, guidance_rescale,
-        guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=branches,
+        guidance_rule=guidance_rule, guidance_schedule=guidance_schedule, blend=blend, branches=blends,
     )  # fmt: skip
-    if engine is None and (found := _walked(given, job, progress)) is not None:
+    if engine is None and (found := given.walked(job, progress)) is not None:
         return found
     return _collected(engine or given.engine(), job, dtype, progress)
 
@@ -131,6 +134,7 @@ class _Given(NamedTuple):
     ladder: Ladder | None
     branches: int
     chain_kernel: str
+    arguments: tuple[Any, ...]  # all of `sample`, in its order
 
     def engine(self) -> Engine:
         slots = default_slots_for(self.chains, self.options) if self.slots is None else self.slots
@@ -152,24 +156,34 @@ class _Given(NamedTuple):
         uses = {"ladder": self.ladder is not None, "branches": self.branches > 0}
         return not why_not(device, self.dtype, self.backend, network, self.shape, **uses)
 
+    def walked(self, job: Job, progress: bool) -> torch.Tensor | None:
+        """The results of a job whose chains need no slots; None where they need them.
 
-def _walked(given: _Given, job: Job, progress: bool) -> torch.Tensor | None:
-    """The results of chains that need no slots, as :func:`_collected` gives them; None where they need them.
-
-    Raises TypeError for a network that does not fit, unless it is then to be called as ever.
-    """
-    if not walks(job):
-        return None
-    device, precision = resolve_device(given.device), precision_of(given.chain_kernel)
-    with _bar(job) if progress else nullcontext() as bar:
+        Raises TypeError for a network that does not fit, unless it is then to be called as ever.
+        """
+        if not walks(job):
+            return None
+        device = resolve_device(self.device)
         try:
-            out, failed = walked(
-                given.denoiser, given.shape, job, device, given.backend, precision, None if bar is None else bar.update
-            )
+            compiled = read(self.denoiser, self.shape, job)
+            out = _walked(compiled, self.denoiser, job, device, self.backend, self.chain_kernel, progress)
         except TypeError:
-            if given.chain_kernel != "auto":
+            if self.chain_kernel != "auto":
                 raise
             return None
+        if device.type == "cpu":
+            keep_call(compiled, job, *self.arguments)
+        return out
+
+
+def _walked(
+    compiled: CompiledChain, denoiser: Denoiser, job: Job, device: torch.device, backend: str | None, chain_kernel: str,
+    progress: bool,
+) -> torch.Tensor:  # fmt: skip
+    """The results of chains that need no slots, as :func:`_collected` gives them."""
+    with _bar(job) if progress else nullcontext() as bar:
+        told = None if bar is None else bar.update
+        out, failed = walked(compiled, denoiser, job, device, backend, precision_of(chain_kernel), told)
     _tell(job, failed)
     for place in failed:
         out[place] = float("nan")

@@ -20,7 +20,7 @@ log = logging.getLogger("ulam")
 SYNCHRONISES = "called a synchronizing CUDA operation"  # torch's warning in its sync debug mode,
 PROTOTYPE = "Synchronization debug mode is a prototype"  # and its warning about that mode, once per process
 # torch.cuda.graph waits for the whole device before a capture, which spoils another thread's capture under way.
-_CAPTURING = threading.Lock()
+_CAPTURING = threading.RLock()
 _WATCHING = threading.RLock()  # guards torch's debug mode and Python's warnings, which all threads share
 DISTURBED = "previous error during capture"  # CUDA's error for a capture spoilt from outside
 ATTEMPTS = 3  # at capturing a kind of tick, when spoilt from outside

@@ -62,6 +62,7 @@ class Walker:
             first = float(np.float32(program.c_in[program.evaluating[0]]))
             self._scale = torch.full((chains,), first, device=device)
             self._shift = torch.zeros(chains, device=device)
+        self._x = self.states[0]
         self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._network: Network | None = None  # of which all below is
@@ -101,7 +102,7 @@ class Walker:
         host[DRAW], host[SEED], host[CHAIN] = ROW.draw(first_row), seed, ids
         if self._device.type != "cpu":
             self._whole.copy_(torch.from_numpy(host))
-        x = self.states[0]
+        x = self._x
         if x_init is None:
             self._fill_normal(x, self._seed, self._chain, self._first, FIRST_STATE.tag, self._program.init_scale, 0)
         else:
@@ -168,29 +169,30 @@ class Walker:
         return {} if rows is None else {place: row - 1 for place, row in enumerate(rows.tolist()) if row}
 
 
+def read(denoiser: Denoiser, shape: tuple[int, ...], job: Job) -> CompiledChain:
+    """A job's network, as it is now. Raises TypeError for one that does not fit."""
+    if different := differences(job):
+        raise TypeError(different)
+    return compiled_once(denoiser, shape, job.cond)
+
+
 def walked(
+    compiled: CompiledChain,
     denoiser: Denoiser,
-    shape: tuple[int, ...],
     job: Job,
     device: torch.device,
     backend: str | None,
     precision: str,
     progress: Callable[[int], object] | None,
 ) -> tuple[torch.Tensor, dict[int, int]]:
-    """A job's final states ``[chains, *shape]``, and the rows at which chains failed, by their places.
-
-    Raises TypeError for a network that does not fit.
-    """
-    if different := differences(job):
-        raise TypeError(different)
-    compiled = compiled_once(denoiser, shape, job.cond)
+    """A job's final states ``[chains, *shape]``, and the rows at which chains failed, by their places."""
     key = job.program, len(job.chains), job.weights is not None, device, backend, precision
     last = compiled.kept.pop(LAST, None)  # so that no other thread has it
     if last is not None and last[0] == key:
         walker = last[1]
         walker.follow()
     else:
-        walker = Walker(compiled, job.program, shape, len(job.chains), guided=job.weights is not None,
+        walker = Walker(compiled, job.program, compiled.shape, len(job.chains), guided=job.weights is not None,
                         times=denoiser.time_dtype, device=device, backend=backend, precision=precision)  # fmt: skip
     out = walker.walk(job, progress)
     failed = walker.failed()

@@ -18,7 +18,7 @@ from ..samplers.mcmc.chain_state import Evaluate, Evaluated
 
 CHOICES = ("auto", "on", "off")
 BACKENDS = ("cpu", "reference")
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
 
 class EnergyKernel:
