@@ -22,9 +22,8 @@ from walk_errors import PRECISIONS
 
 NETWORKS = {"wide": (14, 256, 256, 256, 14), "plane": (2, 64, 64, 2)}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
-# Words that are kept in local memory, and read outside of the loop over rows: by the assembler of Triton 3.7 for sm_100
-# where the one of 3.6 keeps none.
-SPILLED = {(100, "bf16", "wide"): 7}
+# Words of guided walks that the assembler of Triton 3.7 keeps in local memory, and reads once a walk.
+SPILLED = {(80, "tf32x3", "plane"): 2, (100, "tf32x3", "plane"): 9, (100, "tf32x3", "wide"): 2}
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 
 
@@ -183,8 +182,7 @@ def test_a_network_alone_multiplies_as_a_walk_does(name: str, precision: str, tm
         for kernel in (kernels[0], walking)
     ]
     assert products[0] == products[1] and bool(products[0]) == (precision != "float32")
-    spilled = [name for name in opcodes(disassemble(kernels[0], tmp_path)) if name.startswith(("LDL", "STL"))]
-    assert len(spilled) <= SPILLED.get((90, precision, name), 0)
+    assert not [name for name in opcodes(disassemble(kernels[0], tmp_path)) if name.startswith(("LDL", "STL"))]
 
 
 @pytest.mark.parametrize("architecture", SHARED)
@@ -198,12 +196,11 @@ def test_walks_compile_within_a_multiprocessor(name: str, precision: str, archit
     kernel = compiled(architecture, NETWORKS[name], precision)
     assert kernel.metadata.shared <= SHARED[architecture]
     names = opcodes(disassemble(kernel, tmp_path))
-    spilled = max(sum(each.startswith(kind) for each in names) for kind in ("LDL", "STL"))
-    assert spilled <= SPILLED.get((architecture, precision, name), 0)
+    assert not [each for each in names if each.startswith(("LDL", "STL"))]
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
     used = re.search(r"REG:(\d+) STACK:(\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
-    assert used and int(used[1]) <= 255 and (int(used[2]) == 0) == (spilled == 0)
+    assert used and int(used[1]) <= 255 and int(used[2]) == 0
     unit = "FFMA" if precision == "float32" else "HMMA" if name == "wide" else MATRIX_UNITS[architecture]
     assert any(each.startswith(unit) for each in names)
     ptx = kernel.asm["ptx"]
@@ -218,28 +215,35 @@ def test_nothing_is_compiled_again_when_chains_steps_or_rows_change() -> None:
     assert all(kernel is kernels[0] for kernel in kernels)
 
 
-def test_guided_walks_compile_without_local_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_guided_walks_compile_within_a_multiprocessor(
+    name: str, precision: str, architecture: int, tmp_path: Path
+) -> None:
     """Guidance by two branches, and net_in."""
     pytest.importorskip("triton", reason="triton is not installed")
     from machine_code import disassemble, opcodes
 
-    for precision in ("bf16", "tf32x3"):
-        kernel = compiled(90, NETWORKS["wide"], precision, guided=True, scaled=True)
-        names = opcodes(disassemble(kernel, tmp_path))
-        assert not [name for name in names if name.startswith(("LDL", "STL"))]
-        assert kernel.metadata.shared <= SHARED[90]
+    kernel = compiled(architecture, NETWORKS[name], precision, guided=True, scaled=True)
+    names = opcodes(disassemble(kernel, tmp_path))
+    most = SPILLED.get((architecture, precision, name), 0)
+    assert all(sum(each.startswith(kind) for each in names) <= most for kind in ("LDL", "STL"))
+    assert kernel.metadata.shared <= SHARED[architecture]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_largest_networks_find_room_in_shared_memory(precision: str) -> None:
     """The widest there are; and one of so many narrow matrices that they are not all held along the rows."""
     pytest.importorskip("triton", reason="triton is not installed")
-    for architecture, widths in ((80, (256, 512, 512, 256)), (90, (40, *(64,) * 12, 40))):
+    most = ((256, 512, 512, 256), (256,) * 9, (64, 256, 64, 256, 64), (32, 256, 256, 32), (40, *(128,) * 8, 40))
+    for architecture, widths in [(80, widths) for widths in most] + [(90, (40, *(64,) * 12, 40))]:
         assert compiled(architecture, widths, precision).metadata.shared <= SHARED[architecture]
 
 
-def test_walks_compile_for_amd() -> None:
+def test_walks_compile_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton.backends.amd.compiler", reason="this Triton has no AMD backend")
+    monkeypatch.setattr(torch.version, "hip", "7.0")
     for precision in PRECISIONS:
         kernel = compiled(("hip", "gfx942", 64), NETWORKS["wide"], precision)
         assert kernel.metadata.shared <= 64 * 1024

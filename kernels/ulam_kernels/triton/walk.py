@@ -32,7 +32,8 @@ from ulam_kernels.triton.tick import advance_tile
 NARROW = 64  # a network of at most this width has its matrices on chip, whole
 PROGRAMS = 528  # of a wider one at a time: four a multiprocessor of the largest GPUs
 BYTES = {"float32": 4, "bf16": 2, "bf16_dot": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
-HELD_BYTES = 56 * 1024  # beside blocks that are under way, within the 163 KiB of the smallest
+HELD_BYTES, SMALLEST = 56 * 1024, 160 * 1024  # at most; and with blocks that are under way: of sm_80's 163 KiB
+MOST_REGISTERS = 255  # else the assembler may keep to 128, for a second program that shared memory has no room for
 # Read one number at a time, or at addresses that are not known when the kernel is compiled.
 ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors", "known", "mask"]
 CALLED = ["x", "row_vector", "chain_vectors", "out"]
@@ -206,16 +207,21 @@ class Packed(NamedTuple):
 def shape_of(network: Network) -> Shape:
     """Of the network alone: it settles the order of sums. What fits the registers: see bench/walk_model.py."""
     widest, precision = padded(max(network.widths)), network.precision
+    half = precision in ("bf16", "bf16_dot")
     if widest <= NARROW:
         shape = Shape(32, 16, 1, 4) if precision == "float32" else Shape(64, NARROW, 1, 4)
     else:
         depth, stages = {"float32": (16, 2), "tf32x3": (32, 3)}.get(precision, (64, 3))
+        if half and widest == 256 and not torch.version.hip:
+            depth = 128  # half of a matrix at once, in the fewest registers; AMD's have less shared memory
         shape = Shape(16, max(LEAST, depth * 256 // max(widest, 256)), stages, 8)
     sizes = [
         [padded(size) for size in w.shape] for i in network.instructions if isinstance(i, Linear) for w in i.weights
     ]
     numbers = sum(out * into for out, into in sizes if into <= shape.depth)
-    return shape._replace(held=shape.depth if numbers * BYTES[precision] <= HELD_BYTES else 0)
+    streamed = max((out for out, into in sizes if into > shape.depth), default=0) * shape.depth * (2 if half else 4)
+    most = min(HELD_BYTES, SMALLEST - (shape.stages - 1) * (streamed + streamed // 16))  # in rows with gaps
+    return shape._replace(held=shape.depth if numbers * BYTES[precision] <= most else 0)
 
 
 def packed(network: Network, device: torch.device) -> Packed:
@@ -288,9 +294,10 @@ def _programs(known: Packed, shape: Shape, chains: int) -> tuple[int, torch.Tens
 
 def _constants(network: Network, known: Packed, shape: Shape) -> dict[str, object]:
     """What kernels that hold the network are compiled with."""
+    registers = {"maxnreg": MOST_REGISTERS} if shape.warps == 8 and not torch.version.hip else {}
     return {"CODE": known.code, "PLACES": known.places, "ROOM": known.room, "CHAINS": shape.chains, "HELD": shape.held,
             "DEPTH": shape.depth, "STAGES": shape.stages, "PRECISION": network.precision.removesuffix("_dot"),
-            "num_warps": shape.warps, **EXACT}  # fmt: skip
+            "num_warps": shape.warps, **EXACT, **registers}  # fmt: skip
 
 
 def call_network(
