@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from walk_errors import PRECISIONS
 
 NETWORKS = {"wide": (14, 256, 256, 256, 14), "plane": (2, 64, 64, 2)}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
+SMALLER = {86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
 # Words of guided walks that the assembler of Triton 3.7 keeps in local memory, and reads once a walk.
 SPILLED = {(80, "tf32x3", "plane"): 2, (100, "tf32x3", "plane"): 9, (100, "tf32x3", "wide"): 2}
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
@@ -239,6 +241,32 @@ def test_the_largest_networks_find_room_in_shared_memory(precision: str) -> None
     most = ((256, 512, 512, 256), (256,) * 9, (64, 256, 64, 256, 64), (32, 256, 256, 32), (40, *(128,) * 8, 40))
     for architecture, widths in [(80, widths) for widths in most] + [(90, (40, *(64,) * 12, 40))]:
         assert compiled(architecture, widths, precision).metadata.shared <= SHARED[architecture]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_walks_find_room_on_smaller_gpus(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from ulam_kernels.triton import walk as backend
+
+    monkeypatch.setattr(backend, "room_on", lambda device: backend.SMALL)
+    widest = ((256, 512, 512, 256), (256,) * 5, (64, 256, 64, 256, 64), (32, 256, 256, 32), (40, *(128,) * 8, 40))
+    for architecture, widths in [(86, widths) for widths in (*NETWORKS.values(), *widest)] + [
+        (architecture, NETWORKS["wide"]) for architecture in SMALLER
+    ]:
+        assert compiled(architecture, widths, precision).metadata.shared <= SMALLER[architecture], widths
+
+
+def test_how_much_room_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from ulam_kernels.triton import walk as backend
+
+    bytes_of = {"cuda:0": 232448, "cuda:1": 166912, "cuda:2": 101376}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties",
+        lambda device: SimpleNamespace(shared_memory_per_block_optin=bytes_of[str(device)]),
+    )  # fmt: skip
+    found = [backend.room_on(torch.device(name)) for name in (*bytes_of, "cpu")]
+    assert found == [backend.LARGE, backend.LARGE, backend.SMALL, backend.LARGE]
 
 
 def test_walks_compile_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:

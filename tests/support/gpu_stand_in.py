@@ -158,6 +158,7 @@ def _of_devices(gpu):
             major=9,
             minor=0,
             multi_processor_count=132,
+            shared_memory_per_block_optin=227 * 1024,
             index=index_of(device),
         )
 

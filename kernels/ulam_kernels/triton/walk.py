@@ -32,7 +32,8 @@ from ulam_kernels.triton.tick import advance_tile
 NARROW = 64  # a network of at most this width has its matrices on chip, whole
 PROGRAMS = 528  # of a wider one at a time: four a multiprocessor of the largest GPUs
 BYTES = {"float32": 4, "bf16": 2, "bf16_dot": 2, "tf32x3": 8}  # of a number of a matrix in shared memory
-HELD_BYTES, SMALLEST = 56 * 1024, 160 * 1024  # at most; and with blocks that are under way: of sm_80's 163 KiB
+HELD_BYTES = 56 * 1024  # at most
+LARGE, SMALL = 160 * 1024, 96 * 1024  # bytes of shared memory, of sm_80's 163 KiB and of sm_86's 99
 MOST_REGISTERS = 255  # else the assembler may keep to 128, for a second program that shared memory has no room for
 # Read one number at a time, or at addresses that are not known when the kernel is compiled.
 ANYWHERE = [*PER_CHAIN, "cursor", "net_in", "row_vectors", "chain_vectors", "uncond_vectors", "known", "mask"]
@@ -204,15 +205,23 @@ class Packed(NamedTuple):
     room: int
 
 
-def shape_of(network: Network) -> Shape:
-    """Of the network alone: it settles the order of sums. What fits the registers: see bench/walk_model.py."""
+def room_on(device: torch.device) -> int:
+    """The shared memory that a program may count on; on the host, where kernels are compiled alone, a large GPU's."""
+    if device.type != "cuda" or torch.version.hip:
+        return LARGE
+    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return LARGE if found >= LARGE else SMALL
+
+
+def shape_of(network: Network, shared: int = LARGE) -> Shape:
+    """Of network and kind of GPU alone: it settles the order of sums. What fits registers: bench/walk_model.py."""
     widest, precision = padded(max(network.widths)), network.precision
     half = precision in ("bf16", "bf16_dot")
     if widest <= NARROW:
         shape = Shape(32, 16, 1, 4) if precision == "float32" else Shape(64, NARROW, 1, 4)
     else:
-        depth, stages = {"float32": (16, 2), "tf32x3": (32, 3)}.get(precision, (64, 3))
-        if half and widest == 256 and not torch.version.hip:
+        depth, stages = {"float32": (16, 2), "tf32x3": (32, 3 if shared >= LARGE else 2)}.get(precision, (64, 3))
+        if half and widest == 256 and shared >= LARGE and not torch.version.hip:
             depth = 128  # half of a matrix at once, in the fewest registers; AMD's have less shared memory
         shape = Shape(16, max(LEAST, depth * 256 // max(widest, 256)), stages, 8)
     sizes = [
@@ -220,7 +229,7 @@ def shape_of(network: Network) -> Shape:
     ]
     numbers = sum(out * into for out, into in sizes if into <= shape.depth)
     streamed = max((out for out, into in sizes if into > shape.depth), default=0) * shape.depth * (2 if half else 4)
-    most = min(HELD_BYTES, SMALLEST - (shape.stages - 1) * (streamed + streamed // 16))  # in rows with gaps
+    most = min(HELD_BYTES, shared - (shape.stages - 1) * (streamed + streamed // 16))  # in rows with gaps
     return shape._replace(held=shape.depth if numbers * BYTES[precision] <= most else 0)
 
 
@@ -262,7 +271,7 @@ def _pack(network: Network, device: torch.device) -> Packed:
                 whole[: matrix.shape[0], : matrix.shape[1]] = matrix
                 matrices.append(whole.flatten())
                 line[4 + place], length = length, length + out * into
-                if into > shape_of(network).depth:
+                if into > shape_of(network, room_on(device)).depth:
                     streamed.add(line[2 + place])
         for at in _values_in(line):
             line[at] = number[line[at]]
@@ -315,7 +324,7 @@ def call_network(
     """
     if energy is not None:
         raise ValueError("network: got one with an energy, expected one without: the backend 'triton' has none")
-    known, shape = packed(network, x.device), shape_of(network)
+    known, shape = packed(network, x.device), shape_of(network, room_on(x.device))
     programs, scratch = _programs(known, shape, len(x))
     row, chain = (t if t is not None and t.numel() else known.numbers for t in (row_vector, chain_vectors))
     with on_device(x):
@@ -348,7 +357,8 @@ def bound_walk(
     Raises:
         ValueError: an instruction of energies' gradients, which this backend does not have.
     """
-    known, shape, shift = packed(network, states.device), shape_of(network), blocks_shift(network.inputs)
+    known, shape = packed(network, states.device), shape_of(network, room_on(states.device))
+    shift = blocks_shift(network.inputs)
     registers, chains = states.shape[:2]
     guided, reduces = uncond_vectors is not None, bool((flags & REDUCED.value).any()) if reduces is None else reduces
     programs, scratch = _programs(known, shape, chains)
