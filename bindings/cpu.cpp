@@ -10,8 +10,8 @@
 #include "bound_step.h"
 #include "bound_tick.h"
 #include "bound_trees.h"
+#include "changes.h"
 #include "examples.h"
-#include "held.h"
 #include "kernels.h"
 #include "likelihood.h"
 #include "mcmc.h"
@@ -168,7 +168,7 @@ PYBIND11_MODULE(_cpu, m) {
   ulam::quick::register_quick(m, {run_checked_look_up, is_small}, {run_advance, is_small});
   ulam::quick::register_examples(m, {check_step, run_checked_step});
   ulam::quick::register_bound_tick(m);
-  ulam::register_held(m);
+  ulam::register_changes(m);
   m.def("torch_normal", &fill_torch_normal, "The normals of torch's CPU generator: see torch_normal.h.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");

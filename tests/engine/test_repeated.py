@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
-import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -127,14 +128,14 @@ class Linear(nn.Module):
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The samplers of calls of `ulam.sample` that went through all checks."""
     seen: list[Any] = []
-    module = sys.modules["ulam.engine.sample"]
-    made = module.job_of  # type: ignore[attr-defined]
+    names = inspect.unwrap(ulam.sample).__globals__
+    made = names["job_of"]
 
     def noted(denoiser: Any, shape: Any, sampler: Any, *given: Any, **named: Any) -> Any:
         seen.append(sampler)
         return made(denoiser, shape, sampler, *given, **named)
 
-    monkeypatch.setattr(module, "job_of", noted)
+    monkeypatch.setitem(names, "job_of", noted)
     return seen
 
 
@@ -242,9 +243,6 @@ def test_what_is_around_a_sample_counts(sampled: list[Any], monkeypatch: pytest.
 
 
 def test_a_call_is_forgotten_with_its_network() -> None:
-    import gc
-    import weakref
-
     net = Linear()
     kept = weakref.ref(net)
     alike(ulam.Denoiser(net, SCHEDULE))

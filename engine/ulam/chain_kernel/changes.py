@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ulam_kernels.digests import digest, layouts, same_values
+from ulam_kernels.changes import digest, identical, layouts, same_values
 
 PLAIN = (bool, int, float, complex, str, tuple)  # attributes that are compared by their values
 APART = (torch.nn.Module, torch.Tensor, type, ModuleType, type(None), *PLAIN[:-1])  # not looked into here
@@ -48,15 +47,14 @@ class Held:
         self._cells = [inside for inside in found if isinstance(inside, CellType)]
         self._others = [inside for inside in found if isinstance(inside, (set, deque, Slots))]
         self._dicts += hooks_of_all()
-        self._values = self._in_dicts()
-        self._was = [*self._values, *self._beside_dicts()]
+        self._values, self._beside = self._in_dicts(), self._beside_dicts()
         self._modes = {at for at, name in enumerate(chain.from_iterable(own)) if name == MODE}
         containers: list[Any] = [*self._dicts, *self._lists]
         self._copies = [(inside, inside.copy()) for inside in containers]
         self._contents = [(cell, cell.cell_contents) for cell in self._cells]
         known = None if read is None else {id(tensor) for tensor in read}
         self._numbers = [] if known is None else [
-            (value, _bytes(value)) for value in {id(one): one for one in self._was}.values()
+            (value, _bytes(value)) for value in {id(one): one for one in (*self._values, *self._beside)}.values()
             if isinstance(value, (torch.Tensor, np.ndarray)) and id(value) not in known and _readable(value)
         ]  # fmt: skip
 
@@ -76,11 +74,10 @@ class Held:
 
     def holds(self) -> bool:
         """Whether nothing has changed but modes."""
-        was, beside = self._was, self._beside_dicts()
-        known = was[len(self._values) :]
-        same = same_values(self._dicts, self._values) and len(beside) == len(known)
-        if not (same and all(map(operator.is_, beside, known))):
-            now = [*self._in_dicts(), *beside]
+        beside = self._beside_dicts()
+        same = same_values(self._dicts, self._values) and identical(beside, self._beside)
+        if not same:
+            now, was = [*self._in_dicts(), *beside], [*self._values, *self._beside]
             same = len(now) == len(was) and all(
                 a is b or (isinstance(a, PLAIN) and type(a) is type(b) and _equal(a, b))
                 for at, (a, b) in enumerate(zip(now, was, strict=True))
@@ -115,7 +112,7 @@ class Held:
     def restore(self) -> None:
         """Put back what was held, where it has changed."""
         for inside, was in self._copies:
-            if len(inside) == len(was) and all(map(operator.is_, _items(inside), _items(was))):
+            if identical(_items(inside), _items(was)):
                 continue
             if isinstance(inside, dict):
                 inside.clear()
@@ -153,7 +150,7 @@ def _bytes(value: torch.Tensor | npt.NDArray[Any]) -> tuple[object, bytes]:
     return value.shape, value.tobytes()
 
 
-def _items(inside: Any) -> Iterable[object]:
+def _items(inside: Any) -> Collection[object]:
     return inside.values() if isinstance(inside, dict) else inside
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+
+from ulam_kernels.changes import identical
 
 from ..chain_kernel.compiled import CompiledChain
 from ..denoiser import Denoiser
@@ -29,7 +30,7 @@ class Repeated:
     def job_of(self, sampler: Any, chains: Any, seed: Any, *given: Any, **named: Any) -> Job:
         """As :func:`.submission.job_of`, of the arguments behind the shape."""
         arguments = sampler, chains, *given, *named.values()
-        if (last := self._last) is not None and _same(arguments, last[0]) and _plain(seed):
+        if (last := self._last) is not None and identical(arguments, last[0]) and _plain(seed):
             return last[1].again(seed)
         job = job_of(*self._about, sampler, chains, seed, *given, **named)
         self._last = (arguments, job.again(job.seed)) if _repeatable(arguments, job) else None
@@ -47,13 +48,13 @@ class Call(NamedTuple):
 
 def call_again(
     denoiser: object, sampler: object, shape: object, chains: object, seed: Any, *given: object
-) -> Call | None:
-    """The denoiser's last call if it was the same but for the seed, with a job of this seed.
+) -> tuple[CompiledChain, Job] | None:
+    """The network and job of the denoiser's last call, if that was the same but for the seed, with this seed.
 
     None where anything else may be different: the caller then checks all arguments.
     """
     last = _CALLS.get(denoiser) if type(denoiser) is Denoiser else None
-    if last is None or not (_same((sampler, chains, *given), last.arguments) and _plain(seed)):
+    if last is None or not (identical((sampler, chains, *given), last.arguments) and _plain(seed)):
         return None
     if type(shape) is not tuple or any(type(size) is not int for size in shape) or shape != last.compiled.shape:
         return None
@@ -62,7 +63,7 @@ def call_again(
             return None
     except TypeError:  # it no longer fits
         return None
-    return Call(last.arguments, last.around, last.job.seeded(seed), last.compiled)
+    return last.compiled, last.job.seeded(seed)
 
 
 def keep_call(
@@ -82,10 +83,6 @@ def keep_call(
 
 
 _CALLS: WeakKeyDictionary[Denoiser, Call] = WeakKeyDictionary()
-
-
-def _same(arguments: tuple[object, ...], before: tuple[object, ...]) -> bool:
-    return len(arguments) == len(before) and all(map(operator.is_, arguments, before))
 
 
 def _plain(seed: object) -> bool:

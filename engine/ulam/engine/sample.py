@@ -67,14 +67,14 @@ def sample(
     of chains at equal ``slots``, and for any ``slots`` where the network treats the rows of a batch independently.
 
     Args:
-        denoiser: network, schedule, prediction. sampler: of :mod:`ulam.samplers`, or a compiled program. shape: of one.
+        denoiser: network, schedule, prediction. sampler: of :mod:`ulam.samplers`, or a program. shape: of one sample.
         chains: a number n (chains 0 to n - 1), a range, or distinct ids in [0, 2^63). seed: an integer (0).
         cond: the network's conditioning by name, tensors, arrays or lists ``[chains, ...]`` (or :func:`ulam.shared`).
         guidance: weight w of classifier-free guidance, m = m_uncond + w (m_cond - m_uncond) [Ho & Salimans 2022],
             one number or one per chain; with ``uncond``, the conditioning of the unconditional evaluation.
         slots: chains per batch (default: min(chains, 256), or as tuned). device, backend, dtype: :class:`ulam.Engine`.
         x_init: ``[chains, *shape]``, or shared ``[*shape]``: states at the first row's noise level. Warns where a run
-            without it starts far below the noisiest, and where states would get noise again (``first_row``, ``seed``).
+            without it starts far below the noisiest, and where it would repeat noise: see ``first_row``, ``seed``.
         first_row: the noise row of the program's first row. A chain run in two pieces, ``program[:k]`` and then
             ``program[k:]`` with the first's result as ``x_init`` and ``first_row=k``, has the bits of one run.
         noise: ``noise(row, chains) -> z``, standard normal ``[len(chains), *shape]``, asked for rows that add noise.
@@ -98,8 +98,8 @@ def sample(
     asked = tuple(locals().values())
     switch(progress, "progress")
     choice(chain_kernel, "chain_kernel", CHOICES)
-    if chain_kernel != "off" and (call := call_again(*asked)) is not None:
-        return _walked(call.compiled, denoiser, call.job, resolve_device(device), backend, chain_kernel, progress)
+    if chain_kernel != "off" and (last := call_again(*asked)) is not None:
+        return _walked(*last, denoiser, resolve_device(device), backend, chain_kernel, progress)
     blends, sizes = len(blend) if isinstance(blend, Sequence) else 0, check_shape(shape)
     given = _Given(denoiser, sizes, slots, device, backend, dtype, chains, options, ladder, blends, chain_kernel, asked)
     engine = None if chain_kernel != "off" and given.walk() else given.engine()
@@ -166,7 +166,7 @@ class _Given(NamedTuple):
         device = resolve_device(self.device)
         try:
             compiled = read(self.denoiser, self.shape, job)
-            out = _walked(compiled, self.denoiser, job, device, self.backend, self.chain_kernel, progress)
+            out = _walked(compiled, job, self.denoiser, device, self.backend, self.chain_kernel, progress)
         except TypeError:
             if self.chain_kernel != "auto":
                 raise
@@ -177,7 +177,7 @@ class _Given(NamedTuple):
 
 
 def _walked(
-    compiled: CompiledChain, denoiser: Denoiser, job: Job, device: torch.device, backend: str | None, chain_kernel: str,
+    compiled: CompiledChain, job: Job, denoiser: Denoiser, device: torch.device, backend: str | None, chain_kernel: str,
     progress: bool,
 ) -> torch.Tensor:  # fmt: skip
     """The results of chains that need no slots, as :func:`_collected` gives them."""

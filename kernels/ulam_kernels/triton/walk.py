@@ -259,6 +259,7 @@ def _pack(network: Network, device: torch.device) -> Packed:
         code[HEADER + place] = network.widths[value]
     matrices: list[torch.Tensor] = []
     streamed: set[int] = set()
+    depth = shape_of(network, room_on(device)).depth
     length = 0
     for k, instruction in enumerate(network.instructions):
         line = [*words(network.code, k)]
@@ -271,7 +272,7 @@ def _pack(network: Network, device: torch.device) -> Packed:
                 whole[: matrix.shape[0], : matrix.shape[1]] = matrix
                 matrices.append(whole.flatten())
                 line[4 + place], length = length, length + out * into
-                if into > shape_of(network, room_on(device)).depth:
+                if into > depth:
                     streamed.add(line[2 + place])
         for at in _values_in(line):
             line[at] = number[line[at]]

@@ -1,4 +1,4 @@
-"""Digests of memory: other bytes, another digest, on every instruction set and without native code."""
+"""What shows a change: digests, places and identities, on every instruction set and without native code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulam_kernels import _cpu, digests
+from ulam_kernels import _cpu, changes
 
 Digest = Callable[[list[int], list[int]], bytes]
 SIZES = [0, 1, 3, 4, 63, 64, 511, 512, 513, 1024, 4096 + 20]  # in bytes
@@ -29,8 +29,8 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     with monkeypatch.context() as patched:
         patched.setattr(builtins, "__import__", refusing)
-        found = dict(vars(importlib.reload(digests)))
-    importlib.reload(digests)
+        found = dict(vars(importlib.reload(changes)))
+    importlib.reload(changes)
     return found
 
 
@@ -126,7 +126,7 @@ def test_another_number_of_sizes_is_refused(digest: Digest) -> None:
 
 @pytest.fixture(params=["native", "python"])
 def has(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    return vars(digests) if request.param == "native" else without_native(monkeypatch)
+    return vars(changes) if request.param == "native" else without_native(monkeypatch)
 
 
 CHANGED: dict[str, Callable[[torch.Tensor], object]] = {

@@ -41,7 +41,7 @@ inline PyObject* layouts(PyObject*, PyObject* const* given, Py_ssize_t count) {
 }
 
 // Adds both.
-inline void register_held(pybind11::module_& m) {
+inline void register_changes(pybind11::module_& m) {
   static PyMethodDef functions[] = {
       {"same_values", reinterpret_cast<PyCFunction>(&same_values), METH_FASTCALL,
        "Whether the values of dicts, one after another, are exactly these objects."},

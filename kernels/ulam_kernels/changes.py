@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import operator
+from collections.abc import Collection
 from itertools import chain
 from typing import Any
 
@@ -25,11 +26,15 @@ except ImportError:  # a broken build is reported by its backend
 
     def same_values(dicts: list[dict[Any, Any]], values: list[object], /) -> bool:
         """Whether the values of dicts, one after another, are exactly these objects."""
-        found = list(chain.from_iterable(map(dict.values, dicts)))
-        return len(found) == len(values) and all(map(operator.is_, found, values))
+        return identical(list(chain.from_iterable(map(dict.values, dicts))), values)
 
     def _layouts(tensors: list[torch.Tensor], /) -> bytes | None:
         return None
+
+
+def identical(these: Collection[object], those: Collection[object]) -> bool:
+    """Whether these are the same objects, in the same order."""
+    return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
 def layouts(tensors: list[torch.Tensor]) -> object:
