@@ -1,6 +1,7 @@
 // Whether what Python objects hold is what it was: compared by identity, in a hundredth of Python's time.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "tensors.h"
@@ -22,6 +23,17 @@ inline PyObject* same_values(PyObject*, PyObject* const* given, Py_ssize_t count
   return PyBool_FromLong(met == PyList_GET_SIZE(values));
 }
 
+// identical(these, those): whether these are the same objects, in the same order; lists or tuples.
+inline PyObject* identical(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  const auto sequence = [](PyObject* object) { return PyList_Check(object) || PyTuple_Check(object); };
+  if (count != 2 || !sequence(given[0]) || !sequence(given[1]))
+    return PyErr_Format(PyExc_TypeError, "identical: got %zd arguments, expected two lists or tuples", count);
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(given[0]);
+  if (size != PySequence_Fast_GET_SIZE(given[1])) Py_RETURN_FALSE;
+  PyObject** const these = PySequence_Fast_ITEMS(given[0]);
+  return PyBool_FromLong(std::equal(these, these + size, PySequence_Fast_ITEMS(given[1])));
+}
+
 // layouts(tensors): where the tensors lie, with their dtypes, shapes and strides, as bytes to be compared; None where
 // one has no view.
 inline PyObject* layouts(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -40,11 +52,13 @@ inline PyObject* layouts(PyObject*, PyObject* const* given, Py_ssize_t count) {
                                    static_cast<Py_ssize_t>(found.size() * sizeof found[0]));
 }
 
-// Adds both.
+// Adds all of them.
 inline void register_changes(pybind11::module_& m) {
   static PyMethodDef functions[] = {
       {"same_values", reinterpret_cast<PyCFunction>(&same_values), METH_FASTCALL,
        "Whether the values of dicts, one after another, are exactly these objects."},
+      {"identical", reinterpret_cast<PyCFunction>(&identical), METH_FASTCALL,
+       "Whether these are the same objects, in the same order; lists or tuples."},
       {"layouts", reinterpret_cast<PyCFunction>(&layouts), METH_FASTCALL,
        "Where tensors lie, with dtypes, shapes and strides, as bytes; None where one has no view."},
       {},

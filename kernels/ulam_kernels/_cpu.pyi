@@ -1,6 +1,6 @@
 """The native CPU extension: its operations, and what is its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,9 @@ def use_instruction_set(name: str, /) -> None:
 
 def digest(addresses: list[int], sizes: list[int], /) -> bytes:
     """What stands for the bytes of arrays, by their addresses: another where they have changed."""
+
+def identical(these: Collection[object], those: Collection[object], /) -> bool:
+    """Whether these are the same objects, in the same order; lists or tuples."""
 
 def layouts(tensors: list[torch.Tensor], /) -> bytes | None:
     """Where tensors lie, with dtypes, shapes and strides, as bytes; None where one has no view."""

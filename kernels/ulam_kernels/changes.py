@@ -13,6 +13,7 @@ import torch
 
 try:
     from ulam_kernels._cpu import digest as digest
+    from ulam_kernels._cpu import identical as identical
     from ulam_kernels._cpu import layouts as _layouts
     from ulam_kernels._cpu import same_values as same_values
 except ImportError:  # a broken build is reported by its backend
@@ -24,17 +25,16 @@ except ImportError:  # a broken build is reported by its backend
             found.update(ctypes.string_at(address, size))
         return found.digest()
 
+    def identical(these: Collection[object], those: Collection[object], /) -> bool:
+        """Whether these are the same objects, in the same order; lists or tuples."""
+        return len(these) == len(those) and all(map(operator.is_, these, those))
+
     def same_values(dicts: list[dict[Any, Any]], values: list[object], /) -> bool:
         """Whether the values of dicts, one after another, are exactly these objects."""
         return identical(list(chain.from_iterable(map(dict.values, dicts))), values)
 
     def _layouts(tensors: list[torch.Tensor], /) -> bytes | None:
         return None
-
-
-def identical(these: Collection[object], those: Collection[object]) -> bool:
-    """Whether these are the same objects, in the same order."""
-    return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
 def layouts(tensors: list[torch.Tensor]) -> object:

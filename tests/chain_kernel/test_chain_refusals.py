@@ -233,3 +233,24 @@ def test_a_time_index_is_told_as_whole_numbers() -> None:
     got = chain.row_vectors(torch.tensor([7, 999]))
     assert torch.equal(got, table.weight[[7, 999], :2].detach())
     assert re.search("row", str(chain.network.instructions))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_network_with_a_scripted_layer_is_called_as_ever() -> None:
+    """Whose class has no forward to look at."""
+
+    class Scripted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.beside = nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.read(x)
+            return out
+
+    denoiser = ulam.Denoiser(Scripted(), ulam.schedules.vp_linear())
+    given: dict[str, Any] = {"shape": (2,), "chains": 3, "seed": 1}
+    plain = ulam.sample(denoiser, ulam.samplers.DDIM(4), **given)
+    assert torch.equal(ulam.sample(denoiser, ulam.samplers.DDIM(4), **given, chain_kernel="auto"), plain)
+    with pytest.raises(TypeError, match="net: got"):
+        ulam.sample(denoiser, ulam.samplers.DDIM(4), **given, chain_kernel="on")

@@ -15,6 +15,8 @@ from ulam.samplers import DDIM, DDPM, DPMSolverPP, Heun
 
 SCHEDULE = ulam.schedules.vp_linear()
 SHAPE = (4, 3)
+WEIGHTS = torch.tensor([[0.5, -0.2], [0.1, 0.3]])
+UNCONDITIONAL = ulam.Denoiser(lambda x, t: torch.tanh(x @ WEIGHTS), SCHEDULE)
 
 
 def denoiser(schedule: ulam.schedules.Schedule = SCHEDULE) -> ulam.Denoiser:
@@ -147,6 +149,93 @@ def test_one_that_another_joins_while_it_walks_is_not_walked_again(monkeypatch: 
     assert len(seen) == 1 and engine.report.cancelled == 0
     assert torch.equal(mine, in_slots(net, DDPM(6), chains=3, seed=1, cond=told(1)))
     assert torch.equal(other, in_slots(net, DDIM(5), chains=2, seed=8, cond={"state": told(8)["state"][:2]}))
+
+
+def kept(queue: int | None = None, chains: int = 3) -> tuple[ulam.Engine, Any, torch.Tensor]:
+    """An engine, idle but for a job like the last one, that job, and the states it is to have."""
+    engine = ulam.Engine(UNCONDITIONAL, (2,), 4, chain_kernel="on", queue=queue)
+    for seed in range(2):
+        engine.submit(DDPM(6), chains, seed)
+        engine.run()
+    other = ulam.Engine(UNCONDITIONAL, (2,), 4, chain_kernel="on")
+    like = other.submit(DDPM(6), chains, 7)
+    expected: torch.Tensor = other.run()[like]
+    return engine, engine.submit(DDPM(6), chains, 7), expected
+
+
+def test_one_without_conditioning_needs_no_queue(walks: Any) -> None:
+    engine, job, expected = kept()
+    before = engine.report.as_dict()
+    assert engine._loop._kept is not None and engine._loop._kept[0] is job
+    assert torch.equal(engine.run()[job], expected) and walks[-1] is job and not engine.run()
+    after = engine.report.as_dict()
+    grown = {name: after[name] - before[name] for name in ("chains", "ticks", "evaluations", "rows", "failed")}
+    assert grown == {"chains": 3, "ticks": 6, "evaluations": 18, "rows": 18, "failed": 0}
+    assert before["seconds"] < after["seconds"] and before["network_seconds"] < after["network_seconds"]
+
+
+def test_one_without_conditioning_is_seen_to_wait() -> None:
+    """By everything that asks an engine what it has to do, or takes some of it away."""
+    engine, job, expected = kept()
+    assert engine.waiting == 3 and torch.equal(engine.run()[job], expected)
+    engine, job, expected = kept()
+    assert engine.predicted_end(job) == 6 and torch.equal(engine.run()[job], expected)
+    engine, job, expected = kept()
+    found = {result.chain: result.x for result in engine.stream()}
+    assert torch.equal(torch.stack([found[chain] for chain in range(3)]), expected)
+    engine, job, _ = kept()
+    assert engine.cancel(job) == 3 and not engine.run() and engine.report.cancelled == 3
+    engine, _, _ = kept()
+    assert engine.drop_waiting() == 3 and not engine.run() and engine.report.cancelled == 3
+    engine, _, _ = kept()
+    assert engine.close() == [] and engine.report.cancelled == 3
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(DDPM(6), 3, 7)
+    engine, _, _ = kept(queue=4)
+    with pytest.raises(ulam.QueueFull):
+        engine.submit(DDPM(6), 2, 7)
+
+
+def test_one_that_lacks_its_conditioning_is_refused(walks: Any) -> None:
+    engine = ulam.Engine(denoiser(), SHAPE, 4, chain_kernel="on")
+    for seed in range(3):
+        engine.submit(DDPM(6), 3, seed, told(seed))
+        engine.run()
+    with pytest.raises(ValueError, match="state"):
+        engine.submit(DDPM(6), 3, 3)
+    assert len(walks) == 2 and not engine.waiting and not engine.run()
+
+
+def test_one_that_waits_by_itself_while_another_is_looked_at(walks: Any) -> None:
+    """By a thread whose job is cancelled before it walks."""
+    engine, job, expected = kept()
+    other = ulam.Engine(UNCONDITIONAL, (2,), 4, chain_kernel="on").submit(DDIM(9), 3, 7)
+    assert not engine._loop._alone.takes(other)  # type: ignore[union-attr]
+    assert torch.equal(engine.run()[job], expected) and job not in walks
+    for _ in range(3):
+        job = engine.submit(DDIM(9), 3, 7)
+        assert torch.equal(engine.run()[job], ulam.sample(UNCONDITIONAL, DDIM(9), (2,), 3, 7, chain_kernel="on"))
+
+
+class Falsy(list[object]):
+    """A function that is empty, as a module without layers is."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+@pytest.mark.parametrize(
+    "more", [{"priority": 1}, {"weight": 2.0}, {"deadline": 50}, {"finish": torch.neg}, {"finish": Falsy()}, {}]
+)
+def test_others_may_join_one_that_waits_by_itself(more: dict[str, Any]) -> None:
+    engine, job, expected = kept()
+    other = engine.submit(DDPM(6), 3, 7, **more)
+    found = engine.run()
+    assert list(found) == [job, other] or more
+    assert torch.equal(found[job], expected)
+    assert torch.equal(found[other], -expected if "finish" in more else expected)
+    again = engine.submit(DDPM(6), 3, 7, **more)
+    assert torch.equal(engine.run()[again], found[other]) and not engine.waiting
 
 
 def test_its_weights_are_those_of_now(walks: Any) -> None:

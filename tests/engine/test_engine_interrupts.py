@@ -25,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 ENGINE = str(Path(ulam.__file__).parent)
 SHAPE = (2,)
+WEIGHTS = torch.tensor([[0.5, -0.2], [0.1, 0.3]])
+WHOLE_CHAINS = ulam.Denoiser(lambda x, t: torch.tanh(x @ WEIGHTS), SCHEDULE)  # read once
 
 
 @pytest.fixture(autouse=True)
@@ -176,15 +178,18 @@ def test_a_job_cancelled_after_an_interrupted_run_does_not_come_back():
         assert engine.run().keys() == {*jobs} - {jobs[1]}
 
 
-def like_the_one_before(at=0, then=by_run):
-    """The results of a small job that an engine of whole chains has to itself, interrupted there; the bytecodes."""
-    weights = torch.tensor([[0.5, -0.2], [0.1, 0.3]])
-    net = ulam.Denoiser(lambda x, t: torch.tanh(x @ weights), SCHEDULE)
-    engine = ulam.Engine(net, SHAPE, 3, chain_kernel="on")
+def ready_by_itself():
+    """An engine of whole chains with a small job like the one before."""
+    engine = ulam.Engine(WHOLE_CHAINS, SHAPE, 3, chain_kernel="on")
     for seed in range(2):
         engine.submit(DPMSolverPP(4), 2, seed)
         engine.run()
-    engine.submit(DPMSolverPP(4), 2, 5)
+    return engine, engine.submit(DPMSolverPP(4), 2, 5)
+
+
+def like_the_one_before(at=0, then=by_run):
+    """The results of such a job, interrupted there; the bytecodes."""
+    engine, _ = ready_by_itself()
     delivered = []
     counted = traced(lambda: by_run(engine, delivered), at)
     if at:
@@ -200,6 +205,100 @@ def test_an_interrupt_of_a_job_by_itself_costs_nothing(then):
     for at in range(1, total + 1, max(1, total // int(os.environ.get("ULAM_INTERRUPTS", 60)))):
         found, count, _ = like_the_one_before(at, then)
         assert count == 2 and all(torch.equal(x, expected[place]) for place, x in found.items()), at
+
+
+def every(step=3000):
+    """Bytecodes to interrupt, until a test finds that there are no more."""
+    return range(1, 10**9, max(1, step // int(os.environ.get("ULAM_INTERRUPTS", 60))))
+
+
+def joined_by_another(engine, delivered):
+    engine.submit(DDIM(steps=2), 1, 3)
+    by_run(engine, delivered)
+
+
+def asked_first(engine, delivered):
+    assert engine.waiting in (0, 2)
+    by_stream(engine, delivered)
+
+
+@pytest.mark.parametrize("first", [joined_by_another, asked_first, by_stream])
+def test_an_interrupt_of_what_another_does_with_a_job_by_itself_costs_nothing(first):
+    expected, _, _ = like_the_one_before()
+    for at in every():
+        engine, job = ready_by_itself()
+        delivered = []
+        counted = traced(lambda e=engine, d=delivered: first(e, d), at)
+        by_stream(engine, delivered)
+        found = [(place, x) for done, place, x in delivered if done is job]
+        assert sorted(place for place, _ in found) == [0, 1], at
+        assert all(torch.equal(x, expected[place]) for place, x in found), at
+        assert not engine.waiting and not engine.run()
+        if counted < at:
+            break
+
+
+def look(engine):
+    assert engine.waiting in (0, 2)
+
+
+def submit_one_of_another_kind(engine):
+    engine.submit(DDIM(steps=2), 2, 3)
+    engine.run()
+
+
+@pytest.mark.parametrize("first", [look, lambda engine: engine.run(), submit_one_of_another_kind])
+def test_a_job_by_itself_after_an_interrupt_comes_once(first):
+    """By runs alone, and with another like it behind: both come, and neither twice."""
+    expected, _, _ = like_the_one_before()
+    other = ulam.Engine(WHOLE_CHAINS, SHAPE, 3, chain_kernel="on")
+    kind = other.submit(DDIM(steps=2), 2, 3)
+    of_another_kind = other.run()[kind]
+    for at in every():
+        engine, job = ready_by_itself()
+        counted = traced(lambda e=engine: first(e), at)
+        jobs = [job, *(engine.submit(DPMSolverPP(4), 2, 5) for _ in range(2)), engine.submit(DDIM(steps=2), 2, 3)]
+        found = {}
+        for _ in range(2):
+            for one, x in engine.run().items():
+                assert one not in found, at
+                found[one] = x
+        # what the interrupted call was about to return or to submit may be lost; what waited before it may not
+        assert found.keys() >= set(jobs[1:]) and (job in found or first is not look or counted < at), at
+        assert not engine.waiting and not engine.run(), at
+        for one, x in found.items():
+            same = of_another_kind if one.program.nfe == 2 else torch.stack([expected[0], expected[1]])
+            assert torch.equal(x, same), at
+        if counted < at:
+            break
+
+
+def test_one_cancelled_after_an_interrupted_run_does_not_come_back():
+    _, _, total = like_the_one_before()
+    for at in range(max(1, total - 300), total - 1, 3):
+        engine, job = ready_by_itself()
+        traced(lambda e=engine: e.run(), at)
+        assert engine.cancel(job) == 2 and not engine.run() and not engine.waiting, at
+
+
+def test_an_interrupt_of_a_job_by_itself_that_fails_costs_nothing():
+    """One chain is NaN from the start: the job leaves by the queue."""
+    states = torch.tensor([[float("nan"), 0.0], [0.5, 0.5]])
+    for at in every():
+        engine, _ = ready_by_itself()
+        engine.run()
+        job = engine.submit(DPMSolverPP(4), 2, 5, x_init=states)
+        before = engine.report.as_dict()
+        counted = traced(lambda e=engine: e.run(), at)
+        delivered = []
+        by_stream(engine, delivered)
+        if counted < at:
+            assert not delivered
+            break
+        assert sorted(place for _, place, _ in delivered) == [0, 1] and delivered[0][0] is job, at
+        after = engine.report.as_dict()
+        assert [after[name] - before[name] for name in ("chains", "failed")] == [2, 1], at
+        assert engine._loop.scheduler.tick == engine._runner.next_tick, at
 
 
 def change_traced(change, at=0):

@@ -309,3 +309,60 @@ def test_what_is_no_progress_and_no_drain_is_named() -> None:
     with pytest.raises(TypeError, match=r"^drain: got 'x', expected True or False"):
         service.close("x")
     assert service.submit(DDIM(2), 1, 0) is not None  # it is open still
+
+
+@pytest.mark.parametrize("form", ["stream", "finished"])
+def test_a_chain_that_one_thread_takes_while_another_changes_its_form_comes_once(form, monkeypatch):
+    """An iterator pops its chains without the lock: here just when a run, or a stream, has begun to move them."""
+    engine = new_engine(slots=6)
+    given = {"y": torch.arange(2.0)}
+    jobs = [engine.submit(DDIM(steps=3), 2, seed, given) for seed in range(3)]
+    results = iter(getattr(engine, form)())
+    taken = [next(results)]
+    split, made = ulam.engine.results.Finished.split, ulam.engine.delivery.Finished
+
+    def take(function):
+        def called(*arguments):
+            with pytest.MonkeyPatch.context() as once:
+                once.setattr("ulam.engine.delivery.Finished", made)
+                once.setattr("ulam.engine.results.Finished.split", split)
+                if (result := next(results, None)) is not None:
+                    taken.append(result)
+            return function(*arguments)
+
+        return called
+
+    if form == "stream":
+        monkeypatch.setattr("ulam.engine.delivery.Finished", take(made))
+        rest = [(job, place) for job, x in engine.run().items() for place in range(2) if not x[place].isnan().any()]
+        mine = [(result.job, result.chain) for result in taken]
+    else:
+        monkeypatch.setattr("ulam.engine.results.Finished.split", take(split))
+        rest = [(result.job, result.chain) for result in engine.stream()]
+        mine = [(group.job, place) for group in taken for place in range(2)]
+    mine += [(left.job, left.chain) for left in results] if form == "stream" else []
+    assert len(taken) > 1
+    assert sorted(map(repr, mine + rest)) == sorted(repr((job, place)) for job in jobs for place in range(2))
+
+
+def test_threads_that_run_and_stream_at_once_get_each_chain_once():
+    engine = new_engine(slots=6)
+    given = {"y": torch.arange(2.0)}
+    found, jobs, ready = [], [], threading.Event()
+
+    def stream():
+        while not ready.is_set() or engine.waiting:
+            found.extend((result.job, result.chain) for result in engine.stream())
+
+    threads = [threading.Thread(target=stream) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in range(150):
+        jobs.append(engine.submit(DDIM(steps=2), 2, seed, given))
+        for job, x in engine.run().items():
+            found.extend((job, place) for place in range(2) if not x[place].isnan().any())
+    ready.set()
+    for thread in threads:
+        thread.join()
+    found += [(result.job, result.chain) for result in engine.stream()]
+    assert len(found) == len(set(found)) == 2 * len(jobs)

@@ -186,3 +186,13 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="list of tensors"):
         _cpu.layouts(())  # type: ignore[arg-type]
     assert _cpu.layouts([None]) is None  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_identical_are_the_same_objects_in_the_same_order(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    identical = _cpu.identical if native else without_native(monkeypatch)["identical"]
+    a, b = object(), 1000.5
+    assert identical([a, b], (a, b)) and identical((), [])
+    assert not identical([a, b], [b, a]) and not identical([a], [a, b]) and not identical([b], [float("1000.5")])
+    with pytest.raises(TypeError):
+        identical([a], 3)

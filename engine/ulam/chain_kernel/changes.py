@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -39,6 +40,7 @@ class Held:
         self, modules: Iterable[torch.nn.Module], net: object = None, read: Iterable[torch.Tensor] | None = None
     ) -> None:
         self._modules = list(modules)
+        self._classes = list({id(kind): kind for kind in map(type, self._modules)}.values())
         own = [vars(module) for module in self._modules]
         seen: dict[int, object] = {id(named): named for named in own}  # so that no other takes its id
         found = _all([value for named in own for value in named.values()] + [net], seen, DEEPEST)
@@ -62,14 +64,12 @@ class Held:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
 
     def _beside_dicts(self) -> list[object]:
-        classes = list(map(type, self._modules))
-        calls = [getattr(one, "forward", None) for one in classes]
         return [
-            *classes,
-            *calls,
+            *map(type, self._modules),
+            *[getattr(kind, "forward", None) for kind in self._classes],
             *chain.from_iterable(self._lists),
             *chain.from_iterable(self._others),
-            *(cell.cell_contents for cell in self._cells),
+            *map(attrgetter("cell_contents"), self._cells),
         ]
 
     def holds(self) -> bool:
@@ -83,7 +83,7 @@ class Held:
                 for at, (a, b) in enumerate(zip(now, was, strict=True))
                 if at not in self._modes
             )
-        return same and all(_bytes(value) == numbers for value, numbers in self._numbers)
+        return same and (not self._numbers or all(_bytes(value) == numbers for value, numbers in self._numbers))
 
     def on_host(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Put copies on the host in the places of tensors on GPUs, until :meth:`restore`.
@@ -150,8 +150,8 @@ def _bytes(value: torch.Tensor | npt.NDArray[Any]) -> tuple[object, bytes]:
     return value.shape, value.tobytes()
 
 
-def _items(inside: Any) -> Collection[object]:
-    return inside.values() if isinstance(inside, dict) else inside
+def _items(inside: Any) -> list[object]:
+    return list(inside.values() if isinstance(inside, dict) else inside)
 
 
 def _equal(a: object, b: object) -> bool:

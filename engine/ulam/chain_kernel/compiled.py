@@ -87,11 +87,11 @@ class CompiledChain:
 
     def rounded(self, precision: str) -> Network:
         """The network with its matrices in this precision, see :class:`ulam_kernels.networks.Network`; made once."""
-        if precision == self.network.precision:
-            return self.network
+        if precision == (network := self._now.network).precision:
+            return network
         known = self._rounded
-        if known is None or known[0] is not self.network or known[1].precision != precision:
-            self._rounded = known = self.network, replace(self.network, precision=precision)
+        if known is None or known[0] is not network or known[1].precision != precision:
+            self._rounded = known = network, replace(network, precision=precision)
         return known[1]
 
     def row_vectors(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

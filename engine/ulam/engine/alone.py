@@ -5,6 +5,8 @@ Only where the job before was like it, as a policy's are one after another: the 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 
 from ulam_kernels.networks import Linear
@@ -18,23 +20,42 @@ from .walker import Walker, walks
 MOST_OPERATIONS = 1 << 29  # of a job by itself, which others wait for: a few milliseconds
 
 
+Kind: TypeAlias = "tuple[Program, int, bool]"
+
+
 class Alone:
     """The walker of jobs like the last one."""
 
     def __init__(self, chains: WalkedSlots, buffers: Buffers) -> None:
         self._chains, self._buffers = chains, buffers
-        self._like: tuple[Program, int, bool] | None = None
+        self._like: Kind | None = None
         self._walker: Walker | None = None
 
     def takes(self, job: Job) -> bool:
         """Whether a job can be walked by itself, as the one before could."""
-        if self._buffers.device.type != "cpu" or not walks(job) or (job.history, job.deadline) != (None, None):
+        if (like := self._kind(job)) is None:
             return False
-        like = job.program, job.chains.shape[0], job.weights is not None
         if like == self._like:
             return self._walker is not None or self._operations(job) <= MOST_OPERATIONS
-        self._like, self._walker = like, None
+        self._walker, self._like = None, like  # in this order: no walker is of another kind than the one said
         return False
+
+    def repeated(self, job: Job) -> Kind | None:
+        """The kind of the job that was walked last, if this one has it, no rank, and a network without conditioning."""
+        like, apart = self._like, job.finish is not None or job.priority
+        if self._walker is None or like is None or apart or job.cond or self._chains.compiled.names:
+            return None
+        return like if like == self._kind(job) else None
+
+    def is_of(self, kind: Kind) -> bool:
+        """Whether no other kind came between."""
+        return self._like is kind
+
+    def _kind(self, job: Job) -> Kind | None:
+        """What jobs that are alike have in common; None for those that are not walked by themselves."""
+        if self._buffers.device.type != "cpu" or not walks(job) or (job.history, job.deadline) != (None, None):
+            return None
+        return job.program, job.chains.shape[0], job.weights is not None
 
     def _operations(self, job: Job) -> int:
         linears = [one for one in self._chains.compiled.network.instructions if isinstance(one, Linear)]

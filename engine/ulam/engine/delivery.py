@@ -1,9 +1,10 @@
 """Delivers finished chains from the slots to the caller, one by one or in groups; none is lost or delivered twice.
 
 Their states are copied out of the slots (on a GPU, on a side stream) and wait here until they are handed out. A
-hand-over adds an entry to its new place before removing it from the old one; :meth:`Delivery.settle`, with which every
-hand-over begins, completes one that was interrupted in between. The last step, from here into the caller's loop, is one
-call of ``dict.pop`` with no Python code around it, which no interrupt can split.
+hand-over from there adds an entry to its new place before removing it from the old one; :meth:`Delivery.settle`, with
+which every hand-over begins, completes one that was interrupted in between. Whatever follows takes an entry by one call
+of ``dict.pop`` with no Python code around it, which no interrupt can split: a change of its form, for callers who may
+hold iterators over the others, and the last step, from here into the caller's loop.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from .report import Report
 from .results import Finished, Result
 from .trajectory import Trajectory, joined, trajectory_of
 
-Entry = TypeVar("Entry", Result, Finished)
+K = TypeVar("K")
+Entry = TypeVar("Entry")
+T = TypeVar("T")
 Handed: TypeAlias = "Iterator[Result | None] | Iterator[Finished | None]"
 _LEFT = torch.empty(0)  # in place of states that have been joined: of memory, only the joined ones are kept
 Key: TypeAlias = tuple[int, int]  # a group's number, and the index in its job of a chain, or of the group's first
@@ -101,8 +104,10 @@ class Delivery:
         self._chains: dict[Key, Result] = {}
         self._groups: dict[Key, Finished] = {}
         self.joined: dict[int, dict[Job, Any]] = {}  # by the id of the thread that asked
+        self._joining: dict[Key, Finished | None] = {}  # on their way to be joined, None: another thread was first
+        self._joiner = 0  # the thread that joins, by its id
         self._joined_of: dict[int, list[tuple[Key, Finished]]] = {}  # from these groups, states where one failed
-        self._moving: tuple[dict[Key, Result] | dict[Key, Finished], Key, Callable[[], object]] | None = None
+        self._moving: tuple[dict[Any, Any], object, Callable[[], object]] | None = None
 
     # ------------------------------------------------------------------------------------------ out of the slots
 
@@ -119,6 +124,19 @@ class Delivery:
     def put_alone(self, group: Group[Job], states: torch.Tensor, rows: torch.Tensor | None) -> None:
         """Take a group's final states that were in no slots, and the rows at which chains failed, from 1 on."""
         self._departures.append(Departures([Departure(next(self._numbers), group, 0, 1)], states, rows))
+
+    def join_alone(self, job: Job, states: torch.Tensor, drop: Callable[[], object]) -> None:
+        """:meth:`join` of a job's final states that were in no slots, none of them failed; then ``drop`` the job."""
+        thread = threading.get_ident()
+        key = next(self._numbers), 0
+        self._joined_of[thread] = [(key, Finished(job, slice(0, len(states)), _LEFT, {}))]
+        self._move(self.joined, {thread: {job: states}}, drop)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to hand out, and nothing that an interrupt has left."""
+        left = self._departures or self._chains or self._groups or self._joining or self.joined or self._moving
+        return not left
 
     def _listed(self, groups: list[Group[Job]], failed: torch.Tensor | None) -> list[Departure]:
         begins = itertools.accumulate([group.size for group in groups[:-1]], initial=0)
@@ -223,7 +241,8 @@ class Delivery:
             self.settle()
             if split:
                 for key, group in list(self._groups.items()):
-                    self._take(key[0], group, True, partial(self._groups.pop, key, None))
+                    chains = [((key[0], place), result) for result, place in group.split()]
+                    self._chains.update(itertools.chain.from_iterable(_claimed(self._groups, key, chains)))
                 return map(self._chains.pop, list(self._chains), repeat(None)) if self._chains else None
             for key, result in list(self._chains.items()):
                 alone = Finished(
@@ -233,7 +252,7 @@ class Delivery:
                     {} if result.failed is None else {key[1]: result.failed},
                     result.trajectory,
                 )
-                self._move(self._groups, {key: alone}, partial(self._chains.pop, key, None))
+                self._groups.update(_claimed(self._chains, key, (key, alone)))
             return map(self._groups.pop, list(self._groups), repeat(None)) if self._groups else None
 
     def join(self) -> None:
@@ -243,17 +262,20 @@ class Delivery:
         """
         with self._lock:
             self.hand_out(split=False)
+            keys, thread = list(self._groups), threading.get_ident()
+            self._joiner = thread
+            self._joining.update(zip(keys, map(self._groups.pop, keys, repeat(None)), strict=False))
+            joining = {key: group for key, group in self._joining.items() if group is not None}
             parts: dict[Job, list[Finished]] = {}
-            for group in self._groups.values():
+            for group in joining.values():
                 parts.setdefault(group.job, []).append(group)
             results = {job: _joined(groups, job.chains.shape[0]) for job, groups in parts.items()}
-            thread = threading.get_ident()
             self._joined_of[thread] = [
                 (key, group if group.failed or group.trajectory else Finished(group.job, group.chains, _LEFT, {}))
-                for key, group in self._groups.items()
+                for key, group in joining.items()
             ]
             self.joined[thread] = results
-            self._groups = {}
+            self._joining = {}
 
     def cancel(self, job: Job) -> int:
         """Drop a job's chains, wherever they wait; return how many."""
@@ -264,18 +286,15 @@ class Delivery:
         for key, result in list(self._chains.items()):
             if result.job is job:
                 dropped += self._chains.pop(key, None) is not None
+        self._take_back()
         for key, group in list(self._groups.items()):
             if group.job is job and self._groups.pop(key, None) is not None:
                 dropped += group.chains.stop - group.chains.start
-        return dropped + sum(len(results.pop(job, ())) for results in self.joined.values())
+        return dropped + sum(len(results.pop(job, ())) for results in list(self.joined.values()))
 
     def settle(self) -> None:
         """Complete a hand-over that was interrupted."""
-        if self._moving is not None:
-            target, key, drop = self._moving
-            if key in target:
-                drop()
-            self._moving = None
+        self.complete_move()
         thread = threading.get_ident()
         if (results := self.joined.get(thread)) is not None:
             groups = {
@@ -285,8 +304,24 @@ class Delivery:
                 for key, group in self._joined_of[thread]
                 if group.job in results  # not cancelled since
             }
-            self._groups = {**groups, **self._groups}
+            self._groups.update(groups)
+            self._joining = {}
             self.joined.pop(thread)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Put groups back that an interrupt kept from being joined."""
+        if self._joining and self._joiner not in self.joined:
+            self._groups.update((key, group) for key, group in self._joining.items() if group is not None)
+        self._joining = {}
+
+    def complete_move(self) -> None:
+        """Drop what an interrupted hand-over had handed on."""
+        if self._moving is not None:
+            target, key, drop = self._moving
+            if key in target:
+                drop()
+            self._moving = None
 
     def _take(self, number: int, group: Finished, split: bool, drop: Callable[[], object]) -> None:
         if split:
@@ -294,11 +329,19 @@ class Delivery:
         else:
             self._move(self._groups, {(number, group.chains.start): group}, drop)
 
-    def _move(self, target: dict[Key, Entry], entries: dict[Key, Entry], drop: Callable[[], object]) -> None:
+    def _move(self, target: dict[K, Entry], entries: dict[K, Entry], drop: Callable[[], object]) -> None:
         self._moving = target, next(iter(entries)), drop
         target.update(entries)
         drop()
         self._moving = None
+
+
+def _claimed(entries: dict[Key, Any], key: Key, become: T) -> Iterator[T]:
+    """What an entry becomes, once it has been taken out; nothing where another thread has taken it.
+
+    To be used up by a function in C: no interrupt then comes between an entry's leaving and its coming.
+    """
+    return itertools.compress([become], map(entries.pop, [key], repeat(None)))
 
 
 def _joined(parts: list[Finished], chains: int) -> torch.Tensor | Trajectory:

@@ -126,28 +126,17 @@ class Engine:
             count = self.best_slots(denoiser, sizes, where, backend=backend, dtype=dtype, options=network)
         self.denoiser, self.shape, self.slots = denoiser, sizes, count
         self._jobs = Repeated(denoiser, sizes)
-        self._scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
+        scheduler: Scheduler[Job] = Scheduler(count, policy, queue)
         self.report = Report(name, str(where), count, fallbacks=slow, network=str(network))
         with torch.inference_mode(False):
             self._runner = Runner(
-                denoiser,
-                sizes,
-                count,
-                where,
-                backend,
-                dtype,
-                network,
-                self.report,
-                check_finite,
-                graphs and not (isinstance(options, Tuned) and not options.graphs),
-                trace,
-                ladder,
-                branches,
-            )
+                denoiser, sizes, count, where, backend, dtype, network, self.report, check_finite,
+                graphs and not (isinstance(options, Tuned) and not options.graphs), trace, ladder, branches,
+            )  # fmt: skip
         self._lock = threading.RLock()  # guards scheduler and results; never held while waiting for the device
         self._room = threading.Condition(self._lock)
         self._delivery = Delivery(self._runner.buffers, self.report, self._lock, check_finite, results == "host")
-        self._loop = Loop(self._scheduler, self._runner, self._delivery, self._room)
+        self._loop = Loop(scheduler, self._runner, self._delivery, self._room)
         self._chain_kernel = chain_kernel  # "off" once it is settled
         self._against_chains = why_not(
             where, dtype, backend, network, sizes, ladder=ladder is not None, branches=branches > 0, trace=trace,
@@ -232,9 +221,14 @@ class Engine:
         return job
 
     def _queue(self, job: Job, weight: float = 1.0, block: bool = False) -> None:
+        with self._lock:
+            if self._closed or weight != 1.0 or not self._loop.keep(job):
+                self._enter(job, weight, block)
+
+    def _enter(self, job: Job, weight: float, block: bool) -> None:
         chains, buffers = job.chains.shape[0], self._runner.buffers
-        with self._lock, torch.inference_mode(False):  # the buffers outlive the caller's inference mode
-            self._check_open()
+        self._check_open()
+        with torch.inference_mode(False):  # the buffers outlive the caller's inference mode
             if self._chain_kernel != "off":
                 self._settle_chains(job)
             if self._runner.chains is not None:
@@ -245,10 +239,11 @@ class Engine:
                 for arguments, values in inputs:
                     arguments.check(values)  # refused before any wait
                 self._wait_for_room(chains)
-            self._scheduler.check(chains, job.ticks, job.priority, weight, job.deadline)
+            scheduler = self._loop.scheduler
+            scheduler.check(chains, job.ticks, job.priority, weight, job.deadline)
             for arguments, values in inputs:
                 arguments.declare(values)
-            self._scheduler.submit(job, chains, job.ticks, job.priority, weight, job.deadline)
+            scheduler.submit(job, chains, job.ticks, job.priority, weight, job.deadline)
             self._loop.changed = True
 
     def _settle_chains(self, job: Job) -> None:
@@ -268,8 +263,8 @@ class Engine:
         self._chain_kernel = "off"
 
     def _wait_for_room(self, chains: int) -> None:
-        limit = self._scheduler.capacity
-        while limit is not None and chains <= limit < self._scheduler.waiting + chains:
+        limit = self._loop.scheduler.capacity
+        while limit is not None and chains <= limit < self._loop.scheduler.waiting + chains:
             self._room.wait()
             self._check_open()
 
@@ -294,8 +289,8 @@ class Engine:
 
     def _drop_waiting(self) -> int:
         with self._lock:
-            dropped = self._scheduler.waiting
-            self._scheduler.drop_waiting()
+            dropped = self.waiting
+            self._loop.scheduler.drop_waiting()
             self.report.add_cancelled(dropped)
             self._loop.changed = True
             self._room.notify_all()
@@ -304,14 +299,14 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Chains that wait for a slot."""
-        return self._scheduler.waiting
+        return self._loop.scheduler.waiting
 
     @outside_graphs
     def predicted_end(self, job: Job) -> int | None:
         """Ticks from now until the last of a job's chains ends, if nothing else is submitted; None once it has."""
         _check_job(job)
         with self._lock:
-            return self._scheduler.predicted_end(job)
+            return self._loop.scheduler.predicted_end(job)
 
     # ------------------------------------------------------------------------------------------- results
 

@@ -104,8 +104,8 @@ class Job:
 
     def again(self, seed: int | None) -> Job:
         """:meth:`seeded`, with ids in memory of its own."""
-        made, chains = self.seeded(seed), self.chains.clone()
-        vars(made).update(chains=chains, chain_ids=chains.numpy())
+        made, ids = self.seeded(seed), self.chain_ids.copy()
+        vars(made).update(chains=torch.from_numpy(ids), chain_ids=ids)
         vars(made).pop("ids", None)
         return made
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
 from ..evaluation import in_eval_mode, modules_in
 from ..programs.program import Program
-from .alone import Alone
+from .alone import Alone, Kind
 from .delivery import Delivery, Departures, Handed
 from .errors import NetworkError
 from .groups import Group
@@ -43,9 +44,38 @@ class Loop:
         self._disturbed = False  # there was an exception since the last event
         self._rested = True  # the slots were empty, and nothing waited for them, since the last event
         self._alone: Alone | None = None  # for small jobs by themselves
+        self._kept: tuple[Job, Kind] | None = None  # one like the last of them, kept out of the empty queue
         self._by_itself: Group[Job] | None = None  # walked without slots; perhaps still in the scheduler's queue
         self._cancelled: list[Group[Job]] = []  # out of the scheduler's slots, perhaps still in the runner's
         self._modules = [module for net in runner.denoiser.nets for module in modules_in(net)]
+
+    @property
+    def scheduler(self) -> Scheduler[Job]:
+        """The scheduler, after what was kept out of its queue has entered it."""
+        if self._kept is not None:
+            with self._room:
+                self._delivery.complete_move()  # the job may have been joined already
+                if self._kept is not None:
+                    job, _ = self._kept
+                    self._scheduler.settle()
+                    if not self._scheduler.waits(job):
+                        self._scheduler.submit(job, job.chains.shape[0], job.ticks)
+                    self._kept = None
+        return self._scheduler
+
+    def keep(self, job: Job) -> bool:
+        """Keep a job out of the queue, of the usual weight, until :meth:`run_out` or another needs the queue.
+
+        Whether it was: only beside nothing else, and if it is like the job that was walked last. Under ``room``.
+        """
+        scheduler = self._scheduler
+        if self._alone is None or self._kept is not None or scheduler.busy or scheduler.changing:
+            return False
+        if not self._delivery.empty:  # what an interrupt has left comes first
+            return False
+        if (kind := self._alone.repeated(job)) is not None:
+            self._kept = job, kind
+        return kind is not None
 
     # ------------------------------------------------------------------------------------------------- results
 
@@ -60,6 +90,8 @@ class Loop:
     def run_out(self) -> None:
         """Run until no chain is left, and join the results of each job's chains, for this thread to take."""
         with self._turn:
+            if (kept := self._kept) is not None and self._joined_kept(kept):
+                return
             self._delivery.hand_out(split=False)  # completes an interrupted hand-over
             while (departures := self._next_departures(None)) is not None:
                 self._delivery.take(departures, split=False)
@@ -67,12 +99,12 @@ class Loop:
 
     def _next_departures(self, progress: Progress | None) -> Departures | None:
         """Run until chains have left their slots; None once no chain is left."""
-        scheduler = self._scheduler
         with self._room:
             self._settle()
         while not self.stopped:
             if self._runner.previews:
                 self._call_back()
+            scheduler = self.scheduler
             busy = bool(scheduler.active or scheduler.waiting)
             departures = self._delivery.next(wait=not busy)
             self._rested = self._rested or not busy
@@ -94,7 +126,7 @@ class Loop:
     def cancel(self, job: Job) -> int:
         """Drop a job from the queue and the slots; return how many chains that were; under ``room``."""
         self._settle_alone()
-        dropped, running = self._scheduler.cancel(job)
+        dropped, running = self.scheduler.cancel(job)
         self._cancelled += running
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
@@ -140,7 +172,7 @@ class Loop:
 
     def _walked_alone(self, progress: Progress | None) -> bool:
         """Walk the job that waits by itself, without slots, if it may be. Until it is done it waits in the queue."""
-        scheduler, runner, report = self._scheduler, self._runner, self._runner.report
+        scheduler, runner = self._scheduler, self._runner
         if runner.chains is None or not runner.between_ticks:
             return False
         if self._alone is None:
@@ -152,8 +184,52 @@ class Loop:
         begin = time.perf_counter()
         states, rows = self._alone.walk(job)
         runner.chains.seconds += time.perf_counter() - begin
+        self._end_alone(job, states, rows, progress)
+        return True
+
+    def _joined_kept(self, kept: tuple[Job, Kind]) -> bool:
+        """Walk the job that was kept out of the queue, and join its states for this thread, where that is all."""
+        runner, delivery, report, (job, kind) = self._runner, self._delivery, self._runner.report, kept
+        if self._disturbed or self.stopped or runner.previews or not delivery.empty:
+            return False
+        if self._scheduler.busy or self._scheduler.changing:  # it is about to be in the queue
+            return False
+        if self._alone is None or not self._alone.is_of(kind):
+            return False
+        begin = time.perf_counter()
+        states, rows = self._alone.walk(job)
+        count, ticks, took = job.chains.shape[0], job.ticks, time.perf_counter() - begin
+        with self._room:
+            if rows is not None or self._kept is not kept:  # a chain failed, or another needed the queue
+                report.seconds += took
+                report.network_seconds += took
+                self._disturbed = True
+                self._end_alone(job, states, rows, None)
+                self._disturbed = False
+                return False
+            rows_done = count * ticks
+            then = {
+                "chains": report.chains + count, "ticks": report.ticks + ticks,
+                "evaluations": report.evaluations + rows_done, "rows": report.rows + rows_done,
+                "seconds": report.seconds + took, "network_seconds": report.network_seconds + took,
+            }  # fmt: skip
+            delivery.join_alone(job, states, partial(self._drop_kept, kept, then))
+        return True
+
+    def _drop_kept(self, kept: tuple[Job, Kind], then: dict[str, Any]) -> None:
+        """Drop the kept job, which has been joined; the report is then so. Repeated, it changes nothing."""
+        vars(self._runner.report).update(then)
+        if self._kept is kept:
+            self._kept = None
+
+    def _end_alone(
+        self, job: Job, states: torch.Tensor, rows: torch.Tensor | None, progress: Progress | None
+    ) -> None:  # fmt: skip
+        """Let a job that was walked by itself depart from the queue."""
+        runner, report = self._runner, self._runner.report
         count, ticks = job.chains.shape[0], job.ticks
         with self._room:
+            scheduler = self.scheduler
             if scheduler.waits(job):  # was not cancelled meanwhile
                 group = Group(job, 0, slice(0, count), scheduler.tick, scheduler.tick + ticks)
                 self._by_itself = group
@@ -168,7 +244,6 @@ class Loop:
                 self._room.notify_all()
                 if progress is not None:
                     progress(count * ticks)
-        return True
 
     def _settle(self) -> None:
         """Complete whatever an exception has interrupted; under ``room``.

@@ -29,6 +29,7 @@ Heard: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor | Shared]]"
 LAST = "walker"
 KEPT = 1 << 16  # elements of the states of a walker that waits for the next call
 BEGIN = (1, 0, 1, DRAWS_PER_ROW, 0, 0)  # the cursor of a chain: row, draw, what they advance by, failed, parts
+FIRST_DRAW = ROW.draw(0)
 DRAW, FAILED, SEED, CHAIN = 1, 4, len(BEGIN), len(BEGIN) + 1  # lines of a walker's whole numbers
 
 
@@ -44,7 +45,7 @@ class Walker:
         mask: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._compiled, self._program, self._guided, self._backend = compiled, program, guided, backend
-        self._precision, self._mask, self._device = precision, mask, device
+        self._precision, self._mask, self._device, self._rows = precision, mask, device, len(program)
         self._times = torch.tensor(program.time).to(times)
         self._fill_normal = select(backend, device.type, torch.float32).fill_normal
         rows = program.table(dtype=torch.float32)
@@ -99,7 +100,7 @@ class Walker:
         """Put the chains of these ids at their first row, in states of noise or in these."""
         host = self._host
         host[: len(BEGIN)] = self._begin
-        host[DRAW], host[SEED], host[CHAIN] = ROW.draw(first_row), seed, ids
+        host[DRAW], host[SEED], host[CHAIN] = ROW.draw(first_row) if first_row else FIRST_DRAW, seed, ids
         if self._device.type != "cpu":
             self._whole.copy_(torch.from_numpy(host))
         x = self._x
@@ -149,14 +150,14 @@ class Walker:
 
         ``progress`` is called with the number of evaluations, summed over chains, since its last call.
         """
-        left, chains = len(self._program), self.states.shape[1]
+        left, chains = self._rows, self.states.shape[1]
         while left:
             steps = min(left, self._most)
             self._run(steps)
             left -= steps
             if progress is not None:
                 progress(steps * chains)
-        return self.states[0]
+        return self._x
 
     def failed_rows(self) -> torch.Tensor | None:
         """Of each chain 1 + the row of the program at which it turned NaN or Inf, 0 if it did not; None if none did."""
