@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import ulam
 from engine_cases import SCHEDULE
+from ulam.engine.delivery import Delivery
 from ulam.guidance import APG
 from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 
@@ -299,6 +301,45 @@ def test_an_interrupt_of_a_job_by_itself_that_fails_costs_nothing():
         after = engine.report.as_dict()
         assert [after[name] - before[name] for name in ("chains", "failed")] == [2, 1], at
         assert engine._loop.scheduler.tick == engine._runner.next_tick, at
+
+
+def in_thread(call, *arguments):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call, *arguments).result()
+
+
+def free(engine):
+    """Whether no lock is left taken, as by an interrupt between a lock's entry and its block, where no signal comes."""
+    locks = engine._loop._turn, engine._lock
+    taken = [lock.acquire(blocking=False) for lock in locks]
+    for lock, held in zip(locks, taken, strict=True):
+        if held:
+            lock.release()
+    return all(taken)
+
+
+def test_what_is_taken_back_twice_comes_once(monkeypatch):
+    """A run is interrupted when it has joined its chains, the next one as it takes them back; a thread then streams."""
+    join = Delivery.join
+
+    def interrupted(self):
+        join(self)
+        raise Interrupt
+
+    for at in every(2000):
+        engine = ulam.Engine(WHOLE_CHAINS, SHAPE, 3)
+        job = engine.submit(DDIM(steps=2), 2, 3)
+        with monkeypatch.context() as patched, pytest.raises(Interrupt):
+            patched.setattr(Delivery, "join", interrupted)
+            engine.run()
+        came = []
+        traced(lambda e=engine, d=came: by_run(e, d), at)
+        if in_thread(free, engine):
+            in_thread(by_stream, engine, came)
+        by_stream(engine, came)
+        assert [(done, chain) for done, chain, _ in came] == [(job, 0), (job, 1)], at
+        if at > 2000:
+            break
 
 
 def change_traced(change, at=0):

@@ -129,7 +129,7 @@ class Delivery:
         """:meth:`join` of a job's final states that were in no slots, none of them failed; then ``drop`` the job."""
         thread = threading.get_ident()
         key = next(self._numbers), 0
-        self._joined_of[thread] = [(key, Finished(job, slice(0, len(states)), _LEFT, {}))]
+        self._joined_of = {thread: [(key, Finished(job, slice(0, len(states)), _LEFT, {}))]}  # there are no others
         self._move(self.joined, {thread: {job: states}}, drop)
 
     @property
@@ -270,15 +270,19 @@ class Delivery:
             for group in joining.values():
                 parts.setdefault(group.job, []).append(group)
             results = {job: _joined(groups, job.chains.shape[0]) for job, groups in parts.items()}
-            self._joined_of[thread] = [
+            listed = [
                 (key, group if group.failed or group.trajectory else Finished(group.job, group.chains, _LEFT, {}))
                 for key, group in joining.items()
             ]
+            others = {other: self._joined_of[other] for other in list(self.joined)}
+            self._joined_of = {**others, thread: listed}
             self.joined[thread] = results
             self._joining = {}
 
     def cancel(self, job: Job) -> int:
         """Drop a job's chains, wherever they wait; return how many."""
+        self.complete_move()
+        self._take_back()
         dropped = 0
         for departures in self._departures:
             dropped += sum(departure.group.size for departure in departures.groups if departure.group.job is job)
@@ -286,15 +290,19 @@ class Delivery:
         for key, result in list(self._chains.items()):
             if result.job is job:
                 dropped += self._chains.pop(key, None) is not None
-        self._take_back()
         for key, group in list(self._groups.items()):
             if group.job is job and self._groups.pop(key, None) is not None:
                 dropped += group.chains.stop - group.chains.start
-        return dropped + sum(len(results.pop(job, ())) for results in list(self.joined.values()))
+        for thread, results in list(self.joined.items()):
+            if results.pop(job, None) is not None:
+                of_job = [group.chains for _, group in self._joined_of[thread] if group.job is job]
+                dropped += sum(chains.stop - chains.start for chains in of_job)
+        return dropped
 
     def settle(self) -> None:
         """Complete a hand-over that was interrupted."""
         self.complete_move()
+        self._take_back()
         thread = threading.get_ident()
         if (results := self.joined.get(thread)) is not None:
             groups = {
@@ -304,15 +312,15 @@ class Delivery:
                 for key, group in self._joined_of[thread]
                 if group.job in results  # not cancelled since
             }
-            self._groups.update(groups)
-            self._joining = {}
-            self.joined.pop(thread)
-        self._take_back()
+            self._groups.update(itertools.chain.from_iterable(_claimed(self.joined, thread, groups.items())))
+            self.joined.pop(thread, None)  # if all of it was cancelled
 
     def _take_back(self) -> None:
         """Put groups back that an interrupt kept from being joined."""
-        if self._joining and self._joiner not in self.joined:
-            self._groups.update((key, group) for key, group in self._joining.items() if group is not None)
+        if self._joiner not in self.joined:
+            for key, group in list(self._joining.items()):
+                if group is not None:
+                    self._groups.update(_claimed(self._joining, key, (key, group)))
         self._joining = {}
 
     def complete_move(self) -> None:
@@ -336,8 +344,8 @@ class Delivery:
         self._moving = None
 
 
-def _claimed(entries: dict[Key, Any], key: Key, become: T) -> Iterator[T]:
-    """What an entry becomes, once it has been taken out; nothing where another thread has taken it.
+def _claimed(entries: dict[K, Any], key: K, become: T) -> Iterator[T]:
+    """What an entry becomes, once it has been taken out; nothing where another thread has taken it, or it is empty.
 
     To be used up by a function in C: no interrupt then comes between an entry's leaving and its coming.
     """

@@ -51,7 +51,10 @@ class Loop:
 
     @property
     def scheduler(self) -> Scheduler[Job]:
-        """The scheduler, after what was kept out of its queue has entered it."""
+        """The scheduler, after what was kept out of its queue has entered it, and what has departed has left it."""
+        if self._by_itself is not None:
+            with self._room:
+                self._settle_alone()
         if self._kept is not None:
             with self._room:
                 self._delivery.complete_move()  # the job may have been joined already
@@ -125,8 +128,12 @@ class Loop:
 
     def cancel(self, job: Job) -> int:
         """Drop a job from the queue and the slots; return how many chains that were; under ``room``."""
-        self._settle_alone()
-        dropped, running = self.scheduler.cancel(job)
+        scheduler = self.scheduler
+        if scheduler.changing:
+            scheduler.settle()
+        if any(self._delivery.holds(group) for group in scheduler.ending()):  # an interrupt came in between
+            scheduler.retire()
+        dropped, running = scheduler.cancel(job)
         self._cancelled += running
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
         self.changed = True
