@@ -52,11 +52,9 @@ class Loop:
     @property
     def scheduler(self) -> Scheduler[Job]:
         """The scheduler, after what was kept out of its queue has entered it, and what has departed has left it."""
-        if self._by_itself is not None:
+        if self._by_itself is not None or self._kept is not None:
             with self._room:
                 self._settle_alone()
-        if self._kept is not None:
-            with self._room:
                 self._delivery.complete_move()  # the job may have been joined already
                 if self._kept is not None:
                     job, _ = self._kept
@@ -129,10 +127,8 @@ class Loop:
     def cancel(self, job: Job) -> int:
         """Drop a job from the queue and the slots; return how many chains that were; under ``room``."""
         scheduler = self.scheduler
-        if scheduler.changing:
-            scheduler.settle()
-        if any(self._delivery.holds(group) for group in scheduler.ending()):  # an interrupt came in between
-            scheduler.retire()
+        scheduler.settle()
+        self._retire_held()
         dropped, running = scheduler.cancel(job)
         self._cancelled += running
         self._runner.previews = [preview for preview in self._runner.previews if preview.job is not job]
@@ -267,13 +263,17 @@ class Loop:
         if runner.torn:
             scheduler.begin_anew()
             runner.begin_anew()
-        if any(self._delivery.holds(group) for group in scheduler.ending()):
-            scheduler.retire()
+        self._retire_held()
         self._settle_alone()
         runner.buffers.idle_but(scheduler.groups)
         self._cancelled = []
         self._needs = TickNeeds(scheduler.groups)
         self._disturbed = False
+
+    def _retire_held(self) -> None:
+        """Free the slots of groups whose states have been copied out of them, where an interrupt came in between."""
+        if any(self._delivery.holds(group) for group in self._scheduler.ending()):
+            self._scheduler.retire()
 
     def _settle_alone(self) -> None:
         """Complete the departure of a job walked by itself."""
