@@ -13,12 +13,46 @@ import torch
 import ulam
 from mlp_cases import CASES, MLPCase
 from ulam import chain_kernel
+from ulam.chain_kernel import tracing
 from ulam.evaluation import modules_in
 from ulam_kernels.reference.network import evaluate
 
 CHAINS = 5
 EXACT = 1e-12  # of float64, relative to the largest output
 SINGLE = 2e-6
+
+
+@pytest.fixture(autouse=True)
+def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each graph whether it was decomposed; those that were not are as if they had been."""
+    told, export, decompose = [], tracing._exported, torch.export.ExportedProgram.run_decompositions
+
+    def noted(*args: Any) -> Any:
+        told.append(True)
+        return decompose(*args)
+
+    def exported(*args: Any) -> Any:
+        before, graph = len(told), export(*args)
+        if len(told) == before:
+            told.append(False)
+            assert tracing._listed(graph) == tracing._listed(decompose(graph, {}))
+        return graph
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", noted)
+    monkeypatch.setattr(tracing, "_exported", exported)
+    return told
+
+
+def test_only_graphs_that_it_may_change_are_decomposed(decomposed: list[bool]) -> None:
+    dropout = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    for net in (
+        lambda x, t: x.relu(),
+        lambda x, t: (x + 1).relu_(),
+        lambda x, t: x.reshape(-1, 2).relu(),
+        lambda x, t: dropout(x),
+    ):
+        compiled(net, (2,))
+    assert decomposed == [False, True, True, True]
 
 
 @contextlib.contextmanager

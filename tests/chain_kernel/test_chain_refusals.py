@@ -235,22 +235,41 @@ def test_a_time_index_is_told_as_whole_numbers() -> None:
     assert re.search("row", str(chain.network.instructions))
 
 
+class Scripted(nn.Module):
+    def __init__(self, read: nn.Module, beside: nn.Module) -> None:
+        super().__init__()
+        self.read, self.beside = read, beside
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.read(x)
+        return out
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_network_with_a_scripted_layer_is_called_as_ever() -> None:
-    """Whose class has no forward to look at."""
-
-    class Scripted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.read, self.beside = nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2))
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.read(x)
-            return out
-
-    denoiser = ulam.Denoiser(Scripted(), ulam.schedules.vp_linear())
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("what", ["layer", "layer beside", "network", "network in a function"])
+def test_a_scripted_network_is_called_as_ever(what: str, double: bool) -> None:
+    """Also one whose class has no forward to look at, and no get_submodule."""
+    layer = nn.Linear(2, 2).to(torch.float64 if double else torch.float32)
+    if "layer" in what:
+        read = torch.jit.script(layer) if what == "layer" else layer
+        net: Any = Scripted(read, torch.jit.script(nn.Linear(2, 2)))
+    else:
+        net = torch.jit.script(Scripted(layer, nn.Identity()))
+    call = (lambda x, t: net(x, t)) if "function" in what else net
+    if double:
+        with pytest.raises(
+            TypeError, match=r"^net: got weights \[2, 2\] of torch.float64 on cpu, \S*weight of a Linear,"
+        ):
+            chain_kernel.compile(ulam.Denoiser(call, ulam.schedules.vp_linear()), (2,))
+        return
+    denoiser = ulam.Denoiser(call, ulam.schedules.vp_linear())
     given: dict[str, Any] = {"shape": (2,), "chains": 3, "seed": 1}
     plain = ulam.sample(denoiser, ulam.samplers.DDIM(4), **given)
     assert torch.equal(ulam.sample(denoiser, ulam.samplers.DDIM(4), **given, chain_kernel="auto"), plain)
-    with pytest.raises(TypeError, match="net: got"):
+    engine = ulam.Engine(denoiser, (2,), slots=3, chain_kernel="auto")
+    handle = engine.submit(ulam.samplers.DDIM(4), chains=3, seed=1)
+    assert torch.equal(engine.run()[handle], plain) and "of torch.jit" in engine.report.chain_kernel
+    name = "Linear" if "layer" in what else "Scripted"
+    with pytest.raises(TypeError, match=f"^net: got a {name} of torch.jit, expected its module in Python$"):
         ulam.sample(denoiser, ulam.samplers.DDIM(4), **given, chain_kernel="on")

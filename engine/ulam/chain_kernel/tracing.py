@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 import os
 import re
 import threading
@@ -83,6 +84,8 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     net = denoiser.network
     modules = modules_in(net)
     check_weights(parameters_reached(net), net)
+    if scripted := [m for net in modules for m in net.modules() if isinstance(m, torch.jit.ScriptModule)]:
+        raise TypeError(f"net: got a {scripted[0].original_name} of torch.jit, expected its module in Python")
     if any(hooks_of_all()):
         raise TypeError(f"net: got hooks of every module, {EXPECTED}: with hooks of its own")
     x = torch.ones(EXAMPLES, *shape)
@@ -182,7 +185,8 @@ def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str,
     """The call as a graph in which nothing is written in place any more; Linear and the like stay whole."""
     try:
         exported: ExportedProgram = torch.export.export(called, given, strict=False, dynamic_shapes=shapes)
-        exported = exported.run_decompositions({})
+        if any(_is_decomposed(node) for node in exported.graph.nodes):
+            exported = exported.run_decompositions({})  # which takes three times as long
     except Exception as error:
         x, t, cond = given
         reason = without_remarks(str(error).strip().split("\n")[0]) or type(error).__name__
@@ -195,6 +199,17 @@ def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str,
             f"net: got {_line_of(error)}a network that torch.export cannot read ({reason}), {expected}"
         ) from error
     return exported
+
+
+def _is_decomposed(node: Node) -> bool:
+    """Whether `run_decompositions({})` may change it: an operation that writes, a view or dropout made of others."""
+    if node.op in ("placeholder", "output") or node.target is operator.getitem:
+        return False
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or op.overloadpacket in DROPOUTS:
+        return True
+    aliases = any(each.alias_info is not None for each in (*op._schema.arguments, *op._schema.returns))
+    return aliases and op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 @contextmanager
@@ -307,9 +322,9 @@ def check_weights(parameters: Iterable[torch.nn.Parameter], net: object = None) 
     net: has their names, and the classes of their layers.
     """
     for parameter in parameters:
-        kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}{_owner(parameter, net)}"
         wide = parameter.is_floating_point() and parameter.dtype != torch.float32
         if parameter.dim() > LARGEST_KERNEL or wide or parameter.device.type not in ("cpu", "cuda"):
+            kind = f"weights {list(parameter.shape)} of {parameter.dtype} on {parameter.device}{_owner(parameter, net)}"
             raise TypeError(f"net: got {kind}, expected float32 vectors and matrices on the CPU or a CUDA device")
 
 
@@ -318,8 +333,8 @@ def _owner(parameter: torch.nn.Parameter, net: object) -> str:
     for module in modules_in(net):
         for name, own in module.named_parameters():
             if own is parameter:
-                layer = module.get_submodule(name.rpartition(".")[0])
-                return f", {name} of a {type(layer).__name__}"
+                layer = dict(module.named_modules())[name.rpartition(".")[0]]  # torch.jit has no get_submodule
+                return f", {name} of a {getattr(layer, 'original_name', type(layer).__name__)}"
     return ""
 
 
