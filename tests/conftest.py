@@ -1,4 +1,4 @@
-"""A module that a test writes into a folder of its own does not outlive the test: another may have that name."""
+"""Which cases run, and what does not outlive a test."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from collections.abc import Iterator
 
 import pytest
 
+import fewest_cases
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "of a test over several parameters, run as few cases as show every value of each"
+    parser.addoption("--fewest-cases", action="store_true", help=words)
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fewest-cases"):
+        items[:], dropped = fewest_cases.split(items)
+        config.hook.pytest_deselected(items=dropped)
+
 
 @pytest.fixture(autouse=True)
 def modules_end_with_their_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test writes into a folder of its own does not outlive the test: another may have that name."""
     before = set(sys.modules)
     yield
     folder = str(tmp_path_factory.getbasetemp())

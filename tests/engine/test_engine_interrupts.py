@@ -25,6 +25,7 @@ from ulam.samplers import DDIM, DDPM, DPMSolverPP, DynamicThreshold, RePaint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
+INTERRUPTS = int(os.environ.get("ULAM_INTERRUPTS", 30))  # of each test, at most
 ENGINE = str(Path(ulam.__file__).parent)
 SHAPE = (2,)
 WEIGHTS = torch.tensor([[0.5, -0.2], [0.1, 0.3]])
@@ -112,6 +113,12 @@ def traced(call, at):
     return counted[0]
 
 
+def some_of(end, last=None):
+    """Bytecodes to interrupt: of those before ``end``, or the last so many of them."""
+    first = max(1, end - last) if last else 1
+    return range(first, end, max(1, (end - first) // INTERRUPTS))
+
+
 def run_traced(deliver, at=0):
     """What was delivered (job, chain, x), the jobs, and the bytecodes up to the interrupt or the end."""
     engine, jobs = engine_with_jobs()
@@ -146,8 +153,7 @@ def failures(deliver, places):
 def test_an_interrupt_anywhere_costs_nothing(deliver):
     _, total = undisturbed_run(deliver)
     places = range(1, total + 1)
-    count = int(os.environ.get("ULAM_INTERRUPTS", 120))
-    wrong = failures(deliver, random.Random(0).sample(places, min(count, len(places))))
+    wrong = failures(deliver, random.Random(0).sample(places, min(2 * INTERRUPTS, total)))
     assert not wrong, f"{len(wrong)}: {wrong[:20]}"
 
 
@@ -160,7 +166,7 @@ def by_groups(engine, delivered):
 @pytest.mark.parametrize("other", [by_stream, by_groups])
 def test_what_an_interrupted_run_had_joined_comes_by_a_stream_too(other):
     expected, total = undisturbed_run(by_run)
-    for at in range(total - 150, total):
+    for at in some_of(total, last=150):
         engine, jobs = engine_with_jobs()
         delivered = []
         traced(lambda engine=engine: engine.run(), at)
@@ -173,7 +179,7 @@ def test_what_an_interrupted_run_had_joined_comes_by_a_stream_too(other):
 
 def test_a_job_cancelled_after_an_interrupted_run_does_not_come_back():
     _, total = undisturbed_run(by_run)
-    for at in range(total - 20, total - 1):
+    for at in some_of(total - 1, last=19):
         engine, jobs = engine_with_jobs()
         traced(lambda engine=engine: engine.run(), at)
         assert engine.cancel(jobs[1]) == 2
@@ -204,14 +210,14 @@ def like_the_one_before(at=0, then=by_run):
 def test_an_interrupt_of_a_job_by_itself_costs_nothing(then):
     like_the_one_before()
     expected, _, total = like_the_one_before()
-    for at in range(1, total + 1, max(1, total // int(os.environ.get("ULAM_INTERRUPTS", 60)))):
+    for at in some_of(total + 1):
         found, count, _ = like_the_one_before(at, then)
         assert count == 2 and all(torch.equal(x, expected[place]) for place, x in found.items()), at
 
 
-def every(step=3000):
-    """Bytecodes to interrupt, until a test finds that there are no more."""
-    return range(1, 10**9, max(1, step // int(os.environ.get("ULAM_INTERRUPTS", 60))))
+def every(total=3000):
+    """Bytecodes to interrupt, of about so many, until a test finds that there are no more."""
+    return range(1, 10**9, max(1, total // INTERRUPTS))
 
 
 def joined_by_another(engine, delivered):
@@ -277,7 +283,7 @@ def test_a_job_by_itself_after_an_interrupt_comes_once(first):
 
 def test_one_cancelled_after_an_interrupted_run_does_not_come_back():
     _, _, total = like_the_one_before()
-    for at in range(max(1, total - 300), total - 1, 3):
+    for at in some_of(total - 1, last=300):
         engine, job = ready_by_itself()
         traced(lambda e=engine: e.run(), at)
         assert engine.cancel(job) == 2 and not engine.run() and not engine.waiting, at
@@ -363,7 +369,7 @@ def cancel_the_third(engine, jobs):
 def test_an_interrupt_while_jobs_come_and_go_costs_no_other(change, may_go):
     undisturbed, _, _ = change_traced(lambda engine, jobs: None)
     _, _, total = change_traced(change)
-    for at in range(1, total + 1, max(1, total // 100)):
+    for at in some_of(total + 1):
         results, count, _ = change_traced(change, at)
         others = {key: x for key, x in results.items() if key[0] not in may_go}
         expected = {key: x for key, x in undisturbed.items() if key[0] not in may_go}

@@ -17,11 +17,11 @@ from ulam.memory import freed_memory_kept
 torch.set_num_threads(1)
 
 def pages(times=20):
-    "Pages that were made anew for blocks of 100 MiB, allocated, filled and freed in turn, in blocks."
+    "Pages that were made anew for blocks of 40 MiB, allocated, filled and freed in turn, in blocks."
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
-        torch.ones(25 << 20)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (100 << 20)
+        torch.ones(10 << 20)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (40 << 20)
 """
 # A program, and whether it prints a number of blocks paged in below 2, or above 12 of at least 20. The first few are
 # paged in until the heap has found a place for them.
@@ -78,7 +78,7 @@ print(resident() - before)
 def test_memory_is_given_back_after_the_last_run():
     done = subprocess.run([sys.executable, "-c", COUNT + GIVE_BACK], capture_output=True, text=True, check=True)
     inside, after = map(int, done.stdout.split())
-    assert inside > 90 and after < 20
+    assert inside > 30 and after < 20
 
 
 TUNE = """
@@ -87,7 +87,7 @@ from dataclasses import replace
 class Pages(torch.nn.Module):
     def forward(self, x, t):
         for _ in range(4):
-            torch.ones(25 << 20)
+            torch.ones(10 << 20)
         return x
 
 denoiser = ulam.Denoiser(Pages(), ulam.schedules.vp_linear(100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -32,9 +33,17 @@ SHAPE = (3, 3, 4, 4)
 MEMBERS = ("prev_sample", "pred_original_sample", "denoised")  # Helios' step also gives its history
 
 
+MADE: dict[str, Any] = {}
+
+
 def make(name: str, **config: Any) -> Any:
-    """diffusers' scheduler of that name."""
-    return getattr(diffusers.schedulers, name)(**{**CONFIG.get(name, {}), **config})
+    """diffusers' scheduler of that name: a copy of the first like it, since some of them take long."""
+    config = {**CONFIG.get(name, {}), **config}
+    if not all(value is None or isinstance(value, (str, int, float)) for value in config.values()):
+        return getattr(diffusers.schedulers, name)(**config)
+    if (key := f"{name} {config}") not in MADE:
+        MADE[key] = getattr(diffusers.schedulers, name)(**config)
+    return copy.deepcopy(MADE[key])
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
