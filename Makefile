@@ -14,7 +14,7 @@ CPP := $(wildcard bindings/*.cpp bindings/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.c
 TRITON := 3.6.0
 WITH_TRITON := PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(TRITON) $(BIN)/python
 PROOFS := $(shell grep -lE 'triton_simulator|triton_interpreter' tests/*/test_*.py)
-PROVE = $(WITH_TRITON) -m pytest $(CASES) -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
+PROVE = $(WITH_TRITON) -m pytest $(WHICH) -p no:cacheprovider -k 'not (80] or 100] or amd or cuda)'
 
 # What the native code runs under a sanitizer: the tests of its operations, but for exhaustive ones and other backends.
 SANITIZED := $(wildcard $(patsubst %,tests/*/test_%.py,step reduce blend tick bound_tick look_up ops layouts row_table arguments \
@@ -26,9 +26,8 @@ SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
 help:
 	@echo "make demo    sample a grid of digits into demo/"
-	@echo "make test    run the tests, of those over several parameters as few cases as show every value of each,"
-	@echo "             and those of the Triton kernels also under Triton $(TRITON) (make test-triton)"
-	@echo "make test-all  the same with every case (an hour and a half on two cores)"
+	@echo "make test    run the tests that do not take long, and those of the Triton kernels also under Triton $(TRITON)"
+	@echo "make test-all  run every test with every case (an hour and a half on two cores)"
 	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make docs    the documentation into docs/_build, start at index.html (a minute, offline)"
@@ -47,11 +46,11 @@ demo: $(VENV)/package.stamp
 
 # A process a core; tests of several threads ask for them.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
-CASES := --fewest-cases
+WHICH := --quick
 test test-all: $(VENV)/package.stamp $(VENV)/tools.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CASES) --numprocesses $(JOBS)
-	$(MAKE) --no-print-directory test-triton CASES=$(CASES)
-test-all: CASES :=
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) --numprocesses $(JOBS)
+	$(MAKE) --no-print-directory test-triton WHICH=$(WHICH)
+test-all: WHICH :=
 
 # Compiled for sm_90 and executed by the tests' interpreter, in two halves at once: two minutes on two cores.
 test-triton: $(VENV)/package.stamp $(VENV)/tools.stamp $(VENV)/triton-$(TRITON).stamp

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-import fewest_cases
+import quick
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    words = "of a test over several parameters, run as few cases as show every value of each"
-    parser.addoption("--fewest-cases", action="store_true", help=words)
+    words = "without tests marked long; of one over several parameters, as few cases as show every value of each"
+    parser.addoption("--quick", action="store_true", help=words)
 
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--fewest-cases"):
-        items[:], dropped = fewest_cases.split(items)
+    if config.getoption("--quick"):
+        items[:], dropped = quick.split(items)
         config.hook.pytest_deselected(items=dropped)
 
 

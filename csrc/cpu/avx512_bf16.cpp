@@ -1,5 +1,6 @@
 // Compiled as avx512.cpp is, with -mavx512bf16; reached only when the processor has that. Networks alone differ.
 #pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 wrongly warns inside its own headers
+#include "kernels.h"
 #include "lanes_avx512.h"
 #include "walk.h"
 
@@ -8,6 +9,7 @@ namespace {
 
 struct Avx512Bf16 : Avx512 {
   static constexpr bool has_dots = true;
+  static constexpr const Kernels* operations = &avx512_kernels;  // but for networks
   static inline f dot(f sum, u x, u w) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   }

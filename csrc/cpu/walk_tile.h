@@ -127,10 +127,16 @@ void step_tile(const Tile& tile, const float* m, const float* u, int64_t stride,
     if (reduces) {
       uint32_t scratch[2 * 256];
       float* const out = const_cast<float*>(counted_from(scales, 4 * first));
-      reduce_chains<V>(Reduce{s, out}, scratch, b, end);
+      if constexpr (HasDots<V>::value)
+        V::operations->reduce(Reduce{s, out}, scratch, b, end);
+      else
+        reduce_chains<V>(Reduce{s, out}, scratch, b, end);
       s.scales = out;
     }
-    step_units<V>(s, s.elements, b, end);
+    if constexpr (HasDots<V>::value)
+      V::operations->step(s, s.elements, b, end);
+    else
+      step_units<V>(s, s.elements, b, end);
   }
 }
 

@@ -108,6 +108,7 @@ def test_an_error_in_the_network_is_one_line(tmp_path, monkeypatch):
     assert len(bulk.open(tmp_path / "a").status().errors) >= 1
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_the_command_and_its_cluster(tmp_path, token):
     """Ctrl-C in the middle: within ten seconds, one line, exit code 130; the rest is done by another launcher."""
     (tmp_path / "mine.py").write_text("from bulk_cases import Slow as net\n")

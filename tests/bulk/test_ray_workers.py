@@ -100,6 +100,7 @@ def cluster():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_cluster_that_runs_is_joined_and_goes_on(tmp_path, cluster):
     """Too many workers are refused; two import what the command imports, and what both warn of is told once. SIGTERM
     ends the command alone.
@@ -121,6 +122,7 @@ def test_a_cluster_that_runs_is_joined_and_goes_on(tmp_path, cluster):
     assert end(run)[::2] == (143, ["ulam: interrupted"]) and head.poll() is None
 
 
+@pytest.mark.long
 def test_actors_that_always_die_end_the_run_in_one_line(tmp_path):
     """Without what Ray has to say of each death."""
     code, shown, told = end(start(tmp_path, "Dies", "--threads", "1", "--workers", "1"))

@@ -46,6 +46,7 @@ def stored(store: Store) -> dict[str, Unit]:
     return {name[:64]: from_bytes(store.path(name).read_bytes(), name[:64], format_of(name)) for name in names}
 
 
+@pytest.mark.long
 def test_a_process_killed_while_it_writes_leaves_whole_units_only(tmp_path):
     """What it said was stored is there. What it left is cleaned at the next start. ULAM_KILLS=200 for more."""
     chance, store, first = random.Random(1), Store(tmp_path), 0

@@ -149,6 +149,7 @@ def compared(name: str, option: dict[str, Any], steps: int, start: int, told: bo
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_fused_loops_are_those_of_diffusers(name: str) -> None:
     live = []

@@ -58,6 +58,7 @@ def test_the_compiled_step_gives_the_eager_bits(name: str, dynamic: bool | None)
             assert_equal(calls(scheduler, *begin(scheduler), step), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dynamic"), [*((name, None) for name in ONE_OF_EACH), *((name, True) for name in DYNAMIC)]
 )

@@ -44,6 +44,7 @@ def begun() -> dict[str, Any]:
     return namespace
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", SECTIONS[1:], ids=lambda section: section.splitlines()[0])
 def test_a_section_runs_and_its_claims_hold(begun: dict[str, Any], section: str) -> None:
     execute(section, dict(begun))

@@ -9,6 +9,7 @@ from bench.end_to_end import trace
 pytestmark = pytest.mark.filterwarnings("ignore:.*got a first noise level")
 
 
+@pytest.mark.long
 def test_a_mixed_trace_keeps_its_slots_busy_and_its_bits():
     """Ticks are calls of one network on one batch shape, so their ratio is the work's; the clock is the benchmark's."""
     told = trace(chains=64, slots=8, device=torch.device("cpu"), alone=8, shorten=10)

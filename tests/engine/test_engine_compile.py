@@ -171,6 +171,7 @@ def leaves(tree: Any) -> list[torch.Tensor]:
     return [torch.as_tensor(leaf).clone() for leaf in tree_leaves(tree) if not isinstance(leaf, str)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", ENTRIES)
 def test_compiled_calls_give_the_eager_bits(name: str, dynamic: bool | None) -> None:

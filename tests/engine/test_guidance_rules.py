@@ -136,6 +136,7 @@ def test_the_rules_on_the_reference_and_the_cpu(shape: tuple[int, ...]) -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.long
 def test_the_rules_on_interpreted_triton() -> None:
     triton_interpreter.run("check_guidance")
 

@@ -37,7 +37,7 @@ def mangled(state: torch.dtype, model: torch.dtype) -> str:
     return f"INS0_{NAMES[state]}E" + ("S2_" if state == model else f"NS0_{NAMES[model]}E")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
 def test_channels_last_has_the_bits_of_the_cpu(device: Device, seed: int) -> None:
     """Every shape and mixture of layouts; many chains or few, misaligned buffers too."""
     rng = np.random.default_rng([1, seed])
@@ -216,6 +216,7 @@ def before_the_table_is_used(code: list[Sass], columns: int) -> list[str]:
     raise AssertionError("no value of the table is used")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("registers", [1, 2, 5])
 @pytest.mark.parametrize("lanes", [2, 4])

@@ -290,6 +290,7 @@ def test_blends_have_the_bits_of_the_cpu(device: Device, case: tuple[Any, ...]) 
 # --- Machine code ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_four_loads_are_in_flight(architecture: str) -> None:
     command = [str(CUOBJDUMP), "-sass", "-arch", architecture, "machine.so"]

@@ -1,4 +1,4 @@
-"""Which cases of tests over several parameters `make test` runs: every value of each, as few cases as that takes."""
+"""Which tests `make test` runs: none that are marked long; of several parameters every value, in few cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import fewest_cases
+import quick
 
 pytest_plugins = ["pytester"]
 CASES = """
@@ -20,6 +20,10 @@ def made(request):
     return request.param
 
 def test_alone(): pass
+
+@pytest.mark.long
+@pytest.mark.parametrize("a", [1, 2])
+def test_that_takes_long(a): pass
 
 @pytest.mark.parametrize("n", [0, 0.0, -0.0, False, "0", None])
 def test_one_parameter(n): pass
@@ -46,15 +50,16 @@ class TestOther:
 
 def test_every_value_is_kept_by_few_cases():
     grid = [frozenset({("row", row), ("column", column)}) for row in range(7) for column in range(4)]
-    kept = fewest_cases.fewest(grid)
+    kept = quick.fewest(grid)
     assert kept == sorted(set(kept)) and len(kept) == 7
     assert frozenset().union(*(grid[place] for place in kept)) == frozenset().union(*grid)
-    assert fewest_cases.fewest([]) == [] and fewest_cases.fewest([frozenset()]) == []
+    assert quick.fewest([]) == [] and quick.fewest([frozenset()]) == []
 
 
 def collected(pytester: pytest.Pytester, *options: str) -> list[str]:
     root = Path(__file__).parents[1]
     pytester.makeconftest((root / "conftest.py").read_text())
+    pytester.makeini("[pytest]\nmarkers = long: takes long")
     pytester.makepyfile(CASES)
     pytester.syspathinsert(root / "support")
     run = pytester.inline_run("--collect-only", *options)
@@ -63,8 +68,8 @@ def collected(pytester: pytest.Pytester, *options: str) -> list[str]:
 
 def test_what_pytest_runs(pytester: pytest.Pytester):
     every = collected(pytester)
-    few = collected(pytester, "--fewest-cases")
-    counts = {"alone": (1, 1), "one_parameter": (6, 6)}
+    few = collected(pytester, "--quick")
+    counts = {"alone": (1, 1), "long": (2, 0), "one_parameter": (6, 6)}
     counts |= {"three_parameters": (30, 5), "a_product": (8, 2), "in_a_class": (8, 4)}
     for word, (all_of_it, kept) in counts.items():
         assert sum(word in name for name in every) == all_of_it
@@ -74,5 +79,5 @@ def test_what_pytest_runs(pytester: pytest.Pytester):
 
 def test_cases_are_chosen_of_those_that_remain(pytester: pytest.Pytester):
     """-k leaves out the case that would have stood for x."""
-    few = collected(pytester, "--fewest-cases", "-k", "three_parameters and not 0")
+    few = collected(pytester, "--quick", "-k", "three_parameters and not 0")
     assert len(few) == 4 and all(any(f"-{b}-" in name for name in few) for b in "xyz"), few

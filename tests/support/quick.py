@@ -1,6 +1,6 @@
-"""Fewer cases of tests over several parameters: every value of every parameter, not every pair of them.
+"""What ``pytest --quick`` leaves, as ``make test`` runs it; ``make test-all`` runs everything.
 
-What ``pytest --fewest-cases`` leaves, as ``make test`` runs it; ``make test-all`` runs all.
+Tests marked ``long`` go, and of one over several parameters every value of each stays, but not every pair of them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def values(item: pytest.Function) -> frozenset[Hashable]:
 def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """The items that are kept and those that are not, in their order."""
     tests: dict[tuple[object, str], list[pytest.Function]] = defaultdict(list)
-    for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            tests[item.parent, item.originalname].append(item)
     dropped = set()
+    for item in items:
+        if item.get_closest_marker("long"):
+            dropped.add(item)
+        elif isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            tests[item.parent, item.originalname].append(item)
     for cases in tests.values():
         kept = set(fewest([values(case) for case in cases]))
         dropped.update(case for place, case in enumerate(cases) if place not in kept)
