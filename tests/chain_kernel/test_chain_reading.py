@@ -55,6 +55,30 @@ def test_only_graphs_that_it_may_change_are_decomposed(decomposed: list[bool]) -
     assert decomposed == [False, True, True, True]
 
 
+MORE: list[Any] = [
+    *(torch.nn.SELU(), torch.nn.Softshrink(), torch.nn.BatchNorm1d(4), torch.nn.FeatureAlphaDropout(), torch.nn.GLU()),
+    lambda x: x[:, [1, 0, 2, 3]],
+    lambda x: torch.cat(x.chunk(2, -1), -1) + x.mean(-1, keepdim=True),
+    lambda x: x.unflatten(-1, (2, 2)).mT.flatten(1),
+    lambda x: (x.T * 2).T.reshape(x.shape[0], -1),
+    lambda x: x.clamp(-1, 1) + torch.zeros_like(x) + torch.ones(x.shape[0], 1),
+    lambda x: torch.stack([x, x], 1).mean(1) ** 2 / torch.arange(1, 5).sqrt() - x.exp().log().sin().cos(),
+    lambda x: torch.where(x > 0, x, 0.1 * x).double().float(),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("operations", MORE, ids=range(len(MORE)))
+def test_other_graphs_too(operations: Any) -> None:
+    """Also those that are refused: the fixture compares their graphs."""
+    linear = torch.nn.Linear(4, 4)
+    for module in (operations, linear):
+        if isinstance(module, torch.nn.Module):
+            module.eval()
+    with contextlib.suppress(TypeError):
+        compiled(lambda x, t: operations(linear(x)), (4,))
+
+
 @contextlib.contextmanager
 def double() -> Iterator[None]:
     """Whatever makes float32 tensors makes float64 ones."""

@@ -39,7 +39,15 @@ TRIED = (2, 5)  # and of those that it is tried with
 MANY = 1 << 40
 LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
-DROPOUTS = (torch.ops.aten.dropout, torch.ops.aten.feature_dropout, torch.ops.aten.alpha_dropout)
+aten = torch.ops.aten
+WHOLE = {  # operations that are not made of others
+    aten.linear, aten.addmm, aten.mm, aten.matmul, aten.embedding, aten.layer_norm, aten.silu, aten.relu, aten.tanh,
+    aten.sigmoid, aten.mish, aten.gelu, aten.leaky_relu, aten.elu, aten.softplus, aten.add, aten.sub, aten.rsub,
+    aten.mul, aten.div, aten.neg, aten.square, aten.pow, aten.sqrt, aten.exp, aten.log, aten.sin, aten.cos, aten.sum,
+    aten.mean, aten.cat, aten.stack, aten.unsqueeze, aten.slice, aten.select, aten.view, aten.expand, aten.permute,
+    aten.transpose, aten.arange, aten.full, aten.zeros, aten.ones, aten.sym_size, aten._to_copy,
+}  # fmt: skip
+DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout)
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export._trace")
 
@@ -185,8 +193,8 @@ def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str,
     """The call as a graph in which nothing is written in place any more; Linear and the like stay whole."""
     try:
         exported: ExportedProgram = torch.export.export(called, given, strict=False, dynamic_shapes=shapes)
-        if any(_is_decomposed(node) for node in exported.graph.nodes):
-            exported = exported.run_decompositions({})  # which takes three times as long
+        if not all(map(_is_whole, exported.graph.nodes)):
+            exported = exported.run_decompositions({})  # which takes three times as long as all before
     except Exception as error:
         x, t, cond = given
         reason = without_remarks(str(error).strip().split("\n")[0]) or type(error).__name__
@@ -201,15 +209,12 @@ def _exported(called: torch.nn.Module, given: tuple[Any, ...], shapes: dict[str,
     return exported
 
 
-def _is_decomposed(node: Node) -> bool:
-    """Whether `run_decompositions({})` may change it: an operation that writes, a view or dropout made of others."""
+def _is_whole(node: Node) -> bool:
+    """Whether `run_decompositions({})` leaves an operation as it is."""
     if node.op in ("placeholder", "output") or node.target is operator.getitem:
-        return False
-    op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or op.overloadpacket in DROPOUTS:
         return True
-    aliases = any(each.alias_info is not None for each in (*op._schema.arguments, *op._schema.returns))
-    return aliases and op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and op.overloadpacket in WHOLE and not op._schema.is_mutable
 
 
 @contextmanager
