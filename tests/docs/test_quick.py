@@ -8,7 +8,7 @@ import pytest
 
 import quick
 
-pytest_plugins = ["pytester"]
+pytest_plugins = "pytester"
 CASES = """
 import pytest
 from pathlib import Path

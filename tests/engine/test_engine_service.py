@@ -77,9 +77,8 @@ def test_a_submission_does_not_wait_for_the_chains_that_run():
     runner = threading.Thread(target=engine.run)
     runner.start()
     began.wait()
-    begin = time.perf_counter()
     engine.submit(DDIM(steps=2), 1)
-    assert time.perf_counter() - begin < 0.3, "the long chain takes a second and more"
+    assert runner.is_alive(), "the long chain takes a second and more"
     runner.join()
 
 

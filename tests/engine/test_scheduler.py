@@ -194,13 +194,13 @@ def test_work_follows_events_not_chains(policy):
     scheduler, groups = Scheduler(1_000_000, policy), 0
     for job, weight in enumerate((1.0, 2.5, 0.3)):
         scheduler.submit(job, 40_000_000 + job, 50, weight=weight)
-    begin = time.perf_counter()
+    begin = time.process_time()
     planned = scheduler.plan()
     while scheduler.busy:
         groups += len(scheduler.admit())
         scheduler.tick += scheduler.ticks_until_event
         scheduler.retire()
-    assert groups < 2000 and time.perf_counter() - begin < 5
+    assert groups < 2000 and time.process_time() - begin < 30, "each chain by itself would take minutes"
     assert max(planned.values()) == scheduler.tick == 50 * math.ceil(120_000_003 / 1_000_000)
 
 
