@@ -66,6 +66,7 @@ def what_the_check_says(folder: Path, altered: tuple[str, str, str]) -> str:
     return subprocess.run(["./check"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.long
 def test_portable_build_loads(tmp_path: Path):
     """What machines other than x86-64 build."""
     ran = built(tmp_path)
@@ -77,6 +78,7 @@ def test_fast_math_build_refuses_to_load(tmp_path: Path):
     assert ran.returncode != 0 and "ImportError" in ran.stderr and "fast-math" in ran.stderr
 
 
+@pytest.mark.long
 def test_build_with_other_noise_refuses_to_load(tmp_path: Path):
     ran = built(tmp_path, altered=("include/ulam/noise.h", "0x1.ffffd6p-1f", "0x1.ffffd8p-1f"))
     assert ran.returncode != 0 and ran.stderr.splitlines()[-1] == (

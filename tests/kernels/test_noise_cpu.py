@@ -45,6 +45,11 @@ def test_golden_vectors(case, instruction_set):
     assert bits(out) == case["normals_hex"]
 
 
+# Portable code takes minutes.
+SETS = [pytest.param(name, marks=pytest.mark.long) if name == "portable" else name for name in _cpu.instruction_sets()]
+
+
+@pytest.mark.parametrize("instruction_set", SETS, indirect=True)
 def test_all_words(instruction_set):
     """The checksums of radius, cosine and sine over all 2^32 inputs (the standard's section 9)."""
     lines, threads = [], torch.get_num_threads()

@@ -343,6 +343,7 @@ def test_three_names_are_near() -> None:
     assert all(name in (*KSAMPLER, *A1111) for name in re.split(", | or ", text))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on", ["vp", "flow", "ve", "edm"])
 def test_every_name_keeps_the_law_of_a_point_on_every_grid(on: str) -> None:
     """At few steps too; LCM is left out, whose boundary condition is that of a distilled network."""

@@ -130,6 +130,7 @@ def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return digits.images[rows], digits.labels[rows]
 
 
+@pytest.mark.long
 def test_sure_tracks_the_true_error_of_the_digits_denoiser() -> None:
     """At levels where 320 examples tell SURE to about 2%; `docs/check/check.json` has higher ones."""
     x, labels = held_out(320)
