@@ -77,6 +77,7 @@ def cuda_device(cuda_build: Path) -> Sums:
 SHORT = [(1, 1), (131, 2), (33, 5), (9, 31), (9, 32), (9, 33), (5, 127), (3, 511), (5, 512), (3, 513), (2, 1023)]
 
 
+@pytest.mark.long
 def test_cuda_ptx_of_short_chains_gives_the_bits_of_the_cpu(cuda_device: Sums) -> None:
     """They share warps and blocks, whose last are not full; a chain of no elements has a sum too."""
     for shape in SHORT:

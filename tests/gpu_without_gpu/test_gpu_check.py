@@ -324,6 +324,7 @@ def test_a_device_without_sanitizer_support_is_no_failure():
     assert found == {"ok": True, "not_run": "compute-sanitizer does not support this device"}
 
 
+@pytest.mark.long
 def test_a_rehearsal_of_everything(tmp_path, capfd):
     """All parts as on a GPU, each in its processes: every figure is measured and every file written."""
     out = tmp_path / "out"

@@ -21,6 +21,7 @@ def test_interpreted_triton_has_the_bits_of_the_cpu() -> None:
     triton_interpreter.run("check_mcmc")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_triton_compiles_without_local_memory(
     architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -86,6 +86,7 @@ RUNS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "sampler"), RUNS, ids=[" by ".join(run) for run in RUNS])
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_means_and_standard_deviations_are_within_four_standard_errors(name, sampler):

@@ -245,6 +245,7 @@ def test_a_chain_in_pieces_has_the_same_bits_in_any_company_whatever_a_target_ro
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_a_model_in_pieces():
     """Of functions that torch rounds alike in any batch: not cosh, in AVX2."""
+
     def log_prob(a, b):
         sizes.append(None if a.dim() == 0 else len(a))
         return -(a**2).sum(-1) - torch.exp(b).sum(-1) if a.dim() > 1 else -(a**2).sum() - torch.exp(b).sum()

@@ -187,6 +187,7 @@ def test_a_chain_in_other_coordinates_is_that_of_the_density_there(sampler):
     assert float(here.acceptance.mean()) > 0.3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_the_same_bits_again_in_parts_and_alone(sampler):
     for target, options in ((correlated(), {}), (mcmc.Energy(curved), {"shape": (2,)})):

@@ -178,6 +178,7 @@ def longest_step(grid: Grid, rows: int) -> float:
     return max((float(finite[min(i + rows, len(finite) - 1)] - finite[i]) for i in range(len(finite))), default=0.0)
 
 
+@pytest.mark.long
 @settings(fixed, max_examples=800)
 @given(cases(DETERMINISTIC, least=2))
 def test_short_steps_are_no_worse_than_first_order(case: tuple[Any, ...]) -> None:
@@ -211,6 +212,7 @@ def uneven(draw: st.DrawFn) -> tuple[Schedule, Array]:
     return schedule, ratios / (1 + ratios) if isinstance(schedule, FlowMatching) else ratios
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @settings(fixed, max_examples=40)
 @given(data=st.data())

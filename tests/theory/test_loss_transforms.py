@@ -30,6 +30,7 @@ def as_eager(compiled: Callable[..., torch.Tensor], c: Case) -> None:
             torch.testing.assert_close(found, right, **FORMULA)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FEW)
 def test_a_whole_graph_of_the_loss_serves_every_step(name: str) -> None:
     torch._dynamo.reset()
