@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from cli_cases import exit_and_error
+from cli_cases import exit_and_error, wait_for_calls
 from processes import started
 from ulam.cli.main import main
 
@@ -79,9 +78,7 @@ def test_without_matplotlib_one_line_says_what_to_do(folder: Path, monkeypatch, 
 def test_ctrl_c_leaves_nothing_and_says_one_line(folder: Path):
     command = [sys.executable, "-m", "ulam", "bench", "--model", "mine:slow", "--shape", "3,8,8", "--no-plots"]
     process = started(command, folder, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(1.0)
+    wait_for_calls(process, folder, 2)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and error.splitlines()[-1] == "ulam: interrupted" and "Traceback" not in error

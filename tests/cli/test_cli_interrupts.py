@@ -10,18 +10,16 @@ import time
 from pathlib import Path
 
 from archives import arrays
-from cli_cases import told
+from cli_cases import told, wait_for_calls
 from processes import started
 
 
 def interrupt(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Start a run and press Ctrl-C once it has said what it does."""
+    """Start a run and press Ctrl-C in the seventh evaluation of its network."""
     command = [sys.executable, "-m", "ulam", "sample", "--model", "mine:slow", "--shape", "3,8,8", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = started(command, folder, env=environment)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(1.5)
+    wait_for_calls(process, folder, 7)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     return process.returncode, err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 import ulam
-from cli_cases import exit_and_error
+from cli_cases import exit_and_error, wait_for_calls
 from processes import started
 from ulam.cli.comparison import compared, energy_coefficient
 from ulam.cli.main import main
@@ -140,10 +139,8 @@ def test_without_matplotlib_one_line_says_what_to_do(gauss: Path, monkeypatch, c
 def test_ctrl_c_leaves_nothing_and_says_one_line(folder: Path):
     command = [sys.executable, "-m", "ulam", "compare", "--model", "mine:slow", "--shape", "3,8,8", "--out", "f.png"]
     process = started(command, folder, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(1.0)
+    wait_for_calls(process, folder, 2)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and error.splitlines()[-1] == "ulam: interrupted" and "Traceback" not in error
-    assert sorted(name for name in os.listdir(folder) if name != "__pycache__") == ["mine.py"]
+    assert sorted(name for name in os.listdir(folder) if name != "__pycache__") == ["calls", "mine.py"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,19 @@ def none(): return lambda x, t: None
 def small(): return lambda x, t: x[:1]
 def slow():
     def net(x, t):
+        with open("calls", "a") as file: file.write(".")
         time.sleep(0.2)
         return x * 0.5
     return net
 """
+
+
+def wait_for_calls(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """Until a command in that folder has called mine:slow so many times."""
+    calls = folder / "calls"
+    while not calls.exists() or calls.stat().st_size < count:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def exit_and_error(capsys: pytest.CaptureFixture[str], command: str | list[str]) -> tuple[int, str]:
