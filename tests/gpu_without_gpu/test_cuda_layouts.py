@@ -228,6 +228,7 @@ def test_short_chains_ask_for_all_before_they_use_the_row(architecture: str, reg
     assert loads.count(f"LDG.E.{32 * lanes}") >= 2 + registers  # model, uncond, registers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_elements_make_two_normals(architecture: str) -> None:
     for name in (*(SHORT.format(lanes) for lanes in (2, 4)), *(f"fill_shortINS0_5GroupILi{n}E" for n in (2, 4))):

@@ -125,6 +125,7 @@ def sass() -> dict[str, dict[str, list[Sass]]]:
     return {architecture: disassembled(library, architecture, str(CUOBJDUMP)) for architecture in ARCHITECTURES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_that_does_not_record_has_nothing_of_it(
     sass: dict[str, dict[str, list[Sass]]], architecture: str
