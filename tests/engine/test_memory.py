@@ -78,7 +78,7 @@ print(resident() - before)
 def test_memory_is_given_back_after_the_last_run():
     done = subprocess.run([sys.executable, "-c", COUNT + GIVE_BACK], capture_output=True, text=True, check=True)
     inside, after = map(int, done.stdout.split())
-    assert inside > 30 and after < 20
+    assert inside > 36 and after < 8
 
 
 TUNE = """

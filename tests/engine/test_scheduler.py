@@ -200,7 +200,7 @@ def test_work_follows_events_not_chains(policy):
         groups += len(scheduler.admit())
         scheduler.tick += scheduler.ticks_until_event
         scheduler.retire()
-    assert groups < 2000 and time.process_time() - begin < 30, "each chain by itself would take minutes"
+    assert groups < 2000 and time.process_time() - begin < 5
     assert max(planned.values()) == scheduler.tick == 50 * math.ceil(120_000_003 / 1_000_000)
 
 

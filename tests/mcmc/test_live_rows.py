@@ -242,6 +242,17 @@ def test_a_chain_in_pieces_has_the_same_bits_in_any_company_whatever_a_target_ro
     assert not same(alone, many, slice(5, 6))
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
+def test_a_chain_in_whole_vectors_has_the_same_bits_in_any_company(dims):
+    """Of cosh, which torch rounds by the place in a batch on some processors."""
+    options = OPTIONS | {"shape": (dims,)}
+    target = mcmc.Energy(lambda x: torch.cosh(x).sum(1), rows=32)
+    many = run(target, NUTS(0.3), **options)
+    for chain in (0, 19, 39):
+        assert same(run(target, NUTS(0.3), **options | {"chains": [chain]}), many, slice(chain, chain + 1))
+
+
 @pytest.mark.filterwarnings("ignore:[0-9]+ divergent proposals")
 def test_a_model_in_pieces():
     """Of functions that torch rounds alike in any batch: not cosh, in AVX2."""

@@ -60,7 +60,8 @@ class Energy:
             to stay in theirs.
         rows: in a run call ``fn`` for so many chains at a time, the last of them repeated where fewer are left: a
             gradient then needs the memory of so many, and a chain has the same bits in any company also where ``fn``
-            rounds by the size of its batch. None calls it for all chains at once.
+            rounds by the size of its batch; by the place in it too, as torch's cosh, sinh, sigmoid and softplus do on
+            some processors, where ``rows`` is a multiple of 32. None calls it for all chains at once.
         chain_kernel: "on" evaluates energy and score of small networks on the CPU in one native call in float32, by the
             layers' own reverse pass in place of autograd (:func:`ulam.chain_kernel.compile_energy`); bits then differ
             from autograd's by rounding, and do not depend on the batch. "auto" does so where the energy fits;

@@ -37,8 +37,8 @@ class Model(Energy):
     out of range is not a number, and so is refused by a Metropolis test.
 
     A chain has the same bits in any company where ``log_prob`` rounds alike in any batch. On the CPU ``torch.sigmoid``
-    and ``softplus`` do not (the bijections here do): with them it takes ``rows=``, or equal ``slots=`` of
-    :func:`ulam.mcmc.run`.
+    and ``softplus`` do not (the bijections here do): with them it takes ``rows=`` of a multiple of 32, or equal
+    ``slots=`` of :func:`ulam.mcmc.run`.
 
     Args:
         log_prob: log p, as above, differentiable in the parameters; an ``nn.Module`` is called in eval mode.
