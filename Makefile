@@ -27,7 +27,7 @@ SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 help:
 	@echo "make demo    sample a grid of digits into demo/"
 	@echo "make test    run the tests that do not take long, and those of the Triton kernels also under Triton $(TRITON)"
-	@echo "make test-all  run every test with every case (an hour and a half on two cores)"
+	@echo "make test-all  run every test with every case (hours on slow cores)"
 	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make docs    the documentation into docs/_build, start at index.html (a minute, offline)"

@@ -11,7 +11,6 @@ import quick
 pytest_plugins = "pytester"
 CASES = """
 import pytest
-from pathlib import Path
 
 OBJECTS = [object(), object()]
 

@@ -30,10 +30,8 @@ CONFIG: dict[str, dict[str, Any]] = {  # without which there is none, or no plai
     },
 }
 SHAPE = (3, 3, 4, 4)
+MADE: dict[str, Any] = {}  # by :func:`make`
 MEMBERS = ("prev_sample", "pred_original_sample", "denoised")  # Helios' step also gives its history
-
-
-MADE: dict[str, Any] = {}
 
 
 def make(name: str, **config: Any) -> Any:
