@@ -44,11 +44,11 @@ help:
 demo: $(VENV)/package.stamp
 	$(BIN)/ulam sample --model digits --sampler ddim --steps 50 --chains 64 --labels 0-9 --guidance 2 --seed 0 --out demo
 
-# A process a core; tests of several threads ask for them.
+# A process a core, a file to a process: what its tests share is made once. Tests of several threads ask for them.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 WHICH := --quick
 test test-all: $(VENV)/package.stamp $(VENV)/tools.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) --numprocesses $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) --numprocesses $(JOBS) --dist loadfile
 	$(MAKE) --no-print-directory test-triton WHICH=$(WHICH)
 test-all: WHICH :=
 

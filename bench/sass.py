@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 Sass = tuple[int, str, str, str]  # address, guard, operation, operands
@@ -40,8 +41,9 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(folders))
 
 
+@cache
 def disassembled(library: Path, architecture: str, cuobjdump: str) -> dict[str, list[Sass]]:
-    """The instructions of every kernel in a library."""
+    """The instructions of every kernel in a library: ten seconds, once."""
     command = [cuobjdump, "-sass", "-arch", architecture, str(library)]
     dump = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {

@@ -215,7 +215,7 @@ def test_content_depends_on_all_else(tmp_path: Path):
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("to", ["npz webdataset parquet", "png zarr"])
+@pytest.mark.parametrize("to", ["npz webdataset parquet", pytest.param("png zarr", marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_samples(to: str, tmp_path: Path):
     """2,000 units of 196 KiB against 200, each format in a process of its own."""
     formats = [name for name in to.split() if name not in PACKAGES or pytest.importorskip(PACKAGES[name])]

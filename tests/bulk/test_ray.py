@@ -67,6 +67,7 @@ def running(token: str) -> set[str]:
     return found
 
 
+@pytest.mark.long
 def test_an_actor_that_is_killed_is_replaced_and_the_bytes_are_the_same(tmp_path, monkeypatch, token):
     """The first actor that holds a lease is killed by SIGKILL; afterwards nothing of Ray is left."""
     monkeypatch.syspath_prepend(str(SUPPORT))

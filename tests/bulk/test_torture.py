@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_digits_are_the_same_however_often_workers_are_killed():
     command = [sys.executable, "-m", "bench.bulk_torture", "--chains", "1000", "--every", "6", "--workers", "1", "3"]
     done = subprocess.run([*command, "--no-ray"], cwd=ROOT, capture_output=True, text=True)

@@ -118,6 +118,7 @@ def test_what_a_worker_was_writing_when_it_was_killed_is_gone_by_the_end(place: 
     assert units(place / "out") == right and leftovers(place / "out") == []
 
 
+@pytest.mark.long
 def test_a_run_killed_whole_goes_on_with_other_workers(place: Path, right: dict[str, bytes]):
     """The process that started the workers is killed, too: they stop by themselves."""
     run = start(place, "--workers", "2")

@@ -20,6 +20,7 @@ from ulam_kernels.reference.network import evaluate
 CHAINS = 5
 EXACT = 1e-12  # of float64, relative to the largest output
 SINGLE = 2e-6
+ROUNDED = {"running averages"}  # whose constants are no weights: computed in float64, and rounded to float32
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +129,7 @@ def test_the_instructions_compute_what_the_module_does(name: str) -> None:
         module.double().eval()
     with double(), torch.no_grad():
         expected = plain(net(x.double(), t.double(), **wide)).flatten(1)
-    assert (got - expected).abs().max() <= EXACT * expected.abs().max()
+    assert (got - expected).abs().max() <= (SINGLE if name in ROUNDED else EXACT) * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", CASES)

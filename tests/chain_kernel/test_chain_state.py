@@ -61,17 +61,23 @@ def cached(net: Any, x: torch.Tensor, t: torch.Tensor, m: torch.Tensor) -> torch
     return m + net.table[2]
 
 
+NUMBER = r"for some numbers of chains alone at test_chain_state.py:\d+ in <lambda>, expected one for any number"
 REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "a counter": (counted, {"calls": 0}, "calls differ"),
     "the last output": (momentum, {"last": None}, "calls differ"),
     "noise": (lambda net, x, t, m: m + torch.randn(2), {}, "random numbers"),
     "noise on the time": (lambda net, x, t, m: m * torch.rand_like(t)[:, None], {}, "random numbers"),
     "dropout": (lambda net, x, t, m: nn.functional.dropout(m, 0.5), {}, "random numbers"),
-    "a batch's size": (lambda net, x, t, m: m if len(x) > 4 else -m, {}, "batches of 2 to 4|over chains"),
+    "a branch at 4 chains": (lambda net, x, t, m: m if len(x) > 4 else -m, {}, NUMBER),
+    "a branch at 777 chains": (lambda net, x, t, m: m if x.shape[0] != 777 else -m, {}, NUMBER),
+    "a branch at 1 chain": (lambda net, x, t, m: m if x.shape[0] > 1 else -m, {}, "1 chains, or reads their number"),
+    "a branch at each seventh": (lambda net, x, t, m: m if x.shape[0] % 7 else -m, {}, NUMBER),
+    "a branch by elements": (lambda net, x, t, m: m if x.numel() <= 99 else -m, {}, NUMBER),
+    "a branch by times": (lambda net, x, t, m: m if t.shape[0] <= 99 else -m, {}, NUMBER),
     "the number of chains": (lambda net, x, t, m: m * x.shape[0], {}, "the number of chains"),
     "rounding": (lambda net, x, t, m: torch.div(m, 0.1, rounding_mode="floor"), {}, "rounding_mode"),
     "a scaled difference": (lambda net, x, t, m: torch.rsub(m, x, alpha=3), {}, "alpha"),
-    "no layer": (lambda net, x, t, m: x, {}, "instructions: got 0"),
+    "no layer": (lambda net, x, t, m: x, {}, "net: got x as its output"),
     "a number beyond float32": (lambda net, x, t, m: m * 1e-42 * 1e42, {}, "not finite"),
 }
 

@@ -54,11 +54,13 @@ def report():
     return quality(*generate(1000))
 
 
+@pytest.mark.long
 def test_a_classifier_of_real_digits_reads_what_was_asked_for(report):
     assert report["real_held_out_accuracy"]["overall"] >= 0.96
     assert report["generated_accuracy"]["overall"] >= 0.97
 
 
+@pytest.mark.long
 def test_generated_digits_are_not_copies(report):
     distances = report["nearest_training_image"]
     assert not report["generated_are_copies"]

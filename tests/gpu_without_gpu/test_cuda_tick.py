@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.sass import SASS_LINE, Sass
+from bench.sass import Sass, disassembled
 
 import cuda_simulator
 import ulam_kernels
@@ -248,14 +248,8 @@ def sass() -> dict[str, dict[str, list[Sass]]]:
     """The instructions of these kernels, by architecture."""
     found: dict[str, dict[str, list[Sass]]] = {}
     for architecture in ARCHITECTURES:
-        command = [CUOBJDUMP, "-sass", "-arch", architecture, "machine.so"]
-        dump = subprocess.run(command, cwd=cuda_simulator.build(), check=True, capture_output=True, text=True).stdout
-        parts = {part.split("\n", 1)[0].strip(): part for part in dump.split("Function : ")[1:]}
-        found[architecture] = {
-            name: [(int(a, 16), g, op, rest) for a, g, op, rest in SASS_LINE.findall(part)]
-            for name, part in parts.items()
-            if re.search(r"\d(advance|look_up)_", name)
-        }
+        kernels = disassembled(cuda_simulator.build() / "machine.so", architecture, str(CUOBJDUMP))
+        found[architecture] = {n: code for n, code in kernels.items() if re.search(r"\d(advance|look_up)_", n)}
     return found
 
 

@@ -255,6 +255,7 @@ def short(monkeypatch):
         monkeypatch.setattr(gpu, name, lambda bench: None)
 
 
+@pytest.mark.long
 def test_a_run_without_time_lists_what_it_skipped(short, tmp_path, capsys):
     out = tmp_path / "out.json"
     out.write_text(json.dumps({"part": "bench", "error": "begun"}))
@@ -265,6 +266,7 @@ def test_a_run_without_time_lists_what_it_skipped(short, tmp_path, capsys):
     assert "skipped for want of time: 4 figures" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_run_with_a_broken_candidate_fails(short, tmp_path, monkeypatch, capsys):
     def broken(data, backend):
         raise RuntimeError("step: could not launch")

@@ -280,6 +280,7 @@ def test_verdicts_of_pytest():
     assert (cut["passed"], cut["failed"]) == (1, 1)
 
 
+@pytest.mark.long
 def test_pytest_is_run_and_read(tmp_path):
     """As the check runs it. Files of which nothing passed are a failure: on a GPU their tests must not be skipped."""
     files = ("tests/engine/test_scheduler.py", "tests/gpu/test_cuda_gpu.py")

@@ -86,7 +86,7 @@ def assert_moments_stay_in_registers(memories: list[Traffic], out: dict[str, tor
 
 
 @needs_nvcc
-@pytest.mark.parametrize("skew", [0, 4, 8])
+@pytest.mark.parametrize("skew", [pytest.param(0, marks=pytest.mark.long), 4, 8])
 def test_cuda_runs_have_the_bits_of_the_cpu(use: Any, skew: int) -> None:
     use(Chains(skew))
     cases = Cases(31)

@@ -336,6 +336,22 @@ class Encoded(nn.Module):
         return self.net(torch.cat([x, self.embed(t), self.embed(value)], -1))
 
 
+class Averages(nn.Module):
+    """BatchNorm by running averages: of x, of channels, and without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = [nn.Unflatten(1, (2, 3)), nn.BatchNorm1d(2), nn.Flatten()]
+        layers = [nn.Linear(6, 16), nn.BatchNorm1d(16, affine=False, eps=0.1), nn.SELU(), nn.Linear(16, 4)]
+        self.time, self.net = Fourier(2), nn.Sequential(nn.BatchNorm1d(6), *channels, *layers)
+        for norm in (one for one in self.net if isinstance(one, nn.BatchNorm1d)):
+            for values in (norm.running_mean, norm.running_var, *norm.parameters()):
+                nn.init.uniform_(values, 0.1, 4)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.cat([x, self.time(t)], -1))
+
+
 def _of_function() -> Callable[..., torch.Tensor]:
     net = Tutorial(2, 16, nn.Tanh)
     return lambda x, t: {"sample": net(x, t / 2)}  # type: ignore[return-value]
@@ -379,4 +395,5 @@ CASES = {
     "gated": MLPCase(Gated, (5,)),
     "encoded number": MLPCase(Encoded, (2,), {"value": ()}),
     "of a function": MLPCase(_of_function, (2,)),
+    "running averages": MLPCase(Averages, (4,)),
 }

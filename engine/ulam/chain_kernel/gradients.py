@@ -70,6 +70,8 @@ class Listing:
                 waiting += read_by(made_by[value])
         order = {0: 0} | {value: place + 1 for place, value in enumerate(sorted(needed))}
         kept = [_renumbered(one, order) for one in self.instructions if one.out in needed]
+        if not kept:
+            raise TypeError("net: got x as its output, expected what layers make of it")
         constants = torch.cat(self.constants) if self.constants else torch.empty(0)
         return Network(
             self.widths[0], tuple(self.widths[value] for value in order), tuple(kept), constants.float(),

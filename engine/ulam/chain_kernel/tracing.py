@@ -20,6 +20,7 @@ from inspect import signature
 from types import FunctionType
 from typing import Any
 
+import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -35,8 +36,8 @@ from .changes import Held, hooks_of_all
 
 EXPECTED = "expected one that the chain kernel can hold"
 EXAMPLES = 3  # chains in the batch that it is traced with
-TRIED = (2, 5)  # and of those that it is tried with
-MANY = 1 << 40
+TRIED = (1, 2, 5)  # and of those that it is tried with
+CHAINS = sympy.Symbol("chains", integer=True, positive=True)
 LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
 aten = torch.ops.aten
@@ -117,7 +118,7 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
                 node, name = next(iter(written_to.items()))
                 at = next(one for one in exported.graph.nodes if one.name == node)
                 raise refused(at, f"a write into its argument {name}", "arguments that stay as they are")
-            seen = tuple(_seen(called, denoiser, shape, cond, chains) for chains in TRIED)
+            seen = [_seen(called, denoiser, shape, cond, chains) for chains in TRIED]
     finally:
         held.restore()
     nodes = list(exported.graph.nodes)
@@ -147,19 +148,26 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     output = outputs[kinds.index(OutputKind.USER_OUTPUT)]
     if not isinstance(output, Node):
         raise TypeError(f"net: got the output {described(output)}, expected a tensor that depends on x")
-    if not isinstance(inputs[0].meta["val"].shape[0], torch.SymInt):
-        raise TypeError(f"net: got one for batches of {EXAMPLES} chains only, {EXPECTED}: with any number of chains")
-    for limits in exported.range_constraints.values():
-        if limits.lower > 2 or limits.upper < MANY:
-            batches = f"batches of {limits.lower} to {limits.upper} chains only"
-            raise TypeError(f"net: got one for {batches}, {EXPECTED}: with any number of chains")
-    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output, seen)
+    _check_sizes([*inputs[:2], *(node for name, node in read.items() if name not in shared)])
+    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output, tuple(filter(None, seen)))
+
+
+def _check_sizes(arguments: list[Node]) -> None:
+    """Raise TypeError where the operations are those for some numbers of chains, as by a branch on them."""
+    for argument in arguments:
+        chains = argument.meta["val"].shape[0]
+        assert isinstance(chains, torch.SymInt)
+        for guard in chains.node.shape_env.guards:
+            if guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, CHAINS)) is not sympy.true:
+                at = str(guard.sloc).strip("()").rpartition("/")[2]
+                told = f"an operation for some numbers of chains alone at {at}"
+                raise TypeError(f"net: got {told}, expected one for any number: x.shape[0], not len(x)")
 
 
 def _seen(
     called: _Called, denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared], chains: int
-) -> Seen:
-    """A call with so many chains, no two of which are alike."""
+) -> Seen | None:
+    """A call with so many chains, no two of which are alike; None where it fails with one alone, as by a squeeze."""
     generator = torch.Generator().manual_seed(chains)
     x = torch.randn(chains, *shape, generator=generator)
     steps, each = denoiser.schedule.steps, torch.arange(1, chains + 1)
@@ -170,6 +178,8 @@ def _seen(
     try:
         output = called(x.clone(), t.clone(), copies)
     except Exception as error:
+        if chains == 1:
+            return None
         reason = without_remarks(str(error).strip().split("\n")[0]) or type(error).__name__
         expected = f"expected {way_out}" if (way_out := way_out_of(error, x, t, told)) else EXPECTED
         raise TypeError(
