@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-import subprocess
 from typing import Any
 
 import numpy as np
