@@ -26,8 +26,8 @@ SANITIZE := PYTHONPATH=$(CURDIR) $(BIN)/python tests/support/sanitize.py
 
 help:
 	@echo "make demo    sample a grid of digits into demo/"
-	@echo "make test    run the tests that do not take long, and those of the Triton kernels also under Triton $(TRITON)"
-	@echo "make test-all  run every test with every case (hours on slow cores)"
+	@echo "make test    run the tests that do not take long"
+	@echo "make test-all  run every test with every case, and those of the Triton kernels under Triton $(TRITON) (hours)"
 	@echo "make train-examples  the trainings of docs/training.md in full (ten minutes on one core)"
 	@echo "make lint    ruff, mypy on both packages, the floors of imports, clang-format"
 	@echo "make docs    the documentation into docs/_build, start at index.html (a minute, offline)"
@@ -49,13 +49,13 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 WHICH := --quick
 test test-all: $(VENV)/package.stamp $(VENV)/tools.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) --numprocesses $(JOBS) --dist loadfile
-	$(MAKE) --no-print-directory test-triton WHICH=$(WHICH)
 test-all: WHICH :=
+test-all: test-triton
 
 # Compiled for sm_90 and executed by the tests' interpreter, in two halves at once: two minutes on two cores.
 test-triton: $(VENV)/package.stamp $(VENV)/tools.stamp $(VENV)/triton-$(TRITON).stamp
 	$(WITH_TRITON) -c 'import triton; v = triton.__version__; assert v == "$(TRITON)", f"triton: got {v}, expected $(TRITON)"'
-	$(MAKE) --no-print-directory --jobs=2 --output-sync test-triton-step test-triton-rest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-triton-step test-triton-rest WHICH=$(WHICH)
 
 test-triton-step:
 	$(PROVE) tests/gpu_without_gpu/test_triton_static.py

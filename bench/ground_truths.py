@@ -15,7 +15,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import arviz
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +22,7 @@ from bench import posterior_numbers, timing
 from bench.posteriors import POSTERIORS, Logistic, Posterior, Truth
 
 from ulam import mcmc
+from ulam.mcmc.arviz_data import arviz
 
 MOST_ERRORS = 4.0
 SAMPLERS = {"nuts": mcmc.NUTS, "mams": mcmc.MAMS, "hmc": mcmc.HMC}
@@ -59,11 +59,12 @@ class Moments:
 def moments(posterior: Posterior, draws: torch.Tensor) -> Moments:
     """Of the parameters of draws of x ``[chains, draws, dimension]``."""
     values = posterior.parameters(draws.double()).numpy()
-    data = arviz.convert_to_dataset({"x": values})
-    ess = np.stack([arviz.ess(data, method=method)["x"].values for method in ("mean", "sd")])
+    az = arviz()
+    data = az.convert_to_dataset({"x": values})
+    ess = np.stack([az.ess(data, method=method)["x"].values for method in ("mean", "sd")])
     mean, sd = values.mean((0, 1)), values.std((0, 1), ddof=1)
-    mean_error, sd_error = (arviz.mcse(data, method=method)["x"].values for method in ("mean", "sd"))
-    return Moments(mean, mean_error, sd, sd_error, ess.min(0), arviz.rhat(data)["x"].values)
+    mean_error, sd_error = (az.mcse(data, method=method)["x"].values for method in ("mean", "sd"))
+    return Moments(mean, mean_error, sd, sd_error, ess.min(0), az.rhat(data)["x"].values)
 
 
 def check(name: str, posterior: Posterior, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

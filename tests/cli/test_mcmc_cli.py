@@ -114,7 +114,7 @@ def advised(out):
     return shlex.split(found[0]) if found else None
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [t if t != "funnel" else pytest.param(t, marks=pytest.mark.long) for t in TARGETS])
 def test_default_runs_pass_or_name_a_command_that_does(target, ran):
     code, out, report = ran("--target", target)
     assert report["verdict"]["passed"] == (code == 0) == ("ulam: passed" in out) == (target == "gaussian")
@@ -131,7 +131,7 @@ def test_default_runs_pass_or_name_a_command_that_does(target, ran):
 
 @pytest.mark.parametrize(
     ("target", "mean_square"),
-    [("mixture", 4.49), ("rosenbrock", 11.0), ("funnel", 9.0), ("ring", 4.635)],
+    [("mixture", 4.49), ("rosenbrock", 11.0), pytest.param("funnel", 9.0, marks=pytest.mark.long), ("ring", 4.635)],
 )
 def test_runs_as_advised_have_the_law_of_the_target(target, mean_square, ran):
     """E x_0^2, of the formula of each density, within four standard errors by the effective sample size."""

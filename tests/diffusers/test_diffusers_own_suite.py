@@ -127,7 +127,7 @@ class Test{scheduler}(Common):
 """
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_command_runs_the_tests_of_a_checkout_on_fused_classes(plain: bool, tmp_path: Path) -> None:
     """One test that passes, one exception that fails, one exception that does not, and a refused class."""
     folder = tmp_path / "tests" / "schedulers"

@@ -1,4 +1,4 @@
-"""Which tests `make test` runs: none that are marked long; of several parameters every value, in few cases."""
+"""Which tests `make test` runs: none marked long; of several parameters every value, in few cases; for one GPU."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def test_three_parameters(a, b, c): pass
 @pytest.mark.parametrize(("a", "b"), [(1, "p"), (1, "q"), (2, "p"), (2, "q")])
 def test_a_product_as_one(a, b, made): pass
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("a", [1, 2])
+def test_machine_code(architecture, a): pass
+
 class TestOne:
     @pytest.mark.parametrize("a", [1, 2])
     @pytest.mark.parametrize("b", [1, 2])
@@ -69,11 +73,12 @@ def test_what_pytest_runs(pytester: pytest.Pytester):
     every = collected(pytester)
     few = collected(pytester, "--quick")
     counts = {"alone": (1, 1), "long": (2, 0), "one_parameter": (6, 6)}
-    counts |= {"three_parameters": (30, 5), "a_product": (8, 2), "in_a_class": (8, 4)}
+    counts |= {"three_parameters": (30, 5), "a_product": (8, 2), "in_a_class": (8, 4), "machine_code": (6, 2)}
     for word, (all_of_it, kept) in counts.items():
         assert sum(word in name for name in every) == all_of_it
         assert sum(word in name for name in few) == kept, word
     assert [name for name in every if name in set(few)] == few
+    assert all("sm_90" in name for name in few if "machine_code" in name)
 
 
 def test_cases_are_chosen_of_those_that_remain(pytester: pytest.Pytester):

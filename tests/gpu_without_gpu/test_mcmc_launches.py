@@ -86,7 +86,7 @@ def assert_moments_stay_in_registers(memories: list[Traffic], out: dict[str, tor
 
 
 @needs_nvcc
-@pytest.mark.parametrize("skew", [pytest.param(0, marks=pytest.mark.long), 4, 8])
+@pytest.mark.parametrize("skew", [4, *(pytest.param(skew, marks=pytest.mark.long) for skew in (0, 8))])
 def test_cuda_runs_have_the_bits_of_the_cpu(use: Any, skew: int) -> None:
     use(Chains(skew))
     cases = Cases(31)
@@ -206,7 +206,8 @@ def test_a_triton_launch_reaches_128_processors() -> None:
 
 
 @pytest.mark.parametrize(("density", "sampler"), [
-    (densities.double_well(128), "mala"), (densities.ring(33), "mala"), (densities.funnel(100), "hmc"),
+    (densities.double_well(128), "mala"), pytest.param(densities.ring(33), "mala", marks=pytest.mark.long),
+    pytest.param(densities.funnel(100), "hmc", marks=pytest.mark.long),
     (densities.gaussian(torch.zeros(7), torch.eye(7)), "hmc"),
     (densities.mixture(torch.ones(3), torch.arange(192.0).reshape(3, 64), 1.0), "mala"),
 ], ids=str)  # fmt: skip

@@ -16,6 +16,7 @@ from ulam_kernels import densities, mcmc
 SOURCES = [ROOT / "csrc/cuda" / name for name in ("mcmc_steps.cu", "mcmc_run.cu")]
 
 
+@pytest.mark.long
 def test_interpreted_triton_has_the_bits_of_the_cpu() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     triton_interpreter.run("check_mcmc")

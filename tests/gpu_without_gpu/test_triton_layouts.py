@@ -28,7 +28,7 @@ from ulam_kernels.triton.step import step  # noqa: E402
 LARGE = ((3, 32, 24), (4, 31, 17), (5, 2, 8, 8))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_ptx_of_the_step_gives_the_bits_of_the_reference(seed: int) -> None:
     """Short chains and long ones, every mixture of layouts."""
     rng = np.random.default_rng([2, seed])
@@ -121,6 +121,7 @@ def test_short_chains_wait_twice_for_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert memory_trips.Trips.latest > 3  # the measure tells the others apart
 
 
+@pytest.mark.long
 def test_interpreted_kernels_give_the_bits_of_the_reference() -> None:
     assert {1, 2, 3, 4, 5, 8} <= {shape[0] for shape in SHAPES}
     triton_interpreter.run("check_layouts")

@@ -23,6 +23,7 @@ def triton_backend() -> Any:
     return module
 
 
+@pytest.mark.long
 def test_triton_ptx_gives_the_bits_of_the_cpu(triton_backend: Any) -> None:
     from triton_simulator import cuda, simulated
 

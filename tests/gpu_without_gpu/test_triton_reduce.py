@@ -147,6 +147,7 @@ def test_compiles_without_spills_and_without_approximations(architecture: int, t
         assert len(spilled) <= 1, (kernel.metadata.name, spilled)
 
 
+@pytest.mark.long
 def test_compiles_for_amd() -> None:
     pytest.importorskip("triton.backends.amd.compiler", reason="this Triton has no AMD backend")
     for kernel in kernels(GPUTarget("hip", "gfx942", 64)):
@@ -169,5 +170,6 @@ def test_nothing_is_compiled_again_when_sizes_or_seeds_change() -> None:
     assert len({id(kernel) for kernel in gpu.compiled}) == 3 + 2
 
 
+@pytest.mark.long
 def test_interpreted_kernels_give_the_bits_of_the_cpu() -> None:
     triton_interpreter.run("check_reductions")

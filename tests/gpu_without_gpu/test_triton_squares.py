@@ -88,6 +88,7 @@ def test_noise_that_has_no_square_makes_its_chain_negative(n: int) -> None:
     recorded(case)
 
 
+@pytest.mark.long
 def test_interpreted_kernels_add_the_exact_numbers() -> None:
     triton_interpreter.run("check_squares")
 

@@ -29,12 +29,14 @@ SPILLED = {(80, "tf32x3", "plane"): 2, (100, "tf32x3", "plane"): 9, (100, "tf32x
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 
 
+@pytest.mark.long
 def test_interpreted_walks_agree_with_the_cpu() -> None:
     """float32: its bits, but for LayerNorm; else within the errors of `walk_errors`. One chain's bits in any batch."""
     pytest.importorskip("triton", reason="triton is not installed")
     triton_interpreter.run("check_walks")
 
 
+@pytest.mark.long
 def test_engines_samples_and_policies_have_the_bits_of_interpreted_walks() -> None:
     """On tensors of a stand-in device (see gpu_stand_in), in float32, tf32x3 and bf16; the CPU's in float32."""
     pytest.importorskip("triton", reason="triton is not installed")
@@ -234,6 +236,7 @@ def test_guided_walks_compile_within_a_multiprocessor(
     assert kernel.metadata.shared <= SHARED[architecture]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_largest_networks_find_room_in_shared_memory(precision: str) -> None:
     """The widest there are; and one of so many narrow matrices that they are not all held along the rows."""
@@ -243,6 +246,7 @@ def test_the_largest_networks_find_room_in_shared_memory(precision: str) -> None
         assert compiled(architecture, widths, precision).metadata.shared <= SHARED[architecture]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_walks_find_room_on_smaller_gpus(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed")

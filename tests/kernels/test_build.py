@@ -73,6 +73,7 @@ def test_portable_build_loads(tmp_path: Path):
     assert ran.returncode == 0 and ran.stdout.strip() == "['portable']", ran.stderr
 
 
+@pytest.mark.long
 def test_fast_math_build_refuses_to_load(tmp_path: Path):
     ran = built(tmp_path, "-ffast-math")
     assert ran.returncode != 0 and "ImportError" in ran.stderr and "fast-math" in ran.stderr
@@ -90,9 +91,14 @@ def test_build_with_other_noise_refuses_to_load(tmp_path: Path):
 @pytest.mark.parametrize(
     "right, wrong, difference",
     [
-        ("__builtin_popcount(reached);", "__builtin_popcount(reached) - (at == 0);", "its quantiles are not"),
+        pytest.param(
+            "__builtin_popcount(reached);",
+            "__builtin_popcount(reached) - (at == 0);",
+            "its quantiles are not",
+            marks=pytest.mark.long,
+        ),
         ("kGroup<V> ? count : kGroup<V>;  //", "kGroup<V> ? 1 : kGroup<V>;  //", "its norms are not"),
-        ("*has_nan = true", "*has_nan = false", "its quantiles do not pass NaN"),
+        pytest.param("*has_nan = true", "*has_nan = false", "its quantiles do not pass NaN", marks=pytest.mark.long),
     ],
 )
 def test_the_check_at_import_sees_other_reductions(right: str, wrong: str, difference: str, tmp_path: Path):

@@ -23,6 +23,7 @@ def test_cpu_gives_the_references_bits(name: str) -> None:
     assert torch.equal(expected.nan_to_num(9.0), execute(cpu, program).nan_to_num(9.0))
 
 
+@pytest.mark.long
 def test_interpreted_triton_gives_the_cpus_bits() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     triton_interpreter.run("check_programs")

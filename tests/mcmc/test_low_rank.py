@@ -170,7 +170,7 @@ SAMPLERS = [NUTS(), HMC(), MALA(), MALT(leapfrog=4), GHMC(), MAMS()]
 WARM = {"warmup": 60, "adapt": Warmup(mass="low-rank")}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("sampler", [pytest.param(NUTS(), marks=pytest.mark.long), *SAMPLERS[1:]], ids=repr)
 def test_a_chain_in_other_coordinates_is_that_of_the_density_there(sampler):
     """The same to rounding as unit mass on the energy of y, in float64."""
     target, mass = correlated(), some((3,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -370,3 +373,13 @@ def test_bad_names_get_one_clear_line(given, error, message):
     with pytest.raises(error, match=message) as caught:
         run(NORMAL, MALA(0.2), chains=2, steps=5).to_arviz(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_what_arviz_says_once_a_day_is_not_said(tmp_path):
+    """As by `ulam mcmc`; where it keeps the day is a folder that is empty."""
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", "from ulam.mcmc.arviz_data import arviz; arviz()"]
+    done = subprocess.run(
+        command, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.rglob("daily_warning"))

@@ -13,6 +13,7 @@ from ulam import mcmc
 from ulam.mcmc import GHMC, HMC, MALA, MALT, MAMS, NUTS, Warmup
 
 STEPLESS = [NUTS(), HMC(), HMC(leapfrog=3), MALA(), MALT(leapfrog=4), GHMC(), MAMS()]
+MOST_STEPLESS = [*STEPLESS[:-1], pytest.param(MAMS(), marks=pytest.mark.long)]
 
 
 def run(target, sampler, **options):
@@ -41,7 +42,7 @@ def test_the_mass_is_that_of_the_density(sampler):
 
 
 @pytest.mark.parametrize("launch", [True, False])
-@pytest.mark.parametrize("sampler", STEPLESS, ids=repr)
+@pytest.mark.parametrize("sampler", MOST_STEPLESS, ids=repr)
 def test_the_same_bits_again_and_in_parts(sampler, launch):
     for target, options in ((gaussian(), {}), (mcmc.Energy(curved), {"shape": (2,)})):
         options = {**options, "launch": launch}
@@ -57,7 +58,7 @@ def test_the_same_bits_again_and_in_parts(sampler, launch):
         assert same(second, third)
 
 
-@pytest.mark.parametrize("sampler", STEPLESS, ids=repr)
+@pytest.mark.parametrize("sampler", MOST_STEPLESS, ids=repr)
 def test_chains_that_warm_up_alone_are_their_own(sampler):
     for target, options in ((gaussian(), {}), (mcmc.Energy(curved), {"shape": (2,)})):
         options = {**options, "adapt": "chain"}

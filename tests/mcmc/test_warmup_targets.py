@@ -24,7 +24,7 @@ def check_moments(chains, mean, variance):
         assert float(((of_chains.mean(0) - exact) / error).abs().max()) < most
 
 
-@pytest.mark.parametrize("sampler", [HMC(), MAMS()], ids=repr)
+@pytest.mark.parametrize("sampler", [HMC(), pytest.param(MAMS(), marks=pytest.mark.long)], ids=repr)
 def test_a_gaussian_of_condition_ten_thousand(sampler):
     variance = torch.logspace(-2, 2, 100).double()
     target = mcmc.Gaussian(torch.zeros(100), torch.diag(variance))
@@ -36,7 +36,7 @@ def test_a_gaussian_of_condition_ten_thousand(sampler):
 
 
 @pytest.mark.filterwarnings("ignore:[0-9] divergent proposals")
-@pytest.mark.parametrize("sampler", [HMC(), MAMS(), NUTS()], ids=repr)
+@pytest.mark.parametrize("sampler", [HMC(), pytest.param(MAMS(), marks=pytest.mark.long), NUTS()], ids=repr)
 def test_a_banana(sampler):
     chains = mcmc.run(
         mcmc.Energy(banana), sampler, chains=64, shape=(2,), warmup=300, steps=100, seed=1, progress=False

@@ -1,6 +1,7 @@
 """What ``pytest --quick`` leaves, as ``make test`` runs it; ``make test-all`` runs everything.
 
-Tests marked ``long`` go, and of one over several parameters every value of each stays, but not every pair of them.
+Tests marked ``long`` go, and of one over several parameters every value of each stays, but not every pair of them. Of
+GPU architectures one stays.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+ARCHITECTURES = (90, "sm_90")  # of those that a test compiles for
 Value = TypeVar("Value", bound=Hashable)
 
 
@@ -44,6 +46,10 @@ def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.
         elif isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             tests[item.parent, item.originalname].append(item)
     for cases in tests.values():
+        if any(case.callspec.params.get("architecture") in ARCHITECTURES for case in cases):
+            others = [case for case in cases if case.callspec.params["architecture"] not in ARCHITECTURES]
+            dropped.update(others)
+            cases = [case for case in cases if case not in others]
         kept = set(fewest([values(case) for case in cases]))
         dropped.update(case for place, case in enumerate(cases) if place not in kept)
     return [item for item in items if item not in dropped], [item for item in items if item in dropped]

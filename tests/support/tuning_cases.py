@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 SLEEP = 0.004
+
+
+class Clock:
+    """The machine's clock, but that a wait is a hundred times as long by it and takes no time: noise is lost in it."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.waited += 100 * seconds
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.waited
+
+
+clock: Any = time  # of the networks below
 
 
 class Slow(torch.nn.Module):
@@ -20,7 +37,7 @@ class Slow(torch.nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return x * self.weight + self.off
-        time.sleep(SLEEP)
+        clock.sleep(SLEEP)
         return x * self.weight
 
 
@@ -42,7 +59,7 @@ class EachCall(Slow):
 
     @torch.compiler.disable
     def wait(self) -> None:
-        time.sleep(SLEEP)
+        clock.sleep(SLEEP)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         self.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -23,9 +24,11 @@ BLOCK = 1 << 22  # normals that are made at once
 
 
 def arviz() -> Any:
-    """The package. Raises ImportError where it is not installed."""
+    """The package, without what it says of its future once a day. Raises ImportError where it is not installed."""
     try:
-        import arviz
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+            import arviz
     except ImportError as error:
         raise ImportError("arviz: got no installation, expected one: pip install 'ulam[mcmc]'") from error
     return arviz
