@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from bench import sass as machine_code
-from bench.sass import Sass, cheapest_pass, disassembled
+from bench.sass import Sass, cheapest_pass
 
 import cuda_simulator
 import memory_trips
 import ulam_kernels
 from bit_comparison import same_bits
 from cuda_cases import FAST, plain_row
-from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device
+from cuda_simulator import ARCHITECTURES, BF16, FP16, FP32, MISSING, Device, sass
 from layout_cases import LAYOUTS, cases, laid_out, normal, random_case
 from memory_trips import Trips
 from ulam_kernels import Table
@@ -181,11 +181,6 @@ def test_short_fills_wait_once_for_memory(device: Device, monkeypatch: pytest.Mo
     device.fill_normal(out, **names, tag=1, scale=0.5, offset=8)
     assert torch.equal(out, expected) and memory_trips.Trips.latest == 1
     assert f"fill_shortINS0_5GroupILi{2 if elements <= 2 else 4}E" in device.used
-
-
-def sass(architecture: str) -> dict[str, list[Sass]]:
-    """The instructions of every kernel."""
-    return disassembled(cuda_simulator.build() / "machine.so", architecture, str(CUOBJDUMP))
 
 
 def kernel(architecture: str, name: str, registers: int | None = None) -> list[Sass]:

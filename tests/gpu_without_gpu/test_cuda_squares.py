@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.sass import Sass, cheapest_pass, disassembled
+from bench.sass import cheapest_pass
 
 import cuda_simulator
 import ulam_kernels
 from bit_comparison import same_bits
 from cuda_cases import FAST, plain_row
-from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, Device
+from cuda_simulator import ARCHITECTURES, BF16, FP16, FP32, MISSING, Device, sass
 from layout_cases import laid_out, random_case
 from squares_cases import added, start
 from ulam_kernels import Table
@@ -119,19 +119,11 @@ def test_rows_that_cannot_be_executed_add_nothing(device: Device) -> None:
 # --- Machine code ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sass() -> dict[str, dict[str, list[Sass]]]:
-    library = cuda_simulator.build() / "machine.so"
-    return {architecture: disassembled(library, architecture, str(CUOBJDUMP)) for architecture in ARCHITECTURES}
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_step_that_does_not_record_has_nothing_of_it(
-    sass: dict[str, dict[str, list[Sass]]], architecture: str
-) -> None:
+def test_a_step_that_does_not_record_has_nothing_of_it(architecture: str) -> None:
     """Each kernel is there twice; sums, shuffles and atomic additions are in one of them alone."""
-    kernels = {name: code for name, code in sass[architecture].items() if re.search(r"\dstep_\w+Lb[01]E", name)}
+    kernels = {name: code for name, code in sass(architecture).items() if re.search(r"\dstep_\w+Lb[01]E", name)}
     assert len(kernels) == 2 * (5 * 5 + 5 + 2 * 5 + 5 + 5 * 2 * 2)
     for name, code in kernels.items():
         found = {op.split(".")[0] for _, _, op, _ in code} & {"F2I", "REDUX", "SHFL", "RED", "REDG", "ATOMG", "ATOM"}
@@ -143,14 +135,12 @@ def test_a_step_that_does_not_record_has_nothing_of_it(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("types", "accesses"), [("7Float32ES2_", (2, 4, 0)), ("8BFloat16ES2_", (1, 2, 0))])
-def test_cost_of_a_plain_row(
-    sass: dict[str, dict[str, list[Sass]]], architecture: str, types: str, accesses: tuple[int, int, int]
-) -> None:
+def test_cost_of_a_plain_row(architecture: str, types: str, accesses: tuple[int, int, int]) -> None:
     """Instructions an element in the loop of a plain row: five and a half more than of a step that does not record."""
     counts = []
     for records in (0, 1):
         name = f"step_vectorsINS0_{types}Li1ELb{records}E"
-        code = next(code for found, code in sass[architecture].items() if name in found)
+        code = next(code for found, code in sass(architecture).items() if name in found)
         counts.append(len(cheapest_pass(code, 8, *accesses)) / 8)
     print(f"{architecture} {types}: {counts[0]:.1f} and {counts[1]:.1f} instructions an element")
     assert counts[0] + 4 <= counts[1] <= counts[0] + 5.5

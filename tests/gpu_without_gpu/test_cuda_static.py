@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.sass import WIDE_SLOTS, Sass, cheapest_pass, counts_an_element, disassembled
+from bench.sass import WIDE_SLOTS, cheapest_pass, counts_an_element
 
 import cuda_simulator
 import ulam_kernels
 from bit_comparison import differences
 from cuda_cases import FAST, plain_row
-from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device
+from cuda_simulator import ARCHITECTURES, BF16, CUOBJDUMP, FP16, FP32, MISSING, NUMBERS, Device, sass
 from ptx_parser import Instruction, parse
 from reduce_cases import table_of
 from ulam_kernels import Table
@@ -270,18 +270,11 @@ def test_an_altered_rounding_is_noticed(device: Device, ptx: str) -> None:
 # --- Machine code ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sass() -> dict[str, dict[str, list[Sass]]]:
-    """The instructions of every kernel, by architecture."""
-    library = cuda_simulator.build() / "machine.so"
-    return {architecture: disassembled(library, architecture, str(CUOBJDUMP)) for architecture in ARCHITECTURES}
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str) -> None:
+def test_machine_code(architecture: str) -> None:
     """No local memory, and no approximate instruction but the reciprocal root that the noise standard allows."""
     of_name = re.compile(r"\d(step|fill|affine|reduce|blend)_(vectors|quads|chain)")
-    kernels = {name: code for name, code in sass[architecture].items() if of_name.search(name)}
+    kernels = {name: code for name, code in sass(architecture).items() if of_name.search(name)}
     assert len(kernels) == 2 * 30 + 4 + 6 + 1 + 4 + 8
     if architecture == "sm_80":  # has no clusters: what is compiled for them is empty there
         empty = [name for name in kernels if "reduce_chainILi8E" in name]
@@ -307,11 +300,9 @@ def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str)
         ("7Float16ES2_", ["LDG.E.128"] * 2 + ["STG.E.128"], 40),
     ],
 )
-def test_cost_of_a_plain_row(
-    sass: dict[str, dict[str, list[Sass]]], architecture: str, types: str, accesses: list[str], budget: int
-) -> None:
+def test_cost_of_a_plain_row(architecture: str, types: str, accesses: list[str], budget: int) -> None:
     """Instructions an element in the loop of a plain DDPM row with noise, and the width of its accesses."""
-    kernels = sass[architecture].items()
+    kernels = sass(architecture).items()
     code = next(code for name, code in kernels if f"step_vectorsINS0_{types}Li1ELb0E" in name)
     stores, loads16, loads8 = (accesses.count(kind) for kind in ("STG.E.128", "LDG.E.128", "LDG.E.64"))
     path = cheapest_pass(code, 8, stores, loads16, loads8)

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.sass import Sass, disassembled
 
 import cuda_simulator
 import ulam_kernels
 from bit_comparison import differences
 from blend_cases import random_inputs
-from cuda_simulator import ARCHITECTURES, CUOBJDUMP, MISSING, Device
+from cuda_simulator import ARCHITECTURES, MISSING, Device, sass
 from ptx_parser import parse
 from tick_cases import ORDERS, OUTPUTS, clone_of, expected_of, looked_up, not_finite, random_look_up, random_tick
 
@@ -242,20 +241,10 @@ def test_a_fault_is_noticed(device: Device, fault: str) -> None:
 # --- Machine code ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sass() -> dict[str, dict[str, list[Sass]]]:
-    """The instructions of these kernels, by architecture."""
-    found: dict[str, dict[str, list[Sass]]] = {}
-    for architecture in ARCHITECTURES:
-        kernels = disassembled(cuda_simulator.build() / "machine.so", architecture, str(CUOBJDUMP))
-        found[architecture] = {n: code for n, code in kernels.items() if re.search(r"\d(advance|look_up)_", n)}
-    return found
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_machine_code(sass: dict[str, dict[str, list[Sass]]], architecture: str) -> None:
+def test_machine_code(architecture: str) -> None:
     """No local memory, no arithmetic of floats; vectors of 16 bytes; one atomic, in order, where there are parts."""
-    kernels = sass[architecture]
+    kernels = {n: code for n, code in sass(architecture).items() if re.search(r"\d(advance|look_up)_", n)}
     assert len(kernels) == 1 + 4 + 2
     for name, code in kernels.items():
         operations = [op for _, _, op, _ in code]

@@ -214,5 +214,6 @@ def test_compiles_for_amd(variant: Variant) -> None:
         assert ".private_segment_fixed_size: 0" in kernel.asm["amdgcn"]
 
 
+@pytest.mark.long
 def test_interpreted_kernels_give_the_bits_of_the_cpu() -> None:
     triton_interpreter.run("check_steps")

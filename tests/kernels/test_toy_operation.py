@@ -254,6 +254,7 @@ def run(folder: Path, *command: str, **variables: str) -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the extension")
 def test_a_toy_operation_runs(tree: Path) -> None:
     # the build of other machines than x86-64: one instruction set; of CUDA nothing, for want of an architecture
@@ -262,6 +263,7 @@ def test_a_toy_operation_runs(tree: Path) -> None:
     run(tree, sys.executable, "-c", INPUTS + RUN)
 
 
+@pytest.mark.long
 def test_a_toy_operation_is_typed(tree: Path) -> None:
     pytest.importorskip("mypy", reason="comes with the tools of make lint")
     run(tree, sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "-p", "ulam_kernels", MYPYPATH="kernels")

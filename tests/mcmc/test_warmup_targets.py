@@ -36,7 +36,9 @@ def test_a_gaussian_of_condition_ten_thousand(sampler):
 
 
 @pytest.mark.filterwarnings("ignore:[0-9] divergent proposals")
-@pytest.mark.parametrize("sampler", [HMC(), pytest.param(MAMS(), marks=pytest.mark.long), NUTS()], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", [*(pytest.param(one, marks=pytest.mark.long) for one in (HMC(), MAMS())), NUTS()], ids=repr
+)
 def test_a_banana(sampler):
     chains = mcmc.run(
         mcmc.Energy(banana), sampler, chains=64, shape=(2,), warmup=300, steps=100, seed=1, progress=False

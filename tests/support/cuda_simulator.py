@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.sass import find_tool
+from bench.sass import Sass, disassembled, find_tool
 
 from ptx_interpreter import Machine
 from ptx_memory import Memory
@@ -177,6 +177,11 @@ def build() -> Path:
 def ptx() -> str:
     dump = subprocess.run([CUOBJDUMP, "-ptx", "host.so"], cwd=build(), check=True, capture_output=True, text=True)
     return dump.stdout
+
+
+def sass(architecture: str) -> dict[str, list[Sass]]:
+    """The instructions of every kernel."""
+    return disassembled(build() / "machine.so", architecture, str(CUOBJDUMP))
 
 
 @cache

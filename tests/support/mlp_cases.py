@@ -322,7 +322,7 @@ class Gated(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         value, gate = torch.split(self.a(x) + self.t(self.time(t)), [16, 16], dim=-1)
-        return self.b(value * F.silu(gate)) - 0.125 * x.flip(-1)
+        return self.b(value * F.silu(gate)) - 0.125 * x.flip(-1).roll(1, -1)
 
 
 class Encoded(nn.Module):
