@@ -59,6 +59,7 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], tuple[int, ...], dict[str,
     "a sum over chains so far": (lambda x, t, o: LAYER(x) + o.cumsum(0), (4,), OBSERVED, "chain"),
     "an order of chains": (lambda x, t, o: LAYER(x) + o.argsort(0), (4,), OBSERVED, "chain"),
     "chains turned about": (lambda x, t, o: LAYER(x) + o.flip(0), (4,), OBSERVED, "an operation over chains"),
+    "chains by number": (lambda x, t: LAYER(x)[torch.arange(x.shape[0] - 1, -1, -1)], (4,), {}, "mixes chains"),
     "times of other chains": (lambda x, t: LAYER(x) + t.cumsum(0)[:, None], (4,), {}, "chain"),
     "the number of chains": (lambda x, t: LAYER(x) + t[:, None] / x.shape[0], (4,), {}, "chain"),
     "the place of a chain": (

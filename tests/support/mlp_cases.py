@@ -313,16 +313,16 @@ class Prompted(nn.Module):
 
 
 class Gated(nn.Module):
-    """Gated linear units, split along the last dimension."""
+    """Gated linear units, split along the last dimension; elements of x in another order."""
 
     def __init__(self, n: int = 5) -> None:
         super().__init__()
         self.a, self.b, self.t = nn.Linear(n, 32), nn.Linear(16, n), nn.Linear(4, 32)
-        self.time = Fourier(4)
+        self.time, self.order = Fourier(4), torch.randperm(n).tolist()
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         value, gate = torch.split(self.a(x) + self.t(self.time(t)), [16, 16], dim=-1)
-        return self.b(value * F.silu(gate)) - 0.125 * x.flip(-1).roll(1, -1)
+        return self.b(value * F.silu(gate)) - 0.125 * x[:, self.order].flip(-1).roll(1, -1)
 
 
 class Encoded(nn.Module):

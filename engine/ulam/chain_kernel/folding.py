@@ -25,8 +25,8 @@ MOVES = {
     aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.to, aten._to_copy, aten.dropout, aten.view_as,
     aten.reshape_as, aten.repeat_interleave, aten.index_select, aten.flip, aten.hstack, aten.tile,
     aten.broadcast_to, aten._unsafe_view, aten.view_copy, aten.squeeze_copy, aten.type_as, aten.alias_copy,
-    aten.feature_dropout, aten.alpha_dropout, aten.concatenate, aten.copy, aten.roll,
-    aten.slice_scatter, aten.select_scatter, aten.unsqueeze_copy, aten.expand_copy,
+    aten.feature_dropout, aten.alpha_dropout, aten.concatenate, aten.copy, aten.roll, aten.index, aten.slice_scatter,
+    aten.select_scatter, aten.unsqueeze_copy, aten.expand_copy,
 }  # fmt: skip
 EXACT = MOVES | {
     aten.linear, aten.addmm, aten.mm, aten.matmul, aten.add, aten.sub, aten.mul, aten.div, aten.rsub, aten.neg,

@@ -154,14 +154,15 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
 
 def _check_sizes(arguments: list[Node]) -> None:
     """Raise TypeError where the operations are those for some numbers of chains, as by a branch on them."""
+    expected = "expected one for any number: x.shape[0], not len(x)"
     for argument in arguments:
         chains = argument.meta["val"].shape[0]
-        assert isinstance(chains, torch.SymInt)
+        if not isinstance(chains, torch.SymInt):
+            raise TypeError(f"net: got an operation for {chains} chains alone, {expected}")
         for guard in chains.node.shape_env.guards:
             if guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, CHAINS)) is not sympy.true:
                 at = str(guard.sloc).strip("()").rpartition("/")[2]
-                told = f"an operation for some numbers of chains alone at {at}"
-                raise TypeError(f"net: got {told}, expected one for any number: x.shape[0], not len(x)")
+                raise TypeError(f"net: got an operation for some numbers of chains alone at {at}, {expected}")
 
 
 def _seen(
