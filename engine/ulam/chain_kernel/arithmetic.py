@@ -51,6 +51,7 @@ class Arithmetic:
         return self._numbers[node]
 
     def known(self, node: Node, kind: str, inverse: bool = False) -> torch.Tensor:
+        """The numbers of the elements of what does not depend on x, or of 1 over it."""
         value = node.meta["val"]
         batched = value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
         rest = value.shape[1:] if batched else value.shape
