@@ -64,6 +64,8 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], tuple[int, ...], dict[str,
     "the number of chains": (lambda x, t: LAYER(x) + t[:, None] / x.shape[0], (4,), {}, "chain"),
     "the place of a chain": (
         lambda x, t: LAYER(x) + (t + torch.arange(x.shape[0]))[:, None], (4,), {}, "chain"),
+    "two batches as one": (
+        lambda x, t: torch.cat([x, LAYER(x)]).chunk(2)[1], (4,), {}, r"at .*test_chain_agreement.py:\d+ \(.*chains"),
     "one number of chains": (lambda x, t: x.reshape(len(x), -1).reshape(len(x), 4, 2), (4, 2), {}, "chains"),
 }  # fmt: skip
 

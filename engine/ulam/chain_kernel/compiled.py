@@ -22,7 +22,7 @@ from .emission import Emission
 from .folding import Folded
 from .network_read import NetworkRead, agree
 from .reading import Reading
-from .tracing import OfValues, Traced, check_weights, trace
+from .tracing import FOR_ANY, FOR_SOME, OfValues, Traced, check_weights, trace
 
 EXAMPLES = 4  # chains' conditioning that is kept to try the network with
 
@@ -56,6 +56,8 @@ class CompiledChain:
         modules = modules_in(self._net)
         traced = trace(denoiser, *self._about)
         made = self._made(traced, replace(denoiser, guide=None), Held(modules, self._net, traced.tensors.values()))
+        if traced.some:  # and no operation was refused with its line
+            raise TypeError(f"net: got {FOR_SOME}, {FOR_ANY}")
         agree(made, traced.seen)
         self._now = made  # all at once, and last: what fails, or is interrupted, is tried again
 

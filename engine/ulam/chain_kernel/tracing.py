@@ -37,6 +37,8 @@ from .changes import Held, hooks_of_all
 EXPECTED = "expected one that the chain kernel can hold"
 EXAMPLES = 3  # chains in the batch that it is traced with
 TRIED = (1, 2, 5)  # and of those that it is tried with
+FOR_SOME = "an operation for some numbers of chains alone"
+FOR_ANY = "expected one for any number: x.shape[0], not len(x)"
 CHAINS = sympy.Symbol("chains", integer=True, positive=True)
 LARGEST_KERNEL = 2  # dimensions of a weight: those of convolutions have more
 FILE = re.compile(r'File "([^"]+)", line (\d+)')
@@ -71,6 +73,7 @@ class Traced:
 
     tensors: parameters, buffers and other constants, the network's own, by the node that stands for each.
     x, t, cond: the nodes of the arguments. shared: the arguments without a chain dimension. seen: calls.
+    some: whether the operations are those for some numbers of chains alone.
     """
 
     nodes: list[Node]
@@ -81,6 +84,7 @@ class Traced:
     shared: frozenset[str]
     output: Node
     seen: tuple[Seen, ...]
+    some: bool
 
 
 def trace(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch.Tensor | Shared]) -> Traced:
@@ -148,21 +152,23 @@ def _traced(denoiser: Denoiser, shape: tuple[int, ...], cond: Mapping[str, torch
     output = outputs[kinds.index(OutputKind.USER_OUTPUT)]
     if not isinstance(output, Node):
         raise TypeError(f"net: got the output {described(output)}, expected a tensor that depends on x")
-    _check_sizes([*inputs[:2], *(node for name, node in read.items() if name not in shared)])
-    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output, tuple(filter(None, seen)))
+    some = _is_for_some([*inputs[:2], *(node for name, node in read.items() if name not in shared)])
+    return Traced(nodes, tensors, inputs[0], inputs[1], read, shared, output, tuple(filter(None, seen)), some)
 
 
-def _check_sizes(arguments: list[Node]) -> None:
-    """Raise TypeError where the operations are those for some numbers of chains, as by a branch on them."""
-    expected = "expected one for any number: x.shape[0], not len(x)"
+def _is_for_some(arguments: list[Node]) -> bool:
+    """Whether the operations are those for some numbers of chains; TypeError where a line asks about them."""
+    some = False
     for argument in arguments:
         chains = argument.meta["val"].shape[0]
         if not isinstance(chains, torch.SymInt):
-            raise TypeError(f"net: got an operation for {chains} chains alone, {expected}")
+            return True
         for guard in chains.node.shape_env.guards:
             if guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, CHAINS)) is not sympy.true:
-                at = str(guard.sloc).strip("()").rpartition("/")[2]
-                raise TypeError(f"net: got an operation for some numbers of chains alone at {at}, {expected}")
+                some, at = True, guard.sloc.framework_loc
+                if isinstance(at, traceback.FrameSummary) and not at.filename.startswith(LIBRARIES):
+                    raise TypeError(f"net: got {FOR_SOME} at {at.filename}:{at.lineno}, {FOR_ANY}")
+    return some
 
 
 def _seen(
