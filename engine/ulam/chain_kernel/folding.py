@@ -170,7 +170,7 @@ FACTORIES = {
     aten.eye, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full,
 }  # fmt: skip
 
-INDEXED = MOVES | {aten.embedding, aten.index, aten.gather}  # whole numbers may be places there
+INDEXED = MOVES | {aten.embedding, aten.gather}  # whole numbers may be places there
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
