@@ -8,11 +8,12 @@ All are interleaved in one process with the fused multiply-adds that measure the
 many short runs says more than the median, and both are printed. `--compiled` adds the naive loop with its network under
 torch.compile, `--grid` other widths, chains and steps, `--write` keeps the figures.
 
-What to expect: an evaluation is 2 x (multiplications) operations. From 16 chains on a block of 2 vectors of chains by 8
-columns loads 10 vectors for 16 multiply-adds, so the multiply-adds bind: at the peak of two a cycle, less the
-activations (18 operations a vector and a division). At one chain every weight is read once for one multiply-add: the
-second cache's bandwidth binds, 540 KB a step. What depends on the time alone is computed once a row by the kernel, and
-again in every evaluation by the naive loop.
+What to expect: an evaluation is 2 x (multiplications) operations. From 16 chains on, a block of 2 vectors of chains by
+12 columns (AVX2, of half the registers: 6) loads 14 vectors for 24 multiply-adds (8 for 12), and has more sums than a
+multiply-add takes cycles at two a cycle: the multiply-adds bind, less the activations (18 operations a vector and a
+division, four vectors in step). At one chain every weight is read once for one multiply-add: the caches' bandwidth
+binds, 540 KB a step. What depends on the time alone is computed once a row by the kernel, and again in every evaluation
+by the naive loop.
 """
 
 from __future__ import annotations

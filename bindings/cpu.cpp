@@ -172,6 +172,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("torch_normal", &fill_torch_normal, "The normals of torch's CPU generator: see torch_normal.h.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets usable here, fastest first.");
   m.def("instruction_set", [] { return g_kernels->name; }, "The instruction set in use.");
+  m.def("panel_columns", [] { return g_kernels->panel; }, "Columns of a network's packed weights that lie together.");
   m.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests and benchmarks.");
   m.def("digest", &digest, "What stands for the bytes of arrays, by their addresses: another where they have changed.");
   m.def(

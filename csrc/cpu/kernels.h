@@ -19,10 +19,11 @@ constexpr int kDigestBytes = 1024;
 // numbers of the chains that it works on. hash_noise adds the noise standard's checksums of the words [first, first +
 // count). digest fills kDigestBytes that stand for the bytes of `count` arrays, see digest.h. multiply_adds makes that
 // many rounds of independent fused multiply-adds and returns their floating-point operations, for measurements. mt19937
-// and torch_transform are null where there are no fused multiply-adds: see torch_normal.h.
+// and torch_transform are null where there are no fused multiply-adds: see torch_normal.h. panel: the columns of a
+// network's packed weights that lie together.
 struct Kernels {
   const char* name;
-  int width;
+  int width, panel;
 #define ULAM_UNITS(operation, Arguments) void (*operation)(const Arguments&, int64_t chunk, int64_t begin, int64_t end);
   ULAM_SHARED_OPERATIONS(ULAM_UNITS)
   ULAM_CPU_OPERATIONS(ULAM_UNITS)

@@ -115,6 +115,7 @@ constexpr Kernels kernels_of(const char* name) {
   Kernels k{};
   k.name = name;
   k.width = V::width;
+  k.panel = kPanel<V>;
 #define ULAM_UNITS(operation, Arguments) k.operation = operation##_units<V>;
   ULAM_SHARED_OPERATIONS(ULAM_UNITS)
   ULAM_CPU_OPERATIONS(ULAM_UNITS)

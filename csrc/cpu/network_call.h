@@ -78,7 +78,7 @@ void call_columns(const Plan& plan, const NetworkCall& s, int64_t begin, int cou
 template <class V>
 void call_network(const NetworkCall& s, int64_t begin, int64_t end) {
   constexpr int W = V::width;
-  const Plan plan(s.code, s.data, s.packed);
+  const Plan plan(s.code, s.data, s.packed, kPanel<V>);
   for (int64_t at = begin; at < end; at += 2 * W) {
     const int count = static_cast<int>(end - at < 2 * W ? end - at : 2 * W);
     if (W > 1 && count == 1)

@@ -91,6 +91,8 @@ class ColumnsNetwork {
     if constexpr (NV > 2)
       for (; vectors - v >= 2; v += 2) block<2>(item, v);
     for (; v < vectors; ++v) block<1>(item, v);
+    for (int c = 0; c < C; ++c)
+      activate<V>(at(item.out, c), int64_t{vectors} * V::width, item.function, item.parameter);
   }
 
   template <int N>
@@ -121,21 +123,19 @@ class ColumnsNetwork {
         V::store(at(item.out, c), kFloat32, j, sum[c][i]);
       }
     }
-    for (int c = 0; c < C; ++c)
-      activate<V>(at(item.out, c) + v * V::width, N * V::width, item.function, item.parameter);
   }
 
   // Where the packed weights of N vectors of columns from vector v on lie, for every k. v is a multiple of N, so that
   // they are in one panel, or fill some: vector i is `offset(i)` behind the first of its panel.
   template <class Weights, int N>
   struct Places {
-    static constexpr int kEach = kPanel / V::width, kPanels = (N + kEach - 1) / kEach;
+    static constexpr int kEach = kPanel<V> / V::width, kPanels = (N + kEach - 1) / kEach;
     const float* first[kPanels];
 
     Places(const float* packed, int depth, int v) {
       for (int p = 0; p < kPanels; ++p) {
         const int64_t j = (v + p * kEach) * V::width;
-        first[p] = packed + j / kPanel * depth * Weights::stride + Weights::place(j);
+        first[p] = packed + j / kPanel<V> * depth * Weights::stride + Weights::place(j);
       }
     }
     ULAM_HD f load(int64_t k, int i) const {
@@ -144,8 +144,8 @@ class ColumnsNetwork {
   };
 
   struct Float32 {
-    static constexpr int stride = kPanel;  // of a k, in floats
-    static int64_t place(int64_t j) { return j % kPanel; }
+    static constexpr int stride = kPanel<V>;  // of a k, in floats
+    static int64_t place(int64_t j) { return j % kPanel<V>; }
     static constexpr int offset(int i) { return i * V::width; }
     template <int N>
     static ULAM_HD void load(const Places<Float32, N>& w, int64_t k, int, f b[N]) {
@@ -155,8 +155,8 @@ class ColumnsNetwork {
   };
   // A word holds column j of 32 in its lower half, and column j + 16 in its upper one.
   struct Bf16 {
-    static constexpr int stride = kPanel / 2, half = 16 / V::width;  // vectors in the lower halves
-    static int64_t place(int64_t j) { return j % kPanel / 32 * 16 + j % 16; }
+    static constexpr int stride = kPanel<V> / 2, half = 16 / V::width;  // vectors in the lower halves
+    static int64_t place(int64_t j) { return j % kPanel<V> / 32 * 16 + j % 16; }
     static constexpr int offset(int i) { return i * V::width / 32 * 16 + i * V::width % 16; }
     static f lower(typename V::u word) { return V::as_float(V::template shl<16>(word)); }
     static f upper(typename V::u word) { return V::as_float(V::and_(word, 0xffff0000u)); }

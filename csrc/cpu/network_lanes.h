@@ -4,6 +4,7 @@
 #include "groups.h"
 #include "network_dots.h"
 #include "network_plan.h"
+#include "together.h"
 
 namespace ulam::cpu {
 namespace {
@@ -11,8 +12,10 @@ namespace {
 template <class V>
 inline void activate(float* p, int64_t count, int function, float parameter) {
   const auto all = [&](auto known) {
-    for (int64_t i = 0; i < count; i += V::width)
-      V::store(p, kFloat32, i, activated<V>(known, parameter, V::load(p + i)));
+    int64_t i = 0;
+    for (; i + FourOf<V>::width <= count; i += FourOf<V>::width)
+      FourOf<V>::store(p, kFloat32, i, activated<FourOf<V>>(known, parameter, FourOf<V>::load(p + i)));
+    for (; i < count; i += V::width) V::store(p, kFloat32, i, activated<V>(known, parameter, V::load(p + i)));
   };
   switch (static_cast<Activation>(function)) {
 #define ULAM_KNOWN(f) \
@@ -97,19 +100,25 @@ class LanesNetwork {
   f get(int slot, int64_t j, int m) const { return V::load(value(slot) + j * lanes + m * V::width); }
   void put(int slot, int64_t j, int m, f x) { V::store(value(slot), kFloat32, j * lanes + m * V::width, x); }
 
-  f operand(const Operand& o, int64_t j, int m) const {
+  // use(of), where of(j, m) is a vector of the operand.
+  template <class Use>
+  ULAM_HD auto with_operand(const Operand& o, const Use& use) const {
     switch (o.from) {
       case From::kValue:
-        return get(static_cast<int>(o.index), j, m);
+        return use([&](int64_t j, int m) { return get(static_cast<int>(o.index), j, m); });
       case From::kRow:
-        return differ_ ? V::load(row_ + (o.index + j) * lanes + m * V::width) : V::set(row_[o.index + j]);
+        if (differ_) return use([&](int64_t j, int m) { return V::load(row_ + (o.index + j) * lanes + m * V::width); });
+        return use([&](int64_t j, int) { return V::set(row_[o.index + j]); });
       case From::kChain:
-        return V::load(chain_ + (o.index + j) * lanes + m * V::width);
+        return use([&](int64_t j, int m) { return V::load(chain_ + (o.index + j) * lanes + m * V::width); });
       case From::kConstant:
-        return V::set(plan_.constants()[o.index + j]);
+        return use([&](int64_t j, int) { return V::set(plan_.constants()[o.index + j]); });
       default:
-        return V::set(0.0f);
+        return use([](int64_t, int) { return V::set(0.0f); });
     }
+  }
+  f operand(const Operand& o, int64_t j, int m) const {
+    return with_operand(o, [=](const auto& of) { return of(j, m); });
   }
 
   void linear(const Item& item) {
@@ -118,12 +127,12 @@ class LanesNetwork {
       float* const words = words_of(value(item.value), item.depth[0], value(plan_.slots + 1));
       if (item.second >= 0) words_of(value(item.second), item.depth[1], words);
     }
-    if constexpr (columns == 16)
-      for (; item.width - j > 8; j += 16) block<16>(item, j);
-    if constexpr (columns >= 8)
-      for (; item.width - j > 4; j += 8) block<8>(item, j);
+    if constexpr (columns == 12)
+      for (; item.width - j > 6; j += 12) block<12>(item, j);
+    for (; item.width - j > 4; j += 6) block<6>(item, j);
     for (; item.width - j > 2; j += 4) block<4>(item, j);
     for (; item.width - j > 0; j += 2) block<2>(item, j);
+    activate<V>(value(item.out), int64_t{item.width} * lanes, item.function, item.parameter);
   }
 
   template <int C>
@@ -142,29 +151,46 @@ class LanesNetwork {
     if (plan_.precision != Precision::kBf16Dot && item.second >= 0)
       add<C>(item.narrow[1], item.depth[1], value(item.second), j, sum);
     float* const out = value(item.out) + static_cast<int64_t>(j) * lanes;
-    ULAM_UNROLL
-    for (int c = 0; c < C; ++c) {
+    const auto finish = [&](auto columns) {
+      add_operand<C>(item.a, j, columns, sum);
+      add_operand<C>(item.b, j, columns, sum);
       ULAM_UNROLL
-      for (int m = 0; m < M && c < count; ++m) {
-        if (item.a.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.a, j + c, m));
-        if (item.b.from != From::kNone) sum[m][c] = V::add(sum[m][c], operand(item.b, j + c, m));
-        V::store(out, kFloat32, c * lanes + m * V::width, sum[m][c]);
+      for (int c = 0; c < C; ++c) {
+        ULAM_UNROLL
+        for (int m = 0; m < M; ++m)
+          if (c < columns) V::store(out, kFloat32, c * lanes + m * V::width, sum[m][c]);
       }
-    }
-    activate<V>(out, int64_t{count} * lanes, item.function, item.parameter);
+    };
+    if (count == C)
+      finish(std::integral_constant<int, C>());
+    else
+      finish(count);
+  }
+
+  // To the first columns of a block from j on.
+  template <int C, class Columns>
+  ULAM_HD void add_operand(const Operand& o, int64_t j, Columns columns, f sum[M][C]) const {
+    if (o.from == From::kNone) return;
+    with_operand(o, [=](const auto& of) {
+      ULAM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        ULAM_UNROLL
+        for (int m = 0; m < M; ++m)
+          if (c < columns) sum[m][c] = V::add(sum[m][c], of(j + c, m));
+      }
+    });
   }
 
   template <int C>
   static ULAM_HD void add(const float* packed, int depth, const float* __restrict x, int j, f sum[M][C]) {
     const float* __restrict w = packed + static_cast<int64_t>(j / kNarrow) * depth * kNarrow + j % kNarrow;
-    const int64_t next = C > kNarrow ? static_cast<int64_t>(depth) * kNarrow : 0;
     for (int k = 0; k < depth; ++k, w += kNarrow, x += lanes) {
       f a[M];
       ULAM_UNROLL
       for (int m = 0; m < M; ++m) a[m] = V::load(x + m * V::width);
       ULAM_UNROLL
       for (int c = 0; c < C; ++c) {
-        const f b = V::set(c < kNarrow ? w[c] : w[next + c - kNarrow]);
+        const f b = V::set(w[c]);
         ULAM_UNROLL
         for (int m = 0; m < M; ++m) sum[m][c] = V::fma(a[m], b, sum[m][c]);
       }
@@ -195,14 +221,13 @@ class LanesNetwork {
   template <int C>
   static ULAM_HD void dots(const float* packed, int pairs, const float* __restrict x, int j, f sum[M][C]) {
     const float* __restrict w = packed + static_cast<int64_t>(j / kNarrow) * pairs * kNarrow + j % kNarrow;
-    const int64_t next = C > kNarrow ? static_cast<int64_t>(pairs) * kNarrow : 0;
     for (int k = 0; k < pairs; ++k, w += kNarrow, x += lanes) {
       typename V::u a[M];
       ULAM_UNROLL
       for (int m = 0; m < M; ++m) a[m] = V::bits(V::load(x + m * V::width));
       ULAM_UNROLL
       for (int c = 0; c < C; ++c) {
-        const typename V::u b = V::bits(V::set(c < kNarrow ? w[c] : w[next + c - kNarrow]));
+        const typename V::u b = V::bits(V::set(w[c]));
         ULAM_UNROLL
         for (int m = 0; m < M; ++m) sum[m][c] = dot<V>(sum[m][c], a[m], b);
       }
@@ -258,8 +283,9 @@ class LanesNetwork {
       put(item.out, j, m, V::mul(inverse, V::fma(minus, normal(j), V::sub(h(j), mean))));
   }
 
-  // AVX2 has half the registers of AVX-512.
-  static constexpr int columns = (V::width >= 16 ? 16 : 8) / M;
+  // AVX2 has half the registers of AVX-512. A block lies in one panel.
+  static constexpr int columns = V::width >= 16 ? 12 : 12 / M;
+  static_assert(kNarrow % columns == 0 && columns % 6 == 0, "blocks of 6, and 4 behind them");
 
   const Plan& plan_;
   float* const slots_;

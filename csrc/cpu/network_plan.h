@@ -13,7 +13,12 @@
 namespace ulam::cpu {
 namespace {
 
-constexpr int kNarrow = 8, kPanel = 128;  // columns of packed weights that lie together for every k
+// The columns of packed weights that lie together for every k, in blocks and in panels. A panel is what a few chains
+// want to read at once: with AVX-512 more.
+constexpr int kNarrow = 12;
+template <class V>
+constexpr int kPanel = V::width >= 16 ? 128 : 32;
+
 constexpr int kMostInstructions = 128;
 
 enum class Kind : int { kLinear, kUnary, kBinary, kLayerNorm, kLayerNormGradient };
@@ -38,7 +43,8 @@ struct Item {
 
 class Plan {
  public:
-  Plan(const int64_t* code, const float* data, const float* packed) : data_(data), packed_(packed) {
+  Plan(const int64_t* code, const float* data, const float* packed, int panel)
+      : data_(data), packed_(packed), panel_(panel) {
     inputs = static_cast<int>(code[0]);
     row_width = code[1];
     chain_width = code[2];
@@ -123,7 +129,7 @@ class Plan {
           item.depth[i] = static_cast<int>(widths[w[2 + i]]);
           const int words = precision == Precision::kBf16Dot ? (item.depth[i] + 1) / 2 : item.depth[i];
           item.narrow[i] = next(words, item.width, kNarrow);
-          item.panels[i] = next(words, item.width, kPanel, precision == Precision::kBf16 ? 2 : 1);
+          item.panels[i] = next(words, item.width, panel_, precision == Precision::kBf16 ? 2 : 1);
         }
         item.a = operand(w + 6);
         item.b = operand(w + 8);
@@ -172,6 +178,7 @@ class Plan {
   }
 
   const float *data_, *packed_;
+  const int panel_;
   int last_[kMostInstructions + 1], uses_[kMostInstructions + 1], slot_[kMostInstructions + 1];
   bool taken_[kMostInstructions + 1] = {};
 };

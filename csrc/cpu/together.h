@@ -1,19 +1,97 @@
-// Four vectors worked on in step: Philox is one long chain of products, and four chains hide each other's latency.
-// A type T with a member v[4] is such a pack.
+// Four vectors worked on in step: one long chain of operations leaves a processor waiting, and four hide each other's
+// latency. A type with a member v[4] is such a pack.
 #pragma once
+
+#include <cstdint>
 
 namespace ulam::cpu {
 namespace {
 
-template <class F, class T>
-inline T together(F f, T a) {
-  return {f(a.v[0]), f(a.v[1]), f(a.v[2]), f(a.v[3])};
+template <class T, class F, class... Packs>
+inline T together_as(F f, const Packs&... a) {
+  return {f(a.v[0]...), f(a.v[1]...), f(a.v[2]...), f(a.v[3]...)};
 }
 
-template <class F, class T>
-inline T together(F f, T a, T b) {
-  return {f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])};
+template <class F, class T, class... Packs>
+inline T together(F f, T a, Packs... b) {
+  return together_as<T>(f, a, b...);
 }
+
+// Four of V's vectors as lanes of their own, with what csrc/include/ulam/elementary.h and activations.h ask for.
+template <class V>
+struct FourOf {
+  static constexpr int width = 4 * V::width;
+  struct f {
+    typename V::f v[4];
+  };
+  struct u {
+    typename V::u v[4];
+  };
+  using one = typename V::f;
+  using word = typename V::u;
+
+  static inline f set(float x) { return {V::set(x), V::set(x), V::set(x), V::set(x)}; }
+  static inline u set_u(uint32_t x) { return {V::set_u(x), V::set_u(x), V::set_u(x), V::set_u(x)}; }
+  static inline f load(const float* p) {
+    return {V::load(p), V::load(p + V::width), V::load(p + 2 * V::width), V::load(p + 3 * V::width)};
+  }
+  template <class Type>
+  static inline void store(float* p, Type type, int64_t i, f x) {
+    for (int k = 0; k < 4; ++k) V::store(p, type, i + k * V::width, x.v[k]);
+  }
+
+  static inline f add(f a, f b) {
+    return together([](one x, one y) { return V::add(x, y); }, a, b);
+  }
+  static inline f sub(f a, f b) {
+    return together([](one x, one y) { return V::sub(x, y); }, a, b);
+  }
+  static inline f mul(f a, f b) {
+    return together([](one x, one y) { return V::mul(x, y); }, a, b);
+  }
+  static inline f div(f a, f b) {
+    return together([](one x, one y) { return V::div(x, y); }, a, b);
+  }
+  static inline f fma(f a, f b, f c) {
+    return together([](one x, one y, one z) { return V::fma(x, y, z); }, a, b, c);
+  }
+  static inline f at_least(f x, f low) {
+    return together([](one a, one b) { return V::at_least(a, b); }, x, low);
+  }
+  static inline f nan_or(f x, f y) {
+    return together([](one a, one b) { return V::nan_or(a, b); }, x, y);
+  }
+  static inline f clip(f x, f low, f high) {
+    return together([](one a, one b, one c) { return V::clip(a, b, c); }, x, low, high);
+  }
+  static inline f less(f a, f b, f then, f otherwise) {
+    return together([](one x, one y, one z, one w) { return V::less(x, y, z, w); }, a, b, then, otherwise);
+  }
+  static inline bool any(f a) { return V::any(a.v[0]) || V::any(a.v[1]) || V::any(a.v[2]) || V::any(a.v[3]); }
+
+  static inline u bits(f x) {
+    return together_as<u>([](one a) { return V::bits(a); }, x);
+  }
+  static inline f as_float(u x) {
+    return together_as<f>([](word a) { return V::as_float(a); }, x);
+  }
+  static inline f from_signed(u x) {
+    return together_as<f>([](word a) { return V::from_signed(a); }, x);
+  }
+  static inline u add_u(u a, u b) {
+    return together([](word x, word y) { return V::add_u(x, y); }, a, b);
+  }
+  static inline u sub_u(u a, u b) {
+    return together([](word x, word y) { return V::sub_u(x, y); }, a, b);
+  }
+  static inline u and_(u a, uint32_t b) {
+    return together([=](word x) { return V::and_(x, b); }, a);
+  }
+  template <int n>
+  static inline u shl(u a) {
+    return together([](word x) { return V::template shl<n>(x); }, a);
+  }
+};
 
 }  // namespace
 }  // namespace ulam::cpu

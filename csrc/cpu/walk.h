@@ -39,7 +39,7 @@ void walk_few(const Plan& plan, Tile& tile, bool reduces) {
 template <class V>
 void walk_units(const Walk& s, const int64_t* active, int64_t begin, int64_t end) {
   constexpr int W = V::width;
-  const Plan plan(s.code, s.data, s.packed);
+  const Plan plan(s.code, s.data, s.packed, kPanel<V>);
   uint32_t flags = 0;
   for (int64_t row = 0; row < s.step.rows; ++row) flags |= static_cast<uint32_t>(s.step.flags[row]);
   const bool reduces = flags & kReduced;

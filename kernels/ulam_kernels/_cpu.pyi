@@ -122,6 +122,9 @@ def instruction_sets() -> list[str]:
 def instruction_set() -> str:
     """The instruction set in use."""
 
+def panel_columns() -> int:
+    """The columns of a network's packed weights that lie together, in panels."""
+
 def use_instruction_set(name: str, /) -> None:
     """Choose one of instruction_sets(), for tests and benchmarks."""
 

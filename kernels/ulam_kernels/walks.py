@@ -98,7 +98,7 @@ class BoundWalk:
     ) -> None:  # fmt: skip
         given = {"net_in": net_in, "row_vectors": row_vectors, "chain_vectors": chain_vectors,
                  "uncond_vectors": uncond_vectors, "guidance": guidance, "known": known, "mask": mask}  # fmt: skip
-        self._given: dict[str, Tensor] = {"states": states, **given}
+        self._given = {name: tensor for name, tensor in {"states": states, **given}.items() if tensor is not None}
         check_no_gradient("walk", **self._given)
         check_not_recorded("walk", states, cursor, seed, chain, *given.values())
         _check(states, table, cursor, network, seed, chain, **given)

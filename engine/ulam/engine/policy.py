@@ -153,7 +153,7 @@ class Policy:
             out = walker.run()
             self.calls = number + 1
             failed = walker.failed()
-            if failed or not np.isfinite(out.cpu().numpy()).all():
+            if failed or not walker.finite():
                 where = "".join(f" in chain {place} at row {row}" for place, row in list(failed.items())[:1])
                 raise RuntimeError(f"actions: got NaN or Inf{where}, expected finite numbers")
             return out

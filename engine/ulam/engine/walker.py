@@ -64,6 +64,7 @@ class Walker:
             self._scale = torch.full((chains,), first, device=device)
             self._shift = torch.zeros(chains, device=device)
         self._x = self.states[0]
+        self._x_here = self._x.numpy() if device.type == "cpu" else None  # the same memory
         self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._network: Network | None = None  # of which all below is
@@ -158,6 +159,10 @@ class Walker:
             if progress is not None:
                 progress(steps * chains)
         return self._x
+
+    def finite(self) -> bool:
+        """Whether all final states are finite numbers."""
+        return bool(np.isfinite(self._x.cpu().numpy() if self._x_here is None else self._x_here).all())
 
     def failed_rows(self) -> torch.Tensor | None:
         """Of each chain 1 + the row of the program at which it turned NaN or Inf, 0 if it did not; None if none did."""

@@ -11,36 +11,38 @@ from ulam_kernels import _cpu
 from ulam_kernels.native.addresses import addresses
 from ulam_kernels.networks import Linear, Network
 
-NARROW, PANEL = 8, 128  # columns that lie together for every k, as csrc/cpu/network_plan.h has them
+NARROW = 12  # columns that lie together for every k, as csrc/cpu/network_plan.h has them
 ALIGNED = 16
 
 
 class Packed(NamedTuple):
     """A network for native code, kept with it.
 
-    code: int64. data: float32. weights: for each matrix two copies, one after another: blocks of 8 columns, and panels
-    of 128, each ``[blocks, k, 8 or 128]``, with zeros where there are fewer columns; panels of bf16 take half the room,
-    and so does all of "bf16_dot", in pairs of k.
-    work: multiplications of one evaluation.
+    code: int64. data: float32. weights: for each matrix two copies, one after another: blocks of 12 columns, and
+    panels of as many as the instruction set asks for, each ``[blocks, k, columns]``, with zeros where there are fewer
+    columns; panels of bf16 take half the room, and so does all of "bf16_dot", in pairs of k.
+    work: multiplications of one evaluation. panel: columns of a panel.
     """
 
     code: torch.Tensor
     data: torch.Tensor
     weights: torch.Tensor
     work: int
+    panel: int
 
 
 def packed(network: Network) -> Packed:
     found: Packed | None = network.__dict__.get("packed")
-    if found is None:
+    panel = _cpu.panel_columns()
+    if found is None or found.panel != panel:
         matrices = [w for i in network.instructions if isinstance(i, Linear) for w in i.weights]
         if network.precision == "bf16_dot":
             matrices = [_pairs(matrix) for matrix in matrices]
-        panels = _halves if network.precision == "bf16" else _panels
-        parts = [part for matrix in matrices for part in (_columns(matrix, NARROW), panels(matrix))]
+        panels = _halves if network.precision == "bf16" else _columns
+        parts = [part for matrix in matrices for part in (_columns(matrix, NARROW), panels(matrix, panel))]
         weights = torch.cat(parts) if parts else torch.zeros(ALIGNED)
         work = 1 + sum(matrix.numel() for matrix in matrices)
-        found = Packed(torch.tensor(network.code), network.data, weights, work)
+        found = Packed(torch.tensor(network.code), network.data, weights, work, panel)
         network.__dict__["packed"] = found
     return found
 
@@ -54,19 +56,15 @@ def _columns(matrix: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.cat([flat, flat.new_zeros(-len(flat) % ALIGNED)])
 
 
-def _panels(matrix: torch.Tensor) -> torch.Tensor:
-    return _columns(matrix, PANEL)
-
-
 def _pairs(matrix: torch.Tensor) -> torch.Tensor:
     """Words for products of pairs: column 2 k in the lower half, 2 k + 1 in the upper one, the bits of bf16."""
     even = torch.nn.functional.pad(matrix, (0, matrix.shape[1] % 2)).view(torch.int32)
     return (even[:, 1::2] & -0x10000 | even[:, 0::2] >> 16 & 0xFFFF).contiguous().view(torch.float32)
 
 
-def _halves(matrix: torch.Tensor) -> torch.Tensor:
+def _halves(matrix: torch.Tensor, panel: int) -> torch.Tensor:
     """Panels of words: of 32 columns, number j in the lower half and j + 16 in the upper one, the bits of bf16."""
-    words = _columns(matrix, PANEL).view(torch.int32).view(-1, PANEL // 32, 2, 16)
+    words = _columns(matrix, panel).view(torch.int32).view(-1, panel // 32, 2, 16)
     return (words[:, :, 1] & -0x10000 | words[:, :, 0] >> 16 & 0xFFFF).flatten().view(torch.float32)
 
 
@@ -92,6 +90,8 @@ def bound_walk(
     rest: tuple[int, ...] = (net_in, seed, chain, *packed_at, *vectors, *addresses((fixed, mask)), each)
 
     def run(steps: int) -> None:
+        if known.panel != (now := _cpu.panel_columns()):
+            raise RuntimeError(f"instruction set: got panels of {now}, expected {known.panel} as it was bound with")
         arguments: tuple[int, ...] = (*first, steps, *rest, torch.get_num_threads())
         _cpu.walk(*arguments)
 
