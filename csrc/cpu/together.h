@@ -67,7 +67,6 @@ struct FourOf {
   static inline f less(f a, f b, f then, f otherwise) {
     return together([](one x, one y, one z, one w) { return V::less(x, y, z, w); }, a, b, then, otherwise);
   }
-  static inline bool any(f a) { return V::any(a.v[0]) || V::any(a.v[1]) || V::any(a.v[2]) || V::any(a.v[3]); }
 
   static inline u bits(f x) {
     return together_as<u>([](one a) { return V::bits(a); }, x);

@@ -35,18 +35,19 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 def check_no_gradient(what: str, cond: Mapping[str, object] | None = None, **tensors: object) -> None:
     """Raises RuntimeError for an input that requires grad while gradients are recorded: ``what`` gives none."""
-    if (cond is None and not tensors) or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return
-    given: dict[str, object] = {}
-    for name, value in {**tensors, "cond": cond}.items():
+    for name, value in (*tensors.items(), ("cond", cond)):
+        if value is None:
+            continue
         if isinstance(value, Mapping):
-            given |= {f"{name}[{key!r}]": part for key, part in value.items()}
-        elif name not in ("cond", "uncond"):  # which are refused for their type
-            given[name] = value
-    for name, value in given.items():
-        tensor = getattr(value, "tensor", value)  # the one that ulam.shared wraps
-        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-            raise RuntimeError(
-                f"{name}: got a tensor that requires grad, but {what} gives no gradient, expected its .detach(), or "
-                "a call under torch.no_grad()"
-            )
+            parts = {f"{name}[{key!r}]": part for key, part in value.items()}
+        else:  # conditioning that is none is refused for its type
+            parts = {} if name in ("cond", "uncond") else {name: value}
+        for named, part in parts.items():
+            tensor = getattr(part, "tensor", part)  # the one that ulam.shared wraps
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                raise RuntimeError(
+                    f"{named}: got a tensor that requires grad, but {what} gives no gradient, expected its .detach(), "
+                    "or a call under torch.no_grad()"
+                )

@@ -241,6 +241,16 @@ def test_a_bound_walk_is_the_walk(name: str, backend: str) -> None:
         BoundWalk(states, walk.table, cursor, walk.network, net_in=net_in, backend=backend, **shared)
 
 
+def test_a_bound_walk_keeps_to_the_panels_of_its_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = case("apart", 2, 4)
+    bound = BoundWalk(
+        walk.states, walk.table, walk.cursor, walk.network, net_in=walk.net_in, backend="cpu", **walk.given
+    )
+    monkeypatch.setattr(_cpu, "panel_columns", lambda: 7)
+    with pytest.raises(RuntimeError, match=r"^instruction set: got panels of 7, expected"):
+        bound(1)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_idle_chains_are_left_alone(backend: str) -> None:
     walk = case("apart", 33, 5)

@@ -64,8 +64,9 @@ class Walker:
             self._scale = torch.full((chains,), first, device=device)
             self._shift = torch.zeros(chains, device=device)
         self._x = self.states[0]
-        self._x_here = self._x.numpy() if device.type == "cpu" else None  # the same memory
         self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
+        self._cursor_host, self._lines = self._host[: len(BEGIN)], [*self._host]
+        self._x_host = self._x.numpy() if device.type == "cpu" else None
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._network: Network | None = None  # of which all below is
         self.follow()
@@ -99,11 +100,11 @@ class Walker:
 
     def begin(self, ids: Ints, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
         """Put the chains of these ids at their first row, in states of noise or in these."""
-        host = self._host
-        host[: len(BEGIN)] = self._begin
-        host[DRAW], host[SEED], host[CHAIN] = ROW.draw(first_row) if first_row else FIRST_DRAW, seed, ids
+        self._cursor_host[...], self._lines[CHAIN][...] = self._begin, ids
+        self._lines[DRAW].fill(ROW.draw(first_row) if first_row else FIRST_DRAW)
+        self._lines[SEED].fill(seed)
         if self._device.type != "cpu":
-            self._whole.copy_(torch.from_numpy(host))
+            self._whole.copy_(torch.from_numpy(self._host))
         x = self._x
         if x_init is None:
             self._fill_normal(x, self._seed, self._chain, self._first, FIRST_STATE.tag, self._program.init_scale, 0)
@@ -162,11 +163,12 @@ class Walker:
 
     def finite(self) -> bool:
         """Whether all final states are finite numbers."""
-        return bool(np.isfinite(self._x.cpu().numpy() if self._x_here is None else self._x_here).all())
+        finite = np.isfinite(self._x.cpu().numpy() if self._x_host is None else self._x_host)
+        return bool(np.count_nonzero(finite) == finite.size)
 
     def failed_rows(self) -> torch.Tensor | None:
         """Of each chain 1 + the row of the program at which it turned NaN or Inf, 0 if it did not; None if none did."""
-        rows = self._host[FAILED] if self._device.type == "cpu" else self._cursor[FAILED].cpu().numpy()
+        rows = self._lines[FAILED] if self._device.type == "cpu" else self._cursor[FAILED].cpu().numpy()
         return torch.from_numpy(rows.copy()) if np.count_nonzero(rows) else None
 
     def failed(self) -> dict[int, int]:
