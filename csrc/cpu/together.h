@@ -40,34 +40,23 @@ struct FourOf {
     for (int k = 0; k < 4; ++k) V::store(p, type, i + k * V::width, x.v[k]);
   }
 
-  static inline f add(f a, f b) {
-    return together([](one x, one y) { return V::add(x, y); }, a, b);
+#define ULAM_IN_STEP(operation)                                                   \
+  template <class T, class... Rest>                                               \
+  static inline T operation(T a, Rest... b) {                                     \
+    return together([](auto... each) { return V::operation(each...); }, a, b...); \
   }
-  static inline f sub(f a, f b) {
-    return together([](one x, one y) { return V::sub(x, y); }, a, b);
-  }
-  static inline f mul(f a, f b) {
-    return together([](one x, one y) { return V::mul(x, y); }, a, b);
-  }
-  static inline f div(f a, f b) {
-    return together([](one x, one y) { return V::div(x, y); }, a, b);
-  }
-  static inline f fma(f a, f b, f c) {
-    return together([](one x, one y, one z) { return V::fma(x, y, z); }, a, b, c);
-  }
-  static inline f at_least(f x, f low) {
-    return together([](one a, one b) { return V::at_least(a, b); }, x, low);
-  }
-  static inline f nan_or(f x, f y) {
-    return together([](one a, one b) { return V::nan_or(a, b); }, x, y);
-  }
-  static inline f clip(f x, f low, f high) {
-    return together([](one a, one b, one c) { return V::clip(a, b, c); }, x, low, high);
-  }
-  static inline f less(f a, f b, f then, f otherwise) {
-    return together([](one x, one y, one z, one w) { return V::less(x, y, z, w); }, a, b, then, otherwise);
-  }
-
+  ULAM_IN_STEP(add)
+  ULAM_IN_STEP(sub)
+  ULAM_IN_STEP(mul)
+  ULAM_IN_STEP(div)
+  ULAM_IN_STEP(fma)
+  ULAM_IN_STEP(at_least)
+  ULAM_IN_STEP(nan_or)
+  ULAM_IN_STEP(clip)
+  ULAM_IN_STEP(less)
+  ULAM_IN_STEP(add_u)
+  ULAM_IN_STEP(sub_u)
+#undef ULAM_IN_STEP
   static inline u bits(f x) {
     return together_as<u>([](one a) { return V::bits(a); }, x);
   }
@@ -76,12 +65,6 @@ struct FourOf {
   }
   static inline f from_signed(u x) {
     return together_as<f>([](word a) { return V::from_signed(a); }, x);
-  }
-  static inline u add_u(u a, u b) {
-    return together([](word x, word y) { return V::add_u(x, y); }, a, b);
-  }
-  static inline u sub_u(u a, u b) {
-    return together([](word x, word y) { return V::sub_u(x, y); }, a, b);
   }
   static inline u and_(u a, uint32_t b) {
     return together([=](word x) { return V::and_(x, b); }, a);
