@@ -65,8 +65,7 @@ class Walker:
             self._shift = torch.zeros(chains, device=device)
         self._x = self.states[0]
         self._host, self._begin = whole.cpu().numpy(), np.array(BEGIN)[:, None]  # on the CPU the tensors' own memory
-        self._cursor_host, self._lines = self._host[: len(BEGIN)], [*self._host]
-        self._x_host = self._x.numpy() if device.type == "cpu" else None
+        self._lines, self._x_host = [*self._host], self._x.numpy() if device.type == "cpu" else None
         self._told: dict[int, dict[str, torch.Tensor | Shared]] = {}
         self._network: Network | None = None  # of which all below is
         self.follow()
@@ -100,7 +99,7 @@ class Walker:
 
     def begin(self, ids: Ints, seed: int, first_row: int = 0, x_init: torch.Tensor | None = None) -> None:
         """Put the chains of these ids at their first row, in states of noise or in these."""
-        self._cursor_host[...], self._lines[CHAIN][...] = self._begin, ids
+        self._host[: len(BEGIN)], self._lines[CHAIN][:] = self._begin, ids
         self._lines[DRAW].fill(ROW.draw(first_row) if first_row else FIRST_DRAW)
         self._lines[SEED].fill(seed)
         if self._device.type != "cpu":

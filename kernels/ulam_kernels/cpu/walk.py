@@ -91,7 +91,7 @@ def bound_walk(
 
     def run(steps: int) -> None:
         if known.panel != (now := _cpu.panel_columns()):
-            raise RuntimeError(f"instruction set: got panels of {now}, expected {known.panel} as it was bound with")
+            raise RuntimeError(f"instruction set: got panels of {now}, expected {known.panel}, or bind anew")
         arguments: tuple[int, ...] = (*first, steps, *rest, torch.get_num_threads())
         _cpu.walk(*arguments)
 
