@@ -24,8 +24,6 @@ from walk_errors import PRECISIONS
 NETWORKS = {"wide": (14, 256, 256, 256, 14), "plane": (2, 64, 64, 2)}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
 SMALLER = {86: 99 * 1024, 89: 99 * 1024, 120: 99 * 1024}
-# Words of guided walks that the assembler of Triton 3.7 keeps in local memory, and reads once a walk.
-SPILLED = {(80, "tf32x3", "plane"): 2, (100, "tf32x3", "plane"): 9, (100, "tf32x3", "wide"): 2}
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
 
 
@@ -231,8 +229,7 @@ def test_guided_walks_compile_within_a_multiprocessor(
 
     kernel = compiled(architecture, NETWORKS[name], precision, guided=True, scaled=True)
     names = opcodes(disassemble(kernel, tmp_path))
-    most = SPILLED.get((architecture, precision, name), 0)
-    assert all(sum(each.startswith(kind) for each in names) <= most for kind in ("LDL", "STL"))
+    assert not [each for each in names if each.startswith(("LDL", "STL"))]
     assert kernel.metadata.shared <= SHARED[architecture]
 
 

@@ -48,7 +48,8 @@ def evaluate_branches(
 ):  # fmt: skip
     """Write the outputs of chains ``b`` that are ``live``; where ``at_row`` is -1, outside the table, they are NaN."""
     OUTPUTS: tl.constexpr = width(CODE, CODE[3])
-    for branch in range(1 if uncond is None else 2):
+    CROWDED: tl.constexpr = PRECISION == "tf32x3" and STAGES == 1  # no register is left for what could be computed before
+    for branch in tl.range(0, 1 if uncond is None else 2, disable_licm=CROWDED):
         vectors = chain_vectors
         out = model
         reads = live
@@ -66,7 +67,7 @@ def evaluate_branches(
             at = weights, numbers, row_vectors, of_chain, own, tl.maximum(at_row, 0), CODE[1]
             y = evaluate(x, held, at, CODE, PLACES, DEPTH, STAGES, PRECISION)
             j = tl.arange(0, room(OUTPUTS))[None, :]
-            tl.store(out + b * OUTPUTS + j, tl.where(at_row >= 0, y, float("nan")), mask=live & (j < OUTPUTS))
+            tl.store(out + b * OUTPUTS + j, tl.where(at_row >= 0, y, float("nan")), mask=reads & (j < OUTPUTS))
 
 
 @triton.jit
@@ -147,7 +148,7 @@ def walk_tiles(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs), each with tiles of CHAINS chains, and ROOM numbers of scratch for each of these."""
-    own = scratch + (tl.program_id(0).to(tl.int64) * CHAINS + tl.arange(0, CHAINS)[:, None]) * ROOM
+    own = scratch + (tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)[:, None]).to(tl.int64) * ROOM
     held = whole_matrices(weights, CODE, HELD, PRECISION)
     for first in range(tl.program_id(0) * CHAINS, chains, tl.num_programs(0) * CHAINS):
         for _ in tl.range(0, steps, disable_licm=True):
@@ -166,7 +167,7 @@ def call_tiles(
 ):  # fmt: skip
     """The network alone, at states ``x`` and one row: programs, tiles and scratch are those of `walk_tiles`."""
     N: tl.constexpr = CODE[0]
-    own = scratch + (tl.program_id(0).to(tl.int64) * CHAINS + tl.arange(0, CHAINS)[:, None]) * ROOM
+    own = scratch + (tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)[:, None]).to(tl.int64) * ROOM
     held = whole_matrices(weights, CODE, HELD, PRECISION)
     for first in range(tl.program_id(0) * CHAINS, chains, tl.num_programs(0) * CHAINS):
         b = (first + tl.arange(0, CHAINS)).to(tl.int64)[:, None]
