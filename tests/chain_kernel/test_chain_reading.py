@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import ulam
 from mlp_cases import CASES, MLPCase
@@ -45,7 +46,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_only_graphs_that_it_may_change_are_decomposed(decomposed: list[bool]) -> None:
-    dropout = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    dropout = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     for net in (
         lambda x, t: x.relu(),
         lambda x, t: (x + 1).relu_(),
@@ -57,7 +58,7 @@ def test_only_graphs_that_it_may_change_are_decomposed(decomposed: list[bool]) -
 
 
 MORE: list[Any] = [
-    *(torch.nn.SELU(), torch.nn.Softshrink(), torch.nn.BatchNorm1d(4), torch.nn.FeatureAlphaDropout(), torch.nn.GLU()),
+    *(nn.SELU(), nn.Softshrink(), nn.BatchNorm1d(4), nn.FeatureAlphaDropout(), nn.GLU()),
     lambda x: x[:, [1, 0, 2, 3]],
     lambda x: torch.cat(x.chunk(2, -1), -1) + x.mean(-1, keepdim=True),
     lambda x: x.unflatten(-1, (2, 2)).mT.flatten(1),
@@ -72,12 +73,68 @@ MORE: list[Any] = [
 @pytest.mark.parametrize("operations", MORE, ids=range(len(MORE)))
 def test_other_graphs_too(operations: Any) -> None:
     """Also those that are refused: the fixture compares their graphs."""
-    linear = torch.nn.Linear(4, 4)
+    linear = nn.Linear(4, 4)
     for module in (operations, linear):
-        if isinstance(module, torch.nn.Module):
+        if isinstance(module, nn.Module):
             module.eval()
     with contextlib.suppress(TypeError):
         compiled(lambda x, t: operations(linear(x)), (4,))
+
+
+MASK = torch.tensor([[True, False, True, False]])
+OPERATIONS: dict[str, Any] = {  # of what depends on x, [chains, 4]
+    "GroupNorm": nn.GroupNorm(2, 4),
+    "GroupNorm of channels": nn.Sequential(nn.Unflatten(1, (2, 2)), nn.GroupNorm(1, 2), nn.Flatten()),
+    "RMSNorm": nn.RMSNorm(4),
+    "RMSNorm of parts": lambda x: nn.functional.rms_norm(x.view(-1, 2, 2), (2,), eps=0.1).flatten(1),
+    "PReLU": nn.PReLU(init=0.3),
+    "PReLU of channels": nn.Sequential(nn.Unflatten(1, (2, 2)), nn.PReLU(2), nn.Flatten()),
+    "CELU": nn.CELU(),
+    "CELU, alpha": nn.CELU(0.5),
+    "Softplus, beta": nn.Softplus(beta=4),
+    "LogSigmoid": nn.LogSigmoid(),
+    "Hardswish": nn.Hardswish(),
+    "Hardtanh": nn.Hardtanh(),
+    "ReLU6": nn.Sequential(nn.ReLU6()),
+    "clamp": lambda x: x.clamp(-0.25, 0.5),
+    "clamp below": lambda x: x.clamp(min=0.25) + x.clamp_min(-0.5),
+    "clamp above": lambda x: x.clamp(max=0.25) + x.clamp_max(-0.5),
+    "abs": torch.abs,
+    "where": lambda x: torch.where(MASK, x, 2 * x) + torch.where(MASK, 0.5, x),
+    "masked_fill": lambda x: x.masked_fill(MASK[0], 0.5),
+    "pad": lambda x: nn.functional.pad(x.view(-1, 2, 2), (0, 1, 1, 0), value=0.5).flatten(1)[:, 1:5],
+    "pad by zeros": lambda x: nn.functional.pad(x, (2, -2)),
+    "constants of x's shape": lambda x: torch.cat([torch.full_like(x[:, :1], 0.5), x, torch.ones_like(x)], 1)[:, :4],
+    "constants of x's kind": lambda x: torch.cat([x.new_zeros(x.shape[0], 1), x + x.new_full(x.shape, 2)], 1)[:, :4],
+}
+OF_NUMBERS = {"RMSNorm", "RMSNorm of parts", "Hardswish", "Softplus, beta", "masked_fill"}  # in float32, as 1/6 and eps
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_what_it_is_in_torch(name: str) -> None:
+    torch.manual_seed(3)
+    operation, before, after = OPERATIONS[name], nn.Linear(4, 4), nn.Linear(4, 4)
+    for module in (m for m in (operation, before) if isinstance(m, nn.Module)):
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -2, 2)
+    x, t = torch.randn(CHAINS, 4), torch.zeros(CHAINS)
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return after(operation(before(x)))
+
+    chain = compiled(net, (4,))
+    single = outputs(chain, x, t, {}, torch.float32)
+    assert (single - net(x, t)).abs().max() <= SINGLE * single.abs().max()
+    got = outputs(chain, x, t, {}, torch.float64)
+    for module in (operation, before, after):
+        if isinstance(module, nn.Module):
+            module.double()
+    with double(), torch.no_grad():
+        expected = net(x.double(), t.double())
+    for module in (operation, before, after):
+        if isinstance(module, nn.Module):
+            module.float()
+    assert (got - expected).abs().max() <= (SINGLE if name in OF_NUMBERS else EXACT) * expected.abs().max()
 
 
 @contextlib.contextmanager

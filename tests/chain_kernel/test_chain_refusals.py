@@ -88,9 +88,45 @@ class Fixed(nn.Module):
         return x + torch.arange(x.shape[0])[:, None]  # refused
 
 
+class FarClamp(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.clamp(-100, 1)  # refused
+
+
+class Chosen(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.where(t[:, None] > 500, x, -x)  # refused
+
+
+class Padded(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x + nn.functional.pad(x, (0, 0, 1, -1))  # refused
+
+
+class Counted(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x + torch.full_like(x, x.shape[0])  # refused
+
+
+class Level(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(x, beta=0)  # refused
+
+
+class NormOfAll(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x[:, None], (1, 2))[:, 0]  # refused
+
+
 @pytest.mark.parametrize(
     ("net", "says"),
     [
+        (FarClamp, "a clamp at -100), expected numbers from -2.0 to 2.0"),
+        (Chosen, "expected a constant mask"),
+        (Padded, "expected one by constants, of dimensions behind the chains'"),
+        (Counted, "a constant that the number of chains gives"),
+        (Level, "Softplus of beta 0"),
+        (NormOfAll, "RMSNorm over 2 dimensions"),
         (Sine, "sin"),
         (AcrossChains, "mean"),
         (Turned, "flip"),

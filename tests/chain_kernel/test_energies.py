@@ -88,6 +88,9 @@ def energies() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]]:
     more: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
         "residual": (Residual(), {"y": y}), "residual, not affine": (Residual(affine=False), {"y": y}),
         "branches": (Branches(), {}), "quadratic": (quadratic, {}),
+        "norms": (Plain(lambda: nn.Sequential(nn.GroupNorm(2, 24), nn.SiLU(), nn.RMSNorm(24, 2**-10))), {}),
+        "functions": (Plain(lambda: nn.Sequential(nn.PReLU(), nn.CELU(0.5), nn.Softplus(2))), {}),
+        "clamps": (Plain(lambda: nn.Sequential(nn.Hardtanh(-2, 2), nn.ReLU6())), {}),
     }  # fmt: skip
     return plain | more
 

@@ -337,15 +337,16 @@ class Encoded(nn.Module):
 
 
 class Averages(nn.Module):
-    """BatchNorm by running averages: of x, of channels, and without weights."""
+    """BatchNorm by running averages: of x, of channels, and without weights; GroupNorm, of channels and of x."""
 
     def __init__(self) -> None:
         super().__init__()
-        channels = [nn.Unflatten(1, (2, 3)), nn.BatchNorm1d(2), nn.Flatten()]
-        layers = [nn.Linear(6, 16), nn.BatchNorm1d(16, affine=False, eps=0.1), nn.SELU(), nn.Linear(16, 4)]
+        channels = [nn.Unflatten(1, (2, 3)), nn.BatchNorm1d(2), nn.GroupNorm(2, 2), nn.Flatten()]
+        layers = [nn.Linear(6, 16), nn.GroupNorm(4, 16), nn.GELU(), nn.GroupNorm(2, 16, affine=False, eps=0.1)]
+        layers += [nn.Linear(16, 16), nn.BatchNorm1d(16, affine=False, eps=0.1), nn.SELU(), nn.Linear(16, 4)]
         self.time, self.net = Fourier(2), nn.Sequential(nn.BatchNorm1d(6), *channels, *layers)
-        for norm in (one for one in self.net if isinstance(one, nn.BatchNorm1d)):
-            for values in (norm.running_mean, norm.running_var, *norm.parameters()):
+        for norm in (one for one in self.net if isinstance(one, (nn.BatchNorm1d, nn.GroupNorm))):
+            for values in filter(torch.is_floating_point, (*norm.buffers(), *norm.parameters())):
                 nn.init.uniform_(values, 0.1, 4)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ from .folding import Folded
 from .tracing import refused
 
 KNOWN = (
-    "Linear, SiLU, ReLU, GELU, Tanh, Sigmoid, Mish, Softplus, LeakyReLU, ELU, SELU, LayerNorm, BatchNorm with running "
-    "averages, sums, products and concatenations of what depends on x"
+    "Linear, SiLU, ReLU, GELU, Tanh, Sigmoid, Mish, Softplus, LogSigmoid, LeakyReLU, PReLU, ELU, CELU, SELU, "
+    "Hardswish, abs, clamp, LayerNorm, RMSNorm, GroupNorm, BatchNorm with running averages, sums, products and "
+    "concatenations of what depends on x"
 )
 
 
@@ -84,6 +85,13 @@ class Arithmetic:
             raise refused(node, f"{what} that is no constant", "a constant one beside what depends on x")
         return self.folded.constant(of).double()
 
+    def mask(self, node: Node, of: Node) -> torch.Tensor:
+        """A constant's truth values, the same for all chains."""
+        read = self.read[of]
+        if not isinstance(read, Apart) or read.kind != "constant":
+            raise refused(node, "a choice that depends on x, the time or the conditioning", "a constant mask")
+        return self.folded.constant(of)
+
     def product(self, node: Node, x: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """weight times each vector of x, plus the bias."""
         numbers = self.numbers_of(x)
@@ -96,9 +104,9 @@ class Arithmetic:
             parts.append(self.elements.add(source, [len(weight)]))
         return torch.stack(parts, 1).reshape(BATCH, *first.shape[:-1], len(weight))
 
-    def unary(self, node: Node, x: Node, function: str, parameter: float | None = None) -> torch.Tensor:
-        """A function of each element of x."""
-        numbers = self.numbers_of(x)
+    def unary(self, node: Node, x: Any, function: str, parameter: float | None = None) -> torch.Tensor:
+        """A function of each element of x, a node or numbers."""
+        numbers = self.numbers_of(x) if isinstance(x, Node) else x
         if mixes_chains(numbers):
             raise refused(node, "a function over chains", "each chain by itself")
         flat = numbers[0].reshape(-1)
@@ -119,14 +127,40 @@ class Arithmetic:
 
     def norm(self, node: Node, x: Node, weight: Any, bias: Any, eps: float) -> torch.Tensor:
         """LayerNorm over the last dimension."""
-        numbers = self.numbers_of(x)
-        w, b = (None if v is None else self.matrix(node, v, "a weight") for v in (weight, bias))
-        first, parts = numbers[0], []
-        for vector in first.reshape(-1, first.shape[-1]):
-            parts.append(
-                self.elements.add(Normed(node, len(vector), self.elements.next(), vector, w, b, eps), [len(vector)])
-            )
-        return torch.stack(parts, 1).reshape(BATCH, *first.shape)
+        first = self.numbers_of(x)[0]
+        vectors = first.reshape(-1, first.shape[-1])
+        w, b = (None if v is None else self.matrix(node, v, "a weight").expand(vectors.shape) for v in (weight, bias))
+        return self._normed(node, vectors, w, b, eps, first.shape)
+
+    def rms_norm(self, node: Node, x: Node, weight: Any, eps: float) -> torch.Tensor:
+        """RMSNorm over the last dimension: half of the LayerNorm of a vector beside its negative, whose mean is 0."""
+        both = torch.cat([self.numbers_of(x), self.pair(node, "mul", x, -1.0)], -1)
+        normed = self._normed(node, both[0].reshape(-1, both.shape[-1]), None, None, eps, both.shape[1:])
+        half = normed.chunk(2, -1)[0].contiguous()
+        return half if weight is None else self.pair(node, "mul", half, weight)
+
+    def group_norm(self, node: Node, x: Node, groups: int, weight: Any, bias: Any, eps: float) -> torch.Tensor:
+        """LayerNorm over each group of channels, [channels, ...]; a weight and a bias for each channel."""
+        first = self.numbers_of(x)[0]
+        vectors = first.reshape(groups, -1)
+        each = first.numel() // len(first)
+        w, b = (
+            None if v is None else self.matrix(node, v, "a weight").repeat_interleave(each).reshape(vectors.shape)
+            for v in (weight, bias)
+        )
+        return self._normed(node, vectors, w, b, eps, first.shape)
+
+    def _normed(
+        self, node: Node, vectors: torch.Tensor, weights: torch.Tensor | None, biases: torch.Tensor | None, eps: float,
+        shape: Sequence[int],
+    ) -> torch.Tensor:  # fmt: skip
+        """Each vector normed, by its own weight and bias, together of this shape."""
+        parts = []
+        for k, vector in enumerate(vectors):
+            w, b = (None if v is None else v[k] for v in (weights, biases))
+            source = Normed(node, len(vector), self.elements.next(), vector, w, b, eps)
+            parts.append(self.elements.add(source, [len(vector)]))
+        return torch.stack(parts, 1).reshape(BATCH, *shape)
 
     def total(self, node: Node, x: Node, dims: Sequence[int] | None, keep: bool, mean: bool = False) -> torch.Tensor:
         """The sum of x over these dimensions, or the mean: a matrix with one row."""

@@ -132,9 +132,9 @@ def compile(  # the name of torch's own
 ) -> CompiledChain:
     """Read a denoiser's network into instructions that a whole chain's kernel executes.
 
-    Linear, LayerNorm, BatchNorm by running averages, the usual activations, sums, products and concatenations of what
-    depends on x are instructions; what depends on time alone is computed once a row, what depends on the conditioning
-    alone once a chain.
+    Linear, LayerNorm, RMSNorm, GroupNorm, BatchNorm by running averages, the usual activations, sums, products and
+    concatenations of what depends on x are instructions; what depends on time alone is computed once a row, what
+    depends on the conditioning alone once a chain.
 
     Args:
         denoiser: float32 weights on the CPU or a CUDA device. shape: of one sample, at most 256 elements.

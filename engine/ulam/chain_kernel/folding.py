@@ -31,7 +31,12 @@ MOVES = {
 EXACT = MOVES | {
     aten.linear, aten.addmm, aten.mm, aten.matmul, aten.add, aten.sub, aten.mul, aten.div, aten.rsub, aten.neg,
     aten.relu, aten.embedding, aten.full, aten.zeros, aten.ones, aten.zeros_like, aten.ones_like, aten.arange,
-    aten.one_hot, aten.eq, aten.ne, aten.gt, aten.lt, aten.ge, aten.le, aten.where, aten.abs, aten.sqrt,
+    aten.one_hot, aten.eq, aten.ne, aten.gt, aten.lt, aten.ge, aten.le, aten.where, aten.abs, aten.sqrt, aten.clamp,
+    aten.clamp_min, aten.clamp_max, aten.hardtanh, aten.relu6, aten.masked_fill, aten.pad, aten.constant_pad_nd,
+}  # fmt: skip
+SHAPED = {  # constants of a tensor's shape or kind, and what they are filled with; None: the last argument says it
+    aten.zeros_like: 0, aten.ones_like: 1, aten.full_like: None,
+    aten.new_zeros: 0, aten.new_ones: 1, aten.new_full: None,
 }  # fmt: skip
 
 
@@ -78,6 +83,7 @@ class Folded:
         copies = {id(tensor): tensor.detach().cpu() for tensor in traced.tensors.values()}
         self._tensors = {node: copies[id(tensor)] for node, tensor in traced.tensors.items()}
         self._arguments = {node: name for name, node in traced.cond.items()}
+        self.shaped: set[Node] = set()  # of which the shape of x is all that they depend on
         self._order = {node: number for number, node in enumerate(traced.nodes)}
 
     def constant(self, node: Node) -> torch.Tensor:
@@ -95,7 +101,7 @@ class Folded:
             node = waiting.pop()
             if node not in reached:
                 reached.add(node)
-                if not _is_size(node):
+                if not (_is_size(node) or node in self.shaped):
                     waiting += node.all_input_nodes
         for node in sorted(reached, key=self._order.__getitem__):
             try:
@@ -119,6 +125,8 @@ class Folded:
             return _wide(cond[self._arguments[node]])
         if _is_size(node):
             return size_of(node, batch)
+        if node in self.shaped:
+            return _filled(node, batch)
         if _is_step(node):
             return _wide(self._as_written(node, {}, t, cond, batch))
         return computed(node, known)
@@ -193,6 +201,17 @@ def _is_step(node: Node) -> bool:
     if made.is_floating_point():
         return packet(node) in STEPS or node.kwargs.get("rounding_mode") is not None
     return any(value.is_floating_point() for value in given)
+
+
+def _filled(node: Node, batch: int) -> torch.Tensor:
+    """A constant of the shape that the node has in a batch of so many chains."""
+    made = node.meta["val"]
+    value = SHAPED[packet(node)]
+    fill = node.args[-1] if value is None else value
+    if not isinstance(fill, (int, float)):
+        raise refused(node, "a constant that the number of chains gives", "one for any number")
+    sizes = [batch if isinstance(size, torch.SymInt) else int(size) for size in made.shape]
+    return torch.full(sizes, fill, dtype=torch.float64 if made.is_floating_point() else made.dtype)
 
 
 def _is_size(node: Node) -> bool:

@@ -10,9 +10,9 @@ from torch.fx import Node
 
 from .arithmetic import KNOWN, Apart, Arithmetic, Size
 from .elements import BATCH, Input, mixes_chains
-from .folding import EXACT, MOVES, Folded, arguments, packet, size_of
+from .folding import EXACT, MOVES, SHAPED, Folded, arguments, packet, size_of
 from .tracing import DROPOUTS, Traced, refused, takes
-from .translations import TRANSLATED
+from .translations import COMPOSED, TRANSLATED
 
 aten = torch.ops.aten
 
@@ -48,6 +48,9 @@ class Reading(Arithmetic):
         if name is aten.sym_size:
             return Size()
         inputs = [n for n in node.all_input_nodes if not isinstance(self.read[n], Size)]
+        if name in SHAPED and not isinstance(self.read[inputs[0]], Apart):
+            self.folded.shaped.add(node)
+            return Apart("constant")
         if not isinstance(node.meta["val"], (torch.Tensor, tuple, list)):
             return self._number(node, inputs)
         read = [self.read[n] for n in inputs]
@@ -93,7 +96,7 @@ class Reading(Arithmetic):
     def _in_kernel(self, node: Node) -> bool:
         """Whether a function of the conditioning is one whose bits only the kernel keeps equal in any batch."""
         name = packet(node)
-        return name not in EXACT and name in TRANSLATED and not self._is_shared(node)
+        return name not in EXACT | COMPOSED and name in TRANSLATED and not self._is_shared(node)
 
     # ------------------------------------------------------------------------------------------------ what x enters
 

@@ -48,7 +48,7 @@ WHOLE = {  # operations that are not made of others
     aten.sigmoid, aten.mish, aten.gelu, aten.leaky_relu, aten.elu, aten.softplus, aten.add, aten.sub, aten.rsub,
     aten.mul, aten.div, aten.neg, aten.square, aten.pow, aten.sqrt, aten.exp, aten.log, aten.sin, aten.cos, aten.sum,
     aten.mean, aten.cat, aten.stack, aten.unsqueeze, aten.slice, aten.select, aten.view, aten.expand, aten.permute,
-    aten.transpose, aten.arange, aten.full, aten.zeros, aten.ones, aten.sym_size, aten._to_copy,
+    aten.transpose, aten.arange, aten.full, aten.zeros, aten.ones, aten.sym_size, aten._to_copy, aten.group_norm,
 }  # fmt: skip
 DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout)
 LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))

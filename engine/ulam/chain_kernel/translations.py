@@ -40,6 +40,21 @@ def _layer_norm(
     return on.norm(node, x, weight, bias, eps)
 
 
+def _group_norm(
+    on: Arithmetic, node: Node, x: Node, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    cudnn: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    return on.group_norm(node, x, groups, weight, bias, eps)
+
+
+def _rms_norm(
+    on: Arithmetic, node: Node, x: Node, shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> torch.Tensor:
+    if len(shape) != 1:
+        raise refused(node, f"RMSNorm over {len(shape)} dimensions", "over the last one")
+    return on.rms_norm(node, x, weight, torch.finfo(torch.float32).eps if eps is None else eps)
+
+
 def _linear(on: Arithmetic, node: Node, x: Node, weight: Any, bias: Any = None) -> torch.Tensor:
     b = None if bias is None else on.matrix(node, bias, "a bias")
     return on.product(node, x, on.matrix(node, weight), b)
@@ -58,10 +73,82 @@ def _addmm(on: Arithmetic, node: Node, bias: Any, x: Any, weight: Any, **scales:
     return on.product(node, x, on.matrix(node, weight).t().contiguous(), on.matrix(node, bias))
 
 
-def _softplus(on: Arithmetic, node: Node, x: Node, beta: float = 1, threshold: float = 20) -> torch.Tensor:
-    if beta != 1 or threshold < 20:
-        raise refused(node, f"Softplus of beta {beta} and threshold {threshold}", "beta = 1 and threshold = 20")
-    return on.unary(node, x, "softplus")
+def _softplus(on: Arithmetic, node: Node, x: Any, beta: float = 1, threshold: float = 20) -> torch.Tensor:
+    if threshold < 20 or beta == 0:
+        raise refused(
+            node, f"Softplus of beta {beta} and threshold {threshold}", "beta not 0 and threshold at least 20"
+        )
+    return _scaled(on, node, x, "softplus", beta)
+
+
+def _scaled(on: Arithmetic, node: Node, x: Any, function: str, scale: float, *given: float) -> torch.Tensor:
+    """function(scale x) / scale."""
+    if scale == 1:
+        return on.unary(node, x, function, *given)
+    curve = on.unary(node, on.pair(node, "mul", x, float(scale)), function, *given)
+    return on.pair(node, "mul", curve, 1 / scale)
+
+
+def _prelu(on: Arithmetic, node: Node, x: Node, weight: Any) -> torch.Tensor:
+    """relu(x) - w relu(-x), a slope for each channel or one for all."""
+    slopes = on.matrix(node, weight, "a slope")
+    slopes = slopes.reshape([-1] + [1] * (x.meta["val"].dim() - 2)) if slopes.numel() > 1 else slopes.reshape(())
+    below = on.unary(node, on.pair(node, "mul", x, -1.0), "relu")
+    scaled = on.pair(node, "mul", below, on.constant(node, slopes))
+    return on.pair(node, "sub", on.unary(node, x, "relu"), scaled)
+
+
+def _abs(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
+    below = on.unary(node, on.pair(node, "mul", x, -1.0), "relu")
+    return on.pair(node, "add", on.unary(node, x, "relu"), below)
+
+
+RELU6 = (0.0, 6.0)
+LARGEST_BOUND = 2.0  # a clamp is off by a rounding of its bounds, whatever x is
+
+
+def _clamp(on: Arithmetic, node: Node, x: Any, low: float | None = None, high: float | None = None) -> torch.Tensor:
+    for bound in (low, high):
+        if bound is not None and not (isinstance(bound, (int, float)) and abs(bound) <= LARGEST_BOUND):
+            raise refused(node, f"a clamp at {bound}", f"numbers from {-LARGEST_BOUND} to {LARGEST_BOUND}")
+    return _between(on, node, x, low, high)
+
+
+def _between(on: Arithmetic, node: Node, x: Any, low: float | None, high: float | None) -> torch.Tensor:
+    """high - relu(high - (low + relu(x - low)))."""
+    if low is not None:
+        x = on.pair(node, "add", on.unary(node, on.pair(node, "sub", x, float(low)), "relu"), float(low))
+    if high is not None:
+        x = on.pair(node, "sub", float(high), on.unary(node, on.pair(node, "sub", float(high), x), "relu"))
+    numbers: torch.Tensor = on.numbers_of(x) if isinstance(x, Node) else x
+    return numbers
+
+
+def _hardswish(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
+    """x relu6(x + 3) / 6 [Howard et al. 2019]."""
+    gate = _between(on, node, on.pair(node, "add", x, 3.0), *RELU6)
+    return on.pair(node, "mul", x, on.pair(node, "mul", gate, 1 / 6))
+
+
+def _log_sigmoid(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
+    """-softplus(-x)."""
+    return on.pair(node, "mul", on.unary(node, on.pair(node, "mul", x, -1.0), "softplus"), -1.0)
+
+
+def _where(on: Arithmetic, node: Node, mask: Node, a: Any, b: Any) -> torch.Tensor:
+    chosen = on.mask(node, mask)
+    both = [on.numbers_of(one) if isinstance(one, Node) else on.constant(node, float(one)) for one in (a, b)]
+    return torch.where(chosen, both[0], both[1])
+
+
+def _pad(
+    on: Arithmetic, node: Node, x: Node, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> torch.Tensor:
+    """Constants beside x."""
+    numbers: torch.Tensor = on.numbers_of(x)
+    if mode != "constant" or len(pad) >= 2 * numbers.dim() or any(not isinstance(n, int) for n in pad):
+        raise refused(node, f"a padding {mode} by {list(pad)}", "one by constants, of dimensions behind the chains'")
+    return torch.nn.functional.pad(numbers, list(pad), value=int(on.constant(node, float(value or 0))))
 
 
 def _elu(on: Arithmetic, node: Node, x: Node, alpha: float = 1, scale: float = 1, slope: float = 1) -> torch.Tensor:
@@ -101,6 +188,8 @@ def _unary(function: str) -> Callable[..., torch.Tensor]:
     return lambda on, node, x: on.unary(node, x, function)
 
 
+# Of many instructions: of the conditioning alone, torch evaluates them, chain by chain.
+COMPOSED = {aten.celu, aten.prelu, aten.log_sigmoid, aten.hardswish, aten.group_norm, aten.rms_norm}
 TRANSLATED: dict[Any, Callable[..., Any]] = {
     **{name: _unary(function) for name, function in UNARY.items()},
     aten.gelu: lambda on, n, x, approximate="none": on.unary(n, x, "gelu_tanh" if approximate == "tanh" else "gelu"),
@@ -108,8 +197,24 @@ TRANSLATED: dict[Any, Callable[..., Any]] = {
     aten.elu: _elu,
     aten.selu: lambda on, n, x: _elu(on, n, x, 1.6732632423543772, 1.0507009873554805),  # Klambauer et al. 2017, eq. 14
     aten.softplus: _softplus,
+    aten.celu: lambda on, n, x, alpha=1: _scaled(on, n, x, "elu", 1 / alpha, 1.0),  # Barron 2017, eq. 2
+    aten.prelu: _prelu,
+    aten.log_sigmoid: _log_sigmoid,
+    aten.hardswish: _hardswish,
+    aten.clamp: _clamp,
+    aten.clamp_min: _clamp,
+    aten.clamp_max: lambda on, n, x, high: _clamp(on, n, x, None, high),
+    aten.hardtanh: lambda on, n, x, low=-1, high=1: (_between if (low, high) == RELU6 else _clamp)(on, n, x, low, high),
+    aten.relu6: lambda on, n, x: _between(on, n, x, *RELU6),
+    aten.abs: _abs,
+    aten.where: _where,
+    aten.masked_fill: lambda on, n, x, mask, value: _where(on, n, mask, value, x),
+    aten.pad: _pad,
+    aten.constant_pad_nd: lambda on, n, x, pad, value=0: _pad(on, n, x, pad, "constant", value),
     aten._native_batch_norm_legit_no_training: _batch_norm,
     aten.layer_norm: _layer_norm,
+    aten.group_norm: _group_norm,
+    aten.rms_norm: _rms_norm,
     aten.linear: _linear,
     aten.addmm: _addmm,
     aten.mm: _matmul,
