@@ -95,7 +95,6 @@ OPERATIONS: dict[str, Any] = {  # of what depends on x, [chains, 4]
     "LogSigmoid": nn.LogSigmoid(),
     "Hardswish": nn.Hardswish(),
     "Hardtanh": nn.Hardtanh(),
-    "ReLU6": nn.Sequential(nn.ReLU6()),
     "clamp": lambda x: x.clamp(-0.25, 0.5),
     "clamp below": lambda x: x.clamp(min=0.25) + x.clamp_min(-0.5),
     "clamp above": lambda x: x.clamp(max=0.25) + x.clamp_max(-0.5),
@@ -117,14 +116,14 @@ def test_an_operation_is_what_it_is_in_torch(name: str) -> None:
     for module in (m for m in (operation, before) if isinstance(m, nn.Module)):
         for parameter in module.parameters():
             nn.init.uniform_(parameter, -2, 2)
-    x, t = torch.randn(CHAINS, 4), torch.zeros(CHAINS)
+    x, t = torch.randn(1000, 4), torch.zeros(1000)
 
     def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return after(operation(before(x)))
 
     chain = compiled(net, (4,))
-    single = outputs(chain, x, t, {}, torch.float32)
-    assert (single - net(x, t)).abs().max() <= SINGLE * single.abs().max()
+    with torch.no_grad():
+        single, plainly = outputs(chain, x, t, {}, torch.float32), net(x, t)
     got = outputs(chain, x, t, {}, torch.float64)
     for module in (operation, before, after):
         if isinstance(module, nn.Module):
@@ -135,6 +134,8 @@ def test_an_operation_is_what_it_is_in_torch(name: str) -> None:
         if isinstance(module, nn.Module):
             module.float()
     assert (got - expected).abs().max() <= (SINGLE if name in OF_NUMBERS else EXACT) * expected.abs().max()
+    error, torchs = ((one - expected).square().mean().sqrt() for one in (single, plainly))
+    assert error <= 3 * torchs
 
 
 @contextlib.contextmanager

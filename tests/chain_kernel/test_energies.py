@@ -90,7 +90,7 @@ def energies() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]]:
         "branches": (Branches(), {}), "quadratic": (quadratic, {}),
         "norms": (Plain(lambda: nn.Sequential(nn.GroupNorm(2, 24), nn.SiLU(), nn.RMSNorm(24, 2**-10))), {}),
         "functions": (Plain(lambda: nn.Sequential(nn.PReLU(), nn.CELU(0.5), nn.Softplus(2))), {}),
-        "clamps": (Plain(lambda: nn.Sequential(nn.Hardtanh(-2, 2), nn.ReLU6())), {}),
+        "clamps": (Plain(lambda: nn.Sequential(nn.Hardtanh(-2, 2), nn.Hardtanh())), {}),
     }  # fmt: skip
     return plain | more
 

@@ -103,8 +103,9 @@ def _abs(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
     return on.pair(node, "add", on.unary(node, x, "relu"), below)
 
 
-RELU6 = (0.0, 6.0)
-LARGEST_BOUND = 2.0  # a clamp is off by a rounding of its bounds, whatever x is
+LARGEST_BOUND = (
+    2.0  # a clamp is off by a rounding of its bounds, whatever x is: at 6, by 8 times what torch's network is
+)
 
 
 def _clamp(on: Arithmetic, node: Node, x: Any, low: float | None = None, high: float | None = None) -> torch.Tensor:
@@ -126,7 +127,7 @@ def _between(on: Arithmetic, node: Node, x: Any, low: float | None, high: float 
 
 def _hardswish(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
     """x relu6(x + 3) / 6 [Howard et al. 2019]."""
-    gate = _between(on, node, on.pair(node, "add", x, 3.0), *RELU6)
+    gate = _between(on, node, on.pair(node, "add", x, 3.0), 0, 6)
     return on.pair(node, "mul", x, on.pair(node, "mul", gate, 1 / 6))
 
 
@@ -204,8 +205,7 @@ TRANSLATED: dict[Any, Callable[..., Any]] = {
     aten.clamp: _clamp,
     aten.clamp_min: _clamp,
     aten.clamp_max: lambda on, n, x, high: _clamp(on, n, x, None, high),
-    aten.hardtanh: lambda on, n, x, low=-1, high=1: (_between if (low, high) == RELU6 else _clamp)(on, n, x, low, high),
-    aten.relu6: lambda on, n, x: _between(on, n, x, *RELU6),
+    aten.hardtanh: lambda on, n, x, low=-1, high=1: _clamp(on, n, x, low, high),
     aten.abs: _abs,
     aten.where: _where,
     aten.masked_fill: lambda on, n, x, mask, value: _where(on, n, mask, value, x),
