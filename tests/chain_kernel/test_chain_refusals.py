@@ -122,7 +122,7 @@ class NormOfAll(nn.Module):
     ("net", "says"),
     [
         (FarClamp, "a clamp at 6), expected numbers from -2.0 to 2.0"),
-        (Chosen, "expected a constant mask"),
+        (Chosen, "a mask that is no constant), expected a constant one"),
         (Padded, "expected one by constants, of dimensions behind the chains'"),
         (Counted, "a constant that the number of chains gives"),
         (Level, "Softplus of beta 0"),

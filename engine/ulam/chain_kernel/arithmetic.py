@@ -80,16 +80,13 @@ class Arithmetic:
 
     def matrix(self, node: Node, of: Any, what: str = "a matrix") -> torch.Tensor:
         """A constant's value in float64."""
+        return self.fixed(node, of, what).double()
+
+    def fixed(self, node: Node, of: Any, what: str) -> torch.Tensor:
+        """A constant's value as it is."""
         read = self.read[of] if isinstance(of, Node) else None
         if not isinstance(read, Apart) or read.kind != "constant":
             raise refused(node, f"{what} that is no constant", "a constant one beside what depends on x")
-        return self.folded.constant(of).double()
-
-    def mask(self, node: Node, of: Node) -> torch.Tensor:
-        """A constant's truth values, the same for all chains."""
-        read = self.read[of]
-        if not isinstance(read, Apart) or read.kind != "constant":
-            raise refused(node, "a choice that depends on x, the time or the conditioning", "a constant mask")
         return self.folded.constant(of)
 
     def product(self, node: Node, x: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -32,7 +32,7 @@ EXACT = MOVES | {
     aten.linear, aten.addmm, aten.mm, aten.matmul, aten.add, aten.sub, aten.mul, aten.div, aten.rsub, aten.neg,
     aten.relu, aten.embedding, aten.full, aten.zeros, aten.ones, aten.zeros_like, aten.ones_like, aten.arange,
     aten.one_hot, aten.eq, aten.ne, aten.gt, aten.lt, aten.ge, aten.le, aten.where, aten.abs, aten.sqrt, aten.clamp,
-    aten.clamp_min, aten.clamp_max, aten.hardtanh, aten.relu6, aten.masked_fill, aten.pad, aten.constant_pad_nd,
+    aten.clamp_min, aten.clamp_max, aten.hardtanh, aten.relu6, aten.masked_fill, aten.pad,
 }  # fmt: skip
 SHAPED = {  # constants of a tensor's shape or kind, and what they are filled with; None: the last argument says it
     aten.zeros_like: 0, aten.ones_like: 1, aten.full_like: None,

@@ -90,22 +90,19 @@ def _scaled(on: Arithmetic, node: Node, x: Any, function: str, scale: float, *gi
 
 
 def _prelu(on: Arithmetic, node: Node, x: Node, weight: Any) -> torch.Tensor:
-    """relu(x) - w relu(-x), a slope for each channel or one for all."""
+    """relu(x) + w (-relu(-x)), a slope for each channel or one for all."""
     slopes = on.matrix(node, weight, "a slope")
     slopes = slopes.reshape([-1] + [1] * (x.meta["val"].dim() - 2)) if slopes.numel() > 1 else slopes.reshape(())
-    below = on.unary(node, on.pair(node, "mul", x, -1.0), "relu")
-    scaled = on.pair(node, "mul", below, on.constant(node, slopes))
-    return on.pair(node, "sub", on.unary(node, x, "relu"), scaled)
-
-
-def _abs(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
-    below = on.unary(node, on.pair(node, "mul", x, -1.0), "relu")
+    below = on.pair(node, "mul", _scaled(on, node, x, "relu", -1), on.constant(node, slopes))
     return on.pair(node, "add", on.unary(node, x, "relu"), below)
 
 
-LARGEST_BOUND = (
-    2.0  # a clamp is off by a rounding of its bounds, whatever x is: at 6, by 8 times what torch's network is
-)
+def _abs(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
+    return on.pair(node, "sub", on.unary(node, x, "relu"), _scaled(on, node, x, "relu", -1))
+
+
+# A clamp is off by a rounding of its bounds, whatever x is: at 6, by 8 times what torch's network is.
+LARGEST_BOUND = 2.0
 
 
 def _clamp(on: Arithmetic, node: Node, x: Any, low: float | None = None, high: float | None = None) -> torch.Tensor:
@@ -131,13 +128,8 @@ def _hardswish(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
     return on.pair(node, "mul", x, on.pair(node, "mul", gate, 1 / 6))
 
 
-def _log_sigmoid(on: Arithmetic, node: Node, x: Node) -> torch.Tensor:
-    """-softplus(-x)."""
-    return on.pair(node, "mul", on.unary(node, on.pair(node, "mul", x, -1.0), "softplus"), -1.0)
-
-
 def _where(on: Arithmetic, node: Node, mask: Node, a: Any, b: Any) -> torch.Tensor:
-    chosen = on.mask(node, mask)
+    chosen = on.fixed(node, mask, "a mask")
     both = [on.numbers_of(one) if isinstance(one, Node) else on.constant(node, float(one)) for one in (a, b)]
     return torch.where(chosen, both[0], both[1])
 
@@ -200,17 +192,16 @@ TRANSLATED: dict[Any, Callable[..., Any]] = {
     aten.softplus: _softplus,
     aten.celu: lambda on, n, x, alpha=1: _scaled(on, n, x, "elu", 1 / alpha, 1.0),  # Barron 2017, eq. 2
     aten.prelu: _prelu,
-    aten.log_sigmoid: _log_sigmoid,
+    aten.log_sigmoid: lambda on, n, x: _scaled(on, n, x, "softplus", -1),  # -softplus(-x)
     aten.hardswish: _hardswish,
     aten.clamp: _clamp,
     aten.clamp_min: _clamp,
     aten.clamp_max: lambda on, n, x, high: _clamp(on, n, x, None, high),
-    aten.hardtanh: lambda on, n, x, low=-1, high=1: _clamp(on, n, x, low, high),
+    aten.hardtanh: lambda on, n, x, low=-1.0, high=1.0: _clamp(on, n, x, low, high),
     aten.abs: _abs,
     aten.where: _where,
     aten.masked_fill: lambda on, n, x, mask, value: _where(on, n, mask, value, x),
     aten.pad: _pad,
-    aten.constant_pad_nd: lambda on, n, x, pad, value=0: _pad(on, n, x, pad, "constant", value),
     aten._native_batch_norm_legit_no_training: _batch_norm,
     aten.layer_norm: _layer_norm,
     aten.group_norm: _group_norm,

@@ -48,7 +48,7 @@ def evaluate_branches(
 ):  # fmt: skip
     """Write the outputs of chains ``b`` that are ``live``; where ``at_row`` is -1, outside the table, they are NaN."""
     OUTPUTS: tl.constexpr = width(CODE, CODE[3])
-    CROWDED: tl.constexpr = PRECISION == "tf32x3" and STAGES == 1  # no register is left for more
+    CROWDED: tl.constexpr = PRECISION == "tf32x3" and STAGES == 1  # else what is ahead of the loop fills local memory
     for branch in tl.range(0, 1 if uncond is None else 2, disable_licm=CROWDED):
         vectors = chain_vectors
         out = model
